@@ -316,11 +316,30 @@ def test_beside_a_newer_run_an_older_one_s_figures_that_meant_something_else_are
         run(user.open(f"/runs?run={keys['new']}&with={keys['old']}"))
         said = w("otherwise", run="old", measures=Say(lang).measure("right"))
         assert said in texts(user)
-        assert percent(0.93, lang) in texts(user)
-        assert percent(0.31, lang) not in texts(user)
+        assert percent(0.93, lang, 1) in texts(user)
+        assert percent(0.31, lang, 1) not in texts(user)
         run(user.open(f"/runs?run={keys['old']}"))
-        assert percent(0.31, lang) in texts(user)
+        assert percent(0.31, lang, 1) in texts(user)
         assert said not in texts(user)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lang", ["en", "nb"])
+def test_that_a_base_model_answers_next_to_nothing_is_explained_where_it_stands(tmp_path: Path, lang: str) -> None:
+    say = Say(lang)
+    for name, value in (("reads", 0.01), ("answers", 0.93)):
+        place = tmp_path / "runs" / name
+        place.mkdir(parents=True)
+        figure = {"value": value, "low": value, "high": value, "n": 400, "unit": "share"}
+        about = {"settings": {"kind": "world"}, "state": "done", "figures": {"base": {"right": figure}}}
+        (place / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    with visiting(Studio([], tmp_path, ["false"])) as (run, user):
+        user.http_client.headers["accept-language"] = lang
+        for name, value, explained in (("reads", 0.01, True), ("answers", 0.93, False)):
+            run(user.open(f"/runs?run={key_of(tmp_path / 'runs' / name)}"))
+            assert percent(value, lang, 1) in texts(user)
+            because = say("answers.base", right=percent(value, lang, 1))
+            assert (because in texts(user)) == explained
 
 
 alone = [*slow, pytest.mark.soak]  # a browser and a server want the machine to themselves

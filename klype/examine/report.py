@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from klype.examine import html
@@ -62,7 +63,7 @@ def _page(facts: Facts, say: Say) -> Document:
         Block("question", {**one, "answers": {stage: one["answers"].get(stage) for stage in STAGES}})
         for one in facts.get("questions", [])
     ]
-    base = _base(facts, say)
+    base: list[Part] = [*texts([why] if (why := why_base(figures_of(facts, "base"), say)) else [], "note")]
     answers: list[Part] = [Text(f"{say('answers.how')} {say('answers.how_more')}"), *base, Block("legend"), *questions]
     models = {say.stage(stage): found for stage in STAGES if (found := facts["stages"].get(stage))}
     figures = html.figures([*models.values()], [*models], say)
@@ -87,14 +88,13 @@ def _page(facts: Facts, say: Say) -> Document:
     return Document(say, say("title"), lead, sections, contents=True, foot=say("provenance.figures"))
 
 
-def _base(facts: Facts, say: Say) -> list[Part]:
-    """Why a model that has only read answers next to nothing right, and what it does know."""
-    figures = figures_of(facts, "base")
+def why_base(figures: Mapping[str, FigureFacts], say: Say) -> str:
+    """Why a model that has only read answers next to nothing right, and what it does know; empty where it does."""
     right, retrieval = figures.get("right"), figures.get("retrieval_hard")
     if right is None or right["value"] is None or right["value"] >= NEXT_TO_NOTHING:
-        return []
+        return ""
     knows = [say("answers.base_knows", share=say.figure(retrieval, "retrieval_hard"))] if retrieval else []
-    return [Text(" ".join([say("answers.base", right=say.value(right, "right")), *knows]), "note")]
+    return " ".join([say("answers.base", right=say.value(right, "right")), *knows])
 
 
 def _key_figures(facts: Facts, say: Say) -> Part | None:

@@ -12,6 +12,7 @@ from nicegui import ui
 
 from klype.errors import KlypeError
 from klype.examine.charts import Cell, Option, axis, line, lines, spikes
+from klype.examine.report import why_base
 from klype.examine.say import visible
 from klype.runs.overview import planned_steps
 from klype.runs.record import incomparable
@@ -220,7 +221,8 @@ class RunDetail:
             text_of("h2", w("measures"))
             titles = [title for title, _ in columns]
             table(self.visit, [w("measure"), *titles], rows, range(1, len(columns) + 1), w("measures"))
-            for note in [*notes, w("how_measures")]:
+            bases = dict.fromkeys(why_base(one.figures("pretrain"), say) for one in self.both)
+            for note in [*notes, *filter(None, bases), w("how_measures")]:
                 text_of("p", note, "k-small")
             as_data(self.visit, f"measures-{run.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data)
 
