@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import psutil
 
 from klype.errors import UsageError
+from klype.option import Option
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +95,18 @@ def threads_for(operations: float) -> Iterator[None]:
     finally:
         if alone:
             torch.set_num_threads(threads)
+
+
+def a_device(name: str) -> str:
+    """What was asked to compute on. Errors: a device that is not there; torch is asked for no more than it must."""
+    if name not in ("auto", "cpu"):
+        pick_device(name)
+    return name
+
+
+Device = Annotated[
+    str, Option("auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.", check=a_device)
+]
 
 
 def pick_device(name: str = "auto") -> torch.device:

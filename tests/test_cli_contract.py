@@ -73,12 +73,11 @@ WRONG = [
 
 @pytest.mark.parametrize(("argv", "code"), WRONG, ids=lambda part: "-".join(part) if type(part) is list else "")
 def test_what_went_wrong_is_told_in_the_same_words(
-    argv: list[str], code: int, run: Path, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], code: int, run: Path, capsys: Captured, elsewhere: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert guard.guarded(call, [*[str(run) if part == "RUN" else part for part in argv], "--json"]) == code
     contract.holds(contract.Error, json.loads(capsys.readouterr().out))
-    assert list(tmp_path.iterdir()) == []
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import typer
 from klype.api.asking import not_empty
 from klype.cli.environment import program
 from klype.cli.terminal import Terminal
+from klype.device import Device as Device
 from klype.errors import UsageError
 from klype.option import Option, Options, option_in, options_of
 from klype.samplers import SAMPLERS, TEMPERATURE
@@ -195,15 +196,6 @@ def default_model(terminal: Terminal, stage: str = "") -> str:
     return default_model(terminal.lang, stage=stage)
 
 
-def a_device(name: str) -> str:
-    """What was asked to compute on. Errors: a device that is not there; torch is asked for no more than it must."""
-    if name not in ("auto", "cpu"):
-        from klype.device import pick_device
-
-        pick_device(name)
-    return name
-
-
 Json = Annotated[bool, Option("Print one JSON document on stdout; words go to stderr.", "--json")]
 Seed = Annotated[int, Option("Same seed, same result.", least=0)]
 OutFile = Annotated[Path | None, Option("Also write the JSON document to this file.")]
@@ -221,10 +213,6 @@ Raw = Annotated[
     Option("The text as it is, or as a user's message.", "--raw/--chat-template", shown="by the stage"),
 ]
 Precision = Annotated[str, Option("float32, bfloat16, int8 or auto (what is fastest here).")]
-Device = Annotated[
-    str,
-    Option("auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.", check=a_device),
-]
 Speculate = Annotated[
     str | None,
     Option("Speculative decoding with lookup, ngram, ngram:FILE or a MODEL, compared with plain decoding."),

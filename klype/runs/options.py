@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from klype.device import Device
 from klype.option import Option, Options
 from klype.sources.bundled import located
 
@@ -30,9 +31,7 @@ class WorkOptions(Options):
 
     out: Annotated[Path | None, Option("Where to write.", shown="runs/RECIPE-DATE-N")] = None
     resume: Annotated[bool, Option("Resume where it stopped (or start, if nothing is there).")] = False
-    device: Annotated[str, Option("auto (cuda or mps where there is one, else cpu), cpu, cuda, cuda:1 or mps.")] = (
-        "auto"
-    )
+    device: Device = "auto"
     seed: Annotated[int, Option("Same seed, same result."), Ge(0), Lt(2**32)] = 0
     overrides: Annotated[
         tuple[str, ...], Option("A setting of the recipe: pretrain.rows=32. May be repeated.", "--set")
