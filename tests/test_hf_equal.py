@@ -65,10 +65,10 @@ def equal(model: klype.Model, theirs: Any, tokenizer: Any, texts: list[str], raw
 
 
 @pytest.mark.parametrize(
-    "texts",
-    [pytest.param(TEXTS[::10], marks=pytest.mark.slow, id="20"), pytest.param(TEXTS, marks=pytest.mark.soak, id="200")],
+    ("name", "texts"),
+    [pytest.param(name, TEXTS[::10], marks=pytest.mark.slow, id=f"{name}-20") for name in ("Llama", "GPT2", "Qwen2")]
+    + [pytest.param(name, TEXTS, marks=pytest.mark.soak, id=f"{name}-200") for name in ARCHITECTURES],
 )
-@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_small_architecture_is_what_transformers_computes(tmp_path: Path, name: str, texts: list[str]) -> None:
     assert len(set(TEXTS)) == 200
     folder = written(tmp_path / "m", "qwen")
