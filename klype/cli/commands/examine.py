@@ -75,15 +75,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     for file in asked.training:
         if not file.exists():
             raise UsageError(f"--training: there is nothing at {file}.")
-    with starting(terminal):
-        from klype.api.examination import prepare
-        from klype.api.examinee import questions_of, suite_files
-        from klype.api.judging import open_judge
-        from klype.api.model import load
-        from klype.cli.terminal import tell_cost
-        from klype.data.readers import read_texts
-        from klype.examine.compare import failed, parse
-        from klype.words import words
+    from klype.api.examinee import questions_of, suite_files
 
     if asked.suite not in ("", "world"):
         suite_files(asked.suite)
@@ -91,6 +83,15 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     models = [o.a_model(model) for model in asked.models] or [o.default_model(terminal)]
     if len(models) != 1 + asked.compare:
         raise UsageError("Give one MODEL, or two with --compare.")
+    with starting(terminal):
+        from klype.api.examination import prepare
+        from klype.api.judging import open_judge
+        from klype.api.model import load
+        from klype.cli.terminal import tell_cost
+        from klype.data.readers import read_texts
+        from klype.examine.compare import failed, parse
+        from klype.words import words
+
     conditions = [parse(text) for text in asked.fail_if]
     for condition in conditions:
         condition.check([f"{t:g}" for t in settings.temperatures])
