@@ -68,6 +68,7 @@ typedef uint16_t LooseHalves __attribute__((vector_size(2 * W), aligned(2), may_
 
 enum { INT8 = 8, BFLOAT16 = 16, FLOAT32 = 32 };
 enum { Q4_0 = 2, Q4_1 = 3, Q8_0 = 8, Q4_K = 12, Q6_K = 14 }; /* GGUF's own numbers */
+#define EACH_TYPE(DO) DO(Q4_0) DO(Q4_1) DO(Q8_0) DO(Q4_K) DO(Q6_K)
 
 /* ROWS rows as they lie in a GGUF file: the first, bytes from one to the next, and the type of their blocks. */
 typedef struct { const char *first; int64_t step, type; } Rows;
@@ -330,12 +331,8 @@ static void product_of_rows(const Matrix *m, const float *x, int64_t M, int64_t 
                 float *own = out + t * stride + o - from;
                 int64_t used = to - o < ROWS ? to - o : ROWS;
                 switch (rows.type) {
-#define CASE(type) case type: dots_of(type, rows, used, in, m->in, T, own, stride); break
-                    CASE(Q4_0);
-                    CASE(Q4_1);
-                    CASE(Q8_0);
-                    CASE(Q4_K);
-                    CASE(Q6_K);
+#define CASE(type) case type: dots_of(type, rows, used, in, m->in, T, own, stride); break;
+                    EACH_TYPE(CASE)
 #undef CASE
                 }
                 for (int64_t i = 0; m->bias && i < T; i++)
@@ -521,12 +518,8 @@ void klype_expand(const Matrix *m, const int64_t *ids, int64_t M, float *out) {
         for (int64_t n = 0; n < m->in / TOLD; n++) {
             Vec x[TOLD / W];
             switch (rows.type) {
-#define CASE(type) case type: expanded(row, n, type, x); break
-                CASE(Q4_0);
-                CASE(Q4_1);
-                CASE(Q8_0);
-                CASE(Q4_K);
-                CASE(Q6_K);
+#define CASE(type) case type: expanded(row, n, type, x); break;
+                EACH_TYPE(CASE)
 #undef CASE
             }
             memcpy(out + t * m->in + n * TOLD, x, sizeof x);
