@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from inspect import get_annotations
+from pathlib import Path
 from typing import Any, ClassVar, get_args, get_type_hints
+
+from klype.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,12 @@ def options_of(kind: type[Options]) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     names = dict.fromkeys(name for one in kind.__mro__ if is_dataclass(one) for name in get_annotations(one))
     return {name: hints[name] for name in names if option_in(hints[name])}
+
+
+def a_file(option: str, file: Path | None) -> None:
+    """Errors: there is none. It is told before anything is loaded."""
+    if file is not None and not file.is_file():
+        raise UsageError(f"{option}: there is no file {file}.")
 
 
 def spelled(kind: type[Options], field: str) -> str:

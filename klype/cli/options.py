@@ -20,6 +20,7 @@ from klype.cli.terminal import Terminal
 from klype.device import Device as Device
 from klype.errors import UsageError
 from klype.option import Option, Options, option_in, options_of
+from klype.option import a_file as a_file
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
 from klype.sources.bundled import DEMO, located
@@ -142,7 +143,8 @@ def asked(
     if model is None:
         line = f"{typed} {quoted(terminal.words('example.text' if stage else 'example.question'))}"
         raise UsageError("There is no text.", f"For example: {line}")
-    there, meant = _is_model(model), near(model)
+    there = _is_model(model)
+    meant = "" if there else near(model)
     line = f"{typed} {quoted(' '.join([model, *(text or [])]))}"
     if text and len(text) > 1:
         line = f"{typed} {model} {quoted(' '.join(text))}" if there else line
@@ -171,12 +173,6 @@ def a_model(name: str) -> str:
     if kind_of(known) is PATH:
         find_path(known)
     return known
-
-
-def a_file(option: str, file: Path | None) -> None:
-    """Errors: there is none. It is told before anything is loaded."""
-    if file is not None and not file.is_file():
-        raise UsageError(f"{option}: there is no file {file}.")
 
 
 def _is_model(name: str) -> bool:

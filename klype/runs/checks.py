@@ -7,8 +7,9 @@ import glob
 from pathlib import Path
 
 from klype.data.collection import Dataset, is_hub
-from klype.device import pick_device
+from klype.device import a_device
 from klype.errors import UsageError
+from klype.option import a_file
 from klype.runs.options import RunOptions, StageOptions
 from klype.sources.find import find_model
 from klype.words import LANGUAGES
@@ -17,8 +18,7 @@ from klype.words import LANGUAGES
 def checked(asked: RunOptions | StageOptions) -> None:
     """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
     before anything is made or started."""
-    if asked.device not in ("auto", "cpu"):
-        pick_device(asked.device)
+    a_device(asked.device)
     if asked.lang not in LANGUAGES:
         raise UsageError(f"There is no language '{asked.lang}': use {' or '.join(LANGUAGES)}.")
     try:
@@ -29,8 +29,7 @@ def checked(asked: RunOptions | StageOptions) -> None:
         if not Path(name).expanduser().exists() and not glob.glob(name, recursive=True):
             raise UsageError(f"--text: there is nothing at {name}.")
     for option, file in (("--instructions", asked.instructions), ("--preferences", asked.preferences)):
-        if file is not None and not file.is_file():
-            raise UsageError(f"{option}: there is no file {file}.")
+        a_file(option, file)
     if asked.data is not None and is_hub(asked.data):
         Dataset.parse(str(asked.data))
     elif asked.data is not None and not asked.data.is_dir():
