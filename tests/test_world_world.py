@@ -15,7 +15,7 @@ from klype.text.tokenizer import Tokenizer
 from klype.world import END, Spellings, TokenFilter, World
 from klype.world.automaton import arcs
 from klype.world.grammar import QUESTIONS
-from klype.world.phrases import key
+from klype.world.lexicon import key
 
 ATTACHED = ".,?!:"
 

@@ -221,17 +221,12 @@ def _normalised(states: dict[State, float]) -> dict[State, float]:
     return {state: weight / total for state, weight in states.items()}
 
 
-@lru_cache(maxsize=4096)
-def words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65_536)
 def form(text: str) -> Symbols:
-    """``"på stranda|.5 stranden|.5"`` → ``("på", Choice(...))``; braces may mark a choice inside a sentence."""
+    """``"på stranda|.5 stranden|.5"`` → ``("på", WordChoice(...))``"""
     symbols: list[Symbol] = []
     options: list[tuple[float, tuple[str, ...]]] = []
-    for part in text.replace("{", " ").replace("}", " ").split():
+    for part in text.split():
         word, bar, p = part.partition("|")
         if not bar:
             symbols.append(word)

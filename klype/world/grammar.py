@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from klype.world import lexicon as lex
-from klype.world import phrases
-from klype.world.automaton import END, Expansion, RuleCall, State, Symbols, capital, form, words
-from klype.world.lexicon import Lexicon
-from klype.world.phrases import Fact
-from klype.world.questions import FIXED, KINDS, Query, fixed_items, w
+from klype.world.automaton import END, Expansion, RuleCall, State, Symbols, capital, form
+from klype.world.lexicon import LANGUAGES, WORDS, Fact, Lexicon, an_object, phrase
+from klype.world.questions import FIXED, KINDS, Query, fixed_items
 
-BARE, SENTENCE, POLITE, BORING, MIXED, CHAT = "bare", "sentence", "polite", "boring", "mixed", "chat"
+STYLES = BARE, SENTENCE, POLITE, BORING = "bare", "sentence", "polite", "boring"
+MIXED, CHAT = "mixed", "chat"
 
 # Shares of manners: documents while a model is young, documents, one answer of a mixed document, chat.
 PLAIN_DOCUMENTS = ((0.5, BARE), (0.5, SENTENCE))
@@ -22,6 +20,9 @@ ANSWERS = {
     CHAT: ((0.28, BARE), (0.3, SENTENCE), (0.34, POLITE), (0.08, BORING)),
 }
 QUESTIONS = {BARE: (5, 8), SENTENCE: (5, 8), POLITE: (3, 4), BORING: (2, 3), MIXED: (4, 5), "": (3, 8)}
+# the verb that a fact is told with, and the order in which an event is
+VERBS = {"loc": "be", "has": "have", "like": "like"}
+STRAIGHT, INVERTED = ("agent", "act", "thing", "place"), ("act", "thing", "agent")
 RELATIONS = ((0.28, "loc"), (0.24, "has"), (0.2, "like"), (0.28, "did"))
 
 
@@ -52,16 +53,14 @@ class Grammar:
         return ((RuleCall(self.language, (styled,)), END), Env())
 
     def language(self, env: Env, styled: bool) -> list[Expansion]:
-        kinds = ((0.75, self.story), (0.13, self.knowledge), (0.08, self.walk), (0.04, self.proverb))
+        kinds: tuple[tuple[float, Symbols], ...] = (
+            (0.75, (RuleCall(self.fact), RuleCall(self.after_fact))),
+            (0.13, (RuleCall(self.known), RuleCall(self.known_more, (1,)))),
+            (0.08, (RuleCall(self.walk),)),
+            (0.04, (RuleCall(self.proverb),)),
+        )
         manner = "" if styled else "plain"
-        return [
-            (0.5 * p, (RuleCall(kind),), env._replace(lang=lang, manner=manner))
-            for lang in lex.LANGUAGES
-            for p, kind in kinds
-        ]
-
-    def story(self, env: Env) -> list[Expansion]:
-        return [(1.0, (RuleCall(self.fact), RuleCall(self.after_fact)), env)]
+        return [(0.5 * p, kind, env._replace(lang=lang, manner=manner)) for lang in LANGUAGES for p, kind in kinds]
 
     def after_fact(self, env: Env) -> list[Expansion]:
         """Tell on, ask in between, or go over to the questions."""
@@ -101,12 +100,12 @@ class Grammar:
 
     def tell(self, env: Env, relation: str) -> list[Expansion]:
         if relation == "did":
-            return [(0.85, (RuleCall(self.event),), env), (0.15, (RuleCall(self.event_inverted),), env)]
+            straight, inverted = (RuleCall(self.event, (order,)) for order in (STRAIGHT, INVERTED))
+            return [(0.85, (straight, "."), env), (0.15, (inverted, "."), env)]
         known = {f[1] for f in env.facts}
         taken = {f[1] for f in env.facts if f[0] == relation}
         favour = {name: 0.0 if name in taken else 3.0 for name in known if name in self.lexicon.persons}
-        verbs = {"loc": phrases.ONE[env.lang], "has": phrases.HAS[env.lang][0], "like": phrases.LIKES[env.lang][0]}
-        verb = verbs[relation]
+        verb = WORDS["verbs"][VERBS[relation]][env.lang][0]
         return [
             (p, (name, verb, RuleCall(self.value, (relation, name)), "."), env)
             for p, name in weighted(self.lexicon.persons, favour)
@@ -115,70 +114,34 @@ class Grammar:
     def value(self, env: Env, relation: str, person: str) -> list[Expansion]:
         """Where, what or whom; two may be in one place or like the same."""
         taken = {f[2] for f in env.facts if f[0] == relation}
-        g, x = env.lang, self.lexicon
-        if relation == "loc":
-            places = weighted(x.places, dict.fromkeys(taken, 0.7))
-            return [(p, phrases.place(g, v), _told(env, ("loc", person, v))) for p, v in places]
-        if relation == "like":
-            animals = weighted(x.animals, dict.fromkeys(taken, 0.5))
-            return [(p, phrases.animals(g, v), _told(env, ("like", person, v))) for p, v in animals]
-        objects = weighted(x.objects, dict.fromkeys(taken, 0.0))
-        return [(p, (RuleCall(self.owned, (person, o)),), env) for p, o in objects]
+        table, share = {"loc": ("places", 0.7), "like": ("animals", 0.5), "has": ("objects", 0.0)}[relation]
+        values = weighted(self.lexicon.of(table), dict.fromkeys(taken, share))
+        if relation == "has":
+            return [(p, (RuleCall(self.owned, (person, o)),), env) for p, o in values]
+        return [(p, form(phrase(env.lang, table, v)), _told(env, (relation, person, v))) for p, v in values]
 
     def owned(self, env: Env, person: str, noun: str) -> list[Expansion]:
         return [
-            (p, phrases.an_object(env.lang, noun, c), _told(env, ("has", person, noun, c)))
+            (p, form(an_object(env.lang, noun, c)), _told(env, ("has", person, noun, c)))
             for p, c in uniform(self.lexicon.colours)
         ]
 
-    def event(self, env: Env) -> list[Expansion]:
-        agents = self.lexicon.event("agent", taken=_agents(env))
-        return [
-            (p, (*capital(phrases.agent(env.lang, a)), RuleCall(self.event_act, (a,)), "."), env) for p, a in agents
-        ]
-
-    def event_act(self, env: Env, agent: str) -> list[Expansion]:
-        acts = self.lexicon.event("act", agent)
-        return [(p, (*phrases.act(env.lang, a), RuleCall(self.event_thing, (agent, a))), env) for p, a in acts]
-
-    def event_thing(self, env: Env, agent: str, act: str) -> list[Expansion]:
-        things = self.lexicon.event("thing", agent, act)
-        return [(p, (*phrases.thing(env.lang, t), RuleCall(self.event_place, (agent, act, t))), env) for p, t in things]
-
-    def event_place(self, env: Env, agent: str, act: str, thing: str) -> list[Expansion]:
-        return [
-            (p, phrases.place(env.lang, v) if v else (), _told(env, ("did", agent, act, thing, v)))
-            for p, v in self.lexicon.event("place", agent, act, thing)
-        ]
-
-    def event_inverted(self, env: Env) -> list[Expansion]:
-        """«Den som drakk vann var hunden.»: who it was is said last, and bound last."""
-        return [
-            (
-                p,
-                (
-                    *w(env.lang, "Den som", "The one who"),
-                    *phrases.act(env.lang, a),
-                    RuleCall(self.inverted_thing, (a,)),
-                ),
-                env,
-            )
-            for p, a in self.lexicon.event("act", taken=_agents(env))
-        ]
-
-    def inverted_thing(self, env: Env, act: str) -> list[Expansion]:
-        things = self.lexicon.event("thing", act=act, taken=_agents(env))
-        was = phrases.pick(env.lang, "var", "was")
-        return [
-            (p, (*phrases.thing(env.lang, t), was, RuleCall(self.inverted_agent, (act, t)), "."), env)
-            for p, t in things
-        ]
-
-    def inverted_agent(self, env: Env, act: str, thing: str) -> list[Expansion]:
-        return [
-            (p, phrases.agent(env.lang, a), _told(env, ("did", a, act, thing, "")))
-            for p, a in self.lexicon.event("agent", act=act, thing=thing, taken=_agents(env))
-        ]
+    def event(self, env: Env, order: tuple[str, ...], bound: tuple[str, ...] = ()) -> list[Expansion]:
+        """What is said next of an event. «Den som drakk vann var hunden.»: who it was may be bound last."""
+        slot, known = order[len(bound)], dict(zip(order, bound, strict=False))
+        taken = frozenset() if "agent" in known else _agents(env)
+        frame = WORDS["inverted"][env.lang][len(bound)] if order == INVERTED else "{}"
+        out: list[Expansion] = []
+        for p, value in self.lexicon.event(slot, **known, taken=taken):
+            said = form(frame.format(value and phrase(env.lang, f"{slot}s", value)))
+            said = said if bound else capital(said)
+            if len(bound) + 1 < len(order):
+                out.append((p, (*said, RuleCall(self.event, (order, (*bound, value)))), env))
+            else:
+                whole = known | {slot: value}
+                fact = ("did", whole["agent"], whole["act"], whole["thing"], whole.get("place", ""))
+                out.append((p, said, _told(env, fact)))
+        return out
 
     # questions
 
@@ -219,16 +182,12 @@ class Grammar:
     def put(self, env: Env, kind: str, about: Fact) -> list[Expansion]:
         """The question's words, then its answer; a few demand one word."""
         row = KINDS[kind]
-        said = row.ask(env.lang, about)
-        mark = "." if kind == "translate" else "?"
+        said, mark = form(row.ask(env.lang, about)), "." if kind == "translate" else "?"
         plain: Symbols = (*capital(said), mark, RuleCall(self.answer, (Query(kind, about),)))
         if not row.one_word:
             return [(1.0, plain, env)]
-        demand = words(lex.DEMAND[env.lang])
-        return [
-            (0.93, plain, env),
-            (0.07, (*demand, *said, mark, RuleCall(self.answer, (Query(kind, about, True),))), env),
-        ]
+        one_word = (*said, mark, RuleCall(self.answer, (Query(kind, about, True),)))
+        return [(0.93, plain, env), (0.07, (*form(phrase(env.lang, "frames", "demand")), *one_word), env)]
 
     # answers
 
@@ -261,35 +220,28 @@ class Grammar:
     def free_answer(self, env: Env, query: Query) -> list[Expansion]:
         """Any answer to the question, right or wrong, in any manner: for reading what an answer means."""
         contents = KINDS[query.kind].domain(query.about, env.facts, self.lexicon)
-        styles = (BARE, SENTENCE, POLITE, BORING)
-        share = 1 / (len(contents) * len(styles))
+        share = 1 / (len(contents) * len(STYLES))
         return [
             (share, (*self.say(env.lang, query, content, style, strict=False), RuleCall(_keep, (content, style))), env)
             for content in contents
-            for style in styles
+            for style in STYLES
         ]
 
     def say(self, lang: str, query: Query, content: object, style: str, *, strict: bool = True) -> Symbols:
         """An answer's words. ``strict``: a demand for one word is obeyed whatever the style."""
         row = KINDS[query.kind]
-        bare, sentence = row.bare(lang, query.about, content), row.sentence(lang, query.about, content)
         if style == BARE or (query.one_word and strict):
-            return (*capital(bare), ".")
-        if style == SENTENCE:
-            return (*capital(sentence), ".")
-        if style == POLITE:
-            return (RuleCall(courtesy, (lang,)), *capital(sentence), ".")
-        assert style == BORING
-        before, after = lex.LONG_WINDED[lang]
-        inner = (*w(lang, "svaret er", "the answer is"), *bare) if query.kind == "yes-no" else sentence
-        if query.kind == "translate":
-            return (*capital(sentence), ".")
-        return (*words(before), *inner, *words(after))
+            return (*capital(form(row.bare(lang, query.about, content))), ".")
+        sentence = row.sentence(lang, query.about, content)
+        if style == BORING and query.kind != "translate":
+            before, after = WORDS["long_winded"][lang]
+            if query.kind == "yes-no":
+                sentence = f"{phrase(lang, 'frames', 'the_answer')} {row.bare(lang, query.about, content)}"
+            return form(f"{before} {sentence} {after}")
+        courteous = (RuleCall(courtesy, (lang,)),) if style == POLITE else ()
+        return (*courteous, *capital(form(sentence)), ".")
 
     # other documents
-
-    def knowledge(self, env: Env) -> list[Expansion]:
-        return [(1.0, (RuleCall(self.known), RuleCall(self.known_more, (1,))), env)]
 
     def known_more(self, env: Env, said: int) -> list[Expansion]:
         """Three to five things, uniformly."""
@@ -304,7 +256,7 @@ class Grammar:
 
     def known_of(self, env: Env, kind: str) -> list[Expansion]:
         if kind == "translate":
-            demand = w(env.lang, "Oversett til engelsk :", "Translate to Norwegian :")
+            demand = form(phrase(env.lang, "frames", "translate"))
             return [(1.0, (*demand, RuleCall(self.translate_person)), env)]
         items = fixed_items(kind, self.lexicon)
         return [(1 / len(items), (RuleCall(self.known_item, (kind, item)),), env) for item in items]
@@ -313,12 +265,12 @@ class Grammar:
         row = KINDS[kind]
         content = row.right(item, ())[0][1]
         return [
-            (0.35, (*capital(row.sentence(env.lang, item, content)), "."), env),
+            (0.35, (*capital(form(row.sentence(env.lang, item, content))), "."), env),
             (0.65, (RuleCall(self.put, (kind, item)),), env),
         ]
 
     def translate_person(self, env: Env) -> list[Expansion]:
-        verbs = (("loc", phrases.ONE[env.lang]), ("like", phrases.LIKES[env.lang][0]))
+        verbs = [(relation, WORDS["verbs"][VERBS[relation]][env.lang][0]) for relation in ("loc", "like")]
         return [
             (p / 2, (person, verb, RuleCall(self.translate_value, (relation, person))), env)
             for p, person in uniform(self.lexicon.persons)
@@ -326,48 +278,45 @@ class Grammar:
         ]
 
     def translate_value(self, env: Env, relation: str, person: str) -> list[Expansion]:
-        values = self.lexicon.places if relation == "loc" else self.lexicon.animals
-        said = phrases.place if relation == "loc" else phrases.animals
+        table = "places" if relation == "loc" else "animals"
         out: list[Expansion] = []
-        for p, value in uniform(values):
+        for p, value in uniform(self.lexicon.of(table)):
             query = Query("translate", ("translate", relation, person, value))
-            out.append((p, (*said(env.lang, value), ".", RuleCall(self.answer, (query,))), env))
+            out.append((p, (*form(phrase(env.lang, table, value)), ".", RuleCall(self.answer, (query,))), env))
         return out
 
     def walk(self, env: Env) -> list[Expansion]:
         """«Jeg gikk en tur på …»: where is graded, the weather follows the season, which is never said."""
-        g = env.lang
-        went = form(lex.WENT[g])
-        tour = ("en", "tur") if g == lex.NB else ()
-        return [(1.0, ("Jeg" if g == lex.NB else "I", *went, *tour, RuleCall(self.walk_place)), env)]
+        i, went = (phrase(env.lang, "frames", part) for part in ("i", "went"))
+        return [(1.0, (i, *form(went), RuleCall(self.walk_place)), env)]
 
     def walk_place(self, env: Env) -> list[Expansion]:
-        g = env.lang
-        when = ((0.6, ()), *((p, words(said)) for p, said in lex.WHEN[g]))
+        when = {"": 0.6} | WORDS["when"][env.lang]
         return [
-            (p * q, (*form(said), *time, ".", RuleCall(self.season, (place,))), env)
-            for place, said, p in lex.WALKS[g]
-            for q, time in when
+            (place["p"] * q, (*form(f"{place[env.lang]} {time} ."), RuleCall(self.season, (name,))), env)
+            for name, place in WORDS["walks"].items()
+            for time, q in when.items()
         ]
 
     def season(self, env: Env, place: str) -> list[Expansion]:
-        return [(p, (RuleCall(self.weather, (place, season)),), env) for season, p in lex.SEASONS.items()]
+        seasons = WORDS["seasons"].items()
+        return [(season["p"], (RuleCall(self.weather, (place, name)),), env) for name, season in seasons]
 
     def weather(self, env: Env, place: str, season: str) -> list[Expansion]:
-        said, worn = lex.WEATHER_WORDS[env.lang], lex.WEAR[env.lang][season]
-        wore = (*w(env.lang, "Jeg hadde på", "I wore"), *form(worn), ".")
+        wore = form(f"{phrase(env.lang, 'frames', 'wore')} {phrase(env.lang, 'wear', season)} .")
         out: list[Expansion] = []
-        for weather, p in lex.WEATHER[season].items():
+        for weather, p in WORDS["seasons"][season]["weather"].items():
             about = ("walk", place, weather)
             bound = env._replace(facts=(about,))
             first, second = (RuleCall(self.put, (name, about)) for name in ("walk-where", "weather"))
+            said = capital(form(phrase(env.lang, "weather", weather)))
             for q, tail in ((0.3, wore), (0.25, (first,)), (0.25, (second,)), (0.2, (first, second))):
-                out.append((p * q, (*capital(form(said[weather])), ".", *tail), bound))
+                out.append((p * q, (*said, ".", *tail), bound))
         return out
 
     def proverb(self, env: Env) -> list[Expansion]:
-        sayings = lex.PROVERBS[env.lang]
-        lead = words(lex.SAYING[env.lang])
+        sayings = WORDS["proverbs"][env.lang]
+        lead = form(phrase(env.lang, "frames", "saying"))
         return [(p / len(sayings), (*start, *form(s)), env) for s in sayings for p, start in ((0.6, ()), (0.4, lead))]
 
 
@@ -382,7 +331,8 @@ def _asked_about(relation: str, placed: bool) -> tuple[tuple[float, str], ...]:
 
 
 def courtesy(env: Env, lang: str) -> list[Expansion]:
-    return [(1 / len(lex.COURTESIES[lang]), words(c), env) for c in lex.COURTESIES[lang]]
+    courtesies = WORDS["courtesies"][lang]
+    return [(1 / len(courtesies), form(c), env) for c in courtesies]
 
 
 def _keep(env: Env, content: object, style: str) -> list[Expansion]:

@@ -8,39 +8,40 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from klype.world import lexicon as lex
-from klype.world import phrases
-from klype.world.automaton import END, Filter, RuleCall, Symbols, WordChoice, capital, form, sample
+from klype.world.automaton import END, Filter, RuleCall, WordChoice, capital, form, sample
 from klype.world.grammar import Grammar
-from klype.world.lexicon import Lexicon
-from klype.world.phrases import Fact
+from klype.world.lexicon import LANGUAGES, WORDS, Fact, Lexicon, clause, phrase
 from klype.world.questions import KINDS, fixed_items
 
 
 def vocabulary(grammar: Grammar) -> tuple[str, ...]:
     """Sorted. A test reads twenty thousand documents and meets no other word."""
-    lexicon, found = grammar.lexicon, set[str]()
-    for lang in lex.LANGUAGES:
-        for fact in _facts(lexicon):
-            if fact[0] in ("loc", "has", "like", "did"):
-                found |= _words(phrases.clause(lang, fact), phrases.clause(lang, fact, where=False))
+    lexicon, said = grammar.lexicon, set[str]()
+    facts = list(_facts(lexicon))
+    for lang in LANGUAGES:
+        said |= {clause(lang, fact) for fact in facts if fact[0] in WORDS["clauses"]}
         for name, kind in KINDS.items():
-            abouts = fixed_items(name, lexicon) if kind.relation == "fixed" else _about(kind.relation, lexicon)
-            for about in abouts:
-                found |= _words(kind.ask(lang, about))
+            wanted = {"any": list(WORDS["clauses"]), "story": ["loc", "did"]}.get(kind.relation, kind.relation.split())
+            fixed = kind.relation == "fixed"
+            for about in fixed_items(name, lexicon) if fixed else (fact for fact in facts if fact[0] in wanted):
+                said.add(kind.ask(lang, about))
                 for content in kind.domain(about, (about,), lexicon):
-                    found |= _words(kind.bare(lang, about, content), kind.sentence(lang, about, content))
-        for saying in lex.PROVERBS[lang]:
-            found |= _words(form(saying))
-        frames = (*lex.COURTESIES[lang], *lex.LONG_WINDED[lang], lex.SAYING[lang], lex.DEMAND[lang], lex.WENT[lang])
-        for frame in (*frames, *(when for _, when in lex.WHEN[lang])):
-            found |= _words(form(frame))
-        for season in lex.SEASONS:
-            found |= _words(form(lex.WEAR[lang][season]))
+                    said |= {kind.bare(lang, about, content), kind.sentence(lang, about, content)}
+        said |= {text for table in ("proverbs", "courtesies", "long_winded", "when") for text in WORDS[table][lang]}
+        said |= {phrase(lang, "frames", part) for part in ("saying", "demand", "went")}
+        said |= {phrase(lang, "wear", season) for season in WORDS["seasons"]}
+    found: set[str] = set()
+    for text in said:
+        symbols = form(text)
+        for symbol in (*symbols, *capital(symbols[:1])):  # it may stand at the beginning
+            if isinstance(symbol, WordChoice):
+                found |= {word for _, words in symbol.options for word in words}
+            else:
+                assert not isinstance(symbol, RuleCall)
+                found.add(symbol)
     rng = random.Random(0)
     for _ in range(600):  # the words of the frames around all this
-        words, _ = sample(grammar.document(), rng)
-        found |= set(words)
+        found |= set(sample(grammar.document(), rng)[0])
     return tuple(sorted(found - {END}))
 
 
@@ -52,27 +53,10 @@ def _facts(lexicon: Lexicon) -> Iterable[Fact]:
     yield from (("like", one, v) for v in lexicon.animals)
     yield from (("has", one, o, c) for o in lexicon.objects for c in lexicon.colours)
     for act in lexicon.acts:
-        agents = [a for a in lexicon.agents if lex.AGENTS[a][0] in lex.ACTS[act][3]]
-        yield from (("did", a, act, t, v) for a in agents for t in lex.ACTS[act][4] for v in lexicon.event_places[:2])
-    yield from (("walk", place, weather) for place, _, _ in lex.WALKS[lex.NB] for weather in lex.WEATHER_WORDS[lex.NB])
-
-
-def _about(relation: str, lexicon: Lexicon) -> list[Fact]:
-    wanted = {"any": ("loc", "has", "like", "did"), "story": ("loc", "did")}.get(relation, tuple(relation.split()))
-    return [fact for fact in _facts(lexicon) if fact[0] in wanted]
-
-
-def _words(*said: Symbols) -> set[str]:
-    """As they are, and with a capital at the start."""
-    found: set[str] = set()
-    for symbols in said:
-        for symbol in (*symbols, *capital(symbols[:1])):
-            if isinstance(symbol, WordChoice):
-                found |= {word for _, words in symbol.options for word in words}
-            else:
-                assert not isinstance(symbol, RuleCall)
-                found.add(symbol)
-    return found
+        agents = [a for a in lexicon.agents if WORDS["agents"][a]["kind"] in WORDS["doers"][act]]
+        things, places = WORDS["objects_of"][act], lexicon.event_places[:2]
+        yield from (("did", a, act, t, v) for a in agents for t in things for v in places)
+    yield from (("walk", place, weather) for place in WORDS["walks"] for weather in WORDS["weather"])
 
 
 Spelling = tuple[int, ...]

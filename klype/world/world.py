@@ -12,11 +12,9 @@ from typing import Any, Literal
 
 from klype.errors import KlypeError, UsageError
 from klype.values import Question, Verdict
-from klype.world import lexicon as lex
 from klype.world.automaton import END, EditFilter, Filter, RuleCall, State, Symbols, arcs, branches, expansions, sample
-from klype.world.grammar import ANSWERS, BORING, CHAT, Env, Grammar
-from klype.world.lexicon import Lexicon
-from klype.world.phrases import Fact, key
+from klype.world.grammar import ANSWERS, BORING, CHAT, STYLES, Env, Grammar
+from klype.world.lexicon import LANGUAGES, WORDS, Fact, Lexicon, key
 from klype.world.questions import FIXED, KINDS, Query, fixed_items
 from klype.world.vocabulary import vocabulary
 
@@ -44,7 +42,7 @@ class World:
         if size not in ("full", "small"):
             raise KlypeError(f"There is no world of size “{size}”.", "Sizes are: full, small.")
         self.size = size
-        self.lexicon = Lexicon() if size == "full" else Lexicon.small()
+        self.lexicon = Lexicon(small=size == "small")
         self.grammar = Grammar(self.lexicon)
 
     # text
@@ -101,7 +99,7 @@ class World:
     ) -> Question:
         """A question with its story, or (``fixed``) of world knowledge; None: one in seven is. ``heldout``: of stories
         and things that no other question is about. ``hard``: four facts of one relation, asked about one."""
-        lang = rng.choice(lex.LANGUAGES)
+        lang = rng.choice(LANGUAGES)
         if fixed is None:
             fixed = not hard and rng.random() < 0.14
         if fixed:
@@ -186,7 +184,7 @@ class World:
         if not isinstance(text, str):
             raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
         words = self.words_of(text)
-        starts = [Env(lang=lang, manner=CHAT, dash=False) for lang in lex.LANGUAGES]
+        starts = [Env(lang=lang, manner=CHAT, dash=False) for lang in LANGUAGES]
         reached = []
         for begun in starts:
             found, read, sayable = self._read(words, begun)
@@ -257,7 +255,7 @@ class World:
                 or question.extra["one_word"]
             ):
                 continue
-            env = _env(question)
+            env, _ = _asked(question)
             asked, query = self._worded(self.grammar.ask(env), env, rng)
             if not query.one_word and asked != question.question:
                 break
@@ -274,21 +272,21 @@ class World:
 
     def answer(self, question: Question, manner: Manner, rng: random.Random) -> str:
         """An answer in that manner; "wrong" has the form of a right one, and another content."""
-        env, query = _freeze(question)
+        env, query = _asked(question)
         row = KINDS[query.kind]
         right = row.right(query.about, env.facts)
         if manner == "wrong":
             other = [c for c in row.domain(query.about, env.facts, self.lexicon) if c not in [c for _, c in right]]
-            style = rng.choices(("bare", "sentence", "polite", "boring"), (0.3, 0.3, 0.3, 0.1))[0]
+            style = rng.choices(STYLES, (0.3, 0.3, 0.3, 0.1))[0]
             while True:  # another content can be said in the same words: "No." is right whatever is true instead
-                said = self._said(question, rng.choice(other), style, rng)
-                if not self.judge(question, said).right:
-                    return said
-        return self._said(question, rng.choices([c for _, c in right], [p for p, _ in right])[0], manner, rng)
+                wrong = self._said(env, query, (rng.choice(other), style), rng)
+                if not self.judge(question, wrong).right:
+                    return wrong
+        content = rng.choices([c for _, c in right], [p for p, _ in right])[0]
+        return self._said(env, query, (content, manner), rng)
 
-    def _said(self, question: Question, content: Any, style: str, rng: random.Random) -> str:
-        env = _env(question)
-        return self.text(sample((self.grammar.say(env.lang, _query(question), content, style), env), rng)[0])
+    def _said(self, env: Env, query: Query, what: tuple[Any, str], rng: random.Random) -> str:
+        return self.text(sample((self.grammar.say(env.lang, query, *what), env), rng)[0])
 
     def meaning(self, question: Question, answer: str) -> frozenset[Any]:
         """The contents that the answer can have as an answer to this question; empty: it is not of the language.
@@ -299,10 +297,8 @@ class World:
 
     def meanings(self, question: Question) -> Callable[[str], frozenset[Any]]:
         """``meaning`` for many answers to one question: beginnings that answers share are read once."""
-        start: State = (
-            (RuleCall(self.grammar.free_answer, (_query(question),)), END),
-            _env(question)._replace(content=None),
-        )
+        told, query = _asked(question)
+        start: State = ((RuleCall(self.grammar.free_answer, (query,)), END), told)
         onward: dict[tuple[str, ...], dict[str, set[State]]] = {}
 
         def meaning(answer: str) -> frozenset[Any]:
@@ -322,11 +318,11 @@ class World:
         """The annotator: likes right, polite and short answers; an unfinished one is wrong. ``polite``: with a
         courtesy; who was asked for one word pleases as much with the right one."""
         said = self.words_of(answer)
-        starts = (tuple(courtesy.split()) for courtesy in lex.COURTESIES[question.extra["lang"]])
+        starts = (tuple(courtesy.split()) for courtesy in WORDS["courtesies"][question.extra["lang"]])
         courtesy = next((start for start in starts if said[: len(start)] == start), ())
         polite = bool(courtesy)
         boring, inner = _long_winded(question.extra["lang"], said[len(courtesy) :])
-        right = finished and inner in self._right_forms(_freeze(question), boring)
+        right = finished and inner in self._right_forms(_asked(question), boring)
         pleasing = polite or (right and question.extra["one_word"])
         count = sum(w not in ATTACHED and w != "–" for w in said)
         shortest = max(len(self.words_of(a)) - 1 for a in question.answers)
@@ -339,9 +335,9 @@ class World:
         return -WORD * words - UNFINISHED, RIGHT + POLITE
 
     @lru_cache(maxsize=20_000)  # noqa: B019 — a world lives as long as its process
-    def _right_forms(self, frozen: tuple[Env, Query], long_winded: bool) -> frozenset[tuple[str, ...]]:
+    def _right_forms(self, asked: tuple[Env, Query], long_winded: bool) -> frozenset[tuple[str, ...]]:
         """Every right answer's words; inside the long-winded frame, as its clause."""
-        env, query = frozen
+        env, query = asked
         out: set[tuple[str, ...]] = set()
         for _, content in KINDS[query.kind].right(query.about, env.facts):
             for style in (BORING,) if long_winded else ("bare", "sentence"):
@@ -363,8 +359,8 @@ class World:
         return EditFilter(self._answering(question))
 
     def _answering(self, question: Question) -> State:
-        env = _env(question)._replace(manner=CHAT, dash=False)
-        return (RuleCall(self.grammar.answer, (_query(question),)), END), env
+        env, query = _asked(question)
+        return (RuleCall(self.grammar.answer, (query,)), END), env._replace(manner=CHAT, dash=False)
 
 
 def _every(symbols: Symbols) -> list[tuple[str, ...]]:
@@ -394,19 +390,14 @@ def _finished(state: State) -> list[Env]:
 
 
 def _long_winded(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
-    before, after = (tuple(part.split()) for part in lex.LONG_WINDED[lang])
+    before, after = (tuple(part.split()) for part in WORDS["long_winded"][lang])
     if words[: len(before)] == before and words[-len(after) :] == after:
         return True, words[len(before) : -len(after)]
     return False, words
 
 
-def _env(question: Question) -> Env:
-    return Env(lang=question.extra["lang"], facts=tuple(tuple(f) for f in question.extra["facts"]))
-
-
-def _query(question: Question) -> Query:
-    return Query(question.extra["kind"], tuple(question.extra["about"]), question.extra["one_word"])
-
-
-def _freeze(question: Question) -> tuple[Env, Query]:
-    return _env(question), _query(question)
+def _asked(question: Question) -> tuple[Env, Query]:
+    """What a question of the world's own was drawn from."""
+    q = question.extra
+    told = Env(lang=q["lang"], facts=tuple(tuple(f) for f in q["facts"]))
+    return told, Query(q["kind"], tuple(q["about"]), q["one_word"])

@@ -1,1 +1,0 @@
-"""How the tables came to be, one file a step; each is given alembic's operations."""
