@@ -18,7 +18,7 @@ from klype.answers.decoding import Check, DecodeQuestion
 from klype.errors import UsageError
 from klype.judge.meaning import WorldJudge
 from klype.judge.same import Rules
-from klype.judge.text import choice_match, normalise, number_match
+from klype.judge.text import NEGATION, choices_named, normalise, numbers, words
 from klype.runs.provenance import read_questions
 from klype.sources.source import Codec, Source, tokens_of
 from klype.train.reward_model import RewardModel
@@ -150,7 +150,7 @@ def _arithmetic(sizes: Sizes) -> Rows:
         found[f"What is {a} {'+' if plus else '-'} {b}?"] = str(a + b if plus else a - b)
     questions = [Question(f"a{i}", text, answers=(value,)) for i, (text, value) in enumerate(found.items())]
     return Rows(
-        "arithmetic", "number match", ("Question", "Answer"), lambda q, a: bool(number_match(q, a).right),
+        "arithmetic", "number match", ("Question", "Answer"), number_match,
         tuple(questions[:12]), tuple(questions[12:]), 4, 8, _equation,
     )  # fmt: skip
 
@@ -165,7 +165,7 @@ def _grammar(read: list[Any], sizes: Sizes) -> Rows:
         text = f"Which sentence is correct English?\nA: {pair[0]}\nB: {pair[1]}"
         questions.append(Question(f"g{i}", text, answers=(LETTERS[i % 2],), choices=tuple(pair)))
     return Rows(
-        "grammar", "choice match", ("Question", "Answer"), lambda q, a: bool(choice_match(q, a).right),
+        "grammar", "choice match", ("Question", "Answer"), choice_match,
         tuple(questions[:12]), tuple(questions[12:]), 4, 4, _sentence,
     )  # fmt: skip
 
@@ -190,6 +190,18 @@ def _reading(read: list[Any], sizes: Sizes) -> Rows:
         "reading", "holds the reference", ("Spørsmål", "Svar"), holds_reference,
         tuple(questions[:6]), tuple(sorted(questions[6:], key=lambda q: q.id)), 1, 24,
     )  # fmt: skip
+
+
+def number_match(question: Question, answer: str) -> bool:
+    """The numbers in the answer are the reference's, however ambiguous ones ("1.000") are read."""
+    wanted, said = ({n for one in numbers(text) for n in one} for text in (question.answers[0], answer))
+    return bool(said) and said <= wanted
+
+
+def choice_match(question: Question, answer: str) -> bool:
+    """The answer names the reference's choice alone, by its text or its letter, and denies nothing."""
+    named, wanted = (choices_named(question.choices, text) for text in (answer, question.answers[0]))
+    return len(named) == 1 and named <= wanted and not NEGATION & {*words(answer)}
 
 
 def holds_reference(question: Question, answer: str) -> bool:

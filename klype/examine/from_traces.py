@@ -16,7 +16,6 @@ from klype.examine.repetition import copied
 from klype.examine.target import EvalTarget
 from klype.examine.truth import Point, Reader, Tokens, mass, of, point, possible
 from klype.judge.judge import Meaning
-from klype.judge.text import word_for_word
 from klype.values import Distribution, Floats, Ints, Question, Trace
 
 
@@ -67,7 +66,7 @@ def _judged(
         ended=trace.ended,
         right=verdict.right,
         asked=target.errors is None or bool(question.answers),
-        word_for_word=word_for_word(question, text).right if question.answers else None,
+        word_for_word=text.strip() in {one.strip() for one in question.answers} if question.answers else None,
         polite=verdict.polite,
         concise=verdict.concise,
         well_formed=verdict.well_formed,

@@ -8,8 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
-from klype.judge.lexis import surely
-from klype.judge.text import bare
+from klype.judge.text import bare, surely
 from klype.values import Figure, Question
 
 # Two answers mean the same when their values are equal; what has no meaning of its own means itself.

@@ -17,8 +17,7 @@ from functools import lru_cache
 from typing import Literal
 
 from klype.judge.judge import Judge, Ruling
-from klype.judge.lexis import LANGUAGES, NEGATION, NO, YES, language_of
-from klype.judge.text import WORD, choices_named, words
+from klype.judge.text import LANGUAGES, NEGATION, NO, WORD, YES, choices_named, language_of, words
 from klype.values import Figure, Question
 
 Kind = Literal["choice", "yes or no", "number", "name", "explanation"]

@@ -1,92 +1,80 @@
-"""Judges of any text with references: right, wrong, or undecided, and by which rule.
-
-Each is a plain function of the question and the answer. A judge that cannot decide says so: undecided answers are
-counted and shown, never guessed. The demo world's own judge, which knows meanings, is passed in where it is needed.
-"""
+"""The words, numbers and choices that a text names, and the little words by which its language is told (lexis.toml)."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from importlib import resources
+from typing import Any
 
-from klype.values import Question
-
-Decision = Literal["right", "wrong", "undecided"]
-NEGATIONS = frozenset(
-    ["not", "no", "never", "isn't", "wasn't", "doesn't", "neither", "nor", "ikke", "ingen", "aldri", "nei", "verken"]
-)
 ARTICLES = frozenset(["a", "an", "the", "en", "ei", "et"])
-_NUMBER_EN = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_NUMBER_NB = ["null", "én", "to", "tre", "fire", "fem", "seks", "sju", "åtte", "ni", "ti", "elleve", "tolv"]
 _SPACE = r"[\u0020\u00a0\u202f]"
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*(?:[+#]+|-(?!\w))?")  # "C++" and "A-", too
 _NUMERAL = re.compile(rf"(?<![\w.,])[-\u2212]?(?:\d{{1,3}}(?:{_SPACE}\d{{3}})+|\d+)(?:[.,]\d+)*(?!\w)")
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """``judge`` names the rule; it stands beside every figure."""
+class Lexis:
+    """The little words of a language; what each of them does is said in lexis.toml."""
 
-    decision: Decision
-    judge: str
-
-    @property
-    def right(self) -> bool | None:
-        """None when undecided."""
-        return None if self.decision == "undecided" else self.decision == "right"
-
-
-def word_for_word(question: Question, answer: str) -> Judgement:
-    """Right when the answer equals a reference, character for character but for white space around it."""
-    if not question.answers:
-        return Judgement("undecided", "word for word")
-    same = answer.strip() in {reference.strip() for reference in question.answers}
-    return Judgement("right" if same else "wrong", "word for word")
-
-
-def normalised_match(question: Question, answer: str) -> Judgement:
-    """Right when equal to a reference but for case, punctuation, articles and compatibility forms of characters.
-
-    Wrong when it is empty or shares no word with any reference; else undecided: it may be a paraphrase.
-    """
-    name = "normalised match"
-    references = [normalise(reference) for reference in question.answers]
-    if not references:
-        return Judgement("undecided", name)
-    said = normalise(answer)
-    if said and said in references:
-        return Judgement("right", name)
-    shared = any(set(said.split()) & set(reference.split()) for reference in references)
-    return Judgement("undecided" if shared else "wrong", name)
+    quantity: str
+    year: str
+    agent: str
+    suffixes: tuple[str, ...]
+    numerals: Mapping[str, int]
+    opposites: Mapping[str, str]
+    interrogative: frozenset[str]
+    auxiliary: frozenset[str]
+    copula: frozenset[str]
+    negation: frozenset[str]
+    yes: frozenset[str]
+    no: frozenset[str]
+    empty: frozenset[str]
+    clause: frozenset[str]
+    speech: frozenset[str]
+    explain: frozenset[str]
+    place: frozenset[str]
 
 
-def number_match(question: Question, answer: str) -> Judgement:
-    """Right when the numbers named are the reference's; wrong when none is; undecided without numbers or when mixed.
-
-    "1.000" is a thousand in Norwegian and one in English: an ambiguous numeral decides only if both readings agree.
-    """
-    name = "number match"
-    wanted = [reading for reference in question.answers for reading in numbers(reference)]
-    said = numbers(answer)
-    if not wanted or not said or any(len(readings) > 1 for readings in wanted):
-        return Judgement("undecided", name)
-    goal = frozenset(value for readings in wanted for value in readings)
-    hits = {tuple(sorted({value in goal for value in readings})) for readings in said}
-    if hits == {(True,)}:
-        return Judgement("right", name)
-    return Judgement("wrong" if hits == {(False,)} else "undecided", name)
+def _lexis(table: dict[str, Any]) -> Lexis:
+    sets: dict[str, Any] = {name: frozenset(text.split()) for name, text in table.pop("words").items()}
+    return Lexis(**table, **sets)
 
 
-def choice_match(question: Question, answer: str) -> Judgement:
-    """Which one of ``question.choices`` the answer names, by its text or its letter; undecided when none or several."""
-    name = "choice match"
-    named = choices_named(question.choices, answer)
-    goal = {i for reference in question.answers for i in choices_named(question.choices, reference)}
-    if len(named) != 1 or not goal or NEGATIONS & set(normalise(answer, articles=True).split()):
-        return Judgement("undecided", name)
-    return Judgement("right" if named <= goal else "wrong", name)
+LANGUAGES = {
+    language: _lexis(table)
+    for language, table in tomllib.loads(
+        (resources.files(__package__) / "lexis.toml").read_text(encoding="utf-8")
+    ).items()
+}
+# A Norwegian question is answered in English by many a model: these are understood in every language.
+YES, NO, NEGATION = (
+    frozenset().union(*(getattr(lexis, name) for lexis in LANGUAGES.values())) for name in ("yes", "no", "negation")
+)
+
+
+def language_of(question: str) -> str:
+    """The language whose little words a question has most of; "" when it has none of either."""
+    if set("æøåÆØÅ") & set(question):
+        return "nb"
+    spoken = set(words(question))
+    found = {name: len(spoken & (lexis.empty | lexis.interrogative)) for name, lexis in LANGUAGES.items()}
+    return max(found, key=lambda name: found[name]) if any(found.values()) else ""
+
+
+def surely(question: str) -> str:
+    """``language_of``, but "" where its little words are so few that the question may be in another language: it begins
+    with no word that asks, and a third of its words are others."""
+    if not (language := language_of(question)):
+        return ""
+    lexis, spoken = LANGUAGES[language], words(question)
+    little = 3 * len({*spoken} & (lexis.empty | lexis.interrogative))
+    asks = bool(lexis.interrogative & {*spoken[:3]})
+    known = asks or little > len({*spoken}) or (spoken[0] in lexis.auxiliary and little == len({*spoken}))
+    return language if known else ""
 
 
 def normalise(text: str, articles: bool = False) -> str:
@@ -109,12 +97,10 @@ def bare(text: str) -> str:
 def numbers(text: str) -> list[frozenset[float]]:
     """Every number in a text, each as the set of its readings: numerals, and words up to twelve in both languages."""
     found = [_readings(numeral) for numeral in _NUMERAL.findall(text)]
-    for word in normalise(text, articles=True).split():
-        if word in _NUMBER_EN:
-            found.append(frozenset({float(_NUMBER_EN.index(word))}))
-        elif word in _NUMBER_NB:
-            found.append(frozenset({float(_NUMBER_NB.index(word))}))
-    return found
+    values = [
+        lexis.numerals.get(word, 99) for word in normalise(text, articles=True).split() for lexis in LANGUAGES.values()
+    ]
+    return found + [frozenset({float(value)}) for value in values if value <= 12]
 
 
 def choices_named(choices: tuple[str, ...], answer: str) -> set[int]:
