@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,12 @@ def look(place: Path) -> str:
         return "repaired" if len(entries) + lost >= len(known) - 1 else "refused"
 
 
-BEHIND_CHECKSUMS = 440
-"""The bit that makes a row's checksum unreadable, and another value of it look as if it had none."""
 FLIPPED = Target("rankings.db", fill, flip, look)
 
 
 @pytest.mark.slow
 def test_a_flipped_bit_is_found_or_is_nowhere(tmp_path: Path) -> None:
-    tally = attack(FLIPPED, tmp_path, [*range(25), BEHIND_CHECKSUMS])
+    tally = attack(FLIPPED, tmp_path, range(25))
     assert not tally.faults, str(tally)
 
 
@@ -106,7 +105,9 @@ def test_a_row_that_cannot_be_read_takes_no_other_with_it(tmp_path: Path) -> Non
     place = tmp_path / "rankings.db"
     fill(place)
     before, content = held(place)[0], place.read_bytes()
-    flip(place, random.Random(BEHIND_CHECKSUMS))
+    with closing(sqlite3.connect(place)) as connection:
+        (checksum,) = connection.execute("SELECT checksum FROM annotators WHERE name = '\"ola\"'").fetchone()
+    place.write_bytes(content.replace(checksum.encode(), bytes([ord(checksum[0]) ^ 0x80]) + checksum[1:].encode()))
     entries, lost = whole_entries(place)
     assert entries == [entry for entry in before if entry.annotator == "kari"]
     assert lost == N  # all that the other one said

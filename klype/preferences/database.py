@@ -1,4 +1,4 @@
-"""The database under a store: SQLite in a file or PostgreSQL by url, at the newest version of the tables."""
+"""The database under a store: SQLite in a file or PostgreSQL by url."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, column, create_engine, event, select, table
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -93,27 +90,6 @@ def writing(engine: Engine) -> Iterator[Connection]:
             yield connection
 
 
-def one_at_a_time(connection: Connection) -> None:
-    """Until this transaction is over, whoever calls this waits: it locks the one row of the version. In SQLite whoever
-    writes is alone anyway."""
-    connection.execute(select(column("version_num")).select_from(table("alembic_version")).with_for_update())
-
-
-def migrate(engine: Engine, place: str) -> None:
-    """Brings the tables up to the newest version; KlypeError when they are newer than this klype."""
-    with engine.connect() as connection:
-        if _version(connection, place) == newest():
-            return
-    try:
-        with writing(engine) as connection:
-            if _version(connection, place) != newest():  # in SQLite, another process may have been first
-                upgrade(connection)
-    except DBAPIError:  # in PostgreSQL, who comes second waits for the first one's tables, and cannot make them again
-        with engine.connect() as connection:
-            if _version(connection, place) != newest():
-                raise
-
-
 def check_whole(engine: Engine) -> None:
     """DamagedError for a file in which rows are lost, or an index says other than its table."""
     if engine.dialect.name == "sqlite":
@@ -121,39 +97,6 @@ def check_whole(engine: Engine) -> None:
             found = str(connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar())
         if found != "ok":
             raise DamagedError(found.splitlines()[-1].removesuffix("."))
-
-
-def check(engine: Engine, place: str) -> None:
-    """For reading only: the version must be the newest, as nothing can be changed."""
-    with engine.connect() as connection:
-        if _version(connection, place) != newest():
-            raise KlypeError(f"The store {place} is of an older version and cannot be brought up to date read-only.")
-
-
-def upgrade(connection: Connection, to: str = "head") -> None:
-    scripts = _scripts()
-    context = MigrationContext.configure(
-        connection, opts={"fn": lambda revision, _: scripts._upgrade_revs(to, revision), "transactional_ddl": True}
-    )
-    context.run_migrations(op=Operations(context))
-
-
-def newest() -> str:
-    head = _scripts().get_current_head()
-    assert head is not None
-    return head
-
-
-def _version(connection: Connection, place: str) -> str | None:
-    found = MigrationContext.configure(connection).get_current_revision()
-    if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
-        raise KlypeError(f"The store {place} was written by a newer version of klype.", "Update klype to use it.")
-    return found
-
-
-def _scripts() -> ScriptDirectory:
-    folder = Path(__file__).parent
-    return ScriptDirectory(str(folder), version_locations=[str(folder / "versions")])
 
 
 def _url(place: str | Path) -> URL:

@@ -18,6 +18,8 @@ By = Literal["person", "simulated", "model", "imported"]
 PARTS: tuple[Part, ...] = get_args(Part)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BYS: tuple[By, ...] = get_args(By)
+# of a trace, what is kept as it is
+PLAIN = ("seed", "sample", "model", "ended", "passes", "seconds", "joules")
 SIMULATED, MODEL = "simulated: ", "model: "
 
 
@@ -93,14 +95,7 @@ def trace_row(trace: Trace) -> dict[str, Any]:
         "drawn_logp": [None if math.isnan(step.sampling_logprob) else step.sampling_logprob for step in trace.steps],
         "how": [step.source for step in trace.steps],
         "sampling": {k: v for k, v in asdict(trace.sampling).items() if v != getattr(Sampling(), k)},
-        "seed": trace.seed,
-        "sample": trace.sample,
-        "model": trace.model,
-        "ended": trace.ended,
-        "passes": trace.passes,
-        "seconds": trace.seconds,
-        "joules": trace.joules,
-    }
+    } | {name: getattr(trace, name) for name in PLAIN}
 
 
 def trace_from(row: Mapping[str, Any]) -> Trace:
@@ -113,11 +108,5 @@ def trace_from(row: Mapping[str, Any]) -> Trace:
         tuple(row["prompt"]),
         tuple(Step(*columns) for columns in zip(row["tokens"], logp, drawn_logp, row["how"], strict=True)),
         Sampling(**sampling),
-        row["seed"],
-        row["sample"],
-        row["model"],
-        row["ended"],
-        row["passes"],
-        row["seconds"],
-        row["joules"],
+        **{name: row[name] for name in PLAIN},
     )

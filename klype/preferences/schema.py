@@ -1,7 +1,4 @@
-"""The tables of a store of preferences; values to their rows and back, inside a transaction of somebody else.
-
-``versions/`` holds how the tables came to be; a test holds both to be the same.
-"""
+"""The tables of a store of preferences; values to their rows and back, inside a transaction of somebody else."""
 
 from __future__ import annotations
 
@@ -18,20 +15,27 @@ from sqlalchemy import (
     Column,
     Connection,
     Dialect,
+    Engine,
     Float,
     ForeignKey,
     Integer,
     MetaData,
+    String,
     Table,
     Text,
     UniqueConstraint,
+    bindparam,
     delete,
     insert,
+    inspect,
     select,
+    update,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeDecorator
 
-from klype.preferences.database import DamagedError
+from klype.errors import KlypeError
+from klype.preferences.database import DamagedError, writing
 from klype.preferences.records import By, Candidate, Entry, RankingItem, trace_from, trace_row
 from klype.values import Question
 
@@ -114,6 +118,58 @@ claims = Table(
     Column("until", Float, nullable=False),  # seconds since 1970
     UniqueConstraint("question_id", "annotator_id"),
 )
+# Its one row is the version of the tables; alembic made it once, and older klypes still read it so.
+version = Table("alembic_version", METADATA, Column("version_num", String(32), primary_key=True))
+VERSIONS = ("0001", "0002", "0003")
+
+
+def migrate(engine: Engine, place: str, read_only: bool = False) -> None:
+    """Brings the tables up to the newest version; KlypeError when they are newer than this klype, or may not be
+    changed."""
+    with engine.connect() as connection:
+        if (found := version_of(connection, place)) == VERSIONS[-1]:
+            return
+    if read_only:
+        raise KlypeError(f"The store {place} is of an older version and cannot be brought up to date read-only.")
+    try:
+        with writing(engine) as connection:
+            if (found := version_of(connection, place)) != VERSIONS[-1]:  # in SQLite, another may have been first
+                upgrade(connection, found)
+    except DBAPIError:  # in PostgreSQL, who comes second waits for the first one's tables, and cannot make them again
+        with engine.connect() as connection:
+            if version_of(connection, place) != VERSIONS[-1]:
+                raise
+
+
+def version_of(connection: Connection, place: str) -> str:
+    """ "" where there are no tables yet."""
+    there = inspect(connection).has_table(version.name)
+    found = str(connection.execute(select(version)).scalar() or "") if there else ""
+    if found not in ("", *VERSIONS):
+        raise KlypeError(f"The store {place} was written by a newer version of klype.", "Update klype to use it.")
+    return found
+
+
+def upgrade(connection: Connection, old: str) -> None:
+    METADATA.create_all(connection)  # whole tables that are missing: all of a new store, of the first version's claims
+    if old == "0001":
+        connection.exec_driver_sql("ALTER TABLE questions ADD COLUMN priority FLOAT DEFAULT '0' NOT NULL")
+    if old in ("0001", "0002"):  # what is there gets its checksums now
+        for table in (annotators, questions, candidates, rankings):
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN checksum TEXT")
+            rows = connection.execute(select(table.c.id, *(table.c[name] for name in covered(table)))).all()
+            new = [{"row": number, "sum": checksum(table.name, stored)} for number, *stored in rows]
+            if new:
+                statement = update(table).where(table.c.id == bindparam("row")).values(checksum=bindparam("sum"))
+                connection.execute(statement, new)
+    connection.execute(delete(version))
+    connection.execute(insert(version).values(version_num=VERSIONS[-1]))
+
+
+def one_at_a_time(connection: Connection) -> None:
+    """Until this transaction is over, whoever calls this waits: it locks the one row of the version. In SQLite whoever
+    writes is alone anyway."""
+    connection.execute(select(version).with_for_update())
 
 
 def covered(table: Table) -> list[str]:
@@ -163,10 +219,15 @@ def annotator_id(connection: Connection, who: Annotator, now: str) -> int:
     found = connection.execute(select(annotators.c.id).where(annotators.c.name == who.name)).scalar()
     if found is not None:
         return int(found)
-    row = {"name": who.name, "by": who.by, "since": now}
-    return int(
-        connection.execute(insert(annotators).values(sealed(annotators, row)).returning(annotators.c.id)).scalar_one()
-    )
+    return inserted(connection, annotators, [{"name": who.name, "by": who.by, "since": now}])[0]
+
+
+def inserted(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The new rows' ids."""
+    if not rows:
+        return []
+    statement = insert(table).returning(table.c.id, sort_by_parameter_order=True)
+    return [int(number) for (number,) in connection.execute(statement, [sealed(table, row) for row in rows])]
 
 
 def added(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingItem]:
@@ -176,16 +237,13 @@ def added(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingI
     there = asked_by_id(connection, only=[ids[mark] for mark in set(marks) if mark in ids])
     known = {mark: there[ids[mark]] for mark in set(marks) if mark in ids}
     new = {mark: one for mark, one in zip(marks, asked, strict=True) if mark not in known}
-    if new:
-        rows = []
-        for mark, one in new.items():
-            q = one.question
-            about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
-            row = {"digest": mark, "part": one.part, "question": q.question, "context": q.context, "about": about}
-            rows.append(sealed(questions, row))
-        made = connection.execute(insert(questions).returning(questions.c.id, sort_by_parameter_order=True), rows)
-        for (mark, one), (number,) in zip(list(new.items()), made, strict=True):
-            known[mark] = replace(one, candidates=(), id=number)
+    rows = []
+    for mark, one in new.items():
+        q = one.question
+        about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
+        rows.append({"digest": mark, "part": one.part, "question": q.question, "context": q.context, "about": about})
+    for (mark, one), number in zip(new.items(), inserted(connection, questions, rows), strict=True):
+        known[mark] = replace(one, candidates=(), id=number)
     stored = {mark: list(one.candidates) for mark, one in known.items()}
     matched: list[list[int]] = []
     new_places: list[tuple[str, int]] = []
@@ -212,29 +270,16 @@ def added(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingI
 
 
 def new_candidates(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:
-    if not rows:
-        return []
-    values = [
-        sealed(
-            candidates,
-            {
-                "question_id": question,
-                "text": c.text,
-                "model": c.model,
-                "temperature": c.temperature,
-                "author": c.author,
-                "trace": None if c.trace is None else trace_row(c.trace),
-            },
-        )
-        for question, c in rows
-    ]
-    made = connection.execute(insert(candidates).returning(candidates.c.id, sort_by_parameter_order=True), values)
-    return [replace(candidate, id=number) for (_, candidate), (number,) in zip(rows, made, strict=True)]
+    values = []
+    for question, c in rows:
+        trace = None if c.trace is None else trace_row(c.trace)
+        row = {"question_id": question, "text": c.text, "model": c.model, "temperature": c.temperature}
+        values.append({**row, "author": c.author, "trace": trace})
+    made = inserted(connection, candidates, values)
+    return [replace(candidate, id=number) for (_, candidate), number in zip(rows, made, strict=True)]
 
 
 def recorded(connection: Connection, entries: Sequence[Entry], now: str) -> list[int]:
-    if not entries:
-        return []
     people = {(e.annotator, e.by) for e in entries}
     ids = {name: annotator_id(connection, Annotator(name, by), now) for name, by in sorted(people)}
     rows = []
@@ -251,12 +296,10 @@ def recorded(connection: Connection, entries: Sequence[Entry], now: str) -> list
             "seconds": entry.seconds,
             "again": entry.again,
         }
-        rows.append(sealed(rankings, row))
-    for entry in entries:
+        rows.append(row)
         over = (claims.c.question_id == entry.asked.id) & (claims.c.annotator_id == ids[entry.annotator])
         connection.execute(delete(claims).where(over))
-    made = connection.execute(insert(rankings).returning(rankings.c.id, sort_by_parameter_order=True), rows)
-    return [int(number) for (number,) in made]
+    return inserted(connection, rankings, rows)
 
 
 def asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | None = None) -> dict[int, RankingItem]:

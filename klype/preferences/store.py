@@ -6,6 +6,7 @@ What is whole in a store that is damaged is read row by row, from both ends, and
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -34,12 +35,14 @@ from klype.preferences.schema import (
     covered,
     entries_of,
     entry_of_row,
+    inserted,
+    migrate,
     new_candidates,
+    one_at_a_time,
     person_of,
     questions,
     rankings,
     recorded,
-    sealed,
 )
 from klype.values import Ranking
 
@@ -68,7 +71,7 @@ class Store:
             engine = database.connect(place, busy_s, read_only)
             try:
                 database.check_whole(engine)
-                (database.check if read_only else database.migrate)(engine, named)
+                migrate(engine, named, read_only)
             except BaseException:
                 engine.dispose()
                 raise
@@ -117,7 +120,7 @@ class Store:
         """
         now = self._clock()
         with self._writing() as connection:
-            database.one_at_a_time(connection)
+            one_at_a_time(connection)
             mine = annotator_id(connection, who, self._stamp())
             found = _next(connection, mine, who, (part, each), now)
             if found is None:
@@ -134,9 +137,7 @@ class Store:
         None while there is none that lies ``APART`` rankings back.
         """
         own = [e for e in self.entries(annotators=(who.name,)) if e.kind != "skip"]
-        times: dict[int, int] = {}
-        for entry in own:
-            times[entry.asked.id] = times.get(entry.asked.id, 0) + 1
+        times = Counter(entry.asked.id for entry in own)
         return next((e.asked for e in own[: max(0, len(own) - APART)] if times[e.asked.id] == 1), None)
 
     def release(self, who: Annotator) -> None:
@@ -156,24 +157,14 @@ class Store:
     def undo(self, who: Annotator) -> Entry | None:
         """Takes back the annotator's last ranking or skip; it stays in the store as taken back. None: nothing to."""
         with self._writing() as connection:
-            database.one_at_a_time(connection)
+            one_at_a_time(connection)
             found = entries_of(connection, "", (who.name,))
             if not found:
                 return None
             last = found[-1]
             mine = annotator_id(connection, who, self._stamp())
-            row = {
-                "question_id": last.asked.id,
-                "annotator_id": mine,
-                "kind": "undo",
-                "shown": [],
-                "ordering": [],
-                "at": self._stamp(),
-                "seconds": None,
-                "again": False,
-                "undoes": last.id,
-            }
-            connection.execute(insert(rankings), [sealed(rankings, row)])
+            row = {"question_id": last.asked.id, "annotator_id": mine, "kind": "undo", "undoes": last.id}
+            inserted(connection, rankings, [row | {"shown": [], "ordering": [], "at": self._stamp(), "again": False}])
             return last
 
     def entries(self, part: str = "", annotators: Sequence[str] = ()) -> list[Entry]:
@@ -192,16 +183,10 @@ class Store:
             said, asked = (int(connection.execute(query).scalar() or 0) for query in newest)
             return said, asked
 
-    def taken_back(self) -> int:
-        """How many rankings were undone."""
-        with self._reading() as connection:
-            undone = select(sa.func.count()).select_from(rankings).where(rankings.c.kind == "undo")
-            return int(connection.execute(undone).scalar_one())
-
     def put(self, entries: Sequence[Entry]) -> int:
         """Entries from elsewhere, with their questions and candidates; exact doubles are left out. How many are new."""
         with self._writing() as connection:
-            database.one_at_a_time(connection)
+            one_at_a_time(connection)
             stored = added(connection, [entry.asked for entry in entries])
             known = {_key(entry) for entry in entries_of(connection, "", ())}
             new = []
