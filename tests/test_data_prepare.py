@@ -11,7 +11,7 @@ import pytest
 
 from klype.config import make
 from klype.data import shards
-from klype.data.prepare import BOOK, is_held_out, near_duplicates, prepare
+from klype.data.prepare import BOOK, is_held_out, near_duplicates, training_shards, units
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
 from klype.data.shards import ABOUT, Documents, ShardWriter
 from klype.errors import KlypeError
@@ -37,28 +37,26 @@ def tokenizer() -> Tokenizer:
 
 
 def test_shards_are_the_texts_of_their_side(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    prepared = prepare((TextDocument(t, "here") for t in TEXTS), tokenizer, tmp_path)
-    held = [t for t in TEXTS if is_held_out(t)]
-    for documents, texts in ((prepared.held_out, held), (prepared.train, [t for t in TEXTS if t not in held])):
-        assert content(documents) == content(Documents.of(tokenizer.encode_documents(texts)))
-    again = prepare(iter(()), tokenizer, tmp_path)  # they are there
-    assert content(again.train) == content(prepared.train)
+    made = training_shards((TextDocument(t, "here") for t in TEXTS), tokenizer, tmp_path)
+    texts = [t for t in TEXTS if not is_held_out(t)]
+    assert 0 < len(texts) < len(TEXTS)
+    assert content(made) == content(Documents.of(tokenizer.encode_documents(texts)))
+    again = training_shards(iter(()), tokenizer, tmp_path)  # they are there
+    assert content(again) == content(made)
 
 
-def test_what_was_cut_off_between_its_two_sides_is_made_anew(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_what_was_cut_off_is_made_anew(tokenizer: Tokenizer, tmp_path: Path) -> None:
     documents = [TextDocument(t, "here") for t in TEXTS]
-    whole = prepare(documents, tokenizer, tmp_path)
-    (tmp_path / "held-out" / ABOUT).unlink()
-    again = prepare(documents, tokenizer, tmp_path)
-    for one, two in ((whole.train, again.train), (whole.held_out, again.held_out)):
-        assert content(one) == content(two)
+    whole = content(training_shards(documents, tokenizer, tmp_path))
+    (tmp_path / ABOUT).unlink()
+    assert content(training_shards(documents, tokenizer, tmp_path)) == whole
 
 
 def test_a_long_document_is_split_by_its_blocks(tokenizer: Tokenizer, tmp_path: Path) -> None:
     book = "\n\n".join(TEXTS * 6)
     assert len(book) > BOOK
-    prepared = prepare([TextDocument(book, "book")], tokenizer, tmp_path)
-    assert len(prepared.train) + len(prepared.held_out) > 10
+    made = training_shards([TextDocument(book, "book")], tokenizer, tmp_path)
+    assert 10 < len(made) == sum(not is_held_out(block.text) for block in units(TextDocument(book, "book")))
 
 
 def test_bad_lines_and_repetitions_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -66,8 +64,8 @@ def test_bad_lines_and_repetitions_are_counted(tokenizer: Tokenizer, tmp_path: P
     raw = "\n".join([*lines, "{", '{"number": 3}']).encode() + b'\n{"text": "\xff"}\n'
     (tmp_path / "rows.jsonl").write_bytes(raw)
     bad = BadRows(skip=True)
-    prepared = prepare(read_texts(tmp_path / "rows.jsonl", TextOptions(bad=bad)), tokenizer, tmp_path / "shards")
-    assert len(prepared.train) + len(prepared.held_out) == 50
+    made = training_shards(read_texts(tmp_path / "rows.jsonl", TextOptions(bad=bad)), tokenizer, tmp_path / "shards")
+    assert len(made) == sum(not is_held_out(t) for t in TEXTS[:50])
     assert (bad.count, bad.repeated) == (3, 7)
     assert any("line 60" in said for said in bad.shown)
 
@@ -83,12 +81,11 @@ def test_a_shard_is_written_as_soon_as_it_is_full(tmp_path: Path) -> None:
         ShardWriter(tmp_path / "new", 300)
 
 
-def test_near_repetitions_are_left_out_where_datasketch_is_there(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_near_repetitions_are_told_where_datasketch_is_there() -> None:
     pytest.importorskip("datasketch")
     long = " ".join(f"Ord nummer {i} er et ord." for i in range(40))
     texts = [long, long.replace("39", "trettini"), " ".join(f"Noe annet om {i} dyr og planter." for i in range(40))]
-    prepared = prepare([TextDocument(t, "here") for t in texts], tokenizer, tmp_path, near_duplicates(0.8))
-    assert (len(prepared.train) + len(prepared.held_out), prepared.near) == (2, 1)
+    assert list(map(near_duplicates(0.8), texts)) == [True, False, True]
 
 
 @pytest.mark.slow

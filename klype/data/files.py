@@ -1,19 +1,27 @@
-"""The files named, in folders or in globs, and their bytes and lines.
+"""The files named, in folders or in globs, and their bytes, lines and (of Parquet and Arrow) rows.
 
-What is packed is unpacked on the way: never more at a time, nor in all, than was agreed on.
+What is packed is unpacked on the way: never more at a time, nor in all, than was agreed on. A few hundred bytes of
+Parquet can stand for gigabytes of one value, and pyarrow has them all in memory before a row can be looked at: a
+process of its own with a limit of memory reads them, and tells one line of JSON a row.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
 import gzip
 import io
+import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
@@ -29,7 +37,11 @@ WHOLE = 64 * 2**20
 UNPACKED = 256_000_000
 # a packed file may always hold this many times its size: texts compress to a fifth, tables to a twentieth
 RATIO = 50
-_FAULTS = (OSError, EOFError, zlib.error)
+
+# rows of Parquet and Arrow converted at a time, and seconds of processor time that they may take
+FEW, SECONDS = 64, 5
+# bytes counted per row in addition to its content
+OVERHEAD = 64
 
 _NO_DATA = re.compile(r"(licen[cs]e|copying|readme)\b|dataset_dict\.json$", re.IGNORECASE)
 
@@ -43,16 +55,21 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
     wrote below it, and of a data set that ``datasets`` saved there all but its rows.
     """
     found: dict[Path, None] = {}
-    runs = _Runs()
+    is_run = cache(_is_run)
     for given in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(given).expanduser()
         if path.is_file():
             matches = [path]
         elif path.is_dir():
-            inside = (p for p in path.rglob("*") if kind_of(p) in kinds and p.is_file())
-            shown = (p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts))
-            data = (p for p in shown if not _NO_DATA.match(p.name) and not _beside_rows(p))
-            matches = sorted(p for p in data if not runs.wrote(p, path))
+            inside = {p: p.relative_to(path) for p in path.rglob("*") if kind_of(p) in kinds and p.is_file()}
+            matches = sorted(
+                p
+                for p, below in inside.items()
+                if not any(part.startswith(".") for part in below.parts)
+                and not _NO_DATA.match(p.name)
+                and not _beside_rows(p)
+                and not any(is_run(path / folder) for folder in below.parents if folder != Path())
+            )
         else:
             matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matches:
@@ -73,25 +90,12 @@ def _beside_rows(file: Path) -> bool:
     return saved and not (file.suffix == ".arrow" and file.name.startswith("data-"))
 
 
-class _Runs:
-    """The folders of klype's own runs. Their records are no text, and a run must not read what it writes."""
-
-    def __init__(self) -> None:
-        self._known: dict[Path, bool] = {}
-
-    def wrote(self, file: Path, folder: Path) -> bool:
-        """Whether the file lies in such a folder, which lies in this one."""
-        below = file.relative_to(folder).parents
-        return any(self._is_run(folder / part) for part in below if part != Path())
-
-    def _is_run(self, folder: Path) -> bool:
-        if folder not in self._known:
-            try:
-                about = parsed((folder / "run.json").read_bytes())
-                self._known[folder] = "klype" in about["versions"]
-            except (OSError, ValueError, TypeError, KeyError):
-                self._known[folder] = False
-        return self._known[folder]
+def _is_run(folder: Path) -> bool:
+    """Whether klype wrote the folder: its records are no text, and a run must not read what it writes."""
+    try:
+        return "klype" in parsed((folder / "run.json").read_bytes())["versions"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def readable(kinds: Collection[str]) -> str:
@@ -130,61 +134,36 @@ def most_unpacked(file: Path, unpacked: int) -> int:
     return max(unpacked, RATIO * file.stat().st_size)
 
 
+@contextmanager
+def _reading(file: Path, encoding: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
+    except (
+        UnicodeError
+    ) as error:  # of an encoding in which bytes that are no text cannot be kept as halves of characters
+        raise KlypeError(f"{file} is not {encoding}: {error}.", "Give its --encoding.") from error
+
+
 def read(stream: IO[bytes], file: Path, size: int = -1) -> bytes:
     """So many bytes of it."""
-    try:
+    with _reading(file):
         return stream.read(size)
-    except _FAULTS as error:
-        raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
 
 
-def lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Each line with its length in bytes; None in place of one that is too long."""
-    try:
+def lines(stream: IO[AnyStr], file: Path, ends: tuple[AnyStr, ...]) -> Iterator[tuple[int, AnyStr | None]]:
+    """Each line with its length; None in place of one that is too long."""
+    with _reading(file, getattr(stream, "encoding", "")):
         while line := stream.readline(LONGEST):
             length = len(line)
-            if length < LONGEST or line.endswith(b"\n"):
+            if length < LONGEST or line.endswith(ends):
                 yield length, line
                 continue
-            while line and not line.endswith(b"\n"):
+            while line and not line.endswith(ends):
                 line = stream.readline(LONGEST)
                 length += len(line)
             yield length, None
-    except _FAULTS as error:
-        raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
-
-
-class TextLines:
-    """Lines of text as csv wants them: with their own ends, bytes that are no text as halves of characters. One that
-    is too long is a csv.Error, and the next one comes after it."""
-
-    def __init__(self, stream: IO[bytes], file: Path, encoding: str) -> None:
-        self._file, self._encoding = file, encoding
-        self._text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
-        self._first = True
-
-    def __iter__(self) -> TextLines:
-        return self
-
-    def __next__(self) -> str:
-        line = self._line()
-        if not line:
-            raise StopIteration
-        if self._first:
-            line, self._first = line.removeprefix("\ufeff"), False
-        if len(line) < LONGEST or line.endswith(("\n", "\r")):
-            return line
-        while line and not line.endswith(("\n", "\r")):
-            line = self._line()
-        raise csv.Error(f"it has more than {LONGEST >> 20} million characters")
-
-    def _line(self) -> str:
-        try:
-            return self._text.readline(LONGEST)
-        except _FAULTS as error:
-            raise KlypeError(f"{self._file} cannot be read: {error}.", "Check the file.") from error
-        except UnicodeError as error:  # an encoding without such halves
-            raise KlypeError(f"{self._file} is not {self._encoding}: {error}.", "Give its --encoding.") from error
 
 
 class _Unpacked(io.RawIOBase):
@@ -218,3 +197,102 @@ class _Unpacked(io.RawIOBase):
         if not self.closed:
             self._inner.close()
         super().close()
+
+
+def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
+    """Raises KlypeError for a file that is damaged, takes more than twice ``unpacked`` bytes of memory at a time, or
+    holds more than a packed file may."""
+    root, most = str(Path(__file__).resolve().parents[2]), most_unpacked(file, unpacked)
+    start = (
+        f"import sys; sys.path.insert(0, {root!r}); "
+        f"from klype.child_processes import end_with; end_with({os.getpid()}); "
+        "from klype.data.files import tell; tell(*sys.argv[1:])"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-c", start, str(file), str(2 * unpacked)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert child.stdout is not None
+    left = most
+    try:
+        for length, line in lines(child.stdout, file, (b"\n",)):
+            left -= length + OVERHEAD
+            told = parsed(line) if line is not None and line.endswith(b"\n") else None
+            if told == "end":
+                return
+            if isinstance(told, str):
+                named = "a Parquet" if kind_of(file) == ".parquet" else "an Arrow"
+                raise KlypeError(f"{file} is not {named} file that can be read: {told}.", "Fetch it again.")
+            if told is None or left < 0:
+                break
+            yield told[0]
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    raise KlypeError(
+        f"{file} holds more than {most / 1e6:,.0f} MB, or takes more than {2 * unpacked / 1e6:,.0f} MB of memory"
+        f" or {SECONDS} seconds for {FEW} rows.",
+        "If that is right, raise data.unpacked_megabytes, or write it in smaller pieces.",
+    )
+
+
+def tell(name: str, room: str) -> None:
+    """Each row as [row], what is wrong as text, and at last "end"."""
+    import pyarrow
+
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+    pyarrow.set_cpu_count(1)
+    pyarrow.set_io_thread_count(1)
+    _bound(int(room))
+    out = sys.stdout
+    try:
+        _wind()
+        for batch in _batches(Path(name)):
+            for at in range(0, batch.num_rows, FEW):
+                _wind()
+                for row in batch.slice(at, FEW).to_pylist():
+                    out.write(f"{json.dumps([row], default=lambda v: None if isinstance(v, bytes) else str(v))}\n")
+        out.write('"end"\n')
+    except MemoryError:
+        raise  # nothing is said: that tells it
+    except (pyarrow.ArrowException, OSError, ValueError, KlypeError) as error:
+        out.write(f"{json.dumps(str(error).splitlines()[0][:200] if str(error) else type(error).__name__)}\n")
+    out.flush()
+
+
+def _batches(file: Path) -> Iterator[Any]:
+    """Of Parquet, and of both of Arrow's formats: streams (of the package datasets) and files."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    source = pyarrow.BufferReader(read_bytes(file)) if file.suffix in PACKED else pyarrow.OSFile(str(file))
+    if kind_of(file) == ".parquet":
+        yield from ParquetFile(source, buffer_size=2**20, pre_buffer=False).iter_batches(FEW, use_threads=False)
+        return
+    is_file = source.read(6) == b"ARROW1"
+    source.seek(0)
+    if not is_file:
+        yield from pyarrow.ipc.open_stream(source)
+        return
+    reader = pyarrow.ipc.open_file(source)
+    yield from map(reader.get_batch, range(reader.num_record_batches))
+
+
+def _wind() -> None:
+    """From here on, this process has so much time again; then the system ends it."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+
+
+def _bound(room: int) -> None:
+    """So much memory beyond what this process has; where the system knows no such limit, there is none."""
+    try:
+        import resource
+
+        has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (has + room, has + room))
+    except (ImportError, OSError, ValueError):
+        return

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 from klype.data.readers import TextDocument
-from klype.data.shards import ABOUT, Documents, ShardWriter, is_finished, tokenize
+from klype.data.shards import Documents, ShardWriter, is_finished, tokenize
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
 
@@ -129,56 +128,24 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-SIDES = ("train", "held-out")
+def training_shards(documents: Iterable[TextDocument], tokenizer: Tokenizer, folder: Path) -> Documents:
+    """Shards of what is not held out; those that are whole already are opened and not made anew.
+
+    ``documents`` come from ``read_texts``, which leaves out empty ones and exact repetitions.
+    """
+    if is_finished(folder):
+        return Documents.open(folder)
+    writer = ShardWriter(folder, tokenizer.vocab_size)
+    every = (unit.text for document in documents for unit in units(document))
+    for ids in tokenize((text for text in every if not is_held_out(text)), tokenizer):
+        writer.add(ids)
+    return writer.finish()
+
+
 PERMUTATIONS, SHINGLE = 64, 5  # of MinHash; words of a shingle
 
 
-@dataclass(frozen=True, slots=True)
-class TrainAndHeldOut:
-    """Both sides as shards, and how many texts were left out because they were near one that was there."""
-
-    train: Documents
-    held_out: Documents
-    near: int = 0
-
-
-IsNew = Callable[[str], bool]
-
-
-def prepare(
-    documents: Iterable[TextDocument], tokenizer: Tokenizer, folder: Path, is_new: IsNew = lambda text: True
-) -> TrainAndHeldOut:
-    """Shards under ``folder``/train and ``folder``/held-out; those that are whole already are opened and not made anew.
-
-    ``documents`` come from ``read_texts``, which leaves out empty ones and exact repetitions; ``is_new`` (see
-    ``near_duplicates``) leaves out more.
-    """
-    if all(is_finished(folder / side) for side in SIDES):
-        train, held_out = (Documents.open(folder / side) for side in SIDES)
-        return TrainAndHeldOut(train, held_out)
-    near = 0
-    sides: deque[bool] = deque()  # of texts that are being tokenized
-
-    def kept() -> Iterator[str]:
-        nonlocal near
-        for document in documents:
-            for unit in units(document):
-                if is_new(unit.text):
-                    sides.append(is_held_out(unit.text, HELD_OUT))
-                    yield unit.text
-                else:
-                    near += 1
-
-    for side in SIDES:  # a side that was finished before the other one failed
-        (folder / side / ABOUT).unlink(missing_ok=True)
-    writers = [ShardWriter(folder / side, tokenizer.vocab_size) for side in SIDES]
-    for ids in tokenize(kept(), tokenizer):
-        writers[sides.popleft()].add(ids)
-    train, held_out = (writer.finish() for writer in writers)
-    return TrainAndHeldOut(train, held_out, near)
-
-
-def near_duplicates(threshold: float = 0.8) -> IsNew:
+def near_duplicates(threshold: float) -> Callable[[str], bool]:
     """Whether a text is new: its five-word shingles' Jaccard similarity to none before it is above the threshold, by
     MinHash (datasketch). KlypeError when that package is missing.
 
@@ -191,19 +158,16 @@ def near_duplicates(threshold: float = 0.8) -> IsNew:
             "Texts that nearly repeat others are found by the package datasketch, which is not installed.",
             "pip install 'klype[data]', or leave them in (data.near = 0).",
         ) from None
-    index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
-    number = 0
+    index, numbers = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS), count()
 
     def is_new(text: str) -> bool:
-        nonlocal number
         words = re.findall(r"\w+", text.lower())
         shingles = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
         signature = MinHash(num_perm=PERMUTATIONS)
         signature.update_batch([shingle.encode() for shingle in shingles])
         if index.query(signature):
             return False
-        number += 1
-        index.insert(number, signature)
+        index.insert(next(numbers), signature)
         return True
 
     return is_new

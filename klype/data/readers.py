@@ -11,18 +11,19 @@ import hashlib
 import io
 import json
 import re
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from klype.data.files import (
     LONGEST,
     PLAIN,
     UNPACKED,
     Paths,
-    TextLines,
     files_of,
     kind_of,
     lines,
@@ -31,8 +32,8 @@ from klype.data.files import (
     read,
     read_bytes,
     readable,
+    rows_of,
 )
-from klype.data.table_rows import EndlessQuotesError, rows_of, separated
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 
@@ -40,6 +41,13 @@ _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often lati
 BLOCK = 16 * 2**20  # bytes
 _SHOWN = 20  # bad rows that are kept to be shown; all are counted
 _NAMED = 3  # of them that are said in the terminal
+
+
+_LIMIT = threading.Lock()  # csv keeps the longest field it takes in a global of its own
+# most characters of a row; most read again because a quotation mark before them was never closed
+ROW, AGAIN = 32 * 2**20, 64 * 2**20
+# a line costs as much time and memory as this many characters, in addition to its own
+LINE = 64
 
 
 class UnicodeFaultError(KlypeError):
@@ -232,7 +240,7 @@ def _decoded_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, str]
         return
     offset = 0
     with open_stream(file, options.unpacked) as stream:
-        for number, (length, raw) in enumerate(lines(stream, file), 1):
+        for number, (length, raw) in enumerate(lines(stream, file, (b"\n",)), 1):
             if raw is None:
                 options.bad.add(f"{file} line {number} is longer than {LONGEST >> 20} MiB.")
             else:
@@ -274,15 +282,13 @@ def read_csv(file: Path, options: TextOptions, delimiter: str = ",") -> Rows:
     """A byte that is no text is kept as half a character (surrogateescape) until the row that it stands in is known."""
     encoding, header = options.encoding, list[str]()
     with open_stream(file, options.unpacked) as stream:
-        try:
-            lines: Iterator[str] = (
-                io.StringIO(decode(read_bytes(file), encoding, str(file)), newline="")
-                if _is_wide(encoding)
-                else TextLines(stream, file, encoding)
-            )
-        except LookupError:
-            raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from None
-        for number, fields in separated(lines, delimiter):
+        text: IO[str]
+        if _is_wide(encoding):
+            text = io.StringIO(decode(read_bytes(file), encoding, str(file)), newline="")
+        else:
+            decode(b"", encoding, str(file))  # it must be known
+            text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
+        for number, fields in separated(lines(text, file, ("\n", "\r")), delimiter):
             where, quotes = place(file, number), "Check its quotation marks."
             strange = isinstance(fields, list) and re.search("[\udc80-\udcff]", "".join(fields))
             if isinstance(fields, EndlessQuotesError):
@@ -302,6 +308,66 @@ def read_csv(file: Path, options: TextOptions, delimiter: str = ",") -> Rows:
             if not header:
                 raise KlypeError(wrong, hint)  # without the header no row can be read
             options.bad.add(wrong, hint)
+
+
+class EndlessQuotesError(csv.Error):
+    """Nothing behind can be told apart."""
+
+
+def separated(found: Iterator[tuple[int, str | None]], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Line (from 1) and fields of each row that is not blank, or what is wrong with it; behind a broken row it goes on
+    at the next line."""
+    row: deque[str] = deque()  # lines of the row that is being read
+    ahead: deque[str] = deque()  # lines to be read again
+    at, again, size = 0, 0, 0
+
+    def feed() -> Iterator[str]:
+        nonlocal size
+        while True:
+            try:
+                line = ahead.popleft() if ahead else next(found)[1]
+            except StopIteration:
+                return
+            if line and not at and not row:
+                line = line.removeprefix("\ufeff")
+            row.append(line or "")  # of one that is too long nothing is kept but its place
+            size += len(row[-1]) + LINE
+            if line is None or size > ROW:
+                raise csv.Error(f"it has more than {ROW >> 20} million characters")
+            yield line
+
+    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    while True:
+        row.clear()
+        size = 0
+        try:
+            fields = _next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            again += size
+            if again > AGAIN:
+                yield at + 1, EndlessQuotesError("too many quotation marks are never closed")
+                return
+            yield at + 1, error
+            row.popleft()
+            ahead.extendleft(reversed(row))
+            at += 1
+            reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+            continue
+        if fields:
+            yield at + 1, fields
+        at += len(row)
+
+
+def _next(reader: Iterator[list[str]]) -> list[str]:
+    """The next row, its fields as long as they are."""
+    with _LIMIT:
+        before = csv.field_size_limit(2**31 - 1)
+        try:
+            return next(reader)
+        finally:
+            csv.field_size_limit(before)
 
 
 def read_columns(file: Path, options: TextOptions) -> Rows:

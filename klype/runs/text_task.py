@@ -14,7 +14,7 @@ from typing import Any
 
 from klype.data.batches import PackedBatches, conversation_batches, fit, once
 from klype.data.pools import STEPS, Example, PoolSettings
-from klype.data.prepare import is_sampled, prepare, sampled_from
+from klype.data.prepare import is_sampled, sampled_from, training_shards
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.seeds import mix
@@ -114,7 +114,8 @@ class TextTask:
     def _sharded(self) -> Documents:
         """All of a text that memory does not hold, from shards in the run's folder; and the dictionary's articles."""
         assert self.options.out is not None
-        shards = prepare(self._material.texts(), self.chat.tokenizer, self.options.out / "tokens").train
+        place = self.options.out / "tokens" / "train"
+        shards = training_shards(self._material.texts(), self.chat.tokenizer, place)
         dictionary = self._material.dictionary
         return shards.followed_by(self._tokens(dictionary.documents(held_out=False))) if dictionary else shards
 
