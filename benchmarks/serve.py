@@ -27,7 +27,7 @@ from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.serve.served import Served, open_served
-from klype.sources.find import find_model
+from klype.sources.opening import find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Trace

@@ -17,7 +17,7 @@ from benchmarks.generate import packaged_model
 from benchmarks.load import busy_cores, elsewhere
 from klype.device import processor, usable_cores, without_thread_policy
 from klype.errors import KlypeError, UsageError
-from klype.sources.bundled import DEMO
+from klype.sources.names import DEMO
 from klype.values import Figure
 
 QUESTION = "What is the capital of France?"

@@ -28,7 +28,7 @@ def served(name: str = "toy", seed: int = 0, **changes: Any) -> Served:
     """Tokens are bytes and a few words: a random model's text is full of broken characters."""
     tokenizer = Tokenizer.train(TEXTS, 300, TEMPLATE)
     model = toy("conv", seed, vocab_size=tokenizer.vocab_size, **changes)
-    return Served.of(name, NativeSource.of(model, tokenizer, Chat(tokenizer), name))
+    return Served(name, NativeSource.of(model, tokenizer, Chat(tokenizer), name))
 
 
 def post(guarded: ASGIApp, path: str, **sent: Any) -> httpx.Response:

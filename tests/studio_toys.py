@@ -42,7 +42,7 @@ def opened(name: str, source: Source, toy: Served) -> Opened:
         source,
         toy.window,
         toy.vocab_size,
-        toy.token_bytes,
+        toy.tokenizer.token_bytes,
         toy.tokenizer.name,
         say=toy.tokenizer.encode,
         template=True,

@@ -200,7 +200,7 @@ def test_names_that_there_are_not(capsys: Captured, elsewhere: Path) -> None:
 
 
 def test_a_package_brings_smollm2(smollm: Path, elsewhere: Path) -> None:
-    from klype.sources.bundled import located
+    from klype.sources.names import located
 
     assert located("smollm2") == str(smollm)
     (elsewhere / "smollm2").mkdir()  # what lies here goes first

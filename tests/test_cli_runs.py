@@ -21,7 +21,7 @@ from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.manifest import MANIFEST
 from klype.runs import folder
 from klype.runs.record import MEANING, Record, meant_otherwise, process_of
-from klype.sources.find import find_model
+from klype.sources.opening import find_model
 from klype.words import number
 
 DAY = date(2026, 11, 24)

@@ -146,7 +146,7 @@ from klype.values import Sampling
 from tests.serve_toys import post
 model = load(RUN)
 asked = [model.ask("Hvem?", temperature=1.0, limit=8, seed=seed, top_a=1.0)[0].text for seed in range(3)]
-server = app([Served.of("m", model.opened.source)])
+server = app([Served("m", model.opened.source)])
 body = dict(model="m", messages=[dict(role="user", content="Hvem?")], max_tokens=8, temperature=1.0)
 said = [post(server, "/v1/chat/completions", json=body | dict(seed=seed, top_a=1.0)).json() for seed in range(3)]
 refused = post(server, "/v1/chat/completions", json=body | dict(top_a=1.5)).text

@@ -23,7 +23,7 @@ from klype.runs.adapting import done_already
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Silent
 from klype.runs.text_measures import TextMeasures
-from klype.sources.find import find_model
+from klype.sources.opening import find_model
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_files import SpecialTokens
 from tests.train_toys import FEW, NARROW

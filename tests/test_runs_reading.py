@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from klype.cli.main import call
 from klype.runs.provenance import Reading, reading_of
-from klype.sources.find import Found, find_model
+from klype.sources.find import Found
+from klype.sources.opening import find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.words import LANGUAGES
@@ -104,7 +105,8 @@ def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path) -> None:
         from pathlib import Path
         from klype.errors import KlypeError
         from klype.runs.provenance import reading_of
-        from klype.sources.find import Found, find_model
+        from klype.sources.find import Found
+        from klype.sources.opening import find_model
         from klype.text.tokenizer import Tokenizer
 
         read = reading_of(Found(Path(sys.argv[1]), Path(sys.argv[1])), Tokenizer.load(Path(sys.argv[2])))

@@ -20,7 +20,7 @@ from klype.runs import material, pipeline, recipe
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.probe import model_config
 from klype.runs.say import Silent
-from klype.sources.find import find_model
+from klype.sources.opening import find_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = (

@@ -242,7 +242,7 @@ class Frail(Engine):
 
 def frail() -> tuple[Served, Frail]:
     one = served("toy", window=4096)
-    engine = Frail(one.source.engine.model, decode_bytes=one.token_bytes, name="toy")
+    engine = Frail(one.source.engine.model, decode_bytes=one.tokenizer.token_bytes, name="toy")
     one.source.engine = engine
     return one, engine
 

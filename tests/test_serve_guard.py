@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 
 from klype.errors import UsageError
 from klype.serve.app import app as serving
-from klype.serve.guard import COOKIE, Guard, Rules, ServeSettings, Sessions, is_loopback
+from klype.serve.guard import COOKIE, Guard, Rules, Sessions, is_loopback
 from tests.serve_toys import ask, post, served
 
 OWN = "localhost:8000"
@@ -102,7 +102,7 @@ def test_its_own_pages_and_plain_clients_come_in(headers: dict[str, str]) -> Non
 
 
 def test_beyond_loopback_addresses_and_given_names_are_its_own() -> None:
-    rules = Rules.of(ServeSettings(), "key", "0.0.0.0", ["klype.example"])
+    rules = Rules.of("key", "0.0.0.0", ["klype.example"])
     bearer = {"authorization": "Bearer key"}
     assert status({"host": "192.168.1.7:8000", **bearer}, rules) == 200
     assert status({"host": "klype.example", **bearer}, rules) == 200
@@ -111,7 +111,7 @@ def test_beyond_loopback_addresses_and_given_names_are_its_own() -> None:
 
 
 def test_pages_of_sites_that_are_let_in_may_ask() -> None:
-    rules = Rules.of(ServeSettings(), "key", origins=["https://Notes.example", "http://localhost:9000/"])
+    rules = Rules.of("key", origins=["https://Notes.example", "http://localhost:9000/"])
     guarded_app = serving([served()], rules=rules)
     body = {"model": "toy", "prompt": "hvor", "max_tokens": 1, "user": "Kari"}
     key = {"authorization": "Bearer key", "sec-fetch-site": "cross-site"}
@@ -137,7 +137,7 @@ def test_pages_of_sites_that_are_let_in_may_ask() -> None:
     assert ask(guarded_app, "OPTIONS", "/v1/completions", headers=other).status_code == 400
     for everybody in ("*", "null", "notes.example", "https://*"):
         with pytest.raises(UsageError, match="allow_origin does not understand"):
-            Rules.of(ServeSettings(), origins=[everybody])
+            Rules.of(None, origins=[everybody])
 
 
 def test_keys() -> None:

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 from klype.cli.commands.serve import Listening
 from klype.model import checkpoint
-from klype.serve.answering import _in_turns
 from klype.serve.app import LARGE, app
 from klype.serve.guard import Rules
+from klype.serve.responses import _in_turns
 from klype.serve.server import listen, server
 from klype.serve.worker import AT_ONCE
 from tests.health import ATTACKS, TEXT, polled

@@ -90,14 +90,14 @@ def test_probabilities_are_those_over_what_is_allowed(toy: ASGIApp) -> None:
             going_on = [
                 (int(token), float(logp))
                 for token, logp in zip(q.ids, q.logp, strict=True)
-                if (data := one.token_bytes(int(token))) and any(a.startswith(said + data) for a in answers)
+                if (data := one.spellings[int(token)]) and any(a.startswith(said + data) for a in answers)
             ]
             total = math.log(sum(math.exp(logp) for _, logp in going_on))
             wanted = {f"token_id:{token}": logp - total for token, logp in going_on}
             assert {top["token"]: top["logprob"] for top in entry["top_logprobs"]} == pytest.approx(wanted, abs=1e-4)
             assert entry["logprob"] == pytest.approx(wanted[entry["token"]], abs=1e-4)
             ids.append(int(entry["token"].removeprefix("token_id:")))
-            said += one.token_bytes(ids[-1])
+            said += one.spellings[ids[-1]]
         assert said in answers
     plain = post(toy, "/v1/chat/completions", json={**CHAT, "logprobs": True}).json()
     assert "constraint" not in plain["choices"][0]["logprobs"]
@@ -185,14 +185,8 @@ def test_an_answer_that_cannot_be_gone_on_with_ends_alone() -> None:
     cut, found = Engine(one.source.engine.model).run([Request(chat_prompt(), 2, 8, constraint=stuck), other])
     assert {trace.ended for trace in cut} == {"cancelled"}
     assert [trace.tokens for trace in found] == [trace.tokens for trace in alone(other)]
-    blind = Served(
-        one.name,
-        one.source,
-        one.fingerprint,
-        one.spellings,
-        one.longest,
-        JsonAnswers(spelled, (), one.tokenizer.encode),
-    )
+    blind = Served(one.name, one.source)
+    blind.json = JsonAnswers(spelled, (), one.tokenizer.encode)
     got = post(app([blind]), "/v1/chat/completions", json=asked({"type": "string", "pattern": "^[ab]\\u00e6$"}))
     assert got.status_code == 400
     assert "could not be gone on with" in got.json()["error"]["message"]
@@ -232,7 +226,7 @@ def test_the_demo_model_and_a_real_one(smollm: Path) -> None:
 def test_masks_follow_the_vocabulary() -> None:
     """Ids beyond the tokenizer (padding of the vocabulary) and control tokens are never allowed before the end."""
     one = served()
-    tokens = [one.token_bytes(token) for token in range(one.vocab_size)]
+    tokens = one.spellings
     state = JsonAnswers([*tokens, b"", b""], one.source.codec.stop, one.tokenizer.encode).following(
         {"type": "string"}
     )()

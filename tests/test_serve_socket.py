@@ -404,7 +404,7 @@ def of_letters() -> Served:
     model = one.source.engine.model
     follows = {0xC3: (0xA6, 0xB8, 0xA5), 0xF0: (0x9F,), 0x9F: (0x99,), 0x99: (0x82,)}
     follows |= dict.fromkeys((0xA6, 0xB8, 0xA5, 0x82), (0xC3, 0xF0))
-    spelt = {one.token_bytes(token): token for token in range(one.tokenizer.vocab_size)}
+    spelt = {one.spellings[token]: token for token in range(one.tokenizer.vocab_size)}
     with torch.no_grad():
         model.head.weight.zero_()
         for layer in model.layers:
@@ -414,13 +414,13 @@ def of_letters() -> Served:
             model.embed.weight[spelt[bytes([byte])]] = torch.eye(model.config.width)[place]
             for after in nexts:
                 model.head.weight[spelt[bytes([after])], place] = 10.0
-    return Served.of("letters", one.source)
+    return Served("letters", one.source)
 
 
 def speak(streams: int) -> int:
     """Streams that were read; each is whole characters only."""
     one, said = of_letters(), ""
-    start_token = next(token for token in range(one.tokenizer.vocab_size) if one.token_bytes(token) == b"\x82")
+    start_token = next(token for token in range(one.tokenizer.vocab_size) if one.spellings[token] == b"\x82")
     with running(app([one])) as url, httpx.Client(base_url=url, timeout=600) as client:  # a busy machine is no fault
         for seed in range(streams):
             body = {"model": "letters", "prompt": [start_token], "max_tokens": 20 + seed % 9, "stream": True}

@@ -28,7 +28,7 @@ WIDE = 1 << 16
 def templated(name: str, template: str) -> Served:
     one = served(name)
     codec = one.source.codec
-    return Served.of(name, NativeSource.of(one.source.engine.model, codec.tokenizer, Chat(codec.tokenizer, template)))
+    return Served(name, NativeSource.of(one.source.engine.model, codec.tokenizer, Chat(codec.tokenizer, template)))
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_a_model_with_more_rows_than_tokens_answers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_who_stays_is_answered_by_the_server_as_if_alone(folders: dict[str, Path]) -> None:
     def make() -> Served:
-        return Served.of("toy", open_hf(folders["gpt2"]))
+        return Served("toy", open_hf(folders["gpt2"]))
 
     with running(app([make()], ServeSettings(batch=7))) as url:
         stayed, left = come_and_go(url, SHORT // 2, 0, make)

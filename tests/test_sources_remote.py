@@ -64,7 +64,7 @@ def served() -> Any:
     from klype.serve.guard import ServeSettings
     from klype.serve.served import Served
 
-    return app([Served.of("toy", own())], ServeSettings(completion_top=TOP))
+    return app([Served("toy", own())], ServeSettings(completion_top=TOP))
 
 
 @pytest.fixture(scope="module")

@@ -250,7 +250,7 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     opened = open_model(str(folder))
-    server = app([Served.of("qwen", opened.source)], ServeSettings(completion_top=5))  # type: ignore[arg-type]
+    server = app([Served("qwen", opened.source)], ServeSettings(completion_top=5))  # type: ignore[arg-type]
     wire = HttpClient("http://localhost/v1", retry=RetryPolicy(client=httpx.Client(transport=InProcess(server))))
     remote = RemoteSource(wire, probe(wire))
     for text in TEXTS[::5]:

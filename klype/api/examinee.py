@@ -112,7 +112,7 @@ def shape_of(opened: Opened) -> Shape | None:
     from klype.model.prepacked import Int8Linear
     from klype.model.quantised import QuantisedLinear
 
-    config, model = opened.native.loaded.config, opened.native.loaded.model
+    config, model = opened.native.config, opened.native.model
     matrices = config.flops_per_token // 2
     number = model.dtype.itemsize
     weight = 1 if any(isinstance(part, Int8Linear) for part in model.modules()) else number

@@ -59,9 +59,8 @@ def open_judge(
     """
     from klype.judge.embedding import EmbeddingJudge, is_encoder, minilm, open_embedding
     from klype.judge.meaning import JudgeModel
-    from klype.sources.bundled import located
-    from klype.sources.find import find_model, kind_of
-    from klype.sources.opening import open_model
+    from klype.sources.names import located
+    from klype.sources.opening import find_model, kind_of, open_model
 
     if name is None or isinstance(name, Judge):
         return name

@@ -23,9 +23,9 @@ from klype.option import Option, Options, option_in, options_of
 from klype.option import a_file as a_file
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
-from klype.sources.bundled import DEMO, located
-from klype.sources.find import PATH, find_path, is_bare, kind_of, near, spelled
-from klype.sources.names import to_fetch
+from klype.sources.find import find_path, is_bare, near
+from klype.sources.names import DEMO, located, to_fetch
+from klype.sources.opening import PATH, kind_of, spelled
 from klype.words import LANGUAGES
 
 

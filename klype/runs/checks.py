@@ -11,7 +11,7 @@ from klype.device import a_device
 from klype.errors import UsageError
 from klype.option import a_file
 from klype.runs.options import RunOptions, StageOptions
-from klype.sources.find import find_model
+from klype.sources.opening import find_model
 from klype.words import LANGUAGES
 
 

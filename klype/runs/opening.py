@@ -27,8 +27,9 @@ from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.say import RunListener
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.task import Task
-from klype.sources.bundled import called
-from klype.sources.find import Found, find_model, holds_weights
+from klype.sources.find import Found, holds_weights
+from klype.sources.names import called
+from klype.sources.opening import find_model
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
 

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from klype.device import Device
 from klype.option import Option, Options
-from klype.sources.bundled import located
+from klype.sources.names import located
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -23,7 +23,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import MEANING, meant_otherwise
 from klype.runs.say import RunListener
 from klype.runs.stages import Run, enough_steps, late_text, precision_of, seconds_for
-from klype.sources.find import find_model
+from klype.sources.opening import find_model
 from klype.train import parallel
 from klype.train.objectives import cross_entropy
 from klype.train.preference import NoPreferencesError

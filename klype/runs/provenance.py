@@ -9,7 +9,8 @@ from pathlib import Path
 
 from klype.errors import KlypeError
 from klype.runs.folder import read_run
-from klype.sources.find import PATH, Found, find_model, kind_of
+from klype.sources.find import Found
+from klype.sources.opening import PATH, find_model, kind_of
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question
 from klype.words import words

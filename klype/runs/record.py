@@ -22,7 +22,7 @@ from klype.errors import Interrupted, KlypeError, UsageError
 from klype.jsons import steps
 from klype.option import spelled
 from klype.runs.options import RunOptions, StageOptions
-from klype.sources.find import PATH, kind_of
+from klype.sources.opening import PATH, kind_of
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
 # Options that may differ when a run is resumed.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from klype.serve.plan import Plan
-from klype.serve.served import Served
 from klype.serve.worker import AT_ONCE
 from klype.values import Step, Trace
+
+LEAST = -9999.0  # stands for a log-probability that is no number JSON knows (OpenAI's own convention)
+Piece = dict[str, Any]
 
 
 class Spoken:
@@ -33,16 +35,12 @@ class Spoken:
         if self._cut:
             return ""
         data = self._held + data
-        found = [at for stop in self._stops if (at := data.find(stop)) >= 0]
-        if found:
-            self._cut, self._held = True, b""
-            return self._decode(data[: min(found)])
-        keep = 0 if last else max((_overlap(data, stop) for stop in self._stops), default=0)
-        self._held = data[len(data) - keep :]
-        return self._decode(data[: len(data) - keep])
-
-    def _decode(self, data: bytes) -> str:
-        text = self._decoder.decode(data)
+        end = min((at for stop in self._stops if (at := data.find(stop)) >= 0), default=-1)
+        self._cut = end >= 0
+        if not self._cut:
+            end = len(data) - (0 if last else max((_overlap(data, stop) for stop in self._stops), default=0))
+        self._held = data[end:]
+        text = self._decoder.decode(data[:end])
         if text and self._strip:
             self._strip = False
             text = text.removeprefix(" ")
@@ -55,200 +53,172 @@ def _overlap(data: bytes, stop: bytes) -> int:
     return next((n for n in range(longest, 0, -1) if data.endswith(stop[:n])), 0)
 
 
-LEAST = -9999.0
-"""What stands for a log-probability that is no number JSON knows (OpenAI's own convention)."""
-
-
-class Spelling:
-    """A token as text. Bytes that are no characters are escaped; control tokens have their name and no bytes.
-
-    ``as_ids``: "token_id:7" instead (vLLM's ``return_tokens_as_token_ids``), which no two tokens share.
-    """
-
-    def __init__(self, served: Served, as_ids: bool = False, broken: str = "") -> None:
-        """``broken`` leads the escaped bytes: "bytes:" in completions, nothing in chat, as OpenAI has it."""
-        self._served = served
-        self._names = {token: name for name, token in served.tokenizer.control_ids().items()}
-        self._as_ids = as_ids
-        self._broken = broken
-
-    def text(self, token: int) -> str:
-        if self._as_ids:
-            return f"token_id:{token}"
-        data = self._served.token_bytes(token)
-        if not data:
-            return self._names.get(token, "")
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return self._broken + "".join(f"\\x{byte:02x}" for byte in data)
-
-    def bytes(self, token: int) -> list[int] | None:
-        return list(self._served.token_bytes(token)) or None
-
-
 def finite(logp: float) -> float:
     return logp if math.isfinite(logp) else LEAST
 
 
-def alternatives(step: Step, top: int) -> list[tuple[int, float]]:
-    """The ``top`` most probable tokens with their log-probabilities; the chosen one's is exactly the step's own."""
-    found = step.distribution
-    if found is None or not top:
-        return []
-    pairs = zip(found.ids[:top].tolist(), found.logp[:top].tolist(), strict=True)
-    # under a constraint fewer may be possible than are asked for
-    return [(token, finite(step.logp if token == step.token else logp)) for token, logp in pairs if logp > -math.inf]
+class ChoiceWriter:
+    """One of the answers: what has been said, and how it is written. ``kind`` and ``chunk_kind`` are the names of the
+    object around it, whole and in pieces, and ``prefix`` begins its id."""
 
-
-def chat_entries(steps: Sequence[Step], spelling: Spelling, top: int) -> list[dict[str, Any]]:
-    """``logprobs.content`` of chat completions."""
-
-    def entry(token: int, logp: float) -> dict[str, Any]:
-        return {"token": spelling.text(token), "logprob": logp, "bytes": spelling.bytes(token)}
-
-    return [
-        {
-            **entry(step.token, finite(step.logp)),
-            "top_logprobs": [entry(token, logp) for token, logp in alternatives(step, top)],
-        }
-        for step in steps
-    ]
-
-
-class Offsets:
-    """Where in a choice's text each token begins, in characters."""
-
-    def __init__(self, start: int = 0) -> None:
-        self._at = start
-
-    def next(self, data: bytes) -> int:
-        """The place of a token of these bytes; a character counts where its first byte is."""
-        at = self._at
-        self._at += sum(byte & 0xC0 != 0x80 for byte in data)
-        return at
-
-
-def completion_entries(
-    steps: Sequence[Step], spelling: Spelling, top: int, offsets: Offsets, served: Served
-) -> dict[str, list[Any]]:
-    """``logprobs`` of completions. The token that was chosen is always among its alternatives."""
-    out: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for step in steps:
-        listed: dict[str, float] = {}
-        for token, logp in (*alternatives(step, top), (step.token, finite(step.logp))):
-            listed.setdefault(spelling.text(token), logp)
-        out["tokens"].append(spelling.text(step.token))
-        out["token_logprobs"].append(finite(step.logp))
-        out["top_logprobs"].append(listed)
-        out["text_offset"].append(offsets.next(served.token_bytes(step.token)))
-    return out
-
-
-class Form(Protocol):
-    """One choice on its way. ``open`` is what comes before its tokens; ``text`` is what a piece adds."""
-
-    spoken: Spoken
-
-    def open(self, prompt: Trace | None) -> list[dict[str, Any]]:
-        """Pieces before the first token, given the probabilities of the prompt where they were asked for."""
-        ...
-
-    def piece(self, text: str, steps: Sequence[Step], reason: str | None) -> dict[str, Any]: ...
-
-    def whole(self, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The choice, put together from all of its pieces."""
-        ...
-
-
-class ChatForm:
-    """``choices`` of chat.completion and its chunks."""
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    lead: ClassVar[bool] = False
+    broken: ClassVar[str] = ""  # leads the escaped bytes of a token that is no text, as OpenAI has it
 
     def __init__(self, plan: Plan, index: int) -> None:
-        self.index = index
-        self.spoken = Spoken(plan.stops, lead=True)
-        self._top = plan.top
-        self._spelling = Spelling(plan.served, plan.as_ids)
-        self._constraint = {"constraint": plan.constraint} if plan.constraint else {}
+        self.plan, self.index, self.top = plan, index, plan.top or 0
+        self.said = 0
+        self.opened = False
+        self._spoken = Spoken(plan.body.stops, self.lead)
 
-    def open(self, prompt: Trace | None) -> list[dict[str, Any]]:
+    def opening(self, prompt: Trace | None) -> list[Piece]:
+        """Pieces before the first token, given the probabilities of the prompt where they were asked for."""
+        raise NotImplementedError
+
+    def piece(self, text: str, logprobs: Piece | None, reason: str | None) -> Piece:
+        raise NotImplementedError
+
+    def logprobs(self, steps: Sequence[Step]) -> Piece:
+        raise NotImplementedError
+
+    def whole(self, pieces: Sequence[Piece]) -> Piece:
+        """The choice, put together from all of its pieces."""
+        raise NotImplementedError
+
+    def pieces(self, steps: Sequence[Step], reason: str | None) -> list[Piece]:
+        """The next one, if any, with these steps; ``reason``: why it ended (None: it goes on)."""
+        self.said += len(steps)
+        spellings = self.plan.served.spellings
+        text = "".join([self._spoken.add(spellings[step.token]) for step in steps])
+        if reason is not None:
+            text += self._spoken.add(b"", last=True)
+        logprobs = self.logprobs(steps) if steps and self.plan.top is not None else None
+        return [self.piece(text, logprobs, reason)] if text or reason or logprobs else []
+
+    def spelling(self, token: int) -> str:
+        """A token as text: a control token has its name, and bytes that are no characters are escaped; with
+        ``return_tokens_as_token_ids`` (vLLM's) "token_id:7", which no two tokens share."""
+        if self.plan.body.return_tokens_as_token_ids:
+            return f"token_id:{token}"
+        data = self.plan.served.spellings[token]
+        if not data:
+            return self.plan.served.names.get(token, "")
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return self.broken + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def alternatives(self, step: Step) -> list[tuple[int, float]]:
+        """The most probable tokens with their log-probabilities; the chosen one's is exactly the step's own."""
+        found, top = step.distribution, self.top
+        if found is None or not top:
+            return []
+        pairs = zip(found.ids[:top].tolist(), found.logp[:top].tolist(), strict=True)
+        # under a constraint fewer may be possible than are asked for
+        return [(token, finite(step.logp if token == step.token else p)) for token, p in pairs if p > -math.inf]
+
+
+class ChatWriter(ChoiceWriter):
+    """``choices`` of chat.completion and its chunks."""
+
+    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    lead = True
+
+    def opening(self, prompt: Trace | None) -> list[Piece]:
         return [self._chunk({"role": "assistant", "content": "", "refusal": None}, None, None)]
 
-    def piece(self, text: str, steps: Sequence[Step], reason: str | None) -> dict[str, Any]:
-        logprobs = None
-        if self._top is not None and steps:
-            logprobs = self._logprobs(chat_entries(steps, self._spelling, self._top))
+    def piece(self, text: str, logprobs: Piece | None, reason: str | None) -> Piece:
         return self._chunk({"content": text} if text or logprobs else {}, logprobs, reason)
 
-    def whole(self, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[Piece]) -> Piece:
         text = "".join(piece["delta"].get("content", "") for piece in pieces)
         entries = [entry for piece in pieces if piece["logprobs"] for entry in piece["logprobs"]["content"]]
         return {
             "index": self.index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None if self._top is None else self._logprobs(entries),
+            "logprobs": None if self.plan.top is None else self._listed(entries),
             "finish_reason": pieces[-1]["finish_reason"],
         }
 
-    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"content": entries, "refusal": None, **self._constraint}
+    def logprobs(self, steps: Sequence[Step]) -> Piece:
+        def entry(token: int, logp: float) -> Piece:
+            data = self.plan.served.spellings[token]
+            return {"token": self.spelling(token), "logprob": logp, "bytes": list(data) or None}
 
-    def _chunk(self, delta: dict[str, Any], logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+        return self._listed(
+            [
+                {
+                    **entry(step.token, finite(step.logp)),
+                    "top_logprobs": [entry(*one) for one in self.alternatives(step)],
+                }
+                for step in steps
+            ]
+        )
+
+    def _listed(self, entries: list[Piece]) -> Piece:
+        constraint = {"constraint": self.plan.constraint} if self.plan.constraint else {}
+        return {"content": entries, "refusal": None, **constraint}
+
+    def _chunk(self, delta: Piece, logprobs: Piece | None, reason: str | None) -> Piece:
         return {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
-class CompletionForm:
+class CompletionWriter(ChoiceWriter):
     """``choices`` of text_completion."""
 
-    def __init__(self, plan: Plan, index: int) -> None:
-        self.index = index
-        self.spoken = Spoken(plan.stops)
-        self._served = plan.served
-        self._top = plan.top
-        self._spelling = Spelling(plan.served, plan.as_ids, "bytes:")
-        self._prompt = plan.prompts[index // plan.n]
-        self._echo = None if plan.echoes is None else plan.echoes[index // plan.n]
-        self._offsets = Offsets(len(self._echo or ""))
+    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+    broken = "bytes:"
+    _at = 0  # where the next token begins in the text, in characters
 
-    def open(self, prompt: Trace | None) -> list[dict[str, Any]]:
-        if self._echo is None:
+    def opening(self, prompt: Trace | None) -> list[Piece]:
+        if self.plan.echoes is None:
             return []
+        echo = self.plan.echoes[self.index // self.plan.n]
         if prompt is None:
-            return [self._chunk(self._echo, None, None)]
-        found = enumerate(self._prompt_logprobs(prompt))
-        return [self._chunk("" if i else self._echo, logprobs, None) for i, logprobs in found]
+            self._at = len(echo)
+            return [self.piece(echo, None, None)]
+        found = enumerate(self._prompt_logprobs(prompt, echo))
+        return [self.piece("" if i else echo, logprobs, None) for i, logprobs in found]
 
-    def piece(self, text: str, steps: Sequence[Step], reason: str | None) -> dict[str, Any]:
-        logprobs = None
-        if self._top is not None and steps:
-            logprobs = completion_entries(steps, self._spelling, self._top, self._offsets, self._served)
-        return self._chunk(text, logprobs, reason)
+    def piece(self, text: str, logprobs: Piece | None, reason: str | None) -> Piece:
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def whole(self, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[Piece]) -> Piece:
         text = "".join(piece["text"] for piece in pieces)
-        logprobs: dict[str, list[Any]] | None = None
-        if self._top is not None:
-            logprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-            for piece in pieces:
-                for name, values in (piece["logprobs"] or {}).items():
-                    logprobs[name] += values
-        return self._chunk(text, logprobs, pieces[-1]["finish_reason"])
+        logprobs = self.logprobs(())
+        for piece in pieces:
+            for name, values in (piece["logprobs"] or {}).items():
+                logprobs[name] += values
+        return self.piece(text, None if self.plan.top is None else logprobs, pieces[-1]["finish_reason"])
 
-    def _prompt_logprobs(self, prompt: Trace) -> Iterator[dict[str, list[Any]]]:
+    def logprobs(self, steps: Sequence[Step]) -> Piece:
+        """The token that was chosen is always among its alternatives."""
+        out: Piece = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for step in steps:
+            listed: dict[str, float] = {}
+            for token, logp in (*self.alternatives(step), (step.token, finite(step.logp))):
+                listed.setdefault(self.spelling(token), logp)
+            self._put(out, step.token, finite(step.logp), listed)
+        return out
+
+    def _put(self, out: Piece, token: int, logp: float | None, listed: dict[str, float] | None) -> None:
+        """A character counts where its first byte is."""
+        values = self.spelling(token), logp, listed, max(0, self._at)
+        for name, value in zip(out, values, strict=True):
+            out[name].append(value)
+        self._at += sum(byte & 0xC0 != 0x80 for byte in self.plan.served.spellings[token])
+
+    def _prompt_logprobs(self, prompt: Trace, echo: str) -> Iterator[Piece]:
         """Of some tokens after the other. Nothing is known about the first one. A space that the tokenizer put before
         the text is not in the text."""
-        first = self._prompt[0]
-        added = len(self._served.text(self._prompt)) - len(self._echo or "")
-        offsets = Offsets(-added)
-        at = offsets.next(self._served.token_bytes(first))
-        text = self._spelling.text(first)
-        yield {"tokens": [text], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [max(0, at)]}
-        top = self._top or 0
-        some = max(1, AT_ONCE // (1 + top))
+        ids = self.plan.prompts[self.index // self.plan.n]
+        self._at = len(echo) - len(self.plan.served.text(ids))
+        first = self.logprobs(())
+        self._put(first, ids[0], None, None)
+        yield first
+        some = max(1, AT_ONCE // (1 + self.top))
         for start in range(0, len(prompt.steps), some):
-            steps = prompt.steps[start : start + some]
-            found = completion_entries(steps, self._spelling, top, offsets, self._served)
-            yield {**found, "text_offset": [max(0, place) for place in found["text_offset"]]}
-
-    def _chunk(self, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+            yield self.logprobs(prompt.steps[start : start + some])
+        self._at = len(echo)

@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from klype.errors import KlypeError, UsageError
 
+# by status; other 4xx are "invalid_request_error", 5xx "server_error"
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-"""By status; other 4xx are "invalid_request_error", 5xx "server_error"."""
 CODES = {
     401: "invalid_api_key",
     403: "forbidden",
@@ -27,66 +27,64 @@ CODES = {
 
 
 class ApiError(Exception):
-    """A request that is refused, with what the client is told."""
+    """A request that is refused, with what the client is told. ``retry_after``: in seconds."""
 
-    def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
-        self.message, self.status, self.param, self.code = message, status, param, code
-        self.headers: dict[str, str] = {}
+        self.message, self.status, self.param, self.code = message, status, param, code or CODES.get(status)
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
 
+    def body(self) -> bytes:
+        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
 
-class BusyError(ApiError):
-    """Too much is waiting already."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("The server is busy: its queue is full. Try again later.", 429)
-        self.headers = {"Retry-After": str(retry_after)}
-
-
-def error_body(message: str, status: int, param: str | None = None, code: str | None = None) -> bytes:
-    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    error = {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}
-    return json.dumps({"error": error}).encode()
-
-
-def error_response(error: ApiError) -> Response:
-    body = error_body(error.message, error.status, error.param, error.code)
-    return Response(body, error.status, error.headers, "application/json")
+    def response(self) -> Response:
+        return Response(self.body(), self.status, self.headers, "application/json")
 
 
 def as_api_error(error: BaseException) -> ApiError:
     """What went wrong with a model, for its client."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, UsageError):
-        return ApiError(str(error), 400)
     if isinstance(error, KlypeError):
-        return ApiError(str(error), 500)
+        return ApiError(str(error), 400 if isinstance(error, UsageError) else 500)
     return ApiError("The server failed to answer. Its log says why.", 500)
 
 
-def handle_errors(app: FastAPI) -> None:
-    """Validation, unknown paths and methods, and the server's own failures, all in one shape."""
+async def refused(_: Request, error: Exception) -> Response:
+    return as_api_error(error).response()
 
-    async def refused(request: Request, error: Exception) -> Response:
-        return error_response(as_api_error(error))
 
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        response = error_response(ApiError(_http_message(error, request), error.status_code))
-        response.headers.update(error.headers or {})
-        return response
+async def refused_by_framework(request: Request, error: HTTPException) -> Response:
+    """Unknown paths and methods, and bodies that cannot be read."""
+    method, path = request.method[:20], f"{request.url.path[:200]!a}"
+    said = {404: f"There is nothing at {method} {path}.", 405: f"{method} is not allowed at {path}."}
+    response = ApiError(said.get(error.status_code, str(error.detail)[:300]), error.status_code).response()
+    response.headers.update(error.headers or {})
+    return response
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        message, param = describe(error.errors()[0])
-        return error_response(ApiError(message, 400, param))
 
-    app.add_exception_handler(ApiError, refused)
-    app.add_exception_handler(KlypeError, refused)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, refused)
+async def invalid(_: Request, error: RequestValidationError) -> Response:
+    message, param = describe(error.errors()[0])
+    return ApiError(message, 400, param).response()
+
+
+# as FastAPI takes them: all in one shape, the server's own failures too
+HANDLERS: dict[int | type[Exception], Any] = {
+    ApiError: refused,
+    KlypeError: refused,
+    HTTPException: refused_by_framework,
+    RequestValidationError: invalid,
+    Exception: refused,
+}
 
 
 def describe(error: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -102,11 +100,3 @@ def describe(error: Mapping[str, Any]) -> tuple[str, str | None]:
         return "The body must be a JSON object, sent as Content-Type: application/json.", None
     message = str(error["msg"])[:300].removeprefix("Value error, ").rstrip(".")
     return (f"{param}: {message}." if param else f"{message}."), param or None
-
-
-def _http_message(error: HTTPException, request: Request) -> str:
-    if error.status_code == 404:
-        return f"There is nothing at {request.method[:20]} {request.url.path[:200]!a}."
-    if error.status_code == 405:
-        return f"{request.method[:20]} is not allowed at {request.url.path[:200]!a}."
-    return str(error.detail)[:300]

@@ -12,15 +12,14 @@ from klype.engine.requests import check_request
 from klype.errors import KlypeError, UsageError
 from klype.serve.errors import ApiError
 from klype.serve.guard import ServeSettings
-from klype.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationRequest, ResponseFormat
+from klype.serve.schemas import REFUSED, ChatRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
 from klype.serve.served import Served
 from klype.sources.source import Message
 from klype.values import Request
 
 BIASES = 1024
 BIAS = 100
-SHRINKS = 4
-"""A tokenizer's normalisation makes no text shorter than this part of it."""
+SHRINKS = 4  # a tokenizer's normalisation makes no text shorter than this part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,53 +31,59 @@ class Plan:
     ``constraint``: the response_format that restricts the answers.
     """
 
+    body: GenerationRequest
     served: Served
-    prompts: tuple[tuple[int, ...], ...]
+    prompts: Sequence[tuple[int, ...]]
     requests: tuple[Request, ...]
-    n: int
     top: int | None
-    stops: tuple[str, ...]
-    echoes: tuple[str, ...] | None = None
-    as_ids: bool = False
+    echoes: Sequence[str] | None = None
     constraint: str = ""
+
+    @property
+    def n(self) -> int:
+        return self.body.n or 1
 
     @property
     def prompt_tokens(self) -> int:
         return sum(map(len, self.prompts))
 
     @property
-    def choices(self) -> int:
-        return len(self.prompts) * self.n
+    def scored(self) -> Sequence[tuple[int, ...]]:
+        """Prompts whose own probabilities are asked for."""
+        return self.prompts if self.echoes is not None and self.top is not None else ()
 
 
 def plan_chat(
     body: ChatRequest, messages: Sequence[Message], served: Served, settings: ServeSettings, seed: int
 ) -> Plan:
     """``messages`` are the body's, plain. Raises ApiError when it cannot be answered."""
-    _refuse_chat(body)
+    for name in REFUSED:  # what changes an answer and is not supported is refused, never silently left out
+        value = getattr(body, name)
+        if value if name in ("tools", "functions", "audio") else value not in (None, "none", "auto"):
+            raise ApiError(f"{name} is not supported by this server.", 400, name)
+    if body.modalities not in (None, ["text"]):
+        raise ApiError('The only modality of this server is "text".', 400, "modalities")
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs to be true.", 400, "top_logprobs")
     _at_most(body.top_logprobs, settings.chat_top, "top_logprobs")
     _few_enough(body.n or 1, 1, settings)
     _short_enough("".join(message["content"] for message in messages), served)
-    prompt = chat_prompt(served, messages)
+    prompts = [chat_prompt(served, messages)]
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     top = (body.top_logprobs or 0) if body.logprobs else None
-    requests = _requests(body, served, [prompt], limit, top, seed)
-    ids, constraint = bool(body.return_tokens_as_token_ids), ""
-    if (asked := body.response_format) is not None and asked.type != "text":
-        constraint = asked.type
-        following = served.json.following(_schema(asked))
-        requests = tuple(replace(request, constraint=following) for request in requests)
-    return Plan(served, (prompt,), requests, body.n or 1, top, body.stops, as_ids=ids, constraint=constraint)
-
-
-def _schema(asked: ResponseFormat) -> dict[str, Any]:
-    if asked.type == "json_object":
-        return {"type": "object"}
-    if asked.json_schema is None:
-        raise ApiError("A response_format of type json_schema needs json_schema.", 400, "response_format.json_schema")
-    return asked.json_schema.schema_
+    requests = _requests(body, served, prompts, (limit, top, seed))
+    asked = body.response_format
+    if asked is None or asked.type == "text":
+        return Plan(body, served, prompts, requests, top)
+    schema: dict[str, Any] = {"type": "object"}
+    if asked.type == "json_schema":
+        if asked.json_schema is None:
+            message = "A response_format of type json_schema needs json_schema."
+            raise ApiError(message, 400, "response_format.json_schema")
+        schema = asked.json_schema.schema_
+    following = served.json.following(schema)
+    requests = tuple(replace(request, constraint=following) for request in requests)
+    return Plan(body, served, prompts, requests, top, constraint=asked.type)
 
 
 def plan_completion(body: CompletionRequest, served: Served, settings: ServeSettings, seed: int) -> Plan:
@@ -94,10 +99,9 @@ def plan_completion(body: CompletionRequest, served: Served, settings: ServeSett
         _short_enough(prompt, served)
     prompts = [_ids(prompt, served) for prompt in asked]
     limit = 16 if body.max_tokens is None else body.max_tokens
-    requests = _requests(body, served, prompts, limit, body.logprobs, seed)
-    echoes = tuple(_text(prompt, served) for prompt in asked) if body.echo else None
-    ids = bool(body.return_tokens_as_token_ids)
-    return Plan(served, tuple(prompts), requests, body.n or 1, body.logprobs, body.stops, echoes, ids)
+    requests = _requests(body, served, prompts, (limit, body.logprobs, seed))
+    echoes = [prompt if isinstance(prompt, str) else served.text(prompt) for prompt in asked] if body.echo else None
+    return Plan(body, served, prompts, requests, body.logprobs, echoes)
 
 
 def plan_embedding(body: EmbeddingRequest, served: Served) -> list[tuple[int, ...]]:
@@ -108,11 +112,11 @@ def plan_embedding(body: EmbeddingRequest, served: Served) -> list[tuple[int, ..
     try:
         for text in _prompts(body.input):
             if not text:
-                raise ApiError("The input is empty.", 400)
+                raise ApiError("The input is empty.")
             _short_enough(text, served)
             found.append(_ids(text, served))
             if len(found[-1]) > served.window:
-                raise _too_long(served, len(found[-1]), None)
+                raise _too_long(served, f"{len(found[-1])} tokens of the prompt. Shorten the prompt or the answer.")
     except ApiError as error:
         error.param = "input"
         raise
@@ -135,12 +139,12 @@ def _requests(
     body: GenerationRequest,
     served: Served,
     prompts: Sequence[tuple[int, ...]],
-    limit: int | None,
-    top: int | None,
-    seed: int,
+    drawn: tuple[int | None, int | None, int],
 ) -> tuple[Request, ...]:
+    """``drawn``: tokens at most, alternatives a token, and the seed where the body has none."""
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options needs stream to be true.", 400, "stream_options")
+    limit, top, seed = drawn
     most = Request(
         prompt=(),
         n=body.n or 1,
@@ -152,14 +156,16 @@ def _requests(
     )
     found = []
     for prompt in prompts:
-        room = served.window - len(prompt) + 1  # the last token of an answer is not read again
-        if room < 1 or (limit or 0) > room:
-            raise _too_long(served, len(prompt), limit)
-        request = replace(most, prompt=prompt, limit=room if limit is None else max(limit, 1))
+        left = served.window - len(prompt) + 1  # the last token of an answer is not read again
+        if left < 1 or (limit or 0) > left:
+            answer = f" and {limit} of the answer" if limit else ""
+            asked = f"{len(prompt)} tokens of the prompt{answer}. Shorten the prompt or the answer."
+            raise _too_long(served, asked)
+        request = replace(most, prompt=prompt, limit=left if limit is None else max(limit, 1))
         try:
             check_request(request, served.window, served.vocab_size, True)
         except UsageError as error:
-            raise ApiError(error.message, 400) from None
+            raise ApiError(error.message) from None
         found.append(request)
     return () if limit == 0 else tuple(found)
 
@@ -168,31 +174,17 @@ def _short_enough(prompt: str | list[int], served: Served) -> None:
     """Refuses, before it is tokenized, what must be longer than the window."""
     least = len(prompt) // (SHRINKS * served.longest) if isinstance(prompt, str) else len(prompt)
     if least > served.window:
-        raise ApiError(
-            f"This model's maximum context length is {served.window} tokens, and the request has {least} tokens "
-            "of the prompt or more. Shorten it.",
-            400,
-            "messages",
-            "context_length_exceeded",
-        )
+        raise _too_long(served, f"{least} tokens of the prompt or more. Shorten it.")
 
 
-def _too_long(served: Served, length: int, limit: int | None) -> ApiError:
-    asked = f" and {limit} of the answer" if limit else ""
-    return ApiError(
-        f"This model's maximum context length is {served.window} tokens, and the request has {length} tokens of the "
-        f"prompt{asked}. Shorten the prompt or the answer.",
-        400,
-        "messages",
-        "context_length_exceeded",
-    )
+def _too_long(served: Served, asked: str) -> ApiError:
+    message = f"This model's maximum context length is {served.window} tokens, and the request has {asked}"
+    return ApiError(message, 400, "messages", "context_length_exceeded")
 
 
-def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    if isinstance(given, str):
-        return [given]
-    alone: Any = given if isinstance(given[0], int) else None
-    return [alone] if alone is not None else [part for part in given if isinstance(part, str | list)]
+def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
+    """Texts, or lists of token ids."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
 def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:
@@ -208,37 +200,17 @@ def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _text(prompt: str | list[int], served: Served) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return served.text(prompt)
-
-
 def _bias(body: GenerationRequest, served: Served) -> tuple[tuple[int, float], ...]:
-    pairs = []
-    if len(body.logit_bias or {}) > BIASES:
+    given = body.logit_bias or {}
+    if len(given) > BIASES:
         raise ApiError(f"logit_bias may name {BIASES} tokens at most.", 400, "logit_bias")
-    for key, value in (body.logit_bias or {}).items():
+    for key, value in given.items():
         if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) >= served.vocab_size:
             message = f"logit_bias has the key {key[:50]!a}: it must be a token id below {served.vocab_size}."
             raise ApiError(message, 400, "logit_bias")
         if type(value) not in (int, float) or not -BIAS <= value <= BIAS:
             raise ApiError(f"logit_bias values must be numbers from -{BIAS} to {BIAS}.", 400, "logit_bias")
-        pairs.append((int(key), float(value)))
-    return tuple(pairs)
-
-
-def _refuse_chat(body: ChatRequest) -> None:
-    """What changes an answer and is not supported is refused, never silently left out."""
-    for name in ("tools", "functions", "audio"):
-        if getattr(body, name):
-            raise ApiError(f"{name} is not supported by this server.", 400, name)
-    if body.tool_choice not in (None, "none", "auto"):
-        raise ApiError("tool_choice is not supported by this server.", 400, "tool_choice")
-    if body.function_call not in (None, "none", "auto"):
-        raise ApiError("function_call is not supported by this server.", 400, "function_call")
-    if body.modalities not in (None, ["text"]):
-        raise ApiError('The only modality of this server is "text".', 400, "modalities")
+    return tuple((int(key), float(value)) for key, value in given.items())
 
 
 def _at_most(value: int | None, most: int, name: str) -> None:
@@ -248,7 +220,6 @@ def _at_most(value: int | None, most: int, name: str) -> None:
 
 def _few_enough(n: int, prompts: int, settings: ServeSettings) -> None:
     _at_most(n, settings.n, "n")
-    choices = n * prompts
-    if choices > settings.samples:
-        message = f"The request asks for {choices} choices in all: this server gives {settings.samples} at most."
+    if n * prompts > settings.samples:
+        message = f"The request asks for {n * prompts} choices in all: this server gives {settings.samples} at most."
         raise ApiError(message, 400, "n")

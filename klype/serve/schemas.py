@@ -14,10 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from klype.samplers import SAMPLERS, Sampler, Sampling
 
 STOPS = 4
-PARTS = 16
-"""Of a message's text; with more, a body of a thousand messages would take long to be checked."""
+PARTS = 16  # of a message's text; with more, a body of a thousand messages would take long to be checked
 SEED = 2**63
-NOT_USED = "Accepted and not used."
 
 Name = Annotated[str, Field(max_length=200)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
@@ -32,9 +30,10 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class StreamOptions(BaseModel):
+class BodyPart(BaseModel):
+    """Of a body; what is unknown in it is not looked at."""
+
     model_config = ConfigDict(extra="ignore", strict=True)
-    include_usage: bool | None = None
 
 
 def _sampler(row: Sampler) -> Any:
@@ -45,10 +44,34 @@ def _sampler(row: Sampler) -> Any:
     return kind | None, Field(None, description=row.help["en"], **bounds)
 
 
+def _anything(names: tuple[str, ...], description: str) -> dict[str, Any]:
+    return dict.fromkeys(names, (Any, Field(None, description=description)))
+
+
+# fields of OpenAI's that are accepted and change nothing here; the answer's ``Warning`` header names them
+UNUSED = (
+    *("user", "prediction", "reasoning_effort", "verbosity", "metadata", "store", "service_tier", "prompt_cache_key"),
+    *("prompt_cache_retention", "safety_identifier"),
+)
+# those that would change an answer: what they ask for is refused
+REFUSED = ("tools", "functions", "audio", "tool_choice", "function_call")
+
 Sampled: Any = create_model("Sampled", __base__=Body, **{name: _sampler(row) for name, row in SAMPLERS.items()})
+User: Any = create_model("User", __base__=Body, **_anything(UNUSED[:1], "Accepted and not used."))
+ChatOptions: Any = create_model(
+    "ChatOptions",
+    __base__=Body,
+    **_anything(UNUSED, "Accepted and not used."),
+    **_anything((*REFUSED, "parallel_tool_calls"), "Not supported."),
+    **_anything(("modalities",), 'Only ["text"].'),
+)
 
 
-class GenerationRequest(Sampled):  # type: ignore[misc]
+class StreamOptions(BodyPart):
+    include_usage: bool | None = None
+
+
+class GenerationRequest(Sampled, User):  # type: ignore[misc]
     """What chat and completions have in common."""
 
     model: Name
@@ -61,12 +84,10 @@ class GenerationRequest(Sampled):  # type: ignore[misc]
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = Field(None, description="Go on after an end token.")
     return_tokens_as_token_ids: bool | None = Field(None, description='Spell tokens as "token_id:7".')
-    user: Any = Field(None, description=NOT_USED)
 
     def sampling(self, bias: tuple[tuple[int, float], ...]) -> Sampling:
         """What is not given is as OpenAI has it: nothing shaped, temperature 1."""
-        given = {name: getattr(self, name) for name in SAMPLERS}
-        values = {name: value for name, value in given.items() if value is not None}
+        values = {name: value for name in SAMPLERS if (value := getattr(self, name)) is not None}
         if values.get("top_k") == -1:  # as vLLM writes that it is off
             values["top_k"] = 0
         if values.get("top_p") == 0:  # only the most probable
@@ -77,10 +98,6 @@ class GenerationRequest(Sampled):  # type: ignore[misc]
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    @property
-    def with_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
 
 class CompletionRequest(GenerationRequest):
     prompt: str | Texts | Tokens | TokenLists
@@ -90,76 +107,56 @@ class CompletionRequest(GenerationRequest):
     suffix: Any = Field(None, description="Not supported.")
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(User):  # type: ignore[misc]
     model: Name
     input: str | Texts | Tokens | TokenLists
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Any = Field(None, description="Not supported.")
-    user: Any = Field(None, description=NOT_USED)
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class Part(BodyPart):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class ChatMessage(BodyPart):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=PARTS)]
 
-    def plain(self) -> dict[str, str]:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
 
 def plain(messages: list[ChatMessage]) -> list[dict[str, str]]:
-    return [message.plain() for message in messages]
+    """As a chat template takes them: each of one text, "developer" as the "system" that it was called before."""
+    return [
+        {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": message.content
+            if isinstance(message.content, str)
+            else "".join(p.text for p in message.content),
+        }
+        for message in messages
+    ]
 
 
 Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1024)]
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class JsonSchema(BodyPart):
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
     schema_: dict[str, Any] = Field({}, alias="schema")
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class ResponseFormat(BodyPart):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, ChatOptions):  # type: ignore[misc]
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
-    tools: Any = Field(None, description="Not supported.")
-    tool_choice: Any = Field(None, description="Not supported.")
-    parallel_tool_calls: Any = Field(None, description="Not supported.")
-    functions: Any = Field(None, description="Not supported.")
-    function_call: Any = Field(None, description="Not supported.")
     response_format: ResponseFormat | None = None
-    modalities: Any = Field(None, description='Only ["text"].')
-    audio: Any = Field(None, description="Not supported.")
-    prediction: Any = Field(None, description=NOT_USED)
-    reasoning_effort: Any = Field(None, description=NOT_USED)
-    verbosity: Any = Field(None, description=NOT_USED)
-    metadata: Any = Field(None, description=NOT_USED)
-    store: Any = Field(None, description=NOT_USED)
-    service_tier: Any = Field(None, description=NOT_USED)
-    prompt_cache_key: Any = Field(None, description=NOT_USED)
-    prompt_cache_retention: Any = Field(None, description=NOT_USED)
-    safety_identifier: Any = Field(None, description=NOT_USED)
-
-
-UNUSED = frozenset(name for name, field in ChatRequest.model_fields.items() if field.description == NOT_USED)
-"""Fields of OpenAI's that are accepted and change nothing here; the answer's ``Warning`` header names them."""
 
 
 class TokenizeRequest(Body):
@@ -176,28 +173,22 @@ class DetokenizeRequest(Body):
     tokens: Annotated[list[Token], Field(fail_fast=True, max_length=1 << 18)]
 
 
-class Answer(BaseModel):
+class ApiAnswer(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(ApiAnswer):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(ApiAnswer):
     error: ErrorDetail
 
 
-class Usage(Answer):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Alternative(Answer):
+class Alternative(ApiAnswer):
     token: str
     logprob: float
     bytes: list[int] | None
@@ -207,7 +198,7 @@ class TokenLogprob(Alternative):
     top_logprobs: list[Alternative]
 
 
-class ChatLogprobs(Answer):
+class ChatLogprobs(ApiAnswer):
     content: list[TokenLogprob]
     refusal: None
     constraint: Literal["json_object", "json_schema"] | None = Field(
@@ -215,65 +206,68 @@ class ChatLogprobs(Answer):
     )
 
 
-class AssistantMessage(Answer):
+class AssistantMessage(ApiAnswer):
     role: Literal["assistant"]
     content: str
     refusal: None
 
 
-class ChatChoice(Answer):
-    index: int
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(Answer):
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class CompletionLogprobs(Answer):
+class CompletionLogprobs(ApiAnswer):
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
-class CompletionChoice(Answer):
+class AnswerChoice(ApiAnswer):
     index: int
-    text: str
-    logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"]
 
 
-class Completion(Answer):
+class ChatChoice(AnswerChoice):
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+
+
+class CompletionChoice(AnswerChoice):
+    text: str
+    logprobs: CompletionLogprobs | None
+
+
+class EmbeddingUsage(ApiAnswer):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Usage(EmbeddingUsage):
+    completion_tokens: int
+
+
+class Generated(ApiAnswer):
     id: str
-    object: Literal["text_completion"]
     created: int
     model: str
     system_fingerprint: str
-    choices: list[CompletionChoice]
     usage: Usage
 
 
-class Vector(Answer):
+class ChatCompletion(Generated):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class Completion(Generated):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+
+
+class Vector(ApiAnswer):
     index: int
     object: Literal["embedding"]
     embedding: list[float] | str
 
 
-class EmbeddingUsage(Answer):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embeddings(Answer):
+class Embeddings(ApiAnswer):
     object: Literal["list"]
     model: str
     system_fingerprint: str
@@ -282,14 +276,14 @@ class Embeddings(Answer):
     usage: EmbeddingUsage
 
 
-class ModelMeta(Answer):
+class ModelMeta(ApiAnswer):
     """As llama.cpp's server names them."""
 
     n_vocab: int
     n_ctx: int
 
 
-class ModelCard(Answer):
+class ModelCard(ApiAnswer):
     id: str
     object: Literal["model"]
     created: int
@@ -298,20 +292,20 @@ class ModelCard(Answer):
     meta: ModelMeta
 
 
-class ModelList(Answer):
+class ModelList(ApiAnswer):
     object: Literal["list"]
     data: list[ModelCard]
 
 
-class Tokenized(Answer):
+class Tokenized(ApiAnswer):
     tokens: list[int]
     count: int
     max_model_len: int
 
 
-class Detokenized(Answer):
+class Detokenized(ApiAnswer):
     prompt: str
 
 
-class Health(Answer):
+class Health(ApiAnswer):
     status: Literal["ok"]

@@ -5,68 +5,43 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from klype.api.asking import is_single_turn
 from klype.errors import UsageError
 from klype.serve.json_answers import JsonAnswers
-from klype.sources.bundled import located
 from klype.sources.find import Found
+from klype.sources.names import located
 from klype.sources.opening import open_model
 from klype.sources.source import NativeSource
-from klype.text.tokenizer import Tokenizer
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-@dataclass(frozen=True, slots=True)
 class Served:
-    """``name`` is what clients call it (never a path); ``created`` is in Unix seconds."""
+    """``name`` is what clients call it (never a path); ``created`` is in Unix seconds; ``single_turn``: it was taught
+    single questions, so that what was said before is not for it. The source's engine is the server's from now on.
 
-    name: str
-    source: NativeSource
-    fingerprint: str
-    spellings: tuple[bytes, ...]
-    """What each of the model's tokens adds to a text: nothing for control tokens and for rows without a spelling."""
-    longest: int
-    """Bytes of the longest token."""
-    json: JsonAnswers
-    created: int = 0
-    single_turn: bool = False
-    """Whether it was taught single questions, so that what was said before is not for it."""
+    ``spellings``: what each token adds to a text, in bytes (nothing for control tokens and for rows without a
+    spelling), of which the longest has ``longest``; ``names``: those of control tokens.
+    """
 
-    def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
+    def __init__(self, name: str, source: NativeSource, created: int = 0, single_turn: bool = False) -> None:
+        if not NAME.fullmatch(name):
             raise UsageError(
-                f"'{self.name}' cannot be a model's name: use letters, digits, '.', '_' and '-'.",
+                f"'{name}' cannot be a model's name: use letters, digits, '.', '_' and '-'.",
                 "Give it one: NAME=FOLDER.",
             )
-
-    @staticmethod
-    def of(name: str, source: NativeSource, created: int = 0) -> Served:
-        """The source's engine is the server's from now on."""
+        self.name, self.source, self.created, self.single_turn = name, source, created, single_turn
         tokenizer, runner = source.codec.tokenizer, source.engine.runner
-        spellings = tuple(map(tokenizer.token_bytes, range(runner.vocab_size)))
         source.engine.decode_bytes = tokenizer.token_bytes
-        json = JsonAnswers(spellings, source.codec.stop, partial(tokenizer.encode, first=False))
-        return Served(name, source, runner.weights.fingerprint(), spellings, max(map(len, spellings)), json, created)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.source.codec.tokenizer
-
-    @property
-    def window(self) -> int:
-        return self.source.engine.runner.window
-
-    @property
-    def vocab_size(self) -> int:
-        return self.source.engine.runner.vocab_size
-
-    def token_bytes(self, token: int) -> bytes:
-        return self.spellings[token]
+        self.tokenizer, self.window, self.vocab_size = tokenizer, runner.window, runner.vocab_size
+        self.fingerprint = runner.weights.fingerprint()
+        self.spellings = tuple(map(tokenizer.token_bytes, range(self.vocab_size)))
+        self.longest = max(map(len, self.spellings))
+        self.names = {token: text for text, token in tokenizer.control_ids().items()}
+        self.json = JsonAnswers(self.spellings, source.codec.stop, partial(tokenizer.encode, first=False))
 
     def text(self, tokens: Iterable[int]) -> str:
         """What they spell; bytes that are no UTF-8 become U+FFFD. No call of Python a token: a client may send 2^18."""
@@ -80,12 +55,10 @@ def open_served(text: str, precision: str = "float32", device: str = "auto") -> 
     named = bool(separator) and NAME.fullmatch(given) is not None and not Path(text).exists()
     address = located(rest if named else text)
     opened = open_model(address, precision, device=device)
-    found, engine = opened.found, opened.engine
+    opened.engine.name = name = given if named else name_of(opened.found, address)
     assert isinstance(opened.source, NativeSource), "what has an engine has a tokenizer"
-    engine.name = name = given if named else name_of(found, address)
-    created = int(found.folder.stat().st_mtime)
-    served = Served.of(name, opened.source, min(created, int(time.time())))
-    return replace(served, single_turn=is_single_turn(opened))
+    created = min(int(opened.found.folder.stat().st_mtime), int(time.time()))
+    return Served(name, opened.source, created, is_single_turn(opened))
 
 
 def name_of(found: Found, text: str) -> str:

@@ -19,14 +19,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from klype.errors import KlypeError, UsageError
 from klype.serve.guard import Rules
 
-GRACE = 60
-"""Seconds that running answers have when the server is told to end."""
+GRACE = 60  # seconds that running answers have when the server is told to end
+# How long a thread may compute while another waits for its turn: Python's own 5 ms, several times over in each answer
+# of the event loop, would be what a short one waits for beside long texts.
 TURN_S = 5e-4
-"""How long a thread may compute while another waits for its turn: Python's own 5 ms, several times over in each answer
-of the event loop, would be what a short one waits for beside long texts."""
+# Objects made before the collector looks through them, and how often before it looks through older ones, too. A body of
+# JSON can hold 300,000; with Python's own (700, 10, 10) all of them would be looked through again and again.
 YOUNG = (10_000, 1, 200)
-"""Objects made before the collector looks through them, and how often before it looks through older ones, too. A body
-of JSON can hold 300,000; with Python's own (700, 10, 10) all of them would be looked through again and again."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -90,55 +89,48 @@ def protocol(rules: Rules) -> type[HttpToolsProtocol]:
     """HTTP as uvicorn speaks it, with an end to patience: for headers, and for a client that does not read."""
 
     class Impatient(HttpToolsProtocol):
-        _head = 0  # bytes of headers that have come
-        _reading: asyncio.TimerHandle | None = None
-        _writing: asyncio.TimerHandle | None = None
-
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            self._awaited: dict[str, asyncio.TimerHandle] = {}
+            self._head = 0  # bytes of headers that have come
             super().connection_made(transport)
-            self._expect_head()
+            self._await("head")
 
         def data_received(self, data: bytes) -> None:
-            if self._reading is None and (self.cycle is None or self.cycle.response_complete):
-                self._expect_head()
+            if "head" not in self._awaited and (self.cycle is None or self.cycle.response_complete):
+                self._head = 0
+                self._await("head")
             self._head += len(data)
             super().data_received(data)
-            if self._reading is not None and self._head > 2 * rules.header_bytes:
+            if "head" in self._awaited and self._head > 2 * rules.header_bytes:
                 self.transport.abort()
 
         def on_headers_complete(self) -> None:
-            self._head_is_whole()
+            self._has_come("head")
             super().on_headers_complete()
 
         def handle_websocket_upgrade(self) -> None:
-            self._head_is_whole()
+            self._has_come("head")
             super().handle_websocket_upgrade()
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._writing = self._writing or self.loop.call_later(rules.seconds, self.transport.abort)
+            if "reader" not in self._awaited:
+                self._await("reader")
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._reads_on()
+            self._has_come("reader")
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._head_is_whole()
-            self._reads_on()
+            self._has_come("head")
+            self._has_come("reader")
             super().connection_lost(exc)
 
-        def _expect_head(self) -> None:
-            self._head = 0
-            self._reading = self.loop.call_later(rules.seconds, self.transport.abort)
+        def _await(self, what: str) -> None:
+            self._awaited[what] = self.loop.call_later(rules.seconds, self.transport.abort)
 
-        def _head_is_whole(self) -> None:
-            if self._reading is not None:
-                self._reading.cancel()
-                self._reading = None
-
-        def _reads_on(self) -> None:
-            if self._writing is not None:
-                self._writing.cancel()
-                self._writing = None
+        def _has_come(self, what: str) -> None:
+            if (timer := self._awaited.pop(what, None)) is not None:
+                timer.cancel()
 
     return Impatient

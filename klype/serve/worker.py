@@ -8,22 +8,20 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from klype.engine.engine import Engine, Event
-from klype.serve.errors import ApiError, BusyError, as_api_error
+from klype.serve.errors import ApiError, as_api_error
 from klype.values import Request, Trace
 
 LOG = logging.getLogger("klype.serve")
 ENDING = "The server is shutting down."
-AT_ONCE = 128
-"""Tokens and alternatives that are written down before others on the event loop have their turn."""
-SCORED = 4096
-"""Tokens of given texts that are scored between two steps of the answers (one text at least)."""
+AT_ONCE = 128  # tokens and alternatives that are written down before others on the event loop have their turn
+SCORED = 4096  # tokens of given texts that are scored between two steps of the answers (one text at least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,7 @@ class Embedded:
     vector: npt.NDArray[np.float32]
 
 
-Update = Event | Scored | Embedded
-"""``Event.request`` is the request's place in the job."""
+Update = Event | Scored | Embedded  # ``Event.request`` is the request's place in the job
 
 
 class Job:
@@ -97,19 +94,17 @@ def ends(update: Update) -> bool:
 class Worker:
     """Owns an engine: nobody else may call it while the thread runs. Starts with the first job.
 
-    At most ``batch`` samples run and ``queue`` more wait; what comes on top is refused with ``BusyError``. What a turn
+    At most ``batch`` samples run and ``queue`` more wait; what comes on top is refused (429). What a turn
     fails with is told to all who took part, and the engine begins anew; ``failure`` is what is said where it cannot.
     """
 
-    def __init__(self, engine: Engine, batch: int, queue: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, engine: Engine, batch: int, queue: int) -> None:
         self.engine = engine
-        self.room = batch + queue
-        self.clock = clock
         self.load = 0  # samples and texts that were accepted and are not done
         self.cancelled = 0  # jobs
         self.failure = ""
         self._rate = 0.0  # samples a second, lately
-        self._batch = batch
+        self._batch, self._queue = batch, queue
         self._changed = threading.Condition()
         self._inbox: deque[tuple[Job, bool]] = deque()  # job, and whether it is to be cancelled
         self._jobs: dict[Job, set[int]] = {}  # the engine's ids of what runs
@@ -129,12 +124,14 @@ class Worker:
         return self.load - self.running
 
     def submit(self, job: Job) -> None:
-        """Raises ``BusyError`` when too much is waiting (an idle model takes whatever is allowed in one request)."""
+        """Raises ApiError when too much is waiting (an idle model takes whatever is allowed in one request)."""
         with self._changed:
             if self._stopping:
                 raise ApiError(self.failure or ENDING, 503)
-            if self.load and self.load + job.size > self.room:
-                raise BusyError(self._retry_after())
+            if self.load and self.load + job.size > self._batch + self._queue:
+                # seconds until half of what waits will have been answered
+                later = max(1, min(60, math.ceil(self.load / 2 / self._rate))) if self._rate else 1
+                raise ApiError("The server is busy: its queue is full. Try again later.", 429, retry_after=later)
             if self._thread is None:
                 self.engine.max_batch = self._batch
                 thread = threading.Thread(target=self._run, name="klype engine", daemon=True)
@@ -159,16 +156,15 @@ class Worker:
         if self._thread is not None:
             self._thread.join()
 
-    def _retry_after(self) -> int:
-        """Seconds until half of what waits will have been answered."""
-        if not self._rate:
-            return 1
-        return max(1, min(60, math.ceil(self.load / 2 / self._rate)))
-
     def _run(self) -> None:
         why = ApiError(ENDING, 503)
         try:
-            while self._awaits():
+            while True:
+                with self._changed:
+                    while not (self._inbox or self._stopping or self._jobs):
+                        self._changed.wait()
+                    if self._stopping:
+                        break
                 self._turn()
         except BaseException as error:
             LOG.critical("A model's thread ends, for its engine cannot begin anew.", exc_info=error)
@@ -180,13 +176,6 @@ class Worker:
         self._inbox.clear()
         self._deliver()
 
-    def _awaits(self) -> bool:
-        """Whether there is another turn, once there is something to do."""
-        with self._changed:
-            while not (self._inbox or self._stopping or self._jobs):
-                self._changed.wait()
-            return not self._stopping
-
     def _turn(self) -> None:
         try:
             while self._inbox:  # only this thread takes from it
@@ -196,13 +185,11 @@ class Worker:
                 self._work()
         except BaseException as error:  # whatever it is, the next client is to be answered
             LOG.error("The engine failed, and begins anew.", exc_info=error)
-            self._give_up(error, [job for job in self._jobs if not self._only_waits(job)])
+            # those stay of which nothing was begun: all is texts that are still to be scored
+            waits = {job for job in self._scoring if len(job.texts) == job.left}
+            self._give_up(error, [job for job in self._jobs if job not in waits])
             self.engine.abandon()
         self._deliver()
-
-    def _only_waits(self, job: Job) -> bool:
-        """Whether nothing of it has been begun: all is texts that are still to be scored."""
-        return job in self._scoring and len(job.texts) == job.left
 
     def _give_up(self, error: BaseException, jobs: Sequence[Job]) -> None:
         """They are told so; the engine is not asked."""
@@ -229,7 +216,7 @@ class Worker:
 
     def _work(self) -> None:
         """Some given texts, then one token of every answer."""
-        started, done = self.clock(), 0
+        started, done = time.perf_counter(), 0
         if self._scoring:
             done += self._score()
         if self.engine.busy:
@@ -237,7 +224,7 @@ class Worker:
                 job, place = self._owners[event.request]
                 done += event.trace is not None
                 self._report(job, replace(event, request=place))
-        took = max(self.clock() - started, 1e-6)
+        took = max(time.perf_counter() - started, 1e-6)
         self._rate += (done / took - self._rate) * min(1.0, took / 10)
 
     def _score(self) -> int:
@@ -303,18 +290,18 @@ class Worker:
 
     def _deliver(self) -> None:
         """One call into each event loop, whatever has happened."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Update], BaseException | None]]] = {}
+        parcels: dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Update], BaseException | None]]] = {}
         for job in {**self._news, **self._errors}:
-            loops.setdefault(job.loop, []).append((job, self._news.get(job, []), self._errors.get(job)))
+            parcels.setdefault(job.loop, []).append((job, self._news.get(job, []), self._errors.get(job)))
         self._news, self._errors = {}, {}
-        for loop, parcels in loops.items():
+
+        def hand_over(own: list[tuple[Job, list[Update], BaseException | None]]) -> None:
+            for job, news, error in own:
+                job.arrive(news, error)
+
+        for loop, own in parcels.items():
             try:
-                loop.call_soon_threadsafe(_hand_over, parcels)
+                loop.call_soon_threadsafe(hand_over, own)
             except RuntimeError:  # the loop is closed: nobody waits any more
-                for job, *_ in parcels:
+                for job, *_ in own:
                     self._drop(job)
-
-
-def _hand_over(parcels: list[tuple[Job, list[Update], BaseException | None]]) -> None:
-    for job, news, error in parcels:
-        job.arrive(news, error)

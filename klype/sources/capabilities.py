@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import httpx
+
+from klype import words
 from klype.environment import language, server_key, state_folder
 from klype.errors import KlypeError, UsageError
 from klype.sources.dialect import choices
-from klype.sources.http_client import HttpClient, RefusedError, count
+from klype.sources.http_client import Budget, HttpClient, RefusedError, ResponseCache, count
 from klype.words.plain import aside
-
-if TYPE_CHECKING:
-    from klype.sources.http_client import Budget
-    from klype.sources.opening import Opened
-
 
 Kind = Literal["klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other"]
 OWNERS: dict[str, Kind] = {
@@ -184,17 +180,11 @@ def _tried(http: HttpClient, path: str, body: dict[str, Any]) -> dict[str, Any] 
         return None
 
 
-UNKNOWN_WINDOW = 1 << 20
 EVERY_S = 5.0
 
 
 def client_of(address: str, budget: Budget | None = None) -> tuple[HttpClient, str]:
     """The http to an address, and the model that it names after a #."""
-    import httpx
-
-    from klype.errors import UsageError
-    from klype.sources.http_client import HttpClient, ResponseCache
-
     base, _, model = address.partition("#")
     try:
         url = httpx.URL(base)
@@ -208,7 +198,6 @@ def client_of(address: str, budget: Budget | None = None) -> tuple[HttpClient, s
 
 def capabilities_of(http: HttpClient, model: str, again: bool = False) -> Capabilities:
     """What the server offers: probed once, then remembered; ``again`` asks anew."""
-
     address = f"{http.base}#{model}"
     known = None if again else http.kept.offer(address)
     if known is not None:
@@ -216,32 +205,6 @@ def capabilities_of(http: HttpClient, model: str, again: bool = False) -> Capabi
     found = probe(http, model)
     http.kept.keep_offer(address, found.json())
     return found
-
-
-def open_remote(address: str, budget: str = "") -> Opened:
-    """Errors: no server, no such model, a wrong key."""
-    from klype.sources.find import Found
-    from klype.sources.http_client import Budget
-    from klype.sources.opening import Opened
-    from klype.sources.remote import RemoteSource
-
-    http, model = client_of(address, Budget.parse(budget))
-    source = RemoteSource(http, capabilities_of(http, model))
-    http.budget.say = meter(time.monotonic)
-    return Opened(
-        source.name,
-        Found(Path(source.name)),
-        source,
-        source.offer.window or UNKNOWN_WINDOW,
-        source.offer.vocabulary,
-        source.codec.spell,
-        lambda token: "<end>" if token in source.codec.stop else None,
-        source.codec.say,
-        source.offer.chat,
-        exact=False,
-        http=http,
-        spelling=source.codec.spelling if source.offer.kind == "klype" else None,
-    )
 
 
 def meter(clock: Callable[[], float]) -> Callable[[Budget], None]:
@@ -258,14 +221,12 @@ def meter(clock: Callable[[], float]) -> Callable[[Budget], None]:
 
 
 def cost(budget: Budget) -> str:
-    from klype.words import count, words
-
+    told = {
+        "requests": budget.asked,
+        "tokens": budget.spent,
+        "prompt": budget.prompt_tokens,
+        "answer": budget.answer_tokens,
+        "kept": budget.kept,
+    }
     lang = language()
-    return words(lang)(
-        "remote.cost",
-        requests=count(budget.asked, lang),
-        tokens=count(budget.spent, lang),
-        prompt=count(budget.prompt_tokens, lang),
-        answer=count(budget.answer_tokens, lang),
-        kept=count(budget.kept, lang),
-    )
+    return words.words(lang)("remote.cost", **{name: words.count(number, lang) for name, number in told.items()})

@@ -1,21 +1,16 @@
-"""From what a user calls a MODEL to what it is: its kind, by how the name begins, and the files that are meant.
+"""From what a user calls a MODEL to its files: a run's stage, a folder, or a GGUF file.
 
-A new kind is a row of KINDS and the function that opens it. Nothing heavy is imported: the command line reads the table
-before anything is computed.
+Nothing heavy is imported: the command line looks before anything is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from klype.errors import KlypeError, UsageError
-from klype.sources.bundled import DEMO
-
-if TYPE_CHECKING:
-    from klype.sources.opening import Opened
+from klype.sources.names import DEMO, models_here, to_fetch
 
 RUNS = Path("runs")
 NEWEST_FIRST = ("align", "finetune", "pretrain")
@@ -29,51 +24,6 @@ class Found:
     folder: Path
     run: Path | None = None
     stage: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenOptions:
-    """How a MODEL is opened, as ``open_model`` explains it."""
-
-    precision: str = "float32"
-    measured: bool = False
-    budget: str = ""
-    device: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelKind:
-    """A name that begins so is of this kind. ``help`` writes such a name.
-
-    ``short(name)``: what the studio calls the model. ``find(name)``: its files; None where it has none here, of which
-    errors say that it is ``where``.
-    """
-
-    begins: tuple[str, ...]
-    help: str
-    short: Callable[[str], str]
-    open: Callable[[str, OpenOptions], Opened]
-    find: Callable[[str], Found] | None = None
-    where: str = "elsewhere"
-
-
-def kind_of(name: str) -> ModelKind:
-    """By how the name begins; any other is a path."""
-    return next((kind for kind in KINDS if name.startswith(kind.begins)), PATH)
-
-
-def spelled(files: bool = False) -> str:
-    """The names of all kinds, or of those that have ``files``, for help."""
-    *first, last = (kind.help for kind in (PATH, *KINDS) if kind.find is not None or not files)
-    return f"{', '.join(first)} or {last}"
-
-
-def find_model(name: str) -> Found:
-    """The files of a MODEL; the hub's are fetched. Errors: there are none, or it has none here."""
-    kind = kind_of(name)
-    if kind.find is None:
-        raise UsageError(f"{name} is {kind.where}, and this needs the model's own files.", "Give its folder.")
-    return kind.find(name)
 
 
 def find_path(name: str) -> Found:
@@ -97,7 +47,9 @@ def find_path(name: str) -> Found:
             "Name its run: klype ask RUN --best-of 8 and klype align RUN use it.",
         )
     if holds_weights(folder) or is_whole(folder):
-        return _with_run(folder)
+        own = folder.resolve()
+        in_run = own.name in NEWEST_FIRST and (own.parent / "run.json").exists()
+        return Found(folder, own.parent, own.name) if in_run else Found(folder)
     if (folder / "run.json").exists():
         for stage in NEWEST_FIRST:
             if is_whole(folder / stage):
@@ -110,13 +62,6 @@ def holds_weights(folder: Path) -> bool:
     """Whether a model lies here, of any maker: configuration and weights (one file, or shards with their index)."""
     weights = ("model.safetensors", "model.safetensors.index.json")
     return (folder / "config.json").is_file() and any((folder / w).is_file() for w in weights)
-
-
-def _with_run(folder: Path) -> Found:
-    parent = folder.resolve().parent
-    if folder.resolve().name in NEWEST_FIRST and (parent / "run.json").exists():
-        return Found(folder, parent, folder.resolve().name)
-    return Found(folder)
 
 
 def is_aligned(folder: Path) -> bool:
@@ -133,10 +78,6 @@ def is_bare(name: str) -> bool:
 
 def near(name: str) -> str:
     """The MODEL that is here and whose name this one resembles; "" where none does."""
-    from difflib import get_close_matches
-
-    from klype.sources.names import models_here
-
     runs = [run.parent for run in RUNS.glob("*/run.json")]
     known = {path: path for run in (DEMO, *map(str, runs)) for path in (run, *(f"{run}/{s}" for s in NEWEST_FIRST))}
     known |= {run.name: str(run) for run in runs} | {stage: f"{DEMO}/{stage}" for stage in NEWEST_FIRST}
@@ -148,7 +89,6 @@ def near(name: str) -> str:
 def _what_exists(name: str) -> str:
     """What to do about a MODEL that is not there."""
     from klype.model.manifest import is_whole
-    from klype.sources.names import to_fetch
 
     parent = Path(name).parent
     if (parent / "run.json").exists():
@@ -161,52 +101,3 @@ def _what_exists(name: str) -> str:
     if fetched:
         return f"Did you mean {fetched}? Fetch it: klype pull {fetched}"
     return "Make one with 'klype run', or list what there is with 'klype runs list'."
-
-
-def _open_files(name: str, how: OpenOptions) -> Opened:
-    from klype.sources.opening import open_files
-
-    return open_files(name, how)
-
-
-def _short_path(name: str) -> str:
-    path = Path(name)
-    return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
-
-
-def _fetch(name: str) -> Found:
-    from klype.sources.hub import fetch
-
-    return Found(fetch(name.removeprefix("hf:")))
-
-
-def _open_server(name: str, how: OpenOptions) -> Opened:
-    from klype.sources.capabilities import open_remote
-
-    return open_remote(name, how.budget)
-
-
-PATH = ModelKind(
-    (),
-    "a run, one of its stages (RUN/finetune), a model's folder, a GGUF file",
-    short=_short_path,
-    open=_open_files,
-    find=find_path,
-)
-SERVER = ModelKind(
-    ("http://", "https://"),
-    "a server's http://host:port/v1#name",
-    short=lambda name: name.partition("#")[2] or name,
-    open=_open_server,
-    where="behind a server",
-)
-KINDS: tuple[ModelKind, ...] = (
-    ModelKind(
-        ("hf:",),
-        "hf:owner/name",
-        short=lambda name: name.rpartition("/")[2],
-        open=_open_files,
-        find=_fetch,
-    ),
-    SERVER,
-)

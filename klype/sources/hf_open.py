@@ -55,6 +55,9 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
         raise KlypeError(
             f"{name or folder} has the architecture {kind!r}, which klype reads through transformers.", INSTALL
         ) from None
+    # no bars and no advice from the library on the terminal; its errors are told in one sentence
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,

@@ -10,9 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,9 @@ import httpx
 from klype.durable import private, private_folder
 from klype.errors import BudgetSpentError, KlypeError, UsageError
 from klype.jsons import parsed
-from klype.sources.exchange import Exchange, Limits, ResponseReader, too_slow
+from klype.sources.exchange import Limits, ResponseReader, begin
 
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
-"""Answers after which the same question may be asked again."""
+PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # after which the same question may be asked again
 
 
 class RefusedError(KlypeError):
@@ -55,10 +57,7 @@ class Budget:
             match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)(requests|tokens)", part, re.IGNORECASE)
             if match is None or float(match[1]) < 1:
                 raise UsageError(f"--budget does not understand “{part}”.", "Write 500requests or 20000tokens.")
-            if match[2].lower() == "requests":
-                found.requests = int(float(match[1]))
-            else:
-                found.tokens = int(float(match[1]))
+            setattr(found, match[2].lower(), int(float(match[1])))
         return found
 
     @property
@@ -127,17 +126,12 @@ class HttpClient:
         retry: RetryPolicy | None = None,
     ) -> None:
         url = httpx.URL(base)
-        if url.scheme not in ("http", "https") or not url.host:
-            raise UsageError(f"{base} is not the address of a server.", "Write http://host:port/v1#model.")
-        self._auth = (url.username, url.password) if url.username else None
+        auth = (url.username, url.password) if url.username else None
         self.base = str(url.copy_with(username=None, password=None, fragment=None, query=None)).rstrip("/")
-        self.root = self.base.removesuffix("/v1")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.retry = retry or RetryPolicy()
+        self.kept, self.budget, self.retry = kept or ResponseCache(), budget or Budget(), retry or RetryPolicy()
+        self._headers = {"Accept-Encoding": "gzip, identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._client = self.retry.client or httpx.Client(timeout=httpx.Timeout(120, connect=10))
-        self._exchange = Exchange(self._client, self._headers, self._auth, self.base)
-        self.kept, self.budget = kept or ResponseCache(), budget or Budget()
-        self._sleep = self.retry.sleep
+        self._send = partial(self._client.send, stream=True, auth=auth, follow_redirects=False)
         self._reached = False
 
     def get(self, url: str) -> dict[str, Any]:
@@ -171,7 +165,7 @@ class HttpClient:
             running: dict[Future[dict[str, Any]], int] = {}
             try:
                 while True:
-                    while len(running) < self.retry.concurrency and (place := next(todo, None)) is not None:
+                    for place in islice(todo, self.retry.concurrency - len(running)):
                         running[pool.submit(self.post, calls[place])] = place
                     if not running:
                         return
@@ -189,7 +183,7 @@ class HttpClient:
         intake, _ = self._patiently("POST", self._url(call.path), body, whole=False)
         try:
             if "text/event-stream" not in intake.response.headers.get("content-type", ""):
-                raise self._strange(intake.response)
+                raise self._strange(intake)
             for line in intake.lines():
                 data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
                 if data == "[DONE]":
@@ -197,10 +191,10 @@ class HttpClient:
                 if data:
                     yield self._event(data)
         except httpx.HTTPError as error:
-            intake.check_time()
+            intake.limits.check()
             raise KlypeError(f"{self.base} cut its answer off: {_short(error)}.", "Ask again.") from None
         finally:
-            intake.close()
+            intake.response.close()
 
     def _event(self, data: str) -> dict[str, Any]:
         try:
@@ -215,7 +209,7 @@ class HttpClient:
         return event
 
     def _url(self, path: str) -> str:
-        return f"{self.root}{path}" if path.startswith("/") else f"{self.base}/{path}"
+        return f"{self.base.removesuffix('/v1')}{path}" if path.startswith("/") else f"{self.base}/{path}"
 
     def _patiently(
         self, method: str, url: str, body: Mapping[str, Any] | None, whole: bool = True
@@ -226,41 +220,38 @@ class HttpClient:
         Raises RefusedError for what the server does not offer.
         """
         wait_s, waited, tried, problem = self.retry.first, 0.0, 0, ""
-        limits = Limits.of(body, self.retry.seconds, self.retry.per_token)
-        until = time.monotonic() + limits.seconds
-        computes = url.endswith("completions")  # tokenizers and templates cost nothing
+        limits = Limits.of(self.base, body or {}, self.retry.seconds, self.retry.per_token)
         for attempt in range(self.retry.tries):
             if attempt:
                 waited += wait_s
                 if waited > self.retry.longest:
                     break
-                self._sleep(wait_s)
-                until += wait_s
+                self.retry.sleep(wait_s)
+                limits.until += wait_s
                 wait_s = min(self.retry.most, wait_s * 2)
-            if computes:
+            if url.endswith("completions"):  # tokenizers and templates cost nothing
                 self.budget.take()
             tried += 1
             try:
-                intake = self._exchange.begin(method, url, body, limits, until)
-                response = intake.response
-                data = intake.whole() if whole or response.status_code != 200 else b""
-            except httpx.ConnectError as error:
-                if not self._reached:
-                    raise KlypeError(f"No server answers at {self.base} ({_short(error)}).", "Is it started?") from None
-                problem = _short(error)
-                continue
+                intake = begin(
+                    self._send, self._client.build_request(method, url, json=body, headers=self._headers), limits
+                )
+                status, headers = intake.response.status_code, intake.response.headers
+                data = intake.whole() if whole or status != 200 else b""
             except httpx.HTTPError as error:
-                if time.monotonic() > until:
-                    raise too_slow(self.base, limits) from None
                 problem = _short(error)
+                if isinstance(error, httpx.ConnectError) and not self._reached:
+                    raise KlypeError(f"No server answers at {self.base} ({problem}).", "Is it started?") from None
+                if not isinstance(error, httpx.ConnectError):
+                    limits.check()
                 continue
             self._reached = True
-            if response.status_code == 200:
+            if status == 200:
                 return intake, data
-            if response.status_code not in PASSING:
-                raise self._refusal(response.status_code, data)
-            problem = f"status {response.status_code}"
-            asked = retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
+            if status not in PASSING:
+                raise self._refusal(status, data)
+            problem = f"status {status}"
+            asked = retry_after(headers.get("retry-after", ""), datetime.now(UTC))
             if asked is not None and asked > self.retry.longest:
                 raise KlypeError(f"{self.base} asks to wait {asked:.0f} seconds.", "Try again then.")
             wait_s = wait_s if asked is None else asked
@@ -277,16 +268,14 @@ class HttpClient:
 
     def _json(self, method: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         intake, data = self._patiently(method, url, body)
-        try:
+        with suppress(ValueError):
             document = parsed(data)
-        except ValueError:
-            raise self._strange(intake.response) from None
-        if not isinstance(document, dict):
-            raise self._strange(intake.response)
-        return document
+            if isinstance(document, dict):
+                return document
+        raise self._strange(intake)
 
-    def _strange(self, response: httpx.Response) -> KlypeError:
-        kind = response.headers.get("content-type", "nothing")
+    def _strange(self, intake: ResponseReader) -> KlypeError:
+        kind = intake.response.headers.get("content-type", "nothing")
         return KlypeError(
             f"{self.base} answers with {kind.split(';')[0][:60]}, not as OpenAI's API does.",
             "Is it the address of an API?",
@@ -343,31 +332,31 @@ class ResponseCache:
             raise KlypeError(f"The answers kept in {file} cannot be used: {error}.", "Delete that file.") from None
 
     def answer(self, key: str) -> dict[str, Any] | None:
-        row = self._one("SELECT answer FROM answers WHERE key = ?", (key,))
+        row = self._one("SELECT answer FROM answers WHERE key = ?", key)
         return None if row is None else dict(parsed(row[0]))
 
     def keep(self, key: str, answer: Mapping[str, Any]) -> None:
-        self._one("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+        self._one("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, json.dumps(answer))
 
     def piece(self, number: int) -> tuple[str, bytes] | None:
         """What a text's number stands for: its kind and its bytes."""
-        row = self._one("SELECT kind, data FROM pieces WHERE id = ?", (number,))
+        row = self._one("SELECT kind, data FROM pieces WHERE id = ?", number)
         return None if row is None else (str(row[0]), bytes(row[1]))
 
     def keep_piece(self, number: int, kind: str, data: bytes) -> None:
-        self._one("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?)", (number, kind, data))
+        self._one("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?)", number, kind, data)
 
     def offer(self, address: str) -> dict[str, Any] | None:
-        row = self._one("SELECT offer FROM offers WHERE address = ?", (address,))
+        row = self._one("SELECT offer FROM offers WHERE address = ?", address)
         return None if row is None else dict(parsed(row[0]))
 
     def keep_offer(self, address: str, offer: Mapping[str, Any]) -> None:
-        self._one("INSERT OR REPLACE INTO offers VALUES (?, ?)", (address, json.dumps(offer)))
+        self._one("INSERT OR REPLACE INTO offers VALUES (?, ?)", address, json.dumps(offer))
 
     def close(self) -> None:
         self._base.close()
 
-    def _one(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _one(self, statement: str, *values: Any) -> tuple[Any, ...] | None:
         with self._lock:
             try:
                 row: tuple[Any, ...] | None = self._base.execute(statement, values).fetchone()

@@ -1,8 +1,13 @@
-"""A MODEL, opened: what chat, ask and next have in common."""
+"""A MODEL, opened: its kind, by how the name begins, and what chat, ask and next have in common.
+
+A new kind is a row of KINDS and the function that opens it. Nothing heavy is imported before a model is opened: the
+command line reads the table before anything is computed.
+"""
 
 from __future__ import annotations
 
 import codecs
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -11,8 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from klype.environment import cache_folder, language
 from klype.errors import UsageError
-from klype.sources.find import OpenOptions, kind_of
-from klype.values import Request, Trace
+from klype.sources.find import NEWEST_FIRST, Found, find_path
 
 if TYPE_CHECKING:
     import torch
@@ -20,23 +24,24 @@ if TYPE_CHECKING:
     from klype.engine.engine import Engine, Event
     from klype.model.checkpoint import Loaded
     from klype.model.prepacked import Kernel
-    from klype.sources.find import Found
     from klype.sources.http_client import HttpClient
     from klype.sources.source import NativeSource, Source
     from klype.text.chat import Message
-
+    from klype.values import Request, Trace
 
 Made = TypeVar("Made")
-LARGE = 30_000_000
-"""Bytes of weights from which opening a model takes long enough to be told."""
+LARGE = 30_000_000  # bytes of weights from which opening a model takes long enough to be told
+UNKNOWN_WINDOW = 1 << 20  # of a server that does not tell
 
 
 @dataclass(frozen=True, slots=True)
-class Native:
-    """A model that klype computes itself."""
+class OpenOptions:
+    """How a MODEL is opened, as ``open_model`` explains it."""
 
-    loaded: Loaded
-    engine: Engine
+    precision: str = "float32"
+    measured: bool = False
+    budget: str = ""
+    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +49,10 @@ class Opened:
     """A MODEL that can be asked, whatever runs it: klype's own engine, transformers or a server.
 
     ``vocabulary`` 0: nobody knows. ``spell`` gives a token's bytes, ``control`` a control token's name, ``say`` the
-    tokens of a given answer. ``native`` is there when klype computes the model itself;
+    tokens of a given answer. ``native``: its files, when klype computes the model itself;
     ``exact``: tokens one by one spell what they spell together; ``http``: the way to a server, which counts its cost;
-    ``spelling``: a text's tokens and no others, where klype's own server tells them. ``how`` it was opened.
+    ``spelling``: a text's tokens and no others, where klype's own server tells them. ``goes_on``: whether it can be
+    asked what follows the beginning of an answer; some servers cannot. ``how`` it was opened.
     """
 
     name: str
@@ -59,31 +65,34 @@ class Opened:
     say: Callable[[str], list[int]]
     template: bool
     flops_per_token: Callable[[int], int] | None = None
-    native: Native | None = None
+    native: Loaded | None = None
     exact: bool = True
     http: HttpClient | None = None
     spelling: Callable[[str], list[int]] | None = None
+    goes_on: bool = True
     how: OpenOptions = field(default_factory=OpenOptions)
 
     @property
     def loaded(self) -> Loaded:
-        return self._own().loaded
+        """Raises UsageError when klype does not compute the model itself."""
+        if self.native is None:
+            raise self._computed_elsewhere()
+        return self.native
 
     @property
     def engine(self) -> Engine:
-        """What schedules a model that is computed on this machine."""
+        """What schedules a model that is computed on this machine. Raises UsageError for a server's."""
         from klype.sources.source import EngineSource
 
-        return self.source.engine if isinstance(self.source, EngineSource) else self._own().engine
+        if not isinstance(self.source, EngineSource):
+            raise self._computed_elsewhere()
+        return self.source.engine
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether it can be asked what follows the beginning of an answer; some servers cannot."""
-        if self.http is None:
-            return True
-        from klype.sources.remote import RemoteSource
-
-        return isinstance(self.source, RemoteSource) and self.source.offer.goes_on
+    def _computed_elsewhere(self) -> UsageError:
+        return UsageError(
+            f"{self.name} is not computed by klype itself, which this needs.",
+            "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
+        )
 
     @property
     def stop(self) -> tuple[int, ...]:
@@ -118,14 +127,6 @@ class Opened:
         tokens = len(trace.prompt) + len(trace.steps)
         return None if self.flops_per_token is None else tokens * self.flops_per_token(tokens // 2)
 
-    def _own(self) -> Native:
-        if self.native is None:
-            raise UsageError(
-                f"{self.name} is not computed by klype itself, which this needs.",
-                "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
-            )
-        return self.native
-
 
 def open_model(
     name: str, precision: str = "float32", measured: bool = False, budget: str = "", device: str = "auto"
@@ -145,36 +146,40 @@ def open_files(name: str, how: OpenOptions) -> Opened:
     if how.budget:
         said = f"--budget {how.budget}: {name} is not a server's model."
         raise UsageError(said, "Requests and tokens are counted there.")
-    from klype.device import pick_device
-    from klype.sources.find import find_model
+    from klype.device import pick_device, set_threads
 
     device, found = pick_device(how.device), find_model(name)
     weights = [found.folder] if found.folder.is_file() else found.folder.glob("*.safetensors")
     if (size := sum(file.stat().st_size for file in weights)) > LARGE:
         _tell("model.opening", name=name, size=f"{size / 1e6:.0f} MB")
     if found.folder.is_dir():
-        from klype.sources.hf_open import why_not_native
+        from klype.sources.hf_open import open_hf, why_not_native
 
         if why_not_native(found.folder):
-            return _open_hf(name, found, how.precision, device)
-    return _open_native(name, found, (how.precision, how.measured), device)
+            if how.precision == "int8":
+                own = "--precision int8 is for models that klype computes itself"
+                raise UsageError(f"{own}; {name} goes through transformers.")
+            set_threads()
+            dtype = "float32" if how.precision == "auto" else how.precision
+            return _here(name, found, open_hf(found.folder, name, dtype, device))
+    set_threads()
+    return _open_native(name, found, how, device)
 
 
-def _open_native(name: str, found: Found, precise: tuple[str, bool], device: torch.device) -> Opened:
-    """``precise``: the precision, and whether probabilities are looked at. What is compiled is for the CPU."""
-    from klype.device import pick_precision, set_threads
+def _open_native(name: str, found: Found, how: OpenOptions, device: torch.device) -> Opened:
+    """What is compiled is for the CPU."""
+    from klype.device import pick_precision
     from klype.engine.engine import Engine
     from klype.model import checkpoint
     from klype.model.attention import TORCH
     from klype.model.compiled import compiled_backend
     from klype.model.prepacked import decodes, fastest_alone, prepack
 
-    set_threads()
-    (precision, measured), on_cpu = precise, device.type == "cpu"
+    precision, on_cpu = how.precision, device.type == "cpu"
     as_stored = on_cpu and found.folder.suffix.lower() == ".gguf"
     if precision == "auto" and as_stored:
         precision = "float32"  # of the file's own numbers, than which nothing is faster
-    if precision == "auto" and on_cpu and not measured:
+    if precision == "auto" and on_cpu and not how.measured:
         precision = fastest_alone(kernel=compiled_pass())
     chosen = pick_precision(precision, device)
     dtype = "float32" if chosen == "int8" else chosen
@@ -223,24 +228,10 @@ def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
     from klype.sources.source import NativeCodec, NativeSource
 
     chat = loaded.chat if loaded.tokenizer.template else None
-    return _here(name, found, NativeSource(engine, NativeCodec(loaded.tokenizer, chat)), Native(loaded, engine))
+    return _here(name, found, NativeSource(engine, NativeCodec(loaded.tokenizer, chat)), loaded)
 
 
-def _open_hf(name: str, found: Found, precision: str, device: torch.device) -> Opened:
-    from klype.device import set_threads
-    from klype.sources.hf_open import open_hf
-
-    if precision == "int8":
-        raise UsageError(
-            f"--precision int8 is for models that klype computes itself; {name} goes through transformers."
-        )
-    set_threads()
-    quiet_transformers()
-    source = open_hf(found.folder, name, "float32" if precision == "auto" else precision, device)
-    return _here(name, found, source)
-
-
-def _here(name: str, found: Found, source: NativeSource, native: Native | None = None) -> Opened:
+def _here(name: str, found: Found, source: NativeSource, loaded: Loaded | None = None) -> Opened:
     """What is computed on this machine."""
     tokenizer, runner = source.codec.tokenizer, source.engine.runner
     return Opened(
@@ -254,18 +245,107 @@ def _here(name: str, found: Found, source: NativeSource, native: Native | None =
         tokenizer.encode_answer,
         tokenizer.template is not None,
         runner.flops_per_token,
-        native,
+        loaded,
     )
 
 
-def quiet_transformers() -> None:
-    """No bars and no advice from the library on the terminal; its errors are told in one sentence."""
-    try:
-        from transformers.utils import logging
-    except ImportError:
-        return
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+def open_server(address: str, how: OpenOptions) -> Opened:
+    """Errors: no server, no such model, a wrong key."""
+    from klype.sources.capabilities import capabilities_of, client_of, meter
+    from klype.sources.http_client import Budget
+    from klype.sources.remote import RemoteSource
+
+    http, model = client_of(address, Budget.parse(how.budget))
+    source = RemoteSource(http, capabilities_of(http, model))
+    codec, offer = source.codec, source.offer
+    http.budget.say = meter(time.monotonic)
+    return Opened(
+        source.name,
+        Found(Path(source.name)),
+        source,
+        offer.window or UNKNOWN_WINDOW,
+        offer.vocabulary,
+        codec.spell,
+        lambda token: "<end>" if token in codec.stop else None,
+        codec.say,
+        offer.chat,
+        exact=False,
+        http=http,
+        spelling=codec.spelling if offer.kind == "klype" else None,
+        goes_on=offer.goes_on,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKind:
+    """A name that begins so is of this kind. ``help`` writes such a name.
+
+    ``short(name)``: what the studio calls the model. ``find(name)``: its files; None where it has none here, of which
+    errors say that it is ``where``.
+    """
+
+    begins: tuple[str, ...]
+    help: str
+    short: Callable[[str], str]
+    open: Callable[[str, OpenOptions], Opened]
+    find: Callable[[str], Found] | None = None
+    where: str = "elsewhere"
+
+
+def kind_of(name: str) -> ModelKind:
+    """By how the name begins; any other is a path."""
+    return next((kind for kind in KINDS if name.startswith(kind.begins)), PATH)
+
+
+def spelled(files: bool = False) -> str:
+    """The names of all kinds, or of those that have ``files``, for help."""
+    *first, last = (kind.help for kind in (PATH, *KINDS) if kind.find is not None or not files)
+    return f"{', '.join(first)} or {last}"
+
+
+def find_model(name: str) -> Found:
+    """The files of a MODEL; the hub's are fetched. Errors: there are none, or it has none here."""
+    kind = kind_of(name)
+    if kind.find is None:
+        raise UsageError(f"{name} is {kind.where}, and this needs the model's own files.", "Give its folder.")
+    return kind.find(name)
+
+
+def _short_path(name: str) -> str:
+    path = Path(name)
+    return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
+
+
+def _fetch(name: str) -> Found:
+    from klype.sources.hub import fetch
+
+    return Found(fetch(name.removeprefix("hf:")))
+
+
+PATH = ModelKind(
+    (),
+    "a run, one of its stages (RUN/finetune), a model's folder, a GGUF file",
+    short=_short_path,
+    open=open_files,
+    find=find_path,
+)
+SERVER = ModelKind(
+    ("http://", "https://"),
+    "a server's http://host:port/v1#name",
+    short=lambda name: name.partition("#")[2] or name,
+    open=open_server,
+    where="behind a server",
+)
+KINDS: tuple[ModelKind, ...] = (
+    ModelKind(
+        ("hf:",),
+        "hf:owner/name",
+        short=lambda name: name.rpartition("/")[2],
+        open=open_files,
+        find=_fetch,
+    ),
+    SERVER,
+)
 
 
 def room(opened: Opened, prompt: Sequence[int], limit: int) -> int:

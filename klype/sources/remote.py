@@ -29,16 +29,22 @@ class IdCodec:
 
     def __init__(self, http: HttpClient, offer: Capabilities) -> None:
         self._http, self._offer = http, offer
+        self._llama = offer.kind == "llama.cpp"
         self._texts: dict[Tokens, str] = {}
-        self.stop = self._ends()
+        self.stop = self._end_of_klype() if offer.kind == "klype" else self._ends()
         self.end = self.stop[0] if self.stop else 0
 
     def encode(self, text: str) -> list[int]:
         return self._ask({"prompt": text}, {"content": text, "add_special": True})
 
     def say(self, answer: str) -> list[int]:
-        """A given answer, as it goes on after a prompt: klype's own tokenizer begins it with a space."""
-        return self.spelling(f" {answer.strip()}" if self._spaced() else answer)
+        """A given answer, as it goes on after a prompt: klype's own tokenizer, which begins every text with a space,
+        begins it with one, too."""
+        if self._offer.kind != "klype":
+            return self.spelling(answer)
+        bare, spaced = self.spelling("a"), self.spelling(" a")
+        spaces = bare != spaced and self.encode("a")[-len(spaced) :] == spaced
+        return self.spelling(f" {answer.strip()}" if spaces else answer)
 
     def spelling(self, text: str) -> list[int]:
         """A text's tokens and no others."""
@@ -46,30 +52,16 @@ class IdCodec:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         plain = [dict(message) for message in messages]
-        if self._offer.kind != "llama.cpp":
+        if not self._llama:
             return self._ask({"messages": plain}, {})
         written = self._http.post(Call("/apply-template", {"messages": plain})).get("prompt", "")
         return self._ask({}, {"content": written, "add_special": True, "parse_special": True})
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.text(tuple(ids)).removeprefix(" ")
-
-    def text(self, ids: Tokens) -> str:
-        """With the space that may lead it, without ends."""
-        ids = tuple(i for i in ids if i not in self.stop)
-        if ids and ids not in self._texts:
-            body: dict[str, Any] = {"tokens": list(ids)}
-            if self._offer.kind != "llama.cpp":
-                body["model"] = self._offer.model
-            answer = self._http.post(Call("/detokenize", body))
-            text = answer.get("prompt", answer.get("content"))
-            if not isinstance(text, str):
-                raise KlypeError(f"{self._http.base} does not say which text its tokens are.")
-            self._texts[ids] = text
-        return self._texts.get(ids, "")
+        return self._text(tuple(i for i in ids if i not in self.stop)).removeprefix(" ")
 
     def spell(self, token: int) -> bytes:
-        return self.text((token,)).encode()
+        return b"" if token in self.stop else self._text((token,)).encode()
 
     def words(self, text: str) -> list[int]:
         return self.say(text)
@@ -82,25 +74,27 @@ class IdCodec:
     def asked(self, prompt: Tokens, limit: int) -> tuple[str, dict[str, Any]]:
         return "completions", {"prompt": list(prompt), "max_tokens": limit}
 
+    def _text(self, ids: Tokens) -> str:
+        """With the space that may lead it."""
+        if ids and ids not in self._texts:
+            model = {} if self._llama else {"model": self._offer.model}
+            answer = self._http.post(Call("/detokenize", {"tokens": list(ids), **model}))
+            text = answer.get("prompt", answer.get("content"))
+            if not isinstance(text, str):
+                raise KlypeError(f"{self._http.base} does not say which text its tokens are.")
+            self._texts[ids] = text
+        return self._texts.get(ids, "")
+
     def _ask(self, body: dict[str, Any], llama: dict[str, Any]) -> list[int]:
-        asked = llama if self._offer.kind == "llama.cpp" else {"model": self._offer.model, **body}
+        asked = llama if self._llama else {"model": self._offer.model, **body}
         tokens = self._http.post(Call("/tokenize", asked)).get("tokens")
         if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < IDS for token in tokens):
             raise KlypeError(f"{self._http.base} does not say which tokens its text is.")
         return tokens
 
-    def _spaced(self) -> bool:
-        """Whether the model's tokenizer was trained by klype, which begins every text with a space."""
-        if self._offer.kind != "klype":
-            return False
-        bare, spaced = self.spelling("a"), self.spelling(" a")
-        return bare != spaced and self.encode("a")[-len(spaced) :] == spaced
-
     def _ends(self) -> tuple[int, ...]:
         """Tokens that end an answer: those whose name is one token, first the one that the chat template writes behind
-        a message; and klype's own."""
-        if self._offer.kind == "klype":
-            return self._end_of_klype()
+        a message."""
         found = []
         for name in ENDS:
             body = {"prompt": name, "add_special_tokens": False}
@@ -114,17 +108,15 @@ class IdCodec:
 
     def _end_of_klype(self) -> tuple[int, ...]:
         """What ends a message in its chat template, which text alone can never spell."""
-        body = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        said = [
+            {"role": role, "content": content} for role, content in (("user", "a"), ("assistant", "b"), ("user", "a"))
+        ]
         try:
-            ids = self._ask({**body, "messages": [*body["messages"], *body["messages"][:1]]}, {})
+            ids = self._ask({"messages": said}, {})
         except KlypeError:
             ids = self._ask({"prompt": "a"}, {})
-        silent = [i for i in dict.fromkeys(ids) if ids.count(i) == 3 and self._spelled(i) == ""]
+        silent = [i for i in dict.fromkeys(ids) if ids.count(i) == 3 and self._text((i,)) == ""]
         return tuple(silent) or (2,)
-
-    def _spelled(self, token: int) -> str:
-        body = {"tokens": [token], "model": self._offer.model}
-        return str(self._http.post(Call("/detokenize", body)).get("prompt"))
 
 
 class PieceCodec:
@@ -192,12 +184,11 @@ class PieceCodec:
         return found
 
 
-LEAST = 1e-9
-"""Mass that a listed distribution leaves at least: whether it is whole is not known."""
+LEAST = 1e-9  # mass that a listed distribution leaves at least: whether it is whole is not known
 MASK = 0x7FFFFFFF
 DEFAULTING = ("klype", "vllm", "llama.cpp")
+# take any number of answers in one request; llama.cpp no more than it has slots, and others' limit nobody tells
 MANY = ("klype", "vllm")
-"""Take any number of answers in one request; llama.cpp no more than it has slots, and others' limit nobody tells."""
 
 
 class RemoteSource:
@@ -219,12 +210,10 @@ class RemoteSource:
         found = {}
         for place, answer in self.http.many(calls):
             said = choices(answer, 1, self.http.base, 1)[0]
-            if said.tokens and said.tokens[0].top:
-                found[asked[place]] = self._distribution(said.tokens[0], top)
-            elif self.offer.ids and UNTOLD in said.text:
-                found[asked[place]] = Distribution(np.array([], np.int64), np.array([], np.float64), 1.0)
-            else:
+            told = bool(said.tokens and said.tokens[0].top)
+            if not told and not (self.offer.ids and UNTOLD in said.text):
                 raise KlypeError(f"{self.name} tells no probabilities.", "See: klype doctor ADDRESS.")
+            found[asked[place]] = self._distribution(said.tokens[0].top if told and said.tokens else (), top)
         return [found[tuple(prefix)] for prefix in prefixes]
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
@@ -245,50 +234,52 @@ class RemoteSource:
         return self._events(requests)
 
     def _events(self, requests: Sequence[Request]) -> Iterator[Event]:
-        parts = [(place, first, n) for place, request in enumerate(requests) for first, n in self._parts(request)]
+        parts = []  # of each HTTP request: the place of ours, its first sample, how many
+        for place, request in enumerate(requests):
+            first, n = request.first_sample, request.n
+            together = self.offer.n and self.offer.kind in MANY
+            parts += [(place, first, n)] if together else [(place, first + i, 1) for i in range(n)]
         calls = [self._call(requests[place], requests[place].prompt, n, first) for place, first, n in parts]
         for done, answer in self.http.many(calls):
             place, first, n = parts[done]
             for said in choices(answer, n, self.http.base, requests[place].limit):
                 steps = self._steps(said, requests[place])
-                trace = self._trace(requests[place], steps, said.finish, first + said.index)
-                for i, step in enumerate(steps):
-                    yield Event(place, trace.sample, step, trace if i == len(steps) - 1 else None)
+                yield from self._told(requests[place], steps, said.finish, (place, first + said.index, 0))
 
-    def _parts(self, request: Request) -> list[tuple[int, int]]:
-        """(first sample, how many) of each HTTP request."""
-        if self.offer.n and self.offer.kind in MANY:
-            return [(request.first_sample, request.n)]
-        return [(request.first_sample + i, 1) for i in range(request.n)]
+    def _told(
+        self, request: Request, steps: Sequence[Step], finish: str | None, at: tuple[int, int, int]
+    ) -> Iterator[Event]:
+        """The rest of an answer. ``at``: the request's place, the sample, and how many steps were told before."""
+        place, sample, told = at
+        ended = "stop" if finish == "stop" else "length"
+        trace = Trace(request.prompt, tuple(steps), request.sampling, request.seed, sample, self.name,
+                      ended, len(steps), 0.0)  # type: ignore[arg-type]  # fmt: skip
+        for step in steps[told:-1]:
+            yield Event(place, sample, step, None)
+        yield Event(place, sample, steps[-1], trace)
 
     def _streamed(self, request: Request) -> Iterator[Event]:
         """Token by token; the last is held back until it is known how the answer ended."""
-        call = self._call(request, request.prompt, 1, request.first_sample)
-        steps: list[Step] = []
-        text, finish, sent = "", None, 0
-        for event in self.http.stream(call):
+        where, steps, text, finish, told = self.http.base, list[Step](), "", None, 0
+        for event in self.http.stream(self._call(request, request.prompt, 1, request.first_sample)):
             rows = event.get("choices") or []
             if not isinstance(rows, list):
-                raise KlypeError(f"{self.http.base} gave an answer that cannot be read.", "Nothing of it is used.")
+                raise KlypeError(f"{where} gave an answer that cannot be read.", "Nothing of it is used.")
             for row in rows:
-                piece = choice(row, self.http.base)
+                piece = choice(row, where)
                 if piece.index or finish is not None:
-                    raise KlypeError(f"{self.http.base} goes on after the end of its answer.", "Ask again.")
+                    raise KlypeError(f"{where} goes on after the end of its answer.", "Ask again.")
                 text, finish = text + piece.text, piece.finish
                 steps += self._heard(piece.tokens, request) if piece.tokens else ()
                 if len(steps) > request.limit or len(text) > LONGEST * request.limit:
-                    raise KlypeError(f"{self.http.base} writes more than the {request.limit} tokens asked for.")
-            while sent < len(steps) - 1:
-                yield Event(0, request.first_sample, steps[sent], None)
-                sent += 1
+                    raise KlypeError(f"{where} writes more than the {request.limit} tokens asked for.")
+            for step in steps[told:-1]:
+                yield Event(0, request.first_sample, step, None)
+            told = max(told, len(steps) - 1)
         if finish is None:
-            raise KlypeError(f"{self.http.base} cut its answer off before its end.", "Ask again.")
-        if not steps:
-            steps = self._steps(Said(0, text, None, finish), request)
-        steps = self._ended(steps, finish)
-        trace = self._trace(request, steps, finish, request.first_sample)
-        for i in range(sent, len(steps)):
-            yield Event(0, trace.sample, steps[i], trace if i == len(steps) - 1 else None)
+            raise KlypeError(f"{where} cut its answer off before its end.", "Ask again.")
+        steps = self._ended(steps or self._steps(Said(0, text, None, finish), request), finish)
+        yield from self._told(request, steps, finish, (0, request.first_sample, told))
 
     def _check(self, request: Request) -> None:
         if not request.prompt:
@@ -338,45 +329,35 @@ class RemoteSource:
             told["logit_bias"] = {str(token): value for token, value in sampling.logit_bias}
         return told
 
-    def _distribution(self, heard: Heard, top: int = -1) -> Distribution:
+    def _distribution(self, listed: Sequence[tuple[Key, float]], top: int = -1) -> Distribution:
         """The k most probable: a drawn token beyond them is no part of the list."""
         most = self.offer.completion_top or self.offer.chat_top
-        listed = heard.top[: most if top < 0 else min(top, most)]
+        listed = listed[: most if top < 0 else min(top, most)]
         ids = np.array([self.codec.number(key) for key, _ in listed], np.int64)
         logp = np.array([logp for _, logp in listed], np.float64)
         return Distribution(ids, logp, max(LEAST, 1.0 - float(np.exp(logp).sum())))
 
     def _steps(self, said: Said, request: Request) -> list[Step]:
         if said.tokens is None:  # words stand for tokens whose number and probability nobody tells
-            return [Step(token, math.nan, math.nan, "drawn") for token in self.codec.words(said.text)]
+            return [_untold(token) for token in self.codec.words(said.text)] or self._ended([], said.finish)
         return self._ended(self._heard(said.tokens, request), said.finish)
 
     def _heard(self, tokens: Sequence[Heard], request: Request) -> list[Step]:
-        out = []
+        out: list[Step] = []
         for heard in tokens:
-            if self._several(heard):
-                spelled = self.codec.spelling(heard.data.decode(errors="replace"))
-                out += [Step(token, math.nan, math.nan, "drawn") for token in spelled]
+            # tokens before it, parts of one character, are told with it
+            if heard.hidden and isinstance(heard.key, int) and self.codec.spell(heard.key) != heard.data:
+                out += map(_untold, self.codec.spelling(heard.data.decode(errors="replace")))
                 continue
-            listed = self._distribution(heard) if request.top and heard.top else None
+            listed = self._distribution(heard.top) if request.top and heard.top else None
             token = self.codec.number(heard.key)
             out.append(Step(token, heard.logp, sampling_logprob(heard.logp, request.sampling), "drawn", listed))
         return out
 
-    def _several(self, heard: Heard) -> bool:
-        """Whether tokens before it, parts of one character, are told with it."""
-        return bool(heard.hidden) and isinstance(heard.key, int) and self.codec.spell(heard.key) != heard.data
-
     def _ended(self, steps: list[Step], finish: str | None) -> list[Step]:
         """An end that the server keeps to itself has a probability that nobody tells."""
-        if finish == "stop" and not (steps and steps[-1].token in self.codec.stop):
-            steps = [*steps, Step(self.codec.end, math.nan, math.nan, "drawn")]
-        return steps or [Step(self.codec.end, math.nan, math.nan, "drawn")]
-
-    def _trace(self, request: Request, steps: Sequence[Step], finish: str | None, sample: int) -> Trace:
-        ended = "stop" if finish == "stop" else "length"
-        return Trace(request.prompt, tuple(steps), request.sampling, request.seed, sample, self.name,
-                     ended, len(steps), 0.0)  # type: ignore[arg-type]  # fmt: skip
+        silent = not steps or (finish == "stop" and steps[-1].token not in self.codec.stop)
+        return [*steps, _untold(self.codec.end)] if silent else steps
 
     def _echoed(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[Step]]:
         """One token more is asked for and left out: not every server takes a limit of none."""
@@ -393,7 +374,7 @@ class RemoteSource:
             if [heard.key for heard in told[: len(prompt) + len(said)]] != [*prompt, *said]:
                 raise KlypeError(f"{self.http.base} echoes other tokens than it was given.", "Nothing of it is used.")
             found[place] = [
-                Step(token, heard.logp, heard.logp, "forced", self._distribution(heard))
+                Step(token, heard.logp, heard.logp, "forced", self._distribution(heard.top))
                 for token, heard in zip(said, told[len(prompt) :], strict=False)
             ]
         return found
@@ -406,6 +387,11 @@ class RemoteSource:
             logp = math.log(p) if p else math.nan
             steps.append(Step(token, logp, logp, "forced", q))
         return steps
+
+
+def _untold(token: int) -> Step:
+    """A step whose probability nobody tells."""
+    return Step(token, math.nan, math.nan, "drawn")
 
 
 def sampling_logprob(logp: float, sampling: Sampling) -> float:

@@ -16,7 +16,8 @@ from klype.examine.report import why_base
 from klype.examine.say import visible
 from klype.runs.overview import planned_steps
 from klype.runs.record import incomparable
-from klype.sources.find import NEWEST_FIRST, PATH, kind_of
+from klype.sources.find import NEWEST_FIRST
+from klype.sources.opening import PATH, kind_of
 from klype.studio.charts import panels, redraw
 from klype.studio.fields import Select
 from klype.studio.frame import Progress, Visit, as_data, box, button, card, retext, status, table, text_of

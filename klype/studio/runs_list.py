@@ -13,7 +13,8 @@ from klype.errors import KlypeError
 from klype.runs.folder import RUNS, read_run
 from klype.runs.options import STAGES
 from klype.runs.overview import parameters, state_of
-from klype.sources.find import NEWEST_FIRST, find_model
+from klype.sources.find import NEWEST_FIRST
+from klype.sources.opening import find_model
 from klype.studio.studio import Studio
 from klype.studio.work import Work, works
 

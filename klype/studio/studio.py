@@ -25,9 +25,9 @@ from klype.preferences.records import Entry
 from klype.runs.provenance import question_in
 from klype.runs.rankers import summary
 from klype.serve.worker import Job, Worker
-from klype.sources.bundled import located
-from klype.sources.find import NEWEST_FIRST, kind_of
-from klype.sources.opening import Opened, open_model
+from klype.sources.find import NEWEST_FIRST
+from klype.sources.names import located
+from klype.sources.opening import Opened, kind_of, open_model
 from klype.sources.source import Around, NativeSource, Source
 from klype.studio.conversation import Answer, Conversation, Conversations
 from klype.values import Distribution, Request, Trace

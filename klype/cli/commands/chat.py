@@ -13,7 +13,7 @@ from klype.cli.progress import starting
 from klype.cli.terminal import Terminal
 from klype.errors import KlypeError
 from klype.samplers import SAMPLERS
-from klype.sources.find import kind_of
+from klype.sources.opening import kind_of
 from klype.words import plain
 from klype.words.plain import harmless
 from klype.words.sentences import Sentences

@@ -51,7 +51,7 @@ def endpoint(address: str) -> dict[str, Any]:
     """What a server offers, asked anew, and what is therefore whole, bounded or unavailable."""
     from klype.errors import UsageError
     from klype.sources.capabilities import capabilities_of, client_of
-    from klype.sources.find import SERVER, kind_of
+    from klype.sources.opening import SERVER, kind_of
 
     if kind_of(address) is not SERVER:
         raise UsageError(f"{address} is not the address of a server.", "Write http://host:port/v1#model.")

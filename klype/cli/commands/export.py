@@ -32,7 +32,7 @@ def command(
     if (gguf is None) == (hub is None):
         raise UsageError("Say where to: --gguf FILE, or --hub owner/name.")
     from klype.model.checkpoint import load
-    from klype.sources.find import find_model
+    from klype.sources.opening import find_model
 
     found = find_model(model)
     if gguf is not None:

@@ -56,8 +56,8 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
         from klype.preferences.formats import FORMATS
         from klype.preferences.store import Store
         from klype.runs import rankers, ranking
-        from klype.sources.bundled import called
-        from klype.sources.find import find_model
+        from klype.sources.names import called
+        from klype.sources.opening import find_model
 
     if asked.form not in FORMATS:
         raise UsageError(f"--format: there is no format {asked.form}.", f"Use {', '.join(FORMATS)}.")

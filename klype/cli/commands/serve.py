@@ -14,7 +14,7 @@ from klype.cli.environment import api_key
 from klype.cli.terminal import Terminal
 from klype.errors import UsageError
 from klype.option import Option
-from klype.sources.find import spelled
+from klype.sources.opening import spelled
 
 if TYPE_CHECKING:
     import uvicorn
@@ -61,7 +61,7 @@ def command(
     set_threads()
     settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
     served = [open_served(model, precision, device) for model in models or [o.default_model(terminal)]]
-    rules = Rules.of(settings, entrance.key, entrance.host, name or (), allow_origin or ())
+    rules = Rules.of(entrance.key, entrance.host, name or (), allow_origin or ())
     running = server(app(served, settings, rules), rules)
     url = f"{entrance.url}v1"
     names = [model.name for model in served]

@@ -17,7 +17,7 @@ from klype.cli.terminal import Terminal
 from klype.environment import state_folder
 from klype.errors import UsageError
 from klype.option import Option
-from klype.sources.find import spelled
+from klype.sources.opening import spelled
 
 Models = Annotated[
     list[str] | None,
@@ -59,7 +59,7 @@ def command(
     with suppress(OSError):  # where nothing can be written nothing is to be hidden
         durable.private_folder(state_folder())
     from klype.runs.folder import RUNS, default_model
-    from klype.serve.guard import Rules, ServeSettings, is_loopback
+    from klype.serve.guard import Rules, is_loopback
     from klype.serve.server import server
     from klype.studio.app import app
     from klype.studio.ranking_stores import fill_store
@@ -72,7 +72,7 @@ def command(
         studio.open(model)
     studio.opens = is_loopback(entrance.host) and not name  # who comes from elsewhere is not the user of this machine
     fill_store(studio)
-    rules = Rules.of(ServeSettings(), entrance.key, entrance.host, name or ())
+    rules = Rules.of(entrance.key, entrance.host, name or ())
     running = server(app(studio, rules), rules, grace=3)
     url = entrance.url
     names = [model.name for model in studio.models]
