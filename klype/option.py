@@ -20,7 +20,8 @@ from klype.errors import UsageError
 class Option:
     """``flag`` is --the-name where it is empty, ``also`` another spelling; ``shown``: what the help says in place of
     the default. ``commas``: its values are typed as one text, such as 1,2,3. ``least`` and ``most`` are refused beyond
-    and shown; ``check`` is called with the value before the command begins."""
+    and shown; ``panel``: the part of the help that lists it; ``check`` is called with the value before the command
+    begins."""
 
     help: str
     flag: str = ""
@@ -32,6 +33,7 @@ class Option:
     most: int | None = None
     metavar: str | None = None
     hidden: bool = False
+    panel: str | None = None
     check: Callable[[Any], Any] | None = None
 
     def spelled(self, name: str) -> str:

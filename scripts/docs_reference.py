@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import klype  # noqa: E402
-from klype.cli.help import spoken  # noqa: E402
-from klype.cli.main import app  # noqa: E402
+from klype.cli.main import app, spoken  # noqa: E402
 from klype.config import schema  # noqa: E402
 from klype.examine import measures  # noqa: E402
 from klype.runs.recipe import Recipe  # noqa: E402

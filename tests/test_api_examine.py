@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import klype
-from klype.api.examinee import questions_of
+from klype.api.examination import questions_of
 from klype.cli import guard
 from klype.cli.main import call
 from klype.data.rows import questions_from, read_questions

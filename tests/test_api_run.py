@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import klype
-from klype.api.run import AlignOptions, RunPlaces
+from klype.api.run import AlignOptions, TrainOptions
 from klype.cli.commands import train
 from klype.cli.main import call
 from klype.device import pick_device
@@ -155,6 +155,6 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
 
 def test_what_python_may_tell_a_run_is_what_the_commands_take() -> None:
     beside = {"set", "progress"}  # the commands' --set, and what they show
-    runs, alignments = ({field.name for field in fields(kind)} for kind in (RunOptions, train.AlignOptions))
-    assert RunPlaces.__annotations__.keys() - beside <= runs
+    runs, alignments = ({field.name for field in fields(kind)} for kind in (RunOptions, train.AlignmentOptions))
+    assert TrainOptions.__annotations__.keys() - beside <= runs
     assert AlignOptions.__annotations__.keys() - beside <= alignments

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from klype.cli.environment import program
 from klype.cli.guard import guarded
 from klype.cli.main import call
 from klype.cli.options import quoted
+from klype.cli.terminal import program
 from klype.sources.find import NEWEST_FIRST, near
 from klype.sources.names import demo_run, located
 from klype.words import words

@@ -14,7 +14,7 @@ from klype.answers.decoders import DECODERS
 from klype.api.asking import Asking
 from klype.cli.commands import ask as command
 from klype.errors import UsageError
-from klype.values import Question, Sampling
+from klype.values import Question, Request, Sampling
 from tests.toy_sources import table_source
 
 TABLE = np.array([[1, 0, 0, 0, 0], [0, 0, 0.4, 0.3, 0.3], *np.tile(np.eye(5)[0], (3, 1))])
@@ -25,7 +25,8 @@ def told(name: str, budget: float = 8.0) -> dict[str, Any]:
     merged = {"c": "x", "d": "x"}
     ask = Asking(source, (1,), Question("q", "a"), lambda text: merged.get(text, text), "text", None)
     opened = cast(Any, SimpleNamespace(source=source, stop=(0,), as_raw=lambda raw: True, plain=codec.encode))
-    found = command.decided(opened, ask, 4, Sampling(0.7), 1, name, budget, None)
+    request = Request(ask.prompt, limit=4, sampling=Sampling(0.7), seed=1)
+    found = command.decided(opened, ask, request, (name, budget), None)
     return command.decision(found, name, budget)
 
 
@@ -68,4 +69,4 @@ def test_a_model_without_one_token_for_yes_cannot_verify_by_it() -> None:
     letters = tuple(".YesNo yn")
     _, codec = table_source(np.eye(len(letters)), letters=letters)
     opened = cast(Any, SimpleNamespace(source=SimpleNamespace(codec=codec), say=codec.encode, prompt=codec.prompt))
-    assert command._yes(opened, "q") == {}
+    assert command.yes_check(opened, "q") == {}

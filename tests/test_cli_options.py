@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 import typer
 from annotated_types import Le
 
+from klype.api.model import Model
+from klype.cli.commands.ask import AskOptions
 from klype.cli.commands.examine import ArticleOptions, ExaminationOptions
+from klype.cli.commands.look import ForkOptions, NextOptions, TreeOptions
 from klype.cli.commands.rank import RankOptions
-from klype.cli.commands.train import AlignOptions
+from klype.cli.commands.train import AlignmentOptions
 from klype.cli.guard import guarded
 from klype.cli.main import app
 from klype.cli.options import expanded
@@ -23,10 +27,11 @@ from klype.examine.settings import ArticleSettings, ExamSettings
 from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 from klype.option import Option, Options, option_in, options_of, spelled
 from klype.runs.options import RunOptions, StageOptions
+from klype.samplers import SAMPLERS, TEMPERATURE
 
 Captured = pytest.CaptureFixture[str]
 Parameters = dict[str, Any]
-KINDS = [("run", RunOptions), ("train", StageOptions), ("align", AlignOptions), ("rank", RankOptions)]
+KINDS = [("run", RunOptions), ("train", StageOptions), ("align", AlignmentOptions), ("rank", RankOptions)]
 
 
 def parameters(typed: typer.Typer, command: str = "") -> Parameters:
@@ -71,17 +76,23 @@ def test_a_new_option_is_one_field(capsys: Captured) -> None:
     [
         ("run", (RunOptions,)),
         ("train", (StageOptions,)),
-        ("align", (AlignOptions,)),
+        ("align", (AlignmentOptions,)),
         ("rank", (RankOptions,)),
         ("examine", (ExamSettings, ExaminationOptions)),
         ("article", (ArticleSettings, ArticleOptions)),
         ("bias", (BiasOptions,)),
         ("mistakes", (MistakesOptions,)),
+        ("ask", (AskOptions,)),
+        ("next", (NextOptions,)),
+        ("tree", (TreeOptions,)),
+        ("forks", (ForkOptions,)),
     ],
 )
 def test_settings_and_commands_agree(command: str, kinds: tuple[type[Options], ...]) -> None:
     """Every field with a help text is an option of that name, help and default, and the command has no others."""
     declared, beside = parameters(app(), command), {"--lang", "--json", *(["--reward"] if command == "run" else [])}
+    if command in ("ask", "next", "tree", "forks"):
+        beside |= {f"--{name.replace('_', '-')}" for name in SAMPLERS}
     names = {spelled(kind, name).split("/")[0]: (kind, name) for kind in kinds for name in options_of(kind)}
     assert declared.keys() == names.keys() | beside
     for flag, (kind, name) in names.items():
@@ -93,6 +104,32 @@ def test_settings_and_commands_agree(command: str, kinds: tuple[type[Options], .
             assert declared[flag].default == ",".join(f"{value:g}" for value in default)
         else:
             assert declared[flag].default in (None, default)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(AskOptions, Model.ask), (NextOptions, Model.next), (TreeOptions, Model.tree), (ForkOptions, Model.forks)],
+)
+def test_commands_and_methods_agree(kind: type[Options], method: Callable[..., object]) -> None:
+    """A method's argument is the command's option of that name, with its type and default; ``n`` answers are wanted
+    only of a method."""
+    typed, fields_of = get_type_hints(method), {field.name: field for field in fields(kind)}
+    hints = get_type_hints(kind)
+    for name, parameter in inspect.signature(method).parameters.items():
+        if name in ("self", "n", "sampling"):
+            continue
+        if name == "temperature":
+            assert parameter.default == TEMPERATURE
+        elif name == "text":
+            assert parameter.default is parameter.empty
+        elif name in ("budget", "judge"):  # typed as a text, whatever it stands for
+            assert parameter.default is None
+            assert not fields_of[name].default
+        elif name == "top":  # a terminal shows a dozen, a notebook ten
+            assert (parameter.default, fields_of[name].default) == (10, 12)
+        else:
+            assert parameter.default == fields_of[name].default
+            assert name == "until" or typed[name] == hints[name]
 
 
 def test_a_list_with_commas_is_one_option() -> None:

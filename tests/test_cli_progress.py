@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from klype.cli.environment import wants_json
-from klype.cli.progress import Live, LossCurve, Plain, listener, print_table
-from klype.cli.terminal import Terminal, to_json
+from klype.cli.guard import wants_json
+from klype.cli.terminal import Live, Plain, Terminal, listener, print_table, to_json
 from klype.environment import language, state_folder
 from klype.runs.say import RunListener, Silent
 
@@ -103,34 +100,6 @@ def test_the_parts_of_an_examination_are_told_in_norwegian() -> None:
         r"påtvungne feil ved temperatur 1,3: 3 steg\n",
         console.file.getvalue(),
     )
-
-
-def curve(losses: Iterable[float], columns: int) -> str:
-    drawn = LossCurve()
-    for loss in losses:
-        drawn.add(loss)
-    return drawn.drawn(columns)
-
-
-def test_the_loss_curve_falls_from_the_highest_block_to_the_lowest() -> None:
-    assert curve([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 8) == "█▇▆▅▄▃▂▁"
-    assert curve([4.0, 2.0, math.nan, 1.0, 1.0], 2) == "█▁"  # means of equal parts; what is no number is left out
-    assert curve([1.0, 1.0, 1.0], 8) == "▁▁▁"
-    assert curve([1.0], 8) == curve([1.0, 2.0], 0) == ""
-    many = curve((100_000.0 - i for i in range(100_000)), 8)
-    assert many == "█▇▆▅▄▃▂▁"
-
-
-def test_a_wide_terminal_shows_the_curve() -> None:
-    for width, shown in ((120, True), (80, False)):
-        live = Live(Console(file=io.StringIO(), force_terminal=True, width=width), "en")
-        with live.progress:
-            live.stage_start("pretrain", 100)
-            for step in range(1, 20):
-                live.step({"step": step, "loss": 3.0 / step})
-            drawn = live.progress.tasks[0].fields["curve"]
-        assert bool(drawn) is shown
-        assert not shown or (drawn[0], drawn[-1]) == ("█", "▁")
 
 
 def test_a_pipe_gets_plain_lines_and_json_keeps_stdout_clean(capsys: pytest.CaptureFixture[str]) -> None:

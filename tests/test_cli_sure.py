@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from klype.api.asking import Asking
-from klype.cli.beside import _share, sure_of
+from klype.cli.commands.ask import share_of, sure_of
 from klype.sources.source import answers
 from klype.values import Question, Request, Sampling
 from tests.toy_sources import table_source
@@ -38,7 +38,7 @@ def test_p_is_that_of_the_tokens(temperature: float) -> None:
 
 
 def test_small_probabilities_are_said_as_one_in_so_many() -> None:
-    assert _share(0.25, "en") == "25%"
-    assert (_share(0.0002, "en"), _share(1 / 86_982_543, "en")) == ("1 in 5,000", "1 in 87.0 million")
-    assert _share(1e-12, "en") == "10^−12"
-    assert _share(None, "nb") == "–"
+    assert share_of(0.25, "en") == "25%"
+    assert (share_of(0.0002, "en"), share_of(1 / 86_982_543, "en")) == ("1 in 5,000", "1 in 87.0 million")
+    assert share_of(1e-12, "en") == "10^−12"
+    assert share_of(None, "nb") == "–"

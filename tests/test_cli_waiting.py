@@ -15,7 +15,7 @@ import pytest
 
 from klype.cli.guard import guarded
 from klype.cli.main import call
-from klype.cli.progress import patiently
+from klype.cli.terminal import patiently
 from klype.model import checkpoint
 from klype.words import LANGUAGES, words
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from klype.cli import guard
-from klype.cli.commands.export import push, write_repository
+from klype.cli.commands.models import push, write_repository
 from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.model.checkpoint import load, save

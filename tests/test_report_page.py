@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_facts import hostile_facts, smallest_facts, text_facts, world_facts
 
-from klype.cli.environment import program
+from klype.cli.terminal import program
 from klype.errors import KlypeError, UsageError
 from klype.examine import answer_pictures, html, report
 from klype.examine.charts import (

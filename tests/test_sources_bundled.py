@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file
 
 import klype
-from klype.api.examinee import questions_of
+from klype.api.examination import questions_of
 from klype.cli import guard
 from klype.cli.main import call
 from klype.errors import KlypeError

@@ -239,7 +239,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     """--raw, a given answer, what decoders put together, the server's completions, and a client of that server."""
-    from klype.cli.commands.ask import _joined
+    from klype.cli.commands.ask import joined
     from klype.serve.app import app
     from klype.serve.guard import ServeSettings
     from klype.serve.served import Served
@@ -257,7 +257,7 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
         ids = theirs(text)["input_ids"]
         assert opened.put(text, True) == ids == remote.codec.encode(text)
         assert opened.say(text) == ids == remote.codec.say(text)
-        first, then = _joined(opened, "Hunden drakk.", text)
+        first, then = joined(opened, "Hunden drakk.", text)
         assert [*first, *then] == theirs(f"Hunden drakk. {text.strip()}")["input_ids"]
     body = {"prompt": TEXTS[0], "max_tokens": 1, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
     told = post(server, "/v1/completions", json={"model": "qwen", **body}).json()["choices"][0]["logprobs"]

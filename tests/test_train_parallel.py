@@ -23,7 +23,8 @@ from full_disk import full_disk
 from torch import nn
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
-from klype.cli import environment
+from klype.cli import guard
+from klype.cli.commands.train import team as launched
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
@@ -283,7 +284,7 @@ def _one_is_killed(folder: Path, port: int) -> None:
     parallel.leave()
     for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
         os.environ[name] = str(value)
-    mine = environment.team()
+    mine = launched()
     assert mine is not None
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
@@ -313,16 +314,16 @@ def test_the_end_of_one_is_the_clean_end_of_all_and_what_was_saved_is_whole(tmp_
 
 def test_a_launcher_is_known_by_its_variables() -> None:
     told = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    assert environment.team({}) is None
-    assert environment.team({**told, "WORLD_SIZE": "1"}) is None
-    assert environment.team(told) == parallel.ProcessRank(3, 8, 3, 8, 0)
+    assert launched({}) is None
+    assert launched({**told, "WORLD_SIZE": "1"}) is None
+    assert launched(told) == parallel.ProcessRank(3, 8, 3, 8, 0)
     own = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "4"}
-    assert environment.team({**told, **own}) == parallel.ProcessRank(3, 8, 1, 2, 4)
-    assert environment.speaks(["train", "pretrain"], {})
-    assert environment.speaks(["ask", "model"], told)
-    assert not environment.speaks(["train", "pretrain"], told)
+    assert launched({**told, **own}) == parallel.ProcessRank(3, 8, 1, 2, 4)
+    assert guard.speaks(["train", "pretrain"], {})
+    assert guard.speaks(["ask", "model"], told)
+    assert not guard.speaks(["train", "pretrain"], told)
     with pytest.raises(UsageError, match="RANK=x"):
-        environment.team({**told, "RANK": "x"})
+        launched({**told, "RANK": "x"})
 
 
 def _agreeing() -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from klype.examine.say import Say
-from klype.words import LANGUAGES, catalogues, words
+from klype.words import LANGUAGES, words
+
+
+def catalogues() -> list[tuple[str, str]]:
+    """Every (catalogue, language) there is a file for."""
+    files = (Path(__file__).parent.parent / "klype" / "words").glob("*_??.toml")
+    return sorted((catalogue, lang) for catalogue, _, lang in (file.stem.rpartition("_") for file in files))
+
 
 CATALOGUES = sorted({name for name, _ in catalogues()})
 CLI = Path(__file__).resolve().parent.parent / "klype" / "cli"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from klype.examine.say import Say
 from klype.runs.aligning import Evaluation, _row
 from klype.values import Figure
-from klype.words import catalogues, count, figure, interval_decimals, number, percent, short, words
+from klype.words import count, figure, interval_decimals, number, percent, short, words
 from klype.words.sentences import Sentences
+from tests.test_words_catalogue import catalogues
 
 
 @pytest.mark.parametrize(

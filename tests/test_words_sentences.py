@@ -18,8 +18,8 @@ from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.asking import Asking
 from klype.api.results import AnswerForks, AnswerTree
-from klype.cli.beside import tell_sure
 from klype.cli.commands.ask import tell_decision as tell_decided
+from klype.cli.commands.ask import tell_sure
 from klype.cli.commands.look import forks_chart, tree_chart
 from klype.cli.commands.rank import tell_habits
 from klype.cli.terminal import Terminal
@@ -48,10 +48,11 @@ from klype.studio.paths import decision, flow_title
 from klype.studio.paths_search import FoundPaths, MeaningShare, PathSettings
 from klype.studio.ranking import habits
 from klype.values import Distribution, Figure, Question, Request, Sampling, Step, Trace
-from klype.words import LANGUAGES, catalogues, words
+from klype.words import LANGUAGES, words
 from tests.report_facts import dictionary_facts, gate, text_facts, world_facts
 from tests.test_examine_article import made
 from tests.test_runs_gates import run_of
+from tests.test_words_catalogue import catalogues
 from tests.toy_sources import table_source
 
 Told = Callable[[str], str]

@@ -14,14 +14,14 @@ import pytest
 import typer
 
 from klype.cli.guard import guarded
-from klype.cli.help import spoken
-from klype.cli.main import app, call
+from klype.cli.main import app, call, spoken
 from klype.examine.measures import KNOWN
 from klype.experiments.bias.experiment import BIAS
 from klype.experiments.framework import Experiment
 from klype.experiments.mistakes.experiment import MISTAKES
-from klype.words import LANGUAGES, catalogues, words
+from klype.words import LANGUAGES, words
 from klype.words.sentences import HOLE, Sentences
+from tests.test_words_catalogue import catalogues
 
 KLYPE = Path(__file__).resolve().parent.parent / "klype"
 ERRORS = re.compile(

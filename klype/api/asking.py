@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klype.errors import UsageError
@@ -128,7 +129,7 @@ def fit(
     """
     head = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
     tail = list(messages[len(head) :])
-    while tail:
+    while tail:  # the oldest is left out, with the answer that it had
         ids = prompt([*head, *tail])
         if len(ids) + reserve <= window:
             return [*head, *tail], ids
@@ -164,5 +165,17 @@ def suggestions(opened: Opened, lang: str, count: int = 3, seed: int | None = No
         mine = [q for q in known if q.extra.get("lang", lang) == lang and "before" not in q.extra]
         drawn = rng.sample(mine, min(TRIED, len(mine)))
     drawn = sorted(drawn[:TRIED], key=lambda question: len(question.prompt))
+    # from the longest to the shortest, so that of each kind the shortest is kept
     kinds = {str(question.extra.get("kind", question.id)): question.prompt for question in reversed(drawn)}
     return sorted(kinds.values(), key=len)[:count]
+
+
+def suite_files(suite: str) -> list[Path]:
+    """The JSONL files of a suite that is a path. Errors: nothing there, or no such file in it."""
+    place = Path(suite)
+    files = [place] if place.is_file() else sorted(place.glob("*.jsonl"))
+    if not files:
+        raise UsageError(
+            f"There is no suite {suite} here.", "Known: world; else the path of a JSONL file or of a folder of them."
+        )
+    return files

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from klype.api.asking import number, whole
-from klype.api.examinee import examinee, questions_of
+from klype.api.asking import number, suite_files, whole, world_of
 from klype.api.judging import open_judge
 from klype.api.model import Model, load
-from klype.api.results import Row, data_frame, html_table
+from klype.api.results import Row, data_frame, figure_rows, figure_table
 from klype.config import make
-from klype.data.rows import questions_from
+from klype.data.rows import questions_from, read_questions
 from klype.device import EnergyMeter
 from klype.errors import UsageError
 from klype.examine.examination import Examined, Meters, Progress, probe
 from klype.examine.examination import examine as run_examination
 from klype.examine.examination_report import document, render, verdict
 from klype.examine.interventions import Intervention
+from klype.examine.recorder import Shape
+from klype.examine.repetition import Index
 from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
 from klype.examine.target import EvalTarget, ExamPlan, in_time, plan, within
-from klype.judge.judge import Judge
-from klype.values import Figure, Question
+from klype.examine.truth import Reader
+from klype.judge.judge import Judge, Meaning
+from klype.judge.meaning import WorldJudge
+from klype.judge.same import Rules
+from klype.runs.provenance import read_questions as kept_questions
+from klype.sources.find import is_aligned
+from klype.sources.opening import Opened
+from klype.values import Figure, Question, Verdict
+from klype.world import Spellings, TokenFilter, World
+from klype.world.world import ATTACHED
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Questions = str | Path | Sequence[str | Mapping[str, Any]]
+LEAST_ROOM = 8  # tokens of an answer that the feedback experiment needs at least
+# measures that are shown where there is no room for all
 MAIN = (
     "decided",
     "right",
@@ -46,7 +61,6 @@ MAIN = (
     "recovery",
     "fork",
 )
-"""Measures that are shown where there is no room for all."""
 
 
 class ExamineOptions(TypedDict, total=False):
@@ -88,7 +102,7 @@ class Examination:
     def __repr__(self) -> str:
         return f"<Examination of {self.document['model']}: {self.document['questions']} questions>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:  # a model cannot be pickled
         return Examination, (self.document, None)
 
     @property
@@ -117,28 +131,18 @@ class Examination:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per temperature and measure: temperature, measure, value, low, high, n, unit."""
-        columns = ("value", "low", "high", "n", "unit")
-        return data_frame(
-            [
-                {"temperature": float(t), "measure": name, **{column: row.get(column) for column in columns}}
-                for t, figures in self.document["figures"].items()
-                for name, row in figures.items()
-            ]
-        )
+        figures = {float(t): found for t, found in self.document["figures"].items()}
+        return data_frame(figure_rows("temperature", figures))
 
     def to_html(self, lang: str = "en") -> str:
         """The whole report: one page with pictures, in both languages, that needs no network; ``lang`` is shown."""
         return render(self.document, lang)
 
     def _repr_html_(self) -> str:
-        say, figures = Say("en"), self.document["figures"]
-        names = [name for name in MAIN if any(name in row for row in figures.values())]
-        rows = [
-            {"": say.measure(name), **{f"τ = {t}": say.figure(row.get(name), name) for t, row in figures.items()}}
-            for name in names
-        ]
-        paragraphs = "".join(f"<p>{escape(text)}</p>" for text in verdict(self.document, say))
-        return paragraphs + html_table(rows, ["", *(f"τ = {t}" for t in figures)])
+        figures = {f"τ = {t}": found for t, found in self.document["figures"].items()}
+        names = [name for name in MAIN if any(name in found for found in figures.values())]
+        paragraphs = "".join(f"<p>{escape(text)}</p>" for text in verdict(self.document, Say("en")))
+        return paragraphs + figure_table(names, figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,7 @@ class Exam:
 
 def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
     """After a look at the model's speed, made to fit the budget of passes, or else the minutes (0: as it is)."""
-    if not one.goes_on:
+    if not one.goes_on:  # these ask what follows the beginning of an answer
         settings = replace(settings, trees=0, forks=0, interventions=0)
     speed = probe(one, settings)
     known = one.reader is not None and one.whole
@@ -235,3 +239,163 @@ def examine(
     else:
         asked = questions_from(questions)
     return Examination.of(prepare(model, asked[: most or None], settings, minutes, **options).measured())
+
+
+def examinee(
+    opened: Opened,
+    questions: list[Question],
+    raw: bool | None = None,
+    training: Sequence[str] = (),
+    judge: Judge | None = None,
+    limit: int = 8,
+) -> EvalTarget:
+    """``judge``: another than the demo world's grammar for its own questions, and the rules for all others.
+
+    Questions that leave no room for an answer of ``limit`` tokens in the model's window are skipped and counted; that
+    none is left is an error.
+    """
+    # the demo world's questions bring how they were made
+    of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
+    world = (world_of(opened) or served_world(opened, of_world)) if of_world else None
+    if world is not None:
+        questions = of_world
+    plain = opened.as_raw(raw)
+    fitting = []
+    for question in questions:
+        prompt = opened.put(question.prompt, raw, question.extra.get("before", ()))
+        if len(prompt) + max(limit, LEAST_ROOM) <= opened.window:
+            fitting.append((question, tuple(prompt)))
+    if questions and not fitting:
+        raise UsageError(f"No question leaves room for {limit} tokens of answer: the model reads {opened.window}.")
+    deciding = judge or (WorldJudge(world) if world is not None else Rules())
+    return EvalTarget(
+        source=opened.source,
+        name=opened.name,
+        identity=identity(opened),
+        vocabulary=opened.vocabulary,
+        questions=tuple(question for question, _ in fitting),
+        prompts=tuple(prompt for _, prompt in fitting),
+        judge=world.judge if world is not None and judge is None else judged_by(deciding),
+        judge_name=deciding.name,
+        deciding=deciding,
+        meaning=meanings(deciding),
+        reader=reader_of(opened, world) if world is not None and not plain else None,
+        edits=reader_of(opened, world, edits=True) if world is not None and not plain else None,
+        another=partial(another, opened, world, raw) if world is not None and not plain else None,
+        spell=opened.spell if opened.exact else None,
+        partial=opened.native is None and not opened.exact,
+        shape=shape_of(opened),
+        training=Index(list(training)) if training else None,
+        skipped=len(questions) - len(fitting),
+        goes_on=opened.goes_on,
+        other_manners=world is not None and is_aligned(opened.found.folder),
+        scores=world.scores if world is not None else None,
+    )
+
+
+def served_world(opened: Opened, of_world: Sequence[Question]) -> World | None:
+    """The demo world that questions to klype's own server are about; None for other servers: words are theirs."""
+    if opened.spelling is None:
+        return None
+    return World("small" if of_world[0].extra.get("world") == "small" else "full")
+
+
+def meanings(judge: Judge) -> Callable[[Question], Meaning]:
+    """Each question's meaning, made once: it remembers what it has read."""
+    known: dict[str, Meaning] = {}
+
+    def meaning(question: Question) -> Meaning:
+        if question.id not in known:
+            known[question.id] = judge.meaning(question)
+        return known[question.id]
+
+    return meaning
+
+
+def shape_of(opened: Opened) -> Shape | None:
+    """What its arithmetic costs; None where klype does not know the model's insides."""
+    if opened.native is None:
+        return None
+    from klype.model.prepacked import Int8Linear
+    from klype.model.quantised import QuantisedLinear
+
+    config, model = opened.native.config, opened.native.model
+    matrices = config.flops_per_token // 2  # an addition and a multiplication a weight
+    number = model.dtype.itemsize
+    weight = 1 if any(isinstance(part, Int8Linear) for part in model.modules()) else number
+    stored = [part for part in model.modules() if isinstance(part, QuantisedLinear)]
+    spared = sum(math.prod(part.shape) * number - part.size for part in stored)
+    # keys and values
+    cached = 2 * config.layers * config.kv_heads * config.head_dim * number
+    return Shape(matrices, config.layers, config.heads * config.head_dim, matrices * weight - spared, cached)
+
+
+def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> list[Question]:
+    """A file's questions; else the suite's; else those that the model's run kept back, each once, and none of what is
+    always true, which its texts have told.
+
+    Suites: world (the demo world's held-out questions); any other is a path, of a file or of a folder of JSONL files.
+    """
+    if file is not None:
+        if not file.is_file():
+            raise UsageError(f"--questions: there is no file {file}.")
+        found = read_questions([file])
+    elif suite not in ("", "world"):
+        found = read_questions(suite_files(suite))
+    elif opened.found.run is not None and (opened.found.run / "questions.jsonl").is_file():
+        kept = kept_questions(opened.found.run / "questions.jsonl")
+        found = list({q.prompt: q for q in reversed(kept) if not q.extra.get("fixed")}.values())[::-1]
+        if suite == "world" and not any("kind" in q.extra for q in found):
+            raise UsageError(f"{opened.name} was not made of the demo world: the suite world is not for it.")
+    else:
+        raise UsageError(f"{opened.name} has no questions of its own.", "Give some: --questions FILE (JSONL).")
+    return found[:most] if most else found
+
+
+def another(opened: Opened, world: World, raw: bool | None, number: int) -> tuple[Question, tuple[int, ...]]:
+    """A held-out question of the world that was not given, and how it is put."""
+    question = world.question(random.Random(f"another {number}"), heldout=True)
+    return question, tuple(opened.put(question.prompt, raw))
+
+
+def spellings_of(opened: Opened, world: World) -> Spellings:
+    """How its tokenizer spells the world's words."""
+    if opened.spelling is not None:
+        encode, end = opened.spelling, opened.stop[0]
+    else:
+        encode, end = opened.loaded.tokenizer.encode, opened.loaded.tokenizer.end
+    return Spellings(world.words, encode, end, "".join(sorted(ATTACHED)))
+
+
+def reader_of(opened: Opened, world: World, edits: bool = False) -> Callable[[Question], Reader]:
+    """The truth of answers; ``edits``: with mistakes counted by edit distance."""
+    spellings = spellings_of(opened, world)
+    start = world.edits if edits else partial(world.filter, "chat")
+    return lambda question: Reader(lambda: TokenFilter(start(question), spellings))
+
+
+def identity(opened: Opened) -> str:
+    """The weights' own hash: of the manifest where there is one, else of the files."""
+    folder = opened.found.folder
+    digest = hashlib.sha256()
+    if not folder.exists():  # behind a server: nobody here can see the weights
+        return hashlib.sha256(opened.source.name.encode()).hexdigest()
+    manifest = folder / "manifest.json"
+    files = [manifest] if manifest.is_file() else [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    for file in files:
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def judged_by(judge: Judge) -> Callable[[Question, str, bool], Verdict]:
+    """A judge's ruling as an annotator's verdict, on what was said, whether or not a token limit cut it off."""
+    known: dict[tuple[str, str], bool | None] = {}
+
+    def verdict(question: Question, answer: str, finished: bool) -> Verdict:
+        if (place := (question.id, answer)) not in known:
+            known[place] = judge.right(question, answer)
+        # a judge rules and does not score
+        return Verdict(known[place], None, None, len(answer.split()), float("nan"))
+
+    return verdict

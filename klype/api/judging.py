@@ -71,6 +71,7 @@ def open_judge(
     if name == "minilm":
         return minilm()
     name = located(name)
+    # FOLDER@0.7: from this likeness on two say the same
     encoder, at, alike = name.rpartition("@") if re.search(r"@-?[01](\.\d+)?$", name) else (name, "", "")
     if kind_of(encoder).find is not None and name != "self":
         folder = Path(encoder) if is_encoder(Path(encoder)) else find_model(encoder).folder
@@ -103,6 +104,7 @@ def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dic
         found.append({kind: ruling, "judge": judge.name})
     if not found:
         raise UsageError("There is no row to judge.", "Give JSONL rows with question, a and b.")
+    # of both kinds of rulings together no rate was measured
     error = judge.error_over(kinds.pop(), asked) if len(kinds) == 1 else None
     return {"rows": found, "judge": judge.name, "error_rate": None if error is None else error.json()}
 

@@ -28,8 +28,8 @@ from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Trace
 
 MOST_ANSWERS = 10_000  # each has its own row and record: a slip of the hand would fill the memory
+# Of the truth's most probable next tokens, so many are listed even where the model's own are others.
 LISTED = 5
-"""Of the truth's most probable next tokens, so many are listed even where the model's own are others."""
 
 
 class AnswerStream(Iterator[str]):
@@ -169,6 +169,7 @@ class Model:
         check_sampling(drawn, self.vocabulary or 1 << 31)
         prompt = prompt_of(self.opened, text, raw)
         room(self.opened, prompt, 1)
+        # whole, so that the truth's own tokens are found in it, too
         distribution = self.opened.source.next([prompt], top=-1)[0]
         truth = None
         if self.opened.native is not None:
@@ -249,6 +250,7 @@ class Model:
         if not opened.as_raw(raw):
             return codec.answer([{"role": "user", "content": text}], answer)
         bare, spaced = (codec.ended(opened.say(spelled)) for spelled in (answer, f" {answer}"))
+        # nothing to decide where the two are spelled alike, or white space stands between them already
         if bare == spaced or not answer or (text[-1:] + answer[:1]).split() != [text[-1:] + answer[:1]]:
             return bare
         prompt = prompt_of(opened, text, raw)
@@ -295,6 +297,7 @@ class Model:
         p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
         low, high = drawn
         listed = distribution.ids[:top].tolist()
+        # what is likely in truth stands in the table even where the model does not think of it
         truest = sorted(truth, key=lambda token: -truth[token])[:LISTED] if truth else []
         listed += [token for token in truest if token not in listed]
         rows = tuple(
@@ -315,6 +318,7 @@ class Model:
     ) -> TreeSettings:
         """How the tree of a question is grown: wide batches for small vocabularies."""
         small = self.vocabulary <= 4096
+        # a wide vocabulary, and a server, make every pass dear
         usual = 4000 if self.opened.exact and self.vocabulary > 0 and small else 500
         most = usual if budget is None else budget
         limit = room(self.opened, ask.prompt, limit)

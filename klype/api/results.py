@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,28 @@ def _cell(value: object, bar: bool) -> str:
     return f'<td style="text-align:left;{filled if bar else ""}">{value:.4g}</td>'
 
 
+def figure_rows(key: str, figures: Mapping[Any, Mapping[str, Row]]) -> list[Row]:
+    """One row per group (called ``key``) and measure: value, low, high, n, unit."""
+    columns = ("value", "low", "high", "n", "unit")
+    return [
+        {key: group, "measure": name, **{column: figure.get(column) for column in columns}}
+        for group, measures in figures.items()
+        for name, figure in measures.items()
+    ]
+
+
+def figure_table(names: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """An HTML table of measures, a column per group."""
+    from klype.examine.say import Say
+
+    say = Say("en")
+    rows = [
+        {"": say.measure(name), **{group: say.figure(one.get(name), name) for group, one in figures.items()}}
+        for name in names
+    ]
+    return html_table(rows, ["", *figures])
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """One token of an answer. ``p``: its probability at temperature 1, between 0 and 1; None where the server does not
@@ -78,8 +100,8 @@ class Answer:
         return self.text
 
     def to_json(self) -> Row:
-        rows = [{"text": token.text, "id": token.id, "p": token.p} for token in self.tokens]
-        return {"text": self.text, "logprob": self.logprob, "ended": self.ended, "tokens": rows}
+        tokens = [asdict(token) for token in self.tokens]
+        return {"text": self.text, "logprob": self.logprob, "ended": self.ended, "tokens": tokens}
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per token: text, id, p."""
@@ -120,11 +142,7 @@ class NextTokens:
     rest: float
 
     def to_json(self) -> Row:
-        optional = ("p_tempered_high", "truth")
-        rows = []
-        for one in self.tokens:
-            row = {"token": one.token, "id": one.id, "p": one.p, "p_tempered": one.p_tempered}
-            rows.append(row | {name: v for name in optional if (v := getattr(one, name)) is not None})
+        rows = [{name: value for name, value in asdict(one).items() if value is not None} for one in self.tokens]
         return {"tokens": rows, "rest": self.rest}
 
     def to_pandas(self) -> pd.DataFrame:
@@ -142,14 +160,13 @@ class AnswerTree:
     """The distribution of whole answers as far as it was explored; the intervals are certain, not statistical.
 
     ``tree`` holds answers (text, low, high, meaning), clusters of one meaning, the unexplored probability mass and
-    entropies in nats, all most probable first.
+    entropies in nats, all most probable first. ``judge`` says which answers mean the same, ``error_rate`` how often it
+    errs about that: without a value where that was not measured, None where it cannot.
     """
 
     tree: Tree
     judge: str
-    """Who says which answers mean the same."""
     error_rate: Figure | None = None
-    """How often it errs about that: without a value where that was not measured, None where it cannot."""
 
     def __repr__(self) -> str:
         first = self.tree.answers[0] if self.tree.answers else None
@@ -168,6 +185,7 @@ class AnswerTree:
         """As ``klype tree --json`` prints; an entropy without an upper bound has null there."""
         tree = self.tree
 
+        # JSON knows no infinity
         def ends(bounds: tuple[float, float]) -> list[float | None]:
             return [end if math.isfinite(end) else None for end in bounds]
 
@@ -219,17 +237,11 @@ class AnswerForks:
 
     def to_json(self) -> Row:
         """As ``klype forks --json`` prints."""
-        found = self.found
+        found, measured = self.found, ("variation", "own", "right")
         return {
             "answer": found.text,
             "positions": [
-                {
-                    "token": token,
-                    "strength": p.strength.json(),
-                    "variation": p.variation,
-                    "own": p.own,
-                    "right": p.right,
-                }
+                {"token": token, "strength": p.strength.json(), **{key: getattr(p, key) for key in measured}}
                 for token, p in zip(self.tokens, found.positions, strict=True)
             ],
             "fork": found.fork,

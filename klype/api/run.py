@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from klype.api.asking import number, whole
 from klype.api.model import Model, load
-from klype.api.results import Row, data_frame, html_table
+from klype.api.results import Row, data_frame, figure_rows, figure_table, html_table
 from klype.config import make
 from klype.environment import cache_folder
 from klype.errors import KlypeError, UsageError
 from klype.examine.facts import read as read_facts
 from klype.examine.report import render
-from klype.examine.say import Say as Words
 from klype.jsons import steps
 from klype.preferences import formats
 from klype.preferences.annotators import taste
@@ -34,19 +33,22 @@ from klype.values import Reward
 if TYPE_CHECKING:
     import pandas as pd
 
+# Functions ``(questions, answers) -> list of floats``, or {function, "file.py:function" or "model": weight}.
 Rewards = Iterable[Reward] | Mapping[Any, float]  # a mapping's keys are functions and texts: no type holds both
-"""Functions ``(questions, answers) -> list of floats``, or {function, "file.py:function" or "model": weight}."""
 
 
 class TrainOptions(TypedDict, total=False):
     """What ``klype run`` may be told beside, under the same names.
 
+    data: a folder of texts, questions and rankings, or ``hf:owner/name``. out: the run's folder (runs/RECIPE-DATE-N).
     instructions, preferences: JSONL files. from_: a MODEL to go on from. size: tiny … large. lora: rank of adapters.
     resume: go on with the run in ``out``. force: align to a weak reward model, too. device: see ``klype.load``. lang:
     the report's language, "en" or "nb". set: settings of the recipe, {"pretrain.rows": 32}. progress: what is told of
     it (an object with the methods of ``klype.runs.say.RunListener``); by default nothing.
     """
 
+    data: str | Path
+    out: str | os.PathLike[str] | None
     instructions: str | Path
     preferences: str | Path
     from_: str | os.PathLike[str]
@@ -142,27 +144,14 @@ class RunReport:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per model and measure: model, measure, value, low, high, n, unit."""
-        columns = ("value", "low", "high", "n", "unit")
-        return data_frame(
-            [
-                {"model": model, "measure": name, **{column: figure.get(column) for column in columns}}
-                for model, figures in self.figures.items()
-                for name, figure in figures.items()
-            ]
-        )
+        return data_frame(figure_rows("model", self.figures))
 
     def to_html(self, lang: str = "en") -> str:
         """The whole report as one page; of an alignment alone, which has no page, its table."""
         return render(read_facts(self.path), lang) if self.path.is_file() else self._repr_html_()
 
     def _repr_html_(self) -> str:
-        say = Words("en")
-        names = list(dict.fromkeys(name for figures in self.figures.values() for name in figures))
-        rows = [
-            {"": say.measure(name), **{model: say.figure(one.get(name), name) for model, one in self.figures.items()}}  # type: ignore[arg-type]
-            for name in names
-        ]
-        return html_table(rows, ["", *self.figures])
+        return figure_table(list(dict.fromkeys(name for one in self.figures.values() for name in one)), self.figures)
 
 
 class Stages(Mapping[str, Model]):
@@ -174,7 +163,7 @@ class Stages(Mapping[str, Model]):
         self._opened: dict[str, Model] = {}
 
     def __getitem__(self, stage: str) -> Model:
-        if stage not in list(self):
+        if stage not in list(self):  # a Mapping's own ``in`` would come back here
             raise KeyError(stage)
         if stage not in self._opened:
             self._opened[stage] = load(self._run / stage)
@@ -225,6 +214,7 @@ class Run:
     def report(self) -> RunReport:
         """What was measured. Raises KlypeError when nothing was yet."""
         about = self.about
+        # of a finished run; else of an alignment, which has no page; else of what is measured so far
         page = self.path / "figures.json"
         if page.is_file():
             facts: Any = read_facts(page)
@@ -289,6 +279,7 @@ class Run:
         checks.checked(checked)
         with folder.chosen("align", out, checked.resume, date.today()) as place, _undisturbed():
             align_rounds(replace(checked, out=place), rounds, flaw, say)
+        # several rounds have a folder each
         return Run(place if rounds == 1 else place / f"round-{rounds}")
 
     def _repr_html_(self) -> str:
@@ -306,7 +297,7 @@ def train(
     minutes: float = 5.0,
     rewards: Rewards = (),
     seed: int = 0,
-    **options: Unpack[RunPlaces],
+    **options: Unpack[TrainOptions],
 ) -> Run:
     """A language model through all stages, as ``klype run`` does it: pre-training, fine-tuning, rankings, a reward
     model, alignment, each measured. It takes about ``minutes`` minutes.
@@ -344,13 +335,6 @@ def train(
     with folder.chosen(checked.recipe_name, out, checked.resume, date.today()) as place, _undisturbed():
         pipeline.run(replace(checked, out=place), say)
     return Run(place)
-
-
-class RunPlaces(TrainOptions, total=False):
-    """``data`` and ``out`` of ``train``, and its further options."""
-
-    data: str | Path
-    out: str | os.PathLike[str] | None
 
 
 def _settings(given: Mapping[str, object]) -> tuple[str, ...]:

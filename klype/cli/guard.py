@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import typer
 
 from klype import durable
-from klype.cli.environment import is_launched, speaks, speech, wants_json
 from klype.cli.terminal import silence_stdout, to_json
-from klype.environment import state_folder
+from klype.environment import language, state_folder
 from klype.errors import KlypeError
-from klype.words import plain
+from klype.words import LANGUAGES, plain
 from klype.words.plain import aside
 from klype.words.sentences import Sentences
 
 INTERRUPTED = 130
+# what errors say, in small letters: torch's own on Linux and macOS, the system's, Windows', a GPU's, C++'s; those of
+# libraries' loaders on Linux and on Windows; oneDNN's
 NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -35,9 +38,6 @@ NO_MEMORY = (
     "paging file is too small",
     "could not create a primitive",
 )
-"""What errors say, in small letters: torch's own on Linux and macOS, the system's, Windows', a GPU's, C++'s; those
-of libraries' loaders on Linux and on Windows; oneDNN's."""
-
 # torch maps more than this; where OpenMP finds no room for a thread it ends the process without a word of ours.
 LEAST = 1e9
 
@@ -71,6 +71,34 @@ def guarded(command: Callable[[list[str]], object], argv: list[str], name: str =
     if code == INTERRUPTED:
         return tell("Interrupted.", "What was saved stays; --resume goes on from there.", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def is_launched(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process to train together with others."""
+    return argv[:1] in (["train"], ["run"]) and {"RANK", "MASTER_ADDR"} <= environ.keys()
+
+
+def speaks(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is alone, or the one that speaks for all."""
+    return not is_launched(argv, environ) or environ["RANK"] == "0"
+
+
+def wants_json(argv: list[str]) -> bool:
+    """Whether --json is among the options (before a lone ``--``), also when the rest cannot be understood."""
+    return "--json" in _before_dashes(argv)
+
+
+def speech(argv: list[str]) -> str:
+    """The language of --lang where there is one that klype speaks, also when the rest cannot be understood; else the
+    environment's."""
+    options = _before_dashes(argv)
+    pairs = [*pairwise(options), *(option.split("=", 1) for option in options if "=" in option)]
+    given = [value for name, value in pairs if name == "--lang" and value in LANGUAGES]
+    return given[-1] if given else language()
+
+
+def _before_dashes(argv: list[str]) -> list[str]:
+    return argv[: argv.index("--")] if "--" in argv else argv
 
 
 def _tell(as_json: bool, speaks: bool, lang: str, message: str, hint: str, code: int) -> int:

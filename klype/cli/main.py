@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from klype import __version__, durable
-from klype.cli import environment
-from klype.cli.commands import (
-    ask,
-    chat,
-    doctor,
-    examine,
-    experiments,
-    export,
-    judge,
-    look,
-    pull,
-    rank,
-    runs,
-    serve,
-    studio,
-    train,
-)
-from klype.cli.guard import guarded
-from klype.cli.help import HELP, spoken
+from klype.cli.commands import ask, chat, doctor, examine, look, models, rank, runs, serve, train
+from klype.cli.guard import guarded, speech
 from klype.cli.options import expanded
-from klype.cli.terminal import Terminal, any_character
+from klype.cli.terminal import Terminal, any_character, program
 from klype.device import memory_policy, thread_policy
 from klype.environment import state_folder
+from klype.samplers import SAMPLERS
 from klype.words import LANGUAGES
 from klype.words.plain import harmless_log, tell
+from klype.words.sentences import Sentences
+
+HELP = ["-h", "--help"]
 
 
 def main() -> None:
@@ -53,15 +41,15 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
     gc.set_threshold(10_000)  # what is imported stays: at Python's own 700 a fifth of a start is looking for garbage
     any_character()
     harmless_log()
-    environment.speak(environment.speech(environment.arguments()))
+    os.environ["KLYPE_LANG"] = speech(sys.argv[1:])  # whatever the locale says, for the processes that it starts, too
     with suppress(RuntimeError):  # a user who has no home has nothing there
         durable.tighten(state_folder())
-    sys.exit(guarded(command, environment.arguments(), name))
+    sys.exit(guarded(command, sys.argv[1:], name))
 
 
 def call(argv: list[str]) -> object:
     """One command; its exceptions come out, and typer's own exits are returned as a number."""
-    return spoken(app(), environment.speech(argv))(argv, prog_name="klype", standalone_mode=False)
+    return spoken(app(), speech(argv))(argv, prog_name="klype", standalone_mode=False)
 
 
 def app() -> typer.Typer:
@@ -74,27 +62,34 @@ def app() -> typer.Typer:
         context_settings={"help_option_names": HELP},
     )
     klype.callback(invoke_without_command=True)(_options)
-    klype.command("run")(expanded(train.run_command))
-    klype.command("chat")(expanded(chat.command))
-    klype.command("ask")(expanded(ask.command))
-    klype.command("next")(expanded(look.next_command))
-    klype.command("tree")(expanded(look.tree_command))
-    klype.command("forks")(expanded(look.forks_command))
-    klype.command("examine")(expanded(examine.command))
-    klype.command("article")(expanded(examine.article_command))
-    klype.command("judge")(expanded(judge.command))
-    klype.command("bias")(expanded(experiments.bias_command))
-    klype.command("mistakes")(expanded(experiments.mistakes_command))
-    klype.command("train")(expanded(train.train_command))
-    klype.command("rank")(expanded(rank.command))
-    klype.command("align")(expanded(train.align_command))
-    klype.add_typer(runs.app(), name="runs")
-    klype.command("serve")(expanded(serve.command))
-    klype.command("studio")(expanded(studio.command))
-    klype.command("pull")(expanded(pull.command))
-    klype.command("export")(expanded(export.command))
-    klype.add_typer(doctor.config_app(), name="config")
-    klype.command("doctor")(expanded(doctor.command))
+    commands: dict[str, Any] = {
+        "run": train.run_command,
+        "chat": chat.command,
+        "ask": ask.command,
+        "next": look.next_command,
+        "tree": look.tree_command,
+        "forks": look.forks_command,
+        "examine": examine.command,
+        "article": examine.article_command,
+        "judge": examine.judge_command,
+        "bias": train.bias_command,
+        "mistakes": train.mistakes_command,
+        "train": train.train_command,
+        "rank": rank.command,
+        "align": train.align_command,
+        "runs": runs.app(),
+        "serve": serve.serve_command,
+        "studio": serve.studio_command,
+        "pull": models.pull_command,
+        "export": models.export_command,
+        "config": doctor.config_app(),
+        "doctor": doctor.command,
+    }
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            klype.add_typer(command, name=name)
+        else:
+            klype.command(name)(expanded(command))
     return klype
 
 
@@ -111,10 +106,50 @@ def _options(
     """Train a small language model through all its stages, and see and reduce the divergence of its answers."""
     terminal = Terminal(lang=lang) if lang or context.invoked_subcommand is None else None
     if terminal and context.invoked_subcommand is None:
-        tell(terminal.words("first.steps", program=environment.program()))
+        tell(terminal.words("first.steps", program=program()))
 
 
 def _version(asked: bool) -> None:
     if asked:
         tell(f"klype {__version__}")
         raise typer.Exit
+
+
+def spoken(app: typer.Typer, lang: str) -> Any:
+    """The commands, with all that their help says in this language."""
+    command = typer.main.get_command(app)
+    _name_arguments(command)
+    if lang != "en":
+        from typer import rich_utils
+
+        said = Sentences(lang)
+        rich_utils.DEFAULT_STRING = said(rich_utils.DEFAULT_STRING)
+        rich_utils.REQUIRED_LONG_STRING = said(rich_utils.REQUIRED_LONG_STRING)
+        _translate(command, said, {row.help["en"]: row.help.get(lang, "") for row in SAMPLERS.values()})
+    return command
+
+
+def _name_arguments(command: Any) -> None:
+    """In usage lines and lists arguments are called as they say themselves: [MODEL] may be left out."""
+    for param in command.params:
+        if param.param_type_name == "argument":
+            param.get_usage_pieces = lambda ctx, name=param.metavar: [name]
+            param.display_type_rich = lambda ctx: None
+    for inner in getattr(command, "commands", {}).values():
+        _name_arguments(inner)
+
+
+def _translate(command: Any, said: Sentences, samplers: dict[str, str]) -> None:
+    command.help, command.options_metavar = said(command.help or ""), said(command.options_metavar)
+    command.rich_help_panel = said("Commands")
+    command.get_usage = lambda context, usage=command.get_usage: usage(context).replace("Usage:", said("Usage:"), 1)
+    for param in (*command.params, command.get_help_option(command.context_class(command, help_option_names=HELP))):
+        kind = "Arguments" if param.param_type_name == "argument" else "Options"
+        param.help = samplers.get(param.help or "") or said(param.help or "")
+        param.rich_help_panel = said(param.rich_help_panel or kind)
+        if isinstance(param.show_default, str):
+            param.show_default = said(param.show_default)
+    if isinstance(command, typer.core.TyperGroup):
+        command.subcommand_metavar = said(command.subcommand_metavar)
+        for inner in command.commands.values():
+            _translate(inner, said, samplers)

@@ -7,16 +7,15 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from klype.api.asking import not_empty
-from klype.cli.environment import program
-from klype.cli.terminal import Terminal
+from klype.cli.terminal import Terminal, program
 from klype.device import Device as Device
 from klype.errors import UsageError
 from klype.option import Option, Options, option_in, options_of
@@ -27,6 +26,10 @@ from klype.sources.find import find_path, is_bare, near
 from klype.sources.names import DEMO, located, to_fetch
 from klype.sources.opening import PATH, kind_of, spelled
 from klype.words import LANGUAGES
+
+if TYPE_CHECKING:
+    from klype.api.asking import Asking
+    from klype.api.model import Model
 
 
 def checked(name: str, value: Any) -> Any:
@@ -45,11 +48,13 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     options and checked before the command begins.
     """
     signature = inspect.signature(command, eval_str=True)
+    # --lang and --json stand last in every help
     asked = dict(sorted(signature.parameters.items(), key=lambda item: item[1].annotation is Terminal))
     parts = {name: _options(parameter) for name, parameter in asked.items()}
 
     @wraps(command)
     def expanding(**given: Any) -> None:
+        # typer says None where nothing was typed: the settings' own default holds
         known = {name: value for name, value in given.items() if value is not None}
         for name, parameter in signature.parameters.items():
             if _is_made(parameter.annotation):
@@ -109,18 +114,14 @@ def _declared(name: str, kind: Any, option: Option) -> Any:
     }
     if option.argument:
         return Annotated[kind, typer.Argument(**about)]
-    return Annotated[kind, typer.Option(*filter(None, (option.spelled(name), option.also)), **about)]
+    flags = filter(None, (option.spelled(name), option.also))
+    return Annotated[kind, typer.Option(*flags, rich_help_panel=option.panel, **about)]
 
 
 def _sampler(name: str) -> Any:
     row = SAMPLERS[name]
-    option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=row.help["en"],
-        rich_help_panel="How tokens are drawn",
-        callback=lambda value: checked(name, value),
-    )
-    return Annotated[int if row.whole else float, option]
+    option = Option(row.help["en"], panel="How tokens are drawn", check=lambda value: checked(name, value))
+    return Annotated[type(row.off), option]
 
 
 def _make(kind: Any, values: dict[str, Any]) -> Any:
@@ -134,19 +135,17 @@ def _make(kind: Any, values: dict[str, Any]) -> Any:
     return make(kind, values | parts)
 
 
-def asked(
-    terminal: Terminal, command: str, model: str | None, text: list[str] | None, stage: str = ""
-) -> tuple[str, str]:
+def asked(terminal: Terminal, command: str, options: TextOptions, stage: str = "") -> tuple[str, str]:
     """MODEL and TEXT as they are meant: one argument alone is the text, for that ``stage`` of the MODEL that is taken
     then. Errors: it is a MODEL, or nearly; there is no text, or it is not in quotes. They name the line to type."""
-    typed = f"{program()} {command}"
+    typed, model, text = f"{program()} {command}", options.model, options.text
     if model is None:
         line = f"{typed} {quoted(terminal.words('example.text' if stage else 'example.question'))}"
         raise UsageError("There is no text.", f"For example: {line}")
     there = _is_model(model)
     meant = "" if there else near(model)
-    line = f"{typed} {quoted(' '.join([model, *(text or [])]))}"
-    if text and len(text) > 1:
+    line = f"{typed} {quoted(' '.join([model, *text]))}"
+    if len(text) > 1:
         line = f"{typed} {model} {quoted(' '.join(text))}" if there else line
         raise UsageError("The text should be in quotes.", f"Type: {line}")
     if text:
@@ -198,10 +197,10 @@ OutFile = Annotated[Path | None, Option("Also write the JSON document to this fi
 Lang = Annotated[str | None, Option(f"{' or '.join(LANGUAGES)}.", shown="by the locale")]
 MODEL = f"A model: {spelled()}."
 DEFAULT = "the newest run, or demo"
-Model = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True, check=a_model)]
+ModelName = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True, check=a_model)]
 AnyModel = Annotated[str | None, Option(MODEL, argument=True, metavar="[MODEL]", shown=DEFAULT)]
 Text = Annotated[
-    list[str] | None, Option("The question, or the text to continue, in quotes.", argument=True, metavar="TEXT")
+    tuple[str, ...], Option("The question, or the text to continue, in quotes.", argument=True, metavar="TEXT")
 ]
 Limit = Annotated[int, Option("Max tokens per answer.")]
 Raw = Annotated[
@@ -238,3 +237,33 @@ Reward = Annotated[
         "are added; model is the reward model.",
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(Options):
+    """A MODEL, how it is opened, and a TEXT as it is given to it."""
+
+    model: AnyModel = None
+    text: Text = ()
+    raw: Raw = None
+    precision: Precision = "float32"
+    device: Device = "auto"
+    seed: Seed = 0
+    out: OutFile = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeaningOptions(TextOptions):
+    """The same where answers are compared; ``limit``: tokens of an answer."""
+
+    limit: Limit = 32
+    judge: JudgeName = ""
+
+    def opened(self, name: str, text: str, server: str) -> tuple[Model, Asking]:
+        """The MODEL called ``name``, which may be asked as much as ``server`` says, and the question that it is put."""
+        from klype.api.asking import asking
+        from klype.api.judging import open_judge
+        from klype.api.model import load
+
+        model, how = load(name, self.precision, server, self.device), (self.precision, self.device)
+        return model, asking(model.opened, text, self.raw, open_judge(self.judge, model.opened, how))

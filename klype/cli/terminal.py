@@ -1,4 +1,4 @@
-"""Where words and documents go: the answer on stdout, everything else on stderr; plain when nobody looks."""
+"""The terminal: the answer on stdout, everything else on stderr, progress live or plain when nobody looks."""
 
 from __future__ import annotations
 
@@ -6,22 +6,34 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klype import durable
 from klype.environment import language
 from klype.errors import UsageError
-from klype.words import LANGUAGES, Words, words
-from klype.words.plain import escaped, harmless, tell
+from klype.words import LANGUAGES, Words, count, number, words
+from klype.words.plain import aside, escaped, harmless, tell
+from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
     from klype.api.asking import Asking
+    from klype.runs.say import RunListener
     from klype.sources.opening import Opened
+
+
+PLAIN_EVERY_S = 15.0
 
 
 class Terminal:
@@ -36,9 +48,14 @@ class Terminal:
         self.lang = lang
         self.console: Console = plain_console(stderr=as_json)
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody looks, on a terminal that can redraw."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
     def say(self, key: str, **values: object) -> None:
         """A message of the catalogue, as plain text."""
-        self.console.print(self.words(key, **values), markup=False)
+        self.console.print(self.words(key, **values))
 
     def aside(self, text: str, underlined: Sequence[str] = ()) -> None:
         """How it goes, for whoever waits; some of its words may be underlined."""
@@ -47,6 +64,11 @@ class Terminal:
         shown = Text(text, "dim")
         shown.highlight_words(underlined, "underline")
         self.console.print(shown)
+
+    def answer(self, text: str, end: str = "\n") -> None:
+        """What was asked for, on stdout; with --json it is in the document."""
+        if not self.as_json:
+            tell(text, end)
 
     def document(self, document: dict[str, Any], out: Path | None = None) -> None:
         """The result for programs: on stdout with --json, and in a file when one is named."""
@@ -70,6 +92,17 @@ def write(file: Path, text: str) -> None:
         raise UsageError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from None
 
 
+def program(environ: Mapping[str, str] = os.environ, python: str = sys.executable) -> str:
+    """How this klype is called from the user's shell: ``klype`` where the shell finds it, else by its path."""
+    script = Path(python).with_name("klype.exe" if sys.platform == "win32" else "klype")
+    if not script.is_file():
+        return f"{shlex.quote(python)} -m klype"
+    found = shutil.which("klype", path=environ.get("PATH", ""))
+    if found is not None and Path(found).samefile(script):
+        return "klype"
+    return shlex.quote(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))
+
+
 def any_character() -> None:
     """Output is UTF-8 on every system; what cannot be written (a broken byte of an argument) is spelled out."""
     for stream in (sys.stdout, sys.stderr):
@@ -87,7 +120,6 @@ def split_budget(text: str | None) -> tuple[int | None, str]:
 
     "300" → (300, ""); "500requests,20000tokens" → (None, the same); "300,500requests" both.
     """
-    from klype.errors import UsageError
     from klype.sources.http_client import Budget
 
     passes, asked = None, []
@@ -105,8 +137,6 @@ def split_budget(text: str | None) -> tuple[int | None, str]:
 def tell_unread(terminal: Terminal, ask: Asking) -> None:
     """Where the demo world's grammar stops reading a question, of which nobody knows the truth then."""
     if ask.unread and not terminal.as_json:
-        from klype.words.sentences import Sentences
-
         said = Sentences(terminal.lang)
         terminal.aside(harmless(" ".join(map(said, ask.unread.split("\n")))))
 
@@ -115,7 +145,6 @@ def tell_cost(opened: Opened) -> None:
     """At a command's end: what a server was asked for, on stderr; nothing for models that are here."""
     if opened.http is not None:
         from klype.sources.capabilities import cost
-        from klype.words.plain import aside
 
         aside(f"{opened.name}: {cost(opened.http.budget)}")
 
@@ -132,3 +161,169 @@ def plain_console(**options: Any) -> Console:
                 yield Segment(harmless(segment.text), segment.style) if harm else segment
 
     return PlainConsole(highlight=False, markup=False, **options)
+
+
+@contextmanager
+def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
+    """The listener that suits this terminal; the bars are gone when the block is left, however it is left.
+
+    ``asks``: somebody is asked to type meanwhile, over whose line a bar would be drawn.
+    """
+    if not asks and terminal.watched:
+        live = Live(terminal.console, terminal.lang)
+        with live.progress:
+            yield live
+    else:
+        yield Plain(terminal.console, terminal.lang, time.monotonic)
+
+
+@contextmanager
+def patiently(text: str, seconds: float = 1.0) -> Iterator[None]:
+    """What is being done within is told on stderr once it has taken longer than a moment."""
+    timer = threading.Timer(seconds, aside, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def starting(terminal: Terminal) -> AbstractContextManager[None]:
+    """Around what a command imports and opens before its first word."""
+    return patiently(terminal.words("model.starting"))
+
+
+class _Printer:
+    """What the live and the plain listener have in common: notes and tables."""
+
+    def __init__(self, console: Console, lang: str) -> None:
+        self.console = console
+        self.lang = lang
+        self.said = Sentences(lang, "progress")
+
+    def note(self, text: str) -> None:
+        self.console.print("\n".join(map(self.said, text.split("\n"))), markup=False)
+
+    def sample(self, text: str) -> None:
+        from rich.text import Text
+
+        shown = Text(f"  {' '.join(text.split()).join(LANGUAGES[self.lang].quotes)}", style="italic")
+        shown.truncate(min(self.console.width, 100), overflow="ellipsis")
+        self.console.print(shown)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        name = self.said.name
+        print_table(self.console, name(title), [*map(name, columns)], [[*map(name, row)] for row in rows])
+
+    def measures(self, metrics: Mapping[str, float], fewest: bool = False) -> str:
+        """ "loss 2.31  12,345 tok/s  kl 0.02": the loss and the speed by their own units, the rest by name."""
+        said, lang = self.said, self.lang
+        parts = [f"{said('loss')} {number(metrics['loss'], lang, 3)}"] if "loss" in metrics else []
+        if "tokens_per_second" in metrics:
+            parts.append(f"{count(round(metrics['tokens_per_second']), lang)} tok/s")
+        rest = [name for name in metrics if name not in ("step", "loss", "tokens_per_second")]
+        parts += [f"{said(name)} {number(metrics[name], lang, 3)}" for name in (rest[:1] if fewest else rest)]
+        return "  ".join(parts)
+
+
+class Live(_Printer):
+    """A bar for the stage that is running, with what it measures; what the model says scrolls by above."""
+
+    def __init__(self, console: Console, lang: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().__init__(console, lang)
+        self._task: TaskID | None = None
+        self._total: int | None = None
+        self.progress: Progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}" + LANGUAGES[lang].percent),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            expand=console.width <= 100,
+        )
+
+    def stage_start(self, name: str, total_steps: int) -> None:
+        self.stage_end()
+        self._total = total_steps or None
+        self._task = self.progress.add_task(self.said(name), total=self._total, numbers="")
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        if self._task is None:
+            self.stage_start("", 0)
+        if self._task is not None:
+            numbers = self.measures(metrics, fewest=True)
+            self.progress.update(self._task, completed=metrics.get("step"), numbers=numbers)
+
+    def stage_end(self, summary: str = "") -> None:
+        if self._task is not None:
+            self.progress.update(self._task, completed=self._total)
+            self.progress.stop_task(self._task)
+            self._task = None
+        if summary:
+            self.note(summary)
+
+
+class Plain(_Printer):
+    """A line at the start of a stage, one every quarter of a minute, and one at its end."""
+
+    def __init__(self, console: Console, lang: str, clock: Callable[[], float]) -> None:
+        super().__init__(console, lang)
+        self._clock = clock
+        self._name = ""
+        self._total = 0
+        self._began = self._told = clock()
+        self._first = (0.0, self._began)  # the step that this start was at when it was first heard of, and when
+        self._last: Mapping[str, float] = {}
+
+    def stage_start(self, name: str, total_steps: int) -> None:
+        self.stage_end()
+        self._name, self._total = self.said(name), total_steps
+        self._began = self._told = self._clock()
+        self._last = {}
+        self.note(f"{self._name}: {count(total_steps, self.lang)} {self.said('steps')}" if total_steps else self._name)
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        now, done = self._clock(), metrics.get("step", 0.0)
+        if not self._last:
+            self._first = (done, now)
+        self._last = metrics
+        if now - self._told < PLAIN_EVERY_S:
+            return
+        self._told = now
+        gone = done - self._first[0]
+        left = (now - self._first[1]) * (self._total - done) / gone if gone and self._total else None
+        eta = f", {left:.0f} {self.said('s left')}" if left is not None else ""
+        of = f"/{self._total}" if self._total else ""
+        self.note(f"{self._name} {done:.0f}{of}: {self.measures(metrics)}{eta}")
+
+    def stage_end(self, summary: str = "") -> None:
+        if self._name and self._last:
+            seconds = number(self._clock() - self._began, self.lang, 1)
+            measured = self.measures(self._last)
+            self.note(f"{self._name}: {measured}{' ' if measured else ''}({seconds} s)")
+        self._name, self._last = "", {}
+        if summary:
+            self.note(summary)
+
+
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    console.print(grid(title, columns, rows))
+
+
+def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table without rules; numbers stand to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(columns):
+        cells = [row[i] for row in rows if row[i]]
+        numeric = i > 0 and bool(cells) and all(cell[0].isdigit() or cell[0] in "\u2212\u2013<" for cell in cells)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    return table

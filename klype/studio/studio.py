@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from klype.api.asking import Asking, asking, prompt_after, reading_from, suggestions, world_of
-from klype.api.examinee import identity, reader_of
+from klype.api.examination import identity, reader_of
 from klype.api.model import Model
 from klype.device import EnergyMeter
 from klype.engine.engine import Event

@@ -50,8 +50,8 @@ def _languages() -> dict[str, Language]:
     return found
 
 
+# Those that there is a file for, by their code.
 LANGUAGES: Mapping[str, Language] = _languages()
-"""Those that there is a file for, by their code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +87,6 @@ def words(lang: str, catalogue: str = "cli") -> Words:
         own = LANGUAGES[lang].messages.get(catalogue, {})
         return Words(lang, {**words("en", catalogue).messages, **dict(_flatten(own))})
     return Words(lang, dict(_flatten(tomllib.loads(file.read_text(encoding="utf-8")))))
-
-
-def catalogues() -> list[tuple[str, str]]:
-    """Every (catalogue, language) there is a file for."""
-    names = (
-        f.name for f in resources.files("klype.words").iterdir() if f.name[2:] != ".toml" and f.name.endswith(".toml")
-    )
-    pairs = (name.removesuffix(".toml").rpartition("_") for name in names)
-    return sorted((catalogue, lang) for catalogue, _, lang in pairs)
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ import unicodedata
 from types import TracebackType
 from typing import Any, TextIO
 
+# Not printable to Python, and harmless: line breaks, tabs, and what joins emojis.
 KEPT = frozenset("\n\t\u200d")
-"""Not printable to Python, and harmless: line breaks, tabs, and what joins emojis."""
 
 
 def harmless(text: str) -> str:

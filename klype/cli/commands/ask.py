@@ -1,99 +1,111 @@
-"""``klype ask``: one question, one answer; with --decoder what was chosen, what spoke for it, and what it cost."""
+"""``klype ask``: one question, one answer, and what is told of it: what a decoder chose and why (--decoder), how sure
+the model is (--sure), what guesses ahead brought (--speculate)."""
 
 from __future__ import annotations
 
+import math
+import random
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.progress import starting
-from klype.cli.terminal import Terminal
-from klype.errors import UsageError
+from klype.cli.commands.look import visible
+from klype.cli.terminal import Terminal, starting
+from klype.errors import KlypeError, UsageError
 from klype.option import Option
-from klype.words import plain
+from klype.words import number, percent, plain, short, words
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from klype.answers.decoders import Decided
-    from klype.answers.decoding import Check, DecodeQuestion
+    from klype.answers.decoding import Check
     from klype.api.asking import Asking
     from klype.api.model import Model
     from klype.api.results import Answer
+    from klype.engine.speculation import Draft, Speculation
     from klype.sources.opening import Opened
-    from klype.values import Request, Sampling
+    from klype.train.reward_model import RewardModel
+    from klype.values import Request, Trace
+
+SHOWN = 5  # meanings that are listed of those that a decoder found
+SAMPLES = 32  # answers drawn at every word
+LONGEST = 64  # tokens: of a longer answer it is not looked for where it was decided
+GAMMA = 4  # tokens guessed before a pass of the model
+DOCUMENTS = 2000  # of the demo world, drawn anew for the counts of an n-gram draft
+WARM = 8  # tokens written before anything is timed: what is made at first use is not compared
+BUDGET = 4.0  # times the passes of a plain answer that a decoder may spend
 
 
-def command(
-    terminal: Terminal,
-    sampling: o.Sampling,
-    model: o.AnyModel = None,
-    typed: o.Text = None,
-    limit: o.Limit = 128,
-    raw: o.Raw = None,
-    precision: o.Precision = "float32",
-    device: o.Device = "auto",
-    speculate: o.Speculate = None,
-    sure: o.Sure = False,
-    judge: o.JudgeName = "",
-    best_of: Annotated[int, Option("Draw this many answers; the run's reward model picks one.", least=1, most=256)] = 1,
-    decoder: Annotated[
-        str,
-        Option("Spend more passes on an answer: consensus, search, verify-statement …"),
-    ] = "",
+@dataclass(frozen=True, kw_only=True)
+class AskOptions(o.MeaningOptions):
+    """``klype ask``, beside how tokens are drawn."""
+
+    limit: o.Limit = 128
+    speculate: o.Speculate = None
+    sure: o.Sure = False
+    best_of: Annotated[int, Option("Draw this many answers; the run's reward model picks one.", least=1, most=256)] = 1
+    decoder: Annotated[str, Option("Spend more passes on an answer: consensus, search, verify-statement …")] = ""
     budget: Annotated[
-        str,
-        Option("With --decoder: 8× the passes of a plain answer. For a server: 500requests,20000tokens."),
-    ] = "",
-    seed: o.Seed = 0,
-    out: o.OutFile = None,
-) -> None:
+        str, Option("With --decoder: 8× the passes of a plain answer. For a server: 500requests,20000tokens.")
+    ] = ""
+
+
+def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None:
     """Ask MODEL one thing."""
-    model, text = o.asked(terminal, "ask", model, typed)
-    if decoder and (best_of > 1 or speculate is not None or sure):
+    name, text = o.asked(terminal, "ask", asked)
+    if asked.decoder and (asked.best_of > 1 or asked.speculate is not None or asked.sure):
         raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
-    if judge and not (sure or decoder):
+    if asked.judge and not (asked.sure or asked.decoder):
         raise UsageError("--judge is for --sure and --decoder: a single answer is compared with nothing.")
     with starting(terminal):
-        from klype.api.asking import asking, prompt_of, reading_from
-        from klype.api.judging import open_judge
-        from klype.api.model import load
+        from klype.api.asking import reading_from
+        from klype.api.results import judged
         from klype.cli.terminal import tell_cost, tell_unread
         from klype.device import EnergyMeter
 
-        times, server = split(decoder, budget)
-        asked = load(model, precision, server, device)
-    opened = asked.opened
-    ruling = open_judge(judge, opened, (precision, device))
-    request = asked.request(prompt_of(opened, text, raw), sampling, limit, seed)
-    if speculate is not None:
-        from klype.cli.beside import beside_plain, make_draft
-
-        draft = make_draft(opened, speculate)  # one that cannot be had is refused before anything is said
-    ask = asking(opened, text, raw, ruling)
+        times, server = split(asked.decoder, asked.budget)
+        model, ask = asked.opened(name, text, server)
+    opened, request = model.opened, model.request(ask.prompt, sampling, asked.limit, asked.seed)
+    if asked.speculate is not None:
+        draft = make_draft(opened, asked.speculate)  # one that cannot be had is refused before anything is said
     reading = reading_from(opened)
     if reading is not None:
         plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
         if not reading.unknown(text):
             tell_unread(terminal, ask)
-    picked, meter = None, EnergyMeter()
-    if decoder:
-        _decide(terminal, opened, request, ask, (decoder, times, raw), out)
-        return
-    if best_of > 1:
-        answer, picked = _best_of(asked, request, best_of)
+    meter, started = EnergyMeter(), time.perf_counter()
+    document: dict[str, Any]
+    if asked.decoder:
+        found = decided(opened, ask, request, (asked.decoder, times), asked.raw)
+        told, chosen = decision(found, asked.decoder, times) | judged(ask.judge, ask.error_rate), found.choice.chosen
+        document = {
+            "answer": chosen.text,
+            "tokens": len(chosen.tokens),
+            "passes": found.passes,
+            "seconds": time.perf_counter() - started,
+            "joules": meter.joules(),
+            "decoder": told,
+        }
+        terminal.answer(chosen.text + ("" if chosen.ended else " …"))
         if not terminal.as_json:
-            plain.tell(answer.text, end="")
+            tell_decision(terminal, told)
+        tell_cost(opened)
+        terminal.document(document, asked.out)
+        return
+    picked = None
+    if asked.best_of > 1:
+        answer, picked = best_of_drawn(model, request, asked.best_of)
+        terminal.answer(answer.text, end="")
     else:
-        pieces = asked.write(request)
+        pieces = model.write(request)
         for piece in pieces:
-            if not terminal.as_json:
-                plain.tell(piece, end="")
+            terminal.answer(piece, end="")
         assert pieces.answer is not None, "what is written to the end is an answer"
         answer = pieces.answer
     trace = answer.trace
-    if not terminal.as_json:
-        plain.tell("" if answer.ended == "stop" else " …")
+    terminal.answer("" if answer.ended == "stop" else " …")
     document = {
         "answer": answer.text,
         "tokens": len(trace.steps),
@@ -106,79 +118,29 @@ def command(
         document["unknown"] = reading.unknown(text)
     if picked is not None:
         document["best_of"] = picked
-    if speculate is not None:
-        document["speculation"] = found = beside_plain(opened, request, speculate, draft)
-        _tell(terminal, found)
-    if sure:
-        from klype.cli.beside import sure_of, tell_sure
-
+    if asked.speculate is not None:
+        document["speculation"] = sped = beside_plain(opened, request, asked.speculate, draft)
+        told = {"tokens": sped["tokens_per_pass"], "speedup": sped["speedup"], "predicted": sped["predicted_speedup"]}
+        said = {key: "–" if value is None else number(value, terminal.lang, 2) for key, value in told.items()}
+        said["alpha"] = "–" if sped["alpha"] is None else percent(sped["alpha"], terminal.lang)
+        passes = {"passes": sped["passes"], "plain": sped["plain_passes"]}
+        terminal.say("ask.speculated", draft=asked.speculate, **passes, **said)
+    if asked.sure:
         document["sure"] = certainty = sure_of(opened, ask, trace, request.limit)
         if not terminal.as_json:
             tell_sure(terminal, certainty)
     tell_cost(opened)
-    terminal.document(document, out)
+    terminal.document(document, asked.out)
 
 
-def _decide(
-    terminal: Terminal,
-    opened: Opened,
-    request: Request,
-    ask: Asking,
-    decoder: tuple[str, float, bool | None],
-    out: Path | None,
-) -> None:
-    """An answer that a decoder chose: the answer, why, and what it cost."""
-    from klype.api.results import judged
-    from klype.cli.terminal import tell_cost
-    from klype.device import EnergyMeter
-
-    meter, started = EnergyMeter(), time.perf_counter()
-    found = decided(opened, ask, request.limit, request.sampling, request.seed, *decoder)
-    told, chosen = decision(found, *decoder[:2]) | judged(ask.judge, ask.error_rate), found.choice.chosen
-    if not terminal.as_json:
-        plain.tell(chosen.text + ("" if chosen.ended else " …"))
-        tell_decision(terminal, told)
-    tell_cost(opened)
-    made = {"answer": chosen.text, "tokens": len(chosen.tokens), "passes": found.passes,
-            "seconds": time.perf_counter() - started, "joules": meter.joules(), "decoder": told}  # fmt: skip
-    terminal.document(made, out)
-
-
-def _best_of(model: Model, request: Request, n: int) -> tuple[Answer, dict[str, Any]]:
+def best_of_drawn(model: Model, request: Request, n: int) -> tuple[Answer, dict[str, Any]]:
     """The answer that the run's reward model likes best, and what ``--json`` tells of the choice."""
-    from dataclasses import replace
+    from klype.train.reward_model import best_of_n
 
-    from klype.device import pick_device
-    from klype.train.reward_model import best_of_n, open_reward_model
-
-    judge = open_reward_model(model.opened.found, pick_device(model.opened.how.device))
     found = model.drawn(replace(request, n=n))
-    best = best_of_n(judge, [answer.trace for answer in found])
+    best = best_of_n(reward_model(model.opened), [answer.trace for answer in found])
     scores = {"score": best.scores[best.chosen], "scores": list(best.scores), "kl_most": best.kl_most}
     return found[best.chosen], {"n": n, "tokens": sum(len(one.trace.steps) for one in found), **scores}
-
-
-def _tell(terminal: Terminal, found: dict[str, Any]) -> None:
-    from klype.words import number, percent
-
-    def said(value: float | None) -> str:
-        return "–" if value is None else number(value, terminal.lang, 2)
-
-    alpha = found["alpha"]
-    terminal.say(
-        "ask.speculated",
-        draft=found["draft"],
-        alpha="–" if alpha is None else percent(alpha, terminal.lang),
-        tokens=said(found["tokens_per_pass"]),
-        passes=found["passes"],
-        plain=found["plain_passes"],
-        speedup=said(found["speedup"]),
-        predicted=said(found["predicted_speedup"]),
-    )
-
-
-SHOWN = 5
-BUDGET = 4.0
 
 
 def split(decoder: str, budget: str) -> tuple[float, str]:
@@ -200,35 +162,40 @@ def split(decoder: str, budget: str) -> tuple[float, str]:
     return (parse_budget(own) if own else BUDGET), ",".join(server)
 
 
-def decided(
-    opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, name: str, budget: float, raw: bool | None
-) -> Decided:
-    """One question decided. UsageError where the decoder needs what this model has not."""
+def decided(opened: Opened, ask: Asking, request: Request, decoder: tuple[str, float], raw: bool | None) -> Decided:
+    """One question decided by a decoder within its budget. UsageError where it needs what this model has not."""
+    from klype.answers import checks
     from klype.answers.decoders import decide
-    from klype.answers.decoding import Tuning
+    from klype.answers.decoding import DecodeQuestion, Tuning
 
-    tuning = Tuning(temperature=sampling.temperature or 1.0)
-    posed = _posed(opened, ask, limit, sampling, seed, raw, name)
-    return decide(opened.source, [posed], name, budget, tuning)[0]
+    text = ask.question.prompt
+    known: dict[str, Check] = {"likelihood": checks.likelihood}
+    if not opened.as_raw(raw):
+        known |= yes_check(opened, text)
+    if decoder[0] == "verify-statement":
+        known["statement"] = checks.given(lambda answer: joined(opened, text, answer))
+    if decoder[0] == "verify-reward":
+        judge = reward_model(opened)
+        known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
+    sampling, seed = request.sampling, request.seed
+    posed = DecodeQuestion(ask.prompt, ask.meaning, request.limit, opened.stop, seed, sampling=sampling, checks=known)
+    return decide(opened.source, [posed], *decoder, Tuning(temperature=sampling.temperature or 1.0))[0]
 
 
 def decision(found: Decided, name: str, budget: float) -> dict[str, Any]:
     """What ``--json`` tells of the choice."""
     from klype.judge.meaning import label
 
+    shares = [{"text": one.text, "meaning": label(one.meaning), "share": one.share} for one in found.choice.shares]
+    counts = ("passes", "plain_passes", "positions", "plain_positions")
     return {
         "name": name,
         "budget": budget,
         "plain": found.plain.chosen.text,
         "changed": found.choice.chosen.meaning != found.plain.chosen.meaning,
-        "shares": [
-            {"text": share.text, "meaning": label(share.meaning), "share": share.share} for share in found.choice.shares
-        ],
-        "passes": found.passes,
-        "plain_passes": found.plain_passes,
+        "shares": shares,
+        **{count: getattr(found, count) for count in counts},
         "times": found.passes / max(1, found.plain_passes),
-        "positions": found.positions,
-        "plain_positions": found.plain_positions,
     }
 
 
@@ -236,7 +203,6 @@ def tell_decision(terminal: Terminal, told: dict[str, Any]) -> None:
     """Why, and at what cost, in a few lines."""
     from klype.answers.decoders import decoder
     from klype.examine.say import Say
-    from klype.words import number, percent, words
 
     w, lang = words(terminal.lang, "deciding"), terminal.lang
     row = decoder(told["name"])
@@ -246,44 +212,24 @@ def tell_decision(terminal: Terminal, told: dict[str, Any]) -> None:
             lines.append(w("share", share=percent(share["share"], lang), text=share["text"]))
         lines.append(w("changed", plain=told["plain"]) if told["changed"] else w("same"))
         lines += [w("judged", judge=Say(lang).judged(told))] if "judge" in told else []
-    shown = {key: told[key] for key in ("passes", "plain_passes", "positions", "plain_positions")}
-    lines.append(w("cost", times=number(told["times"], lang, 1), **shown))
+    lines.append(w("cost", **{**told, "times": number(told["times"], lang, 1)}))
     for line in lines:
-        terminal.console.print(line, markup=False, highlight=False)
+        terminal.console.print(line)
 
 
-def _posed(
-    opened: Opened, ask: Asking, limit: int, sampling: Sampling, seed: int, raw: bool | None, name: str
-) -> DecodeQuestion:
-    from klype.answers.decoding import DecodeQuestion
+def reward_model(opened: Opened) -> RewardModel:
+    from klype.device import pick_device
+    from klype.train.reward_model import open_reward_model
 
-    known = _checks(opened, ask.question.prompt, name, not opened.as_raw(raw))
-    return DecodeQuestion(ask.prompt, ask.meaning, limit, opened.stop, seed, sampling=sampling, checks=known)
+    return open_reward_model(opened.found, pick_device(opened.how.device))
 
 
-def _checks(opened: Opened, question: str, name: str, chat: bool) -> dict[str, Check]:
-    from klype.answers import checks
-
-    known: dict[str, Check] = {"likelihood": checks.likelihood}
-    if chat:
-        known |= _yes(opened, question)
-    if name == "verify-statement":
-        known["statement"] = checks.given(lambda answer: _joined(opened, question, answer))
-    if name == "verify-reward":
-        from klype.device import pick_device
-        from klype.train.reward_model import open_reward_model
-
-        judge = open_reward_model(opened.found, pick_device(opened.how.device))
-        known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
-    return known
-
-
-def _joined(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def joined(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Two texts as one, with a space between them, cut where the second begins; of an empty one, a full stop."""
     return tuple(opened.plain(first.strip() or ".")), tuple(opened.say(f" {then.strip() or '.'}"))
 
 
-def _yes(opened: Opened, question: str) -> dict[str, Check]:
+def yes_check(opened: Opened, question: str) -> dict[str, Check]:
     """None where the model has not one token each for yes and no."""
     from klype.answers import checks
     from klype.sources.source import tokens_of
@@ -299,3 +245,178 @@ def _yes(opened: Opened, question: str) -> dict[str, Check]:
 
     yes, no = whole("Yes"), whole("No")
     return {"yes": checks.yes(put, yes, no)} if yes and no else {}
+
+
+def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, Any]:
+    """``p`` of the answer as it was drawn and ``p_learnt`` at temperature 1: of this spelling, so of the text at least.
+
+    ``same``: the share of SAMPLES further answers that mean the same. At temperature 0 all would be equal: they are
+    drawn at 1, and ``temperature`` says so. ``decided``: the word that decided the meaning, null when chance could
+    have shown as much; ``why`` there is none. Tokens whose probability the model does not tell: p is null.
+    """
+    from klype.answers.forks import ForkSettings, forks
+    from klype.examine.intervals import allowing, ends, proportion
+    from klype.sources.source import answers
+    from klype.values import Request
+
+    def p(logps: list[float]) -> float | None:
+        total = sum(logps)
+        return math.exp(min(0.0, total)) if math.isfinite(total) else None
+
+    hot = trace.sampling if trace.sampling.temperature else replace(trace.sampling, temperature=1.0)
+    decode, first = ask.source.codec.decode, trace.sample + 1
+    request = Request(ask.prompt, SAMPLES, limit, hot, trace.seed, tuple(ask.source.codec.stop), first_sample=first)
+    texts, own = [decode(other.tokens) for other in answers(ask.source, [request])[0]], decode(trace.tokens)
+    alike = [ask.meaning(text) for text in texts].count(ask.meaning(own))
+    same = proportion(alike, len(texts), "share of answers", ask.judge)
+    if (error := ask.error_rate) is not None:  # of equal texts nobody doubts it
+        least = ends(proportion(texts.count(own), len(texts)))[0]
+        same = allowing(same, error, *((least, 1.0) if error.value is None else ends(same)), within=(least, 1.0))
+    found: dict[str, Any] = {
+        "p": p([step.sampling_logprob for step in trace.steps]),
+        "p_learnt": p([step.logp for step in trace.steps]),
+        "temperature": hot.temperature,
+        "same": same.json(),
+        "decided": None,
+    }
+    if not opened.goes_on:
+        return {**found, "why": "server"}
+    if not 1 < len(trace.steps) <= LONGEST:
+        return {**found, "why": "too short" if len(trace.steps) < 2 else "too long"}
+    settings = ForkSettings(hot, max(limit, len(trace.steps)), SAMPLES, trace.seed)
+    decided = forks(ask.source, trace, settings, ask.meaning)
+    if decided.fork is None:
+        return {**found, "why": "by chance" if same.value is not None and same.value < 1 else "all the same"}
+    at = decided.positions[decided.fork]
+    before = decided.positions[decided.fork - 1].own if decided.fork else decided.before[0]
+    if at.own <= before:  # it moved other meanings, not this one
+        return {**found, "why": "by chance"}
+    word = {"token": opened.spelled(at.token), "index": decided.fork, "before": before, "after": at.own, "p": decided.p}
+    return {**found, "decided": word}
+
+
+def tell_sure(terminal: Terminal, found: dict[str, Any]) -> None:
+    """Three plain sentences."""
+    from klype.examine.say import Say
+    from klype.values import Figure
+
+    lang, say, same = terminal.lang, Say(terminal.lang), found["same"]
+    w, figure, decided = words(lang, "sure"), Figure.of(same), found["decided"]
+    value, low, high = figure.value or 0.0, figure.low or 0.0, figure.high or 0.0
+    shares = {"share": percent(value, lang), "ends": f"{percent(low, lang)} – {percent(high, lang)}"}
+    counts = {"n": figure.n, "k": round(value * figure.n), "t": short(found["temperature"], lang)}
+    said = [
+        w("p", p=share_of(found["p"], lang), learnt=share_of(found["p_learnt"], lang)),
+        w("same", **counts, **shares, judge=say.judged(same)),
+    ]
+    if bounds := say.bounds(same):
+        said.append(w("allowing", bounds=bounds))
+    if decided is None:
+        said.append(w(f"undecided.{found['why'].replace(' ', '_')}", longest=LONGEST))
+    else:
+        shares = {name: percent(decided[name], lang) for name in ("before", "after")}
+        said.append(w("decided", word=visible(decided["token"]).strip(), n=decided["index"] + 1, **shares))
+    for sentence in said:
+        terminal.console.print(sentence)
+
+
+def share_of(p: float | None, lang: str) -> str:
+    """In percent; what is rarer than one in a thousand as one in so many."""
+    from klype.examine.say import Say
+
+    if p is None:
+        return "–"
+    if p >= 0.001 or p == 0.0:
+        return percent(p, lang, 1 if p < 0.1 else 0)
+    if p <= 1e-9:
+        return f"10^{math.log10(p):.0f}".replace("-", "\u2212")
+    return words(lang, "sure")("one_in", n=Say(lang).big(1 / p))
+
+
+def beside_plain(opened: Opened, request: Request, name: str, draft: Draft) -> dict[str, Any]:
+    """What guessing was worth: acceptance, tokens a pass, and the time beside plain decoding and the formula.
+
+    Both ways are warm and read the prompt anew. ``name`` and ``draft``: see ``make_draft``.
+    """
+    from klype.engine.speculation import speculate
+
+    engine, warming = opened.engine, replace(request, limit=min(WARM, request.limit))
+    engine.run([warming])
+    speculate(engine, warming, draft, GAMMA)
+    engine.prefixes.clear()
+    ((plain,),) = engine.run([request])
+    engine.prefixes.clear()
+    ((trace,), counts) = speculate(engine, request, draft, GAMMA)
+    return {
+        **speculation(name, counts),
+        "passes": trace.passes,
+        "seconds": trace.seconds,
+        "plain_passes": plain.passes,
+        "plain_seconds": plain.seconds,
+        "speedup": plain.seconds / trace.seconds if trace.seconds else None,
+        "same_tokens": trace.tokens == plain.tokens,
+    }
+
+
+def speculation(name: str, counts: Speculation) -> dict[str, Any]:
+    """What ``--json`` tells of guesses."""
+    measured = ("gamma", "alpha", "tokens_per_pass", "cost", "predicted_speedup")
+    return {"draft": name, **{key: getattr(counts, key) for key in measured}}
+
+
+def speculated(
+    opened: Opened, request: Request, draft: Draft, counts: Speculation
+) -> Iterator[tuple[str, Trace | None]]:
+    """As ``klype.sources.opening.stream``, written with a draft's guesses, which are counted."""
+    from klype.engine.speculation import passes
+    from klype.sources.opening import Pieces
+
+    pieces = Pieces()
+    for steps, trace in passes(opened.engine, request, draft, counts):
+        yield pieces.add(b"".join(opened.spell(step.token) for step in steps), trace is not None), trace
+
+
+def make_draft(opened: Opened, name: str) -> Draft:
+    """``lookup``, ``ngram`` (of a demo-world run), ``ngram:FILE``, or a MODEL with the same tokenizer.
+
+    Errors: a draft that cannot be had, or that has another vocabulary.
+    """
+    from klype.engine.speculation import LookupDraft, ModelDraft, NgramDraft
+
+    own = opened.loaded  # of klype's own models only
+    if name == "lookup":
+        return LookupDraft()
+    if name == "ngram" or name.startswith("ngram:"):
+        file = name.partition(":")[2]
+        texts = documents_of(file) if file else world_texts(opened)
+        return NgramDraft(own.tokenizer.encode_documents(texts), own.config.vocab_size)
+    from klype.sources.opening import open_model
+
+    loaded = open_model(name, opened.how.precision, device=str(own.model.device)).loaded
+    if loaded.config.vocab_size != own.config.vocab_size or not loaded.tokenizer.agrees(own.tokenizer):
+        raise UsageError(
+            f"The draft {name} and {opened.name} do not share a tokenizer: {loaded.config.vocab_size} tokens and"
+            f" {own.config.vocab_size}, not all of them the same.",
+            "Choose a draft that was trained with the same one.",
+        )
+    return ModelDraft(loaded.model)
+
+
+def documents_of(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="utf-8").split("\n\n")
+    except OSError as error:
+        raise UsageError(f"The text {file} of the n-gram draft cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UsageError(f"The text {file} of the n-gram draft is not UTF-8: {error}.") from None
+
+
+def world_texts(opened: Opened) -> list[str]:
+    from klype.api.asking import world_of
+
+    world, rng = world_of(opened), random.Random(0)
+    if world is None:
+        raise KlypeError(
+            f"There is no text at hand to count for {opened.name}.", "Name one: --speculate ngram:FILE, or use lookup."
+        )
+    return [world.text(world.document(rng).words) for _ in range(DOCUMENTS)]

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, to_json
+from klype.cli.terminal import Terminal, patiently, print_table, to_json
 from klype.option import Option
-from klype.words import plain
+from klype.words import number
 
 PACKAGES = ("klype", "torch", "numpy", "scipy", "pydantic", "tokenizers", "safetensors", "nicegui")
 OPTIONAL = ("transformers", "gguf", "datasets", "ordb")
@@ -24,7 +24,7 @@ def command(
     addresses: Annotated[
         list[str] | None, Option("Servers to ask: http://host:port/v1#model.", argument=True, metavar="[ADDRESS…]")
     ] = None,
-    seed: o.Seed = 0,
+    seed: o.Seed = 0,  # as every command's: nothing is drawn here
     out: o.OutFile = None,
 ) -> None:
     """Show versions, cores, memory, and the measured speed of multiplication and memory; or what servers offer."""
@@ -35,11 +35,6 @@ def command(
                 show_endpoint(terminal, found)
         terminal.document({"versions": versions(), "endpoints": endpoints}, out)
         return
-    from klype.device import seed_everything
-
-    seed_everything(seed)
-    from klype.cli.progress import patiently
-
     with patiently(terminal.words("doctor.measuring")):
         document = {"versions": versions(), "machine": machine()}
     if not terminal.as_json:
@@ -60,8 +55,6 @@ def endpoint(address: str) -> dict[str, Any]:
 
 
 def show_endpoint(terminal: Terminal, found: dict[str, Any]) -> None:
-    from klype.cli.progress import print_table
-
     w = terminal.words
     said = {"True": w("doctor.yes"), "False": w("doctor.no")}
     shown = {name: value for name, value in found.items() if name not in ("address", "measures")}
@@ -110,8 +103,6 @@ def machine() -> dict[str, Any]:
 
 
 def show(terminal: Terminal, document: dict[str, Any]) -> None:
-    from klype.cli.progress import print_table
-    from klype.words import number
 
     w, lang, m = terminal.words, terminal.lang, document["machine"]
     memory = w(
@@ -158,6 +149,5 @@ def schema_command(out: o.OutFile = None, as_json: o.Json = False) -> None:
 
     terminal = Terminal(as_json)
     document = schema(Recipe)
-    if not terminal.as_json:
-        plain.tell(to_json(document))
+    terminal.answer(to_json(document))
     terminal.document(document, out)

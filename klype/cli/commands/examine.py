@@ -1,10 +1,10 @@
-"""``klype examine`` and ``article``: how, where and why a model's answers diverge; the article, claim by claim."""
+"""``klype examine``, ``article`` and ``judge``: how a model's answers diverge; the article's claims; answers judged."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.progress import patiently, starting
-from klype.cli.terminal import Terminal, split_budget, to_json, write
+from klype.cli.terminal import Terminal, listener, patiently, print_table, split_budget, starting, to_json, write
 from klype.errors import KlypeError, UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
 from klype.option import Option, Options
-from klype.words import plain
+from klype.words import Words, count, number, percent, short, words
+from klype.words.plain import harmless
 
 if TYPE_CHECKING:
     from klype.examine.evidence import Answered
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from klype.examine.target import ExamPlan
     from klype.experiments.article import Writing
     from klype.sources.opening import Opened
-    from klype.words import Words
 
 
-LONG_S = 180.0
-"""A plan longer than this is asked about, where somebody can answer."""
+LONG_S = 180.0  # a plan longer than this is asked about, where somebody can answer
+LONGEST = 120  # characters of an answer that are shown
+SIGNS = {True: "=", False: "≠", None: "?"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     for file in asked.training:
         if not file.exists():
             raise UsageError(f"--training: there is nothing at {file}.")
-    from klype.api.examinee import questions_of, suite_files
+    from klype.api.asking import suite_files
 
     if asked.suite not in ("", "world"):
         suite_files(asked.suite)
@@ -84,13 +84,12 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     if len(models) != 1 + asked.compare:
         raise UsageError("Give one MODEL, or two with --compare.")
     with starting(terminal):
-        from klype.api.examination import prepare
+        from klype.api.examination import prepare, questions_of
         from klype.api.judging import open_judge
         from klype.api.model import load
         from klype.cli.terminal import tell_cost
         from klype.data.readers import read_texts
         from klype.examine.compare import failed, parse
-        from klype.words import words
 
     conditions = [parse(text) for text in asked.fail_if]
     for condition in conditions:
@@ -120,17 +119,16 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         shown = compared(terminal, w, found, folder)
     else:
         shown = documents[0]
-        show(terminal, w, shown)
+        show_verdict(terminal, w, shown)
     reasons = [
         f"{document['model']}: {why}" if asked.compare else why
         for condition in conditions
         for document in documents
         if (why := failed(condition, document))
     ]
-    if terminal.as_json:
-        plain.tell(to_json({**shown, "failed": reasons} if conditions else shown))
+    terminal.document({**shown, "failed": reasons} if conditions else shown)
     for why in reasons:
-        terminal.console.print(why, markup=False)
+        terminal.console.print(why)
     if reasons:
         raise typer.Exit(1)
 
@@ -159,24 +157,17 @@ def agree(w: Words) -> None:
 
 
 def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
-    from klype.words import count, number
 
-    counts = {
-        "questions": found.questions,
-        "trees": min(found.settings.trees, found.questions),
-        "forks": min(found.settings.forks, found.questions),
-        "passes": found.total,
-    }
-    shown = {name: count(value, terminal.lang) for name, value in counts.items()}
+    asked, settings = found.questions, found.settings
+    counts = {"trees": min(settings.trees, asked), "forks": min(settings.forks, asked), "passes": found.total}
+    shown = {name: count(value, terminal.lang) for name, value in {"questions": asked, **counts}.items()}
     told = w("examine.plan", **shown, seconds=number(found.seconds, terminal.lang, 0))
-    terminal.console.print(told, markup=False, soft_wrap=True)  # the studio shows it as one line
+    terminal.console.print(told, soft_wrap=True)  # the studio shows it as one line
 
 
 @contextmanager
 def watched(terminal: Terminal) -> Iterator[Progress]:
     """How an examination tells its progress, part by part."""
-    from klype.cli.progress import listener
-
     with listener(terminal) as say:
         part = [""]
 
@@ -201,48 +192,39 @@ def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) ->
     write(folder / "figures.json", to_json(made) + "\n")
     if parquet:
         drawn = [trace for groups in found.traces.values() for group in groups for trace in group]
-        text: Callable[[int], str] = lambda token: found.target.source.codec.decode([token])
-        export_parquet(folder / "answers.parquet", drawn, text)
+        decode = found.target.source.codec.decode
+        export_parquet(folder / "answers.parquet", drawn, lambda token: decode([token]))
     return made
 
 
 def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) -> dict[str, Any]:
     from klype.cli.commands.runs import shown
-    from klype.cli.progress import print_table
     from klype.examine.compare import compare
     from klype.examine.say import Say
 
-    say = Say(terminal.lang)
+    say, lang = Say(terminal.lang), terminal.lang
     made = compare(found[0], found[1])
     write(folder / "compared.json", to_json(made) + "\n")
-    rows = [
-        [f"{say.measure(name)}, τ = {say.plain(float(t))}", shown(figure, terminal.lang), p_of(figure, terminal.lang)]
-        for t, figures in made["differences"].items()
-        for name, figure in figures.items()
-    ]
+    rows = []
+    for t, figures in made["differences"].items():
+        for name, figure in figures.items():
+            p = short(float(f"{figure['p']:.3g}"), lang) if "p" in figure else ""
+            rows.append([f"{say.measure(name)}, τ = {say.plain(float(t))}", shown(figure, lang), p])
     title = w("examine.compared", a=found[0].target.name, b=found[1].target.name)
     print_table(terminal.console, title, [w("examine.measure"), w("examine.difference"), "p"], rows)
     return made
 
 
-def p_of(figure: dict[str, Any], lang: str) -> str:
-    from klype.words import short
-
-    return short(float(f"{figure['p']:.3g}"), lang) if "p" in figure else ""
-
-
-def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
+def show_verdict(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     """The verdict in words, the main figures, and where the report is."""
     from klype.api.examination import MAIN
     from klype.cli.commands.runs import shown
-    from klype.cli.progress import print_table
     from klype.examine.examination_report import verdict
     from klype.examine.say import Say
-    from klype.words import count, number, percent
 
     say = Say(terminal.lang)
     for paragraph in verdict(made, say):
-        terminal.console.print(paragraph, markup=False)
+        terminal.console.print(paragraph)
     columns = list(made["figures"])
     rows: list[list[str]] = []
     for name in MAIN:
@@ -253,20 +235,21 @@ def show(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
             rows.append([say("exam.allowing_row"), *bounds])
     print_table(terminal.console, "", [w("examine.measure"), *(f"τ = {say.plain(float(t))}" for t in columns)], rows)
     spent = made["time"]
-    share = 1 - spent["model_seconds"] / max(spent["seconds"], 1e-9)
-    speed = spent["tokens"] / max(spent["seconds"], 1e-9)
-    terminal.console.print(
-        w("examine.done", seconds=number(spent["seconds"], say.lang, 0), passes=count(spent["passes"], say.lang),
-          speed=count(round(speed), say.lang), share=percent(share, say.lang), report=made["report"]),
-        markup=False,
-    )  # fmt: skip
+    seconds = max(spent["seconds"], 1e-9)
+    share, speed = (
+        percent(1 - spent["model_seconds"] / seconds, say.lang),
+        count(round(spent["tokens"] / seconds), say.lang),
+    )
+    passes, took = count(spent["passes"], say.lang), number(spent["seconds"], say.lang, 0)
+    told = w("examine.done", seconds=took, passes=passes, speed=speed, share=share, report=made["report"])
+    terminal.console.print(told)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArticleOptions(QuestionOptions):
     """``klype article``, beside how many answers are drawn."""
 
-    model: o.Model
+    model: o.ModelName
     questions: Annotated[Path | None, Option("JSONL: question, answers, choices.")] = None
     most: Annotated[int, Option("Max questions (0: all).", least=0)] = 60
     documents: Annotated[int, Option("Long texts that the base model writes (demo world).", least=0)] = 1000
@@ -276,12 +259,10 @@ class ArticleOptions(QuestionOptions):
 def article_command(terminal: Terminal, settings: ArticleSettings, asked: ArticleOptions) -> None:
     """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
     o.a_file("--questions", asked.questions)
-    from klype.api.examination import planned
-    from klype.api.examinee import examinee, questions_of
+    from klype.api.examination import examinee, planned, questions_of
     from klype.experiments.article import Writing, article, sentences
     from klype.experiments.article import write as write_page
     from klype.sources.opening import open_model
-    from klype.words import words
 
     w = words(terminal.lang, "examination")
     opened = open_model(asked.model, asked.precision, device=asked.device)
@@ -295,20 +276,16 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
     folder = asked.out or Path("examinations") / Path(asked.model).name
     with watched(terminal) as progress:
         found = exam.measured(folder, progress)
-    texts, writer = long_texts(terminal, opened, writing, asked)
-    made = article(found, texts, writer)
+    made = article(found, *long_texts(terminal, opened, writing, asked))
     made["report"] = str(write_page(folder, made, terminal.lang))
-    write(folder / "article.json", to_json(made) + "\n")
     if not terminal.as_json:
-        from rich.text import Text
-
         for says, ruled, why, how in sentences(made, terminal.lang):
-            terminal.console.print(Text(says, style="bold"))
-            terminal.console.print(f"  {ruled}. {why}", markup=False)
+            terminal.console.print(says, style="bold")
+            terminal.console.print(f"  {ruled}. {why}")
             if how:
-                terminal.console.print(f"  {how}", style="dim", markup=False)
-        terminal.console.print(str(made["report"]), markup=False)
-    terminal.document(made)
+                terminal.console.print(f"  {how}", style="dim")
+        terminal.console.print(str(made["report"]))
+    terminal.document(made, folder / "article.json")
 
 
 def long_texts(
@@ -316,8 +293,7 @@ def long_texts(
 ) -> tuple[list[Answered], str]:
     """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
     from klype.api.asking import world_of
-    from klype.api.examinee import spellings_of
-    from klype.cli.progress import listener
+    from klype.api.examination import spellings_of
     from klype.experiments.article import LEAST, write_texts
     from klype.model.manifest import is_whole
     from klype.sources.opening import open_model
@@ -325,16 +301,51 @@ def long_texts(
     run, world = opened.found.run, world_of(opened)
     if world is None or run is None or not is_whole(run / "pretrain") or not writing.number or not writing.temperature:
         return [], ""
-    base = (
-        opened
-        if opened.found.stage == "pretrain"
-        else open_model(str(run / "pretrain"), how.precision, device=how.device)
-    )
+    base = opened
+    if opened.found.stage != "pretrain":
+        base = open_model(str(run / "pretrain"), how.precision, device=how.device)
     if base.window < writing.words + LEAST:
         return [], ""
-    with listener(terminal) as say:
-        say.stage_start("documents", writing.number)
-        spelled, begin = spellings_of(base, world), base.loaded.tokenizer.begin
-        texts = write_texts(base.source, world, spelled, begin, writing, lambda done: say.step({"step": done}))
-        say.stage_end()
+    with watched(terminal) as progress:
+        spelled, begin, of = spellings_of(base, world), base.loaded.tokenizer.begin, writing.number
+        progress("documents", 0, of)
+        texts = write_texts(base.source, world, spelled, begin, writing, lambda done: progress("documents", done, of))
     return texts, base.name
+
+
+def judge_command(
+    terminal: Terminal,
+    file: Annotated[Path, Option("JSONL: question, a, b; or question, answer, answers.", argument=True)],
+    judge: o.JudgeName = "",
+    precision: o.Precision = "float32",
+    device: o.Device = "auto",
+    out: o.OutFile = None,
+) -> None:
+    """Judge answers: do two say the same, is one right? By rules over what each claims, or by another judge."""
+    from klype.api.judging import judged, open_judge
+    from klype.data.readers import read_rows
+
+    if not file.is_file():
+        raise UsageError(f"There is no file {file}.", "Give JSONL rows with question, a and b.")
+    other = open_judge(judge, how=(precision, device))
+    rows = [row for _, row in read_rows(file)]
+    document = judged(rows, other)
+    if not terminal.as_json:
+        w, lang = words(terminal.lang, "judge"), terminal.lang
+        verdicts = [found.get("same", found.get("right")) for found in document["rows"]]
+        for row, verdict in zip(rows, verdicts, strict=True):
+            said = (row["a"], row["b"]) if "a" in row else (row["answer"], " | ".join(row["answers"]))
+            line = f"{on_one_line(said[0])}  {SIGNS[verdict]}  {on_one_line(said[1])}"
+            terminal.console.print(line)
+        counts = {name: verdicts.count(value) for name, value in (("yes", True), ("no", False), ("unsure", None))}
+        terminal.console.print(w("counts", n=len(verdicts), **counts))
+        if (error := document["error_rate"]) is not None:
+            ends = {key: percent(error[key], lang) for key in ("value", "low", "high")}
+            terminal.console.print(w("error", **ends))
+    terminal.document(document, out)
+
+
+def on_one_line(text: str) -> str:
+    """A stranger's text on one line."""
+    line = " ".join(harmless(text).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

@@ -3,61 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.progress import patiently, starting
-from klype.cli.terminal import Terminal, split_budget, write
+from klype.cli.terminal import Terminal, patiently, split_budget, starting, write
 from klype.errors import UsageError
 from klype.option import Option
+from klype.words import Words, count, figure, number, percent, words
 
 if TYPE_CHECKING:
-    from rich.tree import Tree as RichTree
-
     from klype.answers.tree import Branch
     from klype.api.asking import Asking
     from klype.api.results import AnswerForks, AnswerTree
-    from klype.words import Words
 
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+LEAST_SHOWN = 0.0005  # what would read 0.0 % is one of all others
 
 
-def next_command(
-    terminal: Terminal,
-    sampling: o.Sampling,
-    model: o.AnyModel = None,
-    typed: o.Text = None,
-    top: Annotated[int, Option("How many tokens are shown.", least=1)] = 12,
-    raw: o.Raw = None,
-    precision: o.Precision = "float32",
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    out: o.OutFile = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class NextOptions(o.TextOptions):
+    """``klype next``, beside how tokens are drawn."""
+
+    top: Annotated[int, Option("How many tokens are shown.", least=1)] = 12
+
+
+def next_command(terminal: Terminal, sampling: o.Sampling, asked: NextOptions) -> None:
     """Show the distribution of the next token after TEXT; for models of the demo world, beside the truth.
 
     Nothing is drawn, so --seed changes nothing.
     """
-    model, text = o.asked(terminal, "next", model, typed, "pretrain")  # the base model continues a text
+    name, text = o.asked(terminal, "next", asked, "pretrain")  # the base model continues a text
     with starting(terminal):
         from klype.api.asking import is_single_turn
         from klype.api.model import Model
         from klype.sources.find import is_aligned
         from klype.sources.opening import open_model
 
-        opened = open_model(model, precision, measured=True, device=device)
-    document = Model(opened).next(text, top, raw=raw, **asdict(sampling)).to_json()
+        opened = open_model(name, asked.precision, measured=True, device=asked.device)
+    document = Model(opened).next(text, asked.top, raw=asked.raw, **asdict(sampling)).to_json()
     if not terminal.as_json:
         next_chart(terminal, document, text, sampling.temperature)
         known = "truth" in document["tokens"][0]
-        if known and not opened.as_raw(raw) and is_aligned(opened.found.folder):
-            terminal.console.print(terminal.words("next.manners"), markup=False)
+        if known and not opened.as_raw(asked.raw) and is_aligned(opened.found.folder):
+            terminal.say("next.manners")
         if not known and is_single_turn(opened):
-            terminal.console.print(terminal.words("next.not_said"), markup=False)
-    terminal.document(document, out)
+            terminal.say("next.not_said")
+    terminal.document(document, asked.out)
 
 
 def visible(token: str) -> str:
@@ -69,8 +63,6 @@ def visible(token: str) -> str:
 def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperature: float) -> None:
     """Bars of one scale: p, p after temperature and, where it is known, the truth."""
     from rich.text import Text
-
-    from klype.words import number, percent
 
     console, w, lang = terminal.console, terminal.words, terminal.lang
     named = document["tokens"]
@@ -91,11 +83,7 @@ def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperat
             line.append(percent(row[name], lang, 1).rjust(7) + " ")
         line.rstrip()
         console.print(line)
-    console.print(w("next.rest", share=percent(rest, lang, 1)), markup=False)
-
-
-LEAST_SHOWN = 0.0005
-"""What would read 0.0 % is one of all others."""
+    console.print(w("next.rest", share=percent(rest, lang, 1)))
 
 
 def bar_of(share: float, width: int) -> str:
@@ -104,63 +92,54 @@ def bar_of(share: float, width: int) -> str:
     return ("█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")).ljust(width)
 
 
-def tree_command(
-    terminal: Terminal,
-    sampling: o.Sampling,
-    model: o.AnyModel = None,
-    typed: o.Text = None,
+@dataclass(frozen=True, kw_only=True)
+class TreeOptions(o.MeaningOptions):
+    """``klype tree``, beside how tokens are drawn."""
+
     until: Annotated[
         str, Option("mode: until the most probable answer is certain; mass: until nearly everything is explored.")
-    ] = "mass",
-    eps: Annotated[float, Option("With mass: stop when less than this is unexplored.")] = 0.01,
-    budget: o.Budget = None,
-    limit: o.Limit = 32,
-    shown: Annotated[int, Option("How many answers are drawn.", "--show", least=1)] = 12,
-    sample: Annotated[int, Option("Also draw this many, none twice.", least=0)] = 0,
-    judge: o.JudgeName = "",
-    raw: o.Raw = None,
-    precision: o.Precision = "float32",
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    out: Annotated[Path | None, Option("Also write this file: .html a page, else JSON.")] = None,
-) -> None:
+    ] = "mass"
+    eps: Annotated[float, Option("With mass: stop when less than this is unexplored.")] = 0.01
+    budget: o.Budget = None
+    show: Annotated[int, Option("How many answers are drawn.", least=1)] = 12
+    sample: Annotated[int, Option("Also draw this many, none twice.", least=0)] = 0
+    out: Annotated[Path | None, Option("Also write this file: .html a page, else JSON.")] = None
+
+
+def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -> None:
     """Show the distribution of whole answers to TEXT: what the model would say, how likely, and what it means.
 
     The intervals are certain, not statistical: what was not explored is in them. --seed is for --sample only.
     """
-    if not 0 < eps < 1:
-        raise UsageError(f"--eps should be between 0 and 1 (it is {eps}).")
-    passes, asked = split_budget(budget)
-    model, text = o.asked(terminal, "tree", model, typed)
+    if not 0 < asked.eps < 1:
+        raise UsageError(f"--eps should be between 0 and 1 (it is {asked.eps}).")
+    passes, server = split_budget(asked.budget)
+    name, text = o.asked(terminal, "tree", asked)
     with starting(terminal):
         from klype.answers.gumbel import without_replacement
-        from klype.api.asking import asking
-        from klype.api.judging import open_judge
-        from klype.api.model import load
         from klype.cli.terminal import tell_cost, tell_unread
-        from klype.words import words
 
-        opened = load(model, precision, asked, device)
-        ask = asking(opened.opened, text, raw, open_judge(judge, opened.opened, (precision, device)))
+        model, ask = asked.opened(name, text, server)
     tell_unread(terminal, ask)
-    settings = opened.tree_settings(ask, sampling, limit, passes, until, eps)
-    with patiently(words(terminal.lang, "examination")("tree.growing", passes=settings.budget)):
-        found = opened.grow(ask, settings)
+    w, out = words(terminal.lang, "examination"), asked.out
+    settings = model.tree_settings(ask, sampling, asked.limit, passes, asked.until, asked.eps)
+    with patiently(w("tree.growing", passes=settings.budget)):
+        found = model.grow(ask, settings)
     document = found.to_json()
-    if sample:
-        drawn = without_replacement(ask.source, ask.prompt, sample, settings, seed)
+    if asked.sample:
+        drawn = without_replacement(ask.source, ask.prompt, asked.sample, settings, asked.seed)
         document["sampled"] = {
             "answers": [{"text": ask.source.codec.decode(a.tokens), "p": a.p} for a in drawn.answers],
             "unseen": drawn.unseen,
         }
     if not terminal.as_json:
-        tree_chart(terminal, words(terminal.lang, "examination"), found, ask, shown)
+        tree_chart(terminal, w, found, ask, asked.show)
     if out is not None and out.suffix.lower() in (".html", ".htm"):
         from klype.examine.examination_report import tree_page
 
         write(out, tree_page(found.tree, ask.question.prompt, ask.source.codec.decode, terminal.lang))
         out = None
-    tell_cost(opened.opened)
+    tell_cost(model.opened)
     terminal.document(document, out)
 
 
@@ -170,17 +149,26 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: Asking, sho
     from rich.tree import Tree as RichTree
 
     from klype.answers.tree import branches
-    from klype.words import count, percent
 
     console, lang, tree = terminal.console, terminal.lang, found.tree
+
+    def hung(branch: Branch, at: RichTree) -> RichTree:
+        said = branch.text.strip() or (w("tree.end") if branch.answer else "·")
+        if branch.answer is None:
+            at.label = Text.assemble((said, "dim"), (f"  {percent(branch.mass, lang, 1)}", "blue"))
+        else:
+            mark = {True: " ✓", False: " ✗", None: ""}[ask.right(branch.answer.text) if ask.right else None]
+            likely = f"  {interval(branch.answer.low, branch.answer.high, lang)}"
+            at.label = Text.assemble(said, (likely, "blue"), mark)
+        for child in branch.children:
+            hung(child, at.add(""))
+        return at
+
     shown = min(shown, max(1, sum(answer.low >= LEAST_SHOWN for answer in tree.answers)))
     console.print(Text(w("tree.title", question=ask.question.prompt), style="bold"))
-    root = branches(tree, ask.source.codec.decode, shown)
-    drawn = RichTree(_label(root, ask, lang, w), guide_style="dim")
-    _hang(drawn, root, ask, lang, w)
-    console.print(drawn)
+    console.print(hung(branches(tree, ask.source.codec.decode, shown), RichTree("", guide_style="dim")))
     if len(tree.answers) > shown:
-        console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)), markup=False)
+        console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)))
     clusters = [c for i, c in enumerate(tree.clusters[:8]) if not i or c.low >= LEAST_SHOWN]
     if 0 < len(clusters) < len(tree.answers):
         console.print(Text(w("tree.meanings", judge=who(found, lang)), style="bold"))
@@ -189,7 +177,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: Asking, sho
             line.append(f" {interval(cluster.low, cluster.high, lang)}  {cluster.text}", style="default")
             console.print(line)
     left = percent(tree.unexplored, lang, 2)
-    console.print(w(f"tree.{tree.stopped}", left=left, passes=count(tree.expansions, lang)), markup=False)
+    console.print(w(f"tree.{tree.stopped}", left=left, passes=count(tree.expansions, lang)))
 
 
 def who(found: AnswerTree | AnswerForks, lang: str) -> str:
@@ -202,65 +190,36 @@ def who(found: AnswerTree | AnswerForks, lang: str) -> str:
 
 def interval(low: float, high: float, lang: str) -> str:
     """A certain interval in percent; one number when both ends read alike."""
-    from klype.words import percent
 
     ends = [percent(end, lang, 1) for end in (low, high)]
     return ends[0] if ends[0] == ends[1] else f"{ends[0].removesuffix('%').rstrip()}–{ends[1]}"
 
 
-def _hang(drawn: RichTree, branch: Branch, ask: Asking, lang: str, w: Words) -> None:
-    for child in branch.children:
-        _hang(drawn.add(_label(child, ask, lang, w)), child, ask, lang, w)
+@dataclass(frozen=True, kw_only=True)
+class ForkOptions(o.MeaningOptions):
+    """``klype forks``, beside how tokens are drawn."""
+
+    samples: Annotated[int, Option("Continuations drawn at every word.", also="-n")] = 32
+    answer: Annotated[str | None, Option("Look at this answer.", shown="one that is drawn")] = None
+    budget: o.ServerBudget = ""
 
 
-def _label(branch: Branch, ask: Asking, lang: str, w: Words) -> Any:
-    from rich.text import Text
-
-    from klype.words import percent
-
-    said = branch.text.strip() or (w("tree.end") if branch.answer else "·")
-    if branch.answer is None:
-        return Text.assemble((said, "dim"), (f"  {percent(branch.mass, lang, 1)}", "blue"))
-    right = ask.right(branch.answer.text) if ask.right else None
-    mark = {True: " ✓", False: " ✗", None: ""}[right]
-    return Text.assemble(said, (f"  {interval(branch.answer.low, branch.answer.high, lang)}", "blue"), mark)
-
-
-def forks_command(
-    terminal: Terminal,
-    sampling: o.Sampling,
-    model: o.AnyModel = None,
-    typed: o.Text = None,
-    samples: Annotated[int, Option("Continuations drawn at every word.", also="-n")] = 32,
-    limit: o.Limit = 32,
-    answer: Annotated[str | None, Option("Look at this answer.", shown="one that is drawn")] = None,
-    judge: o.JudgeName = "",
-    raw: o.Raw = None,
-    precision: o.Precision = "float32",
-    device: o.Device = "auto",
-    budget: o.ServerBudget = "",
-    seed: o.Seed = 0,
-    out: o.OutFile = None,
-) -> None:
+def forks_command(terminal: Terminal, sampling: o.Sampling, asked: ForkOptions) -> None:
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
-    model, text = o.asked(terminal, "forks", model, typed)
+    name, text = o.asked(terminal, "forks", asked)
     with starting(terminal):
-        from klype.api.asking import asking
-        from klype.api.judging import open_judge
-        from klype.api.model import load
         from klype.cli.terminal import tell_cost, tell_unread
-        from klype.words import words
 
-        asked = load(model, precision, budget, device)
-        ask = asking(asked.opened, text, raw, open_judge(judge, asked.opened, (precision, device)))
+        model, ask = asked.opened(name, text, asked.budget)
     tell_unread(terminal, ask)
-    with patiently(words(terminal.lang, "examination")("forks.looking", n=samples)):
-        said = None if answer is None else asked.given(text, answer, raw)
-        found = asked.decided(ask, sampling, (limit, samples, seed), said)
+    w = words(terminal.lang, "examination")
+    with patiently(w("forks.looking", n=asked.samples)):
+        said = None if asked.answer is None else model.given(text, asked.answer, asked.raw)
+        found = model.decided(ask, sampling, (asked.limit, asked.samples, asked.seed), said)
     if not terminal.as_json:
-        forks_chart(terminal, words(terminal.lang, "examination"), found, asked.opened.stop)
-    tell_cost(asked.opened)
-    terminal.document(found.to_json(), out)
+        forks_chart(terminal, w, found, model.opened.stop)
+    tell_cost(model.opened)
+    terminal.document(found.to_json(), asked.out)
 
 
 def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collection[int] = ()) -> None:
@@ -269,7 +228,6 @@ def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collecti
     from rich.text import Text
 
     from klype.judge.meaning import label
-    from klype.words import figure, number, percent
 
     console, lang, found = terminal.console, terminal.lang, forks.found
 
@@ -290,12 +248,12 @@ def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collecti
             line.append(f"   {figure(strength, lang)}")
         console.print(line)
     if found.fork is None:
-        console.print(w("forks.none", p=number(found.p, lang, 3)), markup=False)
+        console.print(w("forks.none", p=number(found.p, lang, 3)))
     else:
         word = named(found.positions[found.fork].token, forks.tokens[found.fork])
-        console.print(w("forks.found", word=word, n=found.fork + 1, p=number(found.p, lang, 3)), markup=False)
+        console.print(w("forks.found", word=word, n=found.fork + 1, p=number(found.p, lang, 3)))
         for text, other in zip(forks.others, found.others, strict=True):
             meant = ", ".join(f"{label(m)} {percent(share, lang)}" for m, share in other.meanings[:3])
             name = named(other.token, text)
-            console.print(w("forks.other", word=name, p=percent(other.p, lang), meant=meant), markup=False)
-    console.print(w("forks.how", n=found.samples, judge=who(forks, lang)), markup=False)
+            console.print(w("forks.other", word=name, p=percent(other.p, lang), meant=meant))
+    console.print(w("forks.how", n=found.samples, judge=who(forks, lang)))

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal
+from klype.cli.terminal import Terminal, print_table
 from klype.errors import UsageError
 from klype.option import Option
+from klype.words import count, number
+from klype.words import figure as written
 from klype.words.sentences import Sentences
 
 Folder = Annotated[Path, Option("Where the runs are.")]
@@ -69,7 +71,7 @@ def tensorboard(
     read_run(run)
     steps = write_events(run)
     if not terminal.as_json:
-        terminal.console.print(f"tensorboard --logdir {run / TENSORBOARD}", markup=False, highlight=False)
+        terminal.console.print(f"tensorboard --logdir {run / TENSORBOARD}")
     terminal.document({"run": str(run), "folder": str(run / TENSORBOARD), "steps": steps})
 
 
@@ -80,8 +82,6 @@ def stages_of(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def show_list(terminal: Terminal, folder: Path, found: list[dict[str, Any]]) -> None:
-    from klype.cli.progress import print_table
-
     w = terminal.words
     if not found:
         terminal.say("runs.none", folder=folder)
@@ -91,42 +91,38 @@ def show_list(terminal: Terminal, folder: Path, found: list[dict[str, Any]]) -> 
     keys += [*(["parameters", "megabytes"] if width >= 80 else []), *(["parent"] if width >= 100 else [])]
     keys += ["recipe"] if width >= 120 else []
     columns = [w(f"runs.{key}") for key in keys]
-    rows = [[_cell(terminal, run, key) for key in keys] for run in found]
+    rows = [[row.get(key, "") for key in keys] for row in (_cells(terminal, run) for run in found)]
     print_table(terminal.console, w("runs.title", folder=folder), columns, rows)
     for run in found:
         if why := run.get("why") or run.get("failure"):
             terminal.say("runs.because", run=Path(run["run"]).name, why=Sentences(terminal.lang)(why))
 
 
-def _cell(terminal: Terminal, run: dict[str, Any], key: str) -> str:
-    from klype.words import count, number
-
+def _cells(terminal: Terminal, run: dict[str, Any]) -> dict[str, str]:
+    """What a run's row says, by column."""
     w, lang, none = terminal.words, terminal.lang, "\u2013"
-    if key == "run":
-        return Path(run["run"]).name
+    cells = {"run": Path(run["run"]).name}
     if "why" in run:
-        return w("runs.unreadable") if key == "state" else ""
-    if key == "state":
-        text = w(f"runs.{run['state']}")
-        if run["state"] == "done" or not run["stage"]:
-            return text
+        return {**cells, "state": w("runs.unreadable")}
+    state = w(f"runs.{run['state']}")
+    if run["state"] != "done" and run["stage"]:
         of = f" {run['step'] or 0}/{run['steps']}" if run["steps"] else ""
-        return f"{text}: {run['stage']}{of}"
-    if key == "seconds":
-        return number(run["trained_s"], lang, 0)
-    if key == "megabytes":
-        return number(run["bytes"] / 1e6, lang, 1)
-    if key == "parameters":
-        return count(run[key], lang) if run[key] else none
-    if key == "figures":
-        return ", ".join(f"{name} {number(f['value'], lang)}" for name, f in run[key].items()) or none
-    return Path(run[key]).name if run[key] and key == "parent" else str(run[key] or none)
+        state = f"{state}: {run['stage']}{of}"
+    figures = ", ".join(f"{name} {number(f['value'], lang)}" for name, f in run["figures"].items())
+    return {
+        **cells,
+        "state": state,
+        "seconds": number(run["trained_s"], lang, 0),
+        "figures": figures or none,
+        "parameters": count(run["parameters"], lang) if run["parameters"] else none,
+        "megabytes": number(run["bytes"] / 1e6, lang, 1),
+        "parent": Path(run["parent"]).name if run["parent"] else none,
+        "recipe": run["recipe"] or none,
+    }
 
 
 def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
     """A table a stage: a row a measure, a column a run; what means something else in an older run is left out."""
-    from klype.cli.progress import print_table
-
     names = [Path(run["run"]).name for run in runs]
     for stage in STAGES:
         reached = [
@@ -146,7 +142,6 @@ def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
 def shown(figure: dict[str, Any] | None, lang: str) -> str:
     """A figure as it stands in run.json, written for a reader."""
     from klype.values import Figure
-    from klype.words import figure as written
 
     if not isinstance(figure, dict) or figure.get("value") is None:
         return "\u2013"

@@ -1,57 +1,90 @@
-"""``klype serve``: models behind OpenAI's protocol."""
+"""``klype serve`` and ``klype studio``: models behind OpenAI's protocol, and pages that show how they answer."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket as sockets
 import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from klype import durable
 from klype.cli import options as o
-from klype.cli.environment import api_key
 from klype.cli.terminal import Terminal
+from klype.environment import state_folder
 from klype.errors import UsageError
-from klype.option import Option
+from klype.option import Option, Options
 from klype.sources.opening import spelled
 
 if TYPE_CHECKING:
     import uvicorn
 
 
-Models = Annotated[
-    list[str] | None,
-    Option(
-        f"Each {spelled(files=True)}; NAME=MODEL gives one another name.",
-        argument=True,
-        metavar="[MODEL…]",
-        shown=o.DEFAULT,
-    ),
-]
+@dataclass(frozen=True, kw_only=True)
+class ListenOptions(Options):
+    """Where a server listens, who may ask it, and how its models are opened."""
 
-
-def command(
-    terminal: Terminal,
-    models: Models = None,
-    host: Annotated[str, Option("Where to listen; beyond loopback a key is needed.")] = "127.0.0.1",
-    port: Annotated[int, Option("0: any free port.")] = 8000,
-    key_file: Annotated[Path | None, Option("Holds the API key.", shown="KLYPE_API_KEY")] = None,
+    host: Annotated[str, Option("Where to listen; beyond loopback a key is needed.")] = "127.0.0.1"
     name: Annotated[
-        list[str] | None, Option("A host name under which it is reached. May be repeated.", "--host-name")
-    ] = None,
+        tuple[str, ...], Option("A host name under which it is reached. May be repeated.", "--host-name")
+    ] = ()
+    precision: o.Precision = "float32"
+    device: o.Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ListenOptions):
+    """``klype serve``."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Option(
+            f"Each {spelled(files=True)}; NAME=MODEL gives one another name.",
+            argument=True,
+            metavar="[MODEL…]",
+            shown=o.DEFAULT,
+        ),
+    ] = ()
+    port: Annotated[int, Option("0: any free port.")] = 8000
+    key_file: Annotated[Path | None, Option("Holds the API key.", shown="KLYPE_API_KEY")] = None
     allow_origin: Annotated[
-        list[str] | None, Option("A site whose pages may ask, as https://example.org. May be repeated.")
-    ] = None,
-    batch: Annotated[int, Option("Answers written at the same time.", least=1, most=4096)] = 64,
-    queue: Annotated[int, Option("Answers that may wait.", least=0, most=65536)] = 256,
-    logprobs: Annotated[int, Option("Max alternatives that a completion lists.", least=5, most=1000)] = 5,
-    precision: o.Precision = "float32",
-    device: o.Device = "auto",
-    no_open: Annotated[bool, Option("", hidden=True)] = False,  # as studio's; serve opens nothing
-) -> None:
+        tuple[str, ...], Option("A site whose pages may ask, as https://example.org. May be repeated.")
+    ] = ()
+    batch: Annotated[int, Option("Answers written at the same time.", least=1, most=4096)] = 64
+    queue: Annotated[int, Option("Answers that may wait.", least=0, most=65536)] = 256
+    logprobs: Annotated[int, Option("Max alternatives that a completion lists.", least=5, most=1000)] = 5
+    no_open: Annotated[bool, Option("", hidden=True)] = False  # as studio's; serve opens nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudioOptions(ListenOptions):
+    """``klype studio``."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Option(
+            f"Each {spelled()}; of a run all stages are shown. NAME=MODEL gives one another name.",
+            argument=True,
+            metavar="[MODEL…]",
+            shown=o.DEFAULT,
+        ),
+    ] = ()
+    port: Annotated[int, Option("0: any free port.")] = 8080
+    key_file: Annotated[Path | None, Option("Holds the key.", shown="KLYPE_API_KEY")] = None
+    store: Annotated[str, Option("Rankings are kept there: a file or postgresql:// url.", shown="RUN's own")] = ""
+    runs: Annotated[Path | None, Option("Where runs lie and are made.", shown="runs/, klype's own")] = None
+    no_open: Annotated[bool, Option("Do not open the browser.")] = False
+
+
+def serve_command(terminal: Terminal, asked: ServeOptions) -> None:
     """Serve models to any client of OpenAI's API, until Ctrl-C; what runs is finished then."""
-    entrance = listening(host, port, key_file, "API key")
+    entrance = listening(asked.host, asked.port, asked.key_file, "API key")
     from klype.device import set_threads
     from klype.serve.app import app
     from klype.serve.guard import Rules, ServeSettings
@@ -59,18 +92,61 @@ def command(
     from klype.serve.server import server
 
     set_threads()
-    settings = ServeSettings(batch=batch, queue=queue, chat_top=max(20, logprobs), completion_top=logprobs)
-    served = [open_served(model, precision, device) for model in models or [o.default_model(terminal)]]
-    rules = Rules.of(entrance.key, entrance.host, name or (), allow_origin or ())
+    top = asked.logprobs
+    settings = ServeSettings(batch=asked.batch, queue=asked.queue, chat_top=max(20, top), completion_top=top)
+    models = asked.models or (o.default_model(terminal),)
+    served = [open_served(model, asked.precision, asked.device) for model in models]
+    rules = Rules.of(entrance.key, entrance.host, asked.name, asked.allow_origin)
     running = server(app(served, settings, rules), rules)
-    url = f"{entrance.url}v1"
-    names = [model.name for model in served]
+    url, names = f"{entrance.url}v1", [model.name for model in served]
     terminal.say("serve.listening", models=", ".join(names), url=url)
     if entrance.key is not None:
         terminal.say("serve.key")
     terminal.document({"url": url, "models": names})
     if entrance.run(running):
         terminal.say("serve.ended")
+
+
+def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
+    """Open the studio in the browser: chat and see every word's probability, all ways to answer, and divergence.
+
+    Only this machine can reach it, unless --host says otherwise. It ends with Ctrl-C.
+    """
+    entrance, runs = listening(asked.host, asked.port, asked.key_file, "key"), asked.runs
+    if runs is not None and runs.exists() and not runs.is_dir():
+        raise UsageError(f"{runs} is not a folder.", "--runs names the folder in which runs lie.")
+    os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
+    with suppress(OSError):  # where nothing can be written nothing is to be hidden
+        durable.private_folder(state_folder())
+    from klype.runs.folder import RUNS, default_model
+    from klype.serve.guard import Rules, is_loopback
+    from klype.serve.server import server
+    from klype.studio.app import app
+    from klype.studio.ranking_stores import fill_store
+    from klype.studio.studio import Studio
+
+    command = [sys.executable, "-m", "klype"]
+    studio = Studio([], state_folder(), command, asked.store, runs, asked.device, asked.precision)
+    for model in asked.models or (default_model(terminal.lang, runs or RUNS, state_folder() / "runs"),):
+        terminal.say("studio.opening", model=model)
+        studio.open(model)
+    here = is_loopback(entrance.host)
+    studio.opens = here and not asked.name  # who comes from elsewhere is not the user of this machine
+    fill_store(studio)
+    rules = Rules.of(entrance.key, entrance.host, asked.name)
+    running = server(app(studio, rules), rules, grace=3)
+    url, names = entrance.url, [model.name for model in studio.models]
+    terminal.say("studio.open", url=url, models=", ".join(names) or "–")
+    terminal.document({"url": url, "models": names})
+    if here and not asked.no_open:
+        import webbrowser
+
+        timer = threading.Timer(0.6, webbrowser.open, (url,))  # the server answers by then; no browser is no error
+        timer.daemon = True
+        timer.start()
+    warnings.filterwarnings("ignore", message=".*reduce_op.*")  # NiceGUI looks at every object there is
+    if entrance.run(running):
+        terminal.say("studio.ended")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,23 +190,17 @@ def listening(host: str, port: int, key_file: Path | None, what: str) -> Listeni
     return Listening(host, key, listen(host, port))
 
 
-def read_key(file: Path | None) -> str | None:
-    """The API key of the file, else of the environment."""
-    if file is None:
-        return checked_key(api_key(), "KLYPE_API_KEY")
-    try:
-        text = file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"The key file {file} cannot be read: {error}.", "Write the key into it, on one line."
-        ) from None
-    return checked_key(text.strip(), str(file))
-
-
-def checked_key(key: str | None, where: str) -> str | None:
-    if key is None:
-        return None
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
+def read_key(file: Path | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """What clients must know: the file's key, else KLYPE_API_KEY; None when there is neither."""
+    key, where = environ.get("KLYPE_API_KEY"), "KLYPE_API_KEY"
+    if file is not None:
+        try:
+            key, where = file.expanduser().read_text(encoding="utf-8").strip(), str(file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"The key file {file} cannot be read: {error}.", "Write the key into it, on one line."
+            ) from None
+    if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
         raise UsageError(
             f"The API key of {where} must be one line of letters, digits and signs, without spaces.",
             "Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'",

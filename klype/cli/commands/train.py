@@ -1,8 +1,10 @@
-"""``klype run``, ``klype train STAGE`` and ``klype align``: all stages, one stage, and alignment with rankings."""
+"""``klype run``, ``train STAGE``, ``align``: all stages, one, alignment; ``bias`` and ``mistakes``: experiments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -11,16 +13,22 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from klype.cli import environment
 from klype.cli import options as o
-from klype.cli.progress import listener, starting
-from klype.cli.terminal import Terminal
+from klype.cli.terminal import PLAIN_EVERY_S, Terminal, grid, listener, program, starting, to_json, write
 from klype.environment import cache_folder
+from klype.errors import UsageError
+from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 from klype.option import Option
 from klype.runs.options import RunOptions, StageOptions, WorkOptions
+from klype.words import count, number, words
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from klype.experiments.experiment_report import Report
+    from klype.experiments.framework import B
     from klype.runs.say import RunListener
+    from klype.train.parallel import ProcessRank
 
 
 def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) -> None:
@@ -56,10 +64,10 @@ def train_command(terminal: Terminal, asked: StageOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignOptions(WorkOptions):
+class AlignmentOptions(WorkOptions):
     """An alignment, in as many rounds as are asked for."""
 
-    model: o.Model
+    model: o.ModelName
     method: Annotated[str, Option("grpo, rloo, ppo, expert, dpo, ipo or kto.", shown="grpo")] = ""
     reward: o.Reward = ()
     rounds: Annotated[int, Option("How many rounds of ranking and training.")] = 1
@@ -72,7 +80,7 @@ class AlignOptions(WorkOptions):
     minutes: Annotated[float | None, Option("Minutes per round, instead of --steps.")] = None
 
 
-def align_command(terminal: Terminal, asked: AlignOptions) -> None:
+def align_command(terminal: Terminal, asked: AlignmentOptions) -> None:
     """Align a run's fine-tuned model with its rankings, and say what came of it."""
     with starting(terminal):
         from klype.config import make
@@ -101,22 +109,20 @@ def working(recipe: str, asked: Asked, terminal: Terminal) -> Iterator[tuple[Ask
     Of several processes the first chooses the folder and is the one to be heard. Started again after one of them died,
     they go on from the last state.
     """
-    asked = replace(asked, lang=terminal.lang, cache=cache_folder(), program=environment.program())
-    team = environment.team()
-    if team is None:
-        with _folder(recipe, asked) as placed, listener(terminal, asked.human) as say:
-            yield placed, say
-        return
     from klype.errors import Interrupted
+    from klype.runs import folder
     from klype.runs.say import Silent
     from klype.train import parallel
 
-    asked = replace(asked, processes=team.local, resume=asked.resume or team.restarts > 0)
-    with parallel.joined(team):
+    asked, together = replace(asked, lang=terminal.lang, cache=cache_folder(), program=program()), team()
+    if together is not None:
+        asked = replace(asked, processes=together.local, resume=asked.resume or together.restarts > 0)
+    with parallel.joined(together):
         if parallel.is_first():
-            with _folder(recipe, asked) as placed, listener(terminal, asked.human) as say:
-                parallel.from_first(str(placed.out))
-                yield placed, say
+            chosen = folder.chosen(recipe, asked.out, asked.resume, date.today())
+            with chosen as place, listener(terminal, asked.human) as say:
+                parallel.from_first(str(place))
+                yield replace(asked, out=place), say
             return
         try:
             yield replace(asked, out=Path(parallel.from_first(None))), Silent()
@@ -124,9 +130,109 @@ def working(recipe: str, asked: Asked, terminal: Terminal) -> Iterator[tuple[Ask
             raise typer.Exit(1) from None
 
 
-@contextmanager
-def _folder(recipe: str, asked: Asked) -> Iterator[Asked]:
+def team(environ: Mapping[str, str] = os.environ) -> ProcessRank | None:
+    """The processes among which torchrun, or a launcher that sets the same, started this one; None: it is alone."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys() or environ["WORLD_SIZE"] == "1":
+        return None
+    from klype.train.parallel import ProcessRank
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    defaults = {"LOCAL_RANK": environ["RANK"], "LOCAL_WORLD_SIZE": environ["WORLD_SIZE"]}
+    try:
+        return ProcessRank(*(int(environ.get(name, defaults.get(name, "0"))) for name in names))
+    except ValueError:
+        told = " ".join(f"{name}={environ[name]}" for name in names if name in environ)
+        raise UsageError(f"The launcher's variables should be numbers ({told}).", "Start with torchrun.") from None
+
+
+def bias_command(terminal: Terminal, asked: BiasOptions) -> None:
+    """What is lost by training towards one right word at a time, and how much of it each remedy wins back.
+
+    Without --text: in the demo world, whose true probabilities are known.
+    """
+    from klype.experiments.bias.report import REPORT
+
+    conduct(REPORT, asked, terminal)
+
+
+def mistakes_command(terminal: Terminal, asked: MistakesOptions) -> None:
+    """Does a mistake make the next one more likely, and how much of that does each way of training remove?
+
+    Without --text: in the demo world, whose true probabilities are known, also after mistakes.
+    """
+    from klype.experiments.mistakes.report import REPORT
+
+    conduct(REPORT, asked, terminal)
+
+
+def conduct(report: Report[B], asked: BiasOptions | MistakesOptions, terminal: Terminal) -> None:
+    """Plans the experiment, runs what of it is not finished, and shows what came of it."""
+    from klype.config import load
+    from klype.data.readers import TextOptions, read_texts
+    from klype.device import set_threads, usable_cores
+    from klype.examine.say import Say
+    from klype.experiments.corpus import TextSource, WorldSource
+    from klype.experiments.planning import PlanRequest
     from klype.runs import folder
 
-    with folder.chosen(recipe, asked.out, asked.resume, date.today()) as place:
-        yield replace(asked, out=place)
+    experiment, lang = report.experiment, terminal.lang
+    own, say = words(lang, experiment.name), Say(lang)
+    arms = experiment.called(asked.arms, truth=not asked.text)
+    settings = load(experiment.settings, overrides=asked.overrides)
+    request = PlanRequest(asked.minutes, asked.sizes, asked.seeds, asked.seed, arms, settings)
+    texts = read_texts(asked.text, TextOptions(encoding=asked.encoding)) if asked.text else []
+    source = TextSource(texts) if asked.text else WorldSource()
+    cores = usable_cores()
+    set_threads(1)
+
+    def table(board: B) -> Table:
+        """The figures at the most documents of which there are any."""
+        documents = max((row.documents for row in board.rows), default=board.documents[0])
+        return grid(
+            own("table", documents=say.count(documents)), *report.table(board, documents, say, own, report.narrow)
+        )
+
+    def progress(board: B) -> str:
+        """How many models are measured, and which are being trained."""
+        done = own("progress", done=board.cells_done, all=board.cells)
+        return "\n".join([done, *report.running(board, own)])
+
+    with folder.chosen(experiment.name, asked.out, asked.resume, date.today()) as place:
+        plan = experiment.plan(source, place, request, cores, cache_folder())
+        sizes = " / ".join(count(n, lang) for n in plan.documents)
+        numbers = {"seeds": plan.seeds, f"{experiment.noun}s": len(plan.arms), "cores": cores}
+        steps, minutes = count(experiment.steps(plan), lang), number(plan.seconds / 60, lang, 1)
+        terminal.console.print(own("plan", documents=sizes, steps=steps, minutes=minutes, **numbers))
+        with watching(terminal, table, progress) as tell:
+            board = experiment.run(source, plan, place, tell, cores, cache_folder())
+        page = str(report.write(place, board, lang))
+        made = {**board.document(), "report": page, "plan": plan.document(experiment.noun, experiment.one_size)}
+        write(place / f"{experiment.name}.json", to_json(made) + "\n")
+    if not terminal.as_json:
+        terminal.console.print(table(board))
+        for sentence in (*report.verdict(board, say, own), own(report.notes[0]), page):
+            terminal.console.print(sentence)
+    terminal.document(made)
+
+
+@contextmanager
+def watching(
+    terminal: Terminal, table: Callable[[B], Table], progress: Callable[[B], str]
+) -> Iterator[Callable[[B], None]]:
+    """Where somebody looks, a table that fills; elsewhere a line now and then."""
+    if not terminal.watched:
+        told = [time.monotonic()]
+
+        def plain(board: B) -> None:
+            if time.monotonic() - told[0] >= PLAIN_EVERY_S:
+                told[0] = time.monotonic()
+                terminal.console.print(progress(board))
+
+        yield plain
+        return
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=terminal.console, refresh_per_second=4, transient=True) as live:
+        yield lambda board: live.update(Group(table(board), Text(progress(board))))
