@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 import psutil
 
 from klype.child_processes import bound
-from klype.device import without_thread_policy
+from klype.device import POLICY
 
 Say = Callable[[str], None]
 LEAST_S = 90.0
 """An order may take this long, however little is left of the minutes: whoever somebody else's program holds up is
 measured, not ended."""
+
+
+def without_thread_policy(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for a program that is to wait for its threads as it was built to."""
+    left_out = {name for name, _ in POLICY}
+    return {name: value for name, value in environ.items() if name not in left_out}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Any
 from benchmarks.figures import median
 from benchmarks.generate import packaged_model
 from benchmarks.load import busy_cores, elsewhere
-from klype.device import processor, usable_cores, without_thread_policy
+from benchmarks.process import without_thread_policy
+from klype.device import processor, usable_cores
 from klype.errors import KlypeError, UsageError
 from klype.sources.names import DEMO
 from klype.values import Figure

@@ -49,20 +49,12 @@ __all__ = [
     "same",
     "train",
 ]
+# the modules of klype.api in which public names are; the others are in klype.api.results
 _MODULES = {
-    "AnswerStream": "model",
-    "Examination": "examination",
-    "Judge": "judging",
-    "Metrics": "run",
-    "Model": "model",
-    "Rankings": "run",
-    "Run": "run",
-    "RunReport": "run",
-    "Same": "judging",
-    "examine": "examination",
-    "load": "model",
-    "same": "judging",
-    "train": "run",
+    "examination": ("Examination", "examine"),
+    "judging": ("Judge", "Same", "same"),
+    "model": ("AnswerStream", "Model", "load"),
+    "run": ("Metrics", "Rankings", "Run", "RunReport", "train"),
 }
 
 
@@ -84,7 +76,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'klype' has no attribute {name!r}")
     if name in ("Figure", "Sampling"):
         return getattr(import_module("klype.values"), name)
-    found = getattr(import_module(f"klype.api.{_MODULES.get(name, 'results')}"), name)
+    module = next((module for module, names in _MODULES.items() if name in names), "results")
+    found = getattr(import_module(f"klype.api.{module}"), name)
     if name in ("examine", "train"):  # import klype.train.loop; klype.train.loop
         found.__dict__ = vars(import_module(f"klype.{name}"))
     return found

@@ -8,10 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16", "int8", "auto"]
 POLICY = (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000"), ("KMP_BLOCKTIME", "0"))
 POWERCAP = Path("/sys/class/powercap")
+# Operations of a product in float32 that pay for a second thread (docs/laboratory/log.md has what was measured).
 WAKING = 20e6
-"""Operations of a product in float32 that pay for a second thread (docs/laboratory/log.md has what was measured)."""
 # glibc: malloc(3), mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -41,12 +40,6 @@ def thread_policy(environ: MutableMapping[str, str] = os.environ) -> dict[str, s
     for name, value in POLICY:
         environ.setdefault(name, value)
     return {name: environ[name] for name, _ in POLICY}
-
-
-def without_thread_policy(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a program that is to wait for its threads as it was built to."""
-    left_out = {name for name, _ in POLICY}
-    return {name: value for name, value in environ.items() if name not in left_out}
 
 
 def memory_policy() -> bool:
@@ -148,16 +141,6 @@ def pick_precision(name: str, device: torch.device) -> Literal["float32", "bfloa
     return "bfloat16" if fast else "float32"
 
 
-def seed_everything(seed: int) -> None:
-    """Put Python's, numpy's and torch's global generators to a seed (0 … 2³²−1)."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def gemm_gflops(dtype: str, size: int = 1024, seconds: float = 0.3, device: torch.device | None = None) -> float:
     """Measured matrix-multiplication speed: best of repeated size³ products (2·size³ FLOP each), in GFLOP/s."""
     import torch
@@ -165,7 +148,7 @@ def gemm_gflops(dtype: str, size: int = 1024, seconds: float = 0.3, device: torc
     device = device or torch.device("cpu")
     a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     b = torch.randn(size, size, device=device).to(getattr(torch, dtype))
-    return 2 * size**3 / _best(lambda: torch.mm(a, b), seconds, _waiter(device)) / 1e9
+    return 2 * size**3 / _best(lambda: torch.mm(a, b), seconds, device) / 1e9
 
 
 def bandwidth_gbs(mebibytes: int = 256, seconds: float = 0.3, device: torch.device | None = None) -> float:
@@ -174,7 +157,7 @@ def bandwidth_gbs(mebibytes: int = 256, seconds: float = 0.3, device: torch.devi
 
     device = device or torch.device("cpu")
     buffer = torch.ones(mebibytes << 18, device=device)
-    return buffer.nbytes / _best(lambda: buffer.sum(), seconds, _waiter(device)) / 1e9
+    return buffer.nbytes / _best(lambda: buffer.sum(), seconds, device) / 1e9
 
 
 def memory_gib() -> tuple[float, float]:
@@ -217,8 +200,12 @@ class EnergyMeter:
         return self._total / 1e6 if self._counters else None
 
 
-def _best(work: Callable[[], object], seconds: float, wait: Callable[[], None]) -> float:
+def _best(work: Callable[[], object], seconds: float, device: torch.device) -> float:
     """The shortest of repeated timings, in seconds; the first call (warm-up) does not count."""
+    import torch
+
+    waits: dict[str, Callable[[], None]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    wait = waits.get(device.type, lambda: None)
     work()
     wait()
     best, end = float("inf"), time.perf_counter() + seconds
@@ -228,14 +215,6 @@ def _best(work: Callable[[], object], seconds: float, wait: Callable[[], None]) 
         wait()
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def _waiter(device: torch.device) -> Callable[[], None]:
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.synchronize
-    return torch.mps.synchronize if device.type == "mps" else lambda: None
 
 
 def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:

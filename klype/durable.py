@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# How the names of files and folders end that are being written.
 DRAFT = ".klype"
-"""How the names of files and folders end that are being written."""
+# What klype keeps in its home beside folders; other files there are somebody else's business.
 OWN = ("answers.sqlite*", "annotators.json", "stores.toml", "errors/*.txt")
-"""What klype keeps in its home beside folders; other files there are somebody else's business."""
 
 
 def write(file: Path, content: str | bytes | memoryview) -> None:

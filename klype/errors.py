@@ -2,8 +2,8 @@
 
 import re
 
+# A flag of the command line, and whether a value follows; what is typed after ``klype`` is left as it is.
 FLAG = re.compile(r"\bklype [a-z].*|(?<![\w-])(?:-(?=n\b)|--)([a-z][a-z-]*)(?:[ =](?=\d|[A-Z]{2}))?", re.DOTALL)
-"""A flag of the command line, and whether a value follows; what is typed after ``klype`` is left as it is."""
 SWITCHES = ("raw", "resume", "force")  # flags without a value
 KEYWORDS = ("from",)  # of Python: such an argument's name ends in _
 

@@ -23,9 +23,8 @@ class KlypeConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """transformers' view of a klype shape: the fields of config.json, as they stand there."""
 
     model_type = OWN
-    auto_map: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {}
-    )  # TRL asks for it; the class has it, so that no folder names code
+    # TRL asks for it; the class has it, so that no folder names code
+    auto_map: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass
@@ -88,10 +87,5 @@ class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
             module.set_tables()
 
 
-def register() -> None:
-    """Make AutoConfig and AutoModelForCausalLM know the type; doing it again changes nothing."""
-    AutoConfig.register(OWN, KlypeConfig, exist_ok=True)
-    AutoModelForCausalLM.register(KlypeConfig, KlypeForCausalLM, exist_ok=True)
-
-
-register()
+AutoConfig.register(OWN, KlypeConfig, exist_ok=True)
+AutoModelForCausalLM.register(KlypeConfig, KlypeForCausalLM, exist_ok=True)

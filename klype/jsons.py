@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+# A whole number of more is larger than any float.
 DIGITS = 308
-"""A whole number of more is larger than any float."""
 
 
 def parsed(data: str | bytes) -> Any:

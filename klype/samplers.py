@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     from torch import Tensor
 
+# What a conversation begins with.
 TEMPERATURE = 0.7
-"""What a conversation begins with."""
+# In wide vocabularies the nucleus is looked for among so many tokens before all are sorted.
 NUCLEUS = 512
-"""In wide vocabularies the nucleus is looked for among so many tokens before all are sorted."""
 OWN = {"klype": "", "vllm": ""}
 EVERYWHERE = {kind: "" for kind in ("klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other")}
 
@@ -268,8 +268,8 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: tuple[tuple[int, float], ...]
 
 
+# By the name of the field, in the order in which they are applied.
 SAMPLERS: Mapping[str, Sampler] = {f.name: f.metadata["sampler"] for f in fields(Sampling) if "sampler" in f.metadata}
-"""By the name of the field, in the order in which they are applied."""
 
 
 def active(sampling: Sampling) -> dict[str, Any]:

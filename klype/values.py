@@ -261,8 +261,8 @@ def end(batches: Batches) -> None:
         close()
 
 
+# What answers to questions are worth, in words: one number an answer, higher is better.
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Floats]
-"""What answers to questions are worth, in words: one number an answer, higher is better."""
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
