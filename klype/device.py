@@ -151,13 +151,12 @@ def gemm_gflops(dtype: str, size: int = 1024, seconds: float = 0.3, device: torc
     return 2 * size**3 / _best(lambda: torch.mm(a, b), seconds, device) / 1e9
 
 
-def bandwidth_gbs(mebibytes: int = 256, seconds: float = 0.3, device: torch.device | None = None) -> float:
+def bandwidth_gbs(mebibytes: int = 256, seconds: float = 0.3) -> float:
     """Measured speed of reading memory (a sum over a buffer larger than the caches), in GB/s."""
     import torch
 
-    device = device or torch.device("cpu")
-    buffer = torch.ones(mebibytes << 18, device=device)
-    return buffer.nbytes / _best(lambda: buffer.sum(), seconds, device) / 1e9
+    buffer = torch.ones(mebibytes << 18)
+    return buffer.nbytes / _best(buffer.sum, seconds, buffer.device) / 1e9
 
 
 def memory_gib() -> tuple[float, float]:

@@ -73,10 +73,10 @@ def whole(**given: object) -> None:
             raise UsageError(f"{name} should be a whole number (it is {number!r}).")
 
 
-def number(name: str, value: object, least: float = 0.0) -> float:
-    """The value as a float. Raises UsageError for what is no number, not finite, or below ``least``."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < math.inf:
-        raise UsageError(f"{name} should be a number from {least:g} up (it is {value!r}).")
+def number(name: str, value: object) -> float:
+    """The value as a float. Raises UsageError for what is no number, not finite, or below 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise UsageError(f"{name} should be a number from 0 up (it is {value!r}).")
     return float(value)
 
 

@@ -256,10 +256,12 @@ def examinee(
     """
     # the demo world's questions bring how they were made
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
-    world = (world_of(opened) or served_world(opened, of_world)) if of_world else None
+    world = world_of(opened) if of_world else None
+    if world is None and of_world and opened.spelling is not None:  # of servers klype's own alone tells its words
+        world = World("small" if of_world[0].extra.get("world") == "small" else "full")
     if world is not None:
         questions = of_world
-    plain = opened.as_raw(raw)
+    known = None if opened.as_raw(raw) else world  # of a text that is continued nobody knows the truth
     fitting = []
     for question in questions:
         prompt = opened.put(question.prompt, raw, question.extra.get("before", ()))
@@ -267,6 +269,13 @@ def examinee(
             fitting.append((question, tuple(prompt)))
     if questions and not fitting:
         raise UsageError(f"No question leaves room for {limit} tokens of answer: the model reads {opened.window}.")
+
+    def another(number: int) -> tuple[Question, tuple[int, ...]]:
+        """A held-out question of the world that was not given, and how it is put."""
+        assert world is not None
+        question = world.question(random.Random(f"another {number}"), heldout=True)
+        return question, tuple(opened.put(question.prompt, raw))
+
     deciding = judge or (WorldJudge(world) if world is not None else Rules())
     return EvalTarget(
         source=opened.source,
@@ -279,9 +288,9 @@ def examinee(
         judge_name=deciding.name,
         deciding=deciding,
         meaning=meanings(deciding),
-        reader=reader_of(opened, world) if world is not None and not plain else None,
-        edits=reader_of(opened, world, edits=True) if world is not None and not plain else None,
-        another=partial(another, opened, world, raw) if world is not None and not plain else None,
+        reader=reader_of(opened, known) if known is not None else None,
+        edits=reader_of(opened, known, edits=True) if known is not None else None,
+        another=another if known is not None else None,
         spell=opened.spell if opened.exact else None,
         partial=opened.native is None and not opened.exact,
         shape=shape_of(opened),
@@ -291,13 +300,6 @@ def examinee(
         other_manners=world is not None and is_aligned(opened.found.folder),
         scores=world.scores if world is not None else None,
     )
-
-
-def served_world(opened: Opened, of_world: Sequence[Question]) -> World | None:
-    """The demo world that questions to klype's own server are about; None for other servers: words are theirs."""
-    if opened.spelling is None:
-        return None
-    return World("small" if of_world[0].extra.get("world") == "small" else "full")
 
 
 def meanings(judge: Judge) -> Callable[[Question], Meaning]:
@@ -350,12 +352,6 @@ def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> li
     else:
         raise UsageError(f"{opened.name} has no questions of its own.", "Give some: --questions FILE (JSONL).")
     return found[:most] if most else found
-
-
-def another(opened: Opened, world: World, raw: bool | None, number: int) -> tuple[Question, tuple[int, ...]]:
-    """A held-out question of the world that was not given, and how it is put."""
-    question = world.question(random.Random(f"another {number}"), heldout=True)
-    return question, tuple(opened.put(question.prompt, raw))
 
 
 def spellings_of(opened: Opened, world: World) -> Spellings:

@@ -86,21 +86,15 @@ def _options(asked: inspect.Parameter) -> list[inspect.Parameter]:
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    """Lists are None where nothing is given, which typer shows as no default."""
+    """An option as typer knows it: any word where pydantic knows which there are; None for an empty list, which typer
+    shows as no default."""
     option = option_in(annotation)
-    if option is not None and option.commas:
-        default = ",".join(f"{value:g}" for value in default)
-    default = inspect.Parameter.empty if default is MISSING else None if default == () else default
-    declared = annotation if option is None else _declared(name, get_args(annotation)[0], option)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=declared)
-
-
-def _declared(name: str, kind: Any, option: Option) -> Any:
-    """An option as typer knows it, which takes any word where pydantic knows which there are."""
+    kind: Any = get_args(annotation)[0]
+    assert option is not None, f"{name} is a command's parameter without an Option"
     if option.commas:
-        kind = str
+        kind, default = str, ",".join(f"{value:g}" for value in default)
     elif get_origin(kind) is tuple:
-        kind = list[get_args(kind)[0]] | None  # type: ignore[misc]
+        kind, default = list[get_args(kind)[0]] | None, default or None  # type: ignore[misc]
     elif any(get_origin(one) is Literal for one in (kind, *get_args(kind))):
         kind = str | None if type(None) in get_args(kind) else str
     about: dict[str, Any] = {
@@ -111,11 +105,12 @@ def _declared(name: str, kind: Any, option: Option) -> Any:
         "max": option.most,
         "hidden": option.hidden,
         "callback": option.check,
+        "rich_help_panel": option.panel,
     }
-    if option.argument:
-        return Annotated[kind, typer.Argument(**about)]
-    flags = filter(None, (option.spelled(name), option.also))
-    return Annotated[kind, typer.Option(*flags, rich_help_panel=option.panel, **about)]
+    flags = () if option.argument else filter(None, (option.spelled(name), option.also))
+    declared = Annotated[kind, (typer.Argument if option.argument else typer.Option)(*flags, **about)]
+    default = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=declared)
 
 
 def _sampler(name: str) -> Any:
@@ -125,7 +120,8 @@ def _sampler(name: str) -> Any:
 
 
 def _make(kind: Any, values: dict[str, Any]) -> Any:
-    if not issubclass(kind, Options):
+    # typer has checked all that there is to check of what is typed for an answer, which shall not wait for pydantic
+    if issubclass(kind, TextOptions) or not issubclass(kind, Options):
         return kind(**values)
     from klype.config import make
 
