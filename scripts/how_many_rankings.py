@@ -22,7 +22,7 @@ from forty_rankings import liking
 from klype.preferences.records import Entry, RankingItem
 from klype.runs.rankers import now
 from klype.studio.alignment import Alignment, start_alignment
-from klype.studio.ranking_stores import RankingStore
+from klype.studio.annotation import RankingStore
 from klype.studio.studio import Studio
 
 

@@ -34,7 +34,7 @@ from klype.examine.report import render, write
 from klype.examine.say import Say, visible
 from klype.examine.training_pictures import pictures, reward
 from klype.examine.verdict import verdict
-from klype.studio.charts import FORMATS
+from klype.studio.elements import FORMATS
 from klype.words import LANGUAGES
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)></style></title>\u202egnp.exe{{7*7}}{0}\x00"

@@ -21,7 +21,7 @@ from klype.runs.provenance import read_questions
 from klype.runs.recipe import read
 from klype.runs.record import Record, write_json
 from klype.studio.divergence import ExamRequest, exam_document
-from klype.studio.runs_list import run_info
+from klype.studio.runs_detail import RunInfo
 from klype.studio.studio import Studio
 from klype.studio.work import MetricsTail
 
@@ -68,8 +68,8 @@ def damage(place: Path, rng: random.Random) -> None:
 
 def look(place: Path) -> str:
     """Whatever reads a run's folder without its models. Lists name what they cannot read, and end well."""
-    run_info(place, None)
-    told = run_info(place, None)
+    RunInfo(place, None)
+    told = RunInfo(place, None)
     _ = told.gates, [told.figures(stage) for stage in ("pretrain", "finetune", "align")]
     tail = MetricsTail(place / "pretrain" / "metrics.jsonl")
     tail.read()

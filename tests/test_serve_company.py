@@ -25,7 +25,7 @@ from klype.serve.metrics import health
 from klype.serve.served import Served
 from klype.serve.worker import Job, Worker
 from klype.sources.source import Source, answers
-from klype.studio.conversation import Answer, Branches, Conversation
+from klype.studio.conversation import AnswerBranch, Branches, Conversation
 from klype.studio.studio import CancelledError, SharedModel
 from klype.values import Request, Sampling
 from tests.serve_toys import post, running, served
@@ -131,7 +131,7 @@ def test_five_hundred_come_and_go_and_leave_nothing(tmp_path: Path) -> None:
         process.wait(60)
 
 
-def drawn(one: SharedModel, kind: int) -> tuple[Answer, int]:
+def drawn(one: SharedModel, kind: int) -> tuple[AnswerBranch, int]:
     """One of ``KINDS`` answers that are to be written, with its limit."""
     rng = random.Random(kind)
     prompt = one.prompt_after(Conversation("k"), rng.choice(WORDS))

@@ -16,9 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from klype.examine.say import visible
 from klype.serve.guard import COOKIE, Guard, Rules, Sessions
-from klype.studio.app import PAGES, SecurityHeaders
-from klype.studio.fields import Check, Select, Slider, Text
-from klype.studio.login import Login
+from klype.studio.app import PAGES, Login, SecurityHeaders
+from klype.studio.fields import Check, Select, Slider, TextArea
 from klype.studio.tokens import Tokens
 from klype.words import LANGUAGES, words
 from tests.studio_toys import model, studio, visiting
@@ -141,7 +140,7 @@ def test_a_question_is_answered_forked_and_looked_at(place: Any) -> None:
     for check in find(user, Check)[:2]:
         send(user, check.input, "change", True)
     hostile = "<script>alert(1)</script> \u202e hvor gikk hun?"
-    area = find(user, Text)[0]
+    area = find(user, TextArea)[0]
 
     async def ask() -> None:
         send(user, area.input, "keydown", hostile)
@@ -198,7 +197,7 @@ def test_a_browser_may_send_anything(place: Any, sent: Any) -> None:
     for choice in find(user, Select):
         run(sent_to(user, choice.input, "change", sent))
         assert choice.value in choice.options
-    for text in find(user, Text):
+    for text in find(user, TextArea):
         send(user, text.input, "input", sent)
         assert isinstance(text.value, str)
 
@@ -216,7 +215,7 @@ def test_an_unsaid_question_is_no_question(place: Any) -> None:
 def test_a_text_is_cut_into_its_tokens(place: Any) -> None:
     run, user = place
     run(user.open("/"))
-    text = find(user, Text)[1]
+    text = find(user, TextArea)[1]
     send(user, text.input, "input", "hvor gikk hun? <b>🙂")
     run(pressed(user, words("en", "studio_answer")("cut")))
     ids = model().opened.plain("hvor gikk hun? <b>🙂")
@@ -227,7 +226,7 @@ def test_paths_are_drawn_and_redrawn_at_another_temperature(place: Any) -> None:
     run, user = place
     run(user.open("/paths"))
     w = words("en", "studio_paths")
-    area, sliders = find(user, Text)[0], find(user, Slider)
+    area, sliders = find(user, TextArea)[0], find(user, Slider)
     send(user, sliders[0].input, "input", "16")
     send(user, sliders[2].input, "input", "4")
 

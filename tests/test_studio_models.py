@@ -20,10 +20,10 @@ from klype.preferences.records import Entry
 from klype.sources.find import Found
 from klype.sources.source import answers
 from klype.studio.alignment import start_alignment
+from klype.studio.annotation import RankingStore
 from klype.studio.conversation import Branches, Conversation, Turn
 from klype.studio.divergence import ExamRequest, exam_document, exam_work, start_exam
 from klype.studio.paths_search import PathSearch, PathSettings
-from klype.studio.ranking_stores import RankingStore
 from klype.studio.runs import RunRequest, start_run
 from klype.studio.studio import CachedSource, CancelledError, LockedSource, SharedModel
 from klype.studio.targets import start_experiment

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,21 @@ from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
 from klype.runs.ranking import STORE, open_store
 from klype.studio.alignment import newest_alignment, start_alignment
-from klype.studio.annotators import AGAIN_EVERY, Annotators, AnnotatorSession, order_of
+from klype.studio.annotation import (
+    AGAIN_EVERY,
+    RECOUNT_S,
+    STORES,
+    AnnotatorSession,
+    RankingStore,
+    SummaryCache,
+    order_of,
+    ranking_store,
+    sign_in,
+)
 from klype.studio.fields import Upload
 from klype.studio.ranking import RankingBoard
-from klype.studio.ranking_stores import STORES, RankingStore, ranking_store, ranking_stores, snapshot
-from klype.studio.runs_list import all_runs
-from klype.studio.studio import RECOUNT_S, Studio, SummaryCache
+from klype.studio.runs_detail import all_runs
+from klype.studio.studio import Studio
 from klype.studio.work import without_options
 from klype.values import Question
 from klype.words import words
@@ -96,7 +106,7 @@ def first(desk: AnnotatorSession) -> list[list[int]]:
 
 
 def test_every_question_comes_once_with_repeats_and_nothing_is_kept_twice(place: RankingStore) -> None:
-    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
+    desk = AnnotatorSession(place.open(), "Kari", "tab")
     while (turn := desk.next()) is not None:
         assert desk.say(turn.number, "order", first(desk))
         assert not desk.say(turn.number, "order", [[turn.asked.candidates[0].id]])
@@ -109,7 +119,7 @@ def test_every_question_comes_once_with_repeats_and_nothing_is_kept_twice(place:
 
 def test_one_is_asked_again_after_some_time_with_the_same_answers(tmp_path: Path) -> None:
     place = RankingStore("toy", run_with_questions(tmp_path, questions=AGAIN_EVERY + 2))
-    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
+    desk = AnnotatorSession(place.open(), "Kari", "tab")
     again = []
     while (turn := desk.next()) is not None:
         again += [turn.asked.id] * turn.again
@@ -124,7 +134,7 @@ def test_one_is_asked_again_after_some_time_with_the_same_answers(tmp_path: Path
 def test_who_sits_down_after_another_finds_no_half_made_order_of_theirs(place: RankingStore) -> None:
     drafts: dict[str, set[str]] = {}
     for name in ("Kari", "Ola"):
-        desk = AnnotatorSession.at(place.open(), name, name)
+        desk = AnnotatorSession(place.open(), name, name)
         drafts[name] = set()
         while (turn := desk.next()) is not None:
             drafts[name].add(turn.draft)
@@ -139,7 +149,7 @@ def test_who_sits_down_after_another_finds_no_half_made_order_of_theirs(place: R
 
 
 def test_what_is_undone_lies_there_again_and_can_be_kept_anew(place: RankingStore) -> None:
-    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
+    desk = AnnotatorSession(place.open(), "Kari", "tab")
     assert desk.undo() is None
     turn = desk.next()
     assert turn is not None
@@ -157,7 +167,7 @@ def test_what_is_undone_lies_there_again_and_can_be_kept_anew(place: RankingStor
 
 def test_two_windows_of_one_annotator_keep_one_ranking(tmp_path: Path) -> None:
     place = RankingStore("toy", run_with_questions(tmp_path, questions=1))
-    one, two = (AnnotatorSession.at(place.open(), "Kari", sitting) for sitting in ("a", "b"))
+    one, two = (AnnotatorSession(place.open(), "Kari", sitting) for sitting in ("a", "b"))
     turns = [one.next(), two.next()]
     assert all(turns)
     kept = [desk.say(turn.number, "order", first(desk)) for desk, turn in zip((one, two), turns, strict=True) if turn]
@@ -168,7 +178,7 @@ def test_two_windows_of_one_annotator_keep_one_ranking(tmp_path: Path) -> None:
 
 
 def test_a_better_answer_is_written_and_others_do_not_see_it(place: RankingStore) -> None:
-    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
+    desk = AnnotatorSession(place.open(), "Kari", "tab")
     turn = desk.next()
     assert turn is not None
     for wrong in ("", " ", "x" * 30_000, turn.asked.candidates[0].text):
@@ -178,7 +188,7 @@ def test_a_better_answer_is_written_and_others_do_not_see_it(place: RankingStore
     assert more is not None
     assert more.asked.candidates[:-1] == turn.asked.candidates
     assert desk.say(more.number, "order", [[more.asked.candidates[-1].id]])
-    other = AnnotatorSession.at(place.open(), "Ola", "tab")
+    other = AnnotatorSession(place.open(), "Ola", "tab")
     while (seen := other.next()) is not None:
         assert all(c.author in ("", "Ola") for c in seen.asked.candidates)
         other.say(seen.number, "skip", None)
@@ -192,7 +202,7 @@ def ten_people(place: RankingStore) -> list[tuple[str, int]]:
 
     def sit(name: str) -> None:
         try:
-            desk = AnnotatorSession.at(place.open(), name, name)
+            desk = AnnotatorSession(place.open(), name, name)
             while (turn := desk.next()) is not None:
                 assert desk.say(turn.number, "order", first(desk))
             desk.close()
@@ -219,26 +229,26 @@ def test_ten_people_at_once_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_a_name_is_locked_by_its_first_key(tmp_path: Path) -> None:
-    people = Annotators(tmp_path)
-    assert people.enter("  Kari   Nordmann ", "") == "Kari Nordmann"
-    assert people.enter("Kari Nordmann", "hemmelig") == "Kari Nordmann"
+    people = partial(sign_in, tmp_path)
+    assert people("  Kari   Nordmann ", "") == "Kari Nordmann"
+    assert people("Kari Nordmann", "hemmelig") == "Kari Nordmann"
     for wrong in ("", "Hemmelig", "hemmelig "):
         with pytest.raises(UsageError, match="locked"):
-            people.enter("Kari Nordmann", wrong)
-    assert people.enter("Kari Nordmann", "hemmelig")
-    assert people.enter("Ola", "")
+            people("Kari Nordmann", wrong)
+    assert people("Kari Nordmann", "hemmelig")
+    assert people("Ola", "")
     kept = (tmp_path / "annotators.json").read_text(encoding="utf-8")
     assert "hemmelig" not in kept
     for name in ("", " ", "x" * 61, "a\u202eb", "simulated: me", "model: x", "a\x00b"):
         with pytest.raises(UsageError):
-            people.enter(name, "")
+            people(name, "")
 
 
 def test_places_are_runs_and_named_stores_and_nothing_that_a_browser_says(tmp_path: Path) -> None:
     run = run_with_questions(tmp_path)
     studio = Studio([], tmp_path, ["false"])
     (tmp_path / STORES).write_text(f'[team]\nurl = "sqlite:///{tmp_path}/team.db"\nrun = "{run}"\n')
-    found = ranking_stores(studio)
+    found = studio.ranking_stores()
     assert [place.name for place in found] == ["toy", "team"]
     assert ranking_store(found, found[1].key) == found[1]
     for said in ("", "../../etc", str(run), "x" * 10_000):
@@ -248,12 +258,12 @@ def test_places_are_runs_and_named_stores_and_nothing_that_a_browser_says(tmp_pa
     assert (tmp_path / "team.db").is_file()
     (tmp_path / STORES).write_text("[team]\n")
     with pytest.raises(KlypeError, match="cannot be read"):
-        ranking_stores(studio)
+        studio.ranking_stores()
 
 
 def test_a_store_is_counted_once_for_all_and_anew_when_anything_was_said(place: RankingStore) -> None:
     now = [0.0]
-    tallies, desk = SummaryCache(lambda: now[0]), AnnotatorSession.at(place.open(), "Kari", "tab")
+    tallies, desk = SummaryCache(lambda: now[0]), AnnotatorSession(place.open(), "Kari", "tab")
     turn, before = desk.next(), tallies.of(place)
     assert turn is not None
     assert before is tallies.of(place)
@@ -270,12 +280,12 @@ def test_a_store_is_counted_once_for_all_and_anew_when_anything_was_said(place: 
 
 def test_a_snapshot_holds_what_was_said_by_those_who_were_asked(place: RankingStore, tmp_path: Path) -> None:
     for name in ("Kari", "Ola"):
-        desk = AnnotatorSession.at(place.open(), name, name)
+        desk = AnnotatorSession(place.open(), name, name)
         turn = desk.next()
         assert turn is not None
         desk.say(turn.number, "order", first(desk))
         desk.close()
-    entries = snapshot(place, tmp_path / "copy", ("Kari",))
+    entries = place.snapshot(tmp_path / "copy", ("Kari",))
     with Store.open(tmp_path / "copy" / STORE) as copied:
         assert [entry.annotator for entry in copied.entries()] == ["Kari"]
     assert len(entries) == 1
@@ -293,7 +303,7 @@ def test_one_s_own_language_comes_first_and_then_the_rest(tmp_path: Path) -> Non
             ]
         )
     for lang in ("nb", "en", ""):
-        desk, languages = AnnotatorSession.at(place.open(), f"Kari {lang}", "tab", lang), []
+        desk, languages = AnnotatorSession(place.open(), f"Kari {lang}", "tab", lang), []
         while (turn := desk.next()) is not None:
             languages.append(turn.asked.question.extra["lang"])
             desk.say(turn.number, "order", first(desk))
@@ -304,10 +314,10 @@ def test_one_s_own_language_comes_first_and_then_the_rest(tmp_path: Path) -> Non
 
 def test_what_is_begun_here_leaves_no_half_made_run_in_a_menu(place: RankingStore, tmp_path: Path) -> None:
     studio = Studio([], tmp_path, ["false"])
-    menus = [store.name for store in ranking_stores(studio)]
+    menus = [store.name for store in studio.ranking_stores()]
     with pytest.raises(UsageError, match="0 rankings"):
         start_alignment(studio, place, ("Kari",))
-    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
+    desk = AnnotatorSession(place.open(), "Kari", "tab")
     for _ in range(2):
         desk.next()
         desk.say(desk.turns, "order", first(desk))
@@ -316,7 +326,7 @@ def test_what_is_begun_here_leaves_no_half_made_run_in_a_menu(place: RankingStor
     asyncio.run(until(lambda: seen.read() and seen.state == "failed", 20))
     judge = Path(seen.about["judge"])
     (judge / "run.json").write_text("{}")  # as its training would have left it
-    assert [store.name for store in ranking_stores(studio)] == menus
+    assert [store.name for store in studio.ranking_stores()] == menus
     assert {run.folder.resolve() for run in all_runs(studio)} == {place.run.resolve(), seen.run.resolve()}  # type: ignore[union-attr]
 
 
@@ -339,7 +349,7 @@ def test_learning_is_begun_once_and_says_why_it_failed(place: RankingStore, tmp_
     studio = Studio(
         [], tmp_path, [sys.executable, "-c", f"import time; time.sleep(1); print({told!r}); raise SystemExit(1)"]
     )
-    desk = AnnotatorSession.at(place.open(), "Kari", "tab")
+    desk = AnnotatorSession(place.open(), "Kari", "tab")
     for _ in range(2):
         turn = desk.next()
         assert turn is not None
@@ -454,7 +464,7 @@ def test_rankings_go_out_and_come_in_by_slices_of_limited_size(tmp_path: Path) -
 
 
 def _exported(home: Path) -> Path:
-    desk = AnnotatorSession.at(open_store(home / "runs" / "toy" / "rank"), "Kari", "tab")
+    desk = AnnotatorSession(open_store(home / "runs" / "toy" / "rank"), "Kari", "tab")
     turn = desk.next()
     assert turn is not None
     desk.say(turn.number, "order", first(desk))

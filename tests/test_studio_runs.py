@@ -23,10 +23,9 @@ from klype.runs.overview import parameters
 from klype.runs.record import MEANING
 from klype.studio.fields import UploadedFile
 from klype.studio.runs import RunRequest, start_run
-from klype.studio.runs_list import all_runs, family, key_of, run_folders
+from klype.studio.runs_detail import all_runs, family
 from klype.studio.studio import Studio
-from klype.studio.work import PROCESS, MetricsTail, Work, WorkPlan, begin, works
-from klype.studio.work_chain import answers
+from klype.studio.work import PROCESS, MetricsTail, Work, WorkPlan, answers, begin, key_of, works
 from klype.words import percent, words
 from tests.studio_toys import visiting
 from tests.studio_work_toys import run_with_questions
@@ -215,7 +214,7 @@ def test_runs_are_told_of_by_keys_and_stand_under_what_they_came_from(tmp_path: 
     assert (toy.stages, toy.parameters) == (("finetune", "rank"), parameters(parent / "finetune"))
     assert toy.parameters
     assert not {"", "../toy", str(parent)} & {run.key for run in runs}
-    assert parent in run_folders(studio)
+    assert parent in studio.run_folders()
 
 
 @pytest.mark.slow

@@ -13,8 +13,6 @@ from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.preferences.store import Store
 from klype.studio.ranking import RankingBoard
-from klype.studio.ranking_stores import fill_store, ranking_store, ranking_stores, snapshot
-from klype.studio.runs_list import home_of_runs, run_folders
 from klype.studio.studio import Studio
 from tests.studio_toys import visiting
 from tests.studio_work_toys import run_with_questions
@@ -49,31 +47,31 @@ def studio_of(tmp_path: Path, url: str, questions: int = 6) -> Studio:
 def test_an_empty_store_gets_the_run_s_questions_once_and_stands_first(tmp_path: Path, url: str) -> None:
     studio = studio_of(tmp_path, url)
     for _ in range(2):
-        fill_store(studio)
-    place = ranking_stores(studio)[0]
-    assert (place.url, place.run, ranking_store(ranking_stores(studio), "")) == (url, tmp_path / "runs" / "toy", place)
+        studio.fill_store()
+    place = studio.ranking_stores()[0]
+    assert (place.url, place.run) == (url, tmp_path / "runs" / "toy")
     assert place.can_align
     with place.open() as store:
         assert [len(asked.candidates) for asked in store.questions()] == [4] * 6
-    assert home_of_runs(studio) == tmp_path / "runs"
-    assert run_folders(studio) == [tmp_path / "runs" / "toy"]
+    assert studio.runs_home == tmp_path / "runs"
+    assert studio.run_folders() == [tmp_path / "runs" / "toy"]
 
 
 @pytest.mark.slow
 def test_ten_people_at_once_lose_and_double_nothing(tmp_path: Path, url: str) -> None:
     studio = studio_of(tmp_path, url, 4)
-    fill_store(studio)
-    place = ranking_stores(studio)[0]
+    studio.fill_store()
+    place = studio.ranking_stores()[0]
     made = ten_people(place)
     assert len(made) == len(set(made)) == 10 * 4
-    copied = snapshot(place, tmp_path / "copy", ("person 1", "person 2"))
+    copied = place.snapshot(tmp_path / "copy", ("person 1", "person 2"))
     assert {entry.annotator for entry in copied} == {"person 1", "person 2"}
 
 
 @pytest.mark.slow
 def test_the_page_ranks_in_it_and_its_address_s_password_is_not_shown(tmp_path: Path, url: str) -> None:
     studio = studio_of(tmp_path, url)
-    fill_store(studio)
+    studio.fill_store()
     with visiting(studio) as (run, user):
         run(user.open("/ranking"))
         (board,) = find(user, RankingBoard)
@@ -95,10 +93,10 @@ def test_the_page_ranks_in_it_and_its_address_s_password_is_not_shown(tmp_path: 
 
 def test_a_store_that_cannot_be_used_is_refused_before_anything_is_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no questions"):
-        fill_store(Studio([], tmp_path, ["false"], store=str(tmp_path / "new.db"), runs=tmp_path / "nowhere"))
+        Studio([], tmp_path, ["false"], store=str(tmp_path / "new.db"), runs=tmp_path / "nowhere").fill_store()
     (tmp_path / "odd.db").write_text("no database at all, and long enough to be looked at as one" * 20)
     with pytest.raises(KlypeError, match=r"odd\.db"):
-        fill_store(Studio([], tmp_path, ["false"], store=str(tmp_path / "odd.db")))
+        Studio([], tmp_path, ["false"], store=str(tmp_path / "odd.db")).fill_store()
     unreachable = "postgresql://klype:secret@127.0.0.1:1/x"
     with pytest.raises(KlypeError) as refused:
         call(["studio", "--no-open", "--port", "0", "--store", unreachable, "--runs", str(tmp_path / "none")])

@@ -12,7 +12,7 @@ from nicegui import ElementFilter, ui
 
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias.experiment import BiasBoard
-from klype.studio.runs_list import all_runs
+from klype.studio.runs_detail import all_runs
 from klype.studio.studio import Studio
 from klype.studio.targets import experiments, found_pictures, so_far, start_experiment
 from klype.studio.work import INTERRUPTED

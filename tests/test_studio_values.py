@@ -24,13 +24,12 @@ from klype.examine.settings import ExamSettings
 from klype.examine.target import ExamPlan
 from klype.samplers import TokenCounts
 from klype.studio.answer import split_at
-from klype.studio.answer_panel import bars_of, drawn_from
-from klype.studio.charts import revived
 from klype.studio.conversation import Branches, Conversation, Conversations, Turn
 from klype.studio.divergence import ExamRequest, clean, exam_document, exam_folder, in_error, printed
-from klype.studio.frame import preferred, theme, to_csv
+from klype.studio.elements import revived, to_csv
 from klype.studio.paths_search import FlowNode, leaves, merged, most_probable, pruned
-from klype.studio.tokens import pieces, shown
+from klype.studio.tokens import bars_of, drawn_from, pieces, shown
+from klype.studio.visit import preferred, theme
 from klype.values import Distribution, Sampling, Step
 from klype.words import LANGUAGES, words
 from tests.studio_toys import model, studio

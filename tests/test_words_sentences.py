@@ -42,11 +42,11 @@ from klype.runs.aligning import Evaluation
 from klype.runs.gates import against_aligning
 from klype.runs.gates import verdict as alignment_verdict
 from klype.runs.rankers import summary
-from klype.studio.answer_panel import bars_of, why_chosen
-from klype.studio.conversation import Answer
+from klype.studio.conversation import AnswerBranch
 from klype.studio.paths import decision, flow_title
 from klype.studio.paths_search import FoundPaths, MeaningShare, PathSettings
 from klype.studio.ranking import habits
+from klype.studio.tokens import bars_of, why_chosen
 from klype.values import Distribution, Figure, Question, Request, Sampling, Step, Trace
 from klype.words import LANGUAGES, words
 from tests.report_facts import dictionary_facts, gate, text_facts, world_facts
@@ -383,7 +383,7 @@ def chosen(how: Any = "drawn", temperature: float = 1.0, rest: float = 0.0) -> T
     def told(lang: str) -> str:
         distribution = Distribution(np.array([1, 0]), np.log(np.array([0.6, 0.4 - rest])), rest)
         step = Step(1, float(np.log(0.6)), float(np.log(0.6)), how, distribution)
-        answer = Answer(0, (1,), Sampling(temperature=temperature), 0, steps=[step])
+        answer = AnswerBranch(0, (1,), Sampling(temperature=temperature), 0, steps=[step])
         found = bars_of(step, ((), ()), answer.sampling, 3)
         assert found is not None
         return why_chosen(answer, 0, found, words(lang, "studio_answer"), Say(lang))

@@ -13,34 +13,45 @@ from typing import Any
 from nicegui import ui
 
 from klype.errors import KlypeError, UsageError
-from klype.examine.charts import Option, axis, line, lines, spikes
+from klype.examine.charts import Option, Panel, axis, line, lines, spikes
 from klype.examine.say import visible
 from klype.jsons import saved
 from klype.runs.folder import read_run
 from klype.runs.overview import planned_steps
 from klype.runs.provenance import read_questions
-from klype.studio.annotators import named
-from klype.studio.charts import panels, redraw
+from klype.studio.annotation import RankingStore, named
+from klype.studio.elements import (
+    ProgressBar,
+    as_data,
+    big_numbers,
+    box,
+    button,
+    card,
+    ends,
+    panels,
+    redraw,
+    retext,
+    small,
+    status,
+    table,
+    text_of,
+)
 from klype.studio.fields import Check, Minutes, Select
-from klype.studio.frame import Progress, Visit, as_data, big_numbers, box, button, card, retext, status, table, text_of
-from klype.studio.ranking_stores import RankingStore, snapshot
-from klype.studio.runs_list import home_of_runs, key_of
 from klype.studio.studio import Studio
-from klype.studio.work import MetricsTail, Work, WorkPlan, begin, new_name, works
+from klype.studio.visit import WorkPart, unless_busy
+from klype.studio.work import MetricsTail, Work, WorkPlan, begin, key_of, new_name, works
 
-ASKED = 4
-"""Held-out questions that the model answers while it is aligned."""
-FEWEST = 2
-OVERHEAD_S = 40.0
-"""Loading, the reward model and the comparison, on top of the minutes asked for."""
+ASKED = 4  # held-out questions that the model answers while it is aligned
+FEWEST = 2  # rankings
+OVERHEAD_S = 40.0  # loading, the reward model and the comparison, on top of the minutes asked for
 LOOK_S = 1.0
 CURVES = {
     "reward": (("reward", "aligned"), ("truth", "truth")),
     "kl": (("kl", "accent"),),
     "length": (("length", "finetuned"),),
 }
+ROWS = ("reward", "truth", "kl", "length")
 COMPARED = ("annotator", "right", "polite", "concise", "tokens")
-ENDED = ("done", "cancelled", "failed", "stopped")
 
 
 @dataclass
@@ -48,10 +59,6 @@ class Alignment:
     """A piece of aligning work as its files tell of it; ``read`` reads what is new (in a thread)."""
 
     work: Work
-    reward: MetricsTail = field(init=False)
-    align: MetricsTail = field(init=False)
-    about: Mapping[str, Any] = field(init=False)
-    run: Path = field(init=False)
     state: str = ""
     step: int = 0
     seconds: float = 0.0
@@ -96,11 +103,9 @@ class Alignment:
 
 def newest_alignment(studio: Studio, store: RankingStore) -> Alignment | None:
     """The last alignment of this store's rankings, whoever began it and whichever server."""
-    for work in works(studio.home):
-        plan = work.plan
-        if plan.kind == "align" and plan.about.get("place") == store.key:
-            return Alignment(work)
-    return None
+    plans = ((work, work.plan) for work in works(studio.home))
+    mine = (work for work, plan in plans if plan.kind == "align" and plan.about.get("place") == store.key)
+    return next(map(Alignment, mine), None)
 
 
 def start_alignment(
@@ -120,8 +125,8 @@ def start_alignment(
     if source is None or not store.can_align:
         raise UsageError(f"The run {store.name} has no fine-tuned model that could be aligned.")
     name = new_name("align")
-    run, judge = home_of_runs(studio) / name, studio.home / "judges" / name  # half a run, which no menu offers
-    entries = snapshot(store, judge / "rank", annotators)
+    run, judge = studio.runs_home / name, studio.home / "judges" / name  # half a run, which no menu offers
+    entries = store.snapshot(judge / "rank", annotators)
     ordered = sum(entry.kind != "skip" for entry in entries)
     if ordered < FEWEST:
         shutil.rmtree(judge)
@@ -140,7 +145,7 @@ def start_alignment(
     }
     common = ["--resume", "--json", "--lang", lang, "--seed", "0", "--device", studio.device]
     align = [str(judge), "--out", str(run), "--minutes", f"{minutes:g}", *(["--force"] if force else [])]
-    reward = ["reward", "--from", str(source.resolve()), "--out", str(judge), *common, *_inputs(source)]
+    reward = ["reward", "--from", str(source.resolve()), "--out", str(judge), *common, *inputs_of(source)]
     steps = [[*studio.command, "train", *reward], [*studio.command, "align", *align, *common]]
     return Alignment(begin(studio.home, WorkPlan("align", run, steps, about), name))
 
@@ -155,41 +160,33 @@ def held_out(run: Path) -> list[str]:
     return prompts[:: max(1, len(prompts) // ASKED)][:ASKED]
 
 
-def _inputs(run: Path) -> list[str]:
+def inputs_of(run: Path) -> list[str]:
     """What the run was made of, and with which settings: its reward model is made with the same."""
     made = read_run(run).get("asked")
-    if not isinstance(made, dict):
-        return []
     out: list[str] = []
-    for name, option in (("text", "--text"), ("overrides", "--set")):
-        given = made.get(name)
-        for text in given if isinstance(given, list) else []:
-            out += [option, text] if isinstance(text, str) else []
-    for name in ("instructions", "data"):
-        if isinstance(made.get(name), str) and made[name]:
-            out += [f"--{name}", made[name]]
+    for name, option in {"text": "text", "overrides": "set", "instructions": "instructions", "data": "data"}.items():
+        given = made.get(name) if isinstance(made, dict) else None
+        for text in given if isinstance(given, list) else [given]:
+            out += [f"--{option}", text] if isinstance(text, str) and text else []
     return out
 
 
 @dataclass
-class AlignCard:
-    """The card as one visitor has it; the work itself lives in files, so that any visitor and server finds it."""
+class AlignCard(WorkPart):
+    """The work itself lives in files, so that any visitor and server finds it."""
 
-    visit: Visit
     store: RankingStore
     seen: Alignment | None = None
     drawn: object = None
-    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     charts: dict[str, ui.echart] = field(default_factory=dict)
     people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     whose: Select | None = None
 
     def build(self) -> None:
-        w = self.visit.words
-        with card() as self.box:
-            text_of("h2", w("learn"))
-            text_of("p", w("learn_lead"), "k-small")
-            text_of("p", w("learn_needs"), "k-small")
+        w = self.w
+        with card(w("learn")) as self.box:
+            small(w("learn_lead"))
+            small(w("learn_needs"))
             with box("r-setup") as self.form:
                 self.whose_box = box()
                 self.minutes = Minutes(self.visit, (0.5, 10, 0.5), 1.0)
@@ -201,71 +198,56 @@ class AlignCard:
                 self.on = button(w("resume"), self.resume)
                 self.open = text_of("a", w("open_run"), "k-button")
             self.note = status()
-            self.progress = Progress()
-            self.pictures = box()
-            self.samples = box("r-samples")
-            self.result = box()
+            self.progress = ProgressBar()
+            self.pictures, self.samples, self.result = box(), box("r-samples"), box()
         self.know([])
         self._show()
         ui.timer(LOOK_S, self.look)
 
     def know(self, annotators: Sequence[Mapping[str, Any]]) -> None:
         """Whose rankings there are to choose from."""
-        w, say = self.visit.words, self.visit.say
+        w, say = self.w, self.say
         count = {one["name"]: one["rankings"] for one in annotators if one["rankings"]}
         simulated = {one["name"] for one in annotators if one["by"] == "simulated"}
         people = tuple(name for name in count if name not in simulated)
-        choices: dict[str, tuple[str, tuple[str, ...]]] = {}
+        shown: dict[str, str] = {}
+        self.people = {}
         if people:
-            choices["people"] = w("whose_people", n=say.count(sum(count[name] for name in people))), people
+            shown["people"] = w("whose_people", n=say.count(sum(count[name] for name in people)))
+            self.people["people"] = people
         for name in count:
             if name in simulated or len(people) > 1:
-                choices[f"one:{name}"] = w("whose_one", name=named(name, w), n=say.count(count[name])), (name,)
-        shown = {key: label for key, (label, _) in choices.items()} or {"": w("whose_nobody")}
+                shown[f"one:{name}"] = w("whose_one", name=named(name, w), n=say.count(count[name]))
+                self.people[f"one:{name}"] = (name,)
+        shown = shown or {"": w("whose_nobody")}
         if self.whose is None or shown != self.whose.options:
             before = "" if self.whose is None else self.whose.value
             self.whose_box.clear()
             with self.whose_box:
                 self.whose = Select(w("whose"), shown, before if before in shown else next(iter(shown)))
-        self.people = {key: names for key, (_, names) in choices.items()}
 
     async def begin(self) -> None:
         names = self.people.get(self.whose.value, ()) if self.whose is not None else ()
         wanted = names, self.minutes.value, self.force.value, self.visit.lang
-        try:
-            self.seen = await asyncio.to_thread(start_alignment, self.visit.studio, self.store, *wanted)
-        except KlypeError as error:
-            self.visit.tell(error)
+        self.seen = await self.visit.attempt(start_alignment, self.studio, self.store, *wanted) or self.seen
         self.drawn = None
         await self.look()
 
-    async def cancel(self) -> None:
-        if self.seen is not None:
-            await asyncio.to_thread(self.seen.work.cancel)
-
-    async def resume(self) -> None:
-        if self.seen is not None:
-            await asyncio.to_thread(self.seen.work.go_on)
-            await self.look()
-
+    @unless_busy
     async def look(self) -> None:
-        """What has come of it, read beside the page; drawn when it has changed."""
-        if self.looking.locked():
-            return
-        async with self.looking:
-            if await asyncio.to_thread(self._read) and not self.box.is_deleted:
-                self._show()
+        def read() -> bool:
+            if self.seen is None or self.seen.state not in ("", "running"):
+                found = newest_alignment(self.studio, self.store)
+                if found is not None and (self.seen is None or found.work != self.seen.work):
+                    self.seen = found
+            return self.seen is not None and self.seen.read()
 
-    def _read(self) -> bool:
-        if self.seen is None or self.seen.state in ENDED:
-            found = newest_alignment(self.visit.studio, self.store)
-            if found is not None and (self.seen is None or found.work != self.seen.work):
-                self.seen = found
-        return self.seen is not None and self.seen.read()
+        if await asyncio.to_thread(read) and not self.box.is_deleted:
+            self._show()
 
     def _show(self) -> None:
-        seen, w = self.seen, self.visit.words
-        state = seen.state if seen is not None else ""
+        seen, w = self.seen, self.w
+        self.work, state = (seen.work, seen.state) if seen is not None else (None, "")
         self.form.set_visibility(state != "running")
         self.stop.set_visibility(state == "running")
         self.on.set_visibility(state in ("cancelled", "stopped", "failed"))
@@ -291,7 +273,7 @@ class AlignCard:
                     self._sampled(seen)
 
     def _sentence(self, seen: Alignment) -> str:
-        w, say = self.visit.words, self.visit.say
+        w, say = self.w, self.say
         about = {"n": say.count(seen.about["rankings"]), "seconds": say.seconds(max(1.0, float(int(seen.seconds))))}
         if seen.state != "running":
             return w(f"work_{seen.state}", why=visible(seen.why), **about)
@@ -307,45 +289,41 @@ class AlignCard:
         return w("work_running", part=part, **about)
 
     def _draw(self, seen: Alignment) -> None:
-        w = self.visit.words
-        if self.charts:
-            for name, drawn in self.charts.items():
-                redraw(drawn, self._option(seen, name), self.visit.lang)
-            return
-        with self.pictures:
-            shown = [(w(f"curve_{name}"), self._option(seen, name), 210) for name in CURVES]
-            self.charts = dict(zip(CURVES, panels(shown, self.visit.lang), strict=True))
-            text_of("p", w("how_curves"), "k-small")
-            as_data(self.visit, "alignment", ["step", "reward", "truth", "kl", "length"], self._rows, self.pictures)
-
-    def _option(self, seen: Alignment, name: str) -> Option:
-        w = self.visit.words
-        series = [line(w(f"line_{key}"), seen.align.curve(key), colour) for key, colour in CURVES[name]]
-        if name == "kl":
-            series[0]["markPoint"] = spikes(seen.align.curve("kl"), self.visit.say)
-        return lines(axis(w("steps"), min=0, max=max(seen.planned or 0, seen.at)), axis(scale=name != "kl"), series)
+        """Reward, KL and length, which grow."""
+        options: dict[str, Option] = {}
+        for name, row in CURVES.items():
+            series = [line(self.w(f"line_{key}"), seen.align.curve(key), colour) for key, colour in row]
+            if name == "kl":
+                series[0]["markPoint"] = spikes(seen.align.curve("kl"), self.say)
+            x = axis(self.w("steps"), min=0, max=max(seen.planned or 0, seen.at))
+            options[name] = lines(x, axis(scale=name != "kl"), series)
+        for name, drawn in self.charts.items():
+            redraw(drawn, options[name], self.visit.lang)
+        if not self.charts:
+            with self.pictures:
+                shown = [Panel(self.w(f"curve_{name}"), option, 210) for name, option in options.items()]
+                self.charts = dict(zip(options, panels(shown, self.visit.lang), strict=True))
+                small(self.w("how_curves"))
+                as_data(self.visit, "alignment", ["step", *ROWS], self._rows, self.pictures)
 
     def _rows(self) -> list[list[float | None]]:
         tail = self.seen.align if self.seen is not None else None
-        names = ("reward", "truth", "kl", "length")
-        return [[step, *(tail.at(name, i) for name in names)] for i, step in enumerate(tail.steps)] if tail else []
+        return [[step, *(tail.at(name, i) for name in ROWS)] for i, step in enumerate(tail.steps)] if tail else []
 
     def _sampled(self, seen: Alignment) -> None:
         """One question a row: how it was answered at first, now, and in between."""
-        w, say, samples = self.visit.words, self.visit.say, seen.samples
+        w, samples = self.w, seen.samples
         places = sorted({0, len(samples) // 2 if len(samples) > 2 else 0, len(samples) - 1})
-        shown = [samples[place] for place in places]
-        columns = [
-            w("sample_before") if row["step"] == 0 else w("sample_step", step=say.count(row["step"])) for row in shown
-        ]
+        steps, answers = ([samples[place][key] for place in places] for key in ("step", "answers"))
+        columns = [w("sample_step", step=self.say.count(step)) if step else w("sample_before") for step in steps]
         rows = [
-            [visible(question), *(visible(str(row["answers"][i])) if i < len(row["answers"]) else "" for row in shown)]
+            [visible(question), *(visible(str(said[i])) if i < len(said) else "" for said in answers)]
             for i, question in enumerate(seen.about.get("ask", {}).get("questions", []))
         ]
         table(self.visit, [w("sample_question"), *columns], rows, label=w("samples"))
 
     def _compared(self, document: Mapping[str, Any]) -> None:
-        w, say = self.visit.words, self.visit.say
+        w, say = self.w, self.say
         last = document["rounds"][-1]
         text_of("h3", w("before_after"))
         if said := document["verdict"].get(self.visit.lang, ""):
@@ -358,12 +336,11 @@ class AlignCard:
             if before is None or after is None:
                 continue
             change = last["gain"].get("score" if name == "annotator" else name)
-            shown = [say.figure(figure, name) for figure in (before, after)]
-            rows.append([say.measure(name), *shown, "–" if change is None else say.figure(change, name)])
-            ends = [(figure or {}).get(k) for figure in (before, after, change) for k in ("value", "low", "high")]
-            data.append([name, *ends])
+            figures = before, after, change
+            rows.append([say.measure(name), *(say.figure(figure, name) for figure in figures)])
+            data.append([name, *(cell for figure in figures for cell in ends(figure)[:3])])
         columns = [w(f"column_{key}") for key in ("measure", "before", "after", "change")]
         table(self.visit, columns, rows, (1, 2, 3), w("before_after"))
-        text_of("p", w("how_compared"), "k-small")
+        small(w("how_compared"))
         names = [f"{side}{end}" for side in ("before", "after", "change") for end in ("", "_low", "_high")]
         as_data(self.visit, "before-after", ["measure", *names], lambda: data)

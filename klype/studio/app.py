@@ -1,33 +1,44 @@
-"""The studio as an app: NiceGUI's pages on our own FastAPI, behind the guard that also stands before the API."""
+"""The studio as an app: NiceGUI's pages on our own FastAPI, behind the guard that also stands before the API, and the
+page on which a key is asked for."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import hmac
+import html
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any, get_args
+from urllib.parse import parse_qs, quote
 
 import nicegui
 from fastapi import FastAPI, Request, Response
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.responses import RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from nicegui import Client, ui
 from nicegui.language import Language
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.examine.charts import page_file
-from klype.serve.guard import Rules
+from klype.serve.guard import COOKIE, DAY_S, Guard, Rules, Sessions, digest, is_encrypted
 from klype.serve.metrics import health
 from klype.studio import answer, divergence, paths, ranking, runs, targets
-from klype.studio.frame import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, framed, text_file, theme
-from klype.studio.login import Login
-from klype.studio.opening import way_back
+from klype.studio.elements import PAGE_BEGINS, box, text_of
 from klype.studio.studio import Studio
-from klype.words import LANGUAGES
+from klype.studio.visit import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, language_of, text_file, theme
+from klype.words import LANGUAGES, Words, words
 
-WORKING = ("look.css", "ranking.css", "work.css")
-"""Styles of the pages with long work on them."""
+
+def way_back(visit: Visit) -> None:
+    """From an address where there is nothing, or where a page could not be made."""
+    text_of("a", visit.words("back"), "k-button strong", href="/")
+
+
+WORKING = ("look.css", "ranking.css", "work.css")  # styles of the pages with long work on them
+# In the order of the menu. A new page is a file, a catalogue in each language, and a row.
 PAGES = (
     Page("answer", "/", "forum", answer.build, skips=True),
     Page("paths", "/paths", "account_tree", paths.build, skips=True),
@@ -36,25 +47,32 @@ PAGES = (
     Page("ranking", "/ranking", "format_list_numbered", ranking.build, WORKING),
     Page("runs", "/runs", "show_chart", runs.build, WORKING),
 )
-"""In the order of the menu. A new page is a file, a catalogue in each language, and a row."""
-MISSING = Page("missing", "", "", way_back)
-"""What stands at any other address."""
-BROKEN = Page("broken", "", "", way_back)
-"""What stands where a page could not be made."""
-PATIENCE_S = 60.0
-"""What a page may take to be made: a busy machine is slow, not broken."""
+MISSING, BROKEN = Page("missing", "", "", way_back), Page("broken", "", "", way_back)
+PATIENCE_S = 60.0  # what a page may take to be made: a busy machine is slow, not broken
 YEAR_S = 365 * 24 * 3600
+KEY_PAGE = "/key"
+WAIT_S = 0.7  # every wrong key costs this, one after the other
+# In a toolbar, which is one stop for the Tab key: from link to link.
+ARROWS = """(e) => {
+  const links = [...e.currentTarget.querySelectorAll("a")], last = links.length - 1;
+  const at = links.indexOf(document.activeElement);
+  const to = {ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: last}[e.key];
+  if (to === undefined) return;
+  e.preventDefault();
+  links.forEach((link) => { link.tabIndex = -1; });
+  Object.assign(links[Math.min(last, Math.max(0, to))], {tabIndex: 0}).focus();
+}"""
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#0b5e6b"/>'
     '<path d="M10 7v18M10 18l11-9M14 15l8 10" fill="none" stroke="#faf8f3" stroke-width="3.4" '
     'stroke-linecap="round"/></svg>'
 )
+# A page may load nothing from elsewhere, and stand in no other page. (Vue compiles templates: unsafe-eval.)
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-"""A page may load nothing from elsewhere, and stand in no other page. (Vue compiles templates: unsafe-eval.)"""
 
 
 def app(studio: Studio, rules: Rules | None = None) -> ASGIApp:
@@ -77,10 +95,9 @@ def pages(studio: Studio) -> FastAPI:
         """Language and theme, kept in the browser, and back to where one was."""
         known = {page.route for page in PAGES}
         response = RedirectResponse(to if to.partition("?")[0] in known else "/", 303)
-        if lang in LANGUAGES:
-            response.set_cookie(LANGUAGE_COOKIE, lang, max_age=YEAR_S, samesite="strict", httponly=True)
-        if theme in THEMES:
-            response.set_cookie(THEME_COOKIE, theme, max_age=YEAR_S, samesite="strict", httponly=True)
+        for cookie, chosen, valid in ((LANGUAGE_COOKIE, lang, LANGUAGES), (THEME_COOKIE, theme, THEMES)):
+            if chosen in valid:
+                response.set_cookie(cookie, chosen, max_age=YEAR_S, samesite="strict", httponly=True)
         return response
 
     @fast.get("/health")
@@ -123,28 +140,61 @@ def pages(studio: Studio) -> FastAPI:
     return fast
 
 
-def tag_of(lang: str) -> Any:
-    """The page's language as NiceGUI has it; English where it has none for this one."""
-    tag = LANGUAGES[lang].tag
-    return tag if tag in get_args(Language) else "en-GB"
-
-
 def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitable[None]]:
     async def build(request: Request, client: Client) -> None:
-        visit = Visit.of(studio, page, request)
+        visit = Visit(studio, page, request)
+        tag: Any = LANGUAGES[visit.lang].tag
         client.page = copy.copy(client.page)  # shared by all visitors otherwise
-        client.page.language = tag_of(visit.lang)
+        client.page.language = tag if tag in get_args(Language) else "en-GB"  # where NiceGUI has none for this one
         client.page.dark = {"auto": None, "light": False, "dark": True}[visit.theme]
         client.title = f"{visit.words('title')} · klype"
         ui.add_head_html(f"<script>{page_file('formats.js')}</script>")
         ui.add_head_html(f"<style>{theme()}\n{text_file(*page.styles)}</style>")
         client.page_container.default_slot.children[0].tag = "div"  # Quasar's page is a second <main> around ours
-        with framed(visit, PAGES):
+        with framed(visit):
             made = page.build(visit)
             if made is not None:
                 await made
 
     return build
+
+
+@contextmanager
+def framed(visit: Visit) -> Iterator[None]:
+    """Head, menu and title; the page's content goes inside."""
+    w, frame, here = visit.words, visit.frame, visit.page
+    skips = here.skips and visit.studio.models
+    text_of("a", frame("skip_message" if skips else "skip"), "k-skip", href=f"#{PAGE_BEGINS if skips else 'main'}")
+    with box("k-head", "header"), box("k-bar"):
+        text_of("a", "klype", "k-brand", href="/")
+        stop = here if here in PAGES else PAGES[0]
+        nav, bar = box(tag="nav", aria_label=frame("pages")), {"aria_label": frame("pages_by_arrows")}
+        with nav, box("k-nav", role="toolbar", **bar).on("keydown", js_handler=ARROWS):
+            for page in PAGES:
+                current = {"aria-current": "page"} if page is here else {}
+                with box(tag="a", href=page.route, tabindex=0 if page is stop else -1, **current):
+                    ui.icon(page.icon)
+                    text_of("span", words(visit.lang, f"studio_{page.name}")("title"))
+        url = visit.request.url
+        back = quote(str(url.path) + (f"?{url.query}" if url.query else ""))
+        with box("k-switches"):
+            for other, row in LANGUAGES.items():
+                if other != visit.lang:
+                    text_of("a", row.name, href=f"/choose?lang={other}&to={back}", lang=other, hreflang=other)
+            if COOKIE in visit.request.cookies:
+                text_of("a", frame("leave"), href=KEY_PAGE)
+            (following, icon), said = THEMES[visit.theme], frame(f"theme_{visit.theme}")
+            with box(tag="a", href=f"/choose?theme={following}&to={back}", aria_label=said, title=said):
+                ui.icon(icon)
+    with box("k-main", "main", id="main", tabindex="-1"):
+        text_of("h1", w("heading"))
+        text_of("p", w("lead"), "k-lead")
+        if explained := w.section("explain"):
+            with box("k-how", "details"):
+                text_of("summary", frame("how"))
+                for key, text in explained.items():
+                    text_of("p", text, "k-formula" if key.startswith("formula") else "")
+        yield
 
 
 class SecurityHeaders:
@@ -163,3 +213,95 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, more if scope["type"] == "http" else send)
+
+
+class Login:
+    """The page with one field that gives a browser the cookie which the guard ``inside`` knows: that checks the key, or
+    the session that was begun here. A wrong key costs so many seconds.
+
+    The guard stands outside for Host, Origin, sizes and time, and once more inside for the key, so that this page
+    itself can be reached without one by whoever may reach the server at all.
+    """
+
+    def __init__(self, inside: ASGIApp, key: str, sessions: Sessions, wait_s: float) -> None:
+        self.inside, self.sessions, self.wait_s = inside, sessions, wait_s
+        self._key = digest(key.encode())
+        self._turn = asyncio.Lock()
+
+    @staticmethod
+    def around(app: ASGIApp, rules: Rules, wait_s: float = WAIT_S) -> ASGIApp:
+        """The guarded app, with a page for the key where there is one."""
+        if rules.key is None:
+            return Guard(app, rules)
+        sessions = Sessions()
+        return Guard(Login(Guard(app, rules, sessions), rules.key, sessions, wait_s), replace(rules, key=None))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.inside(scope, receive, send)
+        elif scope["path"] == KEY_PAGE:
+            await (await self._answer(Request(scope, receive)))(scope, receive, send)
+        else:
+            accepts = b" ".join(value for name, value in scope["headers"] if name.lower() == b"accept")
+            person = scope["method"] == "GET" and b"text/html" in accepts
+            await self.inside(scope, receive, _led(send) if person else send)
+
+    async def _answer(self, request: Request) -> Response:
+        w, known = words(language_of(request), "studio_frame"), request.cookies.get(COOKIE, "")
+        if request.method != "POST":
+            return _key_page(w, inside=self.sessions.holds(known))
+        try:  # a form of more fields than any here has is none
+            form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=4)
+        except ValueError:
+            form = {}
+        given = form.get("key", [""])[0].strip()
+        if "leave" not in form and not hmac.compare_digest(digest(given.encode()), self._key):
+            async with self._turn:
+                await asyncio.sleep(self.wait_s)
+            return _key_page(w, wrong=True)
+        self.sessions.end(known)
+        if "leave" in form:
+            answer = RedirectResponse(KEY_PAGE, 303)
+            answer.delete_cookie(COOKIE)
+            return answer
+        answer = RedirectResponse("/", 303)
+        key, secure = self.sessions.begin(), is_encrypted(request.scope)
+        answer.set_cookie(COOKIE, key, max_age=DAY_S, samesite="strict", httponly=True, secure=secure)
+        return answer
+
+
+def _led(send: Send) -> Send:
+    """A person without a key is led to the page, where a program is refused."""
+    headers = [(b"location", KEY_PAGE.encode()), (b"content-length", b"0"), (b"cache-control", b"no-store")]
+    refused = False
+
+    async def leading(message: Message) -> None:
+        nonlocal refused
+        if message["type"] == "http.response.start" and message["status"] == 401:
+            refused = True
+            message = {"type": "http.response.start", "status": 303, "headers": headers}
+        elif refused and message["type"] == "http.response.body":
+            message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
+        await send(message)
+
+    return leading
+
+
+def _key_page(w: Words, wrong: bool = False, inside: bool = False) -> HTMLResponse:
+    """Our own words only, escaped all the same; who is inside can leave."""
+    said = {key: html.escape(w(key)) for key in ("key_title", "wrong_key", "leave", "key", "enter")}
+    form = f"<h1>{said['key_title']}</h1>"
+    if inside:
+        form += f'<button name="leave" value="1">{said["leave"]}</button>'
+    else:
+        form += f'<p role="alert">{said["wrong_key"]}</p>' if wrong else ""
+        form += (
+            f'<label>{said["key"]}<input name="key" type="password" autocomplete="current-password" required '
+            f"autofocus></label><button>{said['enter']}</button>"
+        )
+    text = (
+        f'<!doctype html><html lang="{w.lang}"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width,initial-scale=1"><title>klype</title><style>{theme()}{text_file("login.css")}'
+        f'</style></head><body><main><form method="post" action="{KEY_PAGE}">{form}</form></main></body></html>'
+    )
+    return HTMLResponse(text, 401 if wrong else 200, {"cache-control": "no-store", "x-frame-options": "DENY"})

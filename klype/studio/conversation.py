@@ -15,9 +15,11 @@ from klype.errors import UsageError
 from klype.sources.source import Message
 from klype.values import Sampling, Step, Trace
 
+KEPT = 40_000_000  # probabilities that are remembered for the bars of all conversations together (some 500 MB)
+
 
 @dataclass
-class Answer:
+class AnswerBranch:
     """One way to answer, finished or not. ``steps`` include those it shares with its ``parent`` (the first ``at``) and
     the one that was forced there. ``trace`` is what the model wrote itself, once it has ended; ``joules`` are those of
     these ``seconds``, of all programs together."""
@@ -47,17 +49,17 @@ class Branches:
     """All ways that one model answered one message; ``shown`` is the one that the conversation goes on from."""
 
     model: str
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[AnswerBranch] = field(default_factory=list)
     shown: int = 0
 
     @property
-    def current(self) -> Answer:
+    def current(self) -> AnswerBranch:
         return self.answers[self.shown]
 
-    def begin(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> Answer:
-        return self._add(Answer(len(self.answers), tuple(prompt), sampling, seed))
+    def begin(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> AnswerBranch:
+        return self._add(AnswerBranch(len(self.answers), tuple(prompt), sampling, seed))
 
-    def fork(self, at: int, token: int, sampling: Sampling) -> Answer:
+    def fork(self, at: int, token: int, sampling: Sampling) -> AnswerBranch:
         """Another way from token ``at`` of the shown answer. Raises UsageError for what is no other way."""
         old = self.current
         if not 0 <= at < len(old.steps):
@@ -68,9 +70,9 @@ class Branches:
         p = None if was is None else was.p(token)
         logp = float("-inf") if not p else log(p)
         steps = [*old.steps[:at], Step(token, logp, logp, "forced", was)]
-        return self._add(Answer(len(self.answers), old.prompt, sampling, old.seed, old.number, at, steps))
+        return self._add(AnswerBranch(len(self.answers), old.prompt, sampling, old.seed, old.number, at, steps))
 
-    def _add(self, answer: Answer) -> Answer:
+    def _add(self, answer: AnswerBranch) -> AnswerBranch:
         self.answers.append(answer)
         self.shown = answer.number
         return answer
@@ -98,9 +100,12 @@ class Conversation:
                 out.append({"role": "assistant", "content": decode(turn.branches[model].current.tokens)})
         return [*out, {"role": "user", "content": question}]
 
-
-KEPT = 40_000_000
-"""Probabilities that are remembered for the bars of all conversations together (some 500 MB)."""
+    @property
+    def size(self) -> int:
+        """Probabilities that are remembered for its bars."""
+        branches = [b for turn in self.turns for b in turn.branches.values()]
+        steps = [step for b in branches for answer in b.answers for step in answer.steps]
+        return sum(len(step.distribution.ids) for step in steps if step.distribution is not None)
 
 
 class Conversations:
@@ -117,11 +122,8 @@ class Conversations:
             return self._found[key]
         made = Conversation(token_urlsafe(12))
         self._found[made.key] = made
-        while len(self._found) > self._most or (len(self._found) > 2 and self._kept() > KEPT):
+        while len(self._found) > self._most or (
+            len(self._found) > 2 and sum(one.size for one in self._found.values()) > KEPT
+        ):
             self._found.popitem(last=False)
         return made
-
-    def _kept(self) -> int:
-        branches = [b for c in self._found.values() for turn in c.turns for b in turn.branches.values()]
-        steps = [step for b in branches for answer in b.answers for step in answer.steps]
-        return sum(len(step.distribution.ids) for step in steps if step.distribution is not None)

@@ -1,4 +1,5 @@
-"""What a visitor fills in: the browser's own controls, each with its label, and files that are uploaded."""
+"""What a visitor fills in: the browser's own controls, each with its label; files that are uploaded; and the form that
+opens any MODEL by its name."""
 
 from __future__ import annotations
 
@@ -11,30 +12,26 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
 
 from nicegui import ui
-from nicegui.events import GenericEventArguments
 
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
-from klype.studio.frame import Visit, box, retext, text_of
+from klype.studio.elements import box, button, card, fold, retext, small, status, text_of
+from klype.studio.visit import Visit
 
+# An input's value as an attribute: as a property, Vue would set it again whenever anything on the page changes, and
+# take back what was typed or moved since.
 AT_FIRST = "^value"
-"""An input's value as an attribute: as a property, Vue would set it again whenever anything on the page changes, and
-take back what was typed or moved since."""
 SEND_VALUE = "(e) => emit(e.target.value)"
-SLICE = 192 << 10
-"""Bytes of a file that come at once."""
-FILES_MOST = 40
-"""Files that wait in a home to be used; older ones make room."""
-OLD_S = 24 * 3600.0
-
-
-def nothing() -> None:
-    """What is done where nothing is to be done."""
+SLICE = 192 << 10  # bytes of a file that come at once
+FILES_MOST, OLD_S = 40, 24 * 3600.0  # files that wait in a home to be used, and for how long; older ones make room
+LONGEST_MODEL = 1000  # characters of a MODEL's name
+SEED_MOST = 2**32 - 1
 
 
 class Field(ui.element):
@@ -55,6 +52,10 @@ class Field(ui.element):
         self.input.props[AT_FIRST] = value
         self.client.run_javascript(f"document.getElementById('{self.input.html_id}').value = {json.dumps(value)}")
 
+    def hears(self, event: str, take: Callable[[Any], object], script: str = SEND_VALUE, **more: Any) -> None:
+        """``take`` gets what the browser's ``script`` sends, which may be anything."""
+        self.input.on(event, lambda sent: take(sent.args), js_handler=script, **more)
+
 
 class Slider(Field):
     """A range with its value beside its name. Sent as it moves, ten times a second at most; ``released``: let go."""
@@ -71,8 +72,8 @@ class Slider(Field):
         with self:
             self._output = text_of("output", shown(value))
             self._output.move(target_index=1)
-        self.input.on("input", self._moves, throttle=0.1, js_handler=SEND_VALUE)
-        self.input.on("change", self._lets_go, js_handler=SEND_VALUE)
+        self.hears("input", lambda sent: self._take(sent, self._moved), throttle=0.1)
+        self.hears("change", lambda sent: self._take(sent, [*self._moved, *self._released]))
 
     def moved(self, act: Callable[[], object]) -> Slider:
         self._moved.append(act)
@@ -86,25 +87,15 @@ class Slider(Field):
         self._take(value)
         self.fill(self.value)
 
-    def _moves(self, event: GenericEventArguments) -> None:
-        self._take(event.args)
-        for act in self._moved:
-            act()
-
-    def _lets_go(self, event: GenericEventArguments) -> None:
-        self._moves(event)
-        for act in self._released:
-            act()
-
-    def _take(self, given: object) -> None:
+    def _take(self, given: object, acts: Sequence[Callable[[], object]] = ()) -> None:
         """A browser may send anything."""
-        try:
+        with suppress(ValueError):
             value = float(str(given))
-        except ValueError:
-            return
-        if math.isfinite(value):
-            self.value = min(self.high, max(self.low, value))
-            retext(self._output, self._shown(self.value))
+            if math.isfinite(value):
+                self.value = min(self.high, max(self.low, value))
+                retext(self._output, self._shown(self.value))
+        for act in acts:
+            act()
 
 
 class Minutes(Slider):
@@ -125,19 +116,19 @@ class Select(Field):
     """One of several, by key."""
 
     def __init__(
-        self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object] = nothing
+        self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object] = lambda: None
     ) -> None:
         super().__init__(name, "select")
         self.options, self.value, self._on_change = dict(options), value, on_change
-        self.input.on("change", self._take, js_handler=SEND_VALUE)
+        self.hears("change", self._take)
         with self.input:
             for key, text in options.items():
                 text_of("option", text, value=key, selected=key == value)
 
-    def _take(self, event: GenericEventArguments) -> object:
-        if str(event.args) not in self.options:
+    def _take(self, sent: object) -> object:
+        if str(sent) not in self.options:
             return None
-        self.value = str(event.args)
+        self.value = str(sent)
         return self._on_change()
 
 
@@ -148,33 +139,33 @@ class Check(Field):
         super().__init__(name, classes="k-check", type="checkbox", checked=value)
         self.value = value
         self.title.move(target_index=1)
-        self.input.on("change", self._take, js_handler="(e) => emit(e.target.checked)")
+        self.hears("change", self._take, "(e) => emit(e.target.checked)")
 
-    def _take(self, event: GenericEventArguments) -> None:
-        self.value = event.args is True
+    def _take(self, sent: object) -> None:
+        self.value = sent is True
 
 
-class Typed(Field):
+class TypedField(Field):
     """A text that is typed in; ``_listen``: how much of it is taken, and what Enter does."""
 
     value = ""
 
     def _listen(self, most: int, on_send: Callable[[], object], keep: str = "", held: str = "") -> None:
         """``keep`` is done in the browser with every key; ``held`` is what else Enter waits for there."""
-        self._most, self._on_send = most, on_send
-        self.input.on("input", self._take, js_handler=f"(e) => {{ {keep}emit(e.target.value) }}")
+
+        def take(sent: object) -> None:
+            self.value = str(sent or "")[:most]
+
+        def send(sent: object) -> object:
+            take(sent)
+            return on_send()
+
         sends = f"if (e.key === 'Enter' && !e.isComposing{held}) {{ e.preventDefault(); emit(e.target.value) }}"
-        self.input.on("keydown", self._send, js_handler=f"(e) => {{ {sends} }}")
-
-    def _take(self, event: GenericEventArguments) -> None:
-        self.value = str(event.args or "")[: self._most]
-
-    def _send(self, event: GenericEventArguments) -> object:
-        self._take(event)
-        return self._on_send()
+        self.hears("input", take, f"(e) => {{ {keep}emit(e.target.value) }}")
+        self.hears("keydown", send, f"(e) => {{ {sends} }}")
 
 
-class TextLine(Typed):
+class TextLine(TypedField):
     """A text of one line; Enter sends."""
 
     def __init__(
@@ -184,11 +175,11 @@ class TextLine(Typed):
         self._listen(most, on_send)
 
     def set(self, value: str) -> None:
-        self.value = value[: self._most]
-        self.fill(self.value)
+        self.value = value
+        self.fill(value)
 
 
-class Text(Typed):
+class TextArea(TypedField):
     """A text of one or more lines. Enter sends, Shift + Enter begins a line; ``draft`` names it in the browser, which
     keeps what was not sent through reloads and the server's restarts."""
 
@@ -216,10 +207,10 @@ class WholeNumber(Field):
     """A whole number from ``low`` to ``high``; ``value`` raises UsageError for what is none, in the page's language."""
 
     def __init__(self, visit: Visit, key: str, low: int, high: int, value: int) -> None:
-        self._name = visit.words(key)
+        self._visit, self._name, self._low, self._high = visit, visit.words(key), low, high
         super().__init__(self._name, type="number", min=low, max=high, step=1, value=value)
-        self._visit, self._low, self._high, self._given = visit, low, high, str(value)
-        self.input.on("input", self._take, js_handler=SEND_VALUE)
+        self._given = str(value)
+        self.hears("input", self._take)
 
     @property
     def value(self) -> int:
@@ -229,76 +220,67 @@ class WholeNumber(Field):
         about = {"name": self._name, "low": str(self._low), "high": str(self._high), "given": visible(text)}
         raise UsageError(self._visit.frame("whole_number", **about))
 
-    def _take(self, event: GenericEventArguments) -> None:
-        self._given = str(event.args if event.args is not None else "").strip()[:40]
+    def _take(self, sent: object) -> None:
+        self._given = str(sent if sent is not None else "").strip()[:40]
 
 
-@dataclass(frozen=True, slots=True)
-class UploadLimits:
-    """``suffixes`` are the kinds of file taken; ``most`` bytes of one."""
-
-    most: int
-    suffixes: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass
 class UploadedFile:
-    """A whole file. ``name`` is what its owner calls it: shown, and never a path."""
+    """``name`` is what its owner calls it: shown, and never a path. It is whole when ``got`` is ``size``; ``number`` is
+    the browser's for it."""
 
     file: Path
     name: str
     size: int
-
-
-@dataclass
-class Receiving:
-    """A file of which ``got`` bytes have come; ``number`` is the browser's for it."""
-
-    given: UploadedFile
-    number: int
+    number: int = 0
     got: int = 0
 
 
 class Upload(ui.element, component="upload.js"):
-    """A file from a browser: in slices over the page's own connection, limited here, under a name of our own.
-    ``on_given`` is called with it when it is whole."""
+    """A file from a browser, of one of these ``kinds`` and at most so many bytes: in slices over the page's own
+    connection, under a name of our own. ``on_given`` is called with it when it is whole."""
 
     def __init__(
-        self, visit: Visit, label: str, limits: UploadLimits, on_given: Callable[[UploadedFile], Awaitable[None]]
+        self,
+        visit: Visit,
+        label: str,
+        most: int,
+        kinds: Sequence[str],
+        on_given: Callable[[UploadedFile], Awaitable[None]],
     ) -> None:
         super().__init__()
-        self._visit, self._limits, self._on_given = visit, limits, on_given
-        self._folder = visit.studio.home / "uploads"
-        self._now: Receiving | None = None
-        self._props.update(label=label, slice=SLICE, accept=",".join(limits.suffixes))
+        self._visit, self._most, self._kinds, self._on_given = visit, most, kinds, on_given
+        self._now: UploadedFile | None = None
+        self._props.update(label=label, slice=SLICE, accept=",".join(kinds))
         self.on("slice", lambda event: self.take(event.args if isinstance(event.args, dict) else {}))
 
     async def take(self, sent: Mapping[str, Any]) -> None:
         """One slice; the next one is asked for when it is on the disk."""
         try:
-            receiving = await asyncio.to_thread(self._keep, sent)
+            given = await asyncio.to_thread(self._keep, sent)
         except (KlypeError, OSError) as error:
             self._drop()
             self.run_method("refused", self._visit.why(error))
             return
-        if receiving is None:
+        if given is None:
             return
-        if receiving.got < receiving.given.size:
-            self.run_method("more", receiving.number, receiving.got)
+        if given.got < given.size:
+            self.run_method("more", given.number, given.got)
             return
         self._now = None
-        self.run_method("done", receiving.number)
-        await self._on_given(receiving.given)
+        self.run_method("done", given.number)
+        await self._on_given(given)
 
-    def _keep(self, sent: Mapping[str, Any]) -> Receiving | None:
+    def _keep(self, sent: Mapping[str, Any]) -> UploadedFile | None:
         number, at, size, data = (sent.get(key) for key in ("number", "at", "size", "data"))
         if type(number) is not int or type(at) is not int or type(size) is not int or not isinstance(data, str):
             raise UsageError("This is not part of a file.")
         if at == 0:
             self._drop()
-            self._now = Receiving(self._new(str(sent.get("name", "")), size), number)
-        receiving = self._now
-        if receiving is None or receiving.number != number or receiving.got != at:
+            name = str(sent.get("name", ""))
+            self._now = UploadedFile(self._place(name, size), visible(name)[:120], size, number)
+        given = self._now
+        if given is None or given.number != number or given.got != at:
             return None  # of a file that was given up, or sent twice
         if len(data) > SLICE * 4 // 3 + 8:
             raise UsageError("This part of the file is too large.")
@@ -306,29 +288,93 @@ class Upload(ui.element, component="upload.js"):
             piece = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError):
             raise UsageError("This is not part of a file.") from None
-        if not piece or receiving.got + len(piece) > receiving.given.size:
+        if not piece or given.got + len(piece) > given.size:
             raise UsageError("The file is not as large as it said.")
-        with receiving.given.file.open("ab") as file:
+        with given.file.open("ab") as file:
             file.write(piece)
-        receiving.got += len(piece)
-        return receiving
+        given.got += len(piece)
+        return given
 
-    def _new(self, name: str, size: int) -> UploadedFile:
-        limits = self._limits
-        suffix = next((s for s in limits.suffixes if name.lower().endswith(s)), "")
+    def _place(self, name: str, size: int) -> Path:
+        """Where a file of this name and size is put, once there is room."""
+        suffix = next((s for s in self._kinds if name.lower().endswith(s)), "")
         if not suffix:
-            raise UsageError(f"Such a file is not taken here: {', '.join(limits.suffixes)} are.")
-        if not 0 < size <= limits.most:
-            raise UsageError(f"A file has from 1 byte to {limits.most >> 20} MiB.")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        kept = sorted(self._folder.iterdir(), key=lambda file: file.stat().st_mtime)
+            raise UsageError(f"Such a file is not taken here: {', '.join(self._kinds)} are.")
+        if not 0 < size <= self._most:
+            raise UsageError(f"A file has from 1 byte to {self._most >> 20} MiB.")
+        folder = self._visit.studio.home / "uploads"
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
         for place, file in enumerate(kept):
             if len(kept) - place >= FILES_MOST or file.stat().st_mtime < time.time() - OLD_S:
                 file.unlink(missing_ok=True)
-        return UploadedFile(self._folder / f"{token_hex(8)}{suffix}", visible(name)[:120], size)
+        return folder / f"{token_hex(8)}{suffix}"
 
     def _drop(self) -> None:
         if self._now is not None:
             with suppress(OSError):
-                self._now.given.file.unlink(missing_ok=True)
+                self._now.file.unlink(missing_ok=True)
         self._now = None
+
+
+async def open_model(visit: Visit, model: str, note: ui.element, to: str) -> None:
+    """Opens it, says in ``note`` what is waited for and how long, and leads to the page ``to``; or says why not."""
+    note.classes(remove="k-warn")
+    began, work = time.monotonic(), asyncio.ensure_future(asyncio.to_thread(visit.studio.open, model))
+    while not (await asyncio.wait([work], timeout=1))[0]:
+        if not note.is_deleted:
+            said = visit.say.seconds(float(round(time.monotonic() - began)))
+            retext(note, visit.frame("opening", model=visit.say.text(model), time=said))
+    if note.is_deleted:
+        return
+    if (error := work.exception()) is None:
+        ui.navigate.to(to)
+    else:
+        note.classes("k-warn")
+        retext(note, visit.why(error))
+
+
+def open_form(visit: Visit) -> None:
+    """A field for a MODEL of whatever kind."""
+
+    async def opened() -> None:
+        if not visit.studio.opens:  # whatever a browser sends
+            visit.tell(UsageError("Models are opened from the machine that the studio runs on only."))
+        elif text := field.value.strip():
+            go.props["disabled"] = True
+            go.update()
+            await open_model(visit, text, note, visit.page.route)
+            go.props.pop("disabled", None)
+            go.update()
+
+    with box("k-row"):
+        field = TextLine(visit.frame("open_what"), LONGEST_MODEL, opened)
+        field.classes("k-grow")
+        go = button(visit.frame("open"), opened, "strong")
+    note = status()
+    with box("k-small k-kinds", "ul"):
+        for kind in ("demo", "folder", "hub", "gguf", "server"):
+            with box(tag="li"):
+                text_of("span", visit.frame(f"open_{kind}"))
+
+
+def open_fold(visit: Visit) -> None:
+    """The same for a page that has models already."""
+    if visit.studio.opens:
+        with fold(visit.frame("open_another"), "k-card"):
+            open_form(visit)
+
+
+def first_steps(visit: Visit, why: str) -> None:
+    """What there is to do where a page has no model that it could show: open one, or train one."""
+    with card(why):
+        text_of("a", visit.frame("train_one"), "k-button strong", href="/runs#start")
+        small(visit.frame("train_how"))
+    if visit.studio.opens:
+        with card(visit.frame("open_one")):
+            open_form(visit)
+
+
+def ask_button(visit: Visit, run: str, note: ui.element) -> None:
+    """Opens a run that the studio knows, and leads to where it is asked."""
+    button(visit.frame("ask_it"), partial(open_model, visit, run, note, "/"), "strong")

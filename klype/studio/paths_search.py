@@ -18,32 +18,20 @@ from klype.examine.intervals import proportion
 from klype.examine.say import Say, visible
 from klype.judge.meaning import label
 from klype.sources.source import Source
-from klype.studio.charts import meaning_colour
+from klype.studio.elements import meaning_colour
 from klype.studio.studio import CachedSource, CancelledError, SharedModel, WatchedSource
 from klype.values import Distribution, Figure, Sampling, Trace
 from klype.words import Words
 
 Tokens = tuple[int, ...]
-SAMPLES = 24
-"""Continuations that are drawn at every word to find the one that decided."""
-NARROWEST, LEAST_LEFT, LEFT, RIGHT, COLUMN, ROW, SHARE, APART, LETTER = (
-    680,
-    4,
-    80,
-    (230, 420),
-    (150, 240),
-    28,
-    54,
-    24,
-    7,
-)
-"""Of a drawing, in pixels: its least width, the room beside a flow, that of a tree's first labels, the least and the
-most room for its last labels and for a column, a row, what a share needs behind a text, what is left free, and a
-letter."""
+SAMPLES = 24  # continuations that are drawn at every word to find the one that decided
+# Of a drawing, in pixels: its least width, the room beside a flow, that of a tree's first labels, a row, what a share
+# needs behind a text, what is left free, a letter.
+NARROWEST, LEAST_LEFT, LEFT, ROW, SHARE, APART, LETTER = 680, 4, 80, 28, 54, 24, 7
+RIGHT, COLUMN = (230, 420), (150, 240)  # the least and the most room for last labels, and for a column
+# So many of the most probable answers are shown, but for those whose probability would be shown as 0.0 %.
 SHOWN_ANSWERS, SEEN = 16, 0.0005
-"""So many of the most probable answers are shown, but for those whose probability would be shown as 0.0 %."""
-LEAVES = 40
-"""Leaves of a flow that are drawn one by one; the rarest of each branching flow together after that."""
+LEAVES = 40  # leaves of a flow that are drawn one by one; the rarest of each branching flow together after that
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +43,6 @@ class PathSettings:
     limit: int = 32
     budget: int = 400
     seed: int = 0
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(temperature=self.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +95,7 @@ class PathSearch:
     def paths(self, source: Source, settings: PathSettings) -> FoundPaths:
         """Draws and grows. Raises CancelledError when it is not wanted any more."""
         source = WatchedSource(source, self._look)
-        model, sampling = self.model, settings.sampling
+        model, sampling = self.model, Sampling(temperature=settings.temperature)
         request = replace(model.request(self.asking.prompt, sampling, settings.limit, settings.seed), n=settings.n)
         drawn: list[Trace] = []
         for event in source.generate([request]):
@@ -127,23 +111,29 @@ class PathSearch:
 
         tree = model.grow(ask, how, told).tree
         self.done = 1.0
-        decode = model.opened.source.codec.decode
-        meant, common = self._meant([decode(t.tokens) for t in traces], tree), self._common(traces, decode)
-        return FoundPaths(self.asking, settings, traces, tree, meant, common, decode)
+        decode, meaning = model.opened.source.codec.decode, self.asking.meaning
+        texts = [decode(trace.tokens) for trace in traces]
+        times, meanings = Counter(texts), [meaning(text) for text in texts]
+        # the commonest answer of the commonest meaning
+        best = Counter(meanings).most_common(1)[0][0] if traces else None
+        mine = [(t, text) for t, text, m in zip(traces, texts, meanings, strict=True) if m == best and t.steps]
+        common = max(mine, key=lambda pair: times[pair[1]])[0] if mine else None
+        return FoundPaths(self.asking, settings, traces, tree, self._meant(times, tree), common, decode)
 
     def fork(self, source: Source, trace: Trace, settings: PathSettings) -> Forks:
         """The word at which this answer was decided."""
         size, source = (settings.limit, SAMPLES, settings.seed), WatchedSource(source, self._look)
-        return self.model.decided(replace(self.asking, source=source), settings.sampling, size, trace).found
+        sampling = Sampling(temperature=settings.temperature)
+        return self.model.decided(replace(self.asking, source=source), sampling, size, trace).found
 
     def _look(self) -> None:
         if self.cancelled.is_set() or self.model.stopped.is_set():
             raise CancelledError
 
-    def _meant(self, texts: Sequence[str], tree: Tree) -> tuple[MeaningShare, ...]:
+    def _meant(self, times: Counter[str], tree: Tree) -> tuple[MeaningShare, ...]:
         by_meaning: dict[Hashable, Counter[str]] = {}
-        for text, times in Counter(texts).items():
-            by_meaning.setdefault(self.asking.meaning(text), Counter())[text] += times
+        for text, n in times.items():
+            by_meaning.setdefault(self.asking.meaning(text), Counter())[text] += n
         clusters = {cluster.meaning: cluster for cluster in tree.clusters}
         for cluster in tree.clusters[:20]:
             by_meaning.setdefault(cluster.meaning, Counter())
@@ -153,20 +143,9 @@ class PathSearch:
             text = counted.most_common(1)[0][0] if counted else known.text if known else ""
             low, high = (known.low, known.high) if known else (0.0, tree.unexplored)
             right = self.asking.right(text) if self.asking.right else None
-            share = proportion(drawn, len(texts))
+            share = proportion(drawn, times.total())
             out.append(MeaningShare(meaning, label(meaning), text, drawn, share, low, min(1.0, high), right))
         return tuple(sorted(out, key=lambda one: (-one.drawn, -one.low, one.name)))
-
-    def _common(self, traces: Sequence[Trace], decode: Callable[[Sequence[int]], str]) -> Trace | None:
-        """The commonest answer of the commonest meaning."""
-        if not traces:
-            return None
-        meaning = self.asking.meaning
-        pairs = [(trace, decode(trace.tokens)) for trace in traces]
-        times = Counter(text for _, text in pairs)
-        best = Counter(meaning(text) for _, text in pairs).most_common(1)[0][0]
-        mine = [(trace, text) for trace, text in pairs if meaning(text) == best and trace.steps]
-        return max(mine, key=lambda pair: times[pair[1]])[0] if mine else None
 
 
 @dataclass
@@ -202,9 +181,18 @@ def merged(answers: Sequence[tuple[Tokens, Hashable]], begins: int = 0) -> FlowN
 
 def pruned(root: FlowNode, most: int = LEAVES) -> FlowNode:
     """The rarest leaves of each branching in one, until at most about ``most`` are left."""
+
+    def without(node: FlowNode, least: int) -> FlowNode:
+        kept = [without(child, least) for child in node.children if child.count > least]
+        rare = [child for child in node.children if child.count <= least]
+        if len(rare) > 1:
+            count = sum(child.count for child in rare)
+            rare = [FlowNode((), count, None, begins=node.begins + len(node.tokens), merged=count)]
+        return replace(node, children=[*kept, *rare])
+
     least = 1
     while leaves(root) > most and least <= root.count:
-        root = _without(root, least)
+        root = without(root, least)
         least += 1
     return root
 
@@ -213,91 +201,69 @@ def leaves(node: FlowNode | Branch) -> int:
     return sum(map(leaves, node.children)) or 1
 
 
-def _without(node: FlowNode, least: int) -> FlowNode:
-    if not node.children:
-        return node
-    kept = [_without(child, least) for child in node.children if child.count > least]
-    rare = [child for child in node.children if child.count <= least]
-    if len(rare) > 1:
-        count = sum(child.count for child in rare)
-        kept.append(FlowNode((), count, None, begins=node.begins + len(node.tokens), merged=count))
-    else:
-        kept += rare
-    return FlowNode(node.tokens, node.count, node.meaning, kept, node.begins)
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A chart, its height, and the least width in which its labels have room."""
+
+    option: Option
+    height: int
+    width: int
 
 
-@dataclass
-class Flow:
+def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], str]) -> Drawing:
     """All drawn answers from left to right: width is share, colour is meaning; the ``fork`` is marked. ``rest`` names
     so many rare answers together, 0: the end of an answer."""
+    meaning, spell, total = paths.asking.meaning, paths.spell, max(1, len(paths.traces))
+    common = paths.common.tokens if paths.common is not None else ()
+    root = pruned(merged([(trace.tokens, meaning(spell(trace.tokens))) for trace in paths.traces]))
+    depth = max(1, depth_of(root))
+    nodes, links, texts = list[Option](), list[Option](), list[str]()
 
-    paths: FoundPaths
-    say: Say
-    fork: int | None
-    rest: Callable[[int], str]
-    nodes: list[Option] = field(default_factory=list)
-    links: list[Option] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    width: int = 0
-
-    def drawn(self) -> tuple[Option, int]:
-        """The drawing, and its height; ``width`` is the least in which its labels have room."""
-        paths = self.paths
-        meaning = paths.asking.meaning
-        root = pruned(merged([(trace.tokens, meaning(paths.spell(trace.tokens))) for trace in paths.traces]))
-        depth = max(1, depth_of(root))
-        self._add(root, 0, ())
-        last = [item["depth"] == depth for item in self.nodes]
-        right = room([text for text, ends in zip(self.texts, last, strict=True) if ends], RIGHT)
-        column = room([text for text, ends in zip(self.texts, last, strict=True) if not ends], COLUMN)
-        self.width = max(NARROWEST, LEAST_LEFT + right + column * depth)
-        for item, text, ends in zip(self.nodes, self.texts, last, strict=True):
-            width = (right if ends else (self.width - LEAST_LEFT - right) // depth) - APART
-            shown = f"{_short(text, width - SHARE)}  {self.say.share(item['value'], 1)}".strip()
-            item["label"] |= {"formatter": _plain(shown), "width": width}
-        if not self.links:  # one answer only: a flow needs a second place to have a width
-            self.nodes.append({"name": "end", "depth": 1, "itemStyle": {"opacity": 0}, "label": {"show": False}})
-            self.links.append({"source": self.nodes[0]["name"], "target": "end", "value": self.nodes[0]["value"]})
-        series = sankey(
-            self.nodes, self.links, left=LEAST_LEFT, right=right, nodeGap=18, layoutIterations=0,
-            emphasis={"focus": "trajectory"}, lineStyle={"color": "target", "opacity": 0.34, "curveness": 0.5},
-            label={"position": "right", "overflow": "truncate"},
-        )  # fmt: skip
-        tooltip = {**canvas()["tooltip"], "valueFormatter": "fn:share"}
-        return canvas(series=[series], tooltip=tooltip), max(180, 40 + 27 * leaves(root))
-
-    def _add(self, node: FlowNode, depth: int, before: Tokens) -> str:
+    def add(node: FlowNode, level: int, before: Tokens) -> str:
         """The node and all below it; returns its name."""
-        paths, say, spell = self.paths, self.say, self.paths.spell
         path = (*before, *node.tokens)
         text = visible(spell(path).removeprefix(spell(before)) if before else spell(path)).strip()
-        common = paths.common.tokens if paths.common is not None else ()
-        decided = self.fork is not None and common[: len(path)] == path and len(before) <= self.fork < len(path)
-        share, name = node.count / max(1, len(paths.traces)), f"{len(self.nodes)}"
-        shown = self.rest(node.merged) if node.merged else text or ("" if node.children else self.rest(0))
-        self.texts.append(f"▶ {shown}" if decided else shown)
+        decided = fork is not None and common[: len(path)] == path and len(before) <= fork < len(path)
+        share, name = node.count / total, f"{len(nodes)}"
+        shown = rest(node.merged) if node.merged else text or ("" if node.children else rest(0))
+        texts.append(f"▶ {shown}" if decided else shown)
         plain = node.meaning is None or node.merged
-        item: Option = {
-            "name": name,
-            "value": share,
-            "depth": depth,
-            "itemStyle": {"color": "$base" if plain else paths.colour_of(node.meaning), "borderWidth": 0},
-            "label": {},
-            "tooltip": {"formatter": _plain(f"{text or shown}  {say.share(share, 1)}")},
-        }
+        style: Option = {"color": "$base" if plain else paths.colour_of(node.meaning), "borderWidth": 0}
         if decided:
-            item["itemStyle"] |= {"borderColor": "$ink", "borderWidth": 2}
-            item["label"]["fontWeight"] = "bold"
-        self.nodes.append(item)
+            style |= {"borderColor": "$ink", "borderWidth": 2}
+        nodes.append({
+            "name": name, "value": share, "depth": level, "itemStyle": style,
+            "label": {"fontWeight": "bold"} if decided else {},
+            "tooltip": {"formatter": _plain(f"{text or shown}  {say.share(share, 1)}")},
+        })  # fmt: skip
         for child in node.children:
-            to = self._add(child, depth + 1, path)
-            self.links.append({"source": name, "target": to, "value": child.count / max(1, len(paths.traces))})
+            to = add(child, level + 1, path)
+            links.append({"source": name, "target": to, "value": child.count / total})
         return name
 
+    add(root, 0, ())
+    right = room([text for item, text in zip(nodes, texts, strict=True) if item["depth"] == depth], RIGHT)
+    column = room([text for item, text in zip(nodes, texts, strict=True) if item["depth"] < depth], COLUMN)
+    width = max(NARROWEST, LEAST_LEFT + right + column * depth)
+    for item, text in zip(nodes, texts, strict=True):
+        free = (right if item["depth"] == depth else (width - LEAST_LEFT - right) // depth) - APART
+        shown = f"{_short(text, free - SHARE)}  {say.share(item['value'], 1)}".strip()
+        item["label"] |= {"formatter": _plain(shown), "width": free}
+    if not links:  # one answer only: a flow needs a second place to have a width
+        nodes.append({"name": "end", "depth": 1, "itemStyle": {"opacity": 0}, "label": {"show": False}})
+        links.append({"source": nodes[0]["name"], "target": "end", "value": nodes[0]["value"]})
+    series = sankey(
+        nodes, links, left=LEAST_LEFT, right=right, nodeGap=18, layoutIterations=0,
+        emphasis={"focus": "trajectory"}, lineStyle={"color": "target", "opacity": 0.34, "curveness": 0.5},
+        label={"position": "right", "overflow": "truncate"},
+    )  # fmt: skip
+    return Drawing(
+        canvas(series=[series], tooltip={"valueFormatter": "fn:share"}), max(180, 40 + 27 * leaves(root)), width
+    )
 
-def exact(paths: FoundPaths, say: Say, w: Words) -> tuple[Option, int, int]:
-    """The most probable whole answers as a tree, its height, and the least width in which its labels have room; a line
-    is as thick as it is probable."""
+
+def exact(paths: FoundPaths, say: Say, w: Words) -> Drawing:
+    """The most probable whole answers as a tree; a line is as thick as it is probable."""
     root = most_probable(paths.tree, paths.spell, w("together"), w("everything"))
     depth = max(1, depth_of(root))
     texts = {id(one): visible(one.text.strip()) or ("…" if one.children else w("end")) for one in all_of(root)}
@@ -330,7 +296,7 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> tuple[Option, int, int]:
 
     series = branching(node(root, 0, root), left=LEFT, right=right, symbolSize=8)
     apart = sum(1 if one is other else 2 for one, other in pairwise(rows))  # as ECharts sets leaves apart
-    return canvas(series=[series], tooltip={"show": False}), 80 + ROW * apart, width
+    return Drawing(canvas(series=[series], tooltip={"show": False}), 80 + ROW * apart, width)
 
 
 def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:

@@ -17,19 +17,25 @@ from klype.examine.say import Say, visible
 from klype.preferences import formats
 from klype.preferences.records import KINDS
 from klype.studio.alignment import AlignCard
-from klype.studio.annotators import KEY_MOST, NAME_MOST, Annotators, AnnotatorSession, RankingTask, named
-from klype.studio.fields import Select, TextLine, Upload, UploadedFile, UploadLimits
-from klype.studio.frame import Visit, as_data, big_numbers, box, button, card, retext, table, text_of
-from klype.studio.opening import first_steps
-from klype.studio.ranking_stores import RankingStore, ranking_store, ranking_stores
-from klype.studio.studio import StoreSummary
+from klype.studio.annotation import (
+    KEY_MOST,
+    NAME_MOST,
+    AnnotatorSession,
+    RankingStore,
+    RankingTask,
+    StoreSummary,
+    named,
+    ranking_store,
+    sign_in,
+)
+from klype.studio.elements import as_data, big_numbers, box, button, card, ends, retext, small, table, text_of
+from klype.studio.fields import Select, TextLine, Upload, UploadedFile, first_steps
+from klype.studio.visit import PagePart, Visit, unless_busy
 from klype.words import Words
 
-IMPORT = UploadLimits(16 << 20, (".jsonl", ".json"))
-REFRESH_S = 6.0
-"""How often agreement is computed anew at most, whoever ranks."""
-LISTED_PEOPLE = 40
-"""Annotators, and pairs of them, that are listed."""
+IMPORT_MOST, IMPORT_KINDS = 16 << 20, (".jsonl", ".json")
+REFRESH_S = 6.0  # how often agreement is computed anew at most, whoever ranks
+LISTED_PEOPLE = 40  # annotators, and pairs of them, that are listed
 Act = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
@@ -55,79 +61,71 @@ class RankingBoard(ui.element, component="ranking.js"):
         self._props.update(said=said, open=task is not None, turn=turn, draft=draft, question=question, cards=cards)
         self.update()
 
-    def say(self, text: str) -> None:
-        """Something was refused: the order stays as it is."""
-        self.run_method("refused", text)
-
 
 @dataclass
-class RankingPage:
-    """The page as one visitor has it."""
-
-    visit: Visit
+class RankingPage(PagePart):
     store: RankingStore
     session: AnnotatorSession | None = None
     one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
-    counting: asyncio.Lock = field(default_factory=asyncio.Lock)
     found: StoreSummary | None = None
     sitting: str = ""
 
     def build(self, stores: Sequence[RankingStore]) -> None:
-        w = self.visit.words
-        with card() as self.setup:
-            text_of("h2", w("who"))
+        w = self.w
+        with card(w("who")) as self.setup:
             with box("r-setup", "form") as form:  # browsers want keys in one
                 form.on("submit", js_handler="(e) => e.preventDefault()")
                 if len(stores) > 1:
-                    to = f"{self.visit.page.route}?store="
-                    names = {store.key: store.name for store in stores}
+                    to, names = f"{self.visit.page.route}?store=", {store.key: store.name for store in stores}
                     choice = Select(w("store"), names, self.store.key, lambda: ui.navigate.to(to + choice.value))
                 self.name = TextLine(w("name"), NAME_MOST, self.enter)
                 self.key = TextLine(w("key"), KEY_MOST, self.enter, kind="password")
                 with box():
                     button(w("begin"), self.enter, "strong")
-            text_of("p", w("key_note"), "k-small")
+            small(w("key_note"))
             self.refused = text_of("p", "", "k-small", role="alert")
-        with card("r-hidden") as self.table:
+        with card(classes="r-hidden") as self.table:
             with box("r-progress"):
                 self.mine = text_of("strong", "")
                 self.all = text_of("span", "", "k-small")
             self.board = RankingBoard(w.section("board"), self.store.key, self.act, self.arrive)
             text_of("p", w("keys"), "k-small r-keys")
         self.agree = box()
-        with card():
-            text_of("h2", w("in_out"))
+        with card(w("in_out")):
             with box("k-row"):
                 self.form = Select(w("format"), {f: w(f"form_{f}") for f in formats.FORMATS}, "ranked")
                 button(w("export"), self.export)
-                Upload(self.visit, w("import"), IMPORT, self.bring)
-            text_of("p", w("in_out_note"), "k-small")
+                Upload(self.visit, w("import"), IMPORT_MOST, IMPORT_KINDS, self.bring)
+            small(w("in_out_note"))
         self.learn = AlignCard(self.visit, self.store)
         self.learn.build()
         ui.timer(REFRESH_S, self.count)
-        ui.context.client.on_delete(self._leave)
+        ui.context.client.on_delete(self.leave)
 
     # who ranks
 
     async def arrive(self, sent: Mapping[str, Any]) -> None:
         """A browser that has been here: its name is there already, and in the same tab the work goes on at once."""
         self.sitting = re.sub(r"[^0-9a-zA-Z-]", "", str(sent.get("sitting", "")))[:64]
-        who = str(sent.get("who", ""))
-        if name := str(sent.get("name", "") or who)[:NAME_MOST]:  # else what is being typed stays
+        who = str(sent.get("who", ""))[:NAME_MOST]
+        if name := who or str(sent.get("name", ""))[:NAME_MOST]:  # else what is being typed stays
             self.name.set(name)
         if who and self.session is None:
-            self.name.set(who)
             await self.enter(quietly=True)
 
     async def enter(self, quietly: bool = False) -> None:
+        def sit() -> tuple[AnnotatorSession, RankingTask | None]:
+            name = sign_in(self.studio.home, self.name.value, self.key.value)
+            session = self.session = AnnotatorSession(self.store.open(), name, self.sitting or name, self.visit.lang)
+            return session, session.next()
+
         async with self.one_at_a_time:
             if self.session is not None:
                 return
             try:
-                session = self.session = await asyncio.to_thread(self._sit, self.name.value, self.key.value)
-                task = await asyncio.to_thread(session.next)
+                session, task = await asyncio.to_thread(sit)
             except KlypeError as error:
-                await self._leave()
+                await self.leave()
                 retext(self.refused, "" if quietly else self.visit.why(error))
                 return
             retext(self.refused, "")
@@ -137,11 +135,7 @@ class RankingPage:
             self._lay(task)
         await self.count()
 
-    def _sit(self, name: str, key: str) -> AnnotatorSession:
-        known = Annotators(self.visit.studio.home).enter(name, key)
-        return AnnotatorSession.at(self.store.open(), known, self.sitting or known, self.visit.lang)
-
-    async def _leave(self) -> None:
+    async def leave(self) -> None:
         session, self.session = self.session, None
         if session is not None:
             await asyncio.to_thread(session.close)
@@ -151,17 +145,16 @@ class RankingPage:
     async def act(self, sent: Mapping[str, Any]) -> None:
         """Whatever is done on the board; one thing after the other, and nothing of it in the server's own thread."""
         async with self.one_at_a_time:
-            session = self.session
-            if session is None:
+            if self.session is None:
                 return
             try:
-                await self._done(session, str(sent.get("do", "")), sent)
-            except KlypeError as error:
-                self.board.say(self.visit.why(error))
+                await self._done(self.session, str(sent.get("do", "")), sent)
+            except KlypeError as error:  # the order stays as it is
+                self.board.run_method("refused", self.visit.why(error))
         await self.count()
 
     async def _done(self, session: AnnotatorSession, what: str, sent: Mapping[str, Any]) -> None:
-        w = self.visit.words
+        w = self.w
         kind = next((kind for kind in KINDS if kind == what), None)
         if kind is not None:
             kept = await asyncio.to_thread(session.say, sent.get("turn"), kind, sent.get("groups"))
@@ -176,81 +169,77 @@ class RankingPage:
                 self.board.run_method("written")
                 self._lay(task, w("said_written"))
         elif what == "leave":
-            await self._leave()
+            await self.leave()
             self.board.run_method("setName", session.name, "")
             self.table.classes("r-hidden")
             self.setup.classes(remove="r-hidden")
 
     def _lay(self, task: RankingTask | None, said: str = "") -> None:
-        w = self.visit.words
-        more = w("nothing_left") if task is None else w("again") if task.again else ""
+        more = self.w("nothing_left") if task is None else self.w("again") if task.again else ""
         self.board.lay(task, " ".join(part for part in (said, more) if part))
         self._tell()
 
     def _tell(self) -> None:
-        w, say = self.visit.words, self.visit.say
         if self.session is not None:
-            retext(self.mine, w("mine", name=self.session.name, n=say.count(self.session.done)))
+            retext(self.mine, self.w("mine", name=self.session.name, n=self.say.count(self.session.done)))
         if self.found is not None:
-            people = {e.annotator for e in self.found.entries if e.by == "person"}
-            ranked = {e.asked.id for e in self.found.entries if e.by == "person" and e.kind != "skip"}
-            counts = {"people": len(people), "n": len(ranked), "of": self.found.questions}
-            retext(self.all, w("all", **{name: say.count(count) for name, count in counts.items()}))
+            people = [entry for entry in self.found.entries if entry.by == "person"]
+            ranked = {entry.asked.id for entry in people if entry.kind != "skip"}
+            counts = {
+                "people": len({entry.annotator for entry in people}),
+                "n": len(ranked),
+                "of": self.found.questions,
+            }
+            retext(self.all, self.w("all", **{name: self.say.count(count) for name, count in counts.items()}))
 
     # what has come of it
 
+    @unless_busy
     async def count(self) -> None:
         """Looks whether anybody has ranked since; figures are computed beside the page, one count at a time."""
-        if self.counting.locked():
+        try:
+            found = await asyncio.to_thread(self.studio.summaries.of, self.store)
+        except KlypeError as error:
+            retext(self.refused, self.visit.why(error))
             return
-        async with self.counting:
-            try:
-                found = await asyncio.to_thread(self.visit.studio.summaries.of, self.store)
-            except KlypeError as error:
-                retext(self.refused, self.visit.why(error))
-                return
-            if found is not self.found and not self.agree.is_deleted:
-                self.found = found
-                self._tell()
-                self.learn.know(found.summary["annotators"])
-                self.agree.clear()
-                with self.agree:
-                    agreement(self.visit, found.summary)
+        if found is not self.found and not self.agree.is_deleted:
+            self.found = found
+            self._tell()
+            self.learn.know(found.agreement["annotators"])
+            self.agree.clear()
+            with self.agree:
+                agreement(self.visit, found.agreement)
 
     async def export(self) -> None:
-        try:
-            data = await asyncio.to_thread(self._exported, self.form.value)
-        except KlypeError as error:
-            self.visit.tell(error)
-            return
-        ui.download.content(data, f"rankings-{self.form.value}.jsonl", "application/x-ndjson")
+        form: Any = self.form.value
 
-    def _exported(self, form: Any) -> bytes:
-        with self.store.open() as store, tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "rankings.jsonl"
-            formats.export(file, store.entries(), form)
-            return file.read_bytes()
+        def exported() -> bytes:
+            with self.store.open() as store, tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "rankings.jsonl"
+                formats.export(file, store.entries(), form)
+                return file.read_bytes()
+
+        data = await self.visit.attempt(exported)
+        if data is not None:
+            ui.download.content(data, f"rankings-{form}.jsonl", "application/x-ndjson")
 
     async def bring(self, given: UploadedFile) -> None:
-        try:
-            new, rows = await asyncio.to_thread(self._bring, given)
-        except KlypeError as error:
-            self.visit.tell(error)
-            return
-        say = self.visit.say
-        ui.notify(self.visit.words("brought", new=say.count(new), rows=say.count(rows)), position="top")
-        await self.count()
+        def brought() -> tuple[int, int]:
+            """An error names the file as its owner calls it, not where it lies here."""
+            try:
+                entries = formats.read(given.file, annotator=Path(given.name).stem[:NAME_MOST] or "imported")
+            except KlypeError as error:
+                raise KlypeError(error.message.replace(str(given.file), given.name), error.hint) from None
+            finally:
+                given.file.unlink(missing_ok=True)
+            with self.store.open() as store:
+                return store.put(entries), len(entries)
 
-    def _bring(self, given: UploadedFile) -> tuple[int, int]:
-        """An error names the file as its owner calls it, not where it lies here."""
-        try:
-            entries = formats.read(given.file, annotator=Path(given.name).stem[:NAME_MOST] or "imported")
-        except KlypeError as error:
-            raise KlypeError(error.message.replace(str(given.file), given.name), error.hint) from None
-        finally:
-            given.file.unlink(missing_ok=True)
-        with self.store.open() as store:
-            return store.put(entries), len(entries)
+        counts = await self.visit.attempt(brought)
+        if counts is not None:
+            new, rows = map(self.say.count, counts)
+            ui.notify(self.w("brought", new=new, rows=rows), position="top")
+            await self.count()
 
 
 def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
@@ -265,41 +254,32 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
         """Short: why there is none stands in the explanation."""
         return "–" if given.get("value") is None else say.figure(given)  # type: ignore[arg-type]
 
-    def share(given: Mapping[str, Any]) -> str:
-        return "–" if given["value"] is None else say.share(given["value"])
-
-    alpha, contradictions = summary["alpha"], summary["contradictions"]
-    numbers = {
-        "alpha": figure(alpha["ordinal"]),
-        "alpha_best": figure(alpha["nominal"]),
-        "opposed": share(contradictions["opposed_pairs"]),
-        "cyclic": share(contradictions["cyclic_triads"]),
-    }
-    rows = []
-    for one in people[:LISTED_PEOPLE]:
+    found, told = summary["contradictions"], {"alpha": "ordinal", "alpha_best": "nominal"}
+    numbers = {w(key): figure(summary["alpha"][level]) for key, level in told.items()}
+    for key, share in (("opposed", found["opposed_pairs"]), ("cyclic", found["cyclic_triads"])):
+        numbers[w(key)] = "–" if share["value"] is None else say.share(share["value"])
+    rows, data = [], []
+    columns = ("rankings", "none_good", "skipped")
+    for one in people:
         done = one["rankings"] + one["skipped"]
         pace = "–" if not one["seconds"] or not done else say.seconds(one["seconds"] / done)
-        counts = [say.count(one[key]) for key in ("rankings", "none_good", "skipped")]
-        rows.append([named(one["name"], w), *counts, pace, figure(one["with_oneself"])])
-    names = ["annotator", "by", "rankings", "none_good", "skipped", "seconds", "tau_b", "low", "high", "n"]
-    data = [
-        [one["name"], *(one[key] for key in names[1:6]),
-         *(one["with_oneself"].get(k) for k in ("value", "low", "high", "n"))]
-        for one in people
-    ]  # fmt: skip
-    with card():
-        text_of("h2", w("agreement"))
-        big_numbers({w(key): shown for key, shown in numbers.items()})
-        columns = [w(f"column_{key}") for key in ("who", "rankings", "none", "skipped", "seconds", "self")]
-        table(visit, columns, rows, range(1, 6), w("agreement"))
+        rows.append(
+            [named(one["name"], w), *(say.count(one[key]) for key in columns), pace, figure(one["with_oneself"])]
+        )
+        own = [one[key] for key in ("name", "by", *columns, "seconds")]
+        data.append([*own, *ends(one["with_oneself"])])
+    with card(w("agreement")):
+        big_numbers(numbers)
+        titles = [w(f"column_{key}") for key in ("who", "rankings", "none", "skipped", "seconds", "self")]
+        table(visit, titles, rows[:LISTED_PEOPLE], range(1, 6), w("agreement"))
         for text in habits(people, w, say):
             text_of("p", text, "k-warn")
         for pair in summary["between"][:LISTED_PEOPLE]:
             if pair["tau_b"]["value"] is not None:
                 a, b = (named(name, w) for name in pair["annotators"])
-                text_of("p", w("between", a=a, b=b, tau=figure(pair["tau_b"])), "k-small")
-        text_of("p", w("how_agreement"), "k-small")
-        as_data(visit, "agreement", names, lambda: data)
+                small(w("between", a=a, b=b, tau=figure(pair["tau_b"])))
+        small(w("how_agreement"))
+        as_data(visit, "agreement", ["annotator", "by", *columns, "seconds", "tau_b", "low", "high", "n"], lambda: data)
 
 
 def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]:
@@ -314,12 +294,11 @@ def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]
 async def build(visit: Visit) -> None:
     """The page."""
     try:
-        found = await asyncio.to_thread(ranking_stores, visit.studio)
+        found = await asyncio.to_thread(visit.studio.ranking_stores)
     except KlypeError as error:
         text_of("p", visit.why(error), "k-card k-empty")
         return
-    store = ranking_store(found, visit.request.query_params.get("store", ""))
-    if store is None:
+    if not found:
         first_steps(visit, visit.words("no_store"))
         return
-    RankingPage(visit, store).build(found)
+    RankingPage(visit, ranking_store(found, visit.request.query_params.get("store", ""))).build(found)

@@ -14,18 +14,16 @@ from klype.data.readers import KINDS
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Cell
 from klype.examine.say import visible
-from klype.studio.fields import Minutes, Select, Upload, UploadedFile, UploadLimits, WholeNumber
-from klype.studio.frame import Visit, as_data, box, button, card, retext, status, text_of
-from klype.studio.runs_detail import RunDetail
-from klype.studio.runs_list import KEY_MOST, RunInfo, all_runs, family, home_of_runs, key_of
+from klype.studio.elements import as_data, box, button, card, retext, small, status, text_of
+from klype.studio.fields import SEED_MOST, Minutes, Select, Upload, UploadedFile, WholeNumber
+from klype.studio.runs_detail import RunDetail, RunInfo, all_runs, family
 from klype.studio.studio import Studio
-from klype.studio.work import Work, WorkPlan, begin, new_name
+from klype.studio.visit import PagePart, Visit, unless_busy
+from klype.studio.work import KEY_MOST, Work, WorkPlan, begin, key_of, new_name
 from klype.words import LANGUAGES
 
 LOOK_S = 1.5
-TEXTS = UploadLimits(32 << 20, KINDS)
-FILES = 8
-SEED_MOST = 2**32 - 1
+TEXT_MOST, FILES = 32 << 20, 8  # bytes of a text, and how many of them
 RANK = 8
 
 
@@ -61,22 +59,21 @@ class RunRequest:
 def start_run(studio: Studio, request: RunRequest) -> Work:
     """Begins ``klype run``, on the files where the recipe takes any: they lie in the run's own folder, under names of
     ours, and stay with the form when nothing was begun. UsageError for what cannot be."""
-    recipe, files = request.recipe, request.files
-    needs = RECIPES[recipe]
-    if needs.files == "needed" and not files:
+    needs = RECIPES[request.recipe]
+    if needs.files == "needed" and not request.files:
         raise UsageError("There is no text to learn from.", "Add a file first.")
     if needs.model and not request.model:
         raise UsageError("There is no model to go on from.", "Open one first.")
     name = new_name("run")
-    folder = home_of_runs(studio) / name
+    folder = studio.runs_home / name
     upload = folder / "upload"
-    taken = files if needs.files != "none" else ()
-    moved = {given: upload / f"text-{i}{given.file.suffix}" for i, given in enumerate(taken, 1)}
-    for given, file in moved.items():
+    taken = request.files if needs.files != "none" else ()
+    moved = [(given.file, upload / f"text-{i}{given.file.suffix}") for i, given in enumerate(taken, 1)]
+    for given, file in moved:
         upload.mkdir(parents=True, exist_ok=True)
-        shutil.move(given.file, file)
+        shutil.move(given, file)
     command = [
-        *studio.command, "run", "--recipe", recipe, "--minutes", f"{request.minutes:g}",
+        *studio.command, "run", "--recipe", request.recipe, "--minutes", f"{request.minutes:g}",
         "--seed", str(request.seed), "--lang", request.lang, "--device", studio.device, "--out", str(folder),
         "--resume", "--json", *(["--data", str(upload)] if moved else []),
         *(["--from", request.model, "--lora", str(RANK)] if needs.model else []),
@@ -85,135 +82,121 @@ def start_run(studio: Studio, request: RunRequest) -> Work:
     try:
         return begin(studio.home, WorkPlan("run", folder, [command], about), name)
     except KlypeError:
-        if upload.is_dir():
-            for given, file in moved.items():
-                shutil.move(file, given.file)
-            shutil.rmtree(folder)
+        for given, file in moved:
+            shutil.move(file, given)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 @dataclass
-class RunForm:
+class RunForm(PagePart):
     """A run begun from the page, by any recipe."""
 
-    visit: Visit
     files: list[UploadedFile] = field(default_factory=list)
     starting: bool = False
 
     def build(self) -> None:
-        w, say = self.visit.words, self.visit.say
-        trainable = {m.address: m.name for m in self.visit.studio.models if m.opened.native is not None}
-        with box("k-card", "section", id="start"):
-            text_of("h2", w("new"))
+        w, visit = self.w, self.visit
+        trainable = {m.address: m.name for m in self.studio.models if m.opened.native is not None}
+        with card(w("new"), id="start"):
             with box("r-setup"):
                 recipes = {name: w(f"recipe_{name}") for name in RECIPES}
-                self.recipe = Select(w("recipe"), recipes, "world", self._show)
+                self.recipe = Select(w("recipe"), recipes, "world", self.show)
                 self.model = Select(w("from"), trainable or {"": w("nothing")}, next(iter(trainable), ""))
-                self.minutes = Minutes(self.visit, (1, 60, 1), 5)
-                self.lang = Select(w("language"), {lang: row.name for lang, row in LANGUAGES.items()}, self.visit.lang)
-                self.seed = WholeNumber(self.visit, "seed", 0, SEED_MOST, 0)
+                self.minutes = Minutes(visit, (1, 60, 1), 5)
+                self.lang = Select(w("language"), {lang: row.name for lang, row in LANGUAGES.items()}, visit.lang)
+                self.seed = WholeNumber(visit, "seed", 0, SEED_MOST, 0)
             self.needs = status()
             with box() as self.texts:
-                Upload(self.visit, w("upload"), TEXTS, self._given)
-                self.list = text_of("p", "", "k-small")
-                kinds, most = ", ".join(TEXTS.suffixes), say.count(TEXTS.most >> 20)
-                text_of("p", w("upload_note", kinds=kinds, most=most), "k-small")
+                Upload(visit, w("upload"), TEXT_MOST, KINDS, self.take)
+                self.list = small("")
+                small(w("upload_note", kinds=", ".join(KINDS), most=self.say.count(TEXT_MOST >> 20)))
             with box("k-row").style("margin-top:10px"):
                 button(w("start"), self.start, "strong")
-            text_of("p", w("start_note"), "k-small")
-        self._show()
+            small(w("start_note"))
+        self.show()
         ui.run_javascript("if (location.hash === '#start') document.getElementById('start')?.scrollIntoView()")
 
-    def _show(self) -> None:
+    def show(self) -> None:
         """What the chosen recipe needs."""
         needs = RECIPES[self.recipe.value]
-        retext(self.needs, self.visit.words(f"needs_{self.recipe.value}"))
+        retext(self.needs, self.w(f"needs_{self.recipe.value}"))
         self.texts.set_visibility(needs.files != "none")
         self.model.set_visibility(needs.model)
         self.minutes.set(needs.minutes)
 
-    async def _given(self, given: UploadedFile) -> None:
+    async def take(self, given: UploadedFile) -> None:
         if len(self.files) >= FILES:
             await asyncio.to_thread(given.file.unlink, True)
             self.visit.tell(UsageError(f"There are {FILES} files at most."))
             return
         self.files.append(given)
-        say = self.visit.say
-        retext(self.list, " · ".join(f"{one.name} ({say.number(one.size / 1e6, 2)} MB)" for one in self.files))
+        sizes = [f"{one.name} ({self.say.number(one.size / 1e6, 2)} MB)" for one in self.files]
+        retext(self.list, " · ".join(sizes))
 
     async def start(self) -> None:
         if self.starting:
             return
         self.starting = True
-        try:
+
+        def started() -> Work:
             wanted = self.recipe.value, self.minutes.value, self.lang.value, self.seed.value
-            request = RunRequest(*wanted, tuple(self.files), self.model.value)
-            work = await asyncio.to_thread(start_run, self.visit.studio, request)
-        except (KlypeError, OSError) as error:
-            self.visit.tell(error)
-            return
-        finally:
-            self.starting = False
-        ui.navigate.to(f"{self.visit.page.route}?run={key_of(work.plan.run)}")
+            return start_run(self.studio, RunRequest(*wanted, tuple(self.files), self.model.value))
+
+        work = await self.visit.attempt(started)
+        self.starting = False
+        if work is not None:
+            ui.navigate.to(f"{self.visit.page.route}?run={key_of(work.plan.run)}")
 
 
 @dataclass
-class RunsPage:
-    """The page as one visitor has it: all runs, and one of them looked at (with another beside it)."""
+class RunsPage(PagePart):
+    """All runs, and one of them looked at (with another beside it)."""
 
-    visit: Visit
     chosen: str
     beside: str
-    runs: Sequence[RunInfo] = field(default_factory=list)
+    runs: Sequence[RunInfo] = ()
     marks: object = None
-    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def build(self) -> None:
         self.detail = RunDetail(self.visit)
         self.box = box()
-        with card():
-            text_of("h2", self.visit.words("all_runs"))
+        with card(self.w("all_runs")):
             self.list = box()
-            self.note = text_of("p", "", "k-small")
+            self.note = small("")
             names = ["run", "state", "recipe", "from", "stages", "parameters", "seconds", "gates_passed", "gates"]
             as_data(self.visit, "runs", names, self._rows)
         RunForm(self.visit).build()
 
+    @unless_busy
     async def look(self) -> None:
         """Reads beside the page, draws what has changed."""
-        if self.looking.locked():
+        runs = await asyncio.to_thread(all_runs, self.studio)
+        found = {run.key: run for run in runs}
+        one = found.get(self.chosen) or next(iter(runs), None)
+        news = one is not None and await asyncio.to_thread(self.detail.read, one, found.get(self.beside))
+        if self.box.is_deleted:
             return
-        async with self.looking:
-            runs = await asyncio.to_thread(all_runs, self.visit.studio)
-            found = {run.key: run for run in runs}
-            one = found.get(self.chosen) or next(iter(runs), None)
-            news = one is not None and await asyncio.to_thread(self.detail.read, one, found.get(self.beside))
-            if self.box.is_deleted:
-                return
-            self.runs = runs
-            if one is not None:
-                if not self.detail.built_for(one):
-                    self.box.clear()
-                    with self.box:
-                        self.detail.build(one, runs)
-                elif news:
-                    self.detail.update()
-            self._list(one)
-
-    def _list(self, one: RunInfo | None) -> None:
-        marks = [(run.key, run.state, run.stages, int(run.seconds or 0)) for run in self.runs]
+        self.runs = runs
+        if one is not None and not self.detail.built_for(one):
+            self.box.clear()
+            with self.box:
+                self.detail.build(one, runs)
+        elif news:
+            self.detail.update()
+        marks = [(run.key, run.state, run.stages, int(run.seconds or 0)) for run in runs]
         if marks == self.marks:
             return
         self.marks = marks
-        retext(self.note, "" if self.runs else self.visit.words("no_runs"))
+        retext(self.note, "" if runs else self.w("no_runs"))
         self.list.clear()
         with self.list, box("u-runs", "ul"):
-            for depth, run in family(self.runs):
+            for depth, run in family(runs):
                 with box("u-run child" if depth else "u-run", "li").style(f"--depth:{min(depth, 6)}"):
-                    self._row(run, one is not None and run.key == one.key)
+                    self._row(run, run is one)
 
     def _row(self, run: RunInfo, current: bool) -> None:
-        w, say = self.visit.words, self.visit.say
+        w, say = self.w, self.say
         link = text_of("a", visible(run.name), "u-name", href=f"{self.visit.page.route}?run={run.key}")
         if current:
             link.props["aria-current"] = "true"

@@ -1,60 +1,170 @@
-"""One run looked at: its state, curves that grow while it learns, its measures, and another run beside it."""
+"""The runs there are, and one of them looked at: its state, curves that grow while it learns, its measures, and another
+run beside it."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nicegui import ui
 
 from klype.errors import KlypeError
-from klype.examine.charts import Cell, Option, axis, line, lines, spikes
+from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, spikes
 from klype.examine.report import why_base
 from klype.examine.say import visible
-from klype.runs.overview import planned_steps
+from klype.runs.folder import read_run
+from klype.runs.options import STAGES
+from klype.runs.overview import parameters, planned_steps, state_of
 from klype.runs.record import incomparable
 from klype.sources.find import NEWEST_FIRST
 from klype.sources.opening import PATH, kind_of
-from klype.studio.charts import panels, redraw
-from klype.studio.fields import Select
-from klype.studio.frame import Progress, Visit, as_data, box, button, card, retext, status, table, text_of
-from klype.studio.opening import ask_button
-from klype.studio.runs_list import FIGURES, RunInfo
-from klype.studio.work import MetricsTail
+from klype.studio.elements import (
+    GrowingPictures,
+    ProgressBar,
+    as_data,
+    box,
+    button,
+    card,
+    ends,
+    figure_rows,
+    retext,
+    small,
+    status,
+    table,
+    text_of,
+)
+from klype.studio.fields import Select, ask_button
+from klype.studio.studio import Studio, changed
+from klype.studio.visit import WorkPart
+from klype.studio.work import MetricsTail, Work, key_of, works
 
+RunState = Literal["running", "done", "failed", "cancelled", "stopped", "unreadable"]
+FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}  # what run.json calls a stage's figures
+# What is drawn of a stage: curves by their name in metrics.jsonl.
 DRAWN: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("loss", "validation"),
     "finetune": ("loss",),
     "reward": ("pair_accuracy",),
     "align": ("reward", "kl"),
 }
-"""What is drawn of a stage: curves by their name in metrics.jsonl."""
-COLOURS = ("aligned", "finetuned")
-"""Of the run's own curves, and of those of the run beside it."""
+COLOURS = ("aligned", "finetuned")  # of the run's own curves, and of those of the run beside it
+
+
+class RunInfo:
+    """A run as it stands now; one whose run.json cannot be read says ``why``. ``work`` began it here; ``parent`` is the
+    key of the run it went on from; ``parameters`` are those of its newest stage."""
+
+    recipe, parent, why = "", "", ""
+    seconds: float | None = None
+    changed, bytes = 0.0, 0
+    stages: tuple[str, ...] = ()
+    parameters: int | None = None
+
+    def __init__(self, folder: Path, work: Work | None) -> None:
+        self.folder, self.work, self.key, self.name = folder, work, key_of(folder), folder.resolve().name
+        begun = work.plan.about if work is not None else {}
+        self.planned_s: float | None = begun.get("planned_s")
+        self.state: RunState
+        self.about: Mapping[str, Any] = {}
+        try:
+            about = self.about = read_run(folder)
+        except KlypeError as error:
+            self.state, self.why = "unreadable", error.message
+            if work is not None:
+                self.state, self.changed, self.seconds = work.state, changed(work.folder), work.seconds
+                self.why = work.why() if self.state == "failed" else ""
+            return
+        found = state_of(folder, about)
+        self.state = found if work is None or (found == "done" and work.state != "running") else work.state
+        self.recipe, self.planned_s = str(about.get("recipe") or ""), about.get("planned_s") or self.planned_s
+        seconds, made = about.get("seconds"), about.get("asked")
+        self.seconds = seconds.get("total") if isinstance(seconds, dict) else None
+        if work is not None and self.state == "running":
+            self.seconds = work.seconds
+        self.changed = max(map(changed, (folder / "run.json", *folder.glob("*/metrics.jsonl"))))
+        ranked = (folder / "rank").is_dir() and any((folder / "rank").iterdir())
+        self.stages = tuple(s for s in STAGES if (ranked if s == "rank" else (folder / s / "config.json").is_file()))
+        weights: dict[str, Path] = {stage: folder / stage / "model.safetensors" for stage in STAGES if stage != "rank"}
+        self.bytes = sum(weights[s].stat().st_size for s in self.stages if s in weights and weights[s].is_file())
+        if (last := next((stage for stage in NEWEST_FIRST if weights[stage].is_file()), "")) != "":
+            self.parameters = parameters(folder / last)
+        # of one that was aligned here: its reward model's run is none of these
+        origin = begun.get("source") or (made.get("from_") if isinstance(made, dict) else None)
+        if origin:  # whether it is still there or not
+            place = Path(str(origin)).expanduser()
+            self.parent = key_of(place.parent if place.name in STAGES else place)
+        if self.state == "failed":
+            theirs = work is not None and work.state == "failed"
+            self.why = work.why() if work is not None and theirs else str(about.get("failure") or "")
+
+    @property
+    def gates(self) -> tuple[int, int]:
+        """Passed ones, and all."""
+        gates = self.about.get("gates") or []
+        return sum(bool(gate.get("passed")) for gate in gates if isinstance(gate, dict)), len(gates)
+
+    def figures(self, stage: str) -> Mapping[str, Any]:
+        """What was measured of a stage's model; of one that was aligned here, what its comparison measured."""
+        found = self.about.get("figures", {}).get(FIGURES[stage])
+        if not found and stage in ("finetune", "align") and isinstance(self.about.get("aligned"), dict):
+            found = self.about["aligned"].get("before" if stage == "finetune" else "after")
+        return found if isinstance(found, dict) else {}
+
+
+def all_runs(studio: Studio) -> list[RunInfo]:
+    """Every run, newest first; work whose run has not written anything yet is told of, too."""
+    begun: dict[Path, Work] = {}
+    for work in works(studio.home):
+        with suppress(KeyError, TypeError):
+            if work.plan.kind in ("run", "align"):
+                begun.setdefault(work.plan.run.resolve(), work)
+    found = [RunInfo(folder, begun.pop(folder.resolve(), None)) for folder in studio.run_folders()]
+    found += [RunInfo(work.plan.run, work) for work in begun.values()]
+    return sorted(found, key=lambda run: run.changed, reverse=True)
+
+
+def family(runs: Sequence[RunInfo]) -> list[tuple[int, RunInfo]]:
+    """(depth, run): every run under the one it went on from; what came last stands first."""
+    keys = {run.key for run in runs}
+    children: dict[str, list[RunInfo]] = {}
+    for run in runs:
+        children.setdefault(run.parent if run.parent in keys and run.parent != run.key else "", []).append(run)
+    out: dict[str, tuple[int, RunInfo]] = {}
+
+    def walk(parent: str, depth: int) -> None:
+        for run in children.get(parent, []):
+            if run.key not in out:
+                out[run.key] = depth, run
+                walk(run.key, depth + 1)
+
+    walk("", 0)
+    return [*out.values(), *((0, run) for run in runs if run.key not in out)]  # two that name each other
 
 
 @dataclass
-class RunDetail:
+class RunDetail(WorkPart):
     """One run on the page; ``read`` reads what is new, ``build`` lays it out, ``update`` tells what changes."""
 
-    visit: Visit
     run: RunInfo | None = None
     other: RunInfo | None = None
     tails: dict[tuple[str, str], MetricsTail] = field(default_factory=dict)
-    charts: dict[tuple[str, str], ui.echart] = field(default_factory=dict)
     log: Sequence[str] = ()
     built: object = None
+    choice: Select = field(init=False)
 
     @property
     def both(self) -> list[RunInfo]:
         return [run for run in (self.run, self.other) if run is not None]
 
+    async def look(self) -> None:
+        """The page does, with all runs."""
+
     def read(self, run: RunInfo, other: RunInfo | None) -> bool:
         """Whether anything is new (in a thread)."""
-        old, self.run = self.run, run
+        old, self.run, self.work = self.run, run, run.work
         self.other = other if other is not None and other.key != run.key else None
         news = False
         for one in self.both:
@@ -71,26 +181,26 @@ class RunDetail:
 
     def _mark(self, run: RunInfo) -> object:
         other = self.other.key if self.other is not None else ""
-        return run.key, other, run.state, run.stages, tuple(self._drawn()), bool(run.about.get("gates"))
+        return run.key, other, run.state, run.stages, bool(run.about.get("gates"))
 
     def build(self, run: RunInfo, runs: Sequence[RunInfo]) -> None:
         self.built = self._mark(run)
-        self.charts = {}
-        w = self.visit.words
+        w = self.w
         with card():
             with box("k-row u-head"):
                 text_of("h2", visible(run.name))
                 text_of("span", w(f"state_{run.state}"), f"w-state {run.state}")
             self.note = status()
-            self.progress = Progress()
+            self.progress = ProgressBar()
             self.told_log = box("w-log")
             self._acts(run)
             if len(runs) > 1:
                 names = {"": w("nothing"), **{one.key: visible(one.name) for one in runs if one.key != run.key}}
-                chosen = self.other.key if self.other is not None else ""
+                to = f"{self.visit.page.route}?run={run.key}"
+                beside = lambda: ui.navigate.to(to + (f"&with={self.choice.value}" if self.choice.value else ""))
                 with box("u-beside"):
-                    self.choice = Select(w("beside"), names, chosen, self._beside)
-        self._curves(run)
+                    self.choice = Select(w("beside"), names, self.other.key if self.other is not None else "", beside)
+        self.curves = GrowingPictures(self.visit, [f"curves-{run.key}"], self._points)
         self._measures(run)
         self.update()
 
@@ -105,26 +215,40 @@ class RunDetail:
         self.progress.fill(run.state == "running" and timed, share)
         self.told_log.set_visibility(bool(self.log))
         retext(self.told_log, visible("\n".join(self.log)))
-        for (stage, name), drawn in self.charts.items():
-            redraw(drawn, self._option(stage, name), self.visit.lang)
+        drawn = []
+        for stage, name in self._drawn():
+            title = f"{self.w(f'stage_{stage}')}: {self.w(f'line_{name}')}"
+            drawn.append(Panel(title[:1].upper() + title[1:], self._option(stage, name), 230))
+        columns = ["run", "stage", "curve", "step", "value"]
+        made = Picture(f"curves-{run.key}", self.w("curves"), self.w("how_curves"), drawn, columns)
+        self.curves.show([made] if drawn else [])
 
     def _acts(self, run: RunInfo) -> None:
-        w = self.visit.words
-        loaded = [m.name for m in self.visit.studio.models if _belongs(m.address, run.folder)]
+        w, loaded = self.w, []
+        for model in self.studio.models:
+            place = Path(model.address).expanduser().resolve()
+            if kind_of(model.address) is PATH and run.folder.resolve() in (place, *place.parents):
+                loaded.append(model.name)
+
+        async def report() -> None:
+            data = await self.visit.attempt(report_of, run.folder)
+            if data is not None:
+                ui.download.content(data, f"{run.name}-report.html", "text/html;charset=utf-8")
+
         with box("k-row"):
             if loaded:
                 text_of("a", w("open_answer", model=visible(loaded[-1])), "k-button", href="/")
             if (run.folder / "report.html").is_file():
-                button(w("report"), self._report)
+                button(w("report"), report)
             if run.work is not None and run.state == "running":
-                button(self.visit.frame("cancel"), self._cancel)
+                button(self.visit.frame("cancel"), self.cancel)
             if run.work is not None and run.state in ("cancelled", "stopped", "failed"):
-                button(w("resume"), self._resume, "strong")
+                button(w("resume"), self.resume, "strong")
             if not loaded and any(stage in run.stages for stage in NEWEST_FIRST):
                 ask_button(self.visit, str(run.folder), self.note)
 
     def _sentence(self, run: RunInfo) -> str:
-        w, say = self.visit.words, self.visit.say
+        w, say = self.w, self.say
         if run.state == "unreadable" or (run.state == "failed" and run.why):
             return w("why", why=visible(run.why))
         parts = [visible(str(run.folder))]
@@ -138,7 +262,7 @@ class RunDetail:
         if run.bytes:
             parts.append(w("megabytes", n=say.number(run.bytes / 1e6, 1)))
         files = {stage: run.folder / stage / "metrics.jsonl" for stage in DRAWN}
-        written = [(file.stat().st_mtime, stage) for stage, file in files.items() if file.is_file()]
+        written = [(changed(file), stage) for stage, file in files.items() if file.is_file()]
         if run.state == "running" and written:
             _, stage = max(written)
             tail, planned = self.tails.get((run.key, stage)), planned_steps(run.about, stage)
@@ -149,42 +273,27 @@ class RunDetail:
 
     def _drawn(self) -> list[tuple[str, str]]:
         """(stage, curve) of those that have points."""
-        found = []
-        for stage, names in DRAWN.items():
-            tails = [self.tails[one.key, stage] for one in self.both if (one.key, stage) in self.tails]
-            found += [(stage, name) for name in names if any(tail.last(name) is not None for tail in tails)]
-        return found
+        pairs = [(stage, name) for stage, names in DRAWN.items() for name in names]
+        return [pair for pair in pairs if any(tail.last(pair[1]) is not None for _, tail in self._tails(pair[0]))]
 
-    def _curves(self, run: RunInfo) -> None:
-        w, drawn = self.visit.words, self._drawn()
-        if not drawn:
-            return
-        titles = [f"{w(f'stage_{stage}')}: {w(f'line_{name}')}" for stage, name in drawn]
-        shown = [
-            (title[:1].upper() + title[1:], self._option(*one), 230) for title, one in zip(titles, drawn, strict=True)
-        ]
-        with card() as curves:
-            text_of("h2", w("curves"))
-            self.charts = dict(zip(drawn, panels(shown, self.visit.lang), strict=True))
-            text_of("p", w("how_curves"), "k-small")
-            as_data(self.visit, f"curves-{run.key}", ["run", "stage", "curve", "step", "value"], self._points, curves)
+    def _tails(self, stage: str) -> list[tuple[RunInfo, MetricsTail]]:
+        return [(one, self.tails[one.key, stage]) for one in self.both if (one.key, stage) in self.tails]
 
     def _option(self, stage: str, name: str) -> Option:
         series, most = [], 1.0
-        for one, colour in zip(self.both, COLOURS, strict=False):
-            tail = self.tails.get((one.key, stage))
-            if tail is not None and tail.steps:
+        for one, tail in self._tails(stage):
+            if tail.steps:
                 planned = (planned_steps(one.about, stage) or 0) if one.state == "running" else 0
                 most = max(most, tail.steps[-1], planned)
                 points = tail.curve(name)
-                high = {"markPoint": spikes(points, self.visit.say)} if name == "kl" else {}
-                series.append(line(visible(one.name), points, colour, **high))
+                high = {"markPoint": spikes(points, self.say)} if name == "kl" else {}
+                series.append(line(visible(one.name), points, COLOURS[self.both.index(one)], **high))
         if name == "pair_accuracy":
             y = axis(percent=True, min=0.5, max=1.0)
             y.pop("interval", None)
         else:
             y = axis(min=0) if name in ("loss", "validation", "kl") else axis(scale=True)
-        return lines(axis(self.visit.words("steps"), min=0, max=most), y, series)
+        return lines(axis(self.w("steps"), min=0, max=most), y, series)
 
     def _points(self) -> list[list[Cell]]:
         return [
@@ -197,63 +306,34 @@ class RunDetail:
 
     def _measures(self, run: RunInfo) -> None:
         """A row a measure; a column a stage of each run, named after both when there are two."""
-        w, say = self.visit.words, self.visit.say
-        columns: list[tuple[str, Mapping[str, Any]]] = []
+        w, say = self.w, self.say
+        columns: dict[str, Mapping[str, Any]] = {}
         notes = []
         for one, otherwise in zip(self.both, incomparable([one.about for one in self.both]), strict=True):
-            for stage in FIGURES:
-                if figures := one.figures(stage):
-                    name = w(f"stage_{stage}")
-                    shown = {name: f for name, f in figures.items() if name not in otherwise}
-                    columns.append((f"{visible(one.name)}: {name}" if self.other is not None else name, shown))
-            if gone := [m for m in otherwise if any(m in one.figures(stage) for stage in FIGURES)]:
+            found = {stage: one.figures(stage) for stage in FIGURES}
+            for stage, figures in found.items():
+                if figures:
+                    title = w(f"stage_{stage}")
+                    title = f"{visible(one.name)}: {title}" if self.other is not None else title
+                    columns[title] = {name: f for name, f in figures.items() if name not in otherwise}
+            if gone := [m for m in otherwise if any(m in figures for figures in found.values())]:
                 notes.append(w("otherwise", run=visible(one.name), measures=", ".join(map(say.measure, gone))))
         if not columns:
             return
-        names = [name for name in dict.fromkeys(name for _, figures in columns for name in figures)
-                 if any(_known(figures.get(name)) for _, figures in columns)]  # fmt: skip
-        rows = [
-            [say.measure(name), *(say.told(f[name], name) if _known(f.get(name)) else "–" for _, f in columns)]
-            for name in names
-        ]
-        data = [[name, title, *((f.get(name) or {}).get(k) for k in ("value", "low", "high", "n"))]
-                for title, f in columns for name in names]  # fmt: skip
-        with card():
-            text_of("h2", w("measures"))
-            titles = [title for title, _ in columns]
-            table(self.visit, [w("measure"), *titles], rows, range(1, len(columns) + 1), w("measures"))
+        names = {name: say.measure(name) for figures in columns.values() for name in figures}
+        rows = figure_rows(say, [*columns.values()], names)
+        data = [[name, title, *ends(f.get(name))] for title, f in columns.items() for name in names]
+        with card(w("measures")):
+            table(self.visit, [w("measure"), *columns], rows, range(1, len(columns) + 1), w("measures"))
             bases = dict.fromkeys(why_base(one.figures("pretrain"), say) for one in self.both)
             for note in [*notes, *filter(None, bases), w("how_measures")]:
-                text_of("p", note, "k-small")
+                small(note)
             as_data(self.visit, f"measures-{run.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data)
 
-    def _beside(self) -> None:
-        assert self.run is not None
-        beside = f"&with={self.choice.value}" if self.choice.value else ""
-        ui.navigate.to(f"{self.visit.page.route}?run={self.run.key}{beside}")
 
-    async def _report(self) -> None:
-        assert self.run is not None
-        try:
-            data = await asyncio.to_thread((self.run.folder / "report.html").read_bytes)
-        except OSError as error:
-            self.visit.tell(KlypeError(f"The report cannot be read: {error.strerror or error}."))
-            return
-        ui.download.content(data, f"{self.run.name}-report.html", "text/html;charset=utf-8")
-
-    async def _cancel(self) -> None:
-        if self.run is not None and self.run.work is not None:
-            await asyncio.to_thread(self.run.work.cancel)
-
-    async def _resume(self) -> None:
-        if self.run is not None and self.run.work is not None:
-            await asyncio.to_thread(self.run.work.go_on)
-
-
-def _known(figure: object) -> bool:
-    return isinstance(figure, Mapping) and isinstance(figure.get("value"), int | float)
-
-
-def _belongs(address: str, folder: Path) -> bool:
-    place = Path(address).expanduser().resolve()
-    return kind_of(address) is PATH and folder.resolve() in (place, *place.parents)
+def report_of(run: Path) -> bytes:
+    """A run's report. Raises KlypeError where it cannot be read."""
+    try:
+        return (run / "report.html").read_bytes()
+    except OSError as error:
+        raise KlypeError(f"The report cannot be read: {error.strerror or error}.") from error

@@ -1,4 +1,4 @@
-"""What all pages of one studio share: its models and who may use them when, conversations, examinations, its home."""
+"""What all pages of one studio share: its models and who may use them when, conversations, runs, rankings, its home."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from klype.api.asking import Asking, asking, prompt_after, reading_from, suggestions, world_of
 from klype.api.examination import identity, reader_of
@@ -18,31 +19,26 @@ from klype.device import EnergyMeter
 from klype.engine.engine import Event
 from klype.engine.runner import NativeRunner
 from klype.engine.speculation import LookupDraft, speculate
-from klype.errors import UsageError
+from klype.errors import KlypeError, UsageError
 from klype.examine.truth import Reader
 from klype.model.manifest import is_whole
-from klype.preferences.records import Entry
+from klype.preferences import database
+from klype.runs.folder import RUNS
 from klype.runs.provenance import question_in
-from klype.runs.rankers import summary
+from klype.runs.ranking import has_store
 from klype.serve.worker import Job, Worker
 from klype.sources.find import NEWEST_FIRST
 from klype.sources.names import located
-from klype.sources.opening import Opened, kind_of, open_model
+from klype.sources.opening import Opened, find_model, kind_of, open_model
 from klype.sources.source import Around, NativeSource, Source
-from klype.studio.conversation import Answer, Conversation, Conversations
+from klype.studio.annotation import RankingStore, SummaryCache, named_stores
+from klype.studio.conversation import AnswerBranch, Conversation, Conversations
 from klype.values import Distribution, Request, Trace
 
-if TYPE_CHECKING:
-    from klype.studio.ranking_stores import RankingStore
-
 T = TypeVar("T")
-WHOLE = 4096
-"""Vocabularies up to this size have whole distributions in every trace."""
-LISTED = 256
-"""Else so many of the most probable tokens are kept a step."""
-READERS = 64
-"""Questions whose truth is remembered."""
-RECOUNT_S = 5.0
+# Vocabularies up to this size have whole distributions in every trace, else so many of the most probable tokens a step.
+WHOLE, LISTED = 4096, 256
+READERS = 64  # questions whose truth is remembered
 
 
 class SharedModel(Model):
@@ -69,7 +65,7 @@ class SharedModel(Model):
             self.source = NativeSource(opened.source.engine.beside(), opened.source.codec)
         self.stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="klype studio")
-        self._readers: dict[str, Reader | None] = {}
+        self._readers: dict[str, Reader | None] = {}  # by question
         self._reading = threading.Lock()
 
     @property
@@ -96,7 +92,7 @@ class SharedModel(Model):
             raise UsageError(f"The message has {len(prompt)} tokens, and {self.name} reads {self.window} at most.")
         return fitting[1]
 
-    def rest_of(self, answer: Answer, limit: int) -> Request:
+    def rest_of(self, answer: AnswerBranch, limit: int) -> Request:
         """What is still to be written: after a fork the beginning belongs to the prompt. The same seed and place in the
         text have the same noise, so that a fork differs by its token only."""
         prompt = (*answer.prompt, *answer.tokens)
@@ -106,7 +102,7 @@ class SharedModel(Model):
         top = -1 if 0 < self.vocabulary <= WHOLE else LISTED
         return replace(self.request(prompt, answer.sampling, left, answer.seed), top=top)
 
-    async def extend(self, answer: Answer, limit: int) -> None:
+    async def extend(self, answer: AnswerBranch, limit: int) -> None:
         """Appends to the answer's steps as they come; ``answer.running`` made false ends it."""
         meter, began = EnergyMeter(), time.monotonic()
         async for events in self.events(self.rest_of(answer, limit)):
@@ -117,7 +113,7 @@ class SharedModel(Model):
                 break
         answer.seconds, answer.joules = time.monotonic() - began, meter.joules()
 
-    async def extend_ahead(self, answer: Answer, limit: int) -> None:
+    async def extend_ahead(self, answer: AnswerBranch, limit: int) -> None:
         """The same answer written with guesses ahead (looked up in the text so far), checked several a pass."""
         request = self.rest_of(answer, limit)
 
@@ -135,17 +131,24 @@ class SharedModel(Model):
 
     async def events(self, request: Request) -> AsyncIterator[list[Event]]:
         """Tokens as they come, those that came meanwhile together. Leaving the loop ends the work."""
-        if self.worker is None:
-            async for event in _in_a_thread(self._locked.generate([request])):
-                yield [event]
+        if self.worker is not None:
+            job = Job([request])
+            self.worker.submit(job)
+            try:
+                async for news in job.updates():
+                    yield [update for update in news if isinstance(update, Event)]
+            finally:
+                self.worker.cancel(job)
             return
-        job = Job([request])
-        self.worker.submit(job)
+        # a thread of its own, in which the generator is closed when the loop is left
+        events = self._locked.generate([request])
+        pool, loop = ThreadPoolExecutor(1, thread_name_prefix="klype answer"), asyncio.get_running_loop()
         try:
-            async for news in job.updates():
-                yield [update for update in news if isinstance(update, Event)]
+            while (event := await loop.run_in_executor(pool, next, events, None)) is not None:
+                yield [event]
         finally:
-            self.worker.cancel(job)
+            pool.submit(events.close)
+            pool.shutdown(wait=False)
 
     async def beside(self, work: Callable[[Source], T]) -> T:
         """Long work with the model, in turn; it should look at a flag of its own to be cancelled."""
@@ -157,17 +160,14 @@ class SharedModel(Model):
             if question not in self._readers:
                 if len(self._readers) >= READERS:
                     self._readers.pop(next(iter(self._readers)))
-                self._readers[question] = self._reader(question)
+                run, asked = self.opened.found.run, None
+                world = world_of(self.opened) if self.opened.native is not None and not self.raw else None
+                if run is not None and world is not None:
+                    asked, _ = question_in(world, run, question)
+                made = reader_of(self.opened, world)(asked) if world is not None and asked is not None else None
+                self._readers[question] = made
             reader = self._readers[question]
         return None if reader is None else reader.next(tokens)
-
-    def _reader(self, text: str) -> Reader | None:
-        run = self.opened.found.run
-        if run is None or self.opened.native is None or self.raw:
-            return None
-        world = world_of(self.opened)
-        question = None if world is None else question_in(world, run, text)[0]
-        return None if question is None or world is None else reader_of(self.opened, world)(question)
 
     def stop(self) -> None:
         """Long work ends where it next asks; Python's end would wait for it."""
@@ -239,47 +239,6 @@ class WatchedSource(Around):
             yield event
 
 
-async def _in_a_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event]:
-    """What a generator yields, in a thread of its own, where it is closed when the loop is left."""
-    pool, loop = ThreadPoolExecutor(1, thread_name_prefix="klype answer"), asyncio.get_running_loop()
-    try:
-        while (event := await loop.run_in_executor(pool, next, events, None)) is not None:
-            yield event
-    finally:
-        pool.submit(events.close)
-        pool.shutdown(wait=False)
-
-
-@dataclass(frozen=True)
-class StoreSummary:
-    """A store's entries, how well their makers agree, and how many questions there are."""
-
-    entries: Sequence[Entry]
-    summary: Mapping[str, Any]
-    questions: int
-
-
-@dataclass
-class SummaryCache:
-    """What stores hold in all, counted once for all who look. ``of`` waits for the store: call it in a thread. What it
-    tells may be ``RECOUNT_S`` old while others rank."""
-
-    clock: Callable[[], float] = time.monotonic
-    _known: dict[str, tuple[tuple[int, int], float, StoreSummary]] = field(default_factory=dict)
-    _counting: threading.Lock = field(default_factory=threading.Lock)
-
-    def of(self, place: RankingStore) -> StoreSummary:
-        with self._counting, place.open() as store:
-            known, mark = self._known.get(place.key), store.mark()
-            if known is not None and (known[0] == mark or self.clock() - known[1] < RECOUNT_S):
-                return known[2]
-            entries = store.entries()
-            questions = sum(len(asked.candidates) > 1 for asked in store.questions())
-            found = StoreSummary(entries, summary(entries), questions)
-            self._known[place.key] = (mark, self.clock(), found)
-            return found
-
-
 @dataclass
 class Studio:
     """``home`` is klype's own folder: results of long work are kept there. ``command`` starts ``klype``, on ``device``.
@@ -311,13 +270,16 @@ class Studio:
 
     def open(self, text: str) -> list[SharedModel]:
         """A MODEL beside the others, or those of them that it is; of a run all finished stages, in their order. Call it
-        in a thread. KlypeError when there is no such model, or another one has its name."""
+        in a thread. KlypeError when there is no such model, it is damaged, or another one has its name."""
         with self._opening:
             known = {model.address: model for model in self.models}
             named = stages_of(text)
             for name, address in named:
                 if address not in known:
-                    known[address] = shared_model(name, address, self.precision, self.device)
+                    opened = open_model(address, self.precision, measured=True, device=self.device)
+                    run = opened.found.run
+                    examined = run is not None and (run / "questions.jsonl").is_file()
+                    known[address] = SharedModel(name, address, opened, identity(opened) if examined else "")
                     self._add(known[address])
         return [known[address] for _, address in named]
 
@@ -332,9 +294,61 @@ class Studio:
             raise UsageError(f"There is no model {name[:100]!a} here.")
         return found
 
+    @property
+    def runs_home(self) -> Path:
+        """Where runs that are begun here lie."""
+        return self.runs or self.home / "runs"
+
+    def run_folders(self) -> list[Path]:
+        """Those of the studio's models, those begun here, those in the folder ``runs`` or the one named; each once."""
+        found: dict[Path, Path] = {}
+        for model in self.models:
+            with suppress(KlypeError, OSError):
+                run = find_model(model.address).run
+                if run is not None:
+                    found.setdefault(run.resolve(), run)
+        for base in (self.runs_home, self.home / "runs", self.runs or RUNS):
+            for file in sorted(base.glob("*/run.json"), key=changed, reverse=True):
+                found.setdefault(file.parent.resolve(), file.parent)
+        return list(found.values())
+
+    def ranking_stores(self) -> list[RankingStore]:
+        """All of them: the one that the command names, those of the studio's models, the rest."""
+        known = [run for run in self.run_folders() if has_store(run / "rank")]
+        stores = [*(RankingStore(run.name, run) for run in known), *named_stores(self.home)]
+        if self.store:
+            stores.insert(0, RankingStore(database.short(self.store), known[0] if known else None, self.store))
+        return stores
+
+    def fill_store(self) -> None:
+        """Opens the store that the command names; what the first run has goes into an empty one: questions with their
+        answers, and who ranked them. KlypeError when it cannot be opened, UsageError when there is nothing to rank."""
+        if not self.store:
+            return
+        place = self.ranking_stores()[0]
+        with place.open() as store:
+            if store.questions():
+                return
+            if place.run is None:
+                raise UsageError(
+                    f"There are no questions in {place.name}, and no run to take them from.",
+                    "Name a run whose answers are to be ranked.",
+                )
+            with RankingStore(place.run.name, place.run).open() as own:
+                store.add(own.questions())
+                store.put(own.entries())
+
     def stop(self) -> None:
         for model in self.models:
             model.stop()
+
+
+def changed(file: Path) -> float:
+    """When a file was last written, in seconds; 0 where there is none."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def stages_of(text: str) -> list[tuple[str, str]]:
@@ -352,11 +366,3 @@ def stages_of(text: str) -> list[tuple[str, str]]:
         return [(name or kind_of(address).short(address), address)]
     except (OSError, RuntimeError, ValueError):  # a name that is too long, has a NUL, or is of a user who has no home
         raise UsageError(f"There is no model {text[:200]!a}.") from None
-
-
-def shared_model(name: str, address: str, precision: str, device: str) -> SharedModel:
-    """Found, checked and loaded. KlypeError when there is no such model, or it is damaged."""
-    opened = open_model(address, precision, measured=True, device=device)
-    run = opened.found.run
-    examined = run is not None and (run / "questions.jsonl").is_file()
-    return SharedModel(name, address, opened, identity(opened) if examined else "")

@@ -1,27 +1,39 @@
-"""Tokens on a page: an answer's, coloured by probability, each of which can be picked; and any text's."""
+"""Tokens on a page: an answer's, coloured by probability, each of which can be picked; what could have been said in its
+place (from the trace: the model is not asked again); and any text's."""
 
 from __future__ import annotations
 
 import asyncio
 import codecs
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
+import torch
 from nicegui import ui
-from nicegui.events import GenericEventArguments
 
+from klype.answers import bounds
 from klype.api.model import Model
-from klype.examine.charts import step_of
-from klype.examine.say import visible
-from klype.studio.fields import Select, Text
-from klype.studio.frame import Visit, box, button, table, text_of
-from klype.values import Step
+from klype.engine.sampling import noise, shape_whole
+from klype.examine.charts import Cell, Option, axis, bars, step_of
+from klype.examine.say import Say, visible
+from klype.samplers import SAMPLERS, active
+from klype.studio.conversation import AnswerBranch, Branches
+from klype.studio.elements import as_data, box, button, chart, fold, redraw, retext, small, table, text_of
+from klype.studio.fields import Select, TextArea
+from klype.studio.studio import SharedModel
+from klype.studio.visit import PagePart, Visit
+from klype.values import Distribution, Floats, Sampling, Step
+from klype.words import Words
 
-Row = list[str | int]
-"""Text, step of the probability scale, class of how it came, tooltip."""
-MOST_OF_A_CHARACTER = 3
-"""Bytes, and so tokens, that stand before the last one of a character."""
+Row = list[str | int]  # text, step of the probability scale, class of how it came, tooltip
+Before = tuple[Sequence[int], Sequence[int]]  # the prompt, and what of its answer stands before a token
+MOST_OF_A_CHARACTER = 3  # bytes, and so tokens, that stand before the last one of a character
 LONGEST_TEXT, SHOWN_TOKENS, LISTED_TOKENS = 20_000, 2000, 40
+# So many of the most probable tokens are listed at least; of the others, and as bars, those that can be seen.
+FEWEST, SEEN_P = 5, 5e-4
 
 
 class Tokens(ui.element, component="tokens.js"):
@@ -31,13 +43,18 @@ class Tokens(ui.element, component="tokens.js"):
         super().__init__()
         self.rows, self.busy = list(rows), busy
         self._props.update(tokens=self.rows, label=label, busy=busy, picked=-1)
-        self.on("pick", lambda event: on_pick(_index(event, len(self.rows))))
+
+        def pick(given: object) -> None:
+            """A browser may send anything: what is no place in the answer is the nearest one."""
+            place = int(given) if isinstance(given, int | float) and math.isfinite(given) else 0
+            on_pick(max(0, min(len(self.rows) - 1, place)))
+
+        self.on("pick", lambda event: pick(event.args))
 
     def add(self, rows: Sequence[Row]) -> None:
         if rows:
-            start = len(self.rows)
+            self.run_method("put", len(self.rows), list(rows))
             self.rows.extend(rows)
-            self.run_method("put", start, list(rows))
 
 
 def pieces(model: Model, ids: Sequence[int]) -> list[str]:
@@ -55,10 +72,8 @@ def rows_of(model: Model, steps: Sequence[Step], first: int, percent: Callable[[
     """Rows of the steps from ``first`` on."""
     out: list[Row] = []
     texts = pieces(model, [step.token for step in steps])
-    for place, (step, text) in enumerate(zip(steps, texts, strict=True)):
-        if place < first:
-            continue
-        p = min(1.0, math.exp(step.logp)) if step.logp > -math.inf else 0.0
+    for place, (step, text) in list(enumerate(zip(steps, texts, strict=True)))[first:]:
+        p = min(1.0, math.exp(step.logp))
         control = "control" if model.opened.control(step.token) is not None else ""
         how = step.source if step.source in ("drafted", "forced") else control
         out.append([text.removeprefix(" ") if place == 0 else text, step_of(p), how, percent(p)])
@@ -75,45 +90,287 @@ def shown(model: Model, token: int, before: Sequence[int] = ()) -> str:
     return text.strip(" ").replace("\n", "↵").replace("\t", "⇥") or "␣" * len(text)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenBar:
+    """One token: probability under the model, as drawn from, and in truth (None: nobody knows)."""
+
+    token: int
+    p: float
+    drawn: float
+    truth: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBars:
+    """``rest``: the model's mass on all other tokens; ``exact``: the distribution is whole, so all bars are exact.
+    ``kept``: how many tokens can be drawn."""
+
+    bars: tuple[TokenBar, ...]
+    rest: float
+    exact: bool
+    kept: int
+
+
+def bars_of(
+    step: Step,
+    before: Before,
+    sampling: Sampling,
+    vocabulary: int,
+    truth: Mapping[int, float] | None = None,
+    most: int = 10,
+) -> TokenBars | None:
+    """The ``most`` likeliest tokens, the one that was said, and the truth's likeliest. None: nothing is known."""
+    q = step.distribution
+    if q is None or not len(q.ids):
+        return None
+    p_K = np.exp(q.logp.astype(np.float64))
+    drawn_K = drawn_from(q, before, sampling, vocabulary)
+    place = {int(token): i for i, token in enumerate(q.ids)}
+    listed = [int(token) for i, token in enumerate(q.ids[:most]) if i < FEWEST or p_K[i] >= SEEN_P]
+    truest = sorted(truth, key=lambda token: -truth[token])[:4] if truth else []
+    rows = []
+    for token in dict.fromkeys([*listed, step.token, *truest]):
+        i = place.get(token)
+        p, drawn = (0.0, 0.0) if i is None else (float(p_K[i]), float(drawn_K[i]))
+        rows.append(TokenBar(token, p, drawn, None if truth is None else truth.get(token, 0.0), token == step.token))
+    rows.sort(key=lambda bar: -bar.p)
+    rest = max(0.0, 1.0 - sum(bar.p for bar in rows))
+    return TokenBars(tuple(rows), rest, q.whole, int((drawn_K > 0).sum()))
+
+
+def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: int) -> Floats:
+    """The listed tokens' probabilities as they would be drawn, by the function that answers are drawn with.
+
+    Of a partial distribution: what is certain of them at this temperature, cut among what is listed; penalties, for
+    which the others would have to be known, are left out.
+    """
+    if q.whole:
+        found_K: Floats = shape_whole(q, sampling, before, vocabulary).double().exp().numpy()[q.ids]
+        return found_K
+    p_K = bounds.tempered(q, sampling.temperature, vocabulary).low_K
+    logp_1K = torch.from_numpy(np.log(np.maximum(p_K, 1e-300)))[None]
+    for name, value in active(sampling).items():
+        if (cut := SAMPLERS[name].shape) is not None:
+            logp_1K = cut(logp_1K, value)
+    cut_K: Floats = logp_1K[0].exp().numpy()
+    return cut_K if (cut_K[p_K > 0] == 0).any() else p_K
+
+
+@dataclass(frozen=True)
+class TokenPlace:
+    """Where one looks: at token ``at`` of the answer that is shown of ``branches``."""
+
+    model: SharedModel
+    branches: Branches
+    at: int
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        return self.branches.current.tokens[: self.at]
+
+    def shown(self, token: int) -> str:
+        return shown(self.model, token, self.before)
+
+
+@dataclass
+class TokenPanel(PagePart):
+    """Beside the conversation; it follows the token that was picked and the sliders. ``side`` is what holds it: on a
+    narrow screen a sheet that opens with a token."""
+
+    side: ui.element
+    sampling: Callable[[], Sampling]
+    fork: Callable[[Branches, int, int], None]
+    place: TokenPlace | None = None
+    truth: Mapping[int, float] | None = None
+    drawn: ui.echart | None = None
+    ways: ui.element | None = None
+    unfolded: bool = False
+
+    def build(self) -> None:
+        close = self.w("close")
+        button(close, lambda: self.side.classes(remove="open"), "tiny k-close", aria_label=close)
+        self.title = text_of("h2", self.w("panel"))
+        self.note = small(self.w("panel_empty"))
+        self.box = box()
+
+    def look(self, model: SharedModel, branches: Branches, at: int, question: str, opened: bool = True) -> None:
+        """At token ``at`` of the shown answer. The truth comes a moment later, where somebody knows it."""
+        if not 0 <= at < len(branches.current.steps):
+            return
+        here = self.place = TokenPlace(model, branches, at)
+        self.truth = None
+        if opened:
+            self.side.classes("open")
+        self._show()
+        if question:
+            client = ui.context.client
+
+            async def ask() -> None:
+                found = await asyncio.to_thread(model.truth, question, here.before)
+                if found is not None and self.place is here and not client.is_deleted:
+                    with client:
+                        self.truth = found
+                        self._show()
+
+            ui.timer(0.0, ask, once=True)
+
+    def draw(self) -> None:
+        """The bars anew after a slider has moved: from the trace, without the model."""
+        place, found = self.place, self._bars()
+        if place is not None and found is not None and self.drawn is not None:
+            self._draw(place, found, self.drawn)
+
+    def _draw(self, place: TokenPlace, found: TokenBars, drawn: ui.echart) -> None:
+        """The bars, and what was drawn, and why."""
+        option, height = self._chart(place, found)
+        redraw(drawn.style(f"height: {height}px"), option, self.visit.lang)
+        retext(self.note, why_chosen(place.branches.current, place.at, found, self.w, self.say))
+
+    def _bars(self) -> TokenBars | None:
+        if self.place is None or self.place.at >= len(self.place.branches.current.steps):
+            return None
+        answer, model = self.place.branches.current, self.place.model
+        before = answer.prompt, self.place.before
+        return bars_of(answer.steps[self.place.at], before, self.sampling(), model.vocabulary, self.truth)
+
+    def _show(self) -> None:
+        """The chart stays the same element from token to token: a new one takes a browser three times as long."""
+        place, found = self.place, self._bars()
+        if place is None:
+            return
+        if found is None:
+            self.box.clear()
+            self.drawn = self.ways = None
+        steps = place.branches.current.steps
+        if place.at >= len(steps):
+            return
+        said = place.shown(steps[place.at].token)
+        retext(self.title, self.w("panel_at", n=self.say.count(place.at + 1), token=said))
+        if found is None:
+            retext(self.note, self.w("no_distribution"))
+            return
+        label = self.w("chart_of", token=said)
+        if self.drawn is None:
+            with self.box:
+                self._lay(place, found, label)
+        else:
+            self.drawn.props["aria-label"] = label
+            self._draw(place, found, self.drawn)
+        self._list()
+
+    def _lay(self, place: TokenPlace, found: TokenBars, label: str) -> None:
+        w = self.w
+        option, height = self._chart(place, found)
+        self.drawn = chart(option, self.visit.lang, height, label)
+        retext(self.note, why_chosen(place.branches.current, place.at, found, w, self.say))
+        small(" ".join([w("how_bars"), *([w("how_bars_aligned")] if place.model.stage == "align" else [])]))
+
+        def unfold(opened: bool) -> None:
+            self.unfolded = opened
+            self._list()
+
+        others = fold(w("others"))
+        with others:
+            self.ways = box()
+        others.on("toggle", lambda event: unfold(event.args is True), js_handler="(e) => emit(e.target.open)")
+        columns = [w("token"), w("number"), w("model_p"), w("drawn_p", t=""), w("truth_p")]
+        as_data(self.visit, "next-token", columns, self._rows, self.drawn)
+        self.unfolded = False
+
+    def _list(self) -> None:
+        """The ways as a table, while somebody looks at it."""
+        place, found, w = self.place, self._bars(), self.w
+        if self.ways is None or place is None or found is None:
+            return
+        self.ways.clear()
+        if not self.unfolded:
+            return
+        known, rows = self.truth is not None, []
+        for bar in found.bars:
+            name = place.shown(bar.token)
+            shares = [least(self.say, share) for share in (bar.p, bar.drawn, *([bar.truth or 0.0] if known else []))]
+            take = partial(self.fork, place.branches, place.at, bar.token)
+            act = partial(button, w("take"), take, "tiny", aria_label=w("take_named", token=name))
+            rows.append([partial(text_of, "bdi", name), *shares, w("said") if bar.chosen else act])
+        truth = [w("truth_p")] if known else []
+        names = [w("token"), w("model_short"), w("drawn_short"), *truth, w("way_from")]
+        with self.ways:
+            table(self.visit, names, rows, numeric=range(1, len(names) - 1))
+
+    def _chart(self, place: TokenPlace, found: TokenBars) -> tuple[Option, int]:
+        """The bars, with one for all tokens together that would be shown as 0 %; and how high they are."""
+        w, t = self.w, self.say.plain(self.sampling().temperature)
+        seen = [b for b in found.bars if b.chosen or max(b.p, b.drawn, b.truth or 0.0) >= SEEN_P]
+        labels = [("▸ " if bar.chosen else "") + place.shown(bar.token) for bar in seen]
+        series = {w("model_p"): ("aligned", [bar.p for bar in seen]),
+                  w("drawn_p", t=t): ("aligned", [bar.drawn for bar in seen])}  # fmt: skip
+        if self.truth is not None:
+            series[w("truth_p")] = ("truth", [bar.truth or 0.0 for bar in seen])
+        rest = [1 - sum(values) for _, values in series.values()]
+        rest[1] *= found.exact  # of how the others are drawn nothing is certain where they are not known
+        if max(rest) >= SEEN_P:
+            labels.append(w("rest"))
+            for (_, values), share in zip(series.values(), rest, strict=True):
+                values.append(max(0.0, share))
+        height = 76 + len(labels) * (54 if self.truth is not None else 36)
+        return bars(labels, series, axis(percent=True, min=0, max=1), numbers=True), height
+
+    def _rows(self) -> list[list[Cell]]:
+        found, place = self._bars(), self.place
+        if found is None or place is None:
+            return []
+        return [[visible(place.model.opened.spelled(b.token)), b.token, b.p, b.drawn, b.truth] for b in found.bars]
+
+
+def least(say: Say, share: float) -> str:
+    """A share; one that is there and would be shown as nothing is "< 0.1 %"."""
+    return f"< {say.share(0.001, 1)}" if 0 < share < SEEN_P else say.share(share, 1)
+
+
+def why_chosen(answer: AnswerBranch, at: int, found: TokenBars, w: Words, say: Say) -> str:
+    """How probable a token was, how it came to stand there, and how many others could have."""
+    step = answer.steps[at]
+    p = min(1.0, math.exp(step.logp))
+    parts = [w("was", p=say.share(p, 1), bits=say.number(-math.log2(p), 1) if p > 0 else "∞")]
+    if step.source in ("forced", "drafted"):
+        parts.append(w(f"was_{step.source}"))
+    elif answer.sampling.temperature == 0:
+        parts.append(w("was_greedy"))
+    else:
+        u = float(noise(answer.seed, 0, len(answer.prompt) + at))
+        drawn, t = min(1.0, math.exp(step.sampling_logprob)), say.plain(answer.sampling.temperature)
+        parts.append(w("was_drawn", p=say.share(drawn, 1), u=say.number(u, 3), t=t))
+    parts.append(w("kept" if found.exact else "partial", n=say.count(found.kept)))
+    return " ".join(parts)
+
+
 def tokenizer_view(visit: Visit) -> None:
     """A fold: a text, the model whose tokens are wanted, and the pieces, with their numbers."""
     w, say = visit.words, visit.say
 
     async def cut() -> None:
         model = visit.studio.model(choice.value)
-        try:
-            ids = await asyncio.to_thread(model.opened.plain, text.value)
-        except Exception as error:
-            visit.tell(error)
+        ids = await visit.attempt(model.opened.plain, text.value)
+        if ids is None:
             return
         texts = pieces(model, ids[:SHOWN_TOKENS])
         found.clear()
         with found:
-            text_of("p", w("cut_into", n=say.count(len(ids)), characters=say.count(len(text.value))), "k-small")
+            small(w("cut_into", n=say.count(len(ids)), characters=say.count(len(text.value))))
             with box("k-answer"):
-                for i, (token, piece) in enumerate(zip(ids[:SHOWN_TOKENS], texts, strict=False)):
-                    classes = "k-tok plain even" if i % 2 else "k-tok plain"
-                    text_of("span", piece, classes, title=str(token))
-            rows = [
-                [str(t), text, model.opened.spell(t).hex(" ")]
-                for t, text in zip(ids[:LISTED_TOKENS], texts, strict=False)
-            ]
-            with box("k-fold", "details"):
-                text_of("summary", w("as_bytes"))
+                for i, (token, piece) in enumerate(zip(ids, texts, strict=False)):
+                    text_of("span", piece, "k-tok plain even" if i % 2 else "k-tok plain", title=str(token))
+            listed = zip(ids[:LISTED_TOKENS], texts, strict=False)
+            rows = [[str(token), piece, model.opened.spell(token).hex(" ")] for token, piece in listed]
+            with fold(w("as_bytes")):
                 table(visit, [w("number"), w("token"), w("bytes")], rows)
 
-    with box("k-fold k-card", "details"):
-        text_of("summary", w("tokenizer"))
-        text_of("p", w("tokenizer_how"), "k-small")
+    with fold(w("tokenizer"), "k-card"):
+        small(w("tokenizer_how"))
         with box("k-row"):
             names = {model.name: model.name for model in visit.studio.models}
             choice = Select(w("model"), names, next(iter(names)), cut)
-            text = Text(w("any_text"), 2, LONGEST_TEXT, cut)
+            text = TextArea(w("any_text"), 2, LONGEST_TEXT, cut)
         button(w("cut"), cut)
         found = box().style("margin-top:10px")
-
-
-def _index(event: GenericEventArguments, size: int) -> int:
-    """A browser may send anything: what is no place in the answer is the nearest one."""
-    given = event.args
-    return max(0, min(size - 1, int(given))) if isinstance(given, int | float) and math.isfinite(given) else 0

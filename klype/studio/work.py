@@ -2,10 +2,15 @@
 
 A piece of work is a folder: ``work.json`` says what is to be done, ``process.json`` who does it, ``ended.json`` how it
 ended; ``N.out`` and ``N.err`` are what its steps said. Nothing of it is kept in the server's memory.
+
+The process (``python -m klype.studio.work FOLDER``) runs the steps one after the other, hands an interruption on to the
+one that runs, and has the model that is being aligned answer a few questions whenever a new state of it is saved.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -13,28 +18,35 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
+from types import FrameType
 from typing import Any, Literal
 
 import psutil
 
 from klype import jsons
+from klype.child_processes import bound
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import thin
-from klype.jsons import steps
 from klype.runs.record import living, process_of, write_json
+from klype.words.plain import aside
 
 State = Literal["running", "done", "failed", "cancelled", "stopped"]
 WORK, PROCESS, CHILD, ENDED = "work.json", "process.json", "child.json", "ended.json"
 SAMPLES, CANCEL = "samples.jsonl", "cancel"
 INTERRUPTED = 130
-AT_ONCE = 2
-"""Pieces of work that train may run at the same time in one home."""
+AT_ONCE = 2  # pieces of work that train may run at the same time in one home
+KEY_MOST = 20  # characters of a key that a browser sends are read
+CURVE_POINTS = 240  # of a curve: more cannot be told apart on a screen
+EVERY_S = 0.5
+PATIENCE_S = 120.0  # how long an interrupted step may take to save its state before it is ended
+TEMPERATURE = 0.7  # that of the figures of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +97,10 @@ class Work:
     @property
     def seconds(self) -> float:
         """How long it has run, its earlier starts included."""
-        before = float(_read(self.folder / ENDED).get("seconds", 0.0)) if (self.folder / ENDED).is_file() else None
-        if before is not None:
-            return before
-        about, process = _read(self.folder / PROCESS), self._process()
-        earlier = float(about.get("earlier", 0.0))
-        return earlier + (0.0 if process is None else max(0.0, _now() - process.create_time()))
+        if (self.folder / ENDED).is_file():
+            return float(_read(self.folder / ENDED).get("seconds", 0.0))
+        earlier, process = float(_read(self.folder / PROCESS).get("earlier", 0.0)), self._process()
+        return earlier + (0.0 if process is None else max(0.0, time.time() - process.create_time()))
 
     def why(self) -> str:
         """Why it failed, in the command's own sentences, but for what they say of its options: who reads this is at a
@@ -101,15 +111,21 @@ class Work:
                 return without_options(f"{error.get('message', '')} {error.get('hint', '')}")
             if isinstance(error, str):
                 return error
-        lines = tail(self.folder / f"{self.step}.err", 1)
-        return lines[-1] if lines else ""
+        return next(iter(self.told(1)), "")
 
     def told(self, lines: int = 12, most: int = 1 << 14) -> list[str]:
-        """The last lines of its progress, of so many bytes."""
-        return tail(self.folder / f"{self.step}.err", lines, most)
+        """The last lines of its progress, of so many bytes; blank ones are left out."""
+        file = self.folder / f"{self.step}.err"
+        try:
+            with file.open("rb") as opened:
+                opened.seek(max(0, file.stat().st_size - most))
+                text = opened.read().decode("utf-8", "replace")
+        except OSError:
+            return []
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
     def samples(self) -> list[dict[str, Any]]:
-        """What the model in the making answered, oldest first: ``step`` and ``answers`` (see work_chain)."""
+        """What the model in the making answered, oldest first: ``step`` and ``answers`` (see ``StepRunner``)."""
         return [row for row in rows_of(self.folder / SAMPLES) if isinstance(row.get("answers"), list)]
 
     def cancel(self) -> None:
@@ -165,24 +181,17 @@ def new_name(kind: str) -> str:
     return f"{kind}-{datetime.now():%Y-%m-%d-%H%M%S}-{token_hex(2)}"
 
 
+def key_of(folder: Path) -> str:
+    """What a browser calls a folder: nothing else that one sends names any."""
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+
+
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """The whole rows of a JSONL file that may be growing."""
     try:
-        lines = file.read_bytes().split(b"\n")
+        return list(jsons.rows(file.read_bytes().split(b"\n")))
     except OSError:
         return []
-    return list(jsons.rows(lines))
-
-
-def tail(file: Path, lines: int, most: int = 1 << 14) -> list[str]:
-    """The last lines of a text that may be growing; blank ones are left out."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - most))
-            text = opened.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
 def without_options(text: str) -> str:
@@ -195,7 +204,7 @@ def _launch(folder: Path, earlier: float) -> None:
     """In a session of its own, so that neither the server's end nor its Ctrl-C takes it along."""
     with (folder / "chain.err").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "klype.studio.work_chain", str(folder)],
+            [sys.executable, "-m", "klype.studio.work", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -207,14 +216,6 @@ def _launch(folder: Path, earlier: float) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     return jsons.saved(file) or {}
-
-
-def _now() -> float:
-    return datetime.now(UTC).timestamp()
-
-
-CURVE_POINTS = 240
-"""Points of a curve: more cannot be told apart on a screen."""
 
 
 @dataclass
@@ -242,8 +243,17 @@ class MetricsTail:
             return False
         self._at += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        for row in steps(lines):
-            self._add(row)
+        for row in jsons.steps(lines):
+            step = int(row.pop("step"))
+            while self.steps and self.steps[-1] >= step:  # resumed training writes steps again: the later row holds
+                self.steps.pop()
+                for column in self.columns.values():
+                    del column[len(self.steps) :]
+            for name, value in row.items():
+                column = self.columns.setdefault(name, [])
+                column.extend([math.nan] * (len(self.steps) - len(column)))
+                column.append(float(value))
+            self.steps.append(step)
         return bool(lines)
 
     def last(self, name: str) -> float | None:
@@ -261,16 +271,128 @@ class MetricsTail:
         column = self.columns.get(name, [])
         return thin([(float(s), v) for s, v in zip(self.steps, column, strict=False) if not math.isnan(v)], most)
 
-    def _add(self, row: dict[str, float]) -> None:
-        """Resumed training writes steps again that it had lost: the later row holds."""
-        step = int(row["step"])
-        while self.steps and self.steps[-1] >= step:
-            self.steps.pop()
-            for column in self.columns.values():
-                del column[len(self.steps) :]
-        for name, value in row.items():
-            if name != "step":
-                column = self.columns.setdefault(name, [])
-                column.extend([math.nan] * (len(self.steps) - len(column)))
-                column.append(float(value))
-        self.steps.append(step)
+
+def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit: int) -> list[str]:
+    """One answer of a checkpoint, or of one with the ``weights`` of a state that training saved, to each question: the
+    same every time. Raises KlypeError and OSError for what cannot be read."""
+    from safetensors.torch import load
+
+    from klype.device import set_threads
+    from klype.engine.engine import Engine
+    from klype.model import checkpoint
+    from klype.values import Request, Sampling
+
+    set_threads(1)
+    loaded = checkpoint.load(folder)
+    if weights is not None:
+        state = load(weights.read_bytes())
+        loaded.model.load_state_dict({name: state[name] for name in loaded.model.state_dict()})
+    tokenizer, out = loaded.tokenizer, []
+    for seed, question in enumerate(questions):
+        prompt = tuple(loaded.chat.prompt([{"role": "user", "content": question}]))
+        room = min(limit, loaded.config.window - len(prompt))
+        if room < 1:
+            out.append("")
+            continue
+        request = Request(prompt, 1, room, Sampling(temperature=TEMPERATURE), seed, tokenizer.ends)
+        ((trace,),) = Engine(loaded.model, decode_bytes=tokenizer.token_bytes).run([request])
+        out.append(tokenizer.decode_answer(trace.tokens))
+    return out
+
+
+@dataclass
+class StepRunner:
+    """Runs the steps of a piece of work. ``sampled``: steps of the training at which the model was asked."""
+
+    work: Work
+    interrupted: bool = False
+    child: subprocess.Popen[bytes] | None = None
+    sampled: set[int] = field(default_factory=set)
+
+    def run(self) -> int:
+        folder, plan, began = self.work.folder, self.work.plan, time.monotonic()
+        self.interrupted = self.interrupted or (folder / CANCEL).exists()
+        earlier = float(jsons.finite((folder / PROCESS).read_bytes()).get("earlier", 0.0))
+        self.sampled = {int(row["step"]) for row in self.work.samples()}
+        code, step, error = 0, 0, ""
+        for step, command in enumerate(plan.steps):
+            if not self.interrupted and not (folder / f"{step}.done").exists():
+                code, error = self._step(step, command, plan.about.get("ask"))
+                if code == 0:
+                    (folder / f"{step}.done").touch()
+            if code or self.interrupted:
+                break
+        if self.interrupted and code == 0 and not (folder / f"{len(plan.steps) - 1}.done").exists():
+            code = INTERRUPTED
+        seconds = round(earlier + time.monotonic() - began, 2)
+        said = {"code": code, "step": step, "seconds": seconds, "cancelled": self.interrupted and code != 0}
+        write_json(folder / ENDED, said | ({"error": error} if error else {}))
+        return code
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+
+    def _step(self, step: int, command: Sequence[str], ask: dict[str, Any] | None) -> tuple[int, str]:
+        """The step's exit code, and why it could not even be started."""
+        with (self.work.folder / f"{step}.out").open("wb") as out, (self.work.folder / f"{step}.err").open("ab") as err:
+            try:
+                self.child = subprocess.Popen(bound(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            except OSError as error:
+                return 1, f"{command[0]}: {error.strerror or error}."
+            write_json(self.work.folder / CHILD, process_of(self.child.pid))
+            given_up = 0.0
+            while self.child.poll() is None:
+                time.sleep(EVERY_S)
+                if self.interrupted:
+                    given_up = given_up or time.monotonic() + PATIENCE_S
+                    if time.monotonic() > given_up:
+                        self.child.kill()
+                elif ask:
+                    self._sample(ask)
+            code = self.child.wait()
+        if ask and code == 0:
+            self._sample(ask, final=True)
+        return (code if code >= 0 else INTERRUPTED if self.interrupted else 1), ""
+
+    def _sample(self, ask: dict[str, Any], final: bool = False) -> None:
+        """Asks the model at the start, in each state that training saved, and at the end."""
+        base, folder = Path(ask["before"]), Path(ask["after"])
+        states = {int(f.parent.name.partition("-")[2]): f for f in folder.glob("resume/step-*/model.safetensors")}
+        if 0 not in self.sampled and base.is_dir() and folder.parent.is_dir():
+            self._answer(0, base, None, ask)
+        newest = max(states, default=0)
+        if final and (folder / "model.safetensors").is_file():
+            rows = rows_of(folder / "metrics.jsonl")
+            self._answer(int(rows[-1]["step"]) if rows else newest, folder, None, ask)
+        elif newest and newest not in self.sampled:
+            self._answer(newest, base, states[newest], ask)
+
+    def _answer(self, step: int, folder: Path, weights: Path | None, ask: dict[str, Any]) -> None:
+        """A state that is being replaced by a newer one is left out; the next one comes soon."""
+        from safetensors import SafetensorError
+
+        self.sampled.add(step)
+        try:
+            said = answers(folder, weights, ask["questions"], int(ask.get("limit", 60)))
+        except (OSError, KlypeError, SafetensorError, RuntimeError, KeyError) as error:
+            aside(f"step {step} was not asked: {error}")
+            return
+        with (self.work.folder / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "answers": said}, ensure_ascii=False) + "\n")
+
+
+def main() -> int:
+    chain = StepRunner(Work(Path(sys.argv[1])))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, chain.stop)
+    for _ in range(100):  # whoever began it writes down first who does it
+        if (chain.work.folder / PROCESS).is_file():
+            break
+        time.sleep(0.05)
+    return chain.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -122,7 +122,6 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
     from klype.serve.guard import Rules, is_loopback
     from klype.serve.server import server
     from klype.studio.app import app
-    from klype.studio.ranking_stores import fill_store
     from klype.studio.studio import Studio
 
     command = [sys.executable, "-m", "klype"]
@@ -132,7 +131,7 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
         studio.open(model)
     here = is_loopback(entrance.host)
     studio.opens = here and not asked.name  # who comes from elsewhere is not the user of this machine
-    fill_store(studio)
+    studio.fill_store()
     rules = Rules.of(entrance.key, entrance.host, asked.name)
     running = server(app(studio, rules), rules, grace=3)
     url, names = entrance.url, [model.name for model in studio.models]

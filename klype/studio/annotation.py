@@ -1,4 +1,5 @@
-"""Who ranks, and one annotator's session: the next question, and an answer that is on the disk before it is told."""
+"""Who ranks, where rankings are kept, and one annotator's session: the next question, and an answer that is on the
+disk before it is told."""
 
 from __future__ import annotations
 
@@ -9,26 +10,113 @@ import random
 import secrets
 import threading
 import time
+import tomllib
 import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from klype.data.seeds import mix
 from klype.durable import private_folder
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
 from klype.jsons import finite
+from klype.model.manifest import is_whole
 from klype.preferences.records import MODEL, SIMULATED, Candidate, Entry, Kind, RankingItem
 from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
-from klype.runs.rankers import HELD_OUT_EVERY, KEYS, SHOWN, differing, now
+from klype.runs.rankers import HELD_OUT_EVERY, KEYS, SHOWN, differing, now, summary
+from klype.runs.ranking import STORE, open_store
 from klype.runs.record import write_json
 from klype.words import Words
 
 FILE = "annotators.json"
+STORES = "stores.toml"  # in klype's home: ``[NAME]`` with ``url`` and ``run``, the run whose model the rankings are for
 USUAL = f"{SIMULATED}likes right, polite and short answers"
 NAME_MOST, KEY_MOST, PEOPLE_MOST = 60, 200, 10_000
+RECOUNT_S = 5.0  # a summary may be so old while others rank
+AGAIN_EVERY = 10  # every so-manieth question is one ranked before: how far does one agree with oneself?
+SHARED_EVERY = 5  # every so-manieth is one that somebody else has ranked, or will: how far do people agree?
+TEXT_MOST = 20_000  # characters of an answer that a person writes
+EVERYBODY = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RankingStore:
+    """``url`` "": the run's own store. ``key`` is what a browser calls it; nothing else it sends is a place.
+    ``run``: whose model the rankings are for; None when they are only collected."""
+
+    name: str
+    run: Path | None
+    url: str = ""
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(f"{self.name} {self.run} {self.url}".encode()).hexdigest()[:12]
+
+    def open(self) -> Store:
+        """Made when it is missing; close it. KlypeError when it cannot be opened."""
+        return Store.open(self.url) if self.url or self.run is None else open_store(self.run / "rank")
+
+    @property
+    def can_align(self) -> bool:
+        """Whether a fine-tuned model lies there to be aligned."""
+        return self.run is not None and is_whole(self.run / "finetune")
+
+    def snapshot(self, folder: Path, annotators: tuple[str, ...]) -> list[Entry]:
+        """What these annotators have said so far, in a store of its own in ``folder``: people may go on meanwhile."""
+        with self.open() as store:
+            entries = store.entries(annotators=annotators)
+        folder.mkdir(parents=True, exist_ok=True)
+        with Store.open(folder / STORE) as copied:
+            copied.put(entries)
+        return entries
+
+
+def named_stores(home: Path) -> list[RankingStore]:
+    """Those that a file in klype's home names (PostgreSQL by url)."""
+    file = home / STORES
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return [RankingStore(name, Path(row["run"]).expanduser(), row["url"]) for name, row in found.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KlypeError(f"{file} cannot be read: {error}.", "It should hold [NAME] with url and run.") from error
+
+
+def ranking_store(stores: Sequence[RankingStore], key: str) -> RankingStore:
+    """By a key that a browser sent; the first when there is no such one."""
+    return next((store for store in stores if store.key == key), stores[0])
+
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """A store's entries, how well their makers agree, and how many questions there are."""
+
+    entries: Sequence[Entry]
+    agreement: Mapping[str, Any]
+    questions: int
+
+
+@dataclass
+class SummaryCache:
+    """What stores hold in all, counted once for all who look. ``of`` waits for the store: call it in a thread."""
+
+    clock: Callable[[], float] = time.monotonic
+    _known: dict[str, tuple[tuple[int, int], float, StoreSummary]] = field(default_factory=dict)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, place: RankingStore) -> StoreSummary:
+        with self._counting, place.open() as store:
+            known, mark = self._known.get(place.key), store.mark()
+            if known is not None and (known[0] == mark or self.clock() - known[1] < RECOUNT_S):
+                return known[2]
+            entries = store.entries()
+            questions = sum(len(asked.candidates) > 1 for asked in store.questions())
+            found = StoreSummary(entries, summary(entries), questions)
+            self._known[place.key] = (mark, self.clock(), found)
+            return found
 
 
 def named(annotator: str, w: Words) -> str:
@@ -36,62 +124,39 @@ def named(annotator: str, w: Words) -> str:
     return w("simulated") if annotator == USUAL else visible(annotator)
 
 
-@dataclass(frozen=True, slots=True)
-class Annotators:
-    """``home`` is klype's own folder; keys are kept there as salted hashes (scrypt), readable by their owner only."""
+def sign_in(home: Path, name: str, key: str) -> str:
+    """The name as it is kept. The first key given with a name locks it; UsageError when it is not the right one.
 
-    home: Path
+    ``home`` is klype's own folder; keys are kept there as salted hashes (scrypt), readable by their owner only."""
+    clean = unicodedata.normalize("NFC", " ".join(name.split()))
+    if not clean or len(clean) > NAME_MOST or not clean.isprintable():
+        raise UsageError(f"A name has from 1 to {NAME_MOST} visible characters.")
+    if clean.startswith((SIMULATED, MODEL)):
+        raise UsageError(f"Names that begin with '{SIMULATED}' or '{MODEL}' are kept for machines.")
+    if len(key) > KEY_MOST:
+        raise UsageError(f"A key has at most {KEY_MOST} characters.")
+    file, known = home / FILE, dict[str, str]()
+    try:
+        found = finite(file.read_text(encoding="utf-8")) if file.exists() else {}
+        known = {str(name): str(kept) for name, kept in found.items()} if isinstance(found, dict) else {}
+    except (OSError, ValueError) as error:
+        raise KlypeError(f"{file} cannot be read: {error}.", "Fix or remove it.") from error
 
-    def enter(self, name: str, key: str) -> str:
-        """The name as it is kept. The first key given with a name locks it; UsageError when it is not the right one."""
-        clean = unicodedata.normalize("NFC", " ".join(name.split()))
-        if not clean or len(clean) > NAME_MOST or not clean.isprintable():
-            raise UsageError(f"A name has from 1 to {NAME_MOST} visible characters.")
-        if clean.startswith((SIMULATED, MODEL)):
-            raise UsageError(f"Names that begin with '{SIMULATED}' or '{MODEL}' are kept for machines.")
-        if len(key) > KEY_MOST:
-            raise UsageError(f"A key has at most {KEY_MOST} characters.")
-        known = self._read()
-        kept = known.get(clean)
-        if kept is None and key:
-            salt = secrets.token_hex(16)
-            if len(known) >= PEOPLE_MOST:
-                raise UsageError("There is no room for more names with keys.")
-            self._write({**known, clean: f"{salt}:{_hash(key, salt)}"})
-        elif kept is not None:
-            salt, _, hashed = kept.partition(":")
-            if not hmac.compare_digest(_hash(key, salt), hashed):
-                raise UsageError(f"{clean} is locked with a key, and this is not it.")
-        return clean
+    def hashed(salt: str) -> str:
+        return hashlib.scrypt(key.encode(), salt=bytes.fromhex(salt), n=1 << 14, r=8, p=1).hex()
 
-    def _read(self) -> dict[str, str]:
-        file = self.home / FILE
-        try:
-            found = finite(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise KlypeError(f"{file} cannot be read: {error}.", "Fix or remove it.") from error
-        return {str(name): str(kept) for name, kept in found.items()} if isinstance(found, dict) else {}
-
-    def _write(self, known: dict[str, str]) -> None:
-        private_folder(self.home)
-        file = self.home / FILE
-        write_json(file, known)
+    if clean in known:
+        salt, _, kept = known[clean].partition(":")
+        if not hmac.compare_digest(hashed(salt), kept):
+            raise UsageError(f"{clean} is locked with a key, and this is not it.")
+    elif key:
+        if len(known) >= PEOPLE_MOST:
+            raise UsageError("There is no room for more names with keys.")
+        salt = secrets.token_hex(16)
+        private_folder(home)
+        write_json(file, {**known, clean: f"{salt}:{hashed(salt)}"})
         os.chmod(file, 0o600)
-
-
-def _hash(key: str, salt: str) -> str:
-    return hashlib.scrypt(key.encode(), salt=bytes.fromhex(salt), n=1 << 14, r=8, p=1).hex()
-
-
-AGAIN_EVERY = 10
-"""Every so-manieth question is one ranked before: how far does one agree with oneself?"""
-SHARED_EVERY = 5
-"""Every so-manieth question is one that somebody else has ranked, or will: how far do people agree?"""
-TEXT_MOST = 20_000
-"""Characters of an answer that a person writes."""
-EVERYBODY = 1 << 20
+    return clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,29 +171,16 @@ class RankingTask:
     draft: str
 
 
-@dataclass
 class AnnotatorSession:
     """``done``: how many this annotator has ranked or skipped in all. ``sitting`` is the browser tab's own mark.
     Questions in the language ``lang`` come first."""
 
-    store: Store
-    name: str
-    sitting: str
-    lang: str = ""
-    done: int = 0
-    turns: int = 0
-    task: RankingTask | None = None
-    _ranked: set[int] = field(default_factory=set)
-
-    @staticmethod
-    def at(store: Store, name: str, sitting: str, lang: str = "") -> AnnotatorSession:
-        desk = AnnotatorSession(store, name, sitting, lang)
-        desk._recount()
-        return desk
-
-    @property
-    def who(self) -> Annotator:
-        return Annotator(self.name, "person", self.sitting, self.lang)
+    def __init__(self, store: Store, name: str, sitting: str, lang: str = "") -> None:
+        self.store, self.name = store, name
+        self.who = Annotator(name, "person", sitting, lang)
+        self.turns = 0
+        self.task: RankingTask | None = None
+        self._recount()
 
     def next(self) -> RankingTask | None:
         """The next question; None when this annotator has ranked all there are."""
@@ -169,9 +221,7 @@ class AnnotatorSession:
         with _one_at_a_time(f"{self.store.place}\n{self.name}"):
             back = self.store.undo(self.who)
             self._recount()
-        if back is None:
-            return None
-        return self._lay(back.asked, back.again)
+        return None if back is None else self._lay(back.asked, back.again)
 
     def write(self, number: object, text: str) -> RankingTask | None:
         """One more answer, by this annotator; UsageError when it is none, or there is no room on the desk."""
