@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.api.asking import fit, suggestions
 from klype.api.model import Model
 from klype.api.model import tempered as as_drawn
-from klype.cli.commands.chat import Talk
+from klype.api.prompts import fit, suggestions
+from klype.cli.commands.chat import ChatSession
 from klype.cli.commands.look import bar_of, visible
 from klype.cli.terminal import Terminal
 from klype.engine.engine import Engine
@@ -53,11 +53,11 @@ def opened() -> Opened:
     return native("toy", Found(Path("toy")), loaded, Engine(model, decode_bytes=tokenizer.token_bytes, name="toy"))
 
 
-def talk_to(opened: Opened, limit: int = 8, seed: int = 0) -> Talk:
-    return Talk(Terminal(lang="en"), opened, Sampling(temperature=1.0), limit, seed)
+def talk_to(opened: Opened, limit: int = 8, seed: int = 0) -> ChatSession:
+    return ChatSession(Terminal(lang="en"), opened, Sampling(temperature=1.0), limit, seed)
 
 
-def said(talk: Talk) -> list[str]:
+def said(talk: ChatSession) -> list[str]:
     return [message["content"] for message in talk.messages if message["role"] == "assistant"]
 
 
@@ -138,9 +138,12 @@ def test_where_single_questions_were_taught_each_is_answered_as_if_it_came_first
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"kind": "world"}}))
     of_world = replace(opened, found=Found(tmp_path / "align", tmp_path, "align"))
     cold = Sampling(temperature=0)
-    alone = Talk(Terminal(lang="en"), of_world, cold, 8, 0)
+    alone = ChatSession(Terminal(lang="en"), of_world, cold, 8, 0)
     alone.take("Kari?")
-    talk, other = Talk(Terminal(lang="en"), of_world, cold, 8, 0), Talk(Terminal(lang="en"), opened, cold, 8, 0)
+    talk, other = (
+        ChatSession(Terminal(lang="en"), of_world, cold, 8, 0),
+        ChatSession(Terminal(lang="en"), opened, cold, 8, 0),
+    )
     for each in (talk, other):
         for line in ("Hunden drakk?", "Kari?", "Kari?"):
             each.take(line)
@@ -255,7 +258,7 @@ def test_no_escape_code_reaches_the_terminal() -> None:
 
 
 def test_norwegian_words(opened: Opened, capsys: Captured) -> None:
-    talk = Talk(Terminal(lang="nb"), opened, Sampling(), 4, 0)
+    talk = ChatSession(Terminal(lang="nb"), opened, Sampling(), 4, 0)
     talk.take("/reset")
     assert "Samtalen er glemt." in capsys.readouterr().out
 

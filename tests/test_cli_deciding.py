@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from klype.answers.decoders import DECODERS
-from klype.api.asking import Asking
+from klype.api.prompts import PromptContext
 from klype.cli.commands import ask as command
 from klype.errors import UsageError
 from klype.values import Question, Request, Sampling
@@ -23,7 +23,7 @@ TABLE = np.array([[1, 0, 0, 0, 0], [0, 0, 0.4, 0.3, 0.3], *np.tile(np.eye(5)[0],
 def told(name: str, budget: float = 8.0) -> dict[str, Any]:
     source, codec = table_source(TABLE)
     merged = {"c": "x", "d": "x"}
-    ask = Asking(source, (1,), Question("q", "a"), lambda text: merged.get(text, text), "text", None)
+    ask = PromptContext(source, (1,), Question("q", "a"), lambda text: merged.get(text, text), "text", None)
     opened = cast(Any, SimpleNamespace(source=source, stop=(0,), as_raw=lambda raw: True, plain=codec.encode))
     request = Request(ask.prompt, limit=4, sampling=Sampling(0.7), seed=1)
     found = command.decided(opened, ask, request, (name, budget), None)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from klype.cli.guard import wants_json
-from klype.cli.terminal import Live, Plain, Terminal, listener, print_table, to_json
+from klype.cli.terminal import LiveProgress, PlainProgress, Terminal, listener, print_table, to_json
 from klype.environment import language, state_folder
 from klype.runs.say import RunListener, Silent
 
@@ -40,7 +40,7 @@ class Clock:
 
 def test_plain_lines_come_now_and_then() -> None:
     console = Console(file=io.StringIO(), width=80)
-    tell(Plain(console, "en", Clock(1.0)))
+    tell(PlainProgress(console, "en", Clock(1.0)))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     lines = text.splitlines()
@@ -58,7 +58,7 @@ def test_plain_lines_come_now_and_then() -> None:
 
 def test_time_left_after_a_restart_is_told_by_the_pace_since_then() -> None:
     console = Console(file=io.StringIO(), width=80)
-    plain = Plain(console, "en", Clock(1.0))
+    plain = PlainProgress(console, "en", Clock(1.0))
     plain.stage_start("pretrain", 1000)
     for step in range(901, 951):  # a step a second
         plain.step({"step": step, "loss": 1.0})
@@ -72,7 +72,7 @@ def test_the_live_bar_shows_loss_speed_and_time_left() -> None:
     console = Console(
         file=io.StringIO(), force_terminal=True, width=80, height=40, color_system=None, legacy_windows=False
     )
-    live = Live(console, "nb")
+    live = LiveProgress(console, "nb")
     with live.progress:
         live.stage_start("pretrain", 100)
         live.step({"step": 40, "loss": 1.5, "tokens_per_second": 23456.0, "kl": 0.25, "right": 0.5})
@@ -90,7 +90,7 @@ def test_the_live_bar_shows_loss_speed_and_time_left() -> None:
 
 def test_the_parts_of_an_examination_are_told_in_norwegian() -> None:
     console = Console(file=io.StringIO(), width=80)
-    plain = Plain(console, "nb", Clock(1.0))
+    plain = PlainProgress(console, "nb", Clock(1.0))
     plain.stage_start("answers 0.7", 200)
     plain.step({"step": 0})
     plain.stage_start("feedback 1.3", 3)
@@ -105,7 +105,7 @@ def test_the_parts_of_an_examination_are_told_in_norwegian() -> None:
 def test_a_pipe_gets_plain_lines_and_json_keeps_stdout_clean(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal(as_json=True, lang="en")
     with listener(terminal) as say:
-        assert isinstance(say, Plain)
+        assert isinstance(say, PlainProgress)
         tell(say)
     terminal.document({"p": 0.5})
     said = capsys.readouterr()

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from klype.api.asking import Asking
+from klype.api.prompts import PromptContext
 from klype.cli.commands.ask import share_of, sure_of
 from klype.sources.source import answers
 from klype.values import Question, Request, Sampling
@@ -21,7 +21,7 @@ def sure(temperature: float) -> tuple[dict[str, Any], Any]:
     prompt = tuple(codec.encode("a"))
     request = Request(prompt, limit=6, sampling=Sampling(temperature=temperature), stop=tuple(source.codec.stop))
     trace = answers(source, [request])[0][0]
-    ask = Asking(source, prompt, Question("q", "a"), str, "text", None)
+    ask = PromptContext(source, prompt, Question("q", "a"), str, "text", None)
     opened = cast(Any, SimpleNamespace(goes_on=True, spelled=lambda token: codec.spell(token).decode()))
     return sure_of(opened, ask, trace, 6), trace
 

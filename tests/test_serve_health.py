@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.cli.commands.serve import Listening
+from klype.cli.commands.serve import Endpoint
 from klype.model import checkpoint
 from klype.serve.app import LARGE, app
 from klype.serve.guard import Rules
@@ -46,7 +46,7 @@ def sent(url: str, name: str) -> httpx.Response:
 def test_while_it_serves_the_collector_leaves_alone_what_was_loaded_and_what_is_read() -> None:
     """Else one look through all of it takes .2 s, in which nobody is answered; a body of lists made it look often."""
     socket, before = listen("127.0.0.1", 0), (gc.get_threshold(), sys.getswitchinterval(), gc.get_freeze_count())
-    address = Listening("127.0.0.1", None, socket)
+    address = Endpoint("127.0.0.1", None, socket)
     ours, loaded = server(app([served("m")]), Rules()), len(gc.get_objects())
     found: dict[str, int] = {}
 

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.cures_report import verdict as cures_verdict
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
-from klype.api.asking import Asking
+from klype.api.prompts import PromptContext
 from klype.api.results import AnswerForks, AnswerTree
 from klype.cli.commands.ask import tell_decision as tell_decided
 from klype.cli.commands.ask import tell_sure
@@ -306,7 +306,7 @@ def tree(until: Any, eps: float, budget: int, limit: int = 8) -> Told:
     def told(lang: str) -> str:
         settings = TreeSettings(limit=limit, until=until, eps=eps, budget=budget, batch=1, widest=1)
         found = AnswerTree(grow(SOURCE, (1,), settings, CODEC.spell), "same meaning")
-        ask = Asking(SOURCE, (1,), Question("q", "?"), str, "same meaning", None)
+        ask = PromptContext(SOURCE, (1,), Question("q", "?"), str, "same meaning", None)
         return printed(lang, lambda terminal: tree_chart(terminal, words(lang, "examination"), found, ask, 9))
 
     return told
@@ -367,7 +367,7 @@ def paths(*drawn: int) -> FoundPaths:
     )
     trace = Trace((1,), (), Sampling(), 0, 0, "m", "stop", 1, 0.0)
     grown = grow(SOURCE, (1,), TreeSettings(), CODEC.spell)
-    asked = Asking(SOURCE, (1,), Question("q", "?"), lambda text: text[:1], "normalised match", None)
+    asked = PromptContext(SOURCE, (1,), Question("q", "?"), lambda text: text[:1], "normalised match", None)
     return FoundPaths(asked, PathSettings(), (trace,) * sum(drawn), grown, meant, trace, CODEC.decode)
 
 

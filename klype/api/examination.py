@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from klype.api.asking import number, suite_files, whole, world_of
 from klype.api.judging import open_judge
 from klype.api.model import Model, load
+from klype.api.prompts import number, suite_files, whole, world_of
 from klype.api.results import Row, data_frame, figure_rows, figure_table
 from klype.config import make
 from klype.data.rows import questions_from, read_questions

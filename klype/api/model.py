@@ -12,8 +12,8 @@ import numpy as np
 
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
-from klype.api.asking import Asking, asking, is_single_turn, prompt_of, read_of, whole
 from klype.api.judging import open_judge
+from klype.api.prompts import PromptContext, is_single_turn, prompt_context, prompt_of, read_of, whole
 from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
 from klype.engine.sampling import check_sampling
 from klype.environment import language
@@ -204,7 +204,7 @@ class Model:
         who says what means the same, as for ``klype.examine``.
         """
         whole(limit=limit, budget=1 if budget is None else budget)
-        ask = asking(self.opened, text, raw, open_judge(judge, self.opened))
+        ask = prompt_context(self.opened, text, raw, open_judge(judge, self.opened))
         return self.grow(ask, self.tree_settings(ask, _sampling(temperature, sampling), limit, budget, until))
 
     def forks(
@@ -225,7 +225,7 @@ class Model:
         ``tree``.
         """
         whole(limit=limit, samples=samples, seed=seed)
-        ask = asking(self.opened, text, raw, open_judge(judge, self.opened))
+        ask = prompt_context(self.opened, text, raw, open_judge(judge, self.opened))
         said = None if answer is None else self.given(text, answer, raw)
         return self.decided(ask, _sampling(temperature, sampling), (limit, samples, seed), said)
 
@@ -314,7 +314,7 @@ class Model:
         return NextTokens(rows, max(0.0, 1.0 - sum(p.get(token, 0.0) for token in listed)))
 
     def tree_settings(
-        self, ask: Asking, sampling: Sampling, limit: int, budget: int | None, until: Any, eps: float = 0.01
+        self, ask: PromptContext, sampling: Sampling, limit: int, budget: int | None, until: Any, eps: float = 0.01
     ) -> TreeSettings:
         """How the tree of a question is grown: wide batches for small vocabularies."""
         small = self.vocabulary <= 4096
@@ -325,7 +325,7 @@ class Model:
         return TreeSettings(sampling, limit, most, until, eps, 16 if small else 8, self.vocabulary)
 
     def grow(
-        self, ask: Asking, settings: TreeSettings, progress: Callable[[int, float], None] | None = None
+        self, ask: PromptContext, settings: TreeSettings, progress: Callable[[int, float], None] | None = None
     ) -> AnswerTree:
         """The tree of a question's answers. ``progress``: beginnings that were read, and what is unexplored."""
         spell = self.opened.spell if self.opened.exact else None
@@ -333,7 +333,7 @@ class Model:
         return AnswerTree(tree, ask.judge, ask.error_rate)
 
     def decided(
-        self, ask: Asking, sampling: Sampling, size: tuple[int, int, int], answer: list[int] | Trace | None
+        self, ask: PromptContext, sampling: Sampling, size: tuple[int, int, int], answer: list[int] | Trace | None
     ) -> AnswerForks:
         """The forks of a question's answer: of given tokens, of what was drawn before, or of one that is drawn.
         ``size``: tokens at most, samples at every token, seed."""

@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from klype.api.asking import number, whole
 from klype.api.model import Model, load
+from klype.api.prompts import number, whole
 from klype.api.results import Row, data_frame, figure_rows, figure_table, html_table
 from klype.config import make
 from klype.environment import cache_folder

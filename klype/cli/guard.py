@@ -65,7 +65,10 @@ def guarded(command: Callable[[list[str]], object], argv: list[str], name: str =
         return 1
     except Exception as error:
         if _lacks_memory(error):
-            return tell("There is not enough memory for this.", _memory_hint(), 1)
+            hint, most = "Close other programs or choose a smaller model.", _limit()
+            if not math.isinf(most):  # then it is not other programs that take the room
+                hint = f"This process may use {most / 1e9:.1f} GB (ulimit -v), which is too little: raise that limit."
+            return tell("There is not enough memory for this.", hint, 1)
         told = _explain(error) if isinstance(error, OSError) else _bug(error, state_folder(), argv)
         return tell(*told, 1)
     if code == INTERRUPTED:
@@ -125,15 +128,6 @@ def _lacks_memory(error: Exception) -> bool:
         return error.errno == errno.ENOMEM
     said, told = str(error).lower(), isinstance(error, RuntimeError | ImportError | OSError)
     return told and "static tls" not in said and any(words in said for words in NO_MEMORY)
-
-
-def _memory_hint() -> str:
-    """Names the limit on this process, where somebody has set one: then it is not other programs that take the room."""
-    smaller = "Close other programs or choose a smaller model."
-    most = _limit()
-    if math.isinf(most):
-        return smaller
-    return f"This process may use {most / 1e9:.1f} GB (ulimit -v), which is too little: raise that limit."
 
 
 def _limit() -> float:

@@ -96,7 +96,7 @@ def app() -> typer.Typer:
 def _options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda v: _version(v))
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
     ] = False,
     lang: Annotated[
         str | None,

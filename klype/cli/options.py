@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from klype.api.asking import not_empty
+from klype.api.prompts import not_empty
 from klype.cli.terminal import Terminal, program
 from klype.device import Device as Device
 from klype.errors import UsageError
@@ -28,8 +28,8 @@ from klype.sources.opening import PATH, kind_of, spelled
 from klype.words import LANGUAGES
 
 if TYPE_CHECKING:
-    from klype.api.asking import Asking
     from klype.api.model import Model
+    from klype.api.prompts import PromptContext
 
 
 def checked(name: str, value: Any) -> Any:
@@ -255,11 +255,11 @@ class MeaningOptions(TextOptions):
     limit: Limit = 32
     judge: JudgeName = ""
 
-    def opened(self, name: str, text: str, server: str) -> tuple[Model, Asking]:
+    def opened(self, name: str, text: str, server: str) -> tuple[Model, PromptContext]:
         """The MODEL called ``name``, which may be asked as much as ``server`` says, and the question that it is put."""
-        from klype.api.asking import asking
         from klype.api.judging import open_judge
         from klype.api.model import load
+        from klype.api.prompts import prompt_context
 
         model, how = load(name, self.precision, server, self.device), (self.precision, self.device)
-        return model, asking(model.opened, text, self.raw, open_judge(self.judge, model.opened, how))
+        return model, prompt_context(model.opened, text, self.raw, open_judge(self.judge, model.opened, how))

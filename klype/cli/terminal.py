@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-    from klype.api.asking import Asking
+    from klype.api.prompts import PromptContext
     from klype.runs.say import RunListener
     from klype.sources.opening import Opened
 
@@ -134,7 +134,7 @@ def split_budget(text: str | None) -> tuple[int | None, str]:
     return passes, ",".join(asked)
 
 
-def tell_unread(terminal: Terminal, ask: Asking) -> None:
+def tell_unread(terminal: Terminal, ask: PromptContext) -> None:
     """Where the demo world's grammar stops reading a question, of which nobody knows the truth then."""
     if ask.unread and not terminal.as_json:
         said = Sentences(terminal.lang)
@@ -170,11 +170,11 @@ def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
     ``asks``: somebody is asked to type meanwhile, over whose line a bar would be drawn.
     """
     if not asks and terminal.watched:
-        live = Live(terminal.console, terminal.lang)
+        live = LiveProgress(terminal.console, terminal.lang)
         with live.progress:
             yield live
     else:
-        yield Plain(terminal.console, terminal.lang, time.monotonic)
+        yield PlainProgress(terminal.console, terminal.lang, time.monotonic)
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def starting(terminal: Terminal) -> AbstractContextManager[None]:
     return patiently(terminal.words("model.starting"))
 
 
-class _Printer:
+class ProgressPrinter:
     """What the live and the plain listener have in common: notes and tables."""
 
     def __init__(self, console: Console, lang: str) -> None:
@@ -227,7 +227,7 @@ class _Printer:
         return "  ".join(parts)
 
 
-class Live(_Printer):
+class LiveProgress(ProgressPrinter):
     """A bar for the stage that is running, with what it measures; what the model says scrolls by above."""
 
     def __init__(self, console: Console, lang: str) -> None:
@@ -267,7 +267,7 @@ class Live(_Printer):
             self.note(summary)
 
 
-class Plain(_Printer):
+class PlainProgress(ProgressPrinter):
     """A line at the start of a stage, one every quarter of a minute, and one at its end."""
 
     def __init__(self, console: Console, lang: str, clock: Callable[[], float]) -> None:

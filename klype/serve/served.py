@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from klype.api.asking import is_single_turn
+from klype.api.prompts import is_single_turn
 from klype.errors import UsageError
 from klype.serve.json_answers import JsonAnswers
 from klype.sources.find import Found

@@ -13,7 +13,7 @@ from typing import Any
 
 from nicegui import background_tasks, ui
 
-from klype.api.asking import introduction
+from klype.api.prompts import introduction
 from klype.examine.charts import PROBABILITY_EDGES
 from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
 from klype.studio.conversation import AnswerBranch, Branches, Conversation, Turn

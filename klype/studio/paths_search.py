@@ -12,7 +12,7 @@ from math import fsum
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Branch, Tree, branches
-from klype.api.asking import Asking
+from klype.api.prompts import PromptContext
 from klype.examine.charts import Option, branching, canvas, sankey
 from klype.examine.intervals import proportion
 from klype.examine.say import Say, visible
@@ -65,7 +65,7 @@ class FoundPaths:
     """``meant`` most frequent first; its place is the meaning's colour. ``common``: the commonest drawn answer;
     ``spell``: tokens to text, as the model that was asked spells them."""
 
-    asking: Asking
+    asking: PromptContext
     settings: PathSettings
     traces: tuple[Trace, ...]
     tree: Tree
@@ -86,7 +86,7 @@ class PathSearch:
     """The work for one visitor's question: what was read is kept for other temperatures. ``cancelled`` ends it."""
 
     model: SharedModel
-    asking: Asking
+    asking: PromptContext
     known: dict[Tokens, Distribution] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)

@@ -21,8 +21,8 @@ from klype.words import number, percent, plain, short, words
 if TYPE_CHECKING:
     from klype.answers.decoders import Decided
     from klype.answers.decoding import Check
-    from klype.api.asking import Asking
     from klype.api.model import Model
+    from klype.api.prompts import PromptContext
     from klype.api.results import Answer
     from klype.engine.speculation import Draft, Speculation
     from klype.sources.opening import Opened
@@ -60,7 +60,7 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
     if asked.judge and not (asked.sure or asked.decoder):
         raise UsageError("--judge is for --sure and --decoder: a single answer is compared with nothing.")
     with starting(terminal):
-        from klype.api.asking import reading_from
+        from klype.api.prompts import reading_from
         from klype.api.results import judged
         from klype.cli.terminal import tell_cost, tell_unread
         from klype.device import EnergyMeter
@@ -162,7 +162,9 @@ def split(decoder: str, budget: str) -> tuple[float, str]:
     return (parse_budget(own) if own else BUDGET), ",".join(server)
 
 
-def decided(opened: Opened, ask: Asking, request: Request, decoder: tuple[str, float], raw: bool | None) -> Decided:
+def decided(
+    opened: Opened, ask: PromptContext, request: Request, decoder: tuple[str, float], raw: bool | None
+) -> Decided:
     """One question decided by a decoder within its budget. UsageError where it needs what this model has not."""
     from klype.answers import checks
     from klype.answers.decoders import decide
@@ -247,7 +249,7 @@ def yes_check(opened: Opened, question: str) -> dict[str, Check]:
     return {"yes": checks.yes(put, yes, no)} if yes and no else {}
 
 
-def sure_of(opened: Opened, ask: Asking, trace: Trace, limit: int) -> dict[str, Any]:
+def sure_of(opened: Opened, ask: PromptContext, trace: Trace, limit: int) -> dict[str, Any]:
     """``p`` of the answer as it was drawn and ``p_learnt`` at temperature 1: of this spelling, so of the text at least.
 
     ``same``: the share of SAMPLES further answers that mean the same. At temperature 0 all would be equal: they are
@@ -412,7 +414,7 @@ def documents_of(file: str) -> list[str]:
 
 
 def world_texts(opened: Opened) -> list[str]:
-    from klype.api.asking import world_of
+    from klype.api.prompts import world_of
 
     world, rng = world_of(opened), random.Random(0)
     if world is None:

@@ -19,7 +19,7 @@ from klype.words.plain import harmless
 from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
-    from klype.engine.speculation import Draft, Speculation
+    from klype.engine.speculation import Draft
     from klype.sources.opening import Opened
     from klype.text.chat import Message
     from klype.values import Sampling, Step, Trace
@@ -45,13 +45,13 @@ def command(
     """
     model = o.a_model(model) if model else o.default_model(terminal)
     with starting(terminal):
-        from klype.api.asking import introduction, suggestions
         from klype.api.model import load
+        from klype.api.prompts import introduction, suggestions
         from klype.sources.opening import room
 
         opened = load(model, precision, device=device).opened
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
-    talk = Talk(terminal, opened, sampling, limit, seed)
+    talk = ChatSession(terminal, opened, sampling, limit, seed)
     talk.sure = sure
     if speculate is not None:
         from klype.cli.commands.ask import make_draft
@@ -68,15 +68,15 @@ def command(
     terminal.document(talk.document(), out)
 
 
-class Talk:
+class ChatSession:
     """The conversation's state: what was said, how answers are drawn, and the last answer's trace.
 
     ``draft``: by name, what guesses ahead; ``sure``: whether it is told how sure the model is of its answers.
     """
 
     def __init__(self, terminal: Terminal, opened: Opened, sampling: Sampling, limit: int, seed: int) -> None:
-        from klype.api.asking import is_single_turn, reading_from
         from klype.api.model import Model
+        from klype.api.prompts import is_single_turn, reading_from
 
         self.terminal, self.opened, self.model = terminal, opened, Model(opened)
         self.sampling, self.limit, self.seed = sampling, limit, seed
@@ -138,9 +138,9 @@ class Talk:
         }
 
     def _answer(self) -> None:
-        from klype.api.asking import prompt_after
         from klype.api.model import AnswerStream
-        from klype.cli.commands.ask import GAMMA, speculated
+        from klype.api.prompts import prompt_after
+        from klype.cli.commands.ask import GAMMA, speculated, speculation
 
         window = self.opened.window
         fitting = prompt_after(self.opened, self.messages, min(self.limit, window // 4))
@@ -174,7 +174,11 @@ class Talk:
             if pieces.answer.ended == "length":
                 self.terminal.say("chat.cut", limit=limit)
             if self.draft is not None:
-                self._tell_guesses(self.draft[0], counts)
+                self.guesses.append(speculation(self.draft[0], counts))
+                if counts.tokens_per_pass is not None:
+                    alpha = "–" if counts.alpha is None else percent(counts.alpha, self.terminal.lang)
+                    tokens = number(counts.tokens_per_pass, self.terminal.lang, 2)
+                    self.terminal.say("chat.guessed", draft=self.draft[0], alpha=alpha, tokens=tokens)
             if self.sure:
                 self._tell_sure(prompt, limit)
         except KeyboardInterrupt:
@@ -182,20 +186,11 @@ class Talk:
             self.terminal.say("chat.stopped")
         self.messages.append({"role": "assistant", "content": said})
 
-    def _tell_guesses(self, draft: str, counts: Speculation) -> None:
-        from klype.cli.commands.ask import speculation
-
-        self.guesses.append(speculation(draft, counts))
-        if counts.tokens_per_pass is not None:
-            alpha = "–" if counts.alpha is None else percent(counts.alpha, self.terminal.lang)
-            tokens = number(counts.tokens_per_pass, self.terminal.lang, 2)
-            self.terminal.say("chat.guessed", draft=draft, alpha=alpha, tokens=tokens)
-
     def _tell_sure(self, prompt: list[int], limit: int) -> None:
-        from klype.api.asking import asking
+        from klype.api.prompts import prompt_context
         from klype.cli.commands.ask import sure_of, tell_sure
 
-        ask = replace(asking(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
+        ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
         self.certainties.append(sure_of(self.opened, ask, self.traces[-1], limit))
         if not self.terminal.as_json:
             tell_sure(self.terminal, self.certainties[-1])

@@ -75,7 +75,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     for file in asked.training:
         if not file.exists():
             raise UsageError(f"--training: there is nothing at {file}.")
-    from klype.api.asking import suite_files
+    from klype.api.prompts import suite_files
 
     if asked.suite not in ("", "world"):
         suite_files(asked.suite)
@@ -292,8 +292,8 @@ def long_texts(
     terminal: Terminal, opened: Opened, writing: Writing, how: QuestionOptions
 ) -> tuple[list[Answered], str]:
     """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
-    from klype.api.asking import world_of
     from klype.api.examination import spellings_of
+    from klype.api.prompts import world_of
     from klype.experiments.article import LEAST, write_texts
     from klype.model.manifest import is_whole
     from klype.sources.opening import open_model

@@ -15,7 +15,7 @@ from klype.words import Words, count, figure, number, percent, words
 
 if TYPE_CHECKING:
     from klype.answers.tree import Branch
-    from klype.api.asking import Asking
+    from klype.api.prompts import PromptContext
     from klype.api.results import AnswerForks, AnswerTree
 
 
@@ -37,8 +37,8 @@ def next_command(terminal: Terminal, sampling: o.Sampling, asked: NextOptions) -
     """
     name, text = o.asked(terminal, "next", asked, "pretrain")  # the base model continues a text
     with starting(terminal):
-        from klype.api.asking import is_single_turn
         from klype.api.model import Model
+        from klype.api.prompts import is_single_turn
         from klype.sources.find import is_aligned
         from klype.sources.opening import open_model
 
@@ -143,7 +143,7 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     terminal.document(document, out)
 
 
-def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: Asking, shown: int) -> None:
+def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptContext, shown: int) -> None:
     """The branching tree, the meanings, and what is left."""
     from rich.text import Text
     from rich.tree import Tree as RichTree

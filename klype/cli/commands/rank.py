@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
 from klype.cli.guard import INTERRUPTED
-from klype.cli.terminal import Plain, Terminal, print_table, starting
+from klype.cli.terminal import PlainProgress, Terminal, print_table, starting
 from klype.errors import KlypeError, UsageError
 from klype.option import Option, Options
 from klype.words import number
@@ -125,14 +125,14 @@ def ranked(store: Store, terminal: Terminal, asked: RankOptions, run: Path | Non
     rankers.checked(store)
     name, new_id = asked.annotator or "you", uuid.uuid4().hex
     sitting = rankers.Sitting(name, asked.steps, again_every=asked.repeats, lang=terminal.lang, id=new_id)
-    say = Plain(terminal.console, terminal.lang, time.monotonic)
+    say = PlainProgress(terminal.console, terminal.lang, time.monotonic)
     try:
         return rankers.rank_by_hand(store, sitting, say, lambda prompt: terminal.console.input(prompt, markup=False))
     except KeyboardInterrupt:
-        raise BrokenOff("Interrupted.", "The same command goes on from there.") from None
+        raise RankingInterrupted("Interrupted.", "The same command goes on from there.") from None
 
 
-class BrokenOff(KlypeError):  # noqa: N818 - an end that was asked for
+class RankingInterrupted(KlypeError):  # noqa: N818 - an end that was asked for
     """Stopped by Ctrl-C, with everything that was ranked saved."""
 
     exit_code = INTERRUPTED

@@ -149,7 +149,7 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class Endpoint:
     """A socket that is bound, and the key that is asked for (None: only loopback, without one). ``host`` is bare."""
 
     host: str
@@ -175,7 +175,7 @@ class Listening:
         return False
 
 
-def listening(host: str, port: int, key_file: Path | None, what: str) -> Listening:
+def listening(host: str, port: int, key_file: Path | None, what: str) -> Endpoint:
     """Bound before anything is loaded. UsageError beyond loopback without a key (``what``: how it is called)."""
     key, host = read_key(key_file), host.removeprefix("[").removesuffix("]")  # as addresses of IPv6 are written in urls
     from klype.serve.guard import is_loopback
@@ -186,7 +186,7 @@ def listening(host: str, port: int, key_file: Path | None, what: str) -> Listeni
             f"{host} can be reached from other machines, and there is no {what}.",
             "Give one with --key-file FILE or KLYPE_API_KEY, or keep --host 127.0.0.1.",
         )
-    return Listening(host, key, listen(host, port))
+    return Endpoint(host, key, listen(host, port))
 
 
 def read_key(file: Path | None, environ: Mapping[str, str] = os.environ) -> str | None:

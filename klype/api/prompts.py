@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """``right`` is None where nobody knows; ``judge`` names who says what an answer means, and ``error_rate`` how often
+class PromptContext:
+    """A question as it is put to an opened model, and how its answers are judged.
+
+    ``right`` is None where nobody knows; ``judge`` names who says what an answer means, and ``error_rate`` how often
     it errs about that (without a value where that was not measured; None where it cannot). ``unread``: why the demo
     world's grammar does not know the question of a model that was made of it."""
 
@@ -38,7 +40,7 @@ class Asking:
     unread: str = ""
 
 
-def asking(opened: Opened, text: str, raw: bool | None, judge: Judge | None = None) -> Asking:
+def prompt_context(opened: Opened, text: str, raw: bool | None, judge: Judge | None = None) -> PromptContext:
     """The world's question where its language has the text, else plain text judged by what answers claim; ``judge``:
     another that says what they mean."""
     from klype.judge.meaning import judge_of
@@ -54,7 +56,7 @@ def asking(opened: Opened, text: str, raw: bool | None, judge: Judge | None = No
     ruling = judge_of(question, world, judge)
     right = partial(ruling.right, question) if world is not None and found is not None else None
     error = ruling.errs("same", [question])
-    return Asking(opened.source, prompt, question, ruling.meaning(question), ruling.name, right, error, unread)
+    return PromptContext(opened.source, prompt, question, ruling.meaning(question), ruling.name, right, error, unread)
 
 
 def not_empty(text: str) -> str:
