@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.data.batches import Epochs, PackedBatches, PaddedBatches, conversation_batches, fit
-from klype.data.pools import BLOCK, Example, PoolSettings, make_pool
+from klype.data.batches import PackedBatches, PaddedBatches, conversation_batches, epochs, fit
+from klype.data.pools import BLOCK, Example, Pools, PoolSettings
 from klype.data.seeds import Permutation
 from klype.data.shards import SHARD_TOKENS, Documents, ShardWriter, tokenize
 from klype.errors import KlypeError
@@ -128,8 +129,8 @@ def test_pieces_share_a_step_s_examples_and_its_length(rows: int, pieces: int, s
         n = 2 + i % 37
         return [i] * n, [1.0] * n
 
-    whole = make_pool(sample, 3, PoolSettings(rows * pieces, batches=4, multiple=1, seed=seed))
-    parts = make_pool(sample, 3, PoolSettings(rows, batches=4 * pieces, multiple=1, seed=seed, pieces=pieces))
+    whole = Pools(sample, PoolSettings(rows * pieces, batches=4, multiple=1, seed=seed))(3)
+    parts = Pools(sample, PoolSettings(rows, batches=4 * pieces, multiple=1, seed=seed, pieces=pieces))(3)
     for step, (tokens_BT, _, _) in enumerate(whole):
         own = parts[step * pieces : (step + 1) * pieces]
         assert sorted(int(t) for p in own for t in p[0][:, 0]) == sorted(tokens_BT[:, 0].tolist())
@@ -161,7 +162,7 @@ def test_padded_examples_come_once_with_their_weights() -> None:
 def test_a_process_gives_the_same_batches_and_resumed_is_straight() -> None:
     straight = PaddedBatches(Sampled(), SETTINGS)
     wanted = [next(straight) for _ in range(20)]
-    with PaddedBatches(Sampled(), SETTINGS, background=True) as apart:
+    with closing(PaddedBatches(Sampled(), SETTINGS, background=True)) as apart:
         assert all(same(next(apart), w) for w in wanted[:6])
         assert apart.state() == {"position": 6}
         apart.restore({"position": 10})
@@ -170,7 +171,7 @@ def test_a_process_gives_the_same_batches_and_resumed_is_straight() -> None:
 
 @pytest.mark.slow
 def test_a_failing_process_is_reported() -> None:
-    with PaddedBatches(Sampled(broken=13), SETTINGS, background=True) as apart:
+    with closing(PaddedBatches(Sampled(broken=13), SETTINGS, background=True)) as apart:
         for _ in range(4):
             next(apart)
         with pytest.raises(KlypeError, match="ValueError: no such document"):
@@ -180,7 +181,7 @@ def test_a_failing_process_is_reported() -> None:
 @given(st.integers(1, 20), SEEDS)
 def test_conversations_come_once_per_epoch_in_another_order(n: int, seed: int) -> None:
     examples = [([i, i], [0.0, 1.0]) for i in range(n)]
-    endless = Epochs(examples, seed)
+    endless = epochs(examples, seed)
     orders = [[endless(e * n + i)[0][0] for i in range(n)] for e in range(4)]
     assert all(sorted(o) == list(range(n)) for o in orders)
     assert n < 5 or len({tuple(o) for o in orders}) > 1

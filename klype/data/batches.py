@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from klype.data.pools import Arrays, Example, ExampleCache, PoolProcess, PoolSettings, Sample, padded, pool
+from klype.data.pools import Arrays, Example, PoolProcess, Pools, PoolSettings, Sample, padded
 from klype.data.seeds import Permutation, mix
 from klype.data.shards import Documents
 from klype.errors import KlypeError
@@ -32,11 +31,6 @@ class PackedBatches:
             raise KlypeError("There is no text to train on.", "Give a file that holds some text.")
         self._epoch = self._next = self._offset = 0
         self._shift, self._firsts, self._order = self._plan()
-
-    @property
-    def epoch(self) -> int:
-        """Epochs that have been completed."""
-        return self._epoch
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -94,37 +88,31 @@ class PaddedBatches:
     """Endless batches of examples, padded at the end; ``sample(i)`` is a pure function of i. State is one integer.
 
     Examples are sorted by length within small pools. ``background`` makes the pools in another process (``sample``
-    must then be picklable); the batches are the same with and without it. Close it, or use it as a context.
+    must then be picklable); the batches are the same with and without it. Close it.
     """
 
     def __init__(self, sample: Sample, settings: PoolSettings, background: bool = False) -> None:
-        self._sample, self._settings, self._background = ExampleCache(sample), settings, background
-        self._position = 0
+        self._pools, self._background, self._position = Pools(sample, settings), background, 0
         self._pool: tuple[int, list[Arrays]] | None = None
-        self._process: tuple[int, PoolProcess] | None = None  # the pool it gives next
+        self._process: PoolProcess | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        number, at = divmod(self._position, self._settings.batches)
+        number, at = divmod(self._position, self._pools.settings.batches)
         if self._pool is None or self._pool[0] != number:
-            if not self._background:
-                self._pool = (number, pool(self._sample, number, self._settings))
-            else:
-                if self._process is None or self._process[0] != number:
-                    self.close()
-                    self._process = (number, PoolProcess(self._sample.sample, number, self._settings))
-                process = self._process[1]
-                self._process = (number + 1, process)
-                self._pool = (number, process.get())
+            if self._background and (self._process is None or self._process.next != number):
+                self.close()
+                self._process = PoolProcess(self._pools.sample, number, self._pools.settings)
+            self._pool = (number, self._process.get() if self._process else self._pools(number))
         self._position += 1
         return _batch(self._pool[1][at], {})
 
     @property
     def passes(self) -> int:
         """How many times an example is met for once that it is made."""
-        return self._settings.passes
+        return self._pools.settings.passes
 
     def state(self) -> dict[str, Any]:
         return {"position": self._position}
@@ -135,41 +123,37 @@ class PaddedBatches:
     def close(self) -> None:
         """End the background process."""
         if self._process is not None:
-            self._process[1].close()
+            self._process.close()
             self._process = None
 
-    def __enter__(self) -> PaddedBatches:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Epochs:
+def epochs(examples: Sequence[Example], seed: int) -> Sample:
     """A finite list of examples as an endless one: each once per epoch, in another seeded order each time."""
 
-    examples: Sequence[Example]
-    seed: int = 0
+    def sample(index: int) -> Example:
+        epoch, at = divmod(index, len(examples))
+        return examples[Permutation(len(examples), mix(seed, epoch))(at)]
 
-    def __call__(self, index: int) -> Example:
-        epoch, at = divmod(index, len(self.examples))
-        return self.examples[Permutation(len(self.examples), mix(self.seed, epoch))(at)]
+    return sample
 
 
 def conversation_batches(examples: Sequence[Example], settings: PoolSettings) -> PaddedBatches:
     """Batches of a finite list of conversations (ids, weights). Raises KlypeError when there is nothing to learn."""
-    usable = [(t, w) for t, w in examples if len(t) > 1 and any(w[1:])]
+    usable = _with_answers(examples)
     if not usable:
         raise KlypeError("No conversation holds an answer that fits.", "Give instructions with answers.")
-    return PaddedBatches(Epochs(usable, settings.seed), settings)
+    return PaddedBatches(epochs(usable, settings.seed), settings)
 
 
 def once(examples: Sequence[Example], settings: PoolSettings) -> list[Batch]:
     """Conversations that hold something to learn, each once, in their order, ``settings.rows`` a batch."""
-    usable = [(t, w) for t, w in examples if len(t) > 1 and any(w[1:])]
+    usable = _with_answers(examples)
     starts = range(0, len(usable), settings.rows)
     return [_batch(padded(usable[start : start + settings.rows], settings), {}) for start in starts]
+
+
+def _with_answers(examples: Sequence[Example]) -> list[Example]:
+    return [(tokens, weights) for tokens, weights in examples if len(tokens) > 1 and any(weights[1:])]
 
 
 def fit(example: Example, window: int) -> Example:

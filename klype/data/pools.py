@@ -12,6 +12,7 @@ import queue
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -67,48 +68,33 @@ class PoolSettings:
         return number // (BLOCK * self.passes) * BLOCK * self.size
 
 
-def make_pool(sample: Sample, number: int, settings: PoolSettings) -> list[Arrays]:
-    """The batches of one pool, in a seeded order."""
-    assert settings.batches % settings.pieces == 0
-    turn, place = divmod(number % (BLOCK * settings.passes), BLOCK)
-    first, indices = settings.block(number), range(place * settings.size, (place + 1) * settings.size)
-    if turn == 0:  # at the first pass in their order, later in a seeded one
-        examples = [sample(first + i) for i in indices]
-    else:
-        repeated = Permutation(BLOCK * settings.size, mix(settings.seed, first, turn))
-        examples = [sample(first + repeated(i)) for i in indices]
-    examples.sort(key=lambda example: len(example[0]))  # stable: ties stay in their order
-    steps = settings.batches // settings.pieces
-    order = Permutation(steps, settings.seed * 1_000_003 + number)
-    together = settings.rows * settings.pieces
-    groups = [examples[order(s) * together : (order(s) + 1) * together] for s in range(steps)]
-    return [padded(group[piece :: settings.pieces], settings) for group in groups for piece in range(settings.pieces)]
+class Pools:
+    """The batches of each pool, in a seeded order; examples that will be met again are not made again."""
 
-
-class ExampleCache:
-    """``sample``, with the examples of the last blocks remembered: what is met again is not made again."""
-
-    def __init__(self, sample: Sample) -> None:
-        self.sample = sample
+    def __init__(self, sample: Sample, settings: PoolSettings) -> None:
+        assert settings.batches % settings.pieces == 0
+        self.sample, self.settings = sample, settings
         self._kept: dict[int, Example] = {}
 
-    def __call__(self, index: int) -> Example:
+    def __call__(self, number: int) -> list[Arrays]:
+        settings, size = self.settings, self.settings.size
+        turn, place = divmod(number % (BLOCK * settings.passes), BLOCK)
+        first = settings.block(number)
+        for index in [i for i in self._kept if i < first or settings.passes == 1]:
+            del self._kept[index]
+        # at the first pass in their order, later in a seeded one
+        again: Callable[[int], int] = Permutation(BLOCK * size, mix(settings.seed, first, turn)) if turn else int
+        examples = [self._example(first + again(i)) for i in range(place * size, (place + 1) * size)]
+        examples.sort(key=lambda example: len(example[0]))  # stable: ties stay in their order
+        steps, together = settings.batches // settings.pieces, settings.rows * settings.pieces
+        order = Permutation(steps, settings.seed * 1_000_003 + number)
+        groups = [examples[order(s) * together : (order(s) + 1) * together] for s in range(steps)]
+        return [padded(group[i :: settings.pieces], settings) for group in groups for i in range(settings.pieces)]
+
+    def _example(self, index: int) -> Example:
         if index not in self._kept:
             self._kept[index] = self.sample(index)
         return self._kept[index]
-
-    def forget(self, before: int) -> None:
-        """Let go of the examples before this one."""
-        for index in [i for i in self._kept if i < before]:
-            del self._kept[index]
-
-
-def pool(kept: ExampleCache, number: int, settings: PoolSettings) -> list[Arrays]:
-    """As ``make_pool``, remembering what will be met again."""
-    if settings.passes == 1:
-        return make_pool(kept.sample, number, settings)
-    kept.forget(settings.block(number))
-    return make_pool(kept, number, settings)
 
 
 def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
@@ -126,14 +112,14 @@ def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
 
 
 class PoolProcess:
-    """Makes pools ahead in another process; `get` gives them in order. ``sample`` must be picklable."""
+    """Makes pools ahead in another process, from ``next`` on; ``sample`` must be picklable."""
 
     def __init__(self, sample: Sample, first: int, settings: PoolSettings, ahead: int = 3) -> None:
         context = multiprocessing.get_context("spawn")  # forking a process with threads may deadlock
+        self.next = first
         self._queue: Any = context.Queue(maxsize=ahead)
-        self._process = context.Process(
-            target=make_pools, args=(self._queue, sample, first, settings, os.getpid()), daemon=True
-        )
+        job = (self._queue, sample, first, settings, os.getpid())
+        self._process = context.Process(target=make_pools, args=job, daemon=True)
         with alone():
             self._process.start()
 
@@ -141,18 +127,15 @@ class PoolProcess:
         """The next pool. Raises KlypeError when the process failed or ended."""
         while True:
             try:
-                got = self._queue.get(timeout=1)
+                got: list[Arrays] | str = self._queue.get(timeout=1)
             except queue.Empty:
-                if not self._process.is_alive():
-                    code = self._process.exitcode
-                    raise KlypeError(
-                        f"The process that prepares documents ended (exit code {code}).", "Start again with --resume."
-                    ) from None
-                continue
+                if self._process.is_alive():
+                    continue
+                got = f" ended (exit code {self._process.exitcode})"
             if isinstance(got, str):
-                raise KlypeError(f"The process that prepares documents failed: {got}.", "Start again with --resume.")
-            made: list[Arrays] = got
-            return made
+                raise KlypeError(f"The process that prepares documents{got}.", "Start again with --resume.")
+            self.next += 1
+            return got
 
     def close(self) -> None:
         """End the process."""
@@ -166,13 +149,9 @@ def make_pools(out: Any, sample: Sample, first: int, settings: PoolSettings, par
     """The job of the process: pools from ``first`` on, or at last what went wrong, as text."""
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    number, kept = first, ExampleCache(sample)
-    while True:
-        try:
-            made: Any = pool(kept, number, settings)
-        except Exception as error:  # it goes to the parent, whatever it is
-            made = f"{type(error).__name__}: {error}"
-        out.put(made)
-        if isinstance(made, str):
-            return
-        number += 1
+    pools = Pools(sample, settings)
+    try:
+        for number in count(first):
+            out.put(pools(number))
+    except Exception as error:  # it goes to the parent, whatever it is
+        out.put(f" failed: {type(error).__name__}: {error}")
