@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 from klype.judge.judge import Judge, Meaning, Ruling
 from klype.judge.same import Rules
 from klype.judge.text import bare, choices_named, normalise, numbers
-from klype.sources.source import Message, Source, tokens_of
+from klype.sources.source import Source, tokens_of
 from klype.values import Figure, Question
 from klype.world import World
 
@@ -100,15 +100,18 @@ class JudgeModel(Judge):
         return next((other for other, one, turned in both if one and turned), text)
 
     def _asked(self, question: Question, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        prompts = [self.source.codec.prompt([self._message(question, *pair)]) for pair in pairs]
+        prompts = []
+        for one, other in pairs:
+            asked = f"Question: {question.transcript}\nOne answer: {one}\nAnother answer: {other}\n"
+            message = {"role": "user", "content": f"{asked}Do the two answers say the same? Yes or No?"}
+            prompts.append(self.source.codec.prompt([message]))
         fitting = [prompt for prompt in prompts if len(prompt) <= self._window]
         found = iter(self.source.next(fitting, -1) if fitting else ())
-        return [self._said(next(found).p) if len(prompt) <= self._window else None for prompt in prompts]
-
-    def _message(self, question: Question, one: str, other: str) -> Message:
-        asked = f"Question: {question.transcript}\nOne answer: {one}\nAnother answer: {other}\n"
-        return {"role": "user", "content": f"{asked}Do the two answers say the same? Yes or No?"}
-
-    def _said(self, p: Callable[[int], float | None]) -> bool | None:
-        yes, no = (sum(p(token) or 0.0 for token in tokens_of(self.source.codec, word)) for word in ("Yes", "No"))
-        return yes > no if yes + no >= self._least and max(yes, no) >= self._margin * (yes + no) else None
+        words = [tokens_of(self.source.codec, word) for word in ("Yes", "No")]
+        rulings: list[bool | None] = []
+        for prompt in prompts:
+            q = next(found) if len(prompt) <= self._window else None
+            yes, no = (sum(q.p(token) or 0.0 for token in tokens) if q else 0.0 for tokens in words)
+            clear = q and yes + no >= self._least and max(yes, no) >= self._margin * (yes + no)
+            rulings.append(yes > no if clear else None)
+        return rulings

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Literal
 
 from klype.judge.judge import Judge, Ruling
-from klype.judge.text import LANGUAGES, NEGATION, NO, WORD, YES, choices_named, language_of, words
+from klype.judge.text import LANGUAGES, LITTLE, NEGATION, NO, WORD, YES, choices_named, language_of, words
 from klype.values import Figure, Question
 
 Kind = Literal["choice", "yes or no", "number", "name", "explanation"]
@@ -28,31 +28,8 @@ NAMES_AGREE = 2 / 3  # of the shorter claim
 EXPLANATIONS_AGREE = 0.14  # of both sentences' words
 KEPT = 256  # questions, each with what its answers claim
 READ = 4000  # characters of an answer: a claim stands at its beginning, and time grows with their square
-# "day", "uke" and the like are left out: they belong to what was asked as often as to the answer.
-# What is measured, and how much of it.
-UNITS: dict[str, tuple[str, float]] = {
-    name: (quantity, size)
-    for quantity, size, names in (
-        ("length", 0.001, "mm millimetre millimetres"),
-        ("length", 0.01, "cm centimetre centimetres"),
-        ("length", 0.0254, "inch inches"),
-        ("length", 0.3048, "foot feet ft"),
-        ("length", 1, "m metre metres meter meters"),
-        ("length", 1000, "km kilometre kilometres kilometer kilometers"),
-        ("length", 1609.344, "mile miles"),
-        ("length", 10000, "mil"),
-        ("mass", 1, "g gram grams"),
-        ("mass", 453.59237, "pound pounds"),
-        ("mass", 1000, "kg kilo kilos kilogram kilograms"),
-        ("mass", 1e6, "tonn"),
-        ("duration", 1, "second seconds sekund sekunder"),
-        ("duration", 60, "minute minutes minutt minutter"),
-        ("duration", 3600, "hour hours timer"),
-        *((one.split()[0], 1, one) for one in ("percent prosent", "dollar dollars", "euro euros", "kr kroner")),
-        *((one, 1, one) for one in ("celsius", "fahrenheit", "kelvin")),
-    )
-    for name in names.split()
-}
+# what is measured, and how much of it
+UNITS = {name: (one["of"], one["size"]) for one in LITTLE["units"] for name in one["names"].split()}
 _NUMERAL = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:[ \u00a0\u202f]\d{3})+|\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)*(?!\w)")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 

@@ -39,17 +39,12 @@ class Lexis:
     place: frozenset[str]
 
 
-def _lexis(table: dict[str, Any]) -> Lexis:
-    sets: dict[str, Any] = {name: frozenset(text.split()) for name, text in table.pop("words").items()}
-    return Lexis(**table, **sets)
+def _lexis(words: dict[str, str], **rest: Any) -> Lexis:
+    return Lexis(**rest | {name: frozenset(text.split()) for name, text in words.items()})
 
 
-LANGUAGES = {
-    language: _lexis(table)
-    for language, table in tomllib.loads(
-        (resources.files(__package__) / "lexis.toml").read_text(encoding="utf-8")
-    ).items()
-}
+LITTLE: dict[str, Any] = tomllib.loads((resources.files(__package__) / "lexis.toml").read_text(encoding="utf-8"))
+LANGUAGES = {name: _lexis(**LITTLE[name]) for name in ("en", "nb")}
 # A Norwegian question is answered in English by many a model: these are understood in every language.
 YES, NO, NEGATION = (
     frozenset().union(*(getattr(lexis, name) for lexis in LANGUAGES.values())) for name in ("yes", "no", "negation")

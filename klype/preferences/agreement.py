@@ -17,32 +17,21 @@ import numpy.typing as npt
 
 from klype.errors import KlypeError
 from klype.preferences.annotators import ranks
-from klype.values import Figure, Ranking
+from klype.values import Figure, Ints, Ranking
 
 
 def pair_agreement(judge: Ranking, other: Ranking) -> tuple[float, int]:
     """(pairs that ``other`` orders as ``judge`` does, a tie counting half; all pairs that ``judge`` orders)."""
-    a, b = _places(judge, other)
-    right, pairs = 0.0, 0
-    for i, place in enumerate(a):
-        for j, worse in enumerate(a):
-            if place < worse:
-                pairs += 1
-                right += 1.0 if b[i] < b[j] else 0.5 if b[i] == b[j] else 0.0
-    return right, pairs
+    a_P, b_P = _signs(judge, other)
+    ordered_P = a_P != 0
+    return float((a_P * b_P > 0).sum() + 0.5 * (ordered_P & (b_P == 0)).sum()), int(ordered_P.sum())
 
 
 def kendall_tau_b(one: Ranking, two: Ranking) -> float | None:
     """Kendall's rank correlation with ties counted out (τ-b); None when one of them ties everything."""
-    a, b = _places(one, two)
-    signed = untied_a = untied_b = 0
-    for i in range(len(a)):
-        for j in range(i):
-            x, y = _sign(a[i] - a[j]), _sign(b[i] - b[j])
-            signed += x * y
-            untied_a += x != 0
-            untied_b += y != 0
-    return signed / math.sqrt(untied_a * untied_b) if untied_a and untied_b else None
+    a_P, b_P = _signs(one, two)
+    untied = int((a_P != 0).sum()) * int((b_P != 0).sum())
+    return int((a_P * b_P).sum()) / math.sqrt(untied) if untied else None
 
 
 def with_itself(
@@ -61,18 +50,17 @@ def with_itself(
     return out
 
 
-def _places(one: Ranking, two: Ranking) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Both rankings' places of the first one's candidates."""
-    if one.candidates == two.candidates:
-        return ranks(one), ranks(two)
-    if len(set(one.candidates)) < len(one.candidates) or set(one.candidates) != set(two.candidates):
-        raise KlypeError(f"Two rankings of {one.question.question!r} are compared that have other candidates.")
-    there = dict(zip(two.candidates, ranks(two), strict=True))
-    return ranks(one), tuple(there[candidate] for candidate in one.candidates)
-
-
-def _sign(value: int) -> int:
-    return (value > 0) - (value < 0)
+def _signs(one: Ranking, two: Ranking) -> tuple[Ints, Ints]:
+    """Of every pair of the first one's candidates: which of them each ranking puts first (0: tied)."""
+    there = ranks(two)
+    if one.candidates != two.candidates:
+        if len(set(one.candidates)) < len(one.candidates) or set(one.candidates) != set(two.candidates):
+            raise KlypeError(f"Two rankings of {one.question.question!r} are compared that have other candidates.")
+        place = dict(zip(two.candidates, there, strict=True))
+        there = tuple(place[candidate] for candidate in one.candidates)
+    i, j = np.triu_indices(len(there), 1)
+    a, b = np.array(ranks(one), int), np.array(there, int)
+    return np.sign(a[j] - a[i]), np.sign(b[j] - b[i])
 
 
 Level = Literal["nominal", "ordinal", "interval"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -68,11 +69,10 @@ def read(path: Path, annotator: str = "") -> list[Entry]:
         try:
             row = parsed(line)
         except ValueError:
-            if number == len(lines) and number > 1:
+            if number == len(lines) > 1:
                 break
-        entry = (
-            entry_from(row, str(number), annotator or path.name) if isinstance(row, dict) else "is not a JSON object"
-        )
+        known = annotator or path.name
+        entry = entry_from(row, str(number), known) if isinstance(row, dict) else "is not a JSON object"
         if isinstance(entry, str):
             raise KlypeError(f"{path} line {number} {entry}.", "Fix or remove the line.")
         found.append(entry)
@@ -87,19 +87,16 @@ def rows_of(entry: Entry, form: Format) -> list[Row]:
         return []
     question, found = entry.asked.question, pairs(entry.ranking())
     said = [*question.extra.get("before", ()), {"role": "user", "content": question.prompt}]
+    answer: Callable[[str], Any] = str
     if form == "alpaca":
-        start = _alpaca(said) if found else {}
-        return [{**start, "chosen": good, "rejected": poor} for good, poor in found]
-    if form == "sharegpt":
-        turns = [_turn(message["role"], message["content"]) for message in said]
-        return [
-            {"conversations": turns, "chosen": _turn("assistant", good), "rejected": _turn("assistant", poor)}
-            for good, poor in found
-        ]
-    if len(said) == 1:
-        return [{"prompt": question.prompt, "chosen": good, "rejected": poor} for good, poor in found]
-    good_and_poor = [[[{"role": "assistant", "content": text}] for text in pair] for pair in found]
-    return [{"prompt": said, "chosen": good, "rejected": poor} for good, poor in good_and_poor]
+        row = _alpaca(said) if found else {}
+    elif form == "sharegpt":
+        row, answer = {"conversations": [_turn(m["role"], m["content"]) for m in said]}, partial(_turn, "assistant")
+    elif len(said) == 1:
+        row = {"prompt": question.prompt}
+    else:
+        row, answer = {"prompt": said}, lambda text: [{"role": "assistant", "content": text}]
+    return [{**row, "chosen": answer(good), "rejected": answer(poor)} for good, poor in found]
 
 
 def _turn(role: str, text: str) -> Row:
@@ -139,14 +136,16 @@ def ranked_row(entry: Entry) -> Row:
         "when": entry.when,
     }
     sources = [_source(c) for c in entry.asked.candidates]
-    kept: Row = {"answers": list(question.answers), "choices": list(question.choices), "extra": question.extra}
-    kept |= {"sources": sources if any(sources) else [], "again": entry.again}
-    if entry.by != by_name(entry.annotator):
-        kept["by"] = entry.by
-    if entry.asked.part != "train":
-        kept["part"] = entry.asked.part
-    if entry.kind != "order":
-        kept["kind"] = entry.kind
+    kept: Row = {
+        "answers": list(question.answers),
+        "choices": list(question.choices),
+        "extra": question.extra,
+        "sources": sources if any(sources) else [],
+        "again": entry.again,
+        "by": entry.by if entry.by != by_name(entry.annotator) else "",
+        "part": entry.asked.part if entry.asked.part != "train" else "",
+        "kind": entry.kind if entry.kind != "order" else "",
+    }
     kept = {name: value for name, value in kept.items() if value}
     return row | kept | ({} if entry.seconds is None else {"seconds": entry.seconds})
 

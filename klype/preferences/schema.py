@@ -60,61 +60,60 @@ def dumps(value: Any) -> str:
 
 METADATA = MetaData()
 
-annotators = Table(
-    "annotators",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("name", Json, nullable=False, unique=True),
-    Column("by", Text, nullable=False),
-    Column("since", Text, nullable=False),
-    Column("checksum", Text),
+
+def _table(name: str, *columns: Column[Any] | UniqueConstraint) -> Table:
+    return Table(name, METADATA, Column("id", Integer, primary_key=True), *columns)
+
+
+def _text(name: str, kind: type[Text | Json] = Text, unique: bool | None = None) -> Column[Any]:
+    return Column(name, kind, nullable=False, unique=unique)
+
+
+def _of(table: str, index: bool = True) -> Column[Any]:
+    return Column(f"{table}_id", Integer, ForeignKey(f"{table}s.id"), nullable=False, index=index)
+
+
+annotators = _table(
+    "annotators", _text("name", Json, unique=True), _text("by"), _text("since"), Column("checksum", Text)
 )
-questions = Table(
+questions = _table(
     "questions",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("digest", Text, nullable=False, unique=True),  # of all that makes the question
-    Column("part", Text, nullable=False),
+    _text("digest", unique=True),  # of all that makes the question
+    _text("part"),
     Column("priority", Float, nullable=False, server_default="0"),  # the highest is asked first
-    Column("question", Json, nullable=False),
-    Column("context", Json, nullable=False),
-    Column("about", Json, nullable=False),  # id, answers, choices, extra
+    _text("question", Json),
+    _text("context", Json),
+    _text("about", Json),  # id, answers, choices, extra
     Column("checksum", Text),
 )
-candidates = Table(
+candidates = _table(
     "candidates",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("question_id", Integer, ForeignKey("questions.id"), nullable=False, index=True),
-    Column("text", Json, nullable=False),
-    Column("model", Json, nullable=False),
+    _of("question"),
+    _text("text", Json),
+    _text("model", Json),
     Column("temperature", Float),
-    Column("author", Json, nullable=False),
+    _text("author", Json),
     Column("trace", Json),
     Column("checksum", Text),
 )
-rankings = Table(
+rankings = _table(
     "rankings",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("question_id", Integer, ForeignKey("questions.id"), nullable=False, index=True),
-    Column("annotator_id", Integer, ForeignKey("annotators.id"), nullable=False, index=True),
-    Column("kind", Text, nullable=False),  # order, none, skip or undo
-    Column("shown", Json, nullable=False),  # candidates' ids in the order shown
-    Column("ordering", Json, nullable=False),  # groups of candidates' ids, best first
-    Column("at", Json, nullable=False),
+    _of("question"),
+    _of("annotator"),
+    _text("kind"),  # order, none, skip or undo
+    _text("shown", Json),  # candidates' ids in the order shown
+    _text("ordering", Json),  # groups of candidates' ids, best first
+    _text("at", Json),
     Column("seconds", Float),
     Column("again", Boolean, nullable=False),
     Column("undoes", Integer, ForeignKey("rankings.id"), unique=True),
     Column("checksum", Text),
 )
-claims = Table(
+claims = _table(
     "claims",
-    METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("question_id", Integer, ForeignKey("questions.id"), nullable=False),
-    Column("annotator_id", Integer, ForeignKey("annotators.id"), nullable=False),
-    Column("session", Text, nullable=False),
+    _of("question", index=False),
+    _of("annotator", index=False),
+    _text("session"),
     Column("until", Float, nullable=False),  # seconds since 1970
     UniqueConstraint("question_id", "annotator_id"),
 )
