@@ -9,9 +9,8 @@ import numpy as np
 
 from benchmarks.quality_task import Array, Given
 from benchmarks.train_task import Shape
-from klype.data.prepare import units
+from klype.data.documents import Documents, units
 from klype.data.readers import TextDocument
-from klype.data.shards import Documents
 from klype.runs.recipe import SHAPES, ModelShape, Recipe, read
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.data.batches import PackedBatches, PaddedBatches, conversation_batches, epochs, fit
+from klype.data.documents import SHARD_TOKENS, Documents, ShardWriter, tokenize
 from klype.data.pools import BLOCK, Example, Pools, PoolSettings
 from klype.data.seeds import Permutation
-from klype.data.shards import SHARD_TOKENS, Documents, ShardWriter, tokenize
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
 from klype.values import Batch

@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 
 from klype.config import make
-from klype.data import shards
-from klype.data.prepare import BOOK, is_held_out, near_duplicates, training_shards, units
+from klype.data import documents
+from klype.data.documents import (
+    ABOUT,
+    BOOK,
+    Documents,
+    ShardWriter,
+    is_held_out,
+    near_duplicates,
+    training_shards,
+    units,
+)
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
-from klype.data.shards import ABOUT, Documents, ShardWriter
 from klype.errors import KlypeError
 from klype.runs import opening, pipeline
 from klype.runs.material import gather
@@ -75,7 +83,7 @@ def test_a_shard_is_written_as_soon_as_it_is_full(tmp_path: Path) -> None:
     for _ in range(3):
         writer.add(np.arange(5).tolist())
     assert len(list((tmp_path / "new").glob("*.bin"))) == 1
-    assert not shards.is_finished(tmp_path / "new")
+    assert not documents.is_finished(tmp_path / "new")
     assert len(writer.finish()) == 3
     with pytest.raises(KlypeError, match="already"):
         ShardWriter(tmp_path / "new", 300)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from klype.config import make
-from klype.data.prepare import Split
+from klype.data.documents import Split
 from klype.data.readers import TextDocument
 from klype.errors import UsageError
 from klype.model import checkpoint

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.data.prepare import split
+from klype.data.documents import split
 from klype.data.readers import BadRows, TextDocument
 from klype.data.seeds import draw_seed
 from klype.engine.engine import Engine

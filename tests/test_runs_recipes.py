@@ -94,10 +94,10 @@ def test_a_vocabulary_doubles_when_a_text_is_four_times_as_long() -> None:
 
 def test_a_folder_is_sorted_by_what_its_files_hold(folder: Path) -> None:
     found = collection.collect(folder)
-    assert [f.name for f in found.of("instructions")] == ["i.jsonl"]
-    assert [f.name for f in found.of("preferences")] == ["p.jsonl"]
-    assert [f.name for f in found.of("pairs")] == ["pairs.jsonl"]
-    assert {"both.jsonl", "nb.jsonl", "0.txt"} <= {f.name for f in found.of("text")}
+    assert [f.name for f in found["instructions"]] == ["i.jsonl"]
+    assert [f.name for f in found["preferences"]] == ["p.jsonl"]
+    assert [f.name for f in found["pairs"]] == ["pairs.jsonl"]
+    assert {"both.jsonl", "nb.jsonl", "0.txt"} <= {f.name for f in found["text"]}
 
 
 def test_only_the_recipes_language_is_taken(folder: Path) -> None:

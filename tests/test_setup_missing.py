@@ -18,7 +18,7 @@ WITHOUT = f"""
 import sys
 sys.modules |= dict.fromkeys({[*NEEDS]})
 from pathlib import Path
-from klype.data.prepare import near_duplicates
+from klype.data.documents import near_duplicates
 from klype.data.readers import BadRows
 from klype.errors import KlypeError
 from klype.runs.record import write_events

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from klype.data.documents import Documents
 from klype.data.pools import Arrays, Example, PoolProcess, Pools, PoolSettings, Sample, padded
 from klype.data.seeds import Permutation, mix
-from klype.data.shards import Documents
 from klype.errors import KlypeError
 from klype.values import Batch
 

@@ -11,8 +11,10 @@ import importlib
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -33,17 +35,8 @@ _LONGEST = 300  # characters of a licence or an attribution that are shown
 PREFIX = "hf:"
 _NAME = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 
+FilesByKind = defaultdict[Kind, list[Path]]
 Rows = Iterable[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """Files by what they hold."""
-
-    files: dict[Kind, list[Path]] = field(default_factory=dict)
-
-    def of(self, kind: Kind) -> list[Path]:
-        return self.files.get(kind, [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +47,12 @@ class Licence:
     attribution: str = ""
 
 
-def collect(paths: Paths) -> Collection:
+def collect(paths: Paths | None) -> FilesByKind:
     """The files of folders, globs and names, sorted by what they hold."""
-    found: dict[Kind, list[Path]] = {}
-    for file in files_of(paths, KINDS):
-        found.setdefault(kind(file), []).append(file)
-    return Collection(found)
+    found: FilesByKind = defaultdict(list)
+    for file in files_of(paths, KINDS) if paths is not None else ():
+        found[kind(file)].append(file)
+    return found
 
 
 def kind(file: Path) -> Kind:
@@ -169,12 +162,13 @@ def fetch(spec: str, folder: Path, megabytes: float, load: Load | None = None) -
     file = place / "rows.jsonl"
     if file.exists():
         return place
-    rows, licence = (load or _load)(dataset)
+    with _reading(dataset):
+        rows, licence = (load or _load)(dataset)
     place.mkdir(parents=True, exist_ok=True)
     part, size, most = place / "rows.part", 0, megabytes * 1e6
     try:
         with part.open("w", encoding="utf-8") as out:
-            for row in _reading(rows, dataset):
+            for row in _each(rows, dataset):
                 line = json.dumps(dict(row), ensure_ascii=False, default=str) + "\n"
                 size += len(line.encode("utf-8", "replace"))
                 if size > most and out.tell():
@@ -194,36 +188,33 @@ def fetch(spec: str, folder: Path, megabytes: float, load: Load | None = None) -
     return place
 
 
-def _reading(rows: Rows, dataset: Dataset) -> Iterable[Mapping[str, Any]]:
-    """The rows; whatever breaks on the way (the net, a broken shard) is one sentence."""
-    try:
+def _each(rows: Rows, dataset: Dataset) -> Rows:
+    with _reading(dataset):
         yield from rows
+
+
+@contextmanager
+def _reading(dataset: Dataset) -> Iterator[None]:
+    """Whatever breaks on the way (the net, a broken shard) is one sentence."""
+    try:
+        yield
     except KlypeError:
         raise
     except Exception as error:  # the client's exceptions have no common base, and change between its versions
-        raise _failed(dataset, error) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
+        raise KlypeError(
+            f"The data set {dataset.name} cannot be read from the Hugging Face Hub: {first}.",
+            "Check its name and the network, or fetch it elsewhere and give its folder with --data.",
+        ) from error
 
 
 def _load(dataset: Dataset) -> tuple[Rows, str]:
     try:
-        datasets = importlib.import_module("datasets")
-        hub = importlib.import_module("huggingface_hub")
+        datasets, hub = (importlib.import_module(name) for name in ("datasets", "huggingface_hub"))
     except ImportError:
         raise KlypeError(
             "Data sets of the Hugging Face Hub need the package datasets.", "Install it: pip install 'klype[data]'."
         ) from None
-    try:
-        card = hub.dataset_info(dataset.name).card_data
-        rows = datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, streaming=True)
-    except Exception as error:  # as in _reading
-        raise _failed(dataset, error) from error
-    licence = (card or {}).get("license") or ""
+    licence = (hub.dataset_info(dataset.name).card_data or {}).get("license") or ""
+    rows = datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, streaming=True)
     return rows, ", ".join(licence) if isinstance(licence, list) else str(licence)
-
-
-def _failed(dataset: Dataset, error: Exception) -> KlypeError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
-    return KlypeError(
-        f"The data set {dataset.name} cannot be read from the Hugging Face Hub: {first}.",
-        "Check its name and the network, or fetch it elsewhere and give its folder with --data.",
-    )

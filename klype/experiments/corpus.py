@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from klype.data.prepare import split
+from klype.data.documents import split
 from klype.data.readers import TextDocument
 from klype.data.seeds import mix
 from klype.errors import KlypeError

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from klype.data.prepare import is_held_out
+from klype.data.documents import is_held_out
 from klype.data.readers import BadRows, TextDocument, TextOptions, place, read_rows
 from klype.errors import KlypeError
 from klype.examine.evidence import Evidence

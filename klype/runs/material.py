@@ -10,8 +10,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from klype.data import collection
+from klype.data.documents import Split, is_held_out, is_sampled, near_duplicates, split, unique, units
 from klype.data.files import files_of
-from klype.data.prepare import Split, is_held_out, is_sampled, near_duplicates, split, unique, units
 from klype.data.readers import KINDS, BadRows, TextDocument, TextOptions, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.tasks import language
@@ -58,11 +58,11 @@ def gather(
     found = _collected(options, section)
     dictionary = _dictionary(found, section, bad)
     own = files_of(options.text, KINDS) if options.text else []
-    texts = [*own, *found.of("text")]
-    if not texts and dictionary is None and not found.of("instructions") and not options.instructions:
+    texts = [*own, *found["text"]]
+    if not texts and dictionary is None and not found["instructions"] and not options.instructions:
         raise UsageError("This recipe needs text.", "Give --text FILES or --data FOLDER.")
-    rows = [*found.of("instructions"), *([options.instructions] if options.instructions else [])]
-    ranked = [*found.of("preferences"), *([options.preferences] if options.preferences else [])]
+    rows = [*found["instructions"], *([options.instructions] if options.instructions else [])]
+    ranked = [*found["preferences"], *([options.preferences] if options.preferences else [])]
     unpacked = round(section.unpacked_megabytes * 1e6)
     told = {file: read_instructions([file], bad, unpacked) for file in rows}
     kept = {f: [row for row in t if collection.in_language(row, section.language)] for f, t in told.items()}
@@ -74,7 +74,7 @@ def gather(
     read: set[str] = set()
     documents: list[TextDocument] = []
     left: list[str] = []
-    for document in _without_near(_texts(own, found.of("text"), reading), section.near, left):
+    for document in _without_near(_texts(own, found["text"], reading), section.near, left):
         read.add(document.source)
         new = [unit for unit in units(document) if share == 1 or is_sampled(unit.text, share)]
         documents += new
@@ -89,10 +89,10 @@ def gather(
         ]
     material = Material(_split(documents, dictionary), said, dictionary=dictionary, share=share)
     again = replace(reading, bad=BadRows(skip=bad.skip))  # bad rows are counted once
-    material.texts = lambda: _without_near(_texts(own, found.of("text"), again), section.near, [])
+    material.texts = lambda: _without_near(_texts(own, found["text"], again), section.near, [])
     orders = {file: _rankings([file], section.language, bad) for file in ranked}
     material.rankings = [ranking for own in orders.values() for ranking in own]
-    endings = {file: list(_endings(file, section, bad)) for file in found.of("endings")}
+    endings = {file: list(_endings(file, section, bad)) for file in found["endings"]}
     material.questions = dictionary.asked(section.words) if dictionary else []
     material.questions += [question for own in endings.values() for question in own]
     material.notes = _notes(found, foreign, section)
@@ -102,7 +102,7 @@ def gather(
         material.notes.append(_repeated(left))
     used = [file for file in texts if str(file) in read]
     used += [file for files in (kept, orders, endings) for file, own in files.items() if own]
-    used += found.of("articles") if dictionary else []
+    used += found["articles"] if dictionary else []
     facts = [_facts(file, known or {}) for file in dict.fromkeys(used[:SHOWN_FILES])]
     material.data = [*(dictionary.sources if dictionary else []), *facts]
     return material
@@ -124,24 +124,22 @@ def whole_prompt(question: Question) -> str:
     return "\n".join(message["content"] for message in question.messages())
 
 
-def _collected(options: InputOptions, section: DataSection) -> collection.Collection:
-    if options.data is None:
-        return collection.Collection()
-    place: str | Path = options.data
-    if collection.is_hub(place):
+def _collected(options: InputOptions, section: DataSection) -> collection.FilesByKind:
+    place = options.data
+    if place is not None and collection.is_hub(place):
         folder = (options.out or Path()) / "data"
         place = collection.fetch(str(place), folder, section.megabytes)
     return collection.collect(place)
 
 
-def _dictionary(found: collection.Collection, section: DataSection, bad: BadRows) -> Dictionary | None:
+def _dictionary(found: collection.FilesByKind, section: DataSection, bad: BadRows) -> Dictionary | None:
     """The recipe's dictionary, and articles that lie in the folder; without the first, articles are plain text."""
     if not section.dictionary:
-        found.files.setdefault("text", []).extend(found.files.pop("articles", []))
+        found["text"] += found.pop("articles", [])
         return None
     dictionary = Dictionary()
     bokmalsordboka(dictionary)
-    for file in found.of("articles"):
+    for file in found["articles"]:
         read_articles(file, dictionary, bad)
     return dictionary
 
@@ -204,7 +202,7 @@ def _rankings(files: list[Path], wanted: str, bad: BadRows) -> list[Ranking]:
     return [r for r in rankings if not wanted or language(f"{r.question.prompt} {r.candidates[0]}") == wanted]
 
 
-def _notes(found: collection.Collection, foreign: int, section: DataSection) -> list[Text]:
+def _notes(found: collection.FilesByKind, foreign: int, section: DataSection) -> list[Text]:
     notes: list[Text] = []
     if foreign:
         named = {"en": {"en": "English", "nb": "engelsk"}, "nb": {"en": "Norwegian", "nb": "norsk"}}[section.language]
@@ -214,8 +212,8 @@ def _notes(found: collection.Collection, foreign: int, section: DataSection) -> 
                 "nb": f"{foreign} spørsmål i mappen er ikke på {named['nb']} og ble utelatt.",
             }
         )
-    if found.of("pairs"):
-        names = ", ".join(file.name for file in found.of("pairs"))
+    if found["pairs"]:
+        names = ", ".join(file.name for file in found["pairs"])
         notes.append(
             {
                 "en": f"{names}: pairs of good and bad sentences test a model and are not learnt from.",

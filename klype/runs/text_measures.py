@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from klype.data.documents import Split
 from klype.data.ngram import ngram_bits_per_byte, xz_bits_per_byte
-from klype.data.prepare import Split
 from klype.data.readers import TextDocument
 from klype.data.seeds import draw_seed
 from klype.engine.engine import Engine

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from klype.data.batches import PackedBatches, conversation_batches, fit, once
+from klype.data.documents import Documents, is_sampled, sampled_from, training_shards
 from klype.data.pools import STEPS, Example, PoolSettings
-from klype.data.prepare import is_sampled, sampled_from, training_shards
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.seeds import mix
-from klype.data.shards import Documents
 from klype.data.tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError

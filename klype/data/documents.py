@@ -1,0 +1,320 @@
+"""Documents to train on and to hold out: split by their content, tokenized, in memory or as shards on the disk.
+
+Which side a text is on is a function of the text alone, so that nothing leaks and nothing moves when data grows. A
+folder of shards: shard-00000.bin (token ids, little-endian), shard-00000.idx (uint64 end of each document in its
+shard) and shards.json (dtype, counts, SHA-256 of every file), written last: a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from klype import durable
+from klype.data.readers import TextDocument
+from klype.errors import KlypeError
+from klype.jsons import parsed
+from klype.text.tokenizer import Tokenizer
+
+HELD_OUT = 0.05  # share of documents
+BLOCK = 4000  # characters of a block of a long document, about
+BOOK = 20_000  # characters: longer documents are held out by blocks, so that some of each is measured
+_FEW = 40  # with fewer documents, the long ones are cut into blocks
+_SENTENCE = 80  # characters of the smallest block
+PERMUTATIONS, SHINGLE = 64, 5  # of MinHash; words of a shingle
+SHARD_TOKENS = 2**24  # 32 MB of two-byte ids
+ABOUT = "shards.json"
+_BATCH_CHARACTERS, _BATCH_TEXTS = 2_000_000, 10_000  # tokenized at a time at most, on all cores
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Two disjoint lists of documents, neither empty; no text is in both."""
+
+    train: list[TextDocument]
+    held_out: list[TextDocument]
+
+
+def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
+    """Hold out about ``share`` of the documents, by the hash of their text; with few documents, of their blocks.
+
+    A document stays on its side when others come, but for short texts (below ``BLOCK / share`` characters), whose
+    blocks grow with them, and where no hash of few blocks falls below ``share``: there the smallest is held out.
+    Raises KlypeError when there is less text than two blocks of a sentence can be made of.
+    """
+    rest = iter(documents)
+    first = list(islice(rest, _FEW))
+    few = len(first) < _FEW
+    # Of 2,000 characters in blocks of 4,000, halved until there are two, 72 % were held out: a block is the share.
+    length = max(_SENTENCE, min(BLOCK, int(share * sum(len(d.text) for d in first)))) if few else BLOCK
+    begun = [b for d in first for b in blocks(d, length)] if few else first
+    train: list[TextDocument] = []
+    held: list[TextDocument] = []
+    for document in unique(chain(begun, rest)):
+        (held if is_held_out(document.text, share) else train).append(document)
+    if not held or not train or length < BLOCK:
+        train, held = _by_rank(train + held, share)
+    return Split(train, held)
+
+
+def is_held_out(text: str, share: float = HELD_OUT) -> bool:
+    """Whether a document is held out: a function of its text alone (white space at its ends does not count)."""
+    return (int.from_bytes(_digest(text)[:8], "big") / 2**64) < share
+
+
+def is_sampled(text: str, share: float) -> bool:
+    """Whether a document belongs to a sample of about ``share`` of all, whether it is held out or not."""
+    return sampled_from(text) < share
+
+
+def sampled_from(text: str) -> float:
+    """The share from which on a document belongs to a sample, in [0, 1)."""
+    return int.from_bytes(_digest(text)[8:], "big") / 2**64
+
+
+def unique(documents: Iterable[TextDocument]) -> Iterator[TextDocument]:
+    """Each text once."""
+    seen: set[bytes] = set()
+    for document in documents:
+        digest = _digest(document.text)
+        if digest not in seen:
+            seen.add(digest)
+            yield document
+
+
+def units(document: TextDocument) -> Iterator[TextDocument]:
+    """What is held out as a whole: the document, or the blocks of a book."""
+    return blocks(document) if len(document.text) > BOOK else iter((document,))
+
+
+def blocks(document: TextDocument, length: int = BLOCK) -> Iterator[TextDocument]:
+    """Consecutive blocks of a document of about ``length`` characters, cut at paragraphs (or lines, sentences, words).
+
+    Joined they are the document, but for white space at the cuts. A shorter document is one block.
+    """
+    text, start, row = document.text, 0, 0
+    while start < len(text):
+        stop = _cut(text, start, length)
+        if text[start:stop].strip():
+            row += 1
+            yield TextDocument(text[start:stop].strip("\n"), document.source, row)
+        start = stop
+
+
+def _cut(text: str, start: int, length: int) -> int:
+    """Where the block ends that begins at ``start``: the last best border in its second half."""
+    if len(text) - start <= length * 1.5:
+        return len(text)
+    window = text[start + length // 2 : start + length]
+    for border in (r"\n\s*\n", r"\n", r"[.!?]\s", r"\s"):
+        ends = [match.end() for match in re.finditer(border, window)]
+        if ends:
+            return start + length // 2 + ends[-1]
+    return start + length
+
+
+def _by_rank(documents: list[TextDocument], share: float) -> tuple[list[TextDocument], list[TextDocument]]:
+    """Neither side empty: the smallest hashes are held out; a single document is cut into smaller blocks."""
+    length = BLOCK
+    while len(documents) < 2 and length >= 40:
+        length //= 2
+        documents = list(unique(b for d in documents for b in blocks(d, length)))
+    if len(documents) < 2:
+        raise KlypeError("The text is too short to hold some of it out.", "Give at least a few sentences.")
+    ranked = sorted(documents, key=lambda d: _digest(d.text))
+    count = min(len(ranked) - 1, max(1, round(share * len(ranked))))
+    held = {_digest(d.text) for d in ranked[:count]}
+    return [d for d in documents if _digest(d.text) not in held], [d for d in documents if _digest(d.text) in held]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def near_duplicates(threshold: float) -> Callable[[str], bool]:
+    """Whether a text is new: its five-word shingles' Jaccard similarity to none before it is above the threshold, by
+    MinHash (datasketch). KlypeError when that package is missing.
+
+    Some kilobytes for each text stay in memory: for corpora of some hundred thousand texts.
+    """
+    try:
+        from datasketch import MinHash, MinHashLSH
+    except ImportError:
+        raise KlypeError(
+            "Texts that nearly repeat others are found by the package datasketch, which is not installed.",
+            "pip install 'klype[data]', or leave them in (data.near = 0).",
+        ) from None
+    index, numbers = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS), count()
+
+    def is_new(text: str) -> bool:
+        words = re.findall(r"\w+", text.lower())
+        shingles = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
+        signature = MinHash(num_perm=PERMUTATIONS)
+        signature.update_batch([shingle.encode() for shingle in shingles])
+        if index.query(signature):
+            return False
+        index.insert(next(numbers), signature)
+        return True
+
+    return is_new
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Documents of token ids. ``parts`` are flat arrays, ``ends`` where each document ends in its part."""
+
+    parts: tuple[npt.NDArray[np.integer[Any]], ...]
+    ends: tuple[npt.NDArray[np.uint64], ...]
+    firsts: tuple[int, ...]  # number of the first document of each part, and at last of all documents
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.integer[Any]]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self.firsts, index, side="right")) - 1
+        at = index - self.firsts[part]
+        start = int(self.ends[part][at - 1]) if at else 0
+        return self.parts[part][start : int(self.ends[part][at])]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document."""
+        found = [np.diff(ends.astype(np.int64), prepend=0) for ends in self.ends]
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def followed_by(self, others: Documents) -> Documents:
+        """These and then the others, none of them copied."""
+        firsts = (*self.firsts, *(len(self) + first for first in others.firsts[1:]))
+        return Documents((*self.parts, *others.parts), (*self.ends, *others.ends), firsts)
+
+    @staticmethod
+    def of(documents: Iterable[Sequence[int]]) -> Documents:
+        """In memory."""
+        lists = [np.asarray(d, dtype=np.uint32) for d in documents]
+        flat = np.concatenate(lists) if lists else np.zeros(0, np.uint32)
+        ends = np.cumsum([len(d) for d in lists], dtype=np.uint64) if lists else np.zeros(0, np.uint64)
+        return Documents((flat,), (ends,), (0, len(lists)))
+
+    @staticmethod
+    def open(folder: Path, verify: bool = True) -> Documents:
+        """Memory-mapped. ``verify`` reads every file once and compares its hash. KlypeError for a damaged one."""
+        try:
+            about = parsed((folder / ABOUT).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise KlypeError(f"{folder} holds no finished shards.", "Delete the folder and make it again.") from error
+        except ValueError as error:
+            raise KlypeError(f"{folder / ABOUT} is damaged.", "Delete the folder and make it again.") from error
+        parts, ends, firsts = [], [], [0]
+        for shard in about["shards"]:
+            for name, digest in shard["sha256"].items():
+                if not (folder / name).is_file() or (verify and durable.hash_file(folder / name) != digest):
+                    raise KlypeError(f"{folder / name} is missing or damaged.", "Delete the folder and make it again.")
+            stem = folder / shard["name"]
+            parts.append(_mapped(stem.with_suffix(".bin"), about["dtype"]))
+            ends.append(_mapped(stem.with_suffix(".idx"), "<u8"))
+            firsts.append(firsts[-1] + len(ends[-1]))
+        return Documents(tuple(parts), tuple(ends), tuple(firsts))
+
+
+class ShardWriter:
+    """Documents come one by one; until ``finish`` the folder counts as unfinished. At most one shard is in memory.
+
+    KlypeError when the folder holds shards already or cannot be written.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, size: int = SHARD_TOKENS) -> None:
+        if (folder / ABOUT).exists():
+            raise KlypeError(f"{folder} holds shards already.", "Choose another folder, or open it.")
+        self.folder, self._size = folder, size
+        self._dtype, self._vocab_size = "<u2" if vocab_size <= 2**16 else "<u4", vocab_size
+        self._shards: list[dict[str, object]] = []
+        self._pending: list[npt.NDArray[np.integer[Any]]] = []
+        self._tokens = 0
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, document: Sequence[int]) -> None:
+        self._pending.append(np.asarray(document, dtype=self._dtype))
+        self._tokens += len(document)
+        if self._tokens >= self._size:
+            self._flush()
+
+    def finish(self) -> Documents:
+        """The shards, memory-mapped."""
+        if self._pending or not self._shards:
+            self._flush()
+        about = {"dtype": self._dtype, "vocab_size": self._vocab_size, "shards": self._shards}
+        with self._writing():
+            durable.write(self.folder / ABOUT, json.dumps(about, indent=1).encode())
+        return Documents.open(self.folder, verify=False)
+
+    def _flush(self) -> None:
+        name = f"shard-{len(self._shards):05d}"
+        ends = np.cumsum([len(d) for d in self._pending], dtype="<u8")
+        flat = np.concatenate(self._pending) if self._pending else np.zeros(0, "<u2")
+        files: dict[str, bytes | memoryview] = {f"{name}.bin": flat.view(np.uint8).data, f"{name}.idx": ends.tobytes()}
+        with self._writing():
+            for file, content in files.items():
+                durable.write(self.folder / file, content)
+        digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        self._shards.append({"name": name, "documents": len(ends), "tokens": len(flat), "sha256": digests})
+        self._pending, self._tokens = [], 0
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KlypeError(
+                f"{self.folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
+            ) from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether whole shards lie there."""
+    return (folder / ABOUT).is_file()
+
+
+def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Documents' token ids, begin and end included, in order; memory stays flat, all cores work."""
+    batch, characters = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_TEXTS:
+            yield from tokenizer.encode_documents(batch)
+            batch, characters = [], 0
+    if batch:
+        yield from tokenizer.encode_documents(batch)
+
+
+def training_shards(documents: Iterable[TextDocument], tokenizer: Tokenizer, folder: Path) -> Documents:
+    """Shards of what is not held out; those that are whole already are opened and not made anew.
+
+    ``documents`` come from ``read_texts``, which leaves out empty ones and exact repetitions.
+    """
+    if is_finished(folder):
+        return Documents.open(folder)
+    writer = ShardWriter(folder, tokenizer.vocab_size)
+    every = (unit.text for document in documents for unit in units(document))
+    for ids in tokenize((text for text in every if not is_held_out(text)), tokenizer):
+        writer.add(ids)
+    return writer.finish()
+
+
+def _mapped(file: Path, dtype: str) -> npt.NDArray[Any]:
+    if file.stat().st_size == 0:  # nothing cannot be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(file, dtype=dtype, mode="r")
