@@ -28,13 +28,13 @@ class EveryPrefix:
         while sum(size for *_, size in self.texts) > self.budget:
             self.texts.popleft()
 
-    def find(self, text: Tokens) -> tuple[str, int, int] | None:
+    def find(self, text: Tokens) -> tuple[str | None, int, int]:
         for length in range(len(text) - len(text) % BLOCK, 0, -BLOCK):
             for store, texts, _ in reversed(self.texts):
                 for slot in range(len(texts) - 1, -1, -1):
                     if texts[slot][:length] == text[:length] and len(texts[slot]) >= length:
                         return store, slot, common(texts[slot], text)
-        return None
+        return None, 0, 0
 
 
 def common(a: Tokens, b: Tokens) -> int:
@@ -78,7 +78,7 @@ def test_the_longest_known_beginning_is_found(
         found = index.find(text)
         if not colliding:
             assert found == every.find(text)
-        elif found is not None:
+        elif found[0] is not None:
             store, slot, length = found
             assert BLOCK <= length == common(read[store][slot], text)
     assert index.nbytes <= 5_000
@@ -99,7 +99,7 @@ def test_a_long_text_takes_memory_linear_in_its_tokens_and_within_the_budget() -
         assert index.nbytes <= index.budget
     assert len(index) < 30
     assert len(index._known) == len(index) * (len(text) // BLOCK)
-    assert index.find(text) is None
+    assert index.find(text) == (None, 0, 0)
     assert index.find((59, *text)) == ("store 59", 0, len(text) + 1)
 
 

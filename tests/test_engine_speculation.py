@@ -15,7 +15,6 @@ from scipy import stats
 from klype.engine.engine import Engine
 from klype.engine.sampling import shape
 from klype.engine.speculation import (
-    DraftSampling,
     LookupDraft,
     ModelDraft,
     NgramDraft,
@@ -27,7 +26,7 @@ from klype.errors import KlypeError, UsageError
 from klype.values import Request, Sampling
 from tests.toys import bigram, toy
 
-SETTING = DraftSampling(Sampling())
+SETTING = Request((1,))
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +42,7 @@ class Oracle:
     def __init__(self, truth: Sequence[int], wrong: frozenset[int] = frozenset()) -> None:
         self.truth, self.wrong = list(truth), wrong
 
-    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal:
+    def propose(self, text: Sequence[int], count: int, request: Request) -> Proposal:
         ahead = range(len(text), min(len(text) + count, len(self.truth)))
         return Proposal(tuple((self.truth[i] + (i in self.wrong)) % 23 for i in ahead))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from benchmarks.generate import packaged_model
 from benchmarks.task import plain_text
 from klype.engine.engine import Engine
 from klype.engine.sampling import draw, noise, shape
-from klype.engine.speculation import DRAFT_STREAM, Speculation, _Answer
+from klype.engine.speculation import DRAFT_STREAM, judged
 from klype.model import checkpoint
 from klype.model.checkpoint import Loaded
 from klype.model.prepacked import prepack
@@ -121,11 +122,10 @@ def test_one_speculated_step_over_the_top_50_has_the_models_distribution(packed:
     near_V, far_V = (packed.model(torch.tensor([part]))[:, -1] for part in (text, text[-4:]))
     p_V, q_V = shape(near_V, sampling)[0], shape(far_V, sampling)[0]
     request = Request(prompt=tuple(text), limit=4, sampling=sampling, seed=7)
-    engine, said, accepted = Engine(packed.model), Counter[int](), 0
+    said, accepted = Counter[int](), 0
     for sample in range(count):
-        answer = _Answer(engine, request, sample, Speculation(1))
         guess = int(draw(q_V[None], noise(7, sample, np.array([len(text)]), DRAFT_STREAM)))
-        token = answer._judged(p_V, guess, q_V)
+        token = judged(p_V, guess, q_V, replace(request, first_sample=sample), len(text))
         said[token] += 1
         accepted += token == guess
     expected = p_V.double().exp().numpy() * count

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,11 @@ from torch import Tensor
 from klype.device import threads_for
 from klype.engine.prefix_cache import PrefixCache
 from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
-from klype.engine.runner import AnyRunner, NativeRunner, batches, score
+from klype.engine.runner import AnyRunner, Indices, NativeRunner, batches, score
 from klype.engine.sampling import count_tokens, distributions, noise, sample
 from klype.errors import KlypeError, UsageError
 from klype.model.transformer import Transformer
-from klype.samplers import needs_counts
+from klype.samplers import TokenCounts, needs_counts
 from klype.values import Distribution, Request, Step, Trace
 
 
@@ -37,17 +37,6 @@ class Event:
     sample: int
     step: Step
     trace: Trace | None
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one step did: the row's job, sample and token, and the traces of rows that ended (by row)."""
-
-    jobs: npt.NDArray[np.object_]
-    samples: npt.NDArray[np.int64]
-    lines: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-    ended: dict[int, Trace]
 
 
 class Engine:
@@ -95,13 +84,8 @@ class Engine:
 
     def beside(self) -> Engine:
         """An engine of the same weights for another thread."""
-        return Engine(
-            self.runner.beside(),
-            decode_bytes=self.decode_bytes,
-            name=self.name,
-            max_batch=self.max_batch,
-            clock=self.clock,
-        )
+        fixed = {"decode_bytes": self.decode_bytes, "name": self.name, "max_batch": self.max_batch, "clock": self.clock}
+        return Engine(self.runner.beside(), **fixed)  # type: ignore[arg-type]
 
     @property
     def busy(self) -> bool:
@@ -128,26 +112,17 @@ class Engine:
     def step(self) -> list[Event]:
         """One token for every running row. When it fails (damaged weights), all that was running is dropped."""
         try:
-            drawn = self._advance()
+            return self._advance(told=True)
         except BaseException:  # half a step cannot be gone on from
             self.abandon()
             raise
-        events = []
-        for row, job in enumerate(drawn.jobs):
-            trace = drawn.ended.get(row)
-            if trace is not None:
-                last = trace.steps[-1]
-            else:
-                last = self._records.last(int(drawn.lines[row]), int(drawn.counts[row]))
-            events.append(Event(job.id, int(drawn.samples[row]), last, trace))
-        return events
 
     # rows that leave move others in the cache, whose tensors belong to inference mode
     @torch.inference_mode()
     def cancel(self, request_id: int) -> list[Trace]:
         """Stop a request at once; returns what its running samples had said. An unknown or finished id is no error."""
         self._queue = deque(job for job in self._queue if job.id != request_id)
-        mine = np.array([job.id == request_id for job in self._rows.jobs], bool)
+        mine = np.array([job.id == request_id for job in self._rows["job"]], bool)
         traces = [self._trace(int(row), "cancelled") for row in np.flatnonzero(mine)]
         if traces:
             self._leave(mine)
@@ -170,7 +145,7 @@ class Engine:
                 self.add(request)
                 jobs.append(self._queue[-1])
             while self.busy:
-                self._advance()
+                self._advance(told=False)
         except BaseException:
             self.abandon()
             raise
@@ -178,40 +153,31 @@ class Engine:
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         """The model's distribution (temperature 1) after each prefix; ``top`` -1: whole."""
-        for prefix in prefixes:
-            check_prompt(prefix, self.runner.window, self.runner.vocab_size)
-        self._check_fresh()
+        self._check_prompts(prefixes)
         if not prefixes:
             return []
         read = self.runner.prefill([tuple(prefix) for prefix in prefixes])
         found = distributions(torch.stack([prompt.logits for prompt in read]).float().log_softmax(-1), top)
-        if any(np.isnan(d.logp).any() for d in found):
-            raise self.not_numbers()
+        self._check_numbers(q.logp for q in found)
         return found
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
         """How probable given answers are, token by token ("forced"), ``top`` of the distribution beside each."""
-        window, vocab_size = self.runner.window, self.runner.vocab_size
+        self._check_prompts(prompts)
         for prompt, answer in zip(prompts, answers, strict=True):
-            check_prompt(prompt, window, vocab_size)
-            check_answer(prompt, answer, window, vocab_size)
-        self._check_fresh()
+            check_answer(prompt, answer, self.runner.window, self.runner.vocab_size)
         traces = score(self.runner, prompts, answers, top, self.label)
-        if any(np.isnan(step.logp) for trace in traces for step in trace.steps):
-            raise self.not_numbers()
+        self._check_numbers(np.array([step.logp for step in trace.steps]) for trace in traces)
         return traces
 
     def mean_states(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
         """The mean of the last layer's states over each text's tokens, [D]."""
-        for text in texts:
-            check_prompt(text, self.runner.window, self.runner.vocab_size)
-        self._check_fresh()
+        self._check_prompts(texts)
         found: dict[int, npt.NDArray[np.float32]] = {}
         for rows in batches([len(text) for text in texts]):
             states = self.runner.states([tuple(texts[row]) for row in rows])
             found |= {row: own_TD.float().mean(0).cpu().numpy() for row, own_TD in zip(rows, states, strict=True)}
-        if any(np.isnan(mean_D).any() for mean_D in found.values()):
-            raise self.not_numbers()
+        self._check_numbers(found.values())
         return [found[row] for row in range(len(texts))]
 
     def refresh(self, version: int | str) -> None:
@@ -229,16 +195,25 @@ class Engine:
         model = f"The model {self.label}" if self.label else "The model"
         return KlypeError(f"{model} returns values that are not numbers: it is damaged, or its training diverged.")
 
-    def _advance(self) -> StepResult:
+    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        for prompt in prompts:
+            check_prompt(prompt, self.runner.window, self.runner.vocab_size)
+        self._check_fresh()
+
+    def _check_numbers(self, found: Iterable[npt.NDArray[Any]]) -> None:
+        if any(np.isnan(values).any() for values in found):
+            raise self.not_numbers()
+
+    def _advance(self, told: bool) -> list[Event]:
+        """One step; its events where they are to be ``told``: they cost more than a small model's step."""
         self._check_fresh()
         with torch.inference_mode():
             joining = self._schedule()
             if not joining and not len(self._rows):
-                return StepResult(self._rows.jobs, self._rows.samples, self._rows.lines, self._rows.counts, {})
+                return []
             # a step of a small model is one thread's: waking another takes longer than it saves
             with threads_for(self.runner.operations(len(self._rows))):
-                logits_RV = self._run(joining)
-                return self._postprocess(logits_RV)
+                return self._postprocess(self._run(joining), told)
 
     def _schedule(self) -> list[tuple[QueuedRequest, int]]:
         """Which samples join: (job, how many), first come first served, as far as there is room."""
@@ -264,114 +239,85 @@ class Engine:
         parts = [self.runner.decode(self._last_R)] if len(self._rows) else []
         if joining:
             # prompts that lie in one store are added in one call
-            order = self.runner.order([job.prompt() for job, _ in joining])
-            joining = [joining[i] for i in order]
-            prompts, counts = [job.prompt() for job, _ in joining], [count for _, count in joining]
-            parts += [prompt.logits.expand(count, -1) for prompt, count in zip(prompts, counts, strict=True)]
+            joining = [joining[i] for i in self.runner.order([job.read for job, _ in joining])]
             for job, count in joining:
+                parts.append(job.read.logits.expand(count, -1))
                 self._rows.append(job, self._records.open(count))
-            self.runner.append(prompts, counts)
+            self.runner.append([job.read for job, _ in joining], [count for _, count in joining])
         return torch.cat(parts)
 
-    def _postprocess(self, logits_RV: Tensor) -> StepResult:
-        stuck = self._constrain(logits_RV)
-        noise_R = noise(self._rows.seeds, self._rows.samples, self._rows.offsets + self._rows.counts)
-        kinds = np.unique(self._rows.which)
-        # where all rows are drawn alike none need be gathered and put back
-        if len(kinds) == 1:
-            tokens_R, logps_2R = self._sample(logits_RV, noise_R, np.arange(len(self._rows.which)))
-        else:
-            tokens_R, logps_2R = torch.empty(len(noise_R), dtype=torch.int64), torch.empty(2, len(noise_R))
-            for kind in kinds:
-                alike = np.flatnonzero(self._rows.which == kind)
-                index = torch.from_numpy(alike)
-                tokens_R[index], logps_2R[:, index] = self._sample(logits_RV[index], noise_R[alike], alike)
-        logp_2R = logps_2R.double().numpy()  # the model's, and those of the distribution drawn from
-        if np.isnan(logp_2R).any():
-            raise self.not_numbers()
-        tokens = tokens_R.numpy()
-        self._records.write(self._rows.lines, self._rows.counts, tokens, logp_2R)
-        self._rows.counts = self._rows.counts + 1
-        stopped = (tokens[:, None] == self._rows.stop).any(1)
-        if self._rows.special.any():
-            self._look(logits_RV, tokens, stopped)
-        for row in np.flatnonzero(self._rows.constraints).tolist():
-            stopped[row] |= self._rows.constraints[row].accept(int(tokens[row]))
-        ended = stopped | stuck | (self._rows.counts >= self._rows.max_new_tokens)
-        self._last_R = tokens_R
+    def _postprocess(self, logits_RV: Tensor, told: bool) -> list[Event]:
         rows = self._rows
-        drawn = StepResult(rows.jobs, rows.samples, rows.lines, rows.counts, {})
-        for row in np.flatnonzero(ended).tolist():
-            why: Ended = "cancelled" if stuck[row] else "stop" if stopped[row] else "length"
-            drawn.ended[row] = self._trace(row, why)
-        if drawn.ended:
+        stuck = self._constrain(logits_RV)
+        noise_R = noise(rows["seed"], rows["sample"], rows["offset"] + rows["count"])
+        tokens_R = torch.empty(len(rows), dtype=torch.int64)
+        tokens, logp_2R, stopped = tokens_R.numpy(), np.empty((2, len(rows))), np.zeros(len(rows), bool)
+        for kind, alike in rows.by_kind():
+            # where all rows are drawn alike none need be gathered
+            logits_AV = logits_RV if len(alike) == len(rows) else logits_RV[torch.from_numpy(alike)]
+            seen = self._said(alike, logits_AV.shape[1]) if needs_counts(kind.sampling) else None
+            drawn_A, logps_2A = sample(logits_AV, kind.sampling, noise_R[alike], seen)
+            tokens[alike], logp_2R[:, alike] = drawn_A.numpy(), logps_2A.double().numpy()
+            stopped[alike] = np.isin(tokens[alike], kind.stop)
+            if kind.top:
+                listed = distributions(logits_AV.float().log_softmax(-1), kind.top)
+                for line, q in zip(rows["line"][alike].tolist(), listed, strict=True):
+                    self._records.distributions.setdefault(line, []).append(q)
+            for row in alike.tolist() if kind.stop_texts else ():
+                stopped[row] |= self._says(int(rows["line"][row]), int(tokens[row]), kind.stop_texts)
+        self._check_numbers([logp_2R])
+        self._records.write(rows["line"], rows["count"], tokens, logp_2R)
+        rows["count"][:] += 1
+        for row in np.flatnonzero(rows["constraint"]).tolist():
+            stopped[row] |= rows["constraint"][row].accept(int(tokens[row]))
+        ended = stopped | stuck | (rows["count"] >= rows["max_new_tokens"])
+        self._last_R = tokens_R
+        traces = {
+            row: self._trace(row, "cancelled" if stuck[row] else "stop" if stopped[row] else "length")
+            for row in np.flatnonzero(ended).tolist()
+        }
+        events = []
+        columns = (rows[name].tolist() for name in ("job", "sample", "line", "count") if told)
+        for row, (job, number, line, count) in enumerate(zip(*columns, strict=True)):
+            (last,) = self._records.read(line, count - 1, count)
+            events.append(Event(job.id, number, last, traces.get(row)))
+        if traces:
             self._leave(ended)
-        return drawn
+        return events
 
     def _constrain(self, logits_RV: Tensor) -> npt.NDArray[np.bool_]:
         """Leaves each constrained row only the tokens that are allowed; which rows have none."""
         stuck = np.zeros(len(logits_RV), bool)
-        for row in np.flatnonzero(self._rows.constraints).tolist():
-            allowed = self._rows.constraints[row].allowed()
+        for row in np.flatnonzero(self._rows["constraint"]).tolist():
+            allowed = self._rows["constraint"][row].allowed()
             stuck[row] = allowed is None
             if allowed is not None:
                 logits_RV[row].masked_fill_(torch.from_numpy(~allowed).to(logits_RV.device), -math.inf)
         return stuck
 
-    def _sample(
-        self, logits_RV: Tensor, noise_R: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor]:
-        """As ``sample``, for rows that are all drawn alike."""
-        seen, sampling = None, self._rows.samplings[self._rows.which[rows[0]]]
-        if needs_counts(sampling):
-            said = [self._records.tokens[self._rows.lines[row], : self._rows.counts[row]] for row in rows]
-            seen = count_tokens([self._rows.jobs[row].request.prompt for row in rows], said, logits_RV.shape[1])
-        return sample(logits_RV, sampling, noise_R, seen)
+    def _said(self, rows: Indices, vocabulary: int) -> TokenCounts:
+        tokens, table = self._records.steps["token"], self._rows.table[rows]
+        said = [tokens[line, :count] for line, count in zip(table["line"], table["count"], strict=True)]
+        return count_tokens([job.request.prompt for job in table["job"]], said, vocabulary)
 
-    def _look(self, logits_RV: Tensor, tokens: npt.NDArray[np.int64], stopped: npt.NDArray[np.bool_]) -> None:
-        """Rows that asked for distributions or for stop texts."""
-        special = np.flatnonzero(self._rows.special).tolist()
-        for top, group in groupby(sorted(special, key=self._top_of), key=self._top_of):
-            rows = list(group)
-            if not top:
-                continue
-            listed = distributions(logits_RV[rows].float().log_softmax(-1), top)
-            for row, q in zip(rows, listed, strict=True):
-                self._records.distributions.setdefault(int(self._rows.lines[row]), []).append(q)
-        for row in special:
-            request, line = self._rows.jobs[row].request, int(self._rows.lines[row])
-            if request.stop_texts:
-                assert self.decode_bytes is not None
-                text = self._records.texts.setdefault(line, bytearray())
-                added = self.decode_bytes(int(tokens[row]))
-                text += added
-                for stop in request.stop_texts:
-                    sought = stop.encode()
-                    # only what the new token can have completed: an earlier one had ended the answer
-                    stopped[row] |= sought in text[-len(sought) - len(added) :]
-
-    def _top_of(self, row: int) -> int:
-        return int(self._rows.jobs[row].request.top)
+    def _says(self, line: int, token: int, stop_texts: Sequence[str]) -> bool:
+        """Whether this token completes one of the texts."""
+        assert self.decode_bytes is not None
+        text, added = self._records.texts.setdefault(line, bytearray()), self.decode_bytes(token)
+        text += added
+        # only what the new token can have completed: an earlier one had ended the answer
+        return any(stop in text[-len(stop) - len(added) :] for stop in map(str.encode, stop_texts))
 
     def _trace(self, row: int, ended: Ended) -> Trace:
-        job, line, count = self._rows.jobs[row], int(self._rows.lines[row]), int(self._rows.counts[row])
-        request = job.request
-        trace = Trace(
-            prompt=request.prompt,
-            steps=self._records.steps(line, count),
-            sampling=request.sampling,
-            seed=request.seed,
-            sample=int(self._rows.samples[row]),
-            model=self.label,
-            ended=ended,
-            passes=count,
-            seconds=self.clock() - job.started,
-        )
-        job.traces.append(trace)
+        job, number, line, count = (self._rows[name][row] for name in ("job", "sample", "line", "count"))
+        asked, steps, seconds = job.request, self._records.read(line, 0, count), self.clock() - job.started
+        about = asked.prompt, steps, asked.sampling, asked.seed, int(number), self.label
+        job.traces.append(Trace(*about, ended, int(count), seconds))
+        trace: Trace = job.traces[-1]
         return trace
 
     def _leave(self, ended: npt.NDArray[np.bool_]) -> None:
-        for line in self._rows.lines[ended].tolist():
+        for line in self._rows["line"][ended].tolist():
             self._records.close(line)
         if ended.all():
             self._clear_rows()
@@ -379,11 +325,11 @@ class Engine:
         # rows from the end take the places of those that left
         order = self.runner.remove(ended)
         self._last_R = self._last_R[torch.from_numpy(order)]
-        self._rows.take(order)
+        self._rows.table = self._rows.table[order]
 
     def _clear_rows(self) -> None:
         self.runner.clear()
-        self._rows = Rows.none()
+        self._rows = Rows()
         self._last_R = torch.zeros(0, dtype=torch.int64)
 
     def _check_fresh(self) -> None:

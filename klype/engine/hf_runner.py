@@ -14,7 +14,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,7 @@ ENDLESS = 1 << 20
 TRIED = 2e-3, 5e-2
 
 
-@dataclass(frozen=True, slots=True)
-class Ability:
+class Ability(NamedTuple):
     """What a forward pass takes: the name of past keys and values ("": they cannot be given again), whether they may
     be padded on the left, and the parameters' names."""
 
@@ -56,13 +55,8 @@ class KeyValues:
     layers: list[tuple[Tensor, Tensor]]
     starts: list[int]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
 
-
-@dataclass(frozen=True, eq=False)
-class CachedText:
+class CachedText(NamedTuple):
     """The first ``length`` tokens of a text whose keys and values were computed; none: length 0."""
 
     store: KeyValues | None
@@ -70,8 +64,10 @@ class CachedText:
     length: int
 
 
-@dataclass(frozen=True, eq=False)
-class ReadText:
+NOTHING = CachedText(None, 0, 0)
+
+
+class ReadText(NamedTuple):
     """A prompt that has been read."""
 
     tokens: Tokens
@@ -102,7 +98,7 @@ class HFRunner:
         self.able = Ability("", False, frozenset(inspect.signature(model.forward).parameters))
         self.index: PrefixIndex[KeyValues] = PrefixIndex(REMEMBERED)
         self._groups: list[RowGroup] = []
-        self._texts: list[list[int]] = []  # of the running rows, where nothing else is kept of them
+        self._texts: list[Tokens] = []  # of the running rows, where nothing else is kept of them
         self.able = self._tried()
 
     @property
@@ -121,12 +117,13 @@ class HFRunner:
     def prefill(self, prompts: Sequence[Tokens]) -> list[ReadText]:
         distinct = sorted(set(prompts))
         for beginning in shared_beginnings(distinct) if self.able.cache else ():
-            if self._past(beginning).length < len(beginning) - BLOCK:
-                self._read([beginning], [self._past(beginning)])
-        pasts = {prompt: self._past(prompt) for prompt in distinct}
+            past = self._past(beginning)
+            if past.length < len(beginning) - BLOCK:
+                self._read([beginning], [past])
+        pasts = [self._past(prompt) for prompt in distinct]
         found: dict[Tokens, ReadText] = {}
-        for batch in self._batches(distinct, [pasts[prompt] for prompt in distinct]):
-            read = self._read([distinct[i] for i in batch], [pasts[distinct[i]] for i in batch])
+        for batch in self._batches(distinct, pasts):
+            read = self._read([distinct[i] for i in batch], [pasts[i] for i in batch])
             found.update((text.tokens, text) for text in read)
         return [found[prompt] for prompt in prompts]
 
@@ -136,7 +133,7 @@ class HFRunner:
     def append(self, prompts: Sequence[ReadText], counts: Sequence[int]) -> None:
         new = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
         if not self.able.cache:
-            self._texts += [list(prompt.tokens) for prompt in new]
+            self._texts += [prompt.tokens for prompt in new]
             return
         first = sum(len(group.rows) for group in self._groups)
         longest, joining = [int(group.lengths.max()) for group in self._groups], dict[int, list[int]]()
@@ -163,9 +160,8 @@ class HFRunner:
 
     def decode(self, tokens_R: Tensor) -> Tensor:
         if not self.able.cache:
-            for text, token in zip(self._texts, tokens_R.tolist(), strict=True):
-                text.append(token)
-            return self._whole(self._texts)
+            self._texts = [(*text, token) for text, token in zip(self._texts, tokens_R.tolist(), strict=True)]
+            return torch.stack([read.logits for read in self.prefill(self._texts)])
         parts = []
         for group in self._groups:
             tokens_R1 = tokens_R[torch.from_numpy(group.rows), None]
@@ -225,10 +221,7 @@ class HFRunner:
 
     def _past(self, prompt: Tokens) -> CachedText:
         """What of the prompt is remembered; its last token is left to be read."""
-        known = self.index.find(prompt) if self.able.cache else None
-        if known is None or min(known[2], len(prompt) - 1) < BLOCK:
-            return CachedText(None, 0, 0)
-        return CachedText(known[0], known[1], min(known[2], len(prompt) - 1))
+        return CachedText(*self.index.find(prompt, len(prompt) - 1)) if self.able.cache else NOTHING
 
     def _batches(
         self, texts: Sequence[Sequence[int]], pasts: Sequence[CachedText], neighbours: bool = False
@@ -260,28 +253,13 @@ class HFRunner:
                 at = len(text) - lengths[row] - 1 - read
                 if 0 <= at < logits_RTV.shape[1]:
                     last[row] = logits_RTV[row, at].clone()
-        if not self.able.cache:
-            return [
-                ReadText(text, CachedText(None, 0, 0), logits_V) for text, logits_V in zip(texts, last, strict=True)
-            ]
-        store = KeyValues(
-            [(layer.keys, layer.values) for layer in cache.layers], [max(lengths) - length for length in lengths]
-        )
-        self.index.add(store, texts, store.nbytes)
-        return [
-            ReadText(text, CachedText(store, slot, len(text)), logits_V)
-            for slot, (text, logits_V) in enumerate(zip(texts, last, strict=True))
-        ]
-
-    def _whole(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Logits [R, V] after texts of which nothing is kept."""
-        nothing = [CachedText(None, 0, 0)] * len(texts)
-        found = [torch.empty(0)] * len(texts)
-        for batch in self._batches(texts, nothing):
-            for _, logits_RTV, _ in self._pieces([texts[i] for i in batch], [nothing[i] for i in batch]):
-                for row, i in enumerate(batch):
-                    found[i] = logits_RTV[row, len(texts[i]) - 1].clone()
-        return torch.stack(found)
+        now = [NOTHING] * len(texts)
+        if self.able.cache:
+            layers = [(layer.keys, layer.values) for layer in cache.layers]
+            store = KeyValues(layers, [max(lengths) - length for length in lengths])
+            self.index.add(store, texts, sum(t.numel() * t.element_size() for pair in layers for t in pair))
+            now = [CachedText(store, slot, len(text)) for slot, text in enumerate(texts)]
+        return list(map(ReadText, texts, now, last))
 
     def _pieces(self, texts: Sequence[Sequence[int]], pasts: Sequence[CachedText]) -> Iterator[tuple[int, Tensor, Any]]:
         """Logits [R, T, V] of what has not been read of the texts, padded on the right (what comes later changes
@@ -298,19 +276,17 @@ class HFRunner:
 
     def _forward(self, tokens_RT: Tensor, cache: Any, lengths: Indices) -> tuple[Tensor, Any]:
         """One pass over new tokens of rows that have read ``lengths`` before, padded on the left to the longest."""
-        T, W = tokens_RT.shape[1], int(lengths.max())
-        given: dict[str, Any] = {self.able.cache: cache} if self.able.cache else {}
-        if "use_cache" in self.able.names:
-            given["use_cache"] = bool(self.able.cache)
+        T, W, able, device = tokens_RT.shape[1], int(lengths.max()), self.able, self.model.device
+        given: dict[str, Any] = {able.cache: cache} if able.cache else {}
+        given |= {"use_cache": bool(able.cache)} if "use_cache" in able.names else {}
         if (lengths != W).any():
-            mask_RC = torch.from_numpy(np.arange(W + T) >= W - lengths[:, None])
-            given["attention_mask"] = mask_RC.long().to(self.model.device)
-            if "position_ids" in self.able.names:  # those past the window are of padding
+            given["attention_mask"] = to_device(np.arange(W + T) >= W - lengths[:, None], device).long()
+            if "position_ids" in able.names:  # those past the window are of padding
                 positions = np.minimum(lengths[:, None] + np.arange(T), self.window - 1)
-                given["position_ids"] = to_device(positions, self.model.device)
+                given["position_ids"] = to_device(positions, device)
         with self._turn:
-            out = self.model(input_ids=tokens_RT.to(self.model.device), **given)
-        return out.logits, out[self.able.cache] if self.able.cache else None
+            out = self.model(input_ids=tokens_RT.to(device), **given)
+        return out.logits, out[able.cache] if able.cache else None
 
     @torch.inference_mode()
     def is_causal(self) -> bool:
@@ -327,7 +303,7 @@ class HFRunner:
         names = self.able.names
         name = next((name for name in ("cache", "past_key_values") if name in names), "")  # transformers 5 renamed it
         texts = [tuple(token % self.vocab_size for token in text) for text in ((1, 3, 2), (2, 1, 3, 1, 2))]
-        whole = [self._whole([text])[0].float() for text in texts]
+        whole = [self.prefill([text])[0].logits.float() for text in texts]
         most = TRIED[self.model.dtype != torch.float32]
         for able in (Ability(name, True, names), Ability(name, False, names)) if name else ():
             self.able = able
@@ -346,24 +322,24 @@ class HFRunner:
 
 def gathered(pasts: Sequence[CachedText]) -> list[tuple[Tensor, Tensor]]:
     """Per layer keys and values [R, G, W, K] of what was read, padded on the left; [] when nothing was."""
-    distinct: dict[tuple[KeyValues | None, int, int], int] = {}
-    which = [distinct.setdefault((past.store, past.slot, past.length), len(distinct)) for past in pasts]
+    number: dict[CachedText, int] = {}
+    which = np.array([number.setdefault(past, len(number)) for past in pasts])
+    like = next((past.store for past in pasts if past.store is not None), None)
     width = max(past.length for past in pasts)
 
-    def of(layer: int, value: int) -> Tensor:
-        parts: list[Tensor | None] = []
-        for store, slot, length in distinct:
-            if store is None:
-                parts.append(None)
-                continue
-            start = store.starts[slot]
-            parts.append(pad(store.layers[layer][value][slot, :, start : start + length], (0, 0, width - length, 0)))
-        like = next(part for part in parts if part is not None)
-        stacked = torch.stack([torch.zeros_like(like) if part is None else part for part in parts])
-        return stacked if len(distinct) == len(pasts) else stacked[to_device(np.array(which), stacked.device)]
+    def of(layer: int, part: int) -> Tensor:
+        assert like is not None
+        values = like.layers[layer][part]
+        _, G, _, K = values.shape
+        found = values.new_zeros(len(number), G, width, K)
+        for past, row in number.items():
+            if past.store is not None:
+                start = past.store.starts[past.slot]
+                own = past.store.layers[layer][part][past.slot, :, start : start + past.length]
+                found[row, :, width - past.length :] = own
+        return found if len(number) == len(pasts) else found[to_device(which, found.device)]
 
-    layers = next((len(store.layers) for store, *_ in distinct if store is not None), 0)
-    return [(of(layer, 0), of(layer, 1)) for layer in range(layers)]
+    return [(of(layer, 0), of(layer, 1)) for layer in range(len(like.layers) if like else 0)]
 
 
 def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> Any:

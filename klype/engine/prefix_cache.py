@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -64,25 +64,19 @@ class PrefixIndex(Generic[Store]):
         self._known.clear()
         self._recent.clear()
 
-    def find(self, text: Tokens) -> tuple[Store, int, int] | None:
-        """Where the longest known beginning lies: store, slot and its length; None when there is none."""
-        hits = []
-        for key in _keys(text):
-            entry = self._known.get(key)
-            if entry is None:
-                break
-            hits.append(entry)
-        if not hits:
-            return None
-        tokens = np.array(text, np.int32)
-        for blocks in range(len(hits), 0, -1):
-            entry = hits[blocks - 1]
+    def find(self, text: Tokens, most: int | None = None) -> tuple[Store | None, int, int]:
+        """Where the longest known beginning lies: store, slot and its length, at most ``most``; None, 0, 0 when it has
+        less than a block."""
+        tokens, known = np.array(text, np.int32), self._known
+        hits = [known[key] for key in takewhile(known.__contains__, _keys(text))]
+        for blocks, entry in zip(range(len(hits), 0, -1), reversed(hits), strict=True):
             size = min(len(tokens), len(entry.tokens))
             differ = np.flatnonzero(tokens[:size] != entry.tokens[:size])
             length = int(differ[0]) if len(differ) else size
             if length >= blocks * BLOCK:  # else a collision
-                return entry.store, entry.slot, length
-        return None
+                length = length if most is None else min(length, most)
+                return (entry.store, entry.slot, length) if length >= BLOCK else (None, 0, 0)
+        return None, 0, 0
 
     def add(self, store: Store, texts: Sequence[Tokens], nbytes: int) -> None:
         """Remember texts that were just read, text i in slot i of a store of so many bytes."""
@@ -164,8 +158,7 @@ class PrefixCache:
             host[prompt] = host[after] if after[: len(prompt)] == prompt else prompt
         hosts = [prompt for prompt in distinct if host[prompt] == prompt]
         for prefix in shared_beginnings(hosts):
-            known = self.index.find(prefix)
-            if known is None or known[2] < len(prefix) - BLOCK:
+            if self.index.find(prefix)[2] < len(prefix) - BLOCK:
                 self._compute([prefix], {prefix: [len(prefix)]})
         wanted: dict[Tokens, list[int]] = {prompt: [] for prompt in hosts}
         for prompt in distinct:
@@ -196,28 +189,27 @@ class PrefixCache:
 
     def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, CachedPrefix]:
         starts = [self._start(prompt, wanted) for prompt in batch]
-        cache = self.model.new_cache()
-        if any(length for _, _, length in starts):
-            order = sorted(range(len(batch)), key=numbered([store for store, _, _ in starts]).__getitem__)
+        if any(length for *_, length in starts):
+            cache = self.model.new_cache()
+            order = sorted(range(len(batch)), key=numbered([store for store, *_ in starts]).__getitem__)
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
             for _, group in groupby(starts, key=lambda start: id(start[0])):
-                alike = list(group)
-                start, slots, lengths = alike[0][0], [slot for _, slot, _ in alike], [length for *_, length in alike]
-                if start is None:
-                    start = self.model.new_cache(1).to_shared()
-                elif len(used := np.unique(slots)) < len(start.lengths):
+                (store, *_), slots, lengths = zip(*group, strict=True)
+                if store is None:
+                    store = self.model.new_cache(1).to_shared()
+                elif len(used := np.unique(slots)) < len(store.lengths):
                     # only what is read is kept: attention goes over all that a store holds
-                    start, slots = start.take(used), np.searchsorted(used, slots).tolist()
-                cache.append(start, slots, lengths)
+                    store, slots = store.take(used), tuple(np.searchsorted(used, slots).tolist())
+                cache.append(store, slots, lengths)
         else:
             cache = self.model.new_cache(len(batch))
-        begin = np.array([length for _, _, length in starts])
+        begin = np.array([length for *_, length in starts])
         whole = np.array([len(prompt) for prompt in batch])
         asks = [(row, length) for row, prompt in enumerate(batch) for length in sorted(set(wanted[prompt]))]
         states: dict[tuple[int, int], Tensor] = {}
-        for first in range(0, int((whole - begin).max()), CHUNK):
-            done = np.minimum(begin + first, whole)
-            T = min(CHUNK, int((whole - begin).max()) - first)
+        longest = int((whole - begin).max())
+        for first in range(0, longest, CHUNK):
+            done, T = np.minimum(begin + first, whole), min(CHUNK, longest - first)
             rows = [prompt[at : at + T] for prompt, at in zip(batch, done, strict=True)]
             tokens_BT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rows], device=cache.device)
             hidden_BTD = self.model.hidden(tokens_BT, cache)
@@ -230,19 +222,14 @@ class PrefixCache:
         logits_AV = self.model.unembed(torch.stack([states[ask] for ask in asks]))
         store = cache.to_shared()
         self.index.add(store, batch, store.nbytes)
-        found = {}
-        for (row, length), logits_V in zip(asks, logits_AV, strict=True):
-            found[batch[row][:length]] = CachedPrefix(store, row, length, logits_V)
-        return found
+        return {
+            batch[row][:length]: CachedPrefix(store, row, length, logits_V)
+            for (row, length), logits_V in zip(asks, logits_AV, strict=True)
+        }
 
     def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> tuple[SharedKV | None, int, int]:
         """What of the prompt is already read; at least the last token of the shortest that is asked for is left."""
-        known = self.index.find(prompt)
-        if known is None:
-            return None, 0, 0
-        store, slot, matched = known
-        length = min(matched, min(wanted[prompt]) - 1)
-        return (store, slot, length) if length >= BLOCK else (None, 0, 0)
+        return self.index.find(prompt, min(wanted[prompt]) - 1)
 
 
 def numbered(stores: Sequence[SharedKV | None]) -> list[int]:

@@ -7,22 +7,31 @@ Python objects are made when an answer has ended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from klype.engine.runner import ReadPrompt
 from klype.engine.sampling import check_sampling
 from klype.errors import UsageError
-from klype.values import Distribution, Request, Sampling, Step, StepSource, Trace
+from klype.values import Distribution, Request, Sampling, Step, Trace
 
 Indices = npt.NDArray[np.int64]
 Ended = Literal["stop", "length", "cancelled"]
 MASK = 0xFFFFFFFFFFFFFFFF
-# with more distinct samplings than this, the unused ones are dropped
+# with more kinds of rows than this, the unused ones are dropped
 KINDS = 64
+# fields of a step, in their order
+RECORD = np.dtype([("token", np.int64), ("logp", np.float64), ("sampling_logprob", np.float64)])
+# offset: the prompt's tokens; count: tokens drawn; line: of the records; constraint: false where all is allowed
+ROW = np.dtype(
+    [
+        *(("job", object), ("sample", np.int64), ("seed", np.uint64), ("offset", np.int64), ("count", np.int64)),
+        *(("max_new_tokens", np.int64), ("kind", np.int64), ("line", np.int64), ("constraint", object)),
+    ]
+)
 
 
 def check_request(request: Request, window: int, vocab_size: int, decodes: bool) -> None:
@@ -64,6 +73,15 @@ def check_answer(prompt: Sequence[int], answer: Sequence[int], window: int, voca
         raise UsageError(f"The answer contains token {wrong}; the model knows 0 to {vocab_size - 1}.")
 
 
+class Kind(NamedTuple):
+    """What rows are drawn and ended by: those of one kind share the calls that do so."""
+
+    sampling: Sampling
+    stop: tuple[int, ...]
+    stop_texts: tuple[str, ...]
+    top: int
+
+
 @dataclass(eq=False)
 class QueuedRequest:
     """A request on its way: which samples are still to be started and which are done."""
@@ -72,40 +90,30 @@ class QueuedRequest:
     request: Request
     max_new_tokens: int  # what was asked for, or what the window leaves
     waiting: int  # samples not started
-    read: ReadPrompt | None = None
+    read: Any = None  # the prompt, as its runner remembers it
     started: float = 0.0
     traces: list[Trace] = field(default_factory=list)
 
-    @property
-    def next_sample(self) -> int:
-        return self.request.first_sample + self.request.n - self.waiting
-
-    def prompt(self) -> ReadPrompt:
-        assert self.read is not None, "the prompt has been read before its samples join"
-        return self.read
-
 
 class Records:
-    """Tokens and their log-probabilities, [lines, positions]; lines are reused."""
+    """Tokens and their log-probabilities, ``steps`` [lines, positions]; lines are reused."""
 
     def __init__(self) -> None:
-        self.tokens: npt.NDArray[np.int64] = np.zeros((0, 32), np.int64)
-        self.logp: npt.NDArray[np.float64] = np.zeros((0, 32))
-        self.sampling_logprob: npt.NDArray[np.float64] = np.zeros((0, 32))
+        self.steps = np.zeros((0, 32), RECORD)
         self.distributions: dict[int, list[Distribution]] = {}
         self.texts: dict[int, bytearray] = {}
         self._free: list[int] = []
 
-    def open(self, count: int) -> Indices:
+    def open(self, count: int) -> list[int]:
         """Lines for so many new answers."""
         missing = count - len(self._free)
         if missing > 0:
-            used = len(self.tokens)
+            used = len(self.steps)
             # by half at least: one answer more at a time would copy all records each time
             grown = max(missing, used // 2)
             self._free.extend(range(used + grown - 1, used - 1, -1))
             self._grow(grown, 0)
-        return np.array([self._free.pop() for _ in range(count)], np.int64)
+        return [self._free.pop() for _ in range(count)]
 
     def close(self, line: int) -> None:
         self.distributions.pop(line, None)
@@ -114,103 +122,55 @@ class Records:
 
     def write(self, lines: Indices, at: Indices, tokens: Indices, logp: npt.NDArray[np.float64]) -> None:
         """``logp`` [2, R]: under the model, and under what was drawn from."""
-        last = int(at.max(initial=0))
-        if last >= self.tokens.shape[1]:
-            self._grow(0, max(self.tokens.shape[1], last + 1 - self.tokens.shape[1]))
-        self.tokens[lines, at] = tokens
-        self.logp[lines, at] = logp[0]
-        self.sampling_logprob[lines, at] = logp[1]
+        positions, last = self.steps.shape[1], int(at.max(initial=0))
+        if last >= positions:
+            self._grow(0, max(positions, last + 1 - positions))
+        for name, values in zip(RECORD.names or (), (tokens, *logp), strict=True):
+            self.steps[name][lines, at] = values
 
-    def last(self, line: int, count: int) -> Step:
-        """The newest of ``count`` steps."""
-        at = count - 1
-        listed = self.distributions.get(line)
-        token, logp, drawn = self.tokens[line, at], self.logp[line, at], self.sampling_logprob[line, at]
-        return Step(int(token), float(logp), float(drawn), "drawn", listed[at] if listed else None)
-
-    def steps(self, line: int, count: int) -> tuple[Step, ...]:
-        tokens, logp = self.tokens[line, :count].tolist(), self.logp[line, :count].tolist()
-        drawn = self.sampling_logprob[line, :count].tolist()
-        listed: Sequence[Distribution | None] = self.distributions.get(line) or [None] * count
-        source: StepSource = "drawn"
-        return tuple(Step(t, p, d, source, q) for t, p, d, q in zip(tokens, logp, drawn, listed, strict=True))
+    def read(self, line: int, first: int, last: int) -> tuple[Step, ...]:
+        """The steps from ``first`` to before ``last``."""
+        rows, listed = self.steps[line, first:last].tolist(), self.distributions.get(line, [])[first:last]
+        return tuple(Step(t, p, d, "drawn", q) for (t, p, d), q in zip_longest(rows, listed))
 
     def _grow(self, lines: int, positions: int) -> None:
-        more = ((0, lines), (0, positions))
-        self.tokens = np.pad(self.tokens, more)
-        self.logp = np.pad(self.logp, more)
-        self.sampling_logprob = np.pad(self.sampling_logprob, more)
+        old = self.steps
+        self.steps = np.zeros((old.shape[0] + lines, old.shape[1] + positions), RECORD)
+        self.steps[: old.shape[0], : old.shape[1]] = old
 
 
-@dataclass
 class Rows:
-    """``offsets`` are prompt lengths, ``counts`` tokens drawn, ``max_new_tokens`` tokens at most.
+    """The running rows: a table, whose ``kind`` is an index into ``kinds``."""
 
-    ``which`` indexes ``samplings``; ``lines`` are lines of the records; ``stop`` [R, S] holds stop tokens, -1 where a
-    row has fewer; ``special`` rows want distributions or have stop texts; ``constraints``: None where all is allowed.
-    """
-
-    jobs: npt.NDArray[np.object_]
-    samples: Indices
-    seeds: npt.NDArray[np.uint64]
-    offsets: Indices
-    counts: Indices
-    max_new_tokens: Indices
-    which: Indices
-    lines: Indices
-    special: npt.NDArray[np.bool_]
-    stop: Indices
-    constraints: npt.NDArray[np.object_]
-    samplings: list[Sampling]
-
-    @staticmethod
-    def none() -> Rows:
-        def empty() -> Indices:
-            return np.zeros(0, np.int64)
-
-        jobs, seeds, special = np.empty(0, object), np.zeros(0, np.uint64), np.zeros(0, bool)
-        stop, free = np.zeros((0, 1), np.int64), np.empty(0, object)
-        return Rows(jobs, empty(), seeds, empty(), empty(), empty(), empty(), empty(), special, stop, free, [])
+    def __init__(self) -> None:
+        self.table = np.zeros(0, ROW)
+        self.kinds: list[Kind] = []
 
     def __len__(self) -> int:
-        return len(self.jobs)
+        return len(self.table)
 
-    def append(self, job: QueuedRequest, lines: Indices) -> None:
+    def __getitem__(self, column: str) -> npt.NDArray[Any]:
+        return self.table[column]
+
+    def append(self, job: QueuedRequest, lines: Sequence[int]) -> None:
         """Add the job's next samples, one for each line of the records."""
-        request, count = job.request, len(lines)
-        if request.sampling not in self.samplings:
-            if len(self.samplings) >= KINDS:
-                used, self.which = np.unique(self.which, return_inverse=True)
-                self.samplings = [self.samplings[kind] for kind in used]
-            self.samplings.append(request.sampling)
-        jobs = np.empty(count, object)
-        jobs[:] = job
-        constraints = np.empty(count, object)
-        if request.constraint is not None:
-            constraints[:] = [request.constraint() for _ in range(count)]
-        stop = np.full((count, max(self.stop.shape[1], len(request.stop))), -1, np.int64)
-        stop[:, : len(request.stop)] = request.stop
-        more = stop.shape[1] - self.stop.shape[1]
-        new: dict[str, npt.NDArray[Any]] = {
-            "jobs": jobs,
-            "samples": job.next_sample + np.arange(count),
-            "seeds": np.full(count, request.seed & MASK, np.uint64),
-            "offsets": np.full(count, len(request.prompt)),
-            "counts": np.zeros(count, np.int64),
-            "max_new_tokens": np.full(count, job.max_new_tokens),
-            "which": np.full(count, self.samplings.index(request.sampling)),
-            "lines": lines,
-            "special": np.full(count, bool(request.top or request.stop_texts)),
-            "stop": stop,
-            "constraints": constraints,
-        }
-        self.stop = np.pad(self.stop, ((0, 0), (0, more)), constant_values=-1)
-        for name, value in new.items():
-            setattr(self, name, np.concatenate((getattr(self, name), value)))
-        job.waiting -= count
+        request = job.request
+        kind = Kind(request.sampling, request.stop, request.stop_texts, request.top)
+        if kind not in self.kinds:
+            if len(self.kinds) >= KINDS:
+                used, self.table["kind"] = np.unique(self.table["kind"], return_inverse=True)
+                self.kinds = [self.kinds[old] for old in used]
+            self.kinds.append(kind)
+        fixed = len(request.prompt), 0, job.max_new_tokens, self.kinds.index(kind)
+        first = request.first_sample + request.n - job.waiting
+        new = [
+            (job, sample, request.seed & MASK, *fixed, line, request.constraint and request.constraint())
+            for sample, line in enumerate(lines, first)
+        ]
+        self.table = np.concatenate((self.table, np.array(new, ROW)))
+        job.waiting -= len(lines)
 
-    def take(self, order: Indices) -> None:
-        """Only these rows stay, in this order."""
-        for entry in fields(self):
-            if entry.name != "samplings":
-                setattr(self, entry.name, getattr(self, entry.name)[order])
+    def by_kind(self) -> list[tuple[Kind, Indices]]:
+        """The kinds of running rows, each with the indices of its rows."""
+        kinds = self.table["kind"]
+        return [(self.kinds[kind], np.flatnonzero(kinds == kind)) for kind in np.unique(kinds)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -18,10 +18,9 @@ from klype.engine.prefix_cache import CachedPrefix, PrefixCache, Tokens, by_stor
 from klype.engine.sampling import distributions
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
-from klype.values import Distribution, Sampling, Step, Trace
+from klype.values import Sampling, Step, Trace
 
 Indices = npt.NDArray[np.int64]
-Scored = list[tuple[float, Distribution | None]]
 # most tokens per pass over given answers, padding included
 PADDED = 8192
 # up to this many rows get their own copy of the shared KV when that lets one call compute a step
@@ -34,33 +33,24 @@ ENTRIES = 1 << 23
 
 
 class ReadPrompt(Protocol):
-    """A prompt that has been read, as its runner remembers it."""
+    """A prompt that has been read, as its runner remembers it. ``logits`` [V]: of the token after it."""
 
     @property
-    def logits(self) -> Tensor:
-        """[V], of the token after it."""
-        ...
+    def logits(self) -> Tensor: ...
 
 
 P = TypeVar("P", bound=ReadPrompt)
 
 
 class ModelRunner(Protocol[P]):
-    """Computes a model for one engine, which owns queue, sampling and records.
+    """Computes a model for one engine, which owns queue, sampling and records. It reads ``window`` tokens at most.
 
     The running rows are numbered in the order in which they were appended; ``remove`` numbers those that stay anew.
     """
 
-    @property
-    def weights(self) -> Weights: ...
-
-    @property
-    def window(self) -> int:
-        """Tokens that the model reads at most."""
-        ...
-
-    @property
-    def vocab_size(self) -> int: ...
+    weights: Weights
+    window: int
+    vocab_size: int
 
     @property
     def remembers(self) -> bool:
@@ -152,15 +142,8 @@ class NativeRunner:
         self.model = model
         self.prefixes = PrefixCache(model)
         self.weights = Weights(model, model.config.model_dump_json())
+        self.window, self.vocab_size = model.config.window, model.config.vocab_size
         self.clear()
-
-    @property
-    def window(self) -> int:
-        return self.model.config.window
-
-    @property
-    def vocab_size(self) -> int:
-        return self.model.config.vocab_size
 
     @property
     def remembers(self) -> bool:
@@ -249,24 +232,22 @@ def score(
 ) -> list[Trace]:
     """Traces of forced answers. Equal prompts are read once; answers of alike length share a pass."""
     read = runner.prefill([tuple(prompt) for prompt in prompts])
-    scored: list[Scored] = [[] for _ in prompts]
+    steps: list[tuple[Step, ...]] = [()] * len(prompts)
     for rows in batches([len(answer) for answer in answers]):
         rows = [rows[i] for i in runner.order([read[row] for row in rows])]
         fed = [answers[row] for row in rows]
-        first_RV = torch.stack([read[row].logits for row in rows])
-        firsts = _read(first_RV, [answer[0] for answer in fed], top)
+        firsts = _steps(torch.stack([read[row].logits for row in rows]), [answer[0] for answer in fed], top)
         targets = [token for answer in fed for token in answer[1:]]
-        later: Scored = []
+        later: list[Step] = []
         for logits_MV in runner.forced([read[row] for row in rows], [answer[:-1] for answer in fed]):
-            later += _read(logits_MV, targets[len(later) : len(later) + len(logits_MV)], top)
+            later += _steps(logits_MV, targets[len(later) : len(later) + len(logits_MV)], top)
         rest = iter(later)
         for row, first, answer in zip(rows, firsts, fed, strict=True):
-            scored[row] = [first, *(next(rest) for _ in answer[1:])]
-    traces = []
-    for prompt, answer, found in zip(prompts, answers, scored, strict=True):
-        steps = tuple(Step(token, logp, logp, "forced", q) for token, (logp, q) in zip(answer, found, strict=True))
-        traces.append(Trace(tuple(prompt), steps, Sampling(), 0, 0, label, "length", 1, 0.0))
-    return traces
+            steps[row] = first, *islice(rest, len(answer) - 1)
+    return [
+        Trace(tuple(prompt), own, Sampling(), 0, 0, label, "length", 1, 0.0)
+        for prompt, own in zip(prompts, steps, strict=True)
+    ]
 
 
 def batches(lengths: list[int]) -> list[list[int]]:
@@ -282,9 +263,9 @@ def batches(lengths: list[int]) -> list[list[int]]:
     return found
 
 
-def _read(logits_MV: Tensor, targets: Sequence[int], top: int) -> Scored:
+def _steps(logits_MV: Tensor, targets: Sequence[int], top: int) -> list[Step]:
     logp_MV = logits_MV.float().log_softmax(-1)
     targets_M1 = torch.tensor(targets, device=logp_MV.device)[:, None]
-    logp = logp_MV.gather(1, targets_M1)[:, 0].cpu().double().numpy()
+    logp = logp_MV.gather(1, targets_M1)[:, 0].cpu().double().tolist()
     listed = distributions(logp_MV, top) if top else [None] * len(logp)
-    return list(zip(logp.tolist(), listed, strict=True))
+    return [Step(token, p, p, "forced", q) for token, p, q in zip(targets, logp, listed, strict=True)]

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from itertools import count
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,56 +22,44 @@ import torch
 from torch import Tensor
 
 from klype.engine.engine import Engine
-from klype.engine.prefix_cache import CachedPrefix
 from klype.engine.requests import Ended
 from klype.engine.sampling import count_tokens, distribution, draw, noise, shape
 from klype.errors import KlypeError
-from klype.model.cache import Cache
 from klype.model.transformer import Transformer
 from klype.samplers import needs_counts, unpenalised
-from klype.values import Request, Sampling, Step, StepSource, Trace
+from klype.values import Request, Step, StepSource, Trace
 
 DRAFT_STREAM, ACCEPT_STREAM, RESIDUAL_STREAM = 1, 2, 3  # of noise: one for each use at a position
 
 
-@dataclass(frozen=True, eq=False)
-class Proposal:
+class Proposal(NamedTuple):
     """Guessed tokens; ``logq`` [tokens, V] is what each was drawn from, None when it was not drawn but chosen."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
     logq: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class DraftSampling:
-    """For whom is guessed: how tokens are drawn, and the noise's seed and sample."""
-
-    sampling: Sampling
-    seed: int = 0
-    sample: int = 0
-
-
 class Draft(Protocol):
-    """Guesses how a text goes on, at most ``count`` tokens (none is fine)."""
+    """Guesses how a text goes on, at most ``count`` tokens (none is fine), for the first sample of a request.
 
-    @property
-    def vocab_size(self) -> int | None:
-        """None: knows no vocabulary of its own."""
-        ...
+    ``vocab_size`` None: it knows no vocabulary of its own.
+    """
 
-    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal: ...
+    vocab_size: int | None
+
+    def propose(self, text: Sequence[int], count: int, request: Request) -> Proposal: ...
 
 
 class LookupDraft:
     """What followed the last time the same few tokens were seen in this text (prompt look-up; Saxena 2023)."""
 
-    vocab_size = None
+    vocab_size: int | None = None
 
     def __init__(self, longest: int = 3) -> None:
         assert longest > 0
         self.longest = longest
 
-    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal:
+    def propose(self, text: Sequence[int], count: int, request: Request) -> Proposal:
         tokens = np.asarray(text, np.int64)
         for n in range(min(self.longest, len(tokens) - 1), 0, -1):
             windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
@@ -78,7 +67,7 @@ class LookupDraft:
             if len(found):
                 after = int(found[-1]) + n
                 return Proposal(tuple(tokens[after : after + count].tolist()))
-        return Proposal(())
+        return Proposal()
 
 
 class NgramDraft:
@@ -90,31 +79,22 @@ class NgramDraft:
         if order < 2 or vocab_size ** (order - 1) >= 2**63:
             raise KlypeError(f"An n-gram draft of order {order} over {vocab_size} tokens cannot be counted.")
         self.vocab_size: int | None = vocab_size
-        self.order = order
+        self.size, self.order = vocab_size, order
         rows = list(texts)
         self._tables = [_commonest(rows, vocab_size, length) for length in range(order, 1, -1)]
 
-    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal:
-        recent = list(text[-self.order + 1 :])
-        guessed: list[int] = []
-        while len(guessed) < count:
-            token = self._next(recent)
-            if token is None:
-                break
-            guessed.append(token)
-            recent = [*recent, token][-self.order + 1 :]
-        return Proposal(tuple(guessed))
+    def propose(self, text: Sequence[int], count: int, request: Request) -> Proposal:
+        said = list(text[-self.order + 1 :])
+        start = len(said)
+        while len(said) < start + count and (token := self._next(said)) is not None:
+            said.append(token)
+        return Proposal(tuple(said[start:]))
 
-    def _next(self, recent: list[int]) -> int | None:
-        assert self.vocab_size is not None
+    def _next(self, said: list[int]) -> int | None:
         for back, (keys, following) in zip(range(self.order - 1, 0, -1), self._tables, strict=True):
-            if len(recent) < back:
-                continue
-            key = 0
-            for token in recent[-back:]:
-                key = key * self.vocab_size + token
+            key = sum(token * self.size**place for place, token in enumerate(reversed(said[-back:])))
             at = int(np.searchsorted(keys, key))
-            if at < len(keys) and keys[at] == key:
+            if len(said) >= back and at < len(keys) and keys[at] == key:
                 return int(following[at])
         return None
 
@@ -129,22 +109,21 @@ class ModelDraft:
         self._fed: list[int] = []
 
     @torch.inference_mode()
-    def propose(self, text: Sequence[int], count: int, setting: DraftSampling) -> Proposal:
+    def propose(self, text: Sequence[int], count: int, request: Request) -> Proposal:
         if len(text) + count > self.model.config.window:
-            return Proposal(())
+            return Proposal()
         same = next((i for i, (a, b) in enumerate(zip(self._fed, text, strict=False)) if a != b), len(self._fed))
         # the last token is read again: what follows it is drawn from its logits
         same = min(same, len(text) - 1)
         self._cache.truncate([same])
         # whatever a draft draws from, the check leaves the answer's distribution what it is
-        sampling = unpenalised(setting.sampling)
+        sampling = unpenalised(request.sampling)
         text, new, logq = list(text), list(text[same:]), []
         start = len(text)
         while len(text) < start + count:
             hidden_BTD = self.model.hidden(torch.tensor([new], device=self._cache.device), self._cache)
             shaped_BV = shape(self.model.unembed(hidden_BTD[:, -1]).cpu(), sampling)
-            u = noise(setting.seed, setting.sample, np.array([len(text)]), DRAFT_STREAM)
-            new = [int(draw(shaped_BV, u))]
+            new = [int(draw(shaped_BV, _noise(request, len(text), DRAFT_STREAM)))]
             text += new
             logq.append(shaped_BV)
         self._fed = text[: int(self._cache.lengths[0])]
@@ -238,78 +217,58 @@ def passes(
         )
     assert request.n == 1
     engine.check(request)
-    (place,) = engine.prefixes.read([request.prompt])
-    yield from _Answer(engine, request, request.first_sample, counts).passes(draft, place)
+    started, model = engine.clock(), engine.model
+    answer = _Answer(engine, request, counts)
+    with torch.inference_mode():
+        (prompt,) = engine.prefixes.read([request.prompt])
+        cache = model.new_cache()
+        cache.append(prompt.store, [prompt.slot], [prompt.length])
+        cache.unshare()
+        answer.check(prompt.logits[None], Proposal())
+    yield tuple(answer.steps), answer.trace(1, started)
+    for number in count(2):
+        if answer.ended is not None:
+            return
+        before, begun = len(answer.steps), engine.clock()
+        # a pass says one token more than were guessed
+        most = min(counts.gamma, answer.max_new_tokens - before - 1)
+        proposal = draft.propose(answer.text, most, request) if most else Proposal()
+        if len(proposal.tokens) > most or any(not 0 <= token < size for token in proposal.tokens):
+            raise KlypeError(f"The draft guessed more than {most} tokens, or tokens the model does not know.")
+        guessed = engine.clock()
+        with torch.inference_mode():
+            fed = torch.tensor([[answer.text[-1], *proposal.tokens]], device=cache.device)
+            answer.check(model(fed, cache)[0], proposal)
+            # guesses that failed leave the cache; the last token is read with the next ones
+            cache.truncate([len(answer.text) - 1])
+        counts.passes += 1
+        counts.proposed += len(proposal.tokens)
+        counts.tokens += len(answer.steps) - before
+        counts.draft_seconds += guessed - begun
+        counts.model_seconds += engine.clock() - guessed
+        yield tuple(answer.steps[before:]), answer.trace(number, started)
 
 
 class _Answer:
     """One sample being written. ``text`` is prompt and answer; the cache holds all of it but the last token."""
 
-    def __init__(self, engine: Engine, request: Request, sample: int, counts: Speculation) -> None:
-        self.engine = engine
-        self.request = request
-        self.sample = sample
-        self.counts = counts
+    def __init__(self, engine: Engine, request: Request, counts: Speculation) -> None:
+        self.engine, self.request, self.counts = engine, request, counts
         self.text = list(request.prompt)
         self.steps: list[Step] = []
         self.said = bytearray()
         self.ended: Ended | None = None
         self.max_new_tokens = min(request.limit, engine.model.config.window - len(request.prompt) + 1)
 
-    def passes(self, draft: Draft, place: CachedPrefix) -> Iterator[tuple[Sequence[Step], Trace | None]]:
-        started, counted = self.engine.clock(), 1
-        with torch.inference_mode():
-            cache = self.engine.model.new_cache()
-            cache.append(place.store, [place.slot], [place.length])
-            cache.unshare()
-            self._check(place.logits[None], Proposal(()))
-        yield tuple(self.steps), self._trace(counted, started)
-        while self.ended is None:
-            before = len(self.steps)
-            self._pass(draft, cache)
-            counted += 1
-            yield tuple(self.steps[before:]), self._trace(counted, started)
-
-    @torch.inference_mode()
-    def _pass(self, draft: Draft, cache: Cache) -> None:
-        clock, before = self.engine.clock, len(self.steps)
-        begun = clock()
-        # a pass says one token more than were guessed
-        count = min(self.counts.gamma, self.max_new_tokens - len(self.steps) - 1)
-        setting = DraftSampling(self.request.sampling, self.request.seed, self.sample)
-        proposal = draft.propose(self.text, count, setting) if count else Proposal(())
-        size = self.engine.model.config.vocab_size
-        if len(proposal.tokens) > count or any(not 0 <= token < size for token in proposal.tokens):
-            raise KlypeError(f"The draft guessed more than {count} tokens, or tokens the model does not know.")
-        guessed = clock()
-        fed = torch.tensor([[self.text[-1], *proposal.tokens]], device=cache.device)
-        logits_TV = self.engine.model(fed, cache)[0]
-        self._check(logits_TV, proposal)
-        # guesses that failed leave the cache; the last token is read with the next ones
-        cache.truncate([len(self.text) - 1])
-        self.counts.passes += 1
-        self.counts.proposed += len(proposal.tokens)
-        self.counts.tokens += len(self.steps) - before
-        self.counts.draft_seconds += guessed - begun
-        self.counts.model_seconds += clock() - guessed
-
-    def _trace(self, passes: int, started: float) -> Trace | None:
+    def trace(self, passes: int, started: float) -> Trace | None:
         """None while it is being written."""
         if self.ended is None:
             return None
-        return Trace(
-            prompt=self.request.prompt,
-            steps=tuple(self.steps),
-            sampling=self.request.sampling,
-            seed=self.request.seed,
-            sample=self.sample,
-            model=self.engine.label,
-            ended=self.ended,
-            passes=passes,
-            seconds=self.engine.clock() - started,
-        )
+        asked, seconds = self.request, self.engine.clock() - started
+        about = asked.sampling, asked.seed, asked.first_sample, self.engine.label
+        return Trace(asked.prompt, tuple(self.steps), *about, self.ended, passes, seconds)
 
-    def _check(self, logits_TV: Tensor, proposal: Proposal) -> None:
+    def check(self, logits_TV: Tensor, proposal: Proposal) -> None:
         """Accept guesses from the left; the first that fails is replaced, and after the last one more is drawn."""
         logits_TV = logits_TV.float().cpu()  # a few rows, of which single numbers are looked at
         seen = None
@@ -320,35 +279,20 @@ class _Answer:
         logp_TV, shaped_TV = logits_TV.log_softmax(-1), shape(logits_TV, self.request.sampling, seen)
         if torch.isnan(logp_TV).any() or torch.isnan(shaped_TV).any():
             raise self.engine.not_numbers()
-        for t, guess in enumerate(proposal.tokens):
-            logq_V = None if proposal.logq is None else proposal.logq[t]
-            token = self._judged(shaped_TV[t], guess, logq_V)
-            accepted = token == guess
-            self.counts.accepted += accepted
-            self.counts.rejected += not accepted
-            self._say(token, logp_TV[t], shaped_TV[t], drafted=accepted)
-            if not accepted or self.ended is not None:
+        for t, guess in enumerate((*proposal.tokens, None)):
+            if guess is None or proposal.logq is None:
+                token = int(draw(shaped_TV[t : t + 1], _noise(self.request, len(self.text))))
+            else:
+                token = judged(shaped_TV[t], guess, proposal.logq[t], self.request, len(self.text))
+            if guess is not None:
+                self.counts.accepted += token == guess
+                self.counts.rejected += token != guess
+            self._say(token, logp_TV[t], shaped_TV[t], "drafted" if token == guess else "drawn")
+            if token != guess or self.ended is not None:
                 return
-        last = len(proposal.tokens)
-        token = int(draw(shaped_TV[last:], self._noise(0)))
-        self._say(token, logp_TV[last], shaped_TV[last], drafted=False)
 
-    def _judged(self, shaped_V: Tensor, guess: int, logq_V: Tensor | None) -> int:
-        """The token of this position: the guess, or what takes its place."""
-        if logq_V is None:
-            return int(draw(shaped_V[None], self._noise(0)))
-        ratio = float((shaped_V[guess] - logq_V[guess]).double().exp())
-        if self._noise(ACCEPT_STREAM)[0] < ratio:
-            return guess
-        residual_V = (shaped_V.double().exp() - logq_V.double().exp()).clamp_min(0)
-        return int(draw(residual_V.log()[None], self._noise(RESIDUAL_STREAM)))
-
-    def _noise(self, stream: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        return noise(self.request.seed, self.sample, np.array([len(self.text)]), stream)
-
-    def _say(self, token: int, logp_V: Tensor, shaped_V: Tensor, drafted: bool) -> None:
+    def _say(self, token: int, logp_V: Tensor, shaped_V: Tensor, source: StepSource) -> None:
         listed = distribution(logp_V, self.request.top) if self.request.top else None
-        source: StepSource = "drafted" if drafted else "drawn"
         self.steps.append(Step(token, float(logp_V[token]), float(shaped_V[token]), source, listed))
         self.text.append(token)
         stopped = token in self.request.stop
@@ -360,3 +304,16 @@ class _Answer:
             self.ended = "stop"
         elif len(self.steps) >= self.max_new_tokens:
             self.ended = "length"
+
+
+def judged(shaped_V: Tensor, guess: int, logq_V: Tensor, request: Request, position: int) -> int:
+    """A guess that was drawn from q, or what takes its place: distributed as ``shaped_V`` says."""
+    ratio = float((shaped_V[guess] - logq_V[guess]).double().exp())
+    if _noise(request, position, ACCEPT_STREAM)[0] < ratio:
+        return guess
+    residual_V = (shaped_V.double().exp() - logq_V.double().exp()).clamp_min(0)
+    return int(draw(residual_V.log()[None], _noise(request, position, RESIDUAL_STREAM)))
+
+
+def _noise(request: Request, position: int, stream: int = 0) -> npt.NDArray[np.float64]:
+    return noise(request.seed, request.first_sample, np.array([position]), stream)
