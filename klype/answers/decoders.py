@@ -1,27 +1,259 @@
-"""The table of decoders, and what runs them over many questions at once."""
+"""Decoders: ways to decide on an answer, their table, and what runs them over many questions at once.
+
+Each starts from the plain answer, which is paid already, and spends what is left. With nothing left each returns the
+plain answer: budget 1 is greedy (of ``sample``: one plain sample).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import heapq
+import math
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
 
-from klype.answers import strategies
+import numpy as np
+
+from klype.answers.backspace import write_with_backspace
 from klype.answers.checks import CHECKS
 from klype.answers.decoding import (
     GREEDY,
     Deciding,
     Decision,
     DecodeContext,
+    DecodedAnswer,
     DecodeQuestion,
+    DecodeRequest,
     Draw,
     PassBudget,
+    ReadNext,
+    Share,
+    Tokens,
     Tuning,
     run,
     serve,
 )
 from klype.errors import UsageError
 from klype.sources.source import Source
-from klype.values import Trace
+from klype.values import Step, Trace
+
+LEAST = 1e-4  # beginnings less probable than this are not gone to
+MOST = 256  # samples drawn in one request
+Drawing = Generator[DecodeRequest, Any, list[DecodedAnswer]]
+
+
+def plain(context: DecodeContext) -> Deciding:
+    """The plain answer as it is."""
+    yield from ()  # it requests nothing
+    return Decision(context.candidate(context.plain))
+
+
+def consensus(context: DecodeContext) -> Deciding:
+    """The meaning of most samples (Wang et al. 2023, arXiv:2203.11171); the plain answer votes too, and wins
+    ties. As a minimum Bayes risk decoder: the answer that most others agree with.
+
+    Samples that were cut short are gone on with from what the short ones have left."""
+    question, budget, number = context.question, context.budget, 0
+    sampling = replace(question.sampling, temperature=context.tuning.temperature)
+    whole, begun = [context.candidate(context.plain)], list[tuple[int, tuple[Step, ...]]]()
+    while budget.left > 0:
+        if begun:
+            sample, before = begun.pop(0)
+            n, limit = 1, min(budget.left, question.limit - len(before))
+        elif budget.left < (context.unit + 1) // 2:  # what is left would hold less than half an answer
+            break
+        else:  # sample 0 is the plain answer's where that is drawn, too
+            n = min(max(1, budget.left // context.unit), MOST)
+            sample, before, limit = number + 1, (), min(question.limit, budget.left // n)
+            number += n
+        request = question.request(sampling, limit, tuple(step.token for step in before), n, first_sample=sample)
+        traces = yield Draw(request, len(request.prompt))
+        for trace in traces:
+            if trace.ended == "stop" or len(before) + len(trace.steps) >= question.limit:
+                whole.append(context.candidate(trace, before))
+            else:
+                begun.append((trace.sample, (*before, *trace.steps)))
+    return vote(whole, [1.0] * len(whole))
+
+
+def branches(context: DecodeContext, most: int) -> Drawing:
+    """The plain answer, and the greedy ends of the heaviest beginnings beside it, within so many passes. A beginning
+    branches off wherever another token was likely, too.
+
+    Cf. Wang & Zhou 2024 (arXiv:2402.10200), who branch at the first token; here wherever the mass is.
+    """
+    question, found, left, number = context.question, list[DecodedAnswer](), most, count()
+    heap: list[tuple[float, int, tuple[Step, ...]]] = []  # beginnings, heaviest first
+
+    def close(steps: Sequence[Step], ended: bool, since: int) -> None:
+        """A whole answer; at its own tokens, which begin at ``since``, others could have stood."""
+        found.append(context.answer(steps, ended))
+        before = math.exp(sum(step.logp for step in steps[:since]))
+        for t, step in enumerate(steps[since:], since):
+            for token, logp in _listed(step, context.tuning.top):
+                if token != step.token:
+                    branch = (*steps[:t], Step(token, logp, logp, "forced"))
+                    heapq.heappush(heap, (-before * math.exp(logp), next(number), branch))
+            before *= math.exp(step.logp)
+
+    close(context.plain.steps, context.plain.ended == "stop", 0)
+    while left > 0 and heap:
+        mass, _, steps = heapq.heappop(heap)
+        if -mass < LEAST:
+            break
+        if steps[-1].token in question.stop:
+            close(steps, True, len(steps))
+        elif (limit := min(left, question.limit - len(steps))) > 0:
+            (trace,) = yield context.go_on(steps, limit)
+            left -= len(trace.steps)
+            if trace.ended == "stop" or len(steps) + len(trace.steps) >= question.limit:
+                close((*steps, *trace.steps), trace.ended == "stop", len(steps))
+    return found
+
+
+def _listed(step: Step, most: int | None = None) -> list[tuple[int, float]]:
+    """The tokens that could have stood there, and their log-probabilities."""
+    q = step.distribution
+    return [] if q is None else list(zip(q.ids[:most].tolist(), q.logp[:most].tolist(), strict=True))
+
+
+def search(context: DecodeContext) -> Deciding:
+    """Best-first: the meaning whose answers, as found, are the most probable together, until none can catch up.
+
+    The plain answer's own beginnings are known already; any other costs a pass. Tokens that a partial distribution does
+    not list are not gone to.
+    """
+    question, top, number, plain = context.question, context.tuning.top, count(), context.candidate(context.plain)
+    found, steps = {plain.tokens: plain}, context.plain.steps
+    known = {plain.tokens[:t]: step.distribution for t, step in enumerate(steps) if step.distribution is not None}
+    heap: list[tuple[float, int, Tokens]] = [(0.0, next(number), ())] if context.budget.left > 0 else []
+    while heap:
+        cost, _, tokens = heapq.heappop(heap)
+        q = known.get(tokens)
+        if q is None:
+            if context.budget.left < 1 or -cost < math.log(LEAST) or _settled(found.values()):
+                break
+            # all but the last token has been read with what it branches off from
+            (q,) = yield ReadNext(((*question.prompt, *tokens),), top, True)
+        possible = np.isfinite(q.logp[:top])
+        for token, more in zip(q.ids[:top][possible].tolist(), q.logp[:top][possible].tolist(), strict=True):
+            whole, logp = (*tokens, token), more - cost
+            text = context.decode(whole) if question.stop_texts else ""
+            if token in question.stop or any(end in text for end in question.stop_texts):
+                said = context.spell(whole)
+                found[whole] = DecodedAnswer(said, whole, logp, question.meaning(said), True)
+            elif len(whole) < question.limit:
+                heapq.heappush(heap, (-logp, next(number), whole))
+    return vote([*found.values()], _masses(found.values()))
+
+
+def _settled(found: Collection[DecodedAnswer]) -> bool:
+    """No meaning can catch up with the first, whatever the mass that is left belongs to."""
+    sums = _sums(found, _masses(found))
+    most = sorted(sums.values())[-2:]
+    return most[-1] - (most[0] if len(most) > 1 else 0.0) > 1.0 - sum(sums.values())
+
+
+def _sums(candidates: Iterable[DecodedAnswer], weights: Iterable[float]) -> dict[Any, float]:
+    """The weight of every meaning, in the order in which they came."""
+    sums: dict[Any, float] = {}
+    for c, weight in zip(candidates, weights, strict=True):
+        sums[c.meaning] = sums.get(c.meaning, 0.0) + weight
+    return sums
+
+
+def _masses(candidates: Iterable[DecodedAnswer]) -> list[float]:
+    return [math.exp(c.logp) for c in candidates]
+
+
+def backtrack(context: DecodeContext) -> Deciding:
+    """When confidence falls below the floor, the answer goes back to where it was least sure and takes the second way
+    there; it is kept when the whole is more probable, token by token."""
+    question = context.question
+    best, steps, tried = context.candidate(context.plain), list(context.plain.steps), set[Tokens]()
+    seen = [best]
+    while context.budget.left > 0:
+        weak = [
+            (step.logp, t)
+            for t, step in enumerate(steps)
+            if step.distribution is not None
+            and math.exp(step.logp) < context.tuning.floor
+            and tuple(s.token for s in steps[:t]) not in tried
+        ]
+        if not weak:
+            break
+        _, t = min(weak)
+        tried.add(tuple(s.token for s in steps[:t]))
+        others = [(token, logp) for token, logp in _listed(steps[t]) if token != steps[t].token]
+        token, logp = max(others, key=lambda item: item[1], default=(-1, 0.0))
+        limit = min(context.budget.left, question.limit - t - 1)
+        if not others or token in question.stop or limit < 1:
+            continue
+        head = [*steps[:t], Step(token, logp, logp, "forced")]
+        (trace,) = yield context.go_on(head, limit)
+        other = context.candidate(trace, head)
+        seen.append(other)
+        # a token's mean: else the shorter answer would win
+        surer = other.logp / len(other.tokens) > best.logp / max(1, len(best.tokens))
+        # an answer that was cut off never takes the place of a whole one
+        if surer and (other.ended or not best.ended):
+            best, steps = other, [*head, *trace.steps]
+    return Decision(best, vote(seen, [math.exp(c.logp / max(1, len(c.tokens))) for c in seen]).shares)
+
+
+def backspace(context: DecodeContext) -> Deciding:
+    """A model that has learnt a token which takes the last word back is obeyed (backspace.py), greedily.
+
+    ``Tuning.back`` is the token. It never takes back what stands before the answer: there it is barred.
+    """
+    back, question = context.tuning.back, context.question
+    if back is None:
+        raise UsageError(
+            "This model has learnt no token that takes a word back, which the decoder backspace needs.",
+            "Train one, or choose another --decoder.",
+        )
+    plain = context.plain.tokens
+    if back not in plain:
+        return Decision(context.candidate(context.plain))
+    request, begun = question.request(GREEDY, question.limit), context.plain.steps[: plain.index(back)]
+    written = yield from write_with_backspace(request, back, context.budget, begun, taken=True)
+    return Decision(context.answer(written.steps, written.ended))
+
+
+def verify(name: str) -> Callable[[DecodeContext], Deciding]:
+    """Half of what is left finds other answers (``branches``), and a check weighs them: log P(answer) + weight · check,
+    summed over the wordings of a meaning."""
+
+    def strategy(context: DecodeContext) -> Deciding:
+        check = context.question.checks.get(name)
+        if check is None:
+            raise UsageError(f"The decoder verify-{name} has nothing to check with for this model.", CHECKS[name].hint)
+        found = yield from branches(context, context.budget.left - context.budget.left // 2)
+        best = {c.tokens: c for c in found}
+        known = sorted(best.values(), key=lambda c: -c.logp)
+        mine = context.candidate(context.plain)
+        known = [mine, *(c for c in known if c.tokens != mine.tokens)]
+        # one meaning alone needs no check, and a check of one answer compares nothing
+        if len({c.meaning for c in known}) < 2 or context.budget.left < 2:
+            return Decision(mine, vote(known, _masses(known)).shares)
+        scores = yield from check(context, known)
+        kept = known[: len(scores)]
+        total = np.array([c.logp + context.tuning.weight * s for c, s in zip(kept, scores, strict=True)])
+        # the greatest is 1: nothing overflows, and shares are what they were
+        return vote(kept, np.exp(total - total.max()).tolist())
+
+    return strategy
+
+
+def vote(candidates: Sequence[DecodedAnswer], weights: Sequence[float]) -> Decision:
+    """The meaning that weighs most, by its most probable answer; of equals the one that came first."""
+    sums = _sums(candidates, weights)
+    total = sum(sums.values()) or 1.0
+    order = sorted(sums, key=lambda meaning: -sums[meaning])
+    # a whole answer stands for its meaning before one that was cut off
+    stands = {m: max((c for c in candidates if c.meaning == m), key=lambda c: (c.ended, c.logp)) for m in order}
+    return Decision(stands[order[0]], tuple(Share(m, stands[m].text, sums[m] / total) for m in order))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +275,13 @@ DECODERS = {
     for decoder in (
         Decoder(
             "greedy",
-            strategies.plain,
+            plain,
             {"en": "always the most probable word", "nb": "hele tiden det mest sannsynlige ordet"},
             spends=False,
         ),
         Decoder(
             "sample",
-            strategies.plain,
+            plain,
             {
                 "en": "each word drawn at random, as probable as the model makes it",
                 "nb": "hvert ord trukket tilfeldig, så ofte som modellen mener det skal komme",
@@ -59,13 +291,13 @@ DECODERS = {
         ),
         Decoder(
             "consensus",
-            strategies.consensus,
+            consensus,
             {"en": "the meaning that most drawn answers share", "nb": "meningen som flest trukne svar er enige om"},
             tunes=WARM,
         ),
         Decoder(
             "search",
-            strategies.search,
+            search,
             {
                 "en": "the meaning whose answers are the most probable together",
                 "nb": "meningen som har de mest sannsynlige svarene til sammen",
@@ -74,7 +306,7 @@ DECODERS = {
         *(
             Decoder(
                 f"verify-{name}",
-                strategies.verify(name),
+                verify(name),
                 check.about,
                 needs=name,
                 tunes=tuple(Tuning(weight=weight) for weight in check.weights),
@@ -83,7 +315,7 @@ DECODERS = {
         ),
         Decoder(
             "backtrack",
-            strategies.backtrack,
+            backtrack,
             {
                 "en": "the surer of the ways from where confidence fell",
                 "nb": "den sikreste av veiene fra stedet der modellen ble usikker",
@@ -92,7 +324,7 @@ DECODERS = {
         ),
         Decoder(
             "backspace",
-            strategies.backspace,
+            backspace,
             {
                 "en": "what was left when the model had taken back its own words",
                 "nb": "det som sto igjen etter at modellen hadde visket ut sine egne ord",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, TypeVar
 
 from klype.errors import UsageError
@@ -88,14 +89,13 @@ class PassBudget:
 
 @dataclass(frozen=True, slots=True)
 class DecodedAnswer:
-    """One answer. ``logp``: its log-probability at temperature 1; ``weight``: what it counts for its meaning."""
+    """One answer. ``logp``: its log-probability at temperature 1."""
 
     text: str
     tokens: Tokens
     logp: float
     meaning: Hashable
     ended: bool
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,25 +195,20 @@ T = TypeVar("T")
 def run(source: Source, decoding: Sequence[Generator[Any, Any, T]], budgets: Sequence[PassBudget]) -> list[T]:
     """What each generator returns. They run side by side: what they request at one time is served together."""
     done: dict[int, T] = {}
-    waiting: dict[int, DecodeRequest] = {}
-
-    def go_on(i: int, reply: Reply | None) -> None:
-        try:
-            waiting[i] = decoding[i].send(reply)
-        except StopIteration as end:
-            done[i] = end.value
-
-    for i in range(len(decoding)):
-        go_on(i, None)
-    while waiting:
-        placed = list(waiting.items())
-        waiting.clear()
-        for i, request in placed:
+    replies: dict[int, Reply | None] = dict.fromkeys(range(len(decoding)))
+    while replies:
+        requests: dict[int, DecodeRequest] = {}
+        for i, reply in replies.items():
+            try:
+                requests[i] = decoding[i].send(reply)
+            except StopIteration as end:
+                done[i] = end.value
+        for i, request in requests.items():
             # before anything is asked: a budget is never exceeded
             assert most_passes(request) <= budgets[i].left, "a decoder asks for no more than it has"
-        for (i, request), reply in zip(placed, serve(source, [request for _, request in placed]), strict=True):
-            budgets[i].charge(request, reply)
-            go_on(i, reply)
+        replies = dict(zip(requests, serve(source, list(requests.values())), strict=True))
+        for i, request in requests.items():
+            budgets[i].charge(request, replies[i] or [])
     return [done[i] for i in range(len(decoding))]
 
 
@@ -223,29 +218,23 @@ def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
     draws = [(i, request.request) for i, request in enumerate(requests) if isinstance(request, Draw)]
     for (i, _), traces in zip(draws, answers(source, [one for _, one in draws]) if draws else (), strict=True):
         replies[i] = traces
-    reads = [
-        (i, p, request.top)
-        for i, request in enumerate(requests)
-        if isinstance(request, ReadNext)
-        for p in request.prefixes
-    ]
-    # one call lists equally many tokens for all its prefixes
-    for top in sorted({top for _, _, top in reads}):
-        for part in batched([(i, prefix) for i, prefix, listed in reads if listed == top]):
+    reads: dict[int, list[tuple[int, Tokens]]] = {}  # one call lists equally many tokens for all its prefixes
+    scores: list[tuple[int, Tokens, Tokens]] = []
+    for i, request in enumerate(requests):
+        match request:
+            case ReadNext(prefixes, top):
+                reads.setdefault(top, []).extend((i, prefix) for prefix in prefixes)
+            case Score(prompts, answered):
+                scores += zip(repeat(i), prompts, answered, strict=False)
+            case OtherScore(work):
+                replies[i] = work()
+    for top in sorted(reads):
+        for part in batched(reads[top]):
             for (i, _), q in zip(part, source.next([prefix for _, prefix in part], top), strict=True):
                 replies[i].append(q)
-    scores = [
-        (i, prompt, answer)
-        for i, request in enumerate(requests)
-        if isinstance(request, Score)
-        for prompt, answer in zip(request.prompts, request.answers, strict=True)
-    ]
     for rows in batched(scores):
         for (i, _, _), trace in zip(rows, source.score([p for _, p, _ in rows], [a for _, _, a in rows]), strict=True):
             replies[i].append(trace)
-    for i, request in enumerate(requests):
-        if isinstance(request, OtherScore):
-            replies[i] = request.work()
     return replies
 
 

@@ -12,8 +12,9 @@ common (see ``_continued``): chance shows less than the test allows for, which e
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -96,8 +97,7 @@ def forks(
         raise UsageError("The answer is empty: there is no word at which it could have been decided.")
     answer = trace.tokens
     texts = _continued(source, trace.prompt, answer, settings)
-    own = texts[-1][0]
-    place: dict[Hashable, int] = {}
+    own, place = texts[-1][0], dict[Hashable, int]()
     of_text = {
         text: place.setdefault(meaning(text), len(place)) for text in dict.fromkeys([own, *chain.from_iterable(texts)])
     }
@@ -106,20 +106,19 @@ def forks(
     at = int(np.argmax(_moved(labels_TN[None, :, 0::2])))
     # a token whose gain may be nothing decided nothing, however unlike its neighbours' samples are
     fork = at if p < settings.level and (strength(labels_TN, at).low or 0.0) > 0 else None
-    rights = None if right is None else [mean_of_known([right(text) for text in row]) for row in texts]
+    rights = [None if right is None else mean_of_known([right(text) for text in row]) for row in texts]
     owns = (labels_TN == of_text[own]).mean(axis=1).tolist()
-    positions = tuple(
-        Position(token, strength(labels_TN, t), float(variation_T[t]), owns[t + 1], rights[t + 1] if rights else None)
-        for t, token in enumerate(answer)
-    )
     return Forks(
         text=own,
-        positions=positions,
-        before=(owns[0], rights[0] if rights else None),
+        positions=tuple(
+            Position(token, strength(labels_TN, t), float(variation_T[t]), owns[t + 1], rights[t + 1])
+            for t, token in enumerate(answer)
+        ),
+        before=(owns[0], rights[0]),
         fork=fork,
         p=p,
         others=() if fork is None else _others(source, trace.prompt, answer[:fork], settings, meaning),
-        lost=None if rights is None else next((t - 1 for t, r in enumerate(rights) if r is not None and r < 0.5), None),
+        lost=next((t - 1 for t, r in enumerate(rights) if r is not None and r < 0.5), None),
         samples=settings.n,
     )
 
@@ -184,43 +183,39 @@ def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], set
     The next token is drawn n times at every t, with noise of its own. Sample i whose token is the answer's own goes on
     as sample i of the row after: only those that leave the answer are drawn to their end.
     """
-    stop, decode, T = set(source.codec.stop), source.codec.decode, len(answer)
+    stop, decode, T = source.codec.stop, source.codec.decode, len(answer)
     firsts = answers(
-        source, [_request((*prompt, *answer[:t]), settings.n, 1, settings, (t + 1, 0), stop) for t in range(T)]
+        source, [_request((*prompt, *answer[:t]), settings, settings.n, 1, t + 1, source) for t in range(T)]
     )
-    first_TN = [[trace.tokens[0] for trace in group] for group in firsts]
     ended = answer[-1] in stop or settings.limit <= T  # an answer that was cut short does not end where it ends
-    leaving: list[tuple[int, int, list[int]]] = []  # index, token, samples
-    for t, tokens in enumerate(first_TN):
-        by_token: dict[int, list[int]] = {}
-        for i, token in enumerate(tokens):
-            by_token.setdefault(token, []).append(i)
-        leaving += [(t, v, samples) for v, samples in by_token.items() if v != answer[t] or (t == T - 1 and not ended)]
-    drawn = [(t, v, samples) for t, v, samples in leaving if v not in stop and settings.limit - t > 1]
+    leaving: dict[tuple[int, int], list[int]] = {}  # index and token: samples
+    for t, group in enumerate(firsts):
+        for i, trace in enumerate(group):
+            if trace.tokens[0] != answer[t] or (t == T - 1 and not ended):
+                leaving.setdefault((t, trace.tokens[0]), []).append(i)
+    drawn = {(t, v): samples for (t, v), samples in leaving.items() if v not in stop and settings.limit - t > 1}
     taken, requests = [0] * T, []
-    for t, token, samples in drawn:
+    for (t, token), samples in drawn.items():
         prefix, limit = (*prompt, *answer[:t], token), settings.limit - t - 1
-        requests.append(_request(prefix, len(samples), limit, settings, (t + 1, taken[t]), stop))
+        request = _request(prefix, settings, len(samples), limit, t + 1, source)
+        requests.append(replace(request, first_sample=taken[t]))
         taken[t] += len(samples)
-    after = {(t, v): group for (t, v, _), group in zip(drawn, answers(source, requests), strict=True)}
+    after = dict(zip(drawn, answers(source, requests), strict=True))
     texts = [[decode(answer)] * settings.n]
     for t in reversed(range(T)):
         row = list(texts[0])
-        for _, token, samples in (one for one in leaving if one[0] == t):
-            ends = [trace.tokens for trace in after[t, token]] if (t, token) in after else [()] * len(samples)
+        for (_, token), samples in (item for item in leaving.items() if item[0][0] == t):
+            ends = [trace.tokens for trace in after.get((t, token), ())] or [()] * len(samples)
             for i, end in zip(samples, ends, strict=True):
                 row[i] = decode((*answer[:t], token, *end))
         texts.insert(0, row)
     return texts
 
 
-def _request(
-    prefix: Sequence[int], n: int, limit: int, settings: ForkSettings, draws: tuple[int, int], stop: set[int]
-) -> Request:
-    """``draws``: a number of noise, and the first sample's; they tell all draws of one answer's forks apart."""
-    noise, first = draws
-    seed = settings.seed * 1_000_003 + noise
-    return Request(tuple(prefix), n, limit, settings.sampling, seed, tuple(sorted(stop)), first_sample=first)
+def _request(prefix: Sequence[int], settings: ForkSettings, n: int, limit: int, number: int, source: Source) -> Request:
+    """``number`` tells the noise of one answer's draws apart."""
+    seed, stop = settings.seed * 1_000_003 + number, tuple(sorted(set(source.codec.stop)))
+    return Request(tuple(prefix), n, limit, settings.sampling, seed, stop)
 
 
 def _others(
@@ -230,31 +225,16 @@ def _others(
     settings: ForkSettings,
     meaning: Callable[[str], Hashable],
 ) -> tuple[Other, ...]:
-    prefix = (*prompt, *kept)
-    listed = continuations(source.next([prefix], -1), TreeSettings(settings.sampling))[0]
-    likely = [(int(token), float(p)) for token, p in zip(listed[0], listed[1], strict=True) if p >= settings.others][:8]
-    stop = tuple(source.codec.stop)
-    going_on = [(token, p) for token, p in likely if token not in stop and settings.limit - len(kept) > 1]
-    requests = [
-        Request(
-            (*prefix, token),
-            n=settings.n,
-            limit=settings.limit - len(kept) - 1,
-            sampling=settings.sampling,
-            # apart from the seeds of _request, which lie above
-            seed=settings.seed * 1_000_003 - token - 1,
-            stop=stop,
-        )
-        for token, _ in going_on
-    ]
-    groups = {token: group for (token, _), group in zip(going_on, answers(source, requests), strict=True)}
+    prefix, decode, limit = (*prompt, *kept), source.codec.decode, settings.limit - len(kept) - 1
+    ((ids, p_K, _),) = continuations(source.next([prefix], -1), TreeSettings(settings.sampling))
+    likely = [(int(token), float(p)) for token, p in zip(ids, p_K, strict=True) if p >= settings.others][:8]
+    going_on = [token for token, _ in likely if token not in source.codec.stop and limit > 0]
+    # seeds apart from those of _continued, which lie above
+    requests = [_request((*prefix, token), settings, settings.n, limit, -token - 1, source) for token in going_on]
+    groups = dict(zip(going_on, answers(source, requests), strict=True))
     out = []
     for token, p in likely:
         ends = [trace.tokens for trace in groups[token]] if token in groups else [()]
-        counts: dict[Hashable, int] = {}
-        for tokens in ends:
-            said = meaning(source.codec.decode((*kept, token, *tokens)))
-            counts[said] = counts.get(said, 0) + 1
-        shares = sorted(((m, c / len(ends)) for m, c in counts.items()), key=lambda item: -item[1])
-        out.append(Other(token, p, tuple(shares)))
+        counts = Counter(meaning(decode((*kept, token, *tokens))) for tokens in ends)
+        out.append(Other(token, p, tuple((said, count / len(ends)) for said, count in counts.most_common())))
     return tuple(out)

@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,11 +47,10 @@ class Uniques:
         return math.fsum(answer.weight * value(answer) for answer in self.answers)
 
 
-@dataclass(frozen=True, slots=True)
-class Beam:
-    tokens: tuple[int, ...]
-    logp: float
+class Beam(NamedTuple):
     key: float
+    logp: float
+    tokens: tuple[int, ...]
     ended: bool
 
 
@@ -61,30 +61,31 @@ def without_replacement(
     as an answer. Needs whole distributions: with partial ones, of what is listed only."""
     settings.check()
     assert k > 0
-    beams = [Beam((), 0.0, float(_gumbel(seed, 0, np.arange(1))[0]), False)]
-    expansions = 0
+    beams, expansions = [Beam(float(_gumbel(seed, 0, np.arange(1))[0]), 0.0, (), False)], 0
     for depth in range(settings.limit):
         opened = [beam for beam in beams if not beam.ended]
         if not opened:
             break
         grown = [beam for beam in beams if beam.ended]
-        prefixes = [[*prompt, *beam.tokens] for beam in opened]
-        listed = continuations(source.next(prefixes, -1), settings)
+        listed = continuations(source.next([[*prompt, *beam.tokens] for beam in opened], -1), settings)
         expansions += len(opened)
         for beam, (ids, p_K, _) in zip(opened, listed, strict=True):
-            number = _number(beam.tokens)
             logp_K = beam.logp + np.log(p_K)
-            key_K = _below(beam.key, logp_K + _gumbel(seed ^ number, depth + 1, ids))
+            key_K = _below(beam.key, logp_K + _gumbel(seed ^ _number(beam.tokens), depth + 1, ids))
             # one more than answers: the last key is the threshold of the weights
             for at in np.argsort(-key_K)[: k + 1].tolist():
                 token = int(ids[at])
                 ended = token in source.codec.stop
-                grown.append(Beam((*beam.tokens, token), float(logp_K[at]), float(key_K[at]), ended))
+                grown.append(Beam(float(key_K[at]), float(logp_K[at]), (*beam.tokens, token), ended))
         beams = heapq.nlargest(k + 1, grown, key=lambda beam: beam.key)
     beams = sorted(beams, key=lambda beam: -beam.key)
-    threshold = beams[k].key if len(beams) > k else -math.inf
-    answers = tuple(_weighed(beam, threshold) for beam in beams[:k])
-    return Uniques(answers, max(0.0, 1.0 - math.fsum(answer.p for answer in answers)), expansions)
+    threshold, answers = beams[k].key if len(beams) > k else -math.inf, list[Unique]()
+    for beam in beams[:k]:
+        # the chance that an answer's key exceeds the threshold; exp() overflows beyond 709
+        included = 1.0 if threshold == -math.inf else -math.expm1(-math.exp(min(700.0, beam.logp - threshold)))
+        p = math.exp(beam.logp)
+        answers.append(Unique(beam.tokens, p, p / included, beam.ended))
+    return Uniques(tuple(answers), max(0.0, 1.0 - math.fsum(answer.p for answer in answers)), expansions)
 
 
 def _below(key: float, free_K: Floats) -> Floats:
@@ -95,13 +96,6 @@ def _below(key: float, free_K: Floats) -> Floats:
     v_K = key - free_K[below_K] + np.log1p(-np.exp(free_K[below_K] - greatest))
     found[below_K] = key - np.maximum(0.0, v_K) - np.log1p(np.exp(-np.abs(v_K)))
     return found
-
-
-def _weighed(beam: Beam, threshold: float) -> Unique:
-    # the chance that an answer's key exceeds the threshold; exp() overflows beyond 709
-    included = 1.0 if threshold == -math.inf else -math.expm1(-math.exp(min(700.0, beam.logp - threshold)))
-    p = math.exp(beam.logp)
-    return Unique(beam.tokens, p, p / included, beam.ended)
 
 
 def _gumbel(seed: int, position: int, ids: Ints) -> Floats:

@@ -27,6 +27,8 @@ from klype.values import Distribution, Sampling, Step, StepSource, Trace
 Arrays = dict[str, npt.NDArray[Any]]
 STEP_SOURCES: tuple[StepSource, ...] = get_args(StepSource)
 FORMAT = 1
+ROW = ("seed", "sample", "model", "ended", "passes", "seconds", "joules")  # of a trace, as they are
+Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +41,46 @@ class Saved:
 
 def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any] | None = None) -> None:
     """Both files, whole or not at all. ``about`` is anything JSON can hold. Errors: an unwritable folder."""
-    arrays, prompts = _arrays(traces)
+    prompts, samplings = dict[Tokens, int](), dict[Sampling, int]()  # each once: thousands of traces share a handful
+    known, listed = dict[tuple[bytes, bytes, float], int](), list[int]()
+    kept: list[Distribution] = []
+    steps = [step for trace in traces for step in trace.steps]
+    for q in (step.distribution for step in steps):
+        if q is not None and (key := (q.ids.tobytes(), q.logp.tobytes(), q.rest)) not in known:
+            known[key] = len(kept)
+            kept.append(q)
+        listed.append(-1 if q is None else known[key])
+    ids = np.concatenate([np.zeros(0, np.int64), *(q.ids for q in kept)])
+    # four bytes a token where that is enough; servers without a tokenizer give texts for tokens, numbered by hash
+    narrow = np.int32 if ids.max(initial=0) < 2**31 else np.int64
+    arrays: Arrays = {
+        "prompt": np.array([prompts.setdefault(trace.prompt, len(prompts)) for trace in traces], np.int64),
+        "length": np.array([len(trace.steps) for trace in traces], np.int64),
+        "token": np.array([step.token for step in steps], np.int64),
+        "logp": np.array([step.logp for step in steps], np.float64),
+        "drawn_logp": np.array([step.sampling_logprob for step in steps], np.float64),
+        "how": np.array([STEP_SOURCES.index(step.source) for step in steps], np.uint8),
+        "listed": np.array(listed, np.int64),
+        "q_length": np.array([len(q.ids) for q in kept], np.int64),
+        "q_rest": np.array([q.rest for q in kept], np.float64),
+        "q_ids": ids.astype(narrow),
+        "q_logp": np.concatenate([q.logp for q in kept]) if kept else np.zeros(0, np.float32),
+    }
     data = write_arrays(arrays)
-    # each sampling once: thousands of traces share a handful
-    samplings = list(dict.fromkeys(trace.sampling for trace in traces))
+    rows = [
+        {
+            "sampling": samplings.setdefault(trace.sampling, len(samplings)),
+            **{name: getattr(trace, name) for name in ROW},
+        }
+        for trace in traces
+    ]
     document = {
         "format": FORMAT,
         "sha256": hashlib.sha256(data).hexdigest(),
         "about": about or {},
         "samplings": [asdict(sampling) for sampling in samplings],
-        "prompts": prompts,
-        "traces": [
-            {
-                "sampling": samplings.index(trace.sampling),
-                "seed": trace.seed,
-                "sample": trace.sample,
-                "model": trace.model,
-                "ended": trace.ended,
-                "passes": trace.passes,
-                "seconds": trace.seconds,
-                "joules": trace.joules,
-            }
-            for trace in traces
-        ],
+        "prompts": list(prompts),
+        "traces": rows,
     }
     folder.mkdir(parents=True, exist_ok=True)
     replace(folder / f"{name}.safetensors", data)
@@ -101,6 +120,13 @@ def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[in
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def entropy(q: Distribution | None) -> float | None:
+        """Of the listed tokens, at temperature 1; None where nothing or not everything is listed."""
+        if q is None or not q.whole:
+            return None
+        logp = q.logp[np.isfinite(q.logp)].astype(np.float64)
+        return float(-(np.exp(logp) * logp).sum())
+
     steps = [(i, t, trace, step) for i, trace in enumerate(traces) for t, step in enumerate(trace.steps)]
     table = pa.table(
         {
@@ -111,7 +137,7 @@ def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[in
             "logp": pa.array([step.logp for *_, step in steps], pa.float64()),
             "drawn_logp": pa.array([step.sampling_logprob for *_, step in steps], pa.float64()),
             "how": pa.array([step.source for *_, step in steps], pa.string()),
-            "entropy": pa.array([_entropy(step.distribution) for *_, step in steps], pa.float64()),
+            "entropy": pa.array([entropy(step.distribution) for *_, step in steps], pa.float64()),
             "unlisted": pa.array([step.distribution and step.distribution.rest for *_, step in steps], pa.float64()),
             "temperature": pa.array([trace.sampling.temperature for *_, trace, _ in steps], pa.float64()),
             "seed": pa.array([str(trace.seed) for *_, trace, _ in steps], pa.string()),
@@ -132,47 +158,6 @@ def replace(file: Path, data: bytes) -> None:
         raise KlypeError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from error
 
 
-def _arrays(traces: Sequence[Trace]) -> tuple[Arrays, list[list[int]]]:
-    steps = [step for trace in traces for step in trace.steps]
-    place: dict[tuple[int, ...], int] = {}
-    prompt_of = [place.setdefault(trace.prompt, len(place)) for trace in traces]
-    known: dict[tuple[bytes, bytes, float], int] = {}
-    kept: list[Distribution] = []
-    listed = []
-    for step in steps:
-        q = step.distribution
-        if q is None:
-            listed.append(-1)
-            continue
-        at = known.setdefault((q.ids.tobytes(), q.logp.tobytes(), q.rest), len(kept))
-        if at == len(kept):
-            kept.append(q)
-        listed.append(at)
-    arrays: Arrays = {
-        "prompt": np.array(prompt_of, np.int64),
-        "length": np.array([len(trace.steps) for trace in traces], np.int64),
-        "token": np.array([step.token for step in steps], np.int64),
-        "logp": np.array([step.logp for step in steps], np.float64),
-        "drawn_logp": np.array([step.sampling_logprob for step in steps], np.float64),
-        "how": np.array([STEP_SOURCES.index(step.source) for step in steps], np.uint8),
-        "listed": np.array(listed, np.int64),
-        "q_length": np.array([len(q.ids) for q in kept], np.int64),
-        "q_rest": np.array([q.rest for q in kept], np.float64),
-        "q_ids": _narrow(np.concatenate([np.zeros(0, np.int64), *(q.ids for q in kept)])),
-        "q_logp": _joined([q.logp for q in kept]),
-    }
-    return arrays, [list(prompt) for prompt in place]
-
-
-def _narrow(ids_N: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Four bytes a token where that is enough; servers without a tokenizer give texts for tokens, numbered by hash."""
-    return ids_N.astype(np.int32) if ids_N.max(initial=0) < 2**31 else ids_N.astype(np.int64)
-
-
-def _joined(parts: list[Any]) -> npt.NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
 def _traces(document: dict[str, Any], arrays: Arrays) -> list[Trace]:
     bounds = np.concatenate([[0], np.cumsum(arrays["q_length"])]).tolist()
     q_ids, q_logp, rest = arrays["q_ids"].astype(np.int64), arrays["q_logp"], arrays["q_rest"].tolist()
@@ -187,18 +172,8 @@ def _traces(document: dict[str, Any], arrays: Arrays) -> list[Trace]:
     ]
     prompts = [tuple(prompt) for prompt in document["prompts"]]
     ends = np.cumsum(arrays["length"]).tolist()
-    traces = []
-    for row, at, length, end in zip(
-        document["traces"], arrays["prompt"].tolist(), arrays["length"].tolist(), ends, strict=True
-    ):
-        fields = {**row, "sampling": samplings[row["sampling"]]}
-        traces.append(Trace(prompt=prompts[at], steps=tuple(steps[end - length : end]), **fields))
-    return traces
-
-
-def _entropy(q: Distribution | None) -> float | None:
-    """Of the listed tokens, at temperature 1; None where nothing or not everything is listed."""
-    if q is None or not q.whole:
-        return None
-    logp = q.logp[np.isfinite(q.logp)].astype(np.float64)
-    return float(-(np.exp(logp) * logp).sum())
+    rows = zip(document["traces"], arrays["prompt"].tolist(), arrays["length"].tolist(), ends, strict=True)
+    return [
+        Trace(prompts[at], tuple(steps[end - length : end]), **{**row, "sampling": samplings[row["sampling"]]})
+        for row, at, length, end in rows
+    ]

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count, islice
+from functools import cache
+from itertools import chain, count, islice, takewhile
 from typing import Literal
 
 import numpy as np
@@ -27,6 +29,7 @@ from klype.sources.source import Source
 from klype.values import Distribution, Floats, Ints, Sampling
 
 Tokens = tuple[int, ...]
+Beginning = tuple[Tokens, float]  # and its mass
 Spell = Callable[[int], bytes]
 Meaning = Callable[[str], Hashable]
 Stopped = Literal["mode", "mass", "budget", "whole"]
@@ -117,13 +120,9 @@ class Node:
     tail: float
     taken: int = 0
 
-    @property
-    def open_masses(self) -> Floats:
-        return self.mass * self.p_K[self.taken :]
-
 
 @dataclass(slots=True)
-class Sum:
+class TextMass:
     """Mass of a text so far, its likeliest spelling and how many tokens its longest spelling has."""
 
     low: float = 0.0
@@ -141,9 +140,9 @@ class Growth:
     settings: TreeSettings
     spell: Spell | None
     nodes: list[Node] = field(default_factory=list)
-    sums: dict[bytes, Sum] = field(default_factory=dict)
+    sums: dict[bytes, TextMass] = field(default_factory=dict)
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
-    unread: list[tuple[Tokens, float]] = field(default_factory=list)
+    unread: list[Beginning] = field(default_factory=list)
     frontier: float = 0.0
     order: count[int] = field(default_factory=count)
     expansions: int = 0
@@ -158,17 +157,31 @@ class Growth:
         """By how much rounding may have changed a text's mass (relatively), or the sum of all."""
         return ROUNDING * (1 + max((found.longest for found in self.sums.values()), default=0))
 
-    def prefixes(self, beginnings: Sequence[tuple[Tokens, float]]) -> list[Tokens]:
-        return [self.prompt + tokens for tokens, _ in beginnings]
-
-    def expand(self, beginnings: Sequence[tuple[Tokens, float]], found: Sequence[Distribution]) -> None:
+    def expand(self, beginnings: Sequence[Beginning], found: Sequence[Distribution]) -> None:
         """What can follow these beginnings has been read."""
         for (tokens, mass), (ids, p_K, tail) in zip(beginnings, continuations(found, self.settings), strict=True):
-            self._settle(tokens, mass, ids, p_K, tail)
+            ends_K = np.isin(ids, self.source.codec.stop)
+            spelled = b"".join(map(self.spell, tokens)) if self.spell else b""
+            for token, p in zip(ids[ends_K].tolist(), p_K[ends_K].tolist(), strict=True):
+                text = canonical(spelled) if self.spell else self.source.codec.decode(tokens).encode()
+                answer = self.sums.setdefault(text, TextMass())
+                answer.low += mass * p
+                answer.longest = max(answer.longest, len(tokens) + 1)
+                if mass * p > answer.mass:
+                    answer.tokens, answer.mass = (*tokens, token), mass * p
+            # copies: a view would keep the whole distribution in memory
+            going_on, last = np.flatnonzero(~ends_K), len(tokens) + 1 >= self.settings.limit
+            tail += float(p_K[going_on[WIDEST:]].sum())
+            ids, p_K = ids[going_on[:WIDEST]], p_K[going_on[:WIDEST]]
+            node = Node(tokens, spelled, mass, ids, p_K, last, mass * tail)
+            self.nodes.append(node)
+            if not last:
+                self.frontier += mass * float(p_K.sum())
+                self._push(node)
         self.expansions += len(beginnings)
         self.stopped = self._why_stop()
 
-    def expand_paid(self, beginnings: Sequence[tuple[Tokens, float]]) -> None:
+    def expand_paid(self, beginnings: Sequence[Beginning]) -> None:
         """``expand`` what was answered before a server's budget was spent, and end; the others are open still."""
         for tokens, mass in beginnings:
             try:
@@ -178,16 +191,12 @@ class Growth:
                 self.frontier += mass
         self.stopped = "budget"
 
-    def batch(self) -> list[tuple[Tokens, float]]:
-        """The next beginnings to read."""
+    def batch(self) -> list[Beginning]:
+        """The next beginnings to read, the heaviest; they leave the frontier."""
         if not self.expansions:
             return [((), 1.0)]
         wide = max(self.settings.batch, min(self.settings.widest, self.expansions // GROWING))
-        return self.heaviest(min(self.settings.budget - self.expansions, wide))
-
-    def heaviest(self, most: int) -> list[tuple[Tokens, float]]:
-        """The next beginnings to read; they leave the frontier."""
-        taken: list[tuple[Tokens, float]] = []
+        most, taken = min(self.settings.budget - self.expansions, wide), list[Beginning]()
         heaviest = -self.heap[0][0] if self.heap else 0.0
         best = max((found.low for found in self.sums.values()), default=0.0)
         # nothing open can beat the best answer found: from there on mass is all that counts
@@ -213,33 +222,9 @@ class Growth:
                 return "mode"
         return "budget" if self.expansions >= self.settings.budget else None
 
-    def _settle(self, tokens: Tokens, mass: float, ids: Ints, p_K: Floats, tail: float) -> None:
-        ends_K = np.logical_or.reduce([ids == stop for stop in self.source.codec.stop] or [np.zeros(len(ids), bool)])
-        spelled = b"".join(map(self.spell, tokens)) if self.spell else b""
-        for token, p in zip(ids[ends_K].tolist(), p_K[ends_K].tolist(), strict=True):
-            self._end(spelled if self.spell else self.source.codec.decode(tokens).encode(), (*tokens, token), mass * p)
-        ids, p_K = ids[~ends_K], p_K[~ends_K]
-        if len(ids) > WIDEST:
-            tail += float(p_K[WIDEST:].sum())
-            # copies: a view would keep the whole distribution in memory
-            ids, p_K = ids[:WIDEST].copy(), p_K[:WIDEST].copy()
-        last = len(tokens) + 1 >= self.settings.limit
-        node = Node(tokens, spelled, mass, ids, p_K, last, mass * tail)
-        self.nodes.append(node)
-        if not last:
-            self.frontier += mass * float(p_K.sum())
-            self._push(node)
-
     def _push(self, node: Node) -> None:
         if node.taken < len(node.ids):
             heapq.heappush(self.heap, (-node.mass * float(node.p_K[node.taken]), next(self.order), node))
-
-    def _end(self, spelled: bytes, tokens: Tokens, mass: float) -> None:
-        found = self.sums.setdefault(canonical(spelled) if self.spell else spelled, Sum())
-        found.low += mass
-        found.longest = max(found.longest, len(tokens))
-        if mass > found.mass:
-            found.tokens, found.mass = tokens, mass
 
 
 def grow(
@@ -274,7 +259,7 @@ def grow_together(
     growths = [Growth(source, tuple(prompt), settings, spell) for prompt in prompts]
     while growing := [growth for growth in growths if growth.stopped is None]:
         batches = [growth.batch() for growth in growing]
-        wanted = [prefix for growth, batch in zip(growing, batches, strict=True) for prefix in growth.prefixes(batch)]
+        wanted = [growth.prompt + tokens for growth, batch in zip(growing, batches, strict=True) for tokens, _ in batch]
         try:
             found = iter(source.next(wanted, -1))
         except BudgetSpentError:
@@ -325,74 +310,65 @@ def canonical(spelled: bytes) -> bytes:
     return spelled[1:] if spelled[:1] == b" " else spelled
 
 
-class _ReachableMass:
-    """How much open mass can still become a given text."""
+def _reachable(growth: Growth) -> Callable[[bytes], float]:
+    """How much open mass can still become a text, which may have been led by a space: an upper bound."""
+    spell = growth.spell
+    if spell is None:
+        return lambda text: math.inf
+    nodes, unread = defaultdict[bytes, list[Node]](list), defaultdict[bytes, float](float)
+    tokens_of = defaultdict[bytes, list[int]](list)
+    for tokens, mass in growth.unread:
+        unread[b"".join(map(spell, tokens))] += mass
+    for node in growth.nodes:
+        nodes[node.spelled].append(node)
+    for token in np.unique(np.concatenate([node.ids[node.taken :] for node in growth.nodes])).tolist():
+        tokens_of[spell(token)].append(token)
+    longest = max(map(len, tokens_of), default=0)
 
-    def __init__(self, growth: Growth) -> None:
-        self._nodes: dict[bytes, list[Node]] = {}
-        self._tokens: dict[bytes, list[int]] = {}
-        self._unread: dict[bytes, float] = {}
-        self._masses: dict[tuple[bytes, bytes], float] = {}
-        self._longest = 0
-        self._known = growth.spell is not None
-        if growth.spell is None:
-            return
-        for tokens, mass in growth.unread:
-            spelled = b"".join(map(growth.spell, tokens))
-            self._unread[spelled] = self._unread.get(spelled, 0.0) + mass
-        for node in growth.nodes:
-            self._nodes.setdefault(node.spelled, []).append(node)
-        for token in np.unique(np.concatenate([node.ids[node.taken :] for node in growth.nodes])).tolist():
-            spelled = growth.spell(token)
-            self._tokens.setdefault(spelled, []).append(token)
-            self._longest = max(self._longest, len(spelled))
+    @cache
+    def into(begin: bytes, spelled: bytes) -> float:
+        """Open mass that goes on from a beginning with so many bytes; many texts share it."""
+        found = []
+        for node in nodes[begin]:
+            places = node.taken + np.flatnonzero(np.isin(node.ids[node.taken :], tokens_of[spelled]))
+            found += [node.mass * float(node.p_K[place]) for place in places.tolist()]
+        return math.fsum(found)
 
-    def of(self, text: bytes) -> float:
-        """An upper bound; the text may have been led by a space."""
-        if not self._known:
-            return math.inf
-        whole = [b" " + text] + ([text] if text[:1] != b" " else [])
-        return math.fsum(mass for raw in whole for mass in self._from(raw))
-
-    def _from(self, raw: bytes) -> list[float]:
-        total = []
+    def parts(raw: bytes) -> Iterator[float]:
         for at in range(len(raw) + 1):
             begin = raw[:at]
-            total.append(self._unread.get(begin, 0.0))
-            if begin in self._nodes:
-                total += [node.tail for node in self._nodes[begin]]
-                ends = range(at, min(at + self._longest, len(raw)) + 1)
-                total += [self._into(begin, raw[at:to]) for to in ends if raw[at:to] in self._tokens]
-        return total
+            yield unread.get(begin, 0.0)
+            if begin in nodes:
+                yield from (node.tail for node in nodes[begin])
+                ends = range(at, min(at + longest, len(raw)) + 1)
+                yield from (into(begin, raw[at:to]) for to in ends if raw[at:to] in tokens_of)
 
-    def _into(self, begin: bytes, spelled: bytes) -> float:
-        """Open mass that goes on from a beginning with so many bytes; many texts share it."""
-        if (begin, spelled) not in self._masses:
-            found = []
-            for node in self._nodes[begin]:
-                ids = node.ids[node.taken :]
-                places = np.flatnonzero(np.logical_or.reduce([ids == token for token in self._tokens[spelled]]))
-                found += [node.mass * float(node.p_K[node.taken + place]) for place in places.tolist()]
-            self._masses[begin, spelled] = math.fsum(found)
-        return self._masses[begin, spelled]
+    return lambda text: math.fsum(chain(parts(b" " + text), () if text[:1] == b" " else parts(text)))
 
 
 def _finished(growth: Growth, meaning: Meaning) -> Tree:
-    unexplored = growth.unexplored
-    reachable = _ReachableMass(growth)
+    unexplored, left = growth.unexplored, growth.unexplored + growth.error
+    reachable = _reachable(growth)
     answers: list[TreeAnswer] = []
     for spelled, found in sorted(growth.sums.items(), key=lambda item: (-item[1].low, item[0])):
         text = spelled.decode("utf-8", errors="replace")
         error = ROUNDING * (found.longest + 1)
-        left = unexplored + growth.error
-        high = found.low + (min(left, reachable.of(spelled)) if len(answers) < TIGHTENED else left)
+        high = found.low + (min(left, reachable(spelled)) if len(answers) < TIGHTENED else left)
         low, high = max(0.0, found.low * (1 - error)), min(1.0, high * (1 + error))
         answers.append(TreeAnswer(text, low, high, meaning(text), found.tokens, found.mass))
-    clusters = _clusters(answers, unexplored + growth.error)
+    groups: dict[Hashable, list[TreeAnswer]] = {}
+    for answer in answers:
+        groups.setdefault(answer.meaning, []).append(answer)
+    clusters = []
+    for said, members in groups.items():
+        low, most = math.fsum(member.low for member in members), max(members, key=lambda member: member.low)
+        error = 2 * ROUNDING * (1 + max(len(member.tokens) for member in members))  # ``low`` is below what was summed
+        clusters.append(Cluster(said, low, min(1.0, low * (1 + error) + left), most.text, len(members)))
+    clusters.sort(key=lambda cluster: -cluster.low)
     opened = _opened(growth)
     return Tree(
         answers=tuple(answers),
-        clusters=clusters,
+        clusters=tuple(clusters),
         unexplored=unexplored,
         lost=max(0.0, unexplored - max(0.0, growth.frontier)),
         expansions=growth.expansions,
@@ -403,31 +379,16 @@ def _finished(growth: Growth, meaning: Meaning) -> Tree:
     )
 
 
-def _clusters(answers: Sequence[TreeAnswer], unexplored: float) -> tuple[Cluster, ...]:
-    groups: dict[Hashable, list[TreeAnswer]] = {}
-    for answer in answers:
-        groups.setdefault(answer.meaning, []).append(answer)
-    clusters = []
-    for meaning, members in groups.items():
-        low = math.fsum(member.low for member in members)
-        most = max(members, key=lambda member: member.low)
-        error = 2 * ROUNDING * (1 + max(len(member.tokens) for member in members))  # ``low`` is below what was summed
-        clusters.append(Cluster(meaning, low, min(1.0, low * (1 + error) + unexplored), most.text, len(members)))
-    return tuple(sorted(clusters, key=lambda cluster: -cluster.low))
-
-
 def _opened(growth: Growth) -> tuple[Floats, Floats]:
     """Mass of every open beginning and of all that is lost, and the most nats of entropy that can follow it."""
-    settings = growth.settings
-    word = math.log(settings.vocabulary) if settings.vocabulary else math.inf
-    masses: list[Floats] = [np.zeros(0)]
-    behind: list[Floats] = [np.zeros(0)]
+    limit, size = growth.settings.limit, growth.settings.vocabulary
+    word, masses, behind = math.log(size) if size else math.inf, list[Floats](), list[Floats]()
     for node in growth.nodes:
-        left = settings.limit - len(node.tokens)
-        masses += [node.open_masses, np.array([node.tail])]
-        behind += [np.full(len(node.open_masses), 0.0 if node.last else (left - 1) * word), np.array([left * word])]
+        left, opened = limit - len(node.tokens), node.mass * node.p_K[node.taken :]
+        masses += [opened, np.array([node.tail])]
+        behind += [np.full(len(opened), 0.0 if node.last else (left - 1) * word), np.array([left * word])]
     masses.append(np.array([mass for _, mass in growth.unread]))
-    behind.append(np.array([(settings.limit - len(tokens)) * word for tokens, _ in growth.unread]))
+    behind.append(np.array([(limit - len(tokens)) * word for tokens, _ in growth.unread]))
     mass_N, behind_N = np.concatenate(masses), np.concatenate(behind)
     return mass_N[mass_N > 0], behind_N[mass_N > 0]
 
@@ -444,34 +405,27 @@ class Branch:
     meaning: Hashable = None
 
 
-Spelled = tuple[TreeAnswer, tuple[int, ...]]  # an answer and the tokens of it that are left
+Spelled = tuple[TreeAnswer, Tokens]  # an answer and the tokens of it that are left
 
 
-def branches(tree: Tree, spell: Callable[[tuple[int, ...]], str], most: int = 12) -> Branch:
+def branches(tree: Tree, spell: Callable[[Tokens], str], most: int = 12) -> Branch:
     """The ``most`` likeliest answers by their likeliest spelling."""
-    rows = [(answer, answer.tokens) for answer in tree.answers]
-    return _branch(rows[:most], rows, spell)
 
+    def branch(rows: list[Spelled], every: list[Spelled]) -> Branch:
+        """``rows`` are shown, ``every`` answer counts; both without what stands before this branch."""
+        if len(rows) == 1:
+            answer, left = rows[0]
+            return Branch(spell(left), answer.low, (), answer, answer.meaning)
+        columns = zip(*(left for _, left in rows), strict=False)
+        kept = tuple(tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
+        at = len(kept)
+        begun = [(answer, left[at:]) for answer, left in every if left[:at] == kept]
+        shown: dict[int, list[Spelled]] = {}
+        for answer, left in rows:
+            shown.setdefault(left[at], []).append((answer, left[at:]))
+        children = [branch(own, [one for one in begun if one[1][:1] == (token,)]) for token, own in shown.items()]
+        mass = math.fsum(answer.low for answer, _ in begun)
+        return Branch(spell(kept), mass, tuple(sorted(children, key=lambda child: -child.mass)))
 
-def _branch(rows: list[Spelled], every: list[Spelled], spell: Callable[[tuple[int, ...]], str]) -> Branch:
-    """``rows`` are shown, ``every`` answer counts; both without what stands before this branch."""
-    kept: tuple[int, ...] = ()
-    while len(rows) > 1 and all(len(left) > len(kept) for _, left in rows):
-        following = {left[len(kept)] for _, left in rows}
-        if len(following) > 1:
-            break
-        kept = (*kept, next(iter(following)))
-    if len(rows) == 1:
-        answer, left = rows[0]
-        return Branch(spell(left), answer.low, (), answer, answer.meaning)
-    at = len(kept)
-    groups: dict[int, tuple[list[Spelled], list[Spelled]]] = {left[at]: ([], []) for _, left in rows}
-    for answer, left in rows:
-        groups[left[at]][0].append((answer, left[at:]))
-    begun = [(answer, left) for answer, left in every if left[:at] == kept]
-    for answer, left in begun:
-        if left[at : at + 1] and left[at] in groups:
-            groups[left[at]][1].append((answer, left[at:]))
-    mass = math.fsum(answer.low for answer, _ in begun)
-    children = [_branch(shown, all_, spell) for shown, all_ in groups.values()]
-    return Branch(spell(kept), mass, tuple(sorted(children, key=lambda child: -child.mass)))
+    every = [(answer, answer.tokens) for answer in tree.answers]
+    return branch(every[:most], every)
