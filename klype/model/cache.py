@@ -7,7 +7,7 @@ n rows a slot, T new tokens, K head width, D model width, J convolution taps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,20 +47,26 @@ class SharedKV:
         return self.keys[0].device
 
     @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.keys, *self.values, *self.inputs]
+
+    @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *self.inputs))
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    def changed(self, change: Callable[[Tensor], Tensor], lengths: Indices, P: int) -> SharedKV:
+        """Other slots, of these lengths: each tensor cut to P positions, then ``change``d."""
+        spare = self.keys[0].shape[2] - P
+        keys, values, inputs = (
+            [change(t.narrow(-2, 0, t.shape[-2] - spare)) for t in part]
+            for part in (self.keys, self.values, self.inputs)
+        )
+        return SharedKV(keys, values, inputs, lengths)
 
     def take(self, slots: Indices) -> SharedKV:
         """A copy of some slots, cut to their longest."""
         index, lengths = to_device(slots, self.device), self.lengths[slots]
-        P = int(lengths.max(initial=0))
-        lead = self.inputs[0].shape[1] - self.keys[0].shape[2] if self.inputs else 0
-        return SharedKV(
-            [k[:, :, :P].index_select(0, index) for k in self.keys],
-            [v[:, :, :P].index_select(0, index) for v in self.values],
-            [x[:, : lead + P].index_select(0, index) for x in self.inputs],
-            lengths,
-        )
+        return self.changed(lambda t: t.index_select(0, index), lengths, int(lengths.max(initial=0)))
 
     def alike(self, other: SharedKV) -> bool:
         """Same power of two of positions, and sizes within a factor of two: worth one store."""
@@ -71,15 +77,15 @@ class SharedKV:
     def joined(self, other: SharedKV) -> SharedKV:
         """Both stores' slots, the other's last."""
 
-        def cat(a: Tensor, b: Tensor) -> Tensor:
-            length = max(a.shape[-2], b.shape[-2])
-            return torch.cat([pad(t, (0, 0, 0, length - t.shape[-2])) for t in (a, b)])
+        def cat(mine: list[Tensor], theirs: list[Tensor]) -> list[Tensor]:
+            return [
+                torch.cat([pad(t, (0, 0, 0, max(a.shape[-2], b.shape[-2]) - t.shape[-2])) for t in (a, b)])
+                for a, b in zip(mine, theirs, strict=True)
+            ]
 
+        lengths = np.concatenate((self.lengths, other.lengths))
         return SharedKV(
-            [cat(a, b) for a, b in zip(self.keys, other.keys, strict=True)],
-            [cat(a, b) for a, b in zip(self.values, other.values, strict=True)],
-            [cat(a, b) for a, b in zip(self.inputs, other.inputs, strict=True)],
-            np.concatenate((self.lengths, other.lengths)),
+            cat(self.keys, other.keys), cat(self.values, other.values), cat(self.inputs, other.inputs), lengths
         )
 
 
@@ -113,10 +119,8 @@ class Cache:
         return len(self.lengths)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes held, shared KV included (each store once)."""
-        own = sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *self.inputs))
-        return own + sum(store.nbytes for store in self.stores)
+    def tensors(self) -> list[Tensor]:
+        return [*self.keys, *self.values, *self.inputs]
 
     def append(self, store: SharedKV, slots: Sequence[int], lengths: Sequence[int]) -> None:
         """Add rows that continue the first ``lengths`` tokens of these slots; only the last J inputs are copied."""
@@ -146,24 +150,13 @@ class Cache:
         order[holes] = movers
         if len(holes):
             to, source = to_device(holes, self.device), to_device(movers, self.device)
-            for store in (*self.keys, *self.values, *self.inputs):
-                store[to] = store[source]
-        self._take(order)
+            for own in self.tensors:
+                own[to] = own[source]
+        self.lengths, self.shared = self.lengths[order], self.shared[order]
+        self.store_of, self.slot_of = self.store_of[order], self.slot_of[order]
+        self._rearranged()
+        self._tidy_stores()
         return order
-
-    def select(self, rows: Sequence[int] | Indices) -> Cache:
-        """A new cache of these rows, in this order; a row may be named several times (a fork)."""
-        chosen = np.asarray(rows, np.int64)
-        other = Cache(self.config, 0, dtype=self.dtype, device=self.device)
-        other.stores = list(self.stores)
-        index = to_device(chosen, self.device)
-        other.keys, other.values, other.inputs = (
-            [store.index_select(0, index) for store in stores] for stores in (self.keys, self.values, self.inputs)
-        )
-        other.lengths, other.shared = self.lengths, self.shared
-        other.store_of, other.slot_of = self.store_of, self.slot_of
-        other._take(chosen)
-        return other
 
     def truncate(self, lengths: Sequence[int] | Indices) -> None:
         """Cut every row to its length; what is cut is forgotten."""
@@ -179,16 +172,10 @@ class Cache:
 
     def to_shared(self) -> SharedKV:
         """These rows as shared KV. Without shared parts no copy is made: do not continue this cache."""
-        if (self.shared == 0).all():
-            P = int(self.lengths.max(initial=0))
-            J = self.config.conv
-            return SharedKV(
-                [k[: self.rows, :, :P] for k in self.keys],
-                [v[: self.rows, :, :P] for v in self.values],
-                [x[: self.rows, : J + P] for x in self.inputs],
-                self.lengths.copy(),
-            )
-        return self._flattened()
+        if self.shared.any():
+            return self._flattened()
+        own = SharedKV(self.keys, self.values, self.inputs, self.lengths)
+        return own.changed(lambda t: t[: self.rows], self.lengths.copy(), int(self.lengths.max(initial=0)))
 
     def unshare(self) -> None:
         """Copy what is shared into the rows: one that nobody shares is then read in one piece, and faster."""
@@ -226,12 +213,6 @@ class Cache:
     def _rearranged(self) -> None:
         """Drop the backends' plans: rows or stores have changed."""
         self.plans = {}
-
-    def _take(self, order: Indices) -> None:
-        self.lengths, self.shared = self.lengths[order], self.shared[order]
-        self.store_of, self.slot_of = self.store_of[order], self.slot_of[order]
-        self._rearranged()
-        self._tidy_stores()
 
     def _tidy_stores(self) -> None:
         """Forget stores nobody reads, and copy the living half of one that is mostly unread."""
@@ -284,29 +265,22 @@ class Cache:
                     mine[row, :J] = theirs[slot, column]
 
     def _flattened(self) -> SharedKV:
-        J, P, R = self.config.conv, int(self.lengths.max(initial=0)), self.rows
-        keys, values, inputs = [], [], []
-        for layer in range(self.config.layers):
-            k = self.keys[layer].new_zeros(R, self.config.kv_heads, P, self.config.head_dim)
-            v = torch.zeros_like(k)
-            x = k.new_zeros(R, J + P, self.config.width) if J else k.new_zeros(0)
-            for row in range(R):
-                shared, own = int(self.shared[row]), int(self.lengths[row] - self.shared[row])
+        S, P = self.keys[0].shape[2], int(self.lengths.max(initial=0))
+
+        def empty(t: Tensor) -> Tensor:
+            return t.new_zeros(self.rows, *t.shape[1:-2], t.shape[-2] - S + P, t.shape[-1])
+
+        keys, values, inputs = (list(map(empty, part)) for part in (self.keys, self.values, self.inputs))
+        whole = SharedKV(keys, values, inputs, self.lengths.copy())
+        for number, (mine, out) in enumerate(zip(self.tensors, whole.tensors, strict=True)):
+            lead = mine.shape[-2] - S  # convolution inputs begin with J of what came before
+            for row, (length, shared) in enumerate(zip(self.lengths.tolist(), self.shared.tolist(), strict=True)):
                 if shared:
-                    store, slot = self.stores[self.store_of[row]], int(self.slot_of[row])
-                    k[row, :, :shared] = store.keys[layer][slot, :, :shared]
-                    v[row, :, :shared] = store.values[layer][slot, :, :shared]
-                k[row, :, shared : shared + own] = self.keys[layer][row, :, :own]
-                v[row, :, shared : shared + own] = self.values[layer][row, :, :own]
-                if J:
-                    if shared:
-                        x[row, J : J + shared] = store.inputs[layer][slot, J : J + shared]
-                    x[row, J + shared : J + shared + own] = self.inputs[layer][row, J : J + own]
-            keys.append(k)
-            values.append(v)
-            if J:
-                inputs.append(x)
-        return SharedKV(keys, values, inputs, self.lengths.copy())
+                    theirs = self.stores[self.store_of[row]].tensors[number][self.slot_of[row]]
+                    out[row, ..., lead : lead + shared, :] = theirs[..., lead : lead + shared, :]
+                own = mine[row, ..., lead : lead + length - shared, :]
+                out[row, ..., lead + shared : lead + length, :] = own
+        return whole
 
     def _allocate(self, rows: int, columns: int) -> None:
         c = self.config
@@ -323,14 +297,10 @@ class Cache:
             return
         new_rows = max(rows, R + R // 2) if rows > R else R
         new_columns = -(-max(columns, S + S // 2) // BLOCK) * BLOCK if columns > S else S
-        old = (self.keys, self.values, self.inputs)
+        old = self.tensors
         self._allocate(new_rows, new_columns)
-        for before, after in zip(old, (self.keys, self.values, self.inputs), strict=True):
-            for b, a in zip(before, after, strict=True):
-                if b.dim() == 4:
-                    a[:R, :, :S] = b
-                else:
-                    a[:R, : b.shape[1]] = b
+        for before, after in zip(old, self.tensors, strict=True):
+            after[:R, ..., : before.shape[-2], :] = before
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,19 +337,10 @@ def group_readers(stores: Sequence[SharedKV], store_of: Indices, slot_of: Indice
         place = np.empty(len(rows), np.int64)
         place[order] = slots[order] * n + np.arange(len(rows)) - starts[slots[order]]
         everyone = len(rows) == len(store_of)
-        row_of_place = np.zeros(N * n, np.int64)
-        row_of_place[place] = rows
+        row_at = np.zeros(N * n, np.int64)
+        row_at[place] = rows
         straight = everyone and N * n == len(rows) and bool((place == np.arange(len(rows))).all())
-        groups.append(
-            Readers(
-                store,
-                int(shared[rows].max()),
-                N,
-                n,
-                None if everyone else to_device(rows, store.device),
-                None if straight else to_device(row_of_place, store.device),
-                None if straight else to_device(place, store.device),
-                shared[rows],
-            )
-        )
+        place_of_row, row_of_place = (None if straight else to_device(a, store.device) for a in (place, row_at))
+        some = None if everyone else to_device(rows, store.device)
+        groups.append(Readers(store, int(shared[rows].max()), N, n, some, row_of_place, place_of_row, shared[rows]))
     return groups
