@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -30,45 +30,64 @@ WRITTEN = 1 << 24
 SMALLEST = 400
 
 
-class AttentionPass(Protocol):
-    """Attention metadata of one forward pass, and what its layers compute between matrix products.
+class AttentionPass:
+    """Attention metadata of one forward pass, and what its layers compute between matrix products: here, in torch.
 
     States are [N, D]: the tokens of all texts one after the other.
     """
+
+    def __init__(self, config: ModelConfig, rope: Rope | None) -> None:
+        """``rope``: gathered at the tokens' positions."""
+        self.config = config
+        self.rope = rope
 
     def norm(
         self, x_ND: Tensor, added_ND: Tensor | None, norm: nn.RMSNorm, taps_JD: Tensor | None = None, layer: int = 0
     ) -> tuple[Tensor, Tensor]:
         """x + added, and its norm, convolved where there are taps."""
-        ...
+        if added_ND is not None:
+            x_ND = x_ND + added_ND
+        u_ND: Tensor = norm(x_ND)
+        return x_ND, u_ND if taps_JD is None else self.convolve(u_ND, taps_JD, layer)
+
+    def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
+        """The short convolution of each text."""
+        raise NotImplementedError
 
     def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
         """Attention of these queries (normed by the first of ``norms``), keys (by the other) and values: [N, H * K]."""
-        ...
+        raise NotImplementedError
 
     def swiglu(self, gate_up_NF: Tensor) -> Tensor:
         """silu(gate) * up."""
-        ...
+        return swiglu(gate_up_NF)
 
     def add(self, x_ND: Tensor, added_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stream and what is still to be added to it: a kernel does so while it norms the sum."""
-        ...
+        return x_ND + added_ND, None  # one tensor a layer, where activations are computed again in backward
 
 
-class Backend(Protocol):
-    """Computes attention; chosen when a model is opened, and passed to it."""
+class Backend:
+    """Computes attention; chosen when a model is opened, and passed to it. This is torch's, for every model, number and
+    device: it packs no texts, rows of equal length are computed with a mask."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # copies of a model share it
 
     def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
         """Whether it computes packed texts of at most ``longest`` tokens, in this weight's dtype and on its device."""
-        ...
+        return False
 
     def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
         """Whole texts packed end to end (varlen), where it ``supports`` them."""
-        ...
+        raise NotImplementedError
 
     def decode(self, cache: Cache, T: int, rope: Rope | None) -> AttentionPass:
         """T new tokens of every row of a cache, which has room for them."""
-        ...
+        return CachedRows(cache, T, rope)
+
+
+TORCH = Backend()
 
 
 class FusedDecoder(Protocol):
@@ -83,52 +102,7 @@ class FusedDecoder(Protocol):
         ...
 
 
-class TorchBackend:
-    """Every model, number and device. It packs no texts: rows of equal length are computed with a mask."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TorchBackend:
-        return self  # copies of a model share it
-
-    def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
-        return False
-
-    def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
-        raise AssertionError("torch computes whole rows")
-
-    def decode(self, cache: Cache, T: int, rope: Rope | None) -> AttentionPass:
-        return CachedRows(cache, T, rope)
-
-
-TORCH = TorchBackend()
-
-
-class TorchPass:
-    """Base of the two passes in torch."""
-
-    def __init__(self, config: ModelConfig, rope: Rope | None) -> None:
-        """``rope``: gathered at the tokens' positions."""
-        self.config = config
-        self.rope = rope
-
-    def norm(
-        self, x_ND: Tensor, added_ND: Tensor | None, norm: nn.RMSNorm, taps_JD: Tensor | None = None, layer: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        if added_ND is not None:
-            x_ND = x_ND + added_ND
-        u_ND: Tensor = norm(x_ND)
-        return x_ND, u_ND if taps_JD is None else self.convolve(u_ND, taps_JD, layer)
-
-    def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
-        raise NotImplementedError
-
-    def swiglu(self, gate_up_NF: Tensor) -> Tensor:
-        return swiglu(gate_up_NF)
-
-    def add(self, x_ND: Tensor, added_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        return x_ND + added_ND, None  # one tensor a layer, where activations are computed again in backward
-
-
-class WholeTexts(TorchPass):
+class WholeTexts(AttentionPass):
     """Rows of whole texts, as in training. ``mask``: see ``attend``; ``position_BT`` where documents are packed."""
 
     def __init__(
@@ -201,12 +175,13 @@ def attend(q_HBTK: Tensor, k_GBTK: Tensor, v_GBTK: Tensor, mask: Tensor | None) 
         gqa = q.shape[1] != k.shape[1]
         y = scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=mask is None, enable_gqa=gqa)
         y_HBTK = y.transpose(0, 1)
-    elif k_GBTK.shape[0] == H:
-        y_HBTK = _written(q_HBTK, k_GBTK, v_GBTK, mask)
     else:
-        groups = H // k_GBTK.shape[0]
-        k, v = k_GBTK.repeat_interleave(groups, 0), v_GBTK.repeat_interleave(groups, 0)
-        y_HBTK = _written(q_HBTK, k, v, mask)
+        if (g := H // k_GBTK.shape[0]) > 1:
+            k_GBTK, v_GBTK = k_GBTK.repeat_interleave(g, 0), v_GBTK.repeat_interleave(g, 0)
+        added = mask.expand(H * B, T, T) if mask.dim() == 2 else mask.expand(H, B, T, T).reshape(H * B, T, T)
+        q, k, v = (z.reshape(H * B, T, K) for z in (q_HBTK, k_GBTK, v_GBTK))
+        weights = torch.baddbmm(added, q, k.mT, alpha=K**-0.5).softmax(-1)
+        y_HBTK = torch.bmm(weights, v).view(H, B, T, K)
     return y_HBTK.permute(1, 2, 0, 3).reshape(B, T, H * K)
 
 
@@ -264,14 +239,6 @@ class _Convolution(torch.autograd.Function):
         return grad_x, grad_taps
 
 
-def _written(q_NBTK: Tensor, k_NBTK: Tensor, v_NBTK: Tensor, mask: Tensor) -> Tensor:
-    N, B, T, K = q_NBTK.shape
-    added = mask.expand(N * B, T, T) if mask.dim() == 2 else mask.expand(N, B, T, T).reshape(N * B, T, T)
-    q, k, v = (z.reshape(N * B, T, K) for z in (q_NBTK, k_NBTK, v_NBTK))
-    weights = torch.baddbmm(added, q, k.mT, alpha=K**-0.5).softmax(-1)
-    return torch.bmm(weights, v).view(N, B, T, K)
-
-
 def rope_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos_PH and sin_PH, P positions up to the window, H head_dim; the sign of ``rotate``'s first half is in sin."""
     angles_PF = torch.outer(torch.arange(config.window, dtype=torch.float32), rope_frequencies(config))
@@ -282,17 +249,15 @@ def rope_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """Radians a position, of each pair of a head's dimensions."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**half)
-    if config.rope_scaling is not None:
-        scaling = config.rope_scaling
-        if scaling.kind == "linear":
-            frequencies = frequencies / scaling.factor
-        else:
-            wavelengths = 2 * math.pi / frequencies
-            low, high, old = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_window
-            blend = ((old / wavelengths - low) / (high - low)).clamp(0, 1)
-            frequencies = (1 - blend) * frequencies / scaling.factor + blend * frequencies
-    return frequencies
+    frequencies, scaling = 1.0 / (config.rope_theta**half), config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    wavelengths = 2 * math.pi / frequencies
+    low, high, old = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_window
+    blend = ((old / wavelengths - low) / (high - low)).clamp(0, 1)
+    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -301,7 +266,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, torch.cat((x[..., half:], x[..., :half]), -1), sin)
 
 
-class CachedRows(TorchPass):
+class CachedRows(AttentionPass):
     """T new tokens of every row of a cache.
 
     ``start`` is the own length of every row when all agree (plain slices then); else None and flat indices:
@@ -357,7 +322,13 @@ class CachedRows(TorchPass):
         """Store the new keys and values, then attend to all of the row."""
         R, T, K = self.cache.rows, self.T, self.config.head_dim
         q_HRTK, k_GRTK, v_GRTK = _rotated(qkv_NE.view(R, T, -1, K).permute(2, 0, 1, 3), self.config, norms, self.rope)
-        keys, values = self._stored(layer, k_GRTK, v_GRTK)
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        for kept, new_GRTK in ((keys, k_GRTK), (values, v_GRTK)):
+            if self.start is not None:
+                kept[:R, :, self.start : self.start + T] = new_GRTK.transpose(0, 1)
+            else:
+                kept.view(-1, K).index_copy_(0, self.places, new_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
+        keys, values = keys[:R, :, : self.S], values[:R, :, : self.S]
         H, G = self.config.heads, self.config.kv_heads
         g, scale = H // G, K**-0.5
         if T == 1 and not self.readers and self.mask is None:  # the query heads of a key head as so many positions
@@ -384,18 +355,6 @@ class CachedRows(TorchPass):
             else:
                 y.index_add_(0, group.rows, back)
         return y.view(R, G * g, T, K).transpose(1, 2).reshape(R * T, H * K)
-
-    def _stored(self, layer: int, k_GRTK: Tensor, v_GRTK: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        R, K = k_GRTK.shape[1], k_GRTK.shape[3]
-        if self.start is not None:
-            span = slice(self.start, self.start + self.T)
-            keys[:R, :, span] = k_GRTK.transpose(0, 1)
-            values[:R, :, span] = v_GRTK.transpose(0, 1)
-        else:
-            keys.view(-1, K).index_copy_(0, self.places, k_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
-            values.view(-1, K).index_copy_(0, self.places, v_GRTK.permute(1, 2, 0, 3).reshape(-1, K))
-        return keys[:R, :, : self.S], values[:R, :, : self.S]
 
     def _shared_scores(self, layer: int, q_RGQK: Tensor) -> Tensor:
         """[R, G, g*T, P]: every row's queries against the shared keys, all readers of a slot in one product."""

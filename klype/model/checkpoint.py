@@ -1,15 +1,18 @@
 """Self-contained checkpoint folders, which are also Hugging Face directories. No pickle, no remote code.
 
 config.json, model.safetensors, tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json,
-README.md (model card), run.json (what made it), manifest.json (SHA-256 of the others, written last).
+README.md (model card), run.json (what made it), manifest.json (SHA-256 of the others, written last). Files of others
+are not trusted: header, offsets, shapes and values are checked.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -27,18 +30,17 @@ from klype.errors import KlypeError, UsageError
 from klype.model import manifest
 from klype.model.config import ModelConfig
 from klype.model.convert import (
-    OWN,
     config_from_hf,
     config_to_hf,
     hf_shapes,
+    is_finite,
     model_type,
     weights_from_hf,
     weights_to_hf,
 )
-from klype.model.gguf import StoredWeights, open_gguf
+from klype.model.gguf import GGUFFile, StoredWeights, open_gguf
 from klype.model.prepacked import Kernel
 from klype.model.quantised import put_quantised, quantised_weights
-from klype.model.tensors import TensorFiles, is_finite, weight_files
 from klype.model.transformer import Transformer
 from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
@@ -48,6 +50,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # memory should have room for a text of this many tokens (the window, where that is shorter)
 LONG = 4096
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_HINT = "Fetch or save the model again."
+# most bytes of a header, enough for a hundred thousand weights; parsed, it may take thirty times as much memory
+HEADER = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -115,30 +122,35 @@ def load(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    quantised: StoredWeights = {}
+    files: GGUFFile | TensorFiles
     if folder.is_file() and folder.suffix.lower() == ".gguf":
-        opened = open_gguf(folder, known)
-        _check_fit(folder, opened.config, opened.shapes, opened.tokenizer)
-        quantised = {} if kernel is None else quantised_weights(opened)
-        _check_memory(folder, opened.config, DTYPES[dtype], quantised)
-        model = _build(opened.config, opened.get, DTYPES[dtype], quantised)
-        if kernel is not None:
-            put_quantised(model, quantised, kernel)
-        model.to(device)
-        return Loaded(model, opened.tokenizer, opened.config, {}, folder)
-    if not folder.is_dir():
-        raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
-    manifest.finish(folder)
-    if manifest.is_whole(folder):
-        manifest.verify(folder)
-    elif "versions" in read_about(folder):
-        raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
-    config = config_from_hf(read_object(folder / "config.json"), str(folder / "config.json"))
-    tokenizer = Tokenizer.load(folder, known)
-    files = TensorFiles(weight_files(folder))
+        files, about = open_gguf(folder, known), {}
+        config, tokenizer = files.config, files.tokenizer
+    else:
+        if not folder.is_dir():
+            raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
+        manifest.finish(folder)
+        if whole := manifest.is_whole(folder):
+            manifest.verify(folder)
+        about = read_about(folder)
+        if "versions" in about and not whole:
+            raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
+        config, tokenizer = read_config(folder), Tokenizer.load(folder, known)
+        files = TensorFiles(weight_files(folder))
     _check_fit(folder, config, files.shapes, tokenizer)
-    _check_memory(folder, config, DTYPES[dtype])
-    about = read_about(folder)
-    return Loaded(_build(config, files.get, DTYPES[dtype]).to(device), tokenizer, config, about, folder)
+    if kernel is not None and isinstance(files, GGUFFile):
+        quantised = quantised_weights(files)
+    needed, free = memory_needed(config, DTYPES[dtype], quantised), int(psutil.virtual_memory().available)
+    if needed > free:
+        raise KlypeError(
+            f"{folder} needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB is free.",
+            "Use --precision bfloat16, or a smaller model.",
+        )
+    model = _build(config, files.get, DTYPES[dtype], quantised)
+    if kernel is not None:
+        put_quantised(model, quantised, kernel)
+    return Loaded(model.to(device), tokenizer, config, about, folder)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -195,17 +207,6 @@ def memory_needed(config: ModelConfig, dtype: torch.dtype, quantised: StoredWeig
     return numbers * dtype.itemsize + sum(weight.blocks.numel() for weight in stored)
 
 
-def _check_memory(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, quantised: StoredWeights = MappingProxyType({})
-) -> None:
-    needed, free = memory_needed(config, dtype, quantised), int(psutil.virtual_memory().available)
-    if needed > free:
-        raise KlypeError(
-            f"{folder} needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB is free.",
-            "Use --precision bfloat16, or a smaller model.",
-        )
-
-
 class _Undrawn(TorchFunctionMode):
     """Weights are not drawn: they will be read, and to draw them without memory torch would load its compiler."""
 
@@ -233,74 +234,143 @@ def _json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def model_card(config: ModelConfig, about: dict[str, Any]) -> str:
-    """Markdown with a YAML header. ``about``'s "name", "licence", "language" and "summary" are used where present."""
-    name = str(about.get("name") or "A klype model")
-    languages = about.get("language") or ["nb", "en"]
-    header = [
-        f"language: [{', '.join(map(str, languages))}]",
-        f"license: {json.dumps(str(about.get('licence') or 'other'))}",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"tags: [klype, {model_type(config)}]",
-    ]
-    shape = {
-        "parameters": f"{config.parameters:,}",
-        "layers × width": f"{config.layers} × {config.width}",
-        "heads (keys)": f"{config.heads} ({config.kv_heads})",
-        "vocabulary": f"{config.vocab_size:,}",
-        "window": f"{config.window:,} tokens",
-        "convolution": str(config.conv or "none"),
-    }
-    use = "Load it with `klype chat FOLDER`, or with transformers"
-    use += " after `import klype.hf`." if model_type(config) == OWN else " as it is."
-    made = {k: v for k, v in about.items() if k not in ("name", "licence", "language", "summary")}
-    lines = ["---", *header, "---", "", f"# {name}", ""]
-    lines += [str(about["summary"]), ""] if about.get("summary") else []
-    lines += [
-        "A small language model trained with klype, which shows, measures and reduces the divergence of its answers.",
-        "It is meant for study, not for advice: what it says is often wrong.",
-        "",
-        use,
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {label} | {value} |" for label, value in shape.items()),
-        "",
-    ]
-    if made:
-        told = json.dumps(made, indent=2, ensure_ascii=False, default=str)
-        lines += ["## What made it", "", "```json", told, "```", ""]
-    return "\n".join(lines)
+def model_card(config: ModelConfig, about: dict[str, Any], run: dict[str, Any] | None = None) -> str:
+    """Markdown with a YAML header. ``about``'s "name", "licence", "language" and "summary" are used where present.
 
-
-def hub_card(config: ModelConfig, about: dict[str, Any], name: str) -> str:
-    """The card of a repository on a hub: as ``model_card``, with intended use, data, measures and energy of its run.
-
-    ``about["run"]`` is the run's run.json. What it does not say is said to be unknown, never made up.
+    ``run``: the run.json of its run, for a repository on a hub: the card then also has intended use, data, measures and
+    energy. What it does not say is said to be unknown, never made up.
     """
-    run = about.get("run") or {}
-    plain = {key: value for key, value in about.items() if key != "run"}
-    lines = [model_card(config, {"name": name.rpartition("/")[2], **plain}), "## Intended use", ""]
-    lines += ["Study of how language models answer. Not for advice, decisions about people, or unattended use.", ""]
-    data = run.get("data") or about.get("data") or []
-    named = [json.dumps(d, ensure_ascii=False, default=str) if isinstance(d, dict) else str(d)
-             for d in (data if isinstance(data, list) else [data])]  # fmt: skip
-    told = [f"- {name}" for name in named] or ["The run does not say. Licence: see the header."]
-    lines += ["## Data and licences", "", *told, ""]
-    # A table of the run's figures with their intervals, by stage
-    rows = [
-        f"| {stage} | {name} | {figure['value']:.4g} | {figure['low']:.4g} to {figure['high']:.4g} | {figure['n']} |"
-        for stage, figures in (run.get("stages") or {}).items()
-        if isinstance(figures, dict)
-        for name, figure in figures.items()
+    from jinja2 import Environment, FileSystemLoader
+
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True)
+    page.filters["json"] = partial(json.dumps, ensure_ascii=False, default=str)
+    told = run or {}
+    data = told.get("data") or about.get("data") or []
+    figures = [
+        (stage, name, figure)
+        for stage, measured in (told.get("stages") or {}).items()
+        if isinstance(measured, dict)
+        for name, figure in measured.items()
         if isinstance(figure, dict) and isinstance(figure.get("value"), int | float) and figure.get("low") is not None
     ]
-    head = ["| stage | measure | value | 95 % interval | n |", "|---|---|---|---|---|"]
-    lines += ["## Measures", "", *([*head, *rows] if rows else ["The run has none."]), ""]
-    energy = run.get("joules") or about.get("joules")
-    seconds = (run.get("seconds") or {}).get("total")
-    lines += ["## Energy", ""]
-    lines += [f"{energy:,.0f} J, measured by the processor's own counter." if energy else "Not measured."]
-    lines += [f"Trained in {seconds:,.0f} seconds."] if isinstance(seconds, int | float) else []
-    return "\n".join(lines) + "\n"
+    return page.get_template("card.md.jinja").render(
+        config=config,
+        about=about,
+        kind=model_type(config),
+        name=about.get("name") or "A klype model",
+        made={k: v for k, v in about.items() if k not in ("name", "licence", "language", "summary")},
+        hub=run is not None,
+        data=data if isinstance(data, list) else [data],
+        figures=figures,
+        energy=told.get("joules") or about.get("joules"),
+        seconds=(told.get("seconds") or {}).get("total"),
+    )
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a weight lies in its file: its type as safetensors names it, its shape, and its first and last byte."""
+
+    file: Path
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class TensorFiles:
+    """The weights of one folder by name, from one file or several. Every header is checked when it is opened."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._entries: dict[str, TensorEntry] = {}
+        for file in files:
+            for name, entry in checked_header(file).items():
+                if name in self._entries:
+                    raise KlypeError(f"{file} holds {name}, which {self._entries[name].file.name} holds too.", _HINT)
+                self._entries[name] = entry
+        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+
+    def get(self, name: str) -> Tensor:
+        """A weight in memory of its own (a mapped file would count twice). KlypeError when it holds NaN or infinity."""
+        entry = self._entries[name]
+        tensor = torch.empty(entry.shape, dtype=_TYPES[entry.kind])
+        try:
+            with open(entry.file, "rb") as stream:
+                stream.seek(entry.start)
+                read = stream.readinto(tensor.view(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
+        except OSError as error:
+            raise KlypeError(f"{entry.file} cannot be read: {error.strerror}.", _HINT) from error
+        if read != entry.stop - entry.start:
+            raise KlypeError(f"{entry.file} was cut short while it was read.", _HINT)
+        if not is_finite(tensor):
+            raise KlypeError(f"{entry.file} holds numbers that are not finite, in {name}.", _HINT)
+        return tensor
+
+
+def checked_header(file: Path) -> dict[str, TensorEntry]:
+    """Entries by name. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, HEADER):
+                raise KlypeError(f"{file} is cut short or not a safetensors file.", _HINT)
+            header = json.loads(stream.read(length), object_pairs_hook=once)
+    except OSError as error:
+        raise KlypeError(f"{file} cannot be read: {error.strerror}.", _HINT) from error
+    except (ValueError, RecursionError) as error:
+        raise KlypeError(f"{file} has a damaged header: {error}.", _HINT) from error
+    if not isinstance(header, dict):
+        raise KlypeError(f"{file} has a damaged header.", _HINT)
+    header.pop("__metadata__", None)
+    entries, end = dict[str, TensorEntry](), 8 + length
+    for name, entry in header.items():
+        try:
+            dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            integers = len(shape) <= 8 and all(type(n) is int and 0 <= n <= size for n in (*shape, start, stop))
+            sound = integers and set(entry) == {"dtype", "shape", "data_offsets"}
+            sound = sound and stop - start == math.prod(shape) * _BYTES[dtype]
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise KlypeError(f"{file} describes {name} wrongly.", _HINT)
+        if dtype not in _TYPES:
+            raise KlypeError(f"{file} holds {name} as {dtype}, not as floating-point numbers.", _HINT)
+        entries[name] = TensorEntry(file, dtype, tuple(shape), end + start, end + stop)
+    for weight in sorted(entries.values(), key=lambda e: (e.start, e.stop)):
+        if weight.start != end:
+            raise KlypeError(f"{file} has gaps or overlaps between its weights.", _HINT)
+        end = weight.stop
+    if end != size:
+        raise KlypeError(f"{file} is {size:,} bytes long but should be {end:,}.", _HINT)
+    return entries
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the files that model.safetensors.index.json names."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(read_object(index)["weight_map"].values()))
+            if any(os.path.basename(name) != name for name in names):
+                raise ValueError("a name with a folder in it")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise KlypeError(f"{index} is damaged: {error}.", _HINT) from error
+        missing = next((n for n in names if not (folder / n).is_file()), None)
+        if missing:
+            raise KlypeError(f"{missing} is missing in {folder}.", _HINT)
+        return [folder / name for name in names]
+    pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]), None)
+    if pickled is not None:
+        raise KlypeError(
+            f"{pickled} is a pickle, which can run any program and is never read.", "Convert it to safetensors."
+        )
+    raise KlypeError(f"There are no weights (model.safetensors) in {folder}.", _HINT)

@@ -78,13 +78,10 @@ def compiled_backend(folder: Path, announce: Callable[[], None] = lambda: None) 
 
 
 @dataclass(frozen=True)
-class CompiledBackend:
+class CompiledBackend(Backend):
     """The backend in C."""
 
     library: ctypes.CDLL
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledBackend:
-        return self  # copies of a model share it
 
     def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
         return not config.qk_norm and longest <= LONGEST and _supports_widths(config) and self.supports_numbers(weight)
@@ -119,12 +116,13 @@ def _supports_widths(config: ModelConfig) -> bool:
     return not (config.width % WIDTH or config.hidden % WIDTH or config.head_dim % (WIDTH // 2))
 
 
-class _PackedPass:
+class _PackedPass(AttentionPass):
     """Packed texts. What is to be added to the stream stays beside it until the next norm adds it."""
 
     def __init__(self, backend: CompiledBackend, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> None:
         """``rope``: cos and sin [window, K], float32."""
-        self.backend, self.config, self.texts, self.rope = backend, config, texts, rope
+        super().__init__(config, rope)
+        self.backend, self.texts = backend, texts
 
     def norm(
         self, x_ND: Tensor, added_ND: Tensor | None, norm: nn.RMSNorm, taps_JD: Tensor | None = None, layer: int = 0

@@ -25,6 +25,9 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     OWN: "KlypeForCausalLM",
 }
+# no weight is larger: one flipped bit can make it so, and squared in the next norm it overflows, after which no
+# probability is a number
+MOST = 1e15
 PREFIX = "transformer."  # of klype's own names in a file of model_type "klype"
 _NAMES = {  # ours to Hugging Face's, but for the fused ones
     "attention_norm.weight": "input_layernorm.weight",
@@ -35,6 +38,19 @@ _NAMES = {  # ours to Hugging Face's, but for the fused ones
     "down.weight": "mlp.down_proj.weight",
 }
 _INITIAL = ("embed_std", "matrix_gain", "conv_std")
+_FIELDS = {  # of the configuration: ours to Hugging Face's
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "hidden": "intermediate_size",
+    "window": "max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "tie": "tie_word_embeddings",
+}
 
 
 def model_type(config: ModelConfig) -> str:
@@ -49,23 +65,9 @@ def model_type(config: ModelConfig) -> str:
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The content of config.json."""
     kind = model_type(config)
-    out: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[kind]],
-        "model_type": kind,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.hidden,
-        "max_position_embeddings": config.window,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie,
-        "hidden_act": "silu",
-        "klype_initial": {name: getattr(config, name) for name in _INITIAL},
-    }
+    out: dict[str, Any] = {"architectures": [ARCHITECTURES[kind]], "model_type": kind}
+    out |= {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+    out |= {"hidden_act": "silu", "klype_initial": {name: getattr(config, name) for name in _INITIAL}}
     if (scaling := config.rope_scaling) is not None:
         out["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
         if scaling.kind == "llama3":
@@ -100,21 +102,18 @@ def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
         slides = data.get("sliding_window") if kind == "mistral" or data.get("use_sliding_window") else None
         rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
         fields = {
-            "vocab_size": data["vocab_size"],
-            "width": data["hidden_size"],
-            "layers": data["num_hidden_layers"],
-            "heads": data["num_attention_heads"],
-            "kv_heads": data.get("num_key_value_heads") or data["num_attention_heads"],
+            **{ours: data[_FIELDS[ours]] for ours in ("vocab_size", "width", "layers", "heads", "hidden")},
+            "kv_heads": data.get("num_key_value_heads") or 0,
             "head_dim": data.get("head_dim") or 0,
-            "hidden": data["intermediate_size"],
             "window": min(window, slides) if slides else window,
             "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10_000.0)),
             "rope_scaling": _scaling_from_hf(rope, where),
             "norm_eps": data.get("rms_norm_eps", 1e-6),
             "tie": data.get("tie_word_embeddings", False),
-            "conv": data.get("conv", 0) if kind == OWN else 0,
-            "qkv_bias": data.get("qkv_bias", False) if kind == OWN else kind == "qwen2",
-            "qk_norm": data.get("qk_norm", False) if kind == OWN else kind == "qwen3",
+            "conv": 0,
+            "qkv_bias": kind == "qwen2",
+            "qk_norm": kind == "qwen3",
+            **{name: data[name] for name in ("conv", "qkv_bias", "qk_norm") if kind == OWN and name in data},
             **{k: v for k, v in (data.get("klype_initial") or {}).items() if k in _INITIAL},
         }
     except (KeyError, TypeError, AttributeError) as error:
@@ -196,3 +195,9 @@ def _scaling_from_hf(rope: dict[str, Any], where: str) -> dict[str, Any] | None:
         known = {n: rope[n] for n in ("factor", "low_freq_factor", "high_freq_factor")}
         return {"kind": kind, **known, "original_window": rope["original_max_position_embeddings"]}
     raise KlypeError(f"{where} stretches its positions by {kind!r:.60}; klype has linear and llama3.")
+
+
+def is_finite(weight: Tensor) -> bool:
+    """No NaN, no infinity, nor what soon becomes one. (The extremes show all of them, several times faster than looking
+    at each number.)"""
+    return weight.numel() == 0 or bool((torch.stack(weight.aminmax()).abs() <= MOST).all())

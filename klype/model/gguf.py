@@ -25,8 +25,7 @@ from torch import Tensor
 from klype.errors import KlypeError
 from klype.model.attention import rope_frequencies
 from klype.model.config import ModelConfig
-from klype.model.convert import config_from_hf
-from klype.model.tensors import is_finite
+from klype.model.convert import config_from_hf, is_finite
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_gguf import HINT, tokenizer_of
 
@@ -76,7 +75,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Placed]]:
         if not file.is_file() or file.stat().st_size < 24:
             raise ValueError("it is cut short")
         with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _header(_Reader(content), len(content))
+            return _Reader(content).header(len(content))
     except OSError as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Check its name.") from error
     except (ValueError, struct.error) as error:
@@ -133,46 +132,41 @@ class _Reader:
             raise ValueError("it has values of a kind that is unknown")
         return self.numbers(_NUMBERS[kind])[0]
 
+    def header(self, size: int) -> tuple[dict[str, Any], dict[str, Placed]]:
+        """Metadata, and the places of weights, of a file of this size."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-def _header(reader: _Reader, size: int) -> tuple[dict[str, Any], dict[str, Placed]]:
-    if reader.take(4) != b"GGUF" or reader.number("I") not in (2, 3):
-        raise ValueError("it does not begin as one")
-    weights, fields = reader.number("Q"), reader.number("Q")
-    metadata: dict[str, Any] = {}
-    for _ in range(fields):
-        name = reader.text()
-        if name in metadata:
-            raise ValueError(f"{name:.60} stands twice")
-        metadata[name] = reader.value(reader.number("I"))
-    entries = {}
-    for _ in range(weights):
-        name, dimensions = reader.text(), reader.number("I")
-        if name in entries or not 0 < dimensions <= 4:
-            raise ValueError(f"{name:.60} stands twice, or has {dimensions} dimensions")
-        entries[name] = reader.numbers("Q", dimensions), reader.number("I"), reader.number("Q")
-    alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or not 0 < alignment <= 2**16:
-        raise ValueError("its alignment is wrong")
-    first = math.ceil(reader.at / alignment) * alignment
-    return metadata, _placed(entries, first, size)
-
-
-def _placed(entries: dict[str, tuple[tuple[int, ...], int, int]], first: int, size: int) -> dict[str, Placed]:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    placed = {}
-    for name, (shape, kind, offset) in entries.items():
-        numbers, taken = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        if not all(0 < side <= size * numbers for side in shape) or shape[0] % numbers:
-            raise ValueError(f"{name:.60} has a shape that it cannot have")
-        start = first + offset
-        placed[name] = Placed(kind, shape[::-1], start, start + math.prod(shape) // numbers * taken)
-    end = first
-    for name, entry in sorted(placed.items(), key=lambda pair: pair[1].start):
-        if entry.start < end or entry.stop > size:
-            raise ValueError(f"{name:.60} overlaps with another weight, or reaches beyond the file")
-        end = entry.stop
-    return placed
+        if self.take(4) != b"GGUF" or self.number("I") not in (2, 3):
+            raise ValueError("it does not begin as one")
+        weights, fields = self.number("Q"), self.number("Q")
+        metadata: dict[str, Any] = {}
+        for _ in range(fields):
+            name = self.text()
+            if name in metadata:
+                raise ValueError(f"{name:.60} stands twice")
+            metadata[name] = self.value(self.number("I"))
+        entries = {}
+        for _ in range(weights):
+            name, dimensions = self.text(), self.number("I")
+            if name in entries or not 0 < dimensions <= 4:
+                raise ValueError(f"{name:.60} stands twice, or has {dimensions} dimensions")
+            entries[name] = self.numbers("Q", dimensions), self.number("I"), self.number("Q")
+        alignment = metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 0 < alignment <= 2**16:
+            raise ValueError("its alignment is wrong")
+        first, placed = math.ceil(self.at / alignment) * alignment, dict[str, Placed]()
+        for name, (shape, kind, offset) in entries.items():
+            numbers, taken = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            if not all(0 < side <= size * numbers for side in shape) or shape[0] % numbers:
+                raise ValueError(f"{name:.60} has a shape that it cannot have")
+            start = first + offset
+            placed[name] = Placed(kind, shape[::-1], start, start + math.prod(shape) // numbers * taken)
+        end = first
+        for name, entry in sorted(placed.items(), key=lambda pair: pair[1].start):
+            if entry.start < end or entry.stop > size:
+                raise ValueError(f"{name:.60} overlaps with another weight, or reaches beyond the file")
+            end = entry.stop
+        return metadata, placed
 
 
 def _expanded(file: Path, name: str, entry: Placed) -> Tensor:
@@ -200,8 +194,8 @@ class Stored:
     paired: int
 
 
+# by our name of a weight: what a file has of it, one below the other
 StoredWeights = Mapping[str, Sequence[Stored]]
-"""By our name of a weight: what a file has of it, one below the other."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +251,13 @@ def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
         raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.")
     metadata, weights = read_header(file)
     slowing = weights.pop(ROPE, None)
-    placed = {_their_name(name, file): entry for name, entry in weights.items()}
+    placed = {}  # by Hugging Face's names
+    for name, entry in weights.items():
+        match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+        if match is None or match.group(2) not in _NAMES:
+            raise KlypeError(f"{file} holds {name:.60}, which klype cannot use.", HINT)
+        layer, part, last = match.groups()
+        placed[f"{'' if layer is None else f'model.layers.{layer}.'}{_NAMES[part]}.{last}"] = entry
     shapes = {name: entry.shape for name, entry in placed.items()}
     try:
         config = _config(metadata, shapes, file)
@@ -322,12 +322,3 @@ def _slowed(config: ModelConfig, slowing_F: Tensor, file: Path) -> ModelConfig:
         if config.rope_scaling is None and bool((off_F.abs() < 1e-3).all()):
             return slowed
     raise KlypeError(f"{file} stretches its positions by {ROPE}, in a way that klype does not know.", HINT)
-
-
-def _their_name(name: str, file: Path) -> str:
-    """Hugging Face's name of a tensor."""
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if match is None or match.group(2) not in _NAMES:
-        raise KlypeError(f"{file} holds {name:.60}, which klype cannot use.", HINT)
-    layer, part, last = match.groups()
-    return f"model.layers.{layer}.{_NAMES[part]}.{last}" if layer is not None else f"{_NAMES[part]}.{last}"

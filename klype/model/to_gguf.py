@@ -102,30 +102,18 @@ def _tokens(writer: Any, loaded: Loaded) -> None:
     control = {i: text for text, i in tokenizer.control_ids().items()}
     names |= control
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pattern(definition, loaded))
+    # llama.cpp's name for how text is cut into pieces
+    cut = str(definition.get("pre_tokenizer"))
+    if "Regex" not in cut and "ByteLevel" not in cut:
+        raise KlypeError(f"{loaded.folder} has a tokenizer that llama.cpp has no name for.")
+    by_regex = ("llama-bpe" if "{1,3}" in cut else "qwen2") if "Regex" in cut else "gpt-2"
+    writer.add_tokenizer_pre("smollm" if "'Digits'" in cut and "ByteLevel" in cut else by_regex)
     writer.add_token_list([names.get(i, f"[unused {i}]") for i in range(size)])
     writer.add_token_types([CONTROL if i in control or i not in names else NORMAL for i in range(size)])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    ids = (
-        (writer.add_bos_token_id, tokenizer.begin),
-        (writer.add_eos_token_id, tokenizer.end),
-        (writer.add_pad_token_id, tokenizer.pad),
-    )
-    for add, token in ids:
+    for name, token in (("bos", tokenizer.begin), ("eos", tokenizer.end), ("pad", tokenizer.pad)):
         if token >= 0:
-            add(token)
+            getattr(writer, f"add_{name}_token_id")(token)
     writer.add_add_bos_token(bool(tokenizer.lead))
     if tokenizer.template is not None:
         writer.add_chat_template(tokenizer.template)
-
-
-def _pattern(definition: dict[str, Any], loaded: Loaded) -> str:
-    """llama.cpp's name for how text is cut into pieces."""
-    text = str(definition.get("pre_tokenizer"))
-    if "'Digits'" in text and "ByteLevel" in text:
-        return "smollm"
-    if "Regex" in text:
-        return "llama-bpe" if "{1,3}" in text else "qwen2"
-    if "ByteLevel" in text:
-        return "gpt-2"
-    raise KlypeError(f"{loaded.folder} has a tokenizer that llama.cpp has no name for.")

@@ -14,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 from klype.engine.engine import Engine
 from klype.engine.hf_runner import HFRunner
 from klype.errors import KlypeError, UsageError
-from klype.model.checkpoint import DTYPES, read_config
-from klype.model.tensors import weight_files
+from klype.model.checkpoint import DTYPES, read_config, weight_files
 from klype.sources.hub import INSTALL, short_error
 from klype.sources.source import NativeCodec, NativeSource
 from klype.text.chat import Chat
