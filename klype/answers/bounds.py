@@ -169,22 +169,19 @@ def entropy_bounds(
     # entropy is Schur-concave: the more uneven, the less
     least = _entropy([(masses[0] if masses else 0.0) + unexplored, *masses[1:]])
     if most:
-        return least, max(least, min(math.log(most), _entropy(_levelled(masses, unexplored, most))))
+        # raise the lowest classes to one level, until all of it is used
+        rising = sorted([*masses, *(0.0,) * max(0, most - len(masses))])
+        for lowest in range(1, len(rising) + 1):
+            level = (math.fsum(rising[:lowest]) + unexplored) / lowest
+            if lowest == len(rising) or level <= rising[lowest]:
+                rising[:lowest] = [level] * lowest
+                break
+        return least, max(least, min(math.log(most), _entropy(rising)))
     if opened is None:
         return least, least if unexplored == 0.0 else math.inf
     mass_N, behind_N = opened
     more = float((mass_N * behind_N).sum()) if len(mass_N) else 0.0
     return least, max(least, _entropy(masses) + float(-(mass_N * np.log(mass_N)).sum()) + more)
-
-
-def _levelled(masses: Sequence[float], water: float, classes: int) -> list[float]:
-    """Raise the lowest of so many classes to one level, until the water is used."""
-    rising = sorted([*masses, *(0.0,) * max(0, classes - len(masses))])
-    for lowest in range(1, len(rising) + 1):
-        level = (math.fsum(rising[:lowest]) + water) / lowest
-        if lowest == len(rising) or level <= rising[lowest]:
-            return [level] * lowest + rising[lowest:]
-    return rising
 
 
 def _entropy(masses: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -132,7 +132,10 @@ def search(context: DecodeContext) -> Deciding:
         cost, _, tokens = heapq.heappop(heap)
         q = known.get(tokens)
         if q is None:
-            if context.budget.left < 1 or -cost < math.log(LEAST) or _settled(found.values()):
+            sums = _sums(found.values(), _masses(found.values()))
+            first, second = [*heapq.nlargest(2, sums.values()), 0.0][:2]
+            settled = first - second > 1.0 - sum(sums.values())  # whatever the mass that is left belongs to
+            if settled or context.budget.left < 1 or -cost < math.log(LEAST):
                 break
             # all but the last token has been read with what it branches off from
             (q,) = yield ReadNext(((*question.prompt, *tokens),), top, True)
@@ -146,13 +149,6 @@ def search(context: DecodeContext) -> Deciding:
             elif len(whole) < question.limit:
                 heapq.heappush(heap, (-logp, next(number), whole))
     return vote([*found.values()], _masses(found.values()))
-
-
-def _settled(found: Collection[DecodedAnswer]) -> bool:
-    """No meaning can catch up with the first, whatever the mass that is left belongs to."""
-    sums = _sums(found, _masses(found))
-    most = sorted(sums.values())[-2:]
-    return most[-1] - (most[0] if len(most) > 1 else 0.0) > 1.0 - sum(sums.values())
 
 
 def _sums(candidates: Iterable[DecodedAnswer], weights: Iterable[float]) -> dict[Any, float]:

@@ -12,6 +12,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,9 @@ def without_replacement(
         expansions += len(opened)
         for beam, (ids, p_K, _) in zip(opened, listed, strict=True):
             logp_K = beam.logp + np.log(p_K)
-            key_K = _below(beam.key, logp_K + _gumbel(seed ^ _number(beam.tokens), depth + 1, ids))
+            # a beginning as a number, so that its continuations have noise of their own
+            number = reduce(lambda value, token: (value * 1_000_003 + token + 1) & 0xFFFFFFFFFFFFFFF, beam.tokens, 0)
+            key_K = _below(beam.key, logp_K + _gumbel(seed ^ number, depth + 1, ids))
             # one more than answers: the last key is the threshold of the weights
             for at in np.argsort(-key_K)[: k + 1].tolist():
                 token = int(ids[at])
@@ -101,11 +104,3 @@ def _below(key: float, free_K: Floats) -> Floats:
 def _gumbel(seed: int, position: int, ids: Ints) -> Floats:
     found: Floats = -np.log(-np.log(noise(seed, ids, position, STREAM)))
     return found
-
-
-def _number(tokens: Sequence[int]) -> int:
-    """A beginning as a number, so that its continuations have noise of their own."""
-    value = 0
-    for token in tokens:
-        value = (value * 1_000_003 + token + 1) & 0xFFFFFFFFFFFFFFF
-    return value

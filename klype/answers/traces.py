@@ -97,7 +97,27 @@ def load(folder: Path, name: str) -> Saved:
             raise KlypeError(f"{file} was written by another version of klype.", "Examine the model again.")
         if hashlib.sha256(data).hexdigest() != document["sha256"]:
             raise KlypeError(f"{file} and its numbers do not belong together.", "Examine the model again.")
-        return Saved(tuple(_traces(document, read_arrays(data))), document["about"])
+        arrays = read_arrays(data)
+        bounds = np.concatenate([[0], np.cumsum(arrays["q_length"])]).tolist()
+        q_ids, q_logp, rest = arrays["q_ids"].astype(np.int64), arrays["q_logp"], arrays["q_rest"].tolist()
+        listed = [Distribution(q_ids[a:b], q_logp[a:b], r) for a, b, r in zip(bounds, bounds[1:], rest, strict=False)]
+        columns = [arrays[name].tolist() for name in ("token", "logp", "drawn_logp", "how", "listed")]
+        steps = [
+            Step(v, p, d, STEP_SOURCES[h], listed[q] if q >= 0 else None)
+            for v, p, d, h, q in zip(*columns, strict=True)
+        ]
+        samplings = [
+            Sampling(**{**row, "logit_bias": tuple((int(i), float(x)) for i, x in row["logit_bias"])})
+            for row in document["samplings"]
+        ]
+        prompts = [tuple(prompt) for prompt in document["prompts"]]
+        ends = np.cumsum(arrays["length"]).tolist()
+        rows = zip(document["traces"], arrays["prompt"].tolist(), arrays["length"].tolist(), ends, strict=True)
+        traces = [
+            Trace(prompts[at], tuple(steps[end - length : end]), **{**row, "sampling": samplings[row["sampling"]]})
+            for row, at, length, end in rows
+        ]
+        return Saved(tuple(traces), document["about"])
     except FileNotFoundError as error:
         raise KlypeError(f"There are no traces {name} in {folder}.") from error
     except OSError as error:
@@ -156,24 +176,3 @@ def replace(file: Path, data: bytes) -> None:
         durable.write(file, data)
     except OSError as error:
         raise KlypeError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from error
-
-
-def _traces(document: dict[str, Any], arrays: Arrays) -> list[Trace]:
-    bounds = np.concatenate([[0], np.cumsum(arrays["q_length"])]).tolist()
-    q_ids, q_logp, rest = arrays["q_ids"].astype(np.int64), arrays["q_logp"], arrays["q_rest"].tolist()
-    listed = [Distribution(q_ids[a:b], q_logp[a:b], r) for a, b, r in zip(bounds, bounds[1:], rest, strict=False)]
-    columns = [arrays[name].tolist() for name in ("token", "logp", "drawn_logp", "how", "listed")]
-    steps = [
-        Step(v, p, d, STEP_SOURCES[h], listed[q] if q >= 0 else None) for v, p, d, h, q in zip(*columns, strict=True)
-    ]
-    samplings = [
-        Sampling(**{**row, "logit_bias": tuple((int(i), float(x)) for i, x in row["logit_bias"])})
-        for row in document["samplings"]
-    ]
-    prompts = [tuple(prompt) for prompt in document["prompts"]]
-    ends = np.cumsum(arrays["length"]).tolist()
-    rows = zip(document["traces"], arrays["prompt"].tolist(), arrays["length"].tolist(), ends, strict=True)
-    return [
-        Trace(prompts[at], tuple(steps[end - length : end]), **{**row, "sampling": samplings[row["sampling"]]})
-        for row, at, length, end in rows
-    ]

@@ -18,11 +18,10 @@ from itertools import chain, count, islice, takewhile
 from typing import Literal
 
 import numpy as np
-import torch
 
 from klype.answers import bounds
 from klype.answers.bounds import entropy_bounds
-from klype.engine.sampling import shape
+from klype.engine.sampling import shape_whole
 from klype.errors import BudgetSpentError, UsageError
 from klype.samplers import PLAIN, needs_counts
 from klype.sources.source import Source
@@ -179,7 +178,17 @@ class Growth:
                 self.frontier += mass * float(p_K.sum())
                 self._push(node)
         self.expansions += len(beginnings)
-        self.stopped = self._why_stop()
+        unexplored, error, until = self.unexplored, self.error, self.settings.until
+        best = [*heapq.nlargest(2, (answer.low for answer in self.sums.values())), 0.0, 0.0]
+        if not self.heap:
+            self.stopped = "whole"
+        elif until == "mass" and unexplored < self.settings.eps:
+            self.stopped = "mass"
+        # all that is unexplored may be the second answer's, and rounding may have favoured the first
+        elif until == "mode" and best[0] * (1 - error) > best[1] * (1 + error) + unexplored + error:
+            self.stopped = "mode"
+        elif self.expansions >= self.settings.budget:
+            self.stopped = "budget"
 
     def expand_paid(self, beginnings: Sequence[Beginning]) -> None:
         """``expand`` what was answered before a server's budget was spent, and end; the others are open still."""
@@ -208,19 +217,6 @@ class Growth:
             self.frontier += mass
             self._push(node)
         return taken
-
-    def _why_stop(self) -> Stopped | None:
-        if not self.heap:
-            return "whole"
-        unexplored = self.unexplored
-        if self.settings.until == "mass" and unexplored < self.settings.eps:
-            return "mass"
-        if self.settings.until == "mode":
-            best = [*heapq.nlargest(2, (found.low for found in self.sums.values())), 0.0, 0.0]
-            # all that is unexplored may be the second answer's, and rounding may have favoured the first
-            if best[0] * (1 - self.error) > best[1] * (1 + self.error) + unexplored + self.error:
-                return "mode"
-        return "budget" if self.expansions >= self.settings.budget else None
 
     def _push(self, node: Node) -> None:
         if node.taken < len(node.ids):
@@ -273,18 +269,25 @@ def grow_together(
             growth.expand(batch, list(islice(found, len(batch))))
         if progress is not None:
             progress(sum(growth.expansions for growth in growths), max(growth.unexplored for growth in growths))
-    return [_finished(growth, meaning) for growth, meaning in zip(growths, meanings, strict=True)]
+    return [finished(growth, meaning) for growth, meaning in zip(growths, meanings, strict=True)]
 
 
 def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list[tuple[Ints, Floats, float]]:
     """Token ids and probabilities as drawn from (what is certain of them), most probable first, and the mass left."""
     out: list[tuple[Ints, Floats, float]] = []
+    sampling = settings.sampling
+    p_K: Floats
     for q in found:
-        if q.whole:
-            ids, p_K, tail = q.ids, _shaped(q, settings.sampling), 0.0
+        ids, tail = q.ids, 0.0
+        # a temperature alone needs no tensor over the vocabulary
+        if not q.whole:
+            at = bounds.drawn_from(q, sampling, settings.vocabulary)
+            p_K, tail = at.low_K, at.rest
+        elif sampling.temperature > 0 and sampling == Sampling(temperature=sampling.temperature):
+            p_K = bounds.tempered(q, sampling.temperature, len(ids)).low_K
         else:
-            at = bounds.drawn_from(q, settings.sampling, settings.vocabulary)
-            ids, p_K, tail = q.ids, at.low_K, at.rest
+            p_V = shape_whole(q, sampling, ((), ()), 0).double().exp().numpy()
+            p_K = p_V[ids] / p_V[ids].sum()
         if (p_K[1:] > p_K[:-1]).any():  # a temperature keeps the order
             order = np.argsort(-p_K, kind="stable")
             ids, p_K = ids[order], p_K[order]
@@ -294,23 +297,12 @@ def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list
     return out
 
 
-def _shaped(q: Distribution, sampling: Sampling) -> Floats:
-    # a temperature alone needs no tensor over the vocabulary
-    if sampling.temperature > 0 and sampling == Sampling(temperature=sampling.temperature):
-        return bounds.tempered(q, sampling.temperature, len(q.ids)).low_K
-    logits_1V = torch.full((1, int(q.ids.max()) + 1), -math.inf)
-    logits_1V[0, torch.from_numpy(q.ids.astype(np.int64))] = torch.from_numpy(q.logp.astype(np.float32))
-    p_V = shape(logits_1V, sampling)[0].double().exp().numpy()
-    p_K: Floats = p_V[q.ids] / p_V[q.ids].sum()
-    return p_K
-
-
 def canonical(spelled: bytes) -> bytes:
     """An answer's bytes without the one space that leads it."""
     return spelled[1:] if spelled[:1] == b" " else spelled
 
 
-def _reachable(growth: Growth) -> Callable[[bytes], float]:
+def reachable_mass(growth: Growth) -> Callable[[bytes], float]:
     """How much open mass can still become a text, which may have been led by a space: an upper bound."""
     spell = growth.spell
     if spell is None:
@@ -346,9 +338,10 @@ def _reachable(growth: Growth) -> Callable[[bytes], float]:
     return lambda text: math.fsum(chain(parts(b" " + text), () if text[:1] == b" " else parts(text)))
 
 
-def _finished(growth: Growth, meaning: Meaning) -> Tree:
+def finished(growth: Growth, meaning: Meaning) -> Tree:
+    """What has been found, and between which bounds."""
     unexplored, left = growth.unexplored, growth.unexplored + growth.error
-    reachable = _reachable(growth)
+    reachable = reachable_mass(growth)
     answers: list[TreeAnswer] = []
     for spelled, found in sorted(growth.sums.items(), key=lambda item: (-item[1].low, item[0])):
         text = spelled.decode("utf-8", errors="replace")
@@ -365,7 +358,17 @@ def _finished(growth: Growth, meaning: Meaning) -> Tree:
         error = 2 * ROUNDING * (1 + max(len(member.tokens) for member in members))  # ``low`` is below what was summed
         clusters.append(Cluster(said, low, min(1.0, low * (1 + error) + left), most.text, len(members)))
     clusters.sort(key=lambda cluster: -cluster.low)
-    opened = _opened(growth)
+    # mass of every open beginning and of all that is lost, and the most nats of entropy that can follow it
+    limit, size = growth.settings.limit, growth.settings.vocabulary
+    word, masses, behind = math.log(size) if size else math.inf, list[Floats](), list[Floats]()
+    for node in growth.nodes:
+        steps, open_K = limit - len(node.tokens), node.mass * node.p_K[node.taken :]
+        masses += [open_K, np.array([node.tail])]
+        behind += [np.full(len(open_K), 0.0 if node.last else (steps - 1) * word), np.array([steps * word])]
+    masses.append(np.array([mass for _, mass in growth.unread]))
+    behind.append(np.array([(limit - len(tokens)) * word for tokens, _ in growth.unread]))
+    mass_N, behind_N = np.concatenate(masses), np.concatenate(behind)
+    opened = mass_N[mass_N > 0], behind_N[mass_N > 0]
     return Tree(
         answers=tuple(answers),
         clusters=tuple(clusters),
@@ -377,20 +380,6 @@ def _finished(growth: Growth, meaning: Meaning) -> Tree:
         stopped=growth.stopped or "budget",
         settings=growth.settings,
     )
-
-
-def _opened(growth: Growth) -> tuple[Floats, Floats]:
-    """Mass of every open beginning and of all that is lost, and the most nats of entropy that can follow it."""
-    limit, size = growth.settings.limit, growth.settings.vocabulary
-    word, masses, behind = math.log(size) if size else math.inf, list[Floats](), list[Floats]()
-    for node in growth.nodes:
-        left, opened = limit - len(node.tokens), node.mass * node.p_K[node.taken :]
-        masses += [opened, np.array([node.tail])]
-        behind += [np.full(len(opened), 0.0 if node.last else (left - 1) * word), np.array([left * word])]
-    masses.append(np.array([mass for _, mass in growth.unread]))
-    behind.append(np.array([(limit - len(tokens)) * word for tokens, _ in growth.unread]))
-    mass_N, behind_N = np.concatenate(masses), np.concatenate(behind)
-    return mass_N[mass_N > 0], behind_N[mass_N > 0]
 
 
 @dataclass(frozen=True, slots=True)

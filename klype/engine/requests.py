@@ -73,7 +73,7 @@ def check_answer(prompt: Sequence[int], answer: Sequence[int], window: int, voca
         raise UsageError(f"The answer contains token {wrong}; the model knows 0 to {vocab_size - 1}.")
 
 
-class Kind(NamedTuple):
+class RowKind(NamedTuple):
     """What rows are drawn and ended by: those of one kind share the calls that do so."""
 
     sampling: Sampling
@@ -144,7 +144,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.table = np.zeros(0, ROW)
-        self.kinds: list[Kind] = []
+        self.kinds: list[RowKind] = []
 
     def __len__(self) -> int:
         return len(self.table)
@@ -155,7 +155,7 @@ class Rows:
     def append(self, job: QueuedRequest, lines: Sequence[int]) -> None:
         """Add the job's next samples, one for each line of the records."""
         request = job.request
-        kind = Kind(request.sampling, request.stop, request.stop_texts, request.top)
+        kind = RowKind(request.sampling, request.stop, request.stop_texts, request.top)
         if kind not in self.kinds:
             if len(self.kinds) >= KINDS:
                 used, self.table["kind"] = np.unique(self.table["kind"], return_inverse=True)
@@ -170,7 +170,7 @@ class Rows:
         self.table = np.concatenate((self.table, np.array(new, ROW)))
         job.waiting -= len(lines)
 
-    def by_kind(self) -> list[tuple[Kind, Indices]]:
+    def by_kind(self) -> list[tuple[RowKind, Indices]]:
         """The kinds of running rows, each with the indices of its rows."""
         kinds = self.table["kind"]
         return [(self.kinds[kind], np.flatnonzero(kinds == kind)) for kind in np.unique(kinds)]

@@ -54,15 +54,19 @@ def shape(logits_BV: Tensor, sampling: Sampling, seen: TokenCounts | None = None
     (renormalised), as in Hugging Face's chain of warpers.
     """
     logits, values = logits_BV.float(), active(sampling)
-    if sampling.logit_bias:
-        logits = bias(logits, sampling.logit_bias)
+    if sampling.logit_bias:  # OpenAI's
+        ids, added = (torch.tensor(column, device=logits.device) for column in zip(*sampling.logit_bias, strict=True))
+        logits = logits.index_add(-1, ids, added.to(logits.dtype).expand(len(logits), -1))
     for name, value in values.items():
         if (adjust := SAMPLERS[name].adjust) is not None:
             assert seen is not None, "penalties need to know what was said"
             logits = adjust(logits, value, TokenCounts(seen.text.to(logits.device), seen.counts.to(logits.device)))
-    if sampling.temperature == 0:
-        return one_hot(logits)
-    logp = tempered(logits, sampling.temperature)
+    if sampling.temperature == 0:  # one-hot, on the lowest id of equals; a row of NaN stays NaN
+        best_B1 = logits.argmax(-1, keepdim=True)
+        return torch.full_like(logits, -math.inf).scatter_(-1, best_B1, logits.gather(-1, best_B1) * 0)
+    if sampling.temperature < 1e-3:  # however near 0 it is, nothing overflows
+        logits = logits - logits.amax(-1, keepdim=True)
+    logp = (logits if sampling.temperature == 1 else logits / max(sampling.temperature, 1e-30)).log_softmax(-1)
     for name, value in values.items():
         if (shaped := SAMPLERS[name].shape) is not None:
             logp = shaped(logp, value)
@@ -102,29 +106,6 @@ def sample(
         drawn_B = _at(shaped_BV, tokens_B)
     logp_B = _at(logits, tokens_B) - logits.logsumexp(-1)
     return tokens_B, torch.stack((logp_B, drawn_B)).cpu()
-
-
-def one_hot(logits_BV: Tensor) -> Tensor:
-    """Temperature 0: all mass on the greatest logit (the lowest id of equals). A row of NaN stays NaN."""
-    best_B1 = logits_BV.argmax(-1, keepdim=True)
-    out = torch.full_like(logits_BV, -math.inf)
-    return out.scatter_(-1, best_B1, logits_BV.gather(-1, best_B1) * 0)
-
-
-def tempered(logits_BV: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities of softmax(logits / temperature); however near 0 the temperature is, nothing overflows."""
-    if temperature == 1:
-        return logits_BV.log_softmax(-1)
-    if temperature < 1e-3:
-        logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
-    return (logits_BV / max(temperature, 1e-30)).log_softmax(-1)
-
-
-def bias(logits_BV: Tensor, pairs: tuple[tuple[int, float], ...]) -> Tensor:
-    """Add to chosen tokens' logits (OpenAI's ``logit_bias``)."""
-    ids = torch.tensor([token for token, _ in pairs], device=logits_BV.device)
-    values = torch.tensor([value for _, value in pairs], dtype=logits_BV.dtype, device=logits_BV.device)
-    return logits_BV.index_add(-1, ids, values.expand(logits_BV.shape[0], -1))
 
 
 def draw(logp_BV: Tensor, noise_B: npt.NDArray[np.float64] | Tensor) -> Tensor:

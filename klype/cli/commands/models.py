@@ -162,12 +162,9 @@ def write_repository(loaded: Loaded, run: Path | None, name: str, folder: Path) 
                 shutil.copyfile(file, to / file.name)
 
     put(folder, copy)
-    about = dict(loaded.about)
-    if run is not None:
-        from klype.runs.folder import read_run
-
-        about["run"] = read_run(run)
-    (folder / "README.md").write_text(hub_card(loaded.config, about, name), encoding="utf-8")
+    about = {"name": name.rpartition("/")[2], **loaded.about}
+    card = model_card(loaded.config, about, {} if run is None else read_run(run))
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return sorted(file.name for file in folder.iterdir())
 
 
