@@ -18,7 +18,7 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
-from klype.runs.rankers import Wrong, parse_order
+from klype.runs.rankers import MisreadError, parse_order
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.world import World
@@ -195,9 +195,9 @@ def test_what_is_typed_is_an_order(typed: str, order: tuple[tuple[int, ...], ...
     [("", "help"), ("?", "help"), ("4", "no_such"), ("0", "no_such"), ("11", "twice"), ("=1", "no_order")],
 )
 def test_what_is_no_order_is_named(typed: str, key: str) -> None:
-    found = parse_order(typed, 3)
-    assert isinstance(found, Wrong)
-    assert found.key == key
+    with pytest.raises(MisreadError) as found:
+        parse_order(typed, 3)
+    assert found.value.args[0] == key
 
 
 @pytest.mark.slow

@@ -304,7 +304,7 @@ def test_a_run_with_facts_apart_means_what_is_meant_now() -> None:
     assert "right" in meant_otherwise({**world, "figures": {"base": figures(0.5), "aligned": None}})
     assert meant_otherwise({**world, "figures": {"base": {**figures(0.5), "right_fixed": figures(1.0)["right"]}}}) == ()
     assert meant_otherwise({**world, "meaning": MEANING, "figures": {}}) == ()
-    assert meant_otherwise({"figures": []}) == ("ceiling",)
+    assert meant_otherwise({"figures": {}}) == ("ceiling",)
 
 
 def test_a_document_is_written_whole_or_refused(tmp_path: Path, capsys: Captured) -> None:

@@ -168,7 +168,7 @@ def test_rows_that_are_skipped_are_said_and_stand_in_the_runs_record(tmp_path: P
     say, folder = Silent(), tmp_path / "run"
     folder.mkdir()
     asked = make(StageOptions, {**options, "out": folder})
-    opening.open_run(folder, asked, read("text", options["overrides"]), say, resumed=False)
+    opening.open_run(asked, read("text", options["overrides"]), say)
     skipped = json.loads((folder / "run.json").read_text(encoding="utf-8"))["skipped"]
     assert skipped["rows"] == 2
     assert [place.split(" is ")[0].split("/")[-1] for place in skipped["first"]] == [

@@ -19,7 +19,7 @@ from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import pipeline
-from klype.runs.adapting import done_already
+from klype.runs.opening import done_already
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.say import Silent
 from klype.runs.text_measures import TextMeasures

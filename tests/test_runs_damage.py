@@ -84,7 +84,7 @@ def look(place: Path) -> str:
     for read_it in (
         lambda: call(["runs", "compare", str(place), str(place)]),
         lambda: call(["runs", "compare", str(place), str(place), "--json"]),
-        lambda: as_begun(place, RunOptions(out=place, resume=True)),
+        lambda: as_begun(RunOptions(out=place, resume=True)),
         lambda: read_questions(place / "questions.jsonl"),
         lambda: read_run(place),
     ):

@@ -25,9 +25,8 @@ from klype.model.transformer import Transformer
 from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
 from klype.runs import ranking
-from klype.runs.collecting import DrawSettings, draw_into
 from klype.runs.options import RunOptions
-from klype.runs.ranking import draw
+from klype.runs.ranking import DrawSettings, draw, draw_into
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.task import AnswerSettings, draw_answers

@@ -22,7 +22,7 @@ from klype.config import make
 from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.runs import pipeline
-from klype.runs.adapting import dealt_out
+from klype.runs.opening import dealt_out
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent

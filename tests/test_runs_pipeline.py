@@ -24,9 +24,9 @@ from klype.preferences.store import Store
 from klype.runs import opening, pipeline
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
+from klype.runs.pipeline import align_rounds
 from klype.runs.recipe import read
 from klype.runs.record import MEANING, asked, resumed_options
-from klype.runs.rounds import align_rounds
 from klype.runs.say import Silent
 from klype.text.tokenizer import Tokenizer
 from tests import contract

@@ -18,13 +18,13 @@ from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.preferences.records import Candidate, RankingItem
 from klype.runs import ranking
-from klype.runs.aligning import ranked_by
 from klype.runs.folder import read_run
 from klype.runs.opening import recipe_of, start_of
 from klype.runs.options import StageOptions
+from klype.runs.pipeline import align_rounds
 from klype.runs.probe import model_config
 from klype.runs.recipe import read
-from klype.runs.rounds import align_rounds
+from klype.runs.reward import ranked_by
 from klype.runs.say import Silent
 from klype.runs.world_task import WorldTask
 from klype.train.rewards import QuestionPrompt, WeightedRewards, by_text, digest, load_function, named, scores, typed

@@ -18,7 +18,6 @@ from klype.model.checkpoint import read_config
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import opening, pipeline
-from klype.runs.adapting import suited
 from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, Size, StageOptions
 from klype.runs.pipeline import Look, resolve_shape
@@ -102,7 +101,7 @@ def test_what_is_no_model_is_said_before_anything_is_read(settings: tuple[str, .
         StageOptions(stage="pretrain", overrides=settings),
     ):
         with pytest.raises(UsageError, match=r"width \d+ is not a multiple of heads") as error:
-            suited(read("text", settings), options, None)
+            opening.suited(read("text", settings), options, None)
         assert "model.heads" in error.value.hint
 
 
@@ -115,10 +114,10 @@ def settled(
     values |= {"text": (str(text),), "overrides": (*FEW, *asked.get("overrides", ()))} if text else {}
     options = make(StageOptions, values)
     if text is None:
-        options, recipe = opening.as_begun(folder, options)
+        options, recipe = opening.as_begun(options)
     else:
         recipe = read("text", options.overrides)
-    life = opening.open_run(folder, options, recipe, say, resumed=text is None)
+    life = opening.open_run(options, recipe, say)
     resolve_shape(life, look)
     return life.recipe.model, say.notes
 

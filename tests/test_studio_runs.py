@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from klype.errors import UsageError
 from klype.examine.say import Say
 from klype.jsons import saved
-from klype.runs.overview import parameters
-from klype.runs.record import MEANING
+from klype.runs.record import MEANING, parameters
 from klype.studio.fields import UploadedFile
 from klype.studio.runs import RunRequest, start_run
 from klype.studio.runs_detail import all_runs, family

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.examine.say import Say
-from klype.runs.aligning import Evaluation, _row
+from klype.runs.aligning import Evaluation
 from klype.values import Figure
 from klype.words import count, figure, interval_decimals, number, percent, short, words
 from klype.words.sentences import Sentences
@@ -90,4 +90,4 @@ def test_percents_stand_in_sentences_as_each_language_writes_them() -> None:
         assert [row for row in said if re.search(pattern, row[2])] == []
     told = Sentences("nb", "progress")
     assert told("agrees with the annotator on 91.5% of held-out pairs").split(" i ")[1].startswith("91,5\u00a0% av")
-    assert _row(Evaluation(4, (1.9,), -4.92, 0.0, 6.0, 0.04, 0.0), "nb")[1:3] == ("1,90", "−4,92")
+    assert Evaluation(4, (1.9,), -4.92, 0.0, 6.0, 0.04, 0.0).row("nb")[1:3] == ("1,90", "−4,92")

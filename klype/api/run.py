@@ -22,9 +22,9 @@ from klype.examine.report import render
 from klype.jsons import steps
 from klype.preferences import formats
 from klype.preferences.annotators import taste
-from klype.runs import checks, folder, pipeline, rankers, ranking
+from klype.runs import folder, pipeline, rankers, ranking
 from klype.runs.options import STAGES, RunOptions, StageOptions
-from klype.runs.rounds import align_rounds, overrides
+from klype.runs.pipeline import align_rounds, overrides
 from klype.runs.say import RunListener, Silent
 from klype.sources.find import NEWEST_FIRST, holds_weights
 from klype.train.rewards import as_settings, name_of, named
@@ -276,7 +276,7 @@ class Run:
         asked["overrides"] = (*how, *_settings(asked.pop("set", {})))
         out, say = _path("out", out) if out is not None else None, _listener(asked.pop("progress", None))
         checked = make(StageOptions, asked)
-        checks.checked(checked)
+        checked.check()
         with folder.chosen("align", out, checked.resume, date.today()) as place, _undisturbed():
             align_rounds(replace(checked, out=place), rounds, flaw, say)
         # several rounds have a folder each
@@ -331,7 +331,7 @@ def train(
     if "from_" in asked:
         asked["from_"] = str(asked["from_"] if isinstance(asked["from_"], str) else _path("from_", asked["from_"]))
     checked = make(RunOptions, asked)
-    checks.checked(checked)
+    checked.check()
     with folder.chosen(checked.recipe_name, out, checked.resume, date.today()) as place, _undisturbed():
         pipeline.run(replace(checked, out=place), say)
     return Run(place)

@@ -1,11 +1,10 @@
-"""The last two stages: a model that imitates the annotator, and answers that please it, held near what they were."""
+"""The last stage: answers that please the annotator, held near what they were, and looked at while they change."""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +18,22 @@ from klype.examine.intervals import mean_by_question, paired
 from klype.examine.repetition import repeated
 from klype.model.lora import frozen
 from klype.model.transformer import Transformer
-from klype.planner import StepBudget, StepPlan, ThreadConfig
-from klype.runs import ranking
-from klype.runs.adapting import learner, learnt
-from klype.runs.judging import agreement, judge_the_judge, tau_ceiling
-from klype.runs.options import InputOptions, RunOptions
-from klype.runs.recipe import Recipe
-from klype.runs.record import Record
-from klype.runs.say import RunListener
-from klype.runs.stages import Run, learn, precision_of, seconds_for, session_of
+from klype.planner import StepPlan
+from klype.runs.reward import ranked_to_learn, rewards_of
+from klype.runs.stages import Run, learn, learner, learnt, precision_of
 from klype.runs.task import AnswerSettings, Task, draw_answers
 from klype.runs.validating import BestWeights
 from klype.train.objectives import Objective
 from klype.train.policy import ActorCritic, align_objective, method
-from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings, informative
-from klype.train.reward_model import ABOUT, RewardModel, fit_reward
-from klype.train.rewards import (
-    MODEL,
-    AnswerReward,
-    QuestionPrompt,
-    WeightedRewards,
-    by_model,
-    by_text,
-    digest,
-    load_function,
-)
+from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings
+from klype.train.rewards import QuestionPrompt, WeightedRewards
 from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
 from klype.train.scoring import answers_batch, reference_logp
-from klype.values import Batch, Batches, Figure, Question, Reward, end
-from klype.words import number, percent
+from klype.values import Batch, Batches, Question, end
+from klype.words import number
 
-TIMES, ASKED = 10, 64
+TIMES, ASKED = 10, 64  # looks, and questions of each
+COLUMNS = ("step", "annotator", "reward", "KL", "tokens", "repeated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +54,11 @@ class Evaluation:
     def json(self) -> dict[str, Any]:
         means = {name: float(np.mean(each)) for name, each in self.rewards.items()}
         return {**asdict(self), "truth": float(np.mean(self.truth)), "rewards": means}
+
+    def row(self, lang: str) -> tuple[str, ...]:
+        """Of the table whose columns are COLUMNS."""
+        shown = self.json()
+        return (str(self.step), *(number(shown[k], lang) for k in ("truth", "reward", "kl", "length", "repetition")))
 
 
 class RewardHacking(Exception):  # noqa: N818 - an end that was asked for
@@ -184,54 +173,6 @@ def parted(seen: Sequence[Evaluation]) -> bool:
     return high is not None and high < 0
 
 
-SLACK = 1.5  # times its part of the time is what the reward model may take before it gets fewer steps
-
-
-def reward(run: Run) -> None:
-    """A model that imitates the annotator; how well is measured on questions it has not seen."""
-    trunk = run.model("finetune")
-    ranked = ranking.load(run.task, run.folder / "rank")
-    useful = informative(ranked.train)
-    fit = run.recipe.reward.fit
-    run.say.stage_start("reward", fit.steps)
-    seconds = seconds_for(run, "reward") if isinstance(run.options, RunOptions) else 0.0
-    known = StepPlan(fit.steps, SLACK * seconds, ThreadConfig()).json()
-    budget = StepBudget(known, time.perf_counter(), most=fit.steps)
-    model = budget.follow(
-        lambda: fit_reward(
-            trunk,
-            useful,
-            fit.model_copy(update={"steps": budget.plan.steps}),
-            run.folder / "reward",
-            session_of(run, "reward", None, None, budget),
-        )
-    )
-    run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
-    model.save(run.folder / "reward", {"annotator": ranked.annotator})
-    run.models.pop("reward")
-    run.record.content["reward"] = _examined(run, model, ranked)
-    accuracy = run.record.content["reward"]["pair_accuracy"]["value"]
-    share = "none" if accuracy is None else percent(accuracy, "en")
-    run.say.stage_end(f"agrees with the annotator on {share} of held-out pairs")
-
-
-def examined(run: Run) -> dict[str, Any]:
-    """The figures of the run's reward model, for a run that brought it along."""
-    model = RewardModel.load(run.folder / "reward", run.model("finetune"))
-    return _examined(run, model, ranking.load(run.task, run.folder / "rank"))
-
-
-def _examined(run: Run, model: RewardModel, ranked: ranking.RankedSets) -> dict[str, Any]:
-    figures = agreement(model, ranked, run.task, run.options.seed)
-    found: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
-    found |= judge_the_judge(model, ranked.held_out)
-
-    def score(question: Question, answer: str) -> float:
-        return run.task.judge(question, answer, True).score
-
-    return found | {"tau_ceiling": tau_ceiling(ranked.exact, ranked.noise, score, run.options.seed).json()}
-
-
 def align(run: Run) -> None:
     """The model learns to answer as the annotator likes, held near what it was, and watched while it does."""
     section = run.recipe.align
@@ -242,7 +183,7 @@ def align(run: Run) -> None:
             "Leave out align.how.updates, or use grpo or ppo.",
         )
     whole = run.model("finetune").requires_grad_(False)
-    rewards = _rewards(run, whole)
+    rewards = rewards_of(run, whole)
     if run.recipe.lora.rank:  # the reference is the same weights without the adapters
         reference = frozen(whole, getattr(torch, precision_of(run, "align")))
         model = learner(run.recipe, run.options.seed, reference)
@@ -251,7 +192,7 @@ def align(run: Run) -> None:
         start = copy.deepcopy(whole).requires_grad_(True)
         model = ActorCritic.of(start) if row.critic else start
     watch = Evaluator(run.task, [run.task.questions(3)(i) for i in range(ASKED)], reference, rewards)
-    ranked, known = _ranked(run, rewards)
+    ranked, known = ranked_to_learn(run, rewards)
     watched: list[EvaluatedBatches] = []
 
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
@@ -277,109 +218,34 @@ def align(run: Run) -> None:
     seen = watched[-1].seen
     run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen]}
     run.record.content["rewards"] = _worth(run, seen[0], best(seen) if stopped else seen[-1])
-    run.say.table("during alignment", COLUMNS, [_row(s, run.options.lang) for s in seen])
+    run.say.table("during alignment", COLUMNS, [s.row(run.options.lang) for s in seen])
     aligned = model.actor() if isinstance(model, ActorCritic) else learnt(model, whole)
     run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
     watched[-1].forget()
 
 
-def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: RunListener) -> dict[str, Reward]:
-    """The recipe's rewards that are functions; run.json says which source they had, and a change is told."""
-    found: dict[str, Reward] = {}
-    for name in recipe.align.rewards:
-        if name == MODEL:
-            continue
-        if name not in options.functions and ":" not in name:
-            raise UsageError(
-                f"The reward {name} is a function of the program that began this run.", "Go on from there."
-            )
-        found[name] = options.functions[name] if name in options.functions else load_function(name)
-    now = {name: digest(function) for name, function in found.items()}
-    for name, known in record.content.get("functions", {}).items():
-        if now.get(name, known) != known:
-            say.note(f"The reward {name} has changed since this run began.")
-    if now:
-        record.content["functions"] = now
-    return found
-
-
-def _rewards(run: Run, trunk: Transformer) -> WeightedRewards | None:
-    """What answers are given; where rankings are learnt from as they are, their reward model only watches."""
-    weights = run.recipe.align.weights
-    if not weights and (run.folder / "reward" / ABOUT).exists():
-        weights = {MODEL: 1.0}
-    parts: dict[str, tuple[AnswerReward, float]] = {}
-    for name, weight in weights.items():
-        if name == MODEL:
-            reward = by_model(RewardModel.load(run.folder / "reward", trunk))
-        else:
-            reward = by_text(run.functions[name], run.task.chat.tokenizer.decode_answer, name)
-        parts[name] = reward, weight
-    return WeightedRewards(parts) if parts else None
-
-
-def _ranked(run: Run, rewards: WeightedRewards | None) -> tuple[list[RankedAnswers], bool]:
-    """The rankings that are learnt from (for methods that do), and whether an annotator is known to judge the reward
-    by: the one whose rankings the reward model imitates, or the world's."""
-    section = run.recipe.align
-    directly = method(section.how.method).learns_from == "rankings"
-    given = None if section.replaces_model else ranking.load(run.task, run.folder / "rank")
-    ranked = given.train if given is not None else []
-    if directly and section.rewards:
-        assert rewards is not None
-        ranked = ranked_by(rewards, ranking.unranked(run.task, run.folder / "rank"))
-    known = run.recipe.kind == "world" if given is None else given.noise is not None
-    return ranked, known and rewards is not None
-
-
-def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, RankedAnswers]]) -> list[RankedAnswers]:
-    """Answers in the order of their rewards, equal ones tied."""
-    asked = [QuestionPrompt(one.prompt, question) for question, one in found for _ in one.answers]
-    worth = iter(rewards(asked, [answer for _, one in found for answer in one.answers]).tolist() if asked else [])
-    ranked = []
-    for _, one in found:
-        own = [next(worth) for _ in one.answers]
-        order = sorted(set(own), reverse=True)
-        ranked.append(replace(one, ranks=tuple(order.index(value) for value in own)))
-    return ranked
-
-
 def _worth(run: Run, before: Evaluation, after: Evaluation) -> dict[str, Any]:
     """Each reward with its weight, and its mean over the watched questions' answers before and after."""
-    digests = run.record.content.get("functions", {})
+    digests, asked = run.record.content.get("functions", {}), range(ASKED)
     return {
         name: {
             "weight": weight,
             **({"sha256": digests[name]} if digests.get(name) else {}),
-            "before": _mean(before.rewards[name]).json(),
-            "after": _mean(after.rewards[name]).json(),
-            "gain": paired(before.rewards[name], after.rewards[name], range(ASKED)).json(),
+            "before": mean_by_question(before.rewards[name], asked, "reward").json(),
+            "after": mean_by_question(after.rewards[name], asked, "reward").json(),
+            "gain": paired(before.rewards[name], after.rewards[name], asked).json(),
         }
         for name, weight in run.recipe.align.weights.items()
         if name in before.rewards  # not in a state of an earlier klype
     }
 
 
-def _mean(each: Sequence[float]) -> Figure:
-    return mean_by_question(each, range(len(each)), "reward")
-
-
-COLUMNS = ("step", "annotator", "reward", "KL", "tokens", "repeated")
-
-
-def _row(seen: Evaluation, lang: str) -> tuple[str, ...]:
-    shown = seen.json()
-    return (str(seen.step), *(number(shown[k], lang) for k in ("truth", "reward", "kl", "length", "repetition")))
-
-
 def _batches(
     run: Run, twin: Transformer, reference: Transformer, rewards: WeightedRewards | None, ranked: list[RankedAnswers]
 ) -> RolloutBatches | RankingBatches:
     """What the method learns from: fresh answers and their rewards, or the rankings themselves."""
-    section, tokenizer = run.recipe.align, run.task.chat.tokenizer
-    row, how = method(section.how.method), section.how
-    asked = run.task.questions(2)
-    seed = run.options.seed % 2**20
+    section, how = run.recipe.align, run.recipe.align.how
+    row, asked, seed = method(how.method), run.task.questions(2), run.options.seed % 2**20
     rehearsed = run.task.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None
 
     def rehearsal(step: int) -> Batch:
@@ -387,16 +253,17 @@ def _batches(
         rehearsed.restore({"position": step})
         return next(rehearsed)
 
-    def ask(step: int) -> list[QuestionPrompt]:
-        questions = [asked(step * section.rows + i) for i in range(section.rows)]
-        return [QuestionPrompt(tuple(run.task.chat.prompt(q.messages())), q) for q in questions]
-
     beside = rehearsal if rehearsed else None
     if row.learns_from == "rankings":
         settings = RankingSettings(questions=section.rows, marks=row.name == "kto", seed=seed)
         return RankingBatches(ranked, reference, settings, beside)
     assert rewards is not None
     assert row.scaling is not None
+
+    def ask(step: int) -> list[QuestionPrompt]:
+        questions = [asked(step * section.rows + i) for i in range(section.rows)]
+        return [QuestionPrompt(tuple(run.task.chat.prompt(q.messages())), q) for q in questions]
+
     rollouts = RolloutSettings(
         answers=section.answers,
         limit=section.limit,
@@ -407,6 +274,6 @@ def _batches(
         kl_in_reward=how.kl_in_reward,
         drop_equal=how.drop_equal,
         seed=seed,
-        stop=tokenizer.ends,
+        stop=run.task.chat.tokenizer.ends,
     )
     return RolloutBatches(rollouts, ask, Engine(twin), rewards, reference, beside)

@@ -15,7 +15,9 @@ import random
 import re
 import sqlite3
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +30,7 @@ from klype.examine.facts import DataFacts, DictionaryFacts
 from klype.examine.measures import measure
 from klype.judge.text import normalise
 from klype.values import Question
+from klype.words import in_all_languages
 
 HELD_OUT = 0.05  # share of words
 IDIOM = "uttrykk"
@@ -119,22 +122,17 @@ class Dictionary:
 
 def questions(word: Headword) -> Iterator[Question]:
     """What is asked about a word, with every answer that the dictionary gives."""
-    meanings = tuple(d for d in word.definitions if len(d) <= _LONGEST)
-    shown = tuple(e for e in word.examples if len(e) <= _LONGEST)
+    meanings, examples = (tuple(t for t in ts if len(t) <= _LONGEST) for ts in (word.definitions, word.examples))
     name = f"uttrykket «{word.lemma}»" if word.idiom else word.lemma
-    if meanings:
-        yield _question("idiom" if word.idiom else "meaning", f"Hva betyr {name}?", meanings, word)
-    if shown:
-        yield _question("example", f"Bruk {name} i en setning.", shown, word)
-    if not word.idiom:
-        yield _question(
-            "class", f"Hvilken ordklasse er {word.lemma}?", tuple(c for c in word.classes if c != IDIOM), word
-        )
-
-
-def _question(kind: QuestionKind, asked: str, answers: tuple[str, ...], word: Headword) -> Question:
-    name = hashlib.sha256(asked.encode()).hexdigest()[:12]
-    return Question(name, asked, answers=answers, extra={"kind": kind, "lemma": word.lemma})
+    asked: list[tuple[QuestionKind, str, tuple[str, ...]]] = [
+        ("idiom" if word.idiom else "meaning", f"Hva betyr {name}?", meanings),
+        ("example", f"Bruk {name} i en setning.", examples),
+        ("class", f"Hvilken ordklasse er {word.lemma}?", tuple(c for c in word.classes if c != IDIOM)),
+    ]
+    for kind, text, answers in asked:
+        if answers:
+            digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+            yield Question(digest, text, answers=answers, extra={"kind": kind, "lemma": word.lemma})
 
 
 def bokmalsordboka(dictionary: Dictionary) -> None:
@@ -158,42 +156,27 @@ def bokmalsordboka(dictionary: Dictionary) -> None:
             "sha256": hashlib.sha256(packed).hexdigest(),
             "bytes": len(packed),
             "licence": "CC BY 4.0",
-            "attribution": {
-                "en": "Bokmålsordboka, © Universitetet i Bergen and Språkrådet, through the package ordb; articles "
-                "without a definition and examples with an uninflected headword left out",
-                "nb": "Bokmålsordboka, © Universitetet i Bergen og Språkrådet, gjennom pakken ordb; artikler uten "
-                "definisjon og eksempler med ubøyd oppslagsord er utelatt",
-            },
+            "attribution": in_all_languages("run", "source.ordb"),
         }
     )
 
 
 def _articles(content: bytes) -> Iterator[tuple[str, str, str, list[str], list[str]]]:
     """lemma, class, forms, definitions, examples, from the database in memory."""
-    base = sqlite3.connect(":memory:")
-    try:
+    with closing(sqlite3.connect(":memory:")) as base:
         base.deserialize(content)
-        parts: list[dict[str, list[str]]] = [{}, {}]
-        for texts, query in zip(
-            parts,
-            (
-                "SELECT article_id, content FROM definitions ORDER BY id",
-                "SELECT article_id, quote FROM examples ORDER BY id",
-            ),
-            strict=True,
-        ):
-            for article, text in base.execute(query):
-                texts.setdefault(article, []).append(text or "")
-        marks = ", ".join("?" * len(_RETIRED))
+        definitions, examples = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+        for article, text in base.execute("SELECT article_id, content FROM definitions ORDER BY id"):
+            definitions[article].append(text or "")
+        for article, text in base.execute("SELECT article_id, quote FROM examples ORDER BY id"):
+            examples[article].append(text or "")
         rows = base.execute(
-            "SELECT article_id, lemma, word_class, inflections FROM articles "
-            f"WHERE edit_state IS NULL OR edit_state NOT IN ({marks}) ORDER BY lemma, article_id",
+            "SELECT article_id, lemma, word_class, inflections FROM articles WHERE edit_state IS NULL "
+            f"OR edit_state NOT IN ({', '.join('?' * len(_RETIRED))}) ORDER BY lemma, article_id",
             _RETIRED,
         )
         for article, lemma, word_class, forms in rows:
-            yield lemma, word_class or "", forms or "", parts[0].get(article, []), parts[1].get(article, [])
-    finally:
-        base.close()
+            yield lemma, word_class or "", forms or "", definitions[article], examples[article]
 
 
 def read_articles(file: Path, dictionary: Dictionary, bad: BadRows) -> None:
@@ -267,13 +250,18 @@ class WellFormed:
         lemma = str(question.extra.get("lemma", "")).lower()
         if kind == "class":
             return text.rstrip(".").lower() in {name for name in CLASSES.values() if name != IDIOM}
-        if len(said) > MOST_WORDS or _repeats(said) or not _closed(text):
+        # one, two or three words that come again at once
+        starts = ((n, i) for n in (1, 2, 3) for i in range(len(said) - 2 * n + 1))
+        repeats = any(said[i : i + n] == said[i + n : i + 2 * n] for n, i in starts)
+        if len(said) > MOST_WORDS or repeats or not _closed(text):
             return False
         forms = self._forms.get(lemma, frozenset()) | {lemma}
         if not all(token in forms or self.is_word(token) for token in said):
             return False
-        if kind == "example":
-            return len(said) >= 3 and _uses(said, lemma, forms)
+        if kind == "example":  # with the word in any of its forms; of an idiom, with at least half of its words
+            parts = _TOKEN.findall(lemma)
+            half = 2 * sum(part in said for part in parts) >= len(parts)
+            return len(said) >= 3 and (half if len(parts) > 1 else not forms.isdisjoint(said))
         return " ".join(said) != lemma
 
     def is_word(self, token: str) -> bool:
@@ -299,19 +287,6 @@ def tokens_of(text: str) -> list[str]:
     return [token.lower() for token in _TOKEN.findall(text)]
 
 
-def _uses(said: list[str], lemma: str, forms: Set[str]) -> bool:
-    """The word in any of its forms; of an idiom at least half of its words."""
-    parts = _TOKEN.findall(lemma)
-    if len(parts) < 2:
-        return any(token in forms for token in said)
-    return 2 * sum(part in said for part in parts) >= len(parts)
-
-
-def _repeats(said: list[str]) -> bool:
-    """One, two or three words that come again at once."""
-    return any(said[i : i + n] == said[i + n : i + 2 * n] for n in (1, 2, 3) for i in range(len(said) - 2 * n + 1))
-
-
 def _closed(text: str) -> bool:
     waiting: list[str] = []
     for char in text:
@@ -323,10 +298,6 @@ def _closed(text: str) -> bool:
 
 
 JUDGE = "the dictionary’s own words"
-TASTE = {
-    "en": "simulated by a rule: answers that are well-formed, in the dictionary’s own words, without repetition, short",
-    "nb": "simulert etter en regel: svar som er velformede, lik ordbokas egne ord, uten gjentakelser, og korte",
-}
 EXAMINED = 100  # trained words of each kind of question
 SHOWN = 3  # answers of each kind and side
 
@@ -357,18 +328,11 @@ def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str],
                 continue
             figures = measure(replace(evidence, answers=[a for _, _, a in of_kind]), ("well_formed", "right"))
             row[side] = {name: figures[name].json() for name in ("well_formed", "right")}
-            row["samples"] += [
-                {
-                    "question": question.question,
-                    "text": text,
-                    "reference": _met(question, text),
-                    "trained": side == "trained",
-                    "right": answer.right,
-                    "well_formed": answer.well_formed,
-                }
-                for question, text, answer in of_kind[:SHOWN]
-            ]
-        if len(row) > 2:
+            for question, text, answer in of_kind[:SHOWN]:
+                said = {"question": question.question, "text": text, "reference": _met(question, text)}
+                judged = {"right": answer.right, "well_formed": answer.well_formed}
+                row["samples"].append({**said, "trained": side == "trained", **judged})
+        if row["samples"]:
             rows.append(row)  # type: ignore[arg-type]
     return rows
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from klype.examine.evidence import Evidence
-from klype.examine.examination import Examined, Meters
+from klype.examine.examination import Meters
 from klype.examine.examination_report import reliability
 from klype.examine.facts import (
     AnswerFacts,
@@ -17,7 +17,6 @@ from klype.examine.facts import (
     FigureFacts,
     QuestionFacts,
     StageName,
-    Text,
     token_facts,
 )
 from klype.examine.measures import in_runs, measure
@@ -28,35 +27,40 @@ from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import dictionary_rows
 from klype.runs.gates import gains, gates, pair_threshold
+from klype.runs.options import STAGES
 from klype.runs.stages import Run
 from klype.runs.task import AnswerSettings, Task, draw_answers, examine_model, examined_on
 from klype.runs.text_task import TextTask
 from klype.values import Question, Trace, mean_of_known
+from klype.words import in_all_languages
 
 MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
 # Measure → what is kept of every answer, for differences question by question.
 TRAITS = {"right": "right", "polite": "polite", "annotator": "score"}
 SIDE_BY_SIDE = 8
 CURVE_POINTS = 200
+FEWEST_TOLD = 40  # questions whose truth is known: fewer have no calibration
 
 
 def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
     model, task, content = run.model(MODELS[name]), run.task, run.record.content
-    asking = AnswerSettings(run.recipe.examine.temperature)
-    found = examine_model(task, model, examined_on(task, run.options.minutes), asking)
-    evidence = found.evidence[asking.temperature]
+    t = run.recipe.examine.temperature
+    apart = {k: questions for k, questions in task.asked_apart(name).items() if questions}
+    asked = {"": examined_on(task, run.options.minutes), **apart}
+    examined = {k: examine_model(task, model, questions, AnswerSettings(t)) for k, questions in asked.items()}
+    evidence = examined[""].evidence[t]
     figures = measure(evidence, in_runs("stages"))
-    apart = {k: examine_model(task, model, q, asking) for k, q in task.asked_apart(name).items() if q}
-    figures |= {k: measure(one.evidence[asking.temperature], ("right",))["right"] for k, one in apart.items()}
+    figures |= {k: measure(examined[k].evidence[t], ("right",))["right"] for k in apart}
     figures |= task.knowledge(model, few=(run.options.minutes or 5) < 3)
     if isinstance(task, TextTask) and name != "base":
-        sides = {"held_out": found, **({"trained": apart["right_trained"]} if "right_trained" in apart else {})}
-        answered = {side: _answered(task, one) for side, one in sides.items()}
-        texts = answered["held_out"][1]
-        content["by_heart"] = task.measures.by_heart(model, texts, run.options.seed, asking.temperature)
+        sides = {side: examined[k] for side, k in (("held_out", ""), ("trained", "right_trained")) if k in examined}
+        texts = {side: [_text(task, trace) for (trace,) in one.traces[t]] for side, one in sides.items()}
+        content["by_heart"] = task.measures.by_heart(model, texts["held_out"], run.options.seed, t)
         if task.exam is not None:
-            content["dictionary"] = dictionary_rows(answered)
+            content["dictionary"] = dictionary_rows(
+                {side: (one.target.questions, texts[side], one.evidence[t]) for side, one in sides.items()}
+            )
     elif name == "base":
         figures.pop("well_formed", None)  # before fine-tuning no model knows how a dictionary answers
     if evidence.answers:
@@ -67,12 +71,6 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     }
     content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
-
-
-def _answered(task: Task, found: Examined) -> tuple[Sequence[Question], list[str], Evidence]:
-    """The questions, the text of one answer to each, and what is known of the answers."""
-    t = found.settings.main
-    return found.target.questions, [_text(task, trace) for (trace,) in found.traces[t]], found.evidence[t]
 
 
 def about(run: Run) -> dict[str, Any]:
@@ -87,9 +85,17 @@ def gather(run: Run) -> Facts:
     """The facts of a run whose stages are done (alignment may have been refused)."""
     content = run.record.content
     newest: StageName = "aligned" if run.record.done("align") else "finetuned"
-    model = run.model(MODELS[newest])
-    yardsticks = run.task.yardsticks()
+    model, yardsticks, reward = run.model(MODELS[newest]), run.task.yardsticks(), content.get("reward")
     content |= about(run)
+    found_gates, too_few = gates(run, yardsticks)
+    maybe = {
+        "gains": {name: figure.json() for name, figure in gains(run).items()},
+        "dictionary": content.get("dictionary"),
+        "missing": {"aligned": content["refused"]} if content.get("refused") else None,
+        "reward": reward and {**{k: reward[k] for k in ("pair_accuracy", "ceiling")}, "threshold": pair_threshold(run)},
+        "rewards": content.get("rewards"),
+        "text": yardsticks,
+    }
     facts: dict[str, Any] = {
         "run": run.folder.name,
         "address": str(run.folder),
@@ -104,40 +110,22 @@ def gather(run: Run) -> Facts:
         "next": run.task.next_words(run.model("pretrain")),
         "cost": content["costs"],
         "notes": run.task.notes(),
+        "gates": found_gates,
+        "too_few": too_few,
+        **content.get("by_heart", {}),
+        **{name: section for name, section in maybe.items() if section},
+        **temperatures(run, model, newest),
+        "provenance": provenance(run, model),
     }
-    facts["gates"], facts["too_few"] = gates(run, yardsticks)
-    if found := gains(run):
-        facts["gains"] = {name: figure.json() for name, figure in found.items()}
-    if content.get("dictionary"):
-        facts["dictionary"] = content["dictionary"]
-    facts |= content.get("by_heart", {})
-    if content.get("refused"):
-        facts["missing"] = {"aligned": content["refused"]}
-    if content.get("reward"):
-        reward = content["reward"]
-        facts["reward"] = {k: reward[k] for k in ("pair_accuracy", "ceiling")}
-        facts["reward"]["threshold"] = pair_threshold(run)
-    if content.get("rewards"):
-        facts["rewards"] = content["rewards"]
-    if yardsticks is not None:
-        facts["text"] = yardsticks
-    facts |= temperatures(run, model, newest)
-    facts["provenance"] = provenance(run, model)
-    result: Facts = facts  # type: ignore[assignment]
-    return result
-
-
-MANNERS: Text = {"en": "answers in every manner from here on", "nb": "svar på alle måter herfra"}
+    return facts  # type: ignore[return-value]
 
 
 def curves(run: Run) -> list[CurveFacts]:
     """The loss (and reward) of every stage, thinned to a few hundred points."""
     out: list[CurveFacts] = []
-    for stage in ("pretrain", "finetune", "reward", "align"):
+    for stage in STAGES:
         file = run.folder / stage / "metrics.jsonl"
-        if not file.exists():
-            continue
-        lines = list(steps(file.read_bytes().splitlines()))
+        lines = list(steps(file.read_bytes().splitlines())) if file.exists() else []
         if not lines:
             continue
         every = max(1, len(lines) // CURVE_POINTS)
@@ -148,8 +136,10 @@ def curves(run: Run) -> list[CurveFacts]:
             if any(line.get(name) is not None for line in lines)
         }
         out.append({"stage": stage, "step": [group[-1]["step"] for group in groups], "series": series})
-        if stage == "pretrain" and run.recipe.kind == "world" and 0 < run.recipe.pretrain.plain < 1:
-            out[-1]["events"] = [{"step": round(run.recipe.pretrain.plain * lines[-1]["step"]), "what": MANNERS}]
+        plain = run.recipe.pretrain.plain
+        if stage == "pretrain" and run.recipe.kind == "world" and 0 < plain < 1:
+            changes = in_all_languages("run", "every_manner")
+            out[-1]["events"] = [{"step": round(plain * lines[-1]["step"]), "what": changes}]
     return out
 
 
@@ -195,7 +185,6 @@ def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
 
 def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, Any]:
     """The same questions at several temperatures: dull, lively, nonsense; with survival and calibration."""
-    # The answers that are shown are of the question whose answers change most: of another, all may be the same.
     if isinstance(run.task, TextTask):
         written = run.task.temperatures(run.model("pretrain"))
         return {"temperatures": {"stage": "base", "prompt": run.task.measures.beginning(8).strip(), "rows": written}}
@@ -204,37 +193,32 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
         t: examine_model(run.task, model, questions, AnswerSettings(t, 2, "distributions"))
         for t in run.recipe.examine.temperatures
     }
+    # The answers that are shown are of the question whose answers change most: of another, all may be the same.
     shown = _liveliest(run, questions, [found.traces[t] for t, found in found_at.items()])
-    rows, curves_ = [], []
+    rows, survivals = [], []
     for temperature, examined in found_at.items():
         evidence = examined.evidence[temperature]
         (samples,) = draw_answers(run.task, model, [shown], AnswerSettings(temperature, 4))
-        rows.append(
-            {
-                "temperature": temperature,
-                "figures": {k: f.json() for k, f in measure(evidence, in_runs("temperatures")).items()},
-                "samples": [_answer(run, shown, trace) for trace in samples],
-            }
-        )
+        figures = {k: f.json() for k, f in measure(evidence, in_runs("temperatures")).items()}
+        answers = [_answer(run, shown, trace) for trace in samples]
+        rows.append({"temperature": temperature, "figures": figures, "samples": answers})
         if temperature in (0.7, 1.0):
             found = survival_of(evidence)
-            curves_.append(
-                {
-                    "temperature": temperature,
-                    "stage": stage,
-                    "s": found.s.json(),
-                    **{
-                        name: [{**f.json(), "t": t} for t, f in enumerate(getattr(found, name), 1)]
-                        for name in ("r", "k", "by_position", "difference", "independent")
-                    },
-                }
-            )
+            curves_of = ("r", "k", "by_position", "difference", "independent")
+            series = {k: [{**f.json(), "t": t} for t, f in enumerate(getattr(found, k), 1)] for k in curves_of}
+            survivals.append({"temperature": temperature, "stage": stage, "s": found.s.json(), **series})
     chosen = {"prompt": shown.prompt, "chosen_of": len(questions)}
     out: dict[str, Any] = {"temperatures": {"stage": stage, **chosen, "rows": rows}}
-    if curves_:
-        out["survival"] = curves_
-    if calibration := _calibration(run, questions):
-        out["calibration"] = [calibration]
+    if survivals:
+        out["survival"] = survivals
+    # how likely the most likely next token is said to be, against the truth, on the model's own right prefixes: of the
+    # fine-tuned model, for alignment teaches other manners than the truth has
+    if run.record.done("finetune"):
+        tuned = examine_model(run.task, run.model("finetune"), questions, AnswerSettings(1.0, 2, "distributions"))
+        evidence = tuned.evidence[1.0]
+        if len({told.question for told in evidence.told}) >= FEWEST_TOLD:
+            error = measure(evidence, ("calibration",))["calibration"]
+            out["calibration"] = [{"stage": "finetuned", "bins": reliability(evidence), "error": error.json()}]
     return out
 
 
@@ -248,20 +232,6 @@ def _liveliest(run: Run, questions: Sequence[Question], drawn: Sequence[Sequence
         return right is True, len({_text(run.task, trace) for groups in drawn for trace in groups[place]})
 
     return questions[max(range(len(questions)), key=different)]
-
-
-def _calibration(run: Run, questions: Sequence[Question]) -> dict[str, Any] | None:
-    """The most likely next token: how likely the model says it is, against the truth, on its own right prefixes. Of the
-    fine-tuned model: alignment teaches other manners than the truth has.
-    """
-    if not run.record.done("finetune"):
-        return None
-    asking = AnswerSettings(1.0, 2, "distributions")
-    evidence = examine_model(run.task, run.model("finetune"), questions, asking).evidence[1.0]
-    if len({told.question for told in evidence.told}) < 40:
-        return None
-    error = measure(evidence, ("calibration",))["calibration"]
-    return {"stage": "finetuned", "bins": reliability(evidence), "error": error.json()}
 
 
 ALONE = 12  # questions asked one by one, as a person asks
@@ -287,26 +257,23 @@ def cost(run: Run, model: Transformer, evidence: Evidence) -> dict[str, Any]:
 
 def provenance(run: Run, model: Transformer) -> dict[str, Any]:
     content, config = run.record.content, model.config
-    # Those behind the stage's weights: a plan is put right on the way, and an alignment may go back to its best.
+
+    def taken(stage: str, planned: int) -> int:
+        """Steps behind the stage's weights: a plan is put right on the way, an alignment may go back to its best."""
+        return int(checkpoint.read_about(run.folder / stage).get("steps", planned))
+
     return {
         "data": run.task.data(),
         "seed": run.options.seed,
         "versions": content["versions"],
         "machine": content["machine"],
         "plan": [
-            {
-                "stage": stage,
-                "steps": int(checkpoint.read_about(run.folder / stage).get("steps", p["steps"])),
-                "planned_s": p["planned_s"],
-            }
-            for stage, p in content["plan"].items()
+            {"stage": stage, "steps": taken(stage, plan["steps"]), "planned_s": plan["planned_s"]}
+            for stage, plan in content["plan"].items()
         ],
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {
-            "parameters": config.parameters,
-            "width": config.width,
-            "layers": config.layers,
-            "heads": config.heads,
+            **{name: getattr(config, name) for name in ("parameters", "width", "layers", "heads")},
             "vocabulary": config.vocab_size,
             "convolution": config.conv,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,15 +90,12 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
     if there is one; without, an existing folder that holds anything is refused.
     """
     recipe = Path(recipe).stem
-    if out is None:
-        old = _numbered(base, recipe) if resume else []
-        folder = (
-            old[-1]
-            if old
-            else next(new for n in count(1) if not (new := base / f"{recipe}-{today.isoformat()}-{n}").exists())
-        )
-    else:
+    if out is not None:
         folder = out
+    elif resume and (old := _numbered(base, recipe)):
+        folder = old[-1]
+    else:
+        folder = next(new for n in count(1) if not (new := base / f"{recipe}-{today.isoformat()}-{n}").exists())
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder for a run.", "Choose another --out.")
     if not resume and folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
@@ -141,20 +139,9 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def _numbered(base: Path, recipe: str) -> list[Path]:
     """Folders ``<recipe>-YYYY-MM-DD-<n>``, oldest first."""
-    found = []
-    for folder in base.glob(f"{recipe}-*"):
-        day, _, n = folder.name.removeprefix(f"{recipe}-").rpartition("-")
-        if folder.is_dir() and n.isdecimal() and _is_date(day):
-            found.append((day, int(n), folder))
-    return [folder for *_, folder in sorted(found)]
-
-
-def _is_date(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
+    name = re.compile(rf"{re.escape(recipe)}-(\d{{4}}-\d\d-\d\d)-(\d+)")
+    named = ((name.fullmatch(folder.name), folder) for folder in base.glob("*") if folder.is_dir())
+    return [folder for *_, folder in sorted((found[1], int(found[2]), folder) for found, folder in named if found)]
 
 
 def _writable(folder: Path) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from klype.examine.evidence import Answered
 from klype.examine.facts import FewFacts, GateFacts, TextFacts
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
@@ -128,19 +127,9 @@ def against_aligning(run: Run) -> dict[str, str] | None:
 
 def _row(name: str, figure: Figure, threshold: float, below: bool) -> GateFacts:
     found = status(figure, threshold, below)
-    row: GateFacts = {
-        "name": name,
-        "value": figure.value,
-        "low": figure.low,
-        "high": figure.high,
-        "n": figure.n,
-        "threshold": threshold,
-        "status": found,
-        "passed": found == "passed",
-    }
-    if below:
-        row["below"] = True
-    return row
+    row: dict[str, Any] = {"name": name, **{key: getattr(figure, key) for key in ("value", "low", "high", "n")}}
+    row |= {"threshold": threshold, "status": found, "passed": found == "passed", **({"below": True} if below else {})}
+    return row  # type: ignore[return-value]
 
 
 def _less(yardstick: float, bits: Figure) -> Figure:
@@ -156,17 +145,22 @@ def gains(run: Run) -> dict[str, Figure]:
     scores = {name: {"annotator": kept} for name, kept in content.get("scores", {}).items()}  # of an earlier klype
     judged = {**scores, **content.get("judged", {})}
     before, after = judged.get("finetuned", {}), judged.get("aligned", {})
-    found = {}
-    for name in sorted(before.keys() & after.keys()):
-        sides = before[name], after[name]
-        known = [(a, b, i) for i, (a, b) in enumerate(zip(*sides, strict=False)) if a is not None and b is not None]
-        if known and len(sides[0]) == len(sides[1]):
-            was, now, asked = zip(*known, strict=True)
-            found[name] = paired(was, now, asked)
-    return found
+    shared = [name for name in sorted(before.keys() & after.keys()) if len(before[name]) == len(after[name])]
+    found = {name: _gain(before[name], after[name], range(len(before[name]))) for name in shared}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _gain(
+    before: Sequence[float | None], after: Sequence[float | None], questions: Sequence[Hashable]
+) -> Figure | None:
+    """After minus before, question by question, undecided ones left out on both sides; None where all of them are."""
+    rows = zip(before, after, questions, strict=True)
+    known = [(float(a), float(b), asked) for a, b, asked in rows if a is not None and b is not None]
+    return paired(*(list(column) for column in zip(*known, strict=True))) if known else None  # type: ignore[arg-type]
 
 
 TRAITS = ("right", "polite", "concise", "score")
+UNDECIDED = Figure(None, why="nothing was decided")
 # What is known of plain text, and whether more of it is better.
 KNOWLEDGE = {"retrieval_text": 1, "retrieval_hard": 1, "kl": -1, "bits_per_byte": -1}
 SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spread
@@ -187,12 +181,15 @@ def compare(run: Run, before: Transformer, after: Transformer) -> dict[str, Any]
         figures |= run.task.knowledge(model, few=True)
         sides.append({name: figure.json() for name, figure in figures.items()})
         answers.append(evidence.answers)
-    first, last = map(_scores, answers)
+    first, last = ([answer.score or 0.0 for answer in side] for side in answers)
     equal = [float(a == b) for a, b in zip(first, last, strict=True)]
+    asked = [answer.question for answer in answers[0]]
+    both = {name: [[getattr(answer, name) for answer in side] for side in answers] for name in TRAITS}
+    found = {name: _gain(was, now, asked) or UNDECIDED for name, (was, now) in both.items()}
     return {
         "before": sides[0],
         "after": sides[1],
-        "gain": {name: f.json() for name, f in _gains(*answers).items()},
+        "gain": {name: figure.json() for name, figure in found.items()},
         "win_rate": win_rate(first, last).json(),
         "ties": mean_by_question(equal, range(len(equal)), "share of questions").json(),
     }
@@ -245,23 +242,3 @@ def _fell(document: Mapping[str, Any], name: str, better: int) -> bool:
     if not a or not b or a["value"] is None or b["value"] is None or a["low"] is None or b["low"] is None:
         return False
     return bool(b["high"] < a["low"]) if better > 0 else bool(b["low"] > a["high"])
-
-
-def _gains(before: Sequence[Answered], after: Sequence[Answered]) -> dict[str, Figure]:
-    """After less before, question by question; undecided ones are left out on both sides."""
-    gains = {}
-    for name in TRAITS:
-        rows = [
-            (float(x), float(y), a.question)
-            for a, b in zip(before, after, strict=True)
-            if (x := getattr(a, name)) is not None and (y := getattr(b, name)) is not None
-        ]
-        if rows:
-            gains[name] = paired(*(list(column) for column in zip(*rows, strict=True)))  # type: ignore[arg-type]
-        else:
-            gains[name] = Figure(None, why="nothing was decided")
-    return gains
-
-
-def _scores(answers: Sequence[Answered]) -> list[float]:
-    return [a.score if a.score is not None else 0.0 for a in answers]

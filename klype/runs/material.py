@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
 from klype.runs.options import InputOptions
 from klype.runs.recipe import DataSection
 from klype.values import Question, Ranking
+from klype.words import in_all_languages
 
 HELD_OUT = 0.1  # share of questions
 LOOKED_AT = 200  # texts of a file, by which its language is known
@@ -29,7 +30,7 @@ CLEARLY = 3  # more words of the other language make a text of it one of that
 SHOWN_FILES = 60
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Material:
     """``questions`` have known answers (a dictionary's, endings of sayings); ``conversations`` are rows of users.
 
@@ -38,14 +39,14 @@ class Material:
     """
 
     split: Split
-    conversations: list[Conversation] = field(default_factory=list)
-    questions: list[Question] = field(default_factory=list)
-    rankings: list[Ranking] = field(default_factory=list)
-    dictionary: Dictionary | None = None
-    data: list[DataFacts] = field(default_factory=list)
-    notes: list[Text] = field(default_factory=list)
-    share: float = 1.0
-    texts: Callable[[], Iterator[TextDocument]] = lambda: iter(())
+    conversations: list[Conversation]
+    questions: list[Question]
+    rankings: list[Ranking]
+    dictionary: Dictionary | None
+    data: list[DataFacts]
+    notes: list[Text]
+    share: float
+    texts: Callable[[], Iterator[TextDocument]]
 
 
 def gather(
@@ -55,26 +56,27 @@ def gather(
 
     ``known``: hashes of files, where somebody has computed them (inputs.py).
     """
-    found = _collected(options, section)
+    place = options.data
+    if place is not None and collection.is_hub(place):
+        place = collection.fetch(str(place), (options.out or Path()) / "data", section.megabytes)
+    found = collection.collect(place)
     dictionary = _dictionary(found, section, bad)
     own = files_of(options.text, KINDS) if options.text else []
     texts = [*own, *found["text"]]
     if not texts and dictionary is None and not found["instructions"] and not options.instructions:
         raise UsageError("This recipe needs text.", "Give --text FILES or --data FOLDER.")
-    rows = [*found["instructions"], *([options.instructions] if options.instructions else [])]
-    ranked = [*found["preferences"], *([options.preferences] if options.preferences else [])]
     unpacked = round(section.unpacked_megabytes * 1e6)
+    rows = [*found["instructions"], *([options.instructions] if options.instructions else [])]
     told = {file: read_instructions([file], bad, unpacked) for file in rows}
     kept = {f: [row for row in t if collection.in_language(row, section.language)] for f, t in told.items()}
-    said = list({tuple((m["role"], m["content"]) for m in row): row for own in kept.values() for row in own}.values())
-    foreign = sum(map(len, told.values())) - sum(map(len, kept.values()))
+    said = list({tuple((m["role"], m["content"]) for m in row): row for of in kept.values() for row in of}.values())
     most, characters = section.memory_megabytes * 1e6, 0
     share = min(1.0, most / max(1, sum(file.stat().st_size for file in texts)))
     reading = TextOptions(options.encoding, options.text_field, section.language, bad, unpacked)
     read: set[str] = set()
     documents: list[TextDocument] = []
     left: list[str] = []
-    for document in _without_near(_texts(own, found["text"], reading), section.near, left):
+    for document in _texts(own, found["text"], reading, section.near, left):
         read.add(document.source)
         new = [unit for unit in units(document) if share == 1 or is_sampled(unit.text, share)]
         documents += new
@@ -87,25 +89,44 @@ def gather(
         documents = [
             TextDocument("\n".join(m["content"] for m in row), "conversations", i) for i, row in enumerate(said, 1)
         ]
-    material = Material(_split(documents, dictionary), said, dictionary=dictionary, share=share)
-    again = replace(reading, bad=BadRows(skip=bad.skip))  # bad rows are counted once
-    material.texts = lambda: _without_near(_texts(own, found["text"], again), section.near, [])
-    orders = {file: _rankings([file], section.language, bad) for file in ranked}
-    material.rankings = [ranking for own in orders.values() for ranking in own]
+    ranked = [*found["preferences"], *([options.preferences] if options.preferences else [])]
+
+    def wanted(ranking: Ranking) -> bool:
+        said = f"{ranking.question.prompt} {ranking.candidates[0]}"
+        return not section.language or language(said) == section.language
+
+    orders = {file: list(filter(wanted, read_preferences([file], bad))) for file in ranked}
     endings = {file: list(_endings(file, section, bad)) for file in found["endings"]}
-    material.questions = dictionary.asked(section.words) if dictionary else []
-    material.questions += [question for own in endings.values() for question in own]
-    material.notes = _notes(found, foreign, section)
-    if share < 1:
-        material.notes.append(_sampled(share, section))
-    if left:
-        material.notes.append(_repeated(left))
     used = [file for file in texts if str(file) in read]
-    used += [file for files in (kept, orders, endings) for file, own in files.items() if own]
+    used += [file for files in (kept, orders, endings) for file, of in files.items() if of]
     used += found["articles"] if dictionary else []
     facts = [_facts(file, known or {}) for file in dict.fromkeys(used[:SHOWN_FILES])]
-    material.data = [*(dictionary.sources if dictionary else []), *facts]
-    return material
+    notes: list[Text] = []
+    if foreign := sum(map(len, told.values())) - sum(map(len, kept.values())):
+        notes.append(in_all_languages("run", f"note.foreign_{section.language}", n=foreign))
+    if pairs := found["pairs"]:
+        notes.append(in_all_languages("run", "note.pairs", names=", ".join(file.name for file in pairs)))
+    if share < 1:
+        sizes = {"megabytes": f"{section.memory_megabytes:g}", "percent": f"{100 * share:.0f}"}
+        notes.append(in_all_languages("run", "note.sampled", **sizes))
+    if left:
+        notes.append(in_all_languages("run", "note.repeated", n=len(left), first=left[0]))
+    again = replace(reading, bad=BadRows(skip=bad.skip))  # bad rows are counted once
+    parts = split(documents) if documents else Split([], [])
+    if dictionary is not None:  # by its word, so that a held-out word is not met in its own article
+        train, held = dictionary.documents(held_out=False), dictionary.documents(held_out=True)
+        parts = Split([*train, *parts.train], [*held, *parts.held_out])
+    return Material(
+        parts,
+        said,
+        [*(dictionary.asked(section.words) if dictionary else []), *chain.from_iterable(endings.values())],
+        list(chain.from_iterable(orders.values())),
+        dictionary,
+        [*(dictionary.sources if dictionary else []), *facts],
+        notes,
+        share,
+        lambda: _texts(own, found["text"], again, section.near, []),
+    )
 
 
 def held_out(question: Question) -> bool:
@@ -124,14 +145,6 @@ def whole_prompt(question: Question) -> str:
     return "\n".join(message["content"] for message in question.messages())
 
 
-def _collected(options: InputOptions, section: DataSection) -> collection.FilesByKind:
-    place = options.data
-    if place is not None and collection.is_hub(place):
-        folder = (options.out or Path()) / "data"
-        place = collection.fetch(str(place), folder, section.megabytes)
-    return collection.collect(place)
-
-
 def _dictionary(found: collection.FilesByKind, section: DataSection, bad: BadRows) -> Dictionary | None:
     """The recipe's dictionary, and articles that lie in the folder; without the first, articles are plain text."""
     if not section.dictionary:
@@ -144,27 +157,17 @@ def _dictionary(found: collection.FilesByKind, section: DataSection, bad: BadRow
     return dictionary
 
 
-def _split(documents: list[TextDocument], dictionary: Dictionary | None) -> Split:
-    """Texts by their hash; articles by their word, so that a held-out word is not met in its own article."""
-    parts = split(documents) if documents else Split([], [])
-    if dictionary is None:
-        return parts
-    train, held = dictionary.documents(held_out=False), dictionary.documents(held_out=True)
-    return Split([*train, *parts.train], [*held, *parts.held_out])
-
-
-def _texts(own: list[Path], found: list[Path], reading: TextOptions) -> Iterator[TextDocument]:
-    """The user's own files as they are, of a folder what is in the recipe's language; each text once."""
-    if not reading.language:
-        yield from read_texts([*own, *found], reading) if own or found else ()
-        return
-    given = read_texts(own, reading) if own else iter(())
-    yield from unique(chain(given, *(_in_language(file, reading) for file in found)))
-
-
-def _without_near(texts: Iterator[TextDocument], threshold: float, left: list[str]) -> Iterator[TextDocument]:
-    """Texts that nearly repeat an earlier one are left out; the file of each goes into ``left``."""
-    is_new = near_duplicates(threshold) if threshold else None
+def _texts(
+    own: list[Path], found: list[Path], reading: TextOptions, near: float, left: list[str]
+) -> Iterator[TextDocument]:
+    """The user's own files as they are, of a folder what is in the recipe's language; each text once. Texts that nearly
+    repeat an earlier one are left out; the file of each goes into ``left``."""
+    if reading.language:
+        given = read_texts(own, reading) if own else iter(())
+        texts = unique(chain(given, *(_in_language(file, reading) for file in found)))
+    else:
+        texts = read_texts([*own, *found], reading) if own or found else iter(())
+    is_new = near_duplicates(near) if near else None
     for document in texts:
         if is_new is None or is_new(document.text):
             yield document
@@ -172,20 +175,10 @@ def _without_near(texts: Iterator[TextDocument], threshold: float, left: list[st
             left.append(Path(document.source).name)
 
 
-def _repeated(left: list[str]) -> Text:
-    return {
-        "en": f"{len(left):,} texts that nearly repeat an earlier one were left out, {left[0]} first.",
-        "nb": f"{len(left)} tekster som nesten gjentar en tidligere, ble utelatt; den første var {left[0]}.",
-    }
-
-
 def _in_language(file: Path, reading: TextOptions) -> Iterator[TextDocument]:
     """A file's texts in the language that is wanted. Those too short to tell are taken to be in the language of its
     first ones together."""
     texts = read_texts([file], reading)
-    if not reading.language:
-        yield from texts
-        return
     first = list(islice(texts, LOOKED_AT))
     common = language(" ".join(d.text[:100] for d in first))
     yield from (d for d in chain(first, texts) if language(d.text, common, CLEARLY) == reading.language)
@@ -195,42 +188,6 @@ def _endings(file: Path, section: DataSection, bad: BadRows) -> Iterator[Questio
     for asked, accepted in collection.endings(file, section.language, bad):
         name = hashlib.sha256(asked.encode()).hexdigest()[:12]
         yield Question(name, asked, answers=accepted, extra={"kind": "ending"})
-
-
-def _rankings(files: list[Path], wanted: str, bad: BadRows) -> list[Ranking]:
-    rankings = read_preferences(files, bad) if files else []
-    return [r for r in rankings if not wanted or language(f"{r.question.prompt} {r.candidates[0]}") == wanted]
-
-
-def _notes(found: collection.FilesByKind, foreign: int, section: DataSection) -> list[Text]:
-    notes: list[Text] = []
-    if foreign:
-        named = {"en": {"en": "English", "nb": "engelsk"}, "nb": {"en": "Norwegian", "nb": "norsk"}}[section.language]
-        notes.append(
-            {
-                "en": f"{foreign:,} questions of the folder are not in {named['en']} and were left out.",
-                "nb": f"{foreign} spørsmål i mappen er ikke på {named['nb']} og ble utelatt.",
-            }
-        )
-    if found["pairs"]:
-        names = ", ".join(file.name for file in found["pairs"])
-        notes.append(
-            {
-                "en": f"{names}: pairs of good and bad sentences test a model and are not learnt from.",
-                "nb": f"{names}: Par av gode og dårlige setninger er til for å teste en modell og ble ikke lest.",
-            }
-        )
-    return notes
-
-
-def _sampled(share: float, section: DataSection) -> Text:
-    megabytes, percent = f"{section.memory_megabytes:g}", f"{100 * share:.0f}"
-    return {
-        "en": f"The text is larger than the {megabytes} MB that are held in memory: all of it is trained on, from "
-        f"shards on the disk; vocabulary, tasks and measures are of a sample of {percent}%.",
-        "nb": f"Teksten er større enn de {megabytes} MB som holdes i minnet: Alt trenes det på, fra filer på disken; "
-        f"ordforråd, oppgaver og mål er fra et utvalg på {percent} %.",
-    }
 
 
 def _facts(file: Path, known: Mapping[str, str]) -> DataFacts:

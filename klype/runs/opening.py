@@ -16,14 +16,15 @@ from klype.data.files import files_of
 from klype.data.readers import KINDS, BadRows
 from klype.durable import hash_file
 from klype.errors import KlypeError, UsageError
-from klype.model.checkpoint import load, read_tokenizer, save
-from klype.runs.adapting import dealt_out, suited
-from klype.runs.aligning import align, functions_of, reward
+from klype.model.checkpoint import load, read_about, read_config, read_tokenizer, save
+from klype.runs.aligning import align
 from klype.runs.examining import about
 from klype.runs.folder import MEND, read_run
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
-from klype.runs.recipe import Recipe, read, saved
+from klype.runs.probe import possible
+from klype.runs.recipe import ModelShape, Recipe, read, saved
 from klype.runs.record import Asked, Record, resumed_options
+from klype.runs.reward import functions_of, reward
 from klype.runs.say import RunListener
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.task import Task
@@ -58,10 +59,8 @@ ANOTHER = "start another run with another --out"
 
 def open_life_cycle(options: RunOptions, say: RunListener) -> Run:
     """A whole run in ``options.out``, new or to be resumed."""
-    assert options.out is not None
-    folder, resumed = options.out, (options.out / "run.json").exists()
-    if resumed:
-        options, recipe = as_begun(folder, options)
+    if is_begun(options):
+        options, recipe = as_begun(options)
     else:
         recipe = read(options.recipe_name, options.overrides, options.size)
         if not options.recipe and options.recipe_name == "world" and options.preferences:
@@ -74,40 +73,35 @@ def open_life_cycle(options: RunOptions, say: RunListener) -> Run:
                 f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
                 "Leave --recipe out, or use --recipe text.",
             )
-    start = find_model(options.from_) if options.from_ else None
-    if not resumed:
-        recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
-    return open_run(folder, options, recipe, say, resumed, start.folder if start else None)
+    return open_run(options, recipe, say, find_model(options.from_) if options.from_ else None)
 
 
 def open_stage(options: StageOptions, say: RunListener) -> Run:
     """One stage's run in ``options.out``, new or to be resumed."""
-    assert options.out is not None
-    folder, resumed = options.out, (options.out / "run.json").exists()
     start = start_of(options) if options.from_ else None
-    options, recipe = as_begun(folder, options) if resumed else _as_of(start, options)
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
-    if not resumed:
-        recipe = dealt_out(suited(recipe, options, start), parallel.ranks())
-    builds_on = start if STAGES[options.stage].before == "finetune" else None
-    if builds_on is not None:
-        lacks_nothing(builds_on, options.stage, recipe)
-    run = open_run(folder, options, recipe, say, resumed, start.folder if start else None)
-    if builds_on is not None:
-        bring(builds_on, folder, options.stage)
-    return run
+    if is_begun(options):
+        options, recipe = as_begun(options)
+    elif start is None or (own := with_inputs_of(start, options)) is options:
+        recipe = read(recipe_for(options), options.overrides, options.size)
+    else:  # gone on with as the run was made that is gone on from, where nothing else is given
+        options, recipe = own, recipe_of(start, options)
+    return open_run(options, recipe, say, start, options.stage if STAGES[options.stage].before == "finetune" else "")
 
 
 def open_run(
-    folder: Path,
-    options: RunOptions | StageOptions,
-    recipe: Recipe,
-    say: RunListener,
-    resumed: bool,
-    start: Path | None = None,
+    options: RunOptions | StageOptions, recipe: Recipe, say: RunListener, start: Found | None = None, goal: str = ""
 ) -> Run:
-    """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files."""
+    """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files.
+
+    ``goal``: a stage for which the run of ``start`` has what it builds on, which is brought along.
+    """
+    folder, resumed = options.out, is_begun(options)
+    assert folder is not None
+    if start is not None and goal:
+        lacks_nothing(start, goal, recipe)
+    folder.mkdir(parents=True, exist_ok=True)
     if resumed:
         record = Record(folder, read_run(folder), parallel.is_first())
         options = replace(options, resume=True)
@@ -115,19 +109,17 @@ def open_run(
             raise UsageError("This run was begun by an earlier klype.", "Start another one, with another --out.")
         hashes = unchanged(options, record.content["inputs"])
     else:
-        recipe = recipe.from_anywhere()
-        minutes = options.minutes or 0.0
+        recipe = dealt_out(suited(recipe, options, start), parallel.ranks()).from_anywhere()
         name = options.recipe_name if isinstance(options, RunOptions) else recipe.kind
-        hashes = input_hashes(options)
-        made_by = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": minutes * 60}
-        record = Record.start(folder, options, {**made_by, "inputs": hashes})
+        hashes, planned = input_hashes(options), 60 * (options.minutes or 0.0)
+        made_by = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": planned, "inputs": hashes}
+        record = Record.start(folder, options, made_by)
     functions = functions_of(recipe, options, record, say)
-    known = start if start is not None else folder
+    known = start.folder if start is not None else folder
     there = known.is_file() or (known / "tokenizer.json").exists()
-    tokenizer = read_tokenizer(known) if there else None
     bad = BadRows(skip=options.skip_bad)
-    task = open_task(recipe, options, bad, tokenizer, hashes)
-    run = Run(folder, options, recipe, task, record, say, start, functions=functions)
+    task = open_task(recipe, options, bad, read_tokenizer(known) if there else None, hashes)
+    run = Run(folder, options, recipe, task, record, say, start.folder if start else None, functions=functions)
     record.content["machine"]["device"] = str(parallel.device() if parallel.ranks() > 1 else run.device)
     if bad.count:
         record.content["skipped"] = {"rows": bad.count, "first": bad.shown}
@@ -137,6 +129,8 @@ def open_run(
         task.save_inputs(folder)
         record.content |= about(run)  # also the card of the first stage says whose data it was
         record.save()
+    if start is not None and goal:
+        bring(start, folder, goal)
     return run
 
 
@@ -159,13 +153,20 @@ def open_task(
     return TextTask(recipe, seed, options, bad, tokenizer, hashes)
 
 
-def as_begun(folder: Path, options: Asked) -> tuple[Asked, Recipe]:
-    """What was asked for when the run began, and the recipe that it goes by."""
-    content = read_run(folder)
+def is_begun(options: InputOptions) -> bool:
+    """Whether there is a run in ``options.out``, to be gone on with."""
+    assert options.out is not None
+    return (options.out / "run.json").exists()
+
+
+def as_begun(options: Asked) -> tuple[Asked, Recipe]:
+    """What was asked for when the run in ``options.out`` began, and the recipe that it goes by."""
+    assert options.out is not None
+    content = read_run(options.out)
     try:
         return resumed_options(options, content["asked"]), Recipe.model_validate(saved(content["settings"]))
     except (KeyError, ValidationError) as error:
-        raise KlypeError(f"{folder / 'run.json'} is damaged: it does not say what was asked for.", MEND) from error
+        raise KlypeError(f"{options.out / 'run.json'} is damaged: it does not say what was asked for.", MEND) from error
 
 
 def lacks_nothing(start: Found, stage: str, recipe: Recipe) -> None:
@@ -241,14 +242,6 @@ def start_of(options: StageOptions) -> Found:
     return found
 
 
-def _as_of(start: Found | None, options: StageOptions) -> tuple[StageOptions, Recipe]:
-    """Gone on with as the run was made that is gone on from, where nothing else is given."""
-    own = with_inputs_of(start, options)
-    if start is None or own is options:
-        return options, read(recipe_for(options), options.overrides, options.size)
-    return own, recipe_of(start, options)
-
-
 def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
     """With the texts, questions and rankings that the run was given, where none are given now."""
     given = options.text or options.data or options.instructions or options.preferences
@@ -270,3 +263,49 @@ def recipe_of(start: Found, options: StageOptions) -> Recipe:
     if settings is None:
         raise KlypeError(f"The run {start.run} does not say what recipe made it.")
     return make(Recipe, overridden(saved(settings), ("align.rewards={}", *options.overrides)))
+
+
+# a recipe that suits the model to start from
+
+
+def suited(recipe: Recipe, options: InputOptions, start: Found | None) -> Recipe:
+    """The recipe for this start: adapters of the rank asked for, the model's own shape, and no text longer than its
+    window. UsageError for what goes with no model.
+    """
+    if options.lora is not None:
+        if start is None:
+            raise UsageError("--lora trains adapters beside a model that is there.", "Give it: --from MODEL.")
+        recipe = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"rank": options.lora})})
+    if recipe.lora.rank and recipe.align.how.method == "ppo":
+        raise UsageError("The way to align called ppo trains a value head, which goes with no adapters.", "Use grpo.")
+    if start is None:
+        possible(recipe.model, 1)
+        return recipe
+    own = read_config(start.folder)
+    shape = {name: getattr(own, name) for name in ModelShape._fields}
+    window = min(recipe.model.window, own.window)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={**shape, "window": window})})
+
+
+def dealt_out(recipe: Recipe, processes: int) -> Recipe:
+    """The recipe with as many micro-batches in a step as come out even on so many processes, if its rows allow it."""
+    lessons = {}
+    for name, lesson in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        pieces = -(-lesson.training.micro_batches // processes) * processes
+        if lesson.rows % pieces == 0:
+            training = lesson.training.model_copy(update={"micro_batches": pieces})
+            lessons[name] = lesson.model_copy(update={"training": training})
+    return recipe.model_copy(update=lessons)
+
+
+def done_already(start: Found, options: InputOptions) -> tuple[str, ...]:
+    """The stages that a whole run leaves out: those behind the model that it goes on from.
+
+    Of a model from elsewhere, nobody knows: with a chat template it answers already, and is taught only when
+    there are instructions to teach.
+    """
+    stage = start.stage or read_about(start.folder).get("stage", "")
+    if stage:
+        return ("pretrain",) if stage == "pretrain" else ("pretrain", "finetune")
+    chats = read_tokenizer(start.folder).template is not None
+    return ("pretrain", "finetune") if chats and not (options.instructions or options.data) else ("pretrain",)

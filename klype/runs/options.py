@@ -1,7 +1,10 @@
-"""What a user may ask of a run or of one stage: each option once, with its flag, help, default and bounds."""
+"""What a user may ask of a run or of one stage: each option once, with its flag, help, default and bounds; and whether
+what is asked for is there."""
 
 from __future__ import annotations
 
+import codecs
+import glob
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from klype.device import Device
-from klype.option import Option, Options
+from klype.device import Device, a_device
+from klype.errors import UsageError
+from klype.option import Option, Options, a_file
 from klype.sources.names import located
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
@@ -78,6 +82,32 @@ class InputOptions(WorkOptions):
     def __post_init__(self) -> None:
         if self.size is not None and self.from_:
             raise ValueError("the model of --from has its shape already: leave out --size")
+
+    def check(self) -> None:
+        """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
+        before anything is made or started."""
+        from klype.data.collection import Dataset, is_hub  # not when a command only asks what its options are
+        from klype.sources.opening import find_model
+        from klype.words import LANGUAGES
+
+        a_device(self.device)
+        if self.lang not in LANGUAGES:
+            raise UsageError(f"There is no language '{self.lang}': use {' or '.join(LANGUAGES)}.")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise UsageError(f"--encoding: there is no encoding '{self.encoding}'.", "Try utf-8 or latin-1.") from None
+        for name in self.text:
+            if not Path(name).expanduser().exists() and not glob.glob(name, recursive=True):
+                raise UsageError(f"--text: there is nothing at {name}.")
+        for option, file in (("--instructions", self.instructions), ("--preferences", self.preferences)):
+            a_file(option, file)
+        if self.data is not None and is_hub(self.data):
+            Dataset.parse(str(self.data))
+        elif self.data is not None and not self.data.is_dir():
+            raise UsageError(f"--data: there is no folder {self.data}.")
+        if self.from_:
+            find_model(self.from_)
 
 
 @dataclass(frozen=True, kw_only=True)

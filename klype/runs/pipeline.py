@@ -1,32 +1,55 @@
-"""``klype run`` and ``klype train``: the stages one after the other, each measured, all of it resumable."""
+"""``klype run``, ``klype train`` and ``klype align``: the stages one after the other, each measured, all of it
+resumable."""
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from klype.errors import UsageError
+from klype.errors import KlypeError, UsageError
 from klype.examine import report
 from klype.examine.say import Say as Words
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs.adapting import done_already
-from klype.runs.aligning import examined
+from klype.preferences.annotators import Taste
+from klype.preferences.annotators import taste as read_taste
+from klype.runs.aligning import Evaluation
 from klype.runs.examining import MODELS, gather, measure_stage
-from klype.runs.gates import against_aligning, time_gate
-from klype.runs.opening import STAGES, open_life_cycle, open_stage
+from klype.runs.folder import read_run
+from klype.runs.gates import against_aligning, compare, time_gate, verdict
+from klype.runs.opening import (
+    STAGES,
+    as_begun,
+    done_already,
+    is_begun,
+    open_life_cycle,
+    open_run,
+    open_stage,
+    recipe_of,
+    start_of,
+    with_inputs_of,
+)
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.probe import all_cores_seconds, fitting, in_time
 from klype.runs.recipe import Recipe
-from klype.runs.record import MEANING, meant_otherwise
+from klype.runs.record import MEANING, meant_otherwise, write_json
+from klype.runs.reward import examined
 from klype.runs.say import RunListener
 from klype.runs.stages import Run, enough_steps, late_text, precision_of, seconds_for
+from klype.runs.task import Task
+from klype.sources.find import Found
 from klype.sources.opening import find_model
 from klype.train import parallel
 from klype.train.objectives import cross_entropy
+from klype.train.policy import method
 from klype.train.preference import NoPreferencesError
+from klype.train.reward_model import ABOUT
+from klype.train.rewards import MODEL, as_settings
+from klype.values import Question, Verdict
+from klype.words import LANGUAGES, in_all_languages
 
 MEASURED = {stage: name for name, stage in MODELS.items()}
 SHORTEST = 1  # minutes of a run that ends in time
@@ -42,8 +65,7 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
     with parallel.first_alone():
         run = open_life_cycle(options, say)
         if run.start is not None:
-            assert isinstance(run.options, RunOptions)
-            _leave_out(run, done_already(find_model(run.options.from_), run.options))
+            _leave_out_what_is_done(run)
     with run.record.under_way():
         resolve_shape(run)
         if parallel.is_first():
@@ -56,14 +78,13 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
                     return {}
                 parallel.leave()
                 run.options = replace(run.options, processes=1)
-            began = time.perf_counter()
             try:
-                stage.do(run)
+                with run.record.timed(name):
+                    stage.do(run)
             except NoPreferencesError:
                 if name == "align" or not run.recipe.align.replaces_model:
-                    _nothing_to_imitate(run)
+                    _refuse(run, in_all_languages("run", "nothing_to_imitate"))
                 continue
-            run.record.finish(name, time.perf_counter() - began)
             if name in MEASURED and parallel.is_first():
                 _measured(run, name)
         return _report(run) if parallel.is_first() else {}
@@ -86,9 +107,9 @@ def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
     run.record.finish(options.stage, time.perf_counter() - began)
     if options.stage in MEASURED:
         _measured(run, options.stage)
-    run.record.content["state"] = "done"
-    run.record.save()
     content = run.record.content
+    content["state"] = "done"
+    run.record.save()
     return {
         "run": str(run.folder),
         "stage": options.stage,
@@ -100,8 +121,9 @@ def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
     }
 
 
-def _leave_out(run: Run, stages: tuple[str, ...]) -> None:
+def _leave_out_what_is_done(run: Run) -> None:
     """Stages that the model from outside has behind it; it is measured as the last of them left it."""
+    stages = done_already(find_model(run.options.from_), run.options)
     if MEASURED[stages[-1]] in run.record.content["figures"]:
         return
     run.say.note(f"The model has already been through: {', '.join(stages)}. It continues from there.")
@@ -117,42 +139,31 @@ def _may_start(run: Run, stage: str) -> bool:
     if not run.record.done("reward"):
         return False
     why = against_aligning(run)
-    if why is not None and run.options.force:
+    if why is not None and not run.options.force:
+        _refuse(run, why)
+    elif why is not None:
         run.say.note(f"{why[run.options.lang]} (--force)")
-    return why is None or run.options.force or _refused(run, why["en"], why["nb"])
+    return why is None or run.options.force
 
 
-def _nothing_to_imitate(run: Run) -> None:
-    _refused(
-        run,
-        "No question has two different answers of which the annotator likes one better: there is nothing to imitate, "
-        "and nothing to align to. More questions to rank help, or a longer run, whose answers differ.",
-        "Ikke noe spørsmål har to ulike svar der den som rangerer, liker det ene bedre: Det er ingenting å "
-        "etterligne og ingenting å rette modellen etter. Flere spørsmål å rangere hjelper, eller en lengre "
-        "kjøring, der svarene blir forskjellige.",
-    )
-
-
-def _refused(run: Run, en: str, nb: str) -> bool:
-    """Says why, now and in the report."""
-    run.record.content["refused"] = {"en": en, "nb": nb}
+def _refuse(run: Run, why: dict[str, str]) -> None:
+    """Says why nothing is aligned, now and in the report."""
+    run.record.content["refused"] = why
     run.record.save()
-    run.say.note({"en": en, "nb": nb}.get(run.options.lang, en))
-    return False
+    run.say.note(why.get(run.options.lang, why["en"]))
 
 
 def _measured(run: Run, stage: str) -> None:
+    name, content = MEASURED[stage], run.record.content
     began = time.perf_counter()
-    name = MEASURED[stage]
-    run.record.content["figures"][name] = measure_stage(run, name)
+    content["figures"][name] = measure_stage(run, name)
     took = time.perf_counter() - began
-    run.record.finish("examine", took)
-    run.record.content["done"].pop("examine")
+    run.record.add_seconds("examine", took)
     # as long again for each model that is left, and for the report
     run.needs["examine"] = took * (1 + sum(not run.record.done(stage) for stage in MEASURED))
     run.record.save()
     words = Words(run.options.lang)
-    rows = [(words.measure(m), words.figure(f, m)) for m, f in run.record.content["figures"][name].items()]
+    rows = [(words.measure(m), words.figure(f, m)) for m, f in content["figures"][name].items()]
     run.say.table(words.stage(name), (words("column.measure"), words("column.value")), rows)
 
 
@@ -171,17 +182,15 @@ def _measure_as_now(run: Run) -> None:
 
 def _report(run: Run) -> dict[str, Any]:
     """Measures what only the whole run can tell, writes the report, and returns what ``--json`` prints."""
+    content = run.record.content
     began = time.perf_counter()
     facts = gather(run)
-    run.record.content["seconds"]["examine"] = round(
-        run.record.content["seconds"].get("examine", 0.0) + time.perf_counter() - began, 2
-    )
+    run.record.add_seconds("examine", time.perf_counter() - began)
     run.record.stop_clock()
-    facts["gates"] = [*facts["gates"], time_gate(run)]
-    facts["seconds"] = {**run.record.content["seconds"], "total": round(run.record.elapsed, 2)}
+    content["gates"] = facts["gates"] = [*facts["gates"], time_gate(run)]
+    facts["seconds"] = {**content["seconds"], "total": round(run.record.elapsed, 2)}
     path = report.write(run.folder, facts, run.options.lang)
-    content = run.record.content
-    content["state"], content["gates"] = "done", facts["gates"]
+    content["state"] = "done"
     run.record.save()
     words = Words(run.options.lang)
     rows = [report.gate_row(gate, words) for gate in content["gates"]]
@@ -190,23 +199,159 @@ def _report(run: Run) -> dict[str, Any]:
     if few := report.too_few(facts, words):
         run.say.note(few)
     run.say.note(f"The report: {path}\nTalk to the model: {run.options.program} chat {report.quoted(str(run.folder))}")
-    document: dict[str, Any] = {
+    return {
         "run": str(run.folder),
-        "recipe": content["recipe"],
-        "planned_s": content["planned_s"],
-        "seconds": content["seconds"],
-        "stages": {name: content["figures"].get(name) for name in MODELS},
-        "reward": content.get("reward"),
-        "rewards": content.get("rewards"),
-        "gates": content["gates"],
+        **{key: content[key] for key in ("recipe", "planned_s", "seconds")},
+        "stages": facts["stages"],
+        **{key: content.get(key) for key in ("reward", "rewards", "gates")},
         "too_few": facts["too_few"],
         "report": str(path),
+        **({"why": content["refused"]["en"]} if content.get("refused") else {}),
+        **({"yardsticks": facts["text"]} if "text" in facts else {}),
     }
-    if content.get("refused"):
-        document["why"] = content["refused"]["en"]
-    if "text" in facts:
-        document["yardsticks"] = facts["text"]
-    return document
+
+
+# ``klype align``: a run's answers are aligned, once or in rounds (rank → reward → align), and compared with before
+
+METHOD = "grpo"  # where none is asked for
+
+
+def overrides(name: str, weights: Mapping[str, float], beta: float | None, target_kl: float | None) -> tuple[str, ...]:
+    """What is asked of an alignment, as settings of its recipe; ``name``: of the method, "" for the usual one."""
+    kind = "preference" if method(name or METHOD).learns_from == "rankings" else "policy"
+    asked = {"align.how.method": name or None, f"align.how.{kind}.beta": beta, "align.how.target_kl": target_kl}
+    return (*(f"{setting}={value}" for setting, value in asked.items() if value is not None), *as_settings(weights))
+
+
+def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListener) -> dict[str, Any]:
+    """Aligns the run named by ``options.from_`` and returns the JSON document of the command.
+
+    More than one round, a taste, or ``options.human``: the newest model's answers are ranked anew first, by the
+    simulated annotator or by hand. Raises KlypeError when the reward model is too weak and ``force`` was not given.
+    """
+    if not 1 <= rounds <= 50:
+        raise UsageError(f"--rounds should be from 1 to 50 (it is {rounds}).")
+    flaw = read_taste(taste) if taste else None
+    out = options.out
+    assert out is not None
+    folders = [out] if rounds == 1 else [out / f"round-{number}" for number in range(1, rounds + 1)]
+    options = replace(options, out=folders[0])
+    if is_begun(options):
+        options, recipe = as_begun(options)
+        start = start_of(options)
+    else:
+        start = start_of(options)
+        usual = replace(options, overrides=(f"align.how.method={METHOD}", *options.overrides))
+        recipe, options = recipe_of(start, usual), with_inputs_of(start, options)
+        if options.steps is None and options.minutes is None:
+            options = replace(options, minutes=0.5)  # a round
+    method(recipe.align.how.method)  # one there is
+    anew = rounds > 1 or flaw is not None or options.human
+    done: list[dict[str, Any]] = []
+    for folder in folders:
+        done.append(_one_round(replace(options, out=folder), recipe, start, flaw, anew, say))
+        start = Found(folder / "align", folder, "align")
+    whole = {
+        "run": str(out),
+        "from": options.from_,
+        "method": recipe.align.how.method,
+        "taste": taste,
+        "rounds": done,
+        **{key: done[-1][key] for key in ("verdict", "gain", "win_rate")},
+    }
+    write_json(out / "align.json", whole)
+    return whole
+
+
+def _one_round(
+    options: StageOptions, recipe: Recipe, start: Found, flaw: Taste | None, anew: bool, say: RunListener
+) -> dict[str, Any]:
+    """One round in a folder of its own; a finished one is not done again.
+
+    ``flaw``: the annotator's taste, where it is another than the annotator's; ``anew``: whether answers are ranked
+    anew.
+    """
+    assert options.out is not None
+    if is_begun(options) and (known := read_run(options.out)).get("aligned"):
+        return cast(dict[str, Any], known["aligned"])
+    run = open_run(options, recipe, say, start, "rank" if anew else "align")
+    tasted = run if flaw is None else replace(run, task=_tasted(run.task, flaw))
+    with run.record.under_way():
+        for name in ("rank", "reward") if anew else ():
+            if not run.record.done(name):
+                with run.record.timed(name):
+                    STAGES[name].do(tasted if name == "rank" else run)
+        if flaw is not None:  # the annotator's own ceiling is that of the taste it ranked by
+            own = examined(tasted)
+            run.record.content.setdefault("reward", own).update({k: own[k] for k in ("ceiling", "tau_ceiling")})
+        _check(run)
+        with run.record.timed("align"):
+            STAGES["align"].do(run)
+    return _compared(run)
+
+
+def _tasted(task: Task, taste: Taste) -> Task:
+    """The task with an annotator of another taste, for the time that it ranks; what is measured stays with the true
+    one."""
+
+    def judge(question: Question, answer: str, finished: bool) -> Verdict:
+        verdict = task.judge(question, answer, finished)
+        return replace(verdict, score=taste.score(verdict, finished))
+
+    tasted = copy.copy(task)
+    tasted.annotator_name, tasted.judge = f"taste {taste}", judge  # type: ignore[method-assign]
+    return tasted
+
+
+def _check(run: Run) -> None:
+    """The reward model's audit, shown before anything is aligned; a weak one is refused."""
+    content = run.record.content
+    if content.get("reward") is None:
+        if not (run.folder / "reward" / ABOUT).exists():
+            return
+        content["reward"] = examined(run)
+        run.record.save()
+    figures: dict[str, Any] = {name: f for name, f in content["reward"].items() if isinstance(f, dict) and "value" in f}
+    words = Words(run.options.lang)
+    shown = [(words.measure(name), words.figure(f, name)) for name, f in figures.items()]
+    run.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
+    if MODEL in run.recipe.align.weights and not run.options.force and (why := against_aligning(run)) is not None:
+        raise KlypeError(why[run.options.lang])
+
+
+def _compared(run: Run) -> dict[str, Any]:
+    content, say, words = run.record.content, run.say, Words(run.options.lang)
+    watched = content["watch"]
+    document = compare(run, run.model("finetune"), run.model("align"))
+    seen = [Evaluation(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
+    says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in LANGUAGES}
+
+    def figures(*shown: Any, name: str) -> tuple[str, ...]:
+        return tuple(words.figure(figure, name) for figure in shown)
+
+    rows = [(words.measure(k), *figures(f, document["after"].get(k, f), name=k)) for k, f in document["before"].items()]
+    say.table("before and after", ("measure", "before", "after"), rows)
+    rewards = [
+        (name, words.plain(r["weight"]), *figures(r["before"], r["after"], name="reward"))
+        for name, r in content["rewards"].items()
+    ]
+    say.table("rewards", ("reward", "weight", "before", "after"), rewards)
+    wins = [("win rate", words.figure(document["win_rate"])), ("ties", words.figure(document["ties"]))]
+    say.table("wins", ("", ""), wins)
+    say.note(says[run.options.lang])
+    out = {
+        "run": str(run.folder),
+        "method": run.recipe.align.how.method,
+        "seconds": content["seconds"],
+        "reward": content.get("reward"),
+        "rewards": content["rewards"],
+        "watch": watched,
+        **document,
+        "verdict": says,
+    }
+    content["aligned"], content["state"] = out, "done"
+    run.record.save()
+    return out
 
 
 # what is going to be made, chosen and said before it is begun
@@ -229,8 +374,20 @@ def resolve_shape(run: Run, look: Look = all_cores_seconds) -> None:
             m = recipe.model
             run.say.note(f"A model with {m.layers} layers, {m.width} wide: the largest that {limit} can teach.")
         return
-    run.say.note(_promise(run, limit))
-    if (run.options.minutes or 0.0) < SHORTEST:
+    m, tokenizer, minutes = recipe.model, run.task.chat.tokenizer, run.options.minutes
+    noun = "minute" if minutes == 1 else "minutes"
+    if run.start is not None:
+        how = f", by adapters of rank {recipe.lora.rank}" if recipe.lora.rank else ""
+        run.say.note(f"{minutes:g} {noun} for all stages that are left{how}, in {run.folder}.")
+    else:
+        fewer = tokenizer.vocab_size < tokenizer.asked
+        too_short = f" (the text supports no more of the {tokenizer.asked} asked for)" if fewer else ""
+        largest = f" (the largest that {limit} can teach)" if limit else ""
+        run.say.note(
+            f"{minutes:g} {noun} for all stages: a model with {m.layers} layers, {m.width} wide{largest}, and a "
+            f"vocabulary of {tokenizer.vocab_size} tokens{too_short}, in {run.folder}."
+        )
+    if minutes < SHORTEST:
         run.say.note(
             f"Reading, rankings and the examination take most of a minute: under {SHORTEST} it takes longer than asked."
         )
@@ -262,20 +419,3 @@ def _shaped(run: Run, look: Look) -> tuple[Recipe, str]:
         return min(tokens, most)
 
     return fitting(recipe, vocabulary, learns), limit or "the time"
-
-
-def _promise(run: Run, limit: str) -> str:
-    vocabulary, asked = run.task.chat.tokenizer.vocab_size, run.task.chat.tokenizer.asked
-    minutes = run.options.minutes or 0.0
-    noun = "minute" if minutes == 1 else "minutes"
-    if run.start is not None:
-        rank = run.recipe.lora.rank
-        how = f", by adapters of rank {rank}" if rank else ""
-        return f"{minutes:g} {noun} for all stages that are left{how}, in {run.folder}."
-    m = run.recipe.model
-    fewer = f" (the text supports no more of the {asked} asked for)" if vocabulary < asked else ""
-    largest = f" (the largest that {limit} can teach)" if limit else ""
-    return (
-        f"{minutes:g} {noun} for all stages: a model with {m.layers} layers, {m.width} wide{largest}, and a vocabulary "
-        f"of {vocabulary} tokens{fewer}, in {run.folder}."
-    )

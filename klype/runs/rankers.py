@@ -19,7 +19,7 @@ from klype.judge.meaning import text_meaning
 from klype.preferences.agreement import alpha, kendall_tau_b
 from klype.preferences.annotators import ModelJudge, Scorer, Taste, contradictions, first_shown, rank_simulated
 from klype.preferences.candidates import spread
-from klype.preferences.records import MODEL, SIMULATED, By, Candidate, Entry, RankingItem
+from klype.preferences.records import MODEL, SIMULATED, By, Candidate, Entry, Kind, RankingItem
 from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
 from klype.runs.folder import read_run
@@ -48,16 +48,11 @@ class Sitting:
 
     @property
     def annotator(self) -> Annotator:
-        by: By = "person"
-        return Annotator(self.name, by, self.id)
+        return Annotator(self.name, "person", self.id)
 
 
-@dataclass(frozen=True, slots=True)
-class Wrong:
-    """What is wrong with what was typed: a message's key, and its values."""
-
-    key: str
-    values: dict[str, object]
+class MisreadError(ValueError):
+    """What was typed is no order. ``args``: a message's key, and its values."""
 
 
 def rank_by_hand(store: Store, sitting: Sitting, say: RunListener, ask: Callable[[str], str] = input) -> int:
@@ -65,108 +60,116 @@ def rank_by_hand(store: Store, sitting: Sitting, say: RunListener, ask: Callable
 
     Answers come in an order of chance, blind to where they come from. Ctrl-C ends it as q does, and is passed on.
     """
-    told = words(sitting.lang, "ranking")
+    told, who = words(sitting.lang, "ranking"), sitting.annotator
+    talk = _Conversation(store, sitting, say, told, ask)
     say.note(told("help"))
-    before = len(store.entries(annotators=(sitting.name,)))
-    done, go_on = 0, True
+    before, done = len(store.entries(annotators=(sitting.name,))), 0
     try:
-        while go_on and (not sitting.most or done < sitting.most):
-            asked, again = _next(store, sitting, done)
+        while not sitting.most or done < sitting.most:
+            # now and then one ranked before, to see how far one agrees with oneself
+            repeats = sitting.again_every and done % sitting.again_every == sitting.again_every - 1
+            again = store.claim_again(who) if repeats else None
+            part = "held-out" if done % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "train"
+            asked = again or store.claim(who, part) or store.claim(who)
             if asked is None:
                 say.note(told("nothing_left"))
                 break
-            step, go_on = _ask_order(store, sitting, (asked, again), (say, told, ask))
-            done = max(0, done + step)
+            more = talk.about(asked, again is not None)
+            if more is None:
+                break
+            done = max(0, done + more)
     finally:  # with Ctrl-C too
-        store.release(sitting.annotator)
+        store.release(who)
         found = len(store.entries(annotators=(sitting.name,)))
         say.note("\n" + told("end", now=max(0, found - before), all=found))
     return found - before
 
 
-def _next(store: Store, sitting: Sitting, done: int) -> tuple[RankingItem | None, bool]:
-    """The next question, and whether it is one ranked before: now and then, to see how far one agrees with oneself."""
-    who = sitting.annotator
-    if sitting.again_every and done % sitting.again_every == sitting.again_every - 1:
-        again = store.claim_again(who)
-        if again is not None:
-            return again, True
-    part = "held-out" if done % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "train"
-    return store.claim(who, part) or store.claim(who), False
+@dataclass(frozen=True, slots=True)
+class _Conversation:
+    """One question in a terminal."""
+
+    store: Store
+    sitting: Sitting
+    say: RunListener
+    told: Words
+    ask: Callable[[str], str]
+
+    def about(self, asked: RankingItem, again: bool) -> int | None:
+        """Asks until there is an answer. How many more are ranked now; None when the annotator stops."""
+        store, name, told = self.store, self.sitting.name, self.told
+        number = len(store.entries(annotators=(name,))) + 1
+        # The answers that differ the most, in an order of chance; what is asked again is shown whole.
+        shown = list(asked.candidates) if again else differing(asked, name, self.sitting.shown)
+        random.Random(mix(number, *name.encode(), *asked.question.prompt.encode())).shuffle(shown)
+        began = time.perf_counter()
+        self._show(asked.question, shown, number)
+        while True:
+            reply = self._reply("prompt", "q").lower()
+            if reply == "q":
+                return None
+            if reply == "u":
+                back = store.undo(self.sitting.annotator)
+                self.say.note(told("undone") if back else told("nothing_to_undo"))
+                if back is not None:
+                    return -1
+            elif reply == "w":
+                text = self._reply("write", "")
+                if not text or text in (c.text for c in shown) or len(shown) >= KEYS:
+                    self.say.note(told("not_written", most=KEYS))
+                else:
+                    shown.append(store.add_candidate(asked.id, Candidate(text, author=name)))
+                    self._show(asked.question, shown, number)
+            else:
+                kind: Kind = "skip" if reply == "s" else "none" if reply == "n" else "order"
+                tied = {"skip": (), "none": (tuple(range(len(shown))),)}
+                try:
+                    order = tied[kind] if kind in tied else parse_order(reply, len(shown))
+                except MisreadError as wrong:
+                    key, values = wrong.args
+                    self.say.note(told(key, **values))
+                    continue
+                seconds = round(time.perf_counter() - began, 2)
+                seen = replace(asked, candidates=tuple(shown))
+                store.record(Entry(seen, order, name, kind, when=now(), seconds=seconds, again=again))
+                return 1
+
+    def _show(self, question: Question, shown: Sequence[Candidate], number: int) -> None:
+        rows = [(str(i), _line(c.text)) for i, c in enumerate(shown, 1)]
+        self.say.note("\n" + self.told("title", number=number, question=_line(question.transcript)))
+        self.say.table("", ("", self.told("answer")), rows)
+
+    def _reply(self, prompt: str, at_the_end: str) -> str:
+        try:
+            return self.ask(self.told(prompt)).strip()
+        except EOFError:
+            return at_the_end
 
 
-def _ask_order(
-    store: Store,
-    sitting: Sitting,
-    what: tuple[RankingItem, bool],
-    talk: tuple[RunListener, Words, Callable[[str], str]],
-) -> tuple[int, bool]:
-    """One question, asked until it has an answer. How many more are ranked now, and whether to go on."""
-    asked, again = what
-    say, told, ask = talk
-    number = len(store.entries(annotators=(sitting.name,))) + 1
-    # The answers that differ the most, in an order of chance; what is asked again is shown whole.
-    shown = list(asked.candidates) if again else differing(asked, sitting.name, sitting.shown)
-    random.Random(mix(number, *sitting.name.encode(), *asked.question.prompt.encode())).shuffle(shown)
-    began = time.perf_counter()
-    _show(say, told, replace(asked, candidates=tuple(shown)), number)
-    while True:
-        reply = _ask(ask, told("prompt"))
-        if reply == "q":
-            return 0, False
-        if reply == "u":
-            back = store.undo(sitting.annotator)
-            say.note(told("undone") if back else told("nothing_to_undo"))
-            if back is None:
-                continue
-            return -1, True
-        if reply == "w":
-            text = _ask(ask, told("write"), lower=False)
-            if not text or text in (c.text for c in shown) or len(shown) >= KEYS:
-                say.note(told("not_written", most=KEYS))
-                continue
-            shown.append(store.add_candidate(asked.id, Candidate(text, author=sitting.name)))
-            _show(say, told, replace(asked, candidates=tuple(shown)), number)
-            continue
-        entry = _typed_entry(replace(asked, candidates=tuple(shown)), reply, sitting.name)
-        if isinstance(entry, Wrong):
-            say.note(told(entry.key, **entry.values))
-            continue
-        seconds = round(time.perf_counter() - began, 2)
-        stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        store.record(replace(entry, when=stamp, seconds=seconds, again=again))
-        return 1, True
+def _line(text: str) -> str:
+    """A model's text on one line."""
+    return " ".join(text.split())
 
 
-def _typed_entry(asked: RankingItem, reply: str, name: str) -> Entry | Wrong:
-    n = len(asked.candidates)
-    if reply == "s":
-        return Entry(asked, (), name, "skip")
-    if reply == "n":
-        return Entry(asked, (tuple(range(n)),), name, "none")
-    order = parse_order(reply, n)
-    return order if isinstance(order, Wrong) else Entry(asked, order, name)
-
-
-def parse_order(reply: str, n: int) -> tuple[tuple[int, ...], ...] | Wrong:
-    """``3=1 2`` or ``3=12`` → ((2, 0), (1,)); the others come last, tied."""
+def parse_order(reply: str, n: int) -> tuple[tuple[int, ...], ...]:
+    """``3=1 2`` or ``3=12`` → ((2, 0), (1,)); the others come last, tied. Raises MisreadError."""
     plain = re.sub(r"[\s,>]", "", reply)
     if plain in ("", "?"):
-        return Wrong("help", {})
+        raise MisreadError("help", {})
     if not re.fullmatch(r"\d(=?\d)*", plain):
-        return Wrong("no_order", {"typed": reply})
+        raise MisreadError("no_order", {"typed": reply})
     groups: list[list[int]] = []
+    rest = list(range(n))
     for tie, digit in re.findall(r"(=?)(\d)", plain):
         index = int(digit) - 1
         if not 0 <= index < n:
-            return Wrong("no_such", {"number": digit, "n": n})
-        if any(index in group for group in groups):
-            return Wrong("twice", {"number": digit})
-        if tie:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    rest = [i for i in range(n) if not any(i in group for group in groups)]
+            raise MisreadError("no_such", {"number": digit, "n": n})
+        if index not in rest:
+            raise MisreadError("twice", {"number": digit})
+        rest.remove(index)
+        if not tie:
+            groups.append([])
+        groups[-1].append(index)
     return tuple(map(tuple, [*groups, rest] if rest else groups))
 
 
@@ -175,25 +178,6 @@ def differing(asked: RankingItem, name: str, most: int) -> list[Candidate]:
     own = [c for c in asked.candidates if not c.author or c.author == name]
     meaning = text_meaning(asked.question)
     return [own[i] for i in spread([meaning(c.text) for c in own], min(most, KEYS))]
-
-
-def _show(say: RunListener, told: Words, asked: RankingItem, number: int) -> None:
-    rows = [(str(i), _line(c.text)) for i, c in enumerate(asked.candidates, 1)]
-    say.note("\n" + told("title", number=number, question=_line(asked.question.transcript)))
-    say.table("", ("", told("answer")), rows)
-
-
-def _line(text: str) -> str:
-    """A model's text on one line."""
-    return " ".join(text.split())
-
-
-def _ask(ask: Callable[[str], str], prompt: str, lower: bool = True) -> str:
-    try:
-        reply = ask(prompt).strip()
-    except EOFError:
-        return "q" if lower else ""
-    return reply.lower() if lower else reply
 
 
 Judge = Callable[[Question, str, bool], Verdict]
@@ -286,12 +270,16 @@ def summary(entries: Sequence[Entry]) -> dict[str, Any]:
     own = {name: [e for e in entries if e.annotator == name] for name in names}
     ranked = [e for e in entries if e.kind != "skip"]
     found = contradictions([r for e in ranked if len({*(r := e.ranking()).candidates}) == len(r.candidates)])
+    by_question: dict[int, dict[str, Ranking]] = {}
+    for entry in ranked:
+        by_question.setdefault(entry.asked.id, {}).setdefault(entry.annotator, entry.ranking())
+    shared = [list(of.values()) for of in by_question.values() if len(of) > 1]
     return {
         "annotators": [_annotator_summary(name, own[name]) for name in names],
         "between": [
             {"annotators": [a, b], "tau_b": _between(own[a], own[b]).json()} for a, b in combinations(names, 2)
         ],
-        "alpha": {level: alpha(_shared(ranked), level).json() for level in ("ordinal", "nominal")},
+        "alpha": {level: alpha(shared, level).json() for level in ("ordinal", "nominal")},
         "contradictions": {
             "opposed_pairs": _share(found.opposed, found.pairs),
             "cyclic_triads": _share(found.cyclic, found.triads),
@@ -302,19 +290,19 @@ def summary(entries: Sequence[Entry]) -> dict[str, Any]:
 def _annotator_summary(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
     habit = first_shown(entries)
     times = [e.seconds for e in entries if e.seconds is not None]
+    ranked = [e for e in entries if e.kind != "skip"]
     first: dict[int, Entry] = {}
     pairs = []
-    for entry in entries:
-        if entry.kind != "skip" and entry.asked.id in first and _same(first[entry.asked.id], entry):
-            pairs.append((first[entry.asked.id], entry))
-        elif entry.kind != "skip":
-            first.setdefault(entry.asked.id, entry)
+    for entry in ranked:
+        earlier = first.setdefault(entry.asked.id, entry)
+        if earlier is not entry and _same(earlier, entry):
+            pairs.append((earlier, entry))
     return {
         "name": name,
         "by": entries[0].by,
-        "rankings": sum(e.kind != "skip" for e in entries),
+        "rankings": len(ranked),
         "none_good": sum(e.kind == "none" for e in entries),
-        "skipped": sum(e.kind == "skip" for e in entries),
+        "skipped": len(entries) - len(ranked),
         "seconds": sum(times) if times else None,
         "with_oneself": _tau(pairs).json(),
         "first_shown": {"times": habit.times, "of": habit.rankings, "expected": habit.expected, "p": habit.p},
@@ -335,14 +323,6 @@ def _tau(pairs: Sequence[tuple[Entry, Entry]]) -> Figure:
     if not known:
         return Figure(None, unit="τ-b", why="no question was ranked twice with the same answers")
     return mean_by_question(known, range(len(known)), "τ-b", within=(-1.0, 1.0))
-
-
-def _shared(entries: Sequence[Entry]) -> list[list[Ranking]]:
-    """The rankings of each question that several annotators ranked, one an annotator."""
-    groups: dict[int, dict[str, Ranking]] = {}
-    for entry in entries:
-        groups.setdefault(entry.asked.id, {}).setdefault(entry.annotator, entry.ranking())
-    return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
 def _same(a: Entry, b: Entry) -> bool:

@@ -1,35 +1,40 @@
-"""The rank stage's material: candidates from the model, their order, and what the reward model is fitted to."""
+"""A run's rankings: answers drawn into its store, what is fitted to them, and which questions to rank next."""
 
 from __future__ import annotations
 
 import math
 import random
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from klype.data.seeds import mix
+import torch
+
+from klype.data.seeds import draw_seed, mix
 from klype.errors import KlypeError
+from klype.judge.meaning import text_meaning
+from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.preferences import formats
 from klype.preferences.annotators import Scorer, rank_simulated, ranks
-from klype.preferences.candidates import merge_near_duplicates
+from klype.preferences.candidates import merge_near_duplicates, most_informative
 from klype.preferences.records import SIMULATED, Candidate, Entry, Part, RankingItem, entry_of
 from klype.preferences.store import Store
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.rankers import Sitting, now, rank_by_hand
 from klype.runs.say import RunListener
 from klype.runs.task import AnswerSettings, Task, draw_answers
+from klype.sources.source import Source, answers
 from klype.text.chat import Chat
 from klype.train.preference import NoPreferencesError, RankedAnswers
-from klype.values import Question, Ranking
+from klype.train.reward_model import RewardSettings, fit_reward
+from klype.values import Question, Ranking, Request, Sampling, Trace
 
 STORE = "rankings.db"  # of a run, in its folder rank/
-BEFORE_STORES: tuple[tuple[str, Part], ...] = (
-    ("rankings.jsonl", "train"),
-    ("held-out.jsonl", "held-out"),
-)  # what older runs have in its place
+# what older runs have in its place
+BEFORE_STORES: tuple[tuple[str, Part], ...] = (("rankings.jsonl", "train"), ("held-out.jsonl", "held-out"))
 FEWEST = 100  # questions that are ranked however short the time, and by which it is measured
 SLACK = 1.5  # times their part of the time is what rankings may take before there are fewer
 BY_HAND = 40  # questions that a person is asked to rank
@@ -58,30 +63,26 @@ def make(
     """Fills the run's store; what is there already stays (a person's work goes on where it stopped).
     Simulated ones are as many as fit into ``seconds``."""
     with open_store(folder) as store:
-        given = task.given_rankings()
-        if given:
+        if given := task.given_rankings():
             parts = _parts([r.question for r in given])
-            entries = [entry_of(r, part, "imported") for r, part in zip(given, parts, strict=True)]
-            store.put(entries)
+            store.put([entry_of(r, part, "imported") for r, part in zip(given, parts, strict=True)])
             return f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out"
-        if options.human:
-            if not store.questions():
-                questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
-                store.add(_asked(questions, draw(model, task, questions, options.seed), _parts(questions)))
-            rank_by_hand(store, Sitting("you"), say)
-            done = store.entries(annotators=("you",))
-            held_out = sum(e.asked.part == "held-out" for e in done)
-            if not done:
-                raise KlypeError(
-                    "Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it."
-                )
-            return f"{len(done)} questions ranked by you; {held_out} of them are held out"
-        return _simulated(store, model, task, options.seed, seconds)
+        if not options.human:
+            return _simulated(store, model, task, options.seed, seconds)
+        if not store.questions():
+            questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
+            store.add(_asked(questions, draw(model, task, questions, options.seed), _parts(questions)))
+        rank_by_hand(store, Sitting("you"), say)
+        done = store.entries(annotators=("you",))
+        if not done:
+            raise KlypeError("Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it.")
+        held_out = sum(e.asked.part == "held-out" for e in done)
+        return f"{len(done)} questions ranked by you; {held_out} of them are held out"
 
 
 def has_store(folder: Path) -> bool:
     """Whether answers lie in a run's folder ``rank``, to be ranked or ranked already."""
-    return any((folder / name).is_file() for name in (STORE, *(name for name, _ in BEFORE_STORES)))
+    return any((folder / name).is_file() for name in (STORE, *dict(BEFORE_STORES)))
 
 
 def open_store(folder: Path) -> Store:
@@ -94,39 +95,32 @@ def open_store(folder: Path) -> Store:
 
 
 def _older(folder: Path) -> list[Entry]:
-    found: list[Entry] = []
-    for name, part in BEFORE_STORES:
-        if (folder / name).is_file():
-            found += [replace(e, asked=replace(e.asked, part=part)) for e in formats.read(folder / name)]
-    return found
+    there = [(folder / name, part) for name, part in BEFORE_STORES if (folder / name).is_file()]
+    return [replace(e, asked=replace(e.asked, part=part)) for file, part in there for e in formats.read(file)]
 
 
 def _simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
     section = task.recipe.rank
     annotator = Scorer(task.annotator_name, lambda question, answer: task.judge(question, answer, True).score)
-    entries: list[Entry] = []
-    drawn = 0
     held_out = _each_once(task.held_out[: section.held_out], [])
     questions = _each_once([task.questions(1)(i) for i in range(section.questions)], held_out)
     began = time.perf_counter()
-    drawn_first = draw(model, task, questions[:FEWEST], seed)
-    a_question = (time.perf_counter() - began) / max(1, len(drawn_first))
+    drawn = draw(model, task, questions[:FEWEST], seed)
+    a_question = (time.perf_counter() - began) / max(1, len(drawn))
     fitting = SLACK * seconds / max(a_question, 1e-9) - len(held_out)
     questions = questions[: max(FEWEST, round(min(fitting, len(questions))))]
-    drawn_first += draw(model, task, questions[FEWEST:], seed, first=FEWEST)
-    rounds: list[tuple[Part, Sequence[Question], float, list[list[Candidate]]]] = [
-        ("train", questions, section.noise, drawn_first),
-        ("held-out", held_out, 0.0, draw(model, task, held_out, seed + 1)),
-    ]
-    for at, (part, asked, noise, candidates) in enumerate(rounds):
+    drawn += draw(model, task, questions[FEWEST:], seed, first=FEWEST)
+    items = _asked(questions, drawn, ["train"] * len(questions))
+    held_out_items = _asked(held_out, draw(model, task, held_out, seed + 1), ["held-out"] * len(held_out))
+    entries: list[Entry] = []
+    for at, (asked, noise) in enumerate(((items, section.noise), (held_out_items, 0.0))):
         rng = random.Random(mix(seed, at, 9))
-        for one in _asked(asked, candidates, [part] * len(asked)):
+        for one in asked:
             ranking = rank_simulated(annotator, one.question, [c.text for c in one.candidates], noise, rng)
             entries.append(Entry(one, ranking.order, ranking.annotator, by="simulated", when=now()))
-            drawn += len(one.candidates) if part == "train" else 0
     store.put(entries)
-    ranked = sum(e.asked.part == "train" for e in entries)
-    return f"{ranked} questions, {drawn:,} answers, ranked by the simulated annotator"
+    n = sum(len(one.candidates) for one in items)
+    return f"{len(items)} questions, {n:,} answers, ranked by the simulated annotator"
 
 
 def _each_once(questions: Sequence[Question], but: Sequence[Question]) -> list[Question]:
@@ -145,34 +139,28 @@ def _asked(
 
 
 def draw(
-    model: Transformer,
-    task: Task,
-    questions: Sequence[Question],
-    seed: int,
-    name: str = "finetune",
-    first: int = 0,
+    model: Transformer, task: Task, questions: Sequence[Question], seed: int, name: str = "finetune", first: int = 0
 ) -> list[list[Candidate]]:
     """Different finished answers to each question: drawn, drawn hot, and wrong ones where the task can make them.
 
     ``name`` says which model answered; ``first``: the number of the first question.
     """
-    section = task.recipe.rank
+    section, decode = task.recipe.rank, task.chat.tokenizer.decode_answer
     groups: list[list[Candidate]] = [[] for _ in questions]
     for n, temperature in ((section.drawn, 1.0), (section.hot, section.hot_temperature)):
-        if n == 0:
-            continue
-        for answers, traces in zip(
-            groups, draw_answers(task, model, questions, AnswerSettings(temperature, n)), strict=True
-        ):
-            for trace in traces:
-                if trace.ended == "stop":
-                    bare = replace(trace, steps=tuple(replace(s, distribution=None) for s in trace.steps), model=name)
-                    answers.append(
-                        Candidate(task.chat.tokenizer.decode_answer(trace.tokens), name, temperature, trace=bare)
-                    )
+        if n:
+            drawn = draw_answers(task, model, questions, AnswerSettings(temperature, n))
+            for answers, traces in zip(groups, drawn, strict=True):
+                answers += [_candidate(decode(t.tokens), name, t, temperature) for t in traces if t.ended == "stop"]
     for i, (question, answers) in enumerate(zip(questions, groups, strict=True), first):
         answers += [Candidate(text, "made wrong") for text in task.wrong_answers(question, section.wrong, mix(seed, i))]
     return [different(task, question, answers) for question, answers in zip(questions, groups, strict=True)]
+
+
+def _candidate(text: str, name: str, trace: Trace, temperature: float) -> Candidate:
+    """An answer of the model called ``name``, without its distributions."""
+    bare = replace(trace, steps=tuple(replace(step, distribution=None) for step in trace.steps), model=name)
+    return Candidate(text, name, temperature, trace=bare)
 
 
 def different(task: Task, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:
@@ -194,60 +182,56 @@ def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets
     else:
         found = [e for e in _older(folder) if not annotators or e.annotator in annotators]
     entries = [e for e in found if e.kind != "skip"]
-    if not annotators and any(e.by != "simulated" for e in entries):
-        entries = [e for e in entries if e.by != "simulated"]
+    if not annotators:
+        entries = _by_people(entries)
     if entries and not any(e.asked.part == "held-out" for e in entries):
         parts = _parts([e.asked.question for e in entries])
         entries = [replace(e, asked=replace(e.asked, part=part)) for e, part in zip(entries, parts, strict=True)]
     train, held_out = (
-        _fitting(task, [e.ranking() for e in entries if e.asked.part == part]) for part in ("train", "held-out")
+        _fitting(task.chat, task.recipe.model.window, [e.ranking() for e in entries if e.asked.part == part])
+        for part in ("train", "held-out")
     )
     if not train:
         raise NoPreferencesError(
             f"There are no rankings in {folder} that fit the model's window.",
             "Rank some answers first: klype rank MODEL.",
         )
-    annotator = train[0].annotator
+    annotator = train[0][0].annotator
     known = annotator.startswith(SIMULATED) and not task.given_rankings()
     noise = task.recipe.rank.noise if known else None
-    return RankedSets(
-        [tokens(task.chat, r) for r in train],
-        [tokens(task.chat, r) for r in held_out],
-        held_out,
-        annotator,
-        noise,
-    )
+    exact = [ranking for ranking, _ in held_out]
+    return RankedSets([read for _, read in train], [read for _, read in held_out], exact, annotator, noise)
+
+
+def _by_people(entries: list[Entry]) -> list[Entry]:
+    """Simulated rankings count only while there are no others."""
+    return [e for e in entries if e.by != "simulated"] or entries
 
 
 def unranked(task: Task, folder: Path) -> list[tuple[Question, RankedAnswers]]:
     """The run's answers to the questions that are learnt from, as token ids, each question's all tied."""
     with open_store(folder) as store:
-        asked = [one for one in store.questions("train") if len(one.candidates) > 1]
-    tied = [
-        Ranking(one.question, tuple(c.text for c in one.candidates), (tuple(range(len(one.candidates))),), "")
-        for one in asked
-    ]
-    return [(ranking.question, tokens(task.chat, ranking)) for ranking in _fitting(task, tied)]
+        tied = [_all_tied(asked) for asked in store.questions("train")]
+    return [(ranking.question, read) for ranking, read in _fitting(task.chat, task.recipe.model.window, tied)]
 
 
-def tokens(chat: Chat, ranking: Ranking) -> RankedAnswers:
-    """A ranking as a reward model reads it."""
-    tokenizer = chat.tokenizer
-    answers = tuple((*tokenizer.encode_answer(text), tokenizer.end) for text in ranking.candidates)
-    return RankedAnswers(tuple(chat.prompt(ranking.question.messages())), answers, ranks(ranking))
+def _all_tied(asked: RankingItem) -> Ranking:
+    texts = tuple(c.text for c in asked.candidates)
+    return Ranking(asked.question, texts, (tuple(range(len(texts))),), "")
 
 
-def _fitting(task: Task, rankings: Sequence[Ranking]) -> list[Ranking]:
-    """Rankings of the candidates that fit into the model's window behind their question, of two or more."""
-    window, kept = task.recipe.model.window, []
+def _fitting(chat: Chat, window: int, rankings: Iterable[Ranking]) -> list[tuple[Ranking, RankedAnswers]]:
+    """Rankings of the candidates that fit into a model's window behind their question, of two or more; and as token
+    ids, as a reward model reads them."""
+    kept = []
     for ranking in rankings:
-        read = tokens(task.chat, ranking)
-        fits = {i for i, answer in enumerate(read.answers) if len(read.prompt) + len(answer) <= window}
-        place = {old: new for new, old in enumerate(sorted(fits))}
-        order = tuple(group for g in ranking.order if (group := tuple(place[i] for i in g if i in fits)))
+        prompt = tuple(chat.prompt(ranking.question.messages()))
+        read = [(*chat.tokenizer.encode_answer(text), chat.tokenizer.end) for text in ranking.candidates]
+        fits = [i for i, answer in enumerate(read) if len(prompt) + len(answer) <= window]
         if len(fits) > 1:
-            candidates = tuple(c for i, c in enumerate(ranking.candidates) if i in fits)
-            kept.append(replace(ranking, candidates=candidates, order=order))
+            order = tuple(group for g in ranking.order if (group := tuple(fits.index(i) for i in g if i in fits)))
+            fitted = replace(ranking, candidates=tuple(ranking.candidates[i] for i in fits), order=order)
+            kept.append((fitted, RankedAnswers(prompt, tuple(read[i] for i in fits), ranks(fitted))))
     return kept
 
 
@@ -256,3 +240,78 @@ def _parts(questions: Sequence[Question]) -> list[Part]:
     prompts = sorted({q.prompt for q in questions}, key=lambda p: (mix(len(p), *p.encode()[:64]), p))
     kept = set(prompts[: max(1, len(prompts) // 7)]) if len(prompts) > 1 else set()
     return ["held-out" if q.prompt in kept else "train" for q in questions]
+
+
+# Rankings beside a run: more answers to a store's questions from any model, and which questions to rank next.
+
+BATCH = 64  # questions a transaction
+HEADS, STEPS = 8, 300  # of the ensemble whose disagreement says what to rank next
+
+
+@dataclass(frozen=True, slots=True)
+class DrawSettings:
+    """``n`` answers at each of ``temperatures``, of ``limit`` tokens at most, for ``most`` questions (0: all)."""
+
+    temperatures: tuple[float, ...] = (1.0,)
+    n: int = 4
+    limit: int = 48
+    most: int = 0
+    seed: int = 0
+
+
+def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -> int:
+    """Adds ``source``'s finished answers under ``name``, but for near-duplicates and those that say nothing; how many
+    were new. What was drawn stays when it is stopped."""
+    codec, asked = source.codec, store.questions()
+    asked = asked[: settings.most] if settings.most else asked
+    added = 0
+    for start in range(0, len(asked), BATCH):
+        part = asked[start : start + BATCH]
+        groups, news = [list(one.candidates) for one in part], []
+        for temperature in settings.temperatures:
+            requests = [
+                Request(
+                    tuple(codec.prompt(one.question.messages())),
+                    n=settings.n,
+                    limit=settings.limit,
+                    sampling=Sampling(temperature=temperature),
+                    seed=draw_seed(settings.seed, one.question.prompt, temperature),
+                    stop=tuple(codec.stop),
+                )
+                for one in part
+            ]
+            for group, traces in zip(groups, answers(source, requests), strict=True):
+                finished = ((codec.decode(t.tokens).strip(), t) for t in traces if t.ended == "stop")
+                group += [_candidate(text, name, t, temperature) for text, t in finished if text]
+        for one, group in zip(part, groups, strict=True):
+            merged = merge_near_duplicates([c.text for c in group], meaning=text_meaning(one.question))
+            new = tuple(group[first] for first, *_ in merged if first >= len(one.candidates))
+            news += [replace(one, candidates=new)] if new else []
+        store.add(news)
+        added += sum(len(one.candidates) for one in news)
+    return added
+
+
+def prioritise(store: Store, run: Path, seed: int, device: torch.device | None = None) -> list[int]:
+    """Puts the questions that nobody has ranked in the order in which they would teach the most; their ids in it.
+
+    Raises KlypeError when there are no rankings yet that an ensemble could be fitted to.
+    """
+    loaded = checkpoint.load(run / "finetune", device=device)
+    if loaded.chat is None:
+        raise KlypeError(f"The model in {run / 'finetune'} has no chat template.")
+    window = loaded.model.config.window
+    known = _by_people([e for e in store.entries() if e.kind != "skip"])
+    ranked = _fitting(loaded.chat, window, [e.ranking() for e in known if e.asked.part == "train"])
+    if not ranked:
+        raise KlypeError("--active learns from rankings, and there are none yet.", "Rank some questions without it.")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = RewardSettings(heads=HEADS, steps=STEPS, seed=seed)
+        model = fit_reward(loaded.model, [read for _, read in ranked], settings, Path(folder))
+    done = {e.asked.id for e in known}
+    open_ = [asked for asked in store.questions("train") if asked.id not in done]
+    read = [(asked.id, found[0][1]) for asked in open_ if (found := _fitting(loaded.chat, window, [_all_tied(asked)]))]
+    groups = [model.scores([r.prompt] * len(r.answers), r.answers) for _, r in read]
+    order = [read[i][0] for i in most_informative(groups)]
+    store.prioritise({question: float(len(order) - place) for place, question in enumerate(order)})
+    return order

@@ -1,17 +1,20 @@
-"""run.json: what a run is, what it planned, how far it has come. Written whole, after everything worth keeping."""
+"""run.json: what a run is, what it planned, how far it has come. Written whole, after everything worth keeping; read
+without torch."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 from pydantic import TypeAdapter
@@ -19,9 +22,10 @@ from pydantic import TypeAdapter
 from klype import durable
 from klype.config import make
 from klype.errors import Interrupted, KlypeError, UsageError
-from klype.jsons import steps
+from klype.jsons import finite, steps
 from klype.option import spelled
-from klype.runs.options import RunOptions, StageOptions
+from klype.runs.folder import read_run
+from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.sources.opening import PATH, kind_of
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
@@ -37,28 +41,19 @@ OTHERWISE = ("right", "polite", "s", "kl", "ceiling")
 
 def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:
     """Measures of this run.json that mean something else than today's; outside the world only the annotator's own."""
-    figures, settings = about.get("figures"), about.get("settings")
-    stages = figures.values() if isinstance(figures, Mapping) else ()
-    if about.get("meaning") == MEANING or any(isinstance(s, Mapping) and "right_fixed" in s for s in stages):
+    stages = about.get("figures", {}).values()
+    if about.get("meaning") == MEANING or any("right_fixed" in (stage or {}) for stage in stages):
         return ()
-    world = isinstance(settings, Mapping) and settings.get("kind") == "world"
-    return OTHERWISE if world else ("ceiling",)
+    return OTHERWISE if about.get("settings", {}).get("kind") == "world" else ("ceiling",)
 
 
 def incomparable(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Of each run.json, the measures that mean something else than in another of them."""
     found = [meant_otherwise(about) for about in runs]
     found = found if len(set(found)) > 1 else [()] * len(found)
-    judges = {judge for about in runs if (judge := _judge_of_right(about))}
+    rights = [[(s or {}).get("right", {}).get("judge") for s in about.get("figures", {}).values()] for about in runs]
+    judges = {str(judge) for of_run in rights if (judge := next(filter(None, of_run), None))}  # who said what is right
     return [(*names, "right") if len(judges) > 1 and "right" not in names else names for names in found]
-
-
-def _judge_of_right(about: Mapping[str, Any]) -> str:
-    """Who said which answers are right; "" where nobody did."""
-    figures = about.get("figures")
-    stages = figures.values() if isinstance(figures, Mapping) else ()
-    rights = [stage.get("right") for stage in stages if isinstance(stage, Mapping)]
-    return next((str(right["judge"]) for right in rights if isinstance(right, Mapping) and right.get("judge")), "")
 
 
 class Record:
@@ -93,8 +88,18 @@ class Record:
 
     def finish(self, stage: str, seconds: float, **about: Any) -> None:
         self.content["done"][stage] = about
-        self.content["seconds"][stage] = round(self.content["seconds"].get(stage, 0.0) + seconds, 2)
+        self.add_seconds(stage, seconds)
         self.save()
+
+    def add_seconds(self, part: str, seconds: float) -> None:
+        self.content["seconds"][part] = round(self.content["seconds"].get(part, 0.0) + seconds, 2)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """The stage is done, and took as long, when what is within has come to its end."""
+        began = time.perf_counter()
+        yield
+        self.finish(stage, time.perf_counter() - began)
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
@@ -201,11 +206,98 @@ def machine() -> dict[str, str]:
     }
 
 
+# What a list of runs says of each: how it stands, how far it came, from what, what it reached, how large it is.
+
+FIGURES = ("right", "bits_per_byte", "s", "kl")  # those that a list shows: the first two that the newest model has
+QUIET_S = 90.0  # A run without a process of its own that has not written for so long was stopped
+State = Literal["done", "running", "stopped", "failed"]
+
+
+def overview(run: Path) -> dict[str, Any]:
+    """One run; a run.json that cannot be read says why."""
+    try:
+        about = read_run(run)
+    except KlypeError as error:
+        return {"run": str(run), "why": error.message}
+    rows = {name: _last_row(run / name / "metrics.jsonl") for name in STAGES}
+    known = {*about.get("plan", {}), *about.get("done", {})}
+    begun = [name for name in STAGES if name in known or (run / name / "metrics.jsonl").is_file()]
+    stage = begun[-1] if begun else None
+    gates, figures = about.get("gates", []), about.get("figures", {})
+    newest: dict[str, Any] = next((figures[name] for name in ("aligned", "finetuned", "base") if figures.get(name)), {})
+    told = [name for name in FIGURES if newest.get(name, {}).get("value") is not None]
+    seconds = [float(row["seconds"]) for row in rows.values() if isinstance(row.get("seconds"), int | float)]
+    return {
+        "run": str(run),
+        "recipe": about.get("recipe"),
+        "state": state_of(run, about),
+        "stage": stage,
+        "step": rows[stage].get("step") if stage else None,
+        "steps": planned_steps(about, stage) if stage else None,
+        "seconds": about.get("seconds", {}).get("total"),
+        "trained_s": round(sum(seconds), 2),
+        "parent": about.get("asked", {}).get("from_") or about.get("parent") or None,
+        "stages": [name for name in STAGES if (run / name / "config.json").is_file()],
+        "figures": {name: newest[name] for name in told[:2]},
+        "parameters": next(filter(None, (parameters(run / name) for name in reversed(STAGES))), None),
+        "bytes": sum(_size(file) for file in run.rglob("*")),
+        "gates_passed": sum(bool(gate.get("passed")) for gate in gates),
+        "gates": len(gates),
+        **({"failure": about["failure"]} if about.get("state") == "failed" and about.get("failure") else {}),
+    }
+
+
+def state_of(run: Path, about: Mapping[str, Any]) -> State:
+    """How a run stands: by what its run.json says, and by whether its process lives."""
+    state = about.get("state")
+    if state in ("done", "failed"):
+        return "done" if state == "done" else "failed"
+    if "process" in about:
+        return "running" if living(about["process"]) else "stopped"
+    written = [file.stat().st_mtime for file in run.glob("*/metrics.jsonl")]
+    return "running" if written and time.time() - max(written) < QUIET_S else "stopped"
+
+
+def planned_steps(about: Mapping[str, Any], stage: str) -> int | None:
+    """How many steps a stage will take, when it is planned."""
+    planned = about.get("plan", {}).get(stage, {})
+    then = planned.get("then")
+    found = (then if isinstance(then, dict) else planned).get("steps")
+    return found if isinstance(found, int) else None
+
+
+def _last_row(file: Path) -> dict[str, Any]:
+    """The newest whole line of a metrics.jsonl that may be growing."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - (1 << 14)))
+            return next(steps(reversed(opened.read().split(b"\n"))), {})
+    except OSError:
+        return {}
+
+
+def parameters(folder: Path) -> int | None:
+    """Numbers in a checkpoint, from its header (which this file reads without torch)."""
+    try:
+        with (folder / "model.safetensors").open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = finite(file.read(min(length, 100_000_000)))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__") or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return None
+
+
+def _size(file: Path) -> int:
+    with suppress(OSError):
+        return file.stat().st_size if file.is_file() and not file.is_symlink() else 0
+    return 0
+
+
 # The metrics as TensorBoard's event files, which any TensorBoard shows; written anew from metrics.jsonl.
 
 
 TENSORBOARD = "tensorboard"
-NO_CURVES = ("step", "seconds")
+NO_CURVES = {"step", "seconds"}
 
 
 def write_events(run: Path) -> dict[str, int]:
@@ -223,27 +315,19 @@ def write_events(run: Path) -> dict[str, int]:
             "TensorBoard's files are written by the package tensorboard, which is not installed.",
             "pip install 'klype[tensorboard]'.",
         ) from None
-    steps: dict[str, int] = {}
+    last: dict[str, int] = {}
     try:
         shutil.rmtree(run / TENSORBOARD, ignore_errors=True)
         for file in files:
             stage = file.parent.name
+            rows = list(steps(file.read_bytes().splitlines()))
+            # the file was closed with its last row: by when it was written, the run's own clock is laid on the day
+            began = file.stat().st_mtime - (rows[-1].get("seconds", 0.0) if rows else 0.0)
             with SummaryWriter(str(run / TENSORBOARD / stage)) as writer:
-                steps[stage] = _write(writer, file)
+                for row in rows:
+                    for name in sorted(row.keys() - NO_CURVES):
+                        writer.add_scalar(name, row[name], row["step"], walltime=began + row.get("seconds", 0.0))
+            last[stage] = rows[-1]["step"] if rows else 0
     except OSError as error:
         raise KlypeError(f"{run / TENSORBOARD} cannot be written: {error.strerror or error}.", "Make room.") from error
-    return steps
-
-
-def _write(writer: Any, file: Path) -> int:
-    last = 0
-    ended = file.stat().st_mtime
-    rows = list(steps(file.read_bytes().splitlines()))
-    whole = rows[-1].get("seconds", 0.0) if rows else 0.0
-    for row in rows:
-        last = row["step"]
-        for name, value in row.items():
-            if name not in NO_CURVES:
-                when = ended - whole + row.get("seconds", 0.0)
-                writer.add_scalar(name, value, last, walltime=when)
     return last

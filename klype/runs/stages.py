@@ -21,10 +21,10 @@ from klype.engine.engine import Engine
 from klype.model import checkpoint
 from klype.model.attention import TORCH, Backend
 from klype.model.compiled import compiled_backend
+from klype.model.lora import AdaptedTransformer
 from klype.model.transformer import Transformer
 from klype.planner import Precision, StepBudget, StepPlan, divide
 from klype.runs import ranking
-from klype.runs.adapting import learner, learnt
 from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.probe import Cycle, as_planned, best_precision, fitting_steps, model_config, thread_configs
 from klype.runs.recipe import Recipe
@@ -62,18 +62,13 @@ class Run:
     models: dict[str, Transformer] = field(default_factory=dict)
 
     def model(self, stage: str) -> Transformer:
-        """The model that a stage left, from memory or its folder."""
-        if stage not in self.models:
-            folder = self.folder / stage
-            here = (folder / "model.safetensors").exists() or self.start is None
-            self.models[stage] = self.load(folder) if here else self.started
-        return self.models[stage]
-
-    @cached_property
-    def started(self) -> Transformer:
-        """The model from outside."""
-        assert self.start is not None
-        return self.load(self.start)
+        """The model that a stage left, from memory or its folder; of one that was left out, the model from outside."""
+        left_out = stage not in self.models and not (self.folder / stage / "model.safetensors").exists()
+        outside = self.start if left_out else None
+        key = stage if outside is None else ""
+        if key not in self.models:
+            self.models[key] = self.load(outside or self.folder / stage)
+        return self.models[key]
 
     def load(self, folder: Path) -> Transformer:
         """A checkpoint's model, where this run computes."""
@@ -115,21 +110,13 @@ def pretrain(run: Run) -> None:
         whole = Transformer(shape, run.backend).to(run.device)  # drawn on the CPU: the same weights everywhere
     else:
         whole = run.load(run.start)
-    model = learner(run.recipe, run.options.seed, whole)
-    looks = _looks(run, "pretrain")
     if isinstance(run.options, RunOptions) and not run.record.content["plan"]:
         estimate_needs(run, whole)
 
-    def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
-        if planned is None:
-            return cross_entropy, late_text(run)
-        batches = run.task.pretraining(planned.steps, background=True)
-        return cross_entropy, looks.along(batches, twin, planned.steps, planned.seconds)
+    def batches(planned: StepPlan | None) -> Batches:
+        return late_text(run) if planned is None else run.task.pretraining(planned.steps, background=True)
 
-    trained = learn(run, "pretrain", model, build, run.recipe.training("pretrain"), looks.on_ready)
-    with looks.finished(run.say.note) as validation:
-        about = {"steps": trained.steps, "parameters": whole.config.parameters, **validation}
-        run.save("pretrain", learnt(model, whole), about)
+    _teach(run, "pretrain", whole, cross_entropy, batches, {"parameters": whole.config.parameters})
 
 
 def late_text(run: Run) -> Cycle:
@@ -141,32 +128,42 @@ def late_text(run: Run) -> Cycle:
 
 def finetune(run: Run) -> None:
     """Answers only, with older text rehearsed beside."""
-    lesson = run.recipe.finetune
+    lesson, pieces = run.recipe.finetune, run.recipe.finetune.training.micro_batches
     whole = copy.deepcopy(run.model("pretrain"))
     run.task.before_finetuning(whole)
-    model = learner(run.recipe, run.options.seed, whole)
+
+    def batches(planned: StepPlan | None) -> Batches:
+        found = run.task.finetuning(background=planned is not None)
+        if lesson.rehearsal_rows:
+            found = WithRehearsal(found, run.task.rehearsal(lesson.rehearsal_rows, pieces))
+        return Cycle(found, STEPS * pieces) if planned is None else found
+
     objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
-    looks = _looks(run, "finetune")
+    _teach(run, "finetune", whole, objective, batches, {"parent": "pretrain"})
+
+
+def _teach(
+    run: Run,
+    stage: Literal["pretrain", "finetune"],
+    whole: Transformer,
+    objective: Objective,
+    batches: Callable[[StepPlan | None], Batches],
+    about: dict[str, Any],
+) -> None:
+    """Trains a model, or adapters beside it, on batches of a plan (without one: for a probe), and keeps the weights
+    that are the best on what is held out."""
+    model, training = learner(run.recipe, run.options.seed, whole), run.recipe.training(stage)
+    what = "text" if stage == "pretrain" else "answers"
+    looks = Validation(run.task.watched(stage), what, run.folder / stage, training.micro_batches)
 
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
-        batches = run.task.finetuning(background=planned is not None)
-        if lesson.rehearsal_rows:
-            pieces = lesson.training.micro_batches
-            batches = WithRehearsal(batches, run.task.rehearsal(lesson.rehearsal_rows, pieces))
-        if planned is None:
-            return objective, Cycle(batches, STEPS * lesson.training.micro_batches)
-        return objective, looks.along(batches, twin, planned.steps, planned.seconds)
+        found = batches(planned)
+        return objective, found if planned is None else looks.along(found, twin, planned.steps, planned.seconds)
 
-    trained = learn(run, "finetune", model, build, run.recipe.training("finetune"), looks.on_ready)
-    with looks.finished(run.say.note) as validation:
-        about = {"steps": trained.steps, "parent": "pretrain", **validation}
-        run.save("finetune", learnt(model, whole), about)
-
-
-def _looks(run: Run, stage: Literal["pretrain", "finetune"]) -> Validation:
-    pieces = getattr(run.recipe, stage).training.micro_batches
-    what = "text" if stage == "pretrain" else "answers"
-    return Validation(run.task.watched(stage), what, run.folder / stage, pieces)
+    trained = learn(run, stage, model, build, training, looks.on_ready)
+    validation = looks.finish(run.say.note)
+    run.save(stage, learnt(model, whole), {"steps": trained.steps, **about, **validation})
+    looks.forget()
 
 
 def rank(run: Run) -> None:
@@ -179,6 +176,19 @@ def rank(run: Run) -> None:
 
 
 # The loop, as all stages use it
+
+
+def learner(recipe: Recipe, seed: int, whole: Transformer) -> Transformer:
+    """What a stage trains: the model itself, or adapters beside it."""
+    if not recipe.lora.rank:
+        return whole
+    torch.manual_seed(seed)
+    return AdaptedTransformer(whole.requires_grad_(False), recipe.lora)
+
+
+def learnt(model: Transformer, whole: Transformer) -> Transformer:
+    """The model that a stage leaves: an ordinary one, with what the adapters learnt in its weights."""
+    return model.merged(whole) if isinstance(model, AdaptedTransformer) else model
 
 
 def learn(
@@ -239,8 +249,11 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Train
         planned = StepPlan(steps, 0.0, threading, fused=run.backend is not TORCH)
     else:
         fits = fitting_steps(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
-        if stage == "pretrain" and isinstance(run.options, RunOptions):
-            fits = fits.longer(_spare(run, fits))
+        if stage == "pretrain" and isinstance(run.options, RunOptions) and not run.record.done("finetune"):
+            # what fine-tuning will not need of its share, a row of either stage taking as long
+            lesson, a_row = run.recipe.finetune, fits.seconds / fits.steps / run.recipe.pretrain.rows
+            needed = enough_steps(run, "finetune") * (lesson.rows + lesson.rehearsal_rows) * a_row
+            fits = fits.longer(max(0.0, seconds_for(run, "finetune") - needed))
         planned = fits.at_most(enough_steps(run, stage))
         if planned.steps < fits.steps and stage == "pretrain":
             spared = fits.seconds - planned.seconds  # time that nothing is to be learnt in is not taken
@@ -265,15 +278,6 @@ def enough_steps(run: Run, stage: str) -> int:
     if stage == "pretrain" and task.tokens:
         return math.ceil(recipe.pretrain.passes * task.tokens / (recipe.pretrain.rows * recipe.model.window))
     return sys.maxsize
-
-
-def _spare(run: Run, pretraining: StepPlan) -> float:
-    """Seconds of fine-tuning's share that it will not need, a row of either stage taking as long."""
-    if run.record.done("finetune"):
-        return 0.0
-    most, lesson = enough_steps(run, "finetune"), run.recipe.finetune
-    a_row = pretraining.seconds / pretraining.steps / run.recipe.pretrain.rows
-    return max(0.0, seconds_for(run, "finetune") - most * (lesson.rows + lesson.rehearsal_rows) * a_row)
 
 
 def precision_of(run: Run, stage: str) -> Precision:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from klype.data.pools import STEPS, PoolSettings
 from klype.examine.examination import Examined, Meters, draw, examine
 from klype.examine.facts import DataFacts, NextFacts, StageName, Text, TextFacts
 from klype.examine.recorder import Shape
@@ -22,8 +24,6 @@ from klype.values import Batch, Batches, Figure, Question, Ranking, Trace, Verdi
 
 Asked = Callable[[int], Question]  # question i of the training side, a pure function of i
 
-Judge = Callable[[Question, str, bool], Verdict]  # question, answer, finished → what the annotator thinks
-
 
 class Task(Protocol):
     """Everything that differs between the world and own text. Made once a run, from recipe and seed."""
@@ -32,18 +32,21 @@ class Task(Protocol):
     seed: int
     chat: Chat
     held_out: list[Question]  # none of these is in fine-tuning
-    tokens: int | None  # of the text to pre-train on; None: it has no end
-    examples: int | None  # to fine-tune on; None: as many as are asked for
+    held_out_fixed: Sequence[Question] = ()  # about what is always true
+    tokens: int | None = None  # of the text to pre-train on; None: it has no end
+    examples: int | None = None  # to fine-tune on; None: as many as are asked for
     annotator: Text
     annotator_name: str
     judge_name: str
+    deciding: Judging | None = None  # who says what is right, where that can err
+    reader: Callable[[Question], Reader] | None = None  # the truth of a question's answers, where it is known
 
     def pretraining(self, steps: int, background: bool) -> Batches: ...
 
     def watched(self, stage: str) -> list[Batch]:
         """What a model is measured on while a stage trains it, in the stage's micro-batches; none where nothing is met
         twice, or too little is held out. No answers of ``held_out``: what the examination asks chooses no weights."""
-        ...
+        return []
 
     def late(self, steps: int) -> dict[str, Any]:
         """A state of ``pretraining(steps)`` near its end."""
@@ -55,7 +58,14 @@ class Task(Protocol):
         """Pre-training text, ``rows`` a step in ``pieces`` micro-batches; its state is the number of the next one."""
         ...
 
-    def questions(self, part: int) -> Asked: ...
+    def pools(self, rows: int, pieces: int) -> PoolSettings:
+        """Of padded batches: ``rows`` a step, in ``pieces`` micro-batches."""
+        pad = self.chat.tokenizer.pad
+        return PoolSettings(max(1, rows // pieces), STEPS * pieces, pieces, pad=pad, seed=self.seed)
+
+    def questions(self, part: int) -> Asked:
+        """The training side's, endless: for ranking and alignment. ``part`` keeps stages apart."""
+        ...
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict: ...
 
@@ -65,9 +75,12 @@ class Task(Protocol):
 
     def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]: ...
 
-    def given_rankings(self) -> list[Ranking]: ...
+    def given_rankings(self) -> list[Ranking]:
+        return []
 
-    def before_finetuning(self, model: Transformer) -> None: ...
+    def before_finetuning(self, model: Transformer) -> None:
+        """What the chat's marks are known to stand for in plain text is put into the model."""
+        return
 
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
         """What the model knows of plain text: against the truth, or in bits per byte."""
@@ -75,31 +88,28 @@ class Task(Protocol):
 
     def next_words(self, model: Transformer) -> list[NextFacts]: ...
 
-    @property
-    def deciding(self) -> Judging | None:
-        """Who says what is right, where that can err."""
-        ...
-
-    @property
-    def reader(self) -> Callable[[Question], Reader] | None:
-        """The truth of a question's answers, token by token; None where nobody knows it."""
-        ...
-
     def asked_apart(self, model: StageName) -> Mapping[str, Sequence[Question]]:
         """Further questions of which it is told how many answers are right, by the name of that figure."""
         ...
 
-    def yardsticks(self) -> TextFacts | None: ...
+    def yardsticks(self) -> TextFacts | None:
+        return None
 
     def data(self) -> list[DataFacts]: ...
 
-    def notes(self) -> list[Text]: ...
+    def notes(self) -> list[Text]:
+        return []
 
     def speak(self, model: Transformer, trained: str) -> str:
         """A line of what the model says now, for the one who waits."""
         ...
 
-    def save_inputs(self, folder: Path) -> None: ...
+    def save_inputs(self, folder: Path) -> None:
+        """questions.jsonl: the held-out questions, and those of what is always true behind them."""
+        kept = (*self.held_out, *self.held_out_fixed)
+        rows = [{k: v for k, v in asdict(q).items() if v not in ("", (), {})} for q in kept]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "questions.jsonl").write_text(text, encoding="utf-8")
 
 
 LEAST = 400  # questions, however short the time

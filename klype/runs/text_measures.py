@@ -24,7 +24,7 @@ from klype.examine.evidence import Answered, Evidence
 from klype.examine.facts import AnswerFacts, NextFacts, NextTokenFacts, TemperatureFacts, TextFacts
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
-from klype.examine.repetition import Copied, Index, copied
+from klype.examine.repetition import Index, copied
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ FEW_BYTES = 60_000
 WRITTEN, BEGUN = 60, 8  # words: free writing, and its beginning
 HOT_PLACES = 30
 PLACES = 80  # beginnings that are gone on from
+FIGURES = ("repetition", "distinct", "same_text")  # of free writing at each temperature
 
 
 @torch.inference_mode()
@@ -128,36 +129,31 @@ class TextMeasures:
 
     def by_heart(self, model: Transformer, answers: Sequence[str], seed: int, temperature: float) -> dict[str, Any]:
         """What the model writes freely, its answers, and held-out text itself: how much stands in what was read."""
-        index = Index(d.text for d in self._train)
+        index, sampling = Index(d.text for d in self._train), Sampling(temperature=temperature)
         places = range(min(PLACES, len(self._held_out)))
-        starts = [self.beginning(BEGUN, place) for place in places]
-        requests = [
-            Request(
-                tuple(self._prompt(start)),
-                limit=max(1, min(2 * WRITTEN, self._window - len(self._prompt(start)))),
-                sampling=Sampling(temperature=temperature),
-                seed=draw_seed(seed, start, temperature),
-                stop=self._tokenizer.ends,
-            )
-            for place, start in zip(places, starts, strict=True)
-        ]
-        engine = Engine(model, decode_bytes=self._tokenizer.token_bytes)
-        written = [self._tokenizer.decode_answer(traces[0].tokens) for traces in engine.run(requests)]
-        own = [" ".join(self._held_out[p].text.split(" ")[BEGUN : BEGUN + WRITTEN]) for p in places]
-        found = {
-            name: _shares(texts, index) for name, texts in (("free", written), ("held_out", own), ("answers", answers))
+        requests = []
+        for start in (self.beginning(BEGUN, place) for place in places):
+            prompt, noise = self._prompt(start), draw_seed(seed, start, temperature)
+            limit = max(1, min(2 * WRITTEN, self._window - len(prompt)))
+            requests.append(Request(tuple(prompt), 1, limit, sampling, noise, stop=self._tokenizer.ends))
+        traces = Engine(model, decode_bytes=self._tokenizer.token_bytes).run(requests)
+        texts = {
+            "free": [self._tokenizer.decode_answer(trace.tokens) for (trace,) in traces],
+            "held_out": [" ".join(self._held_out[p].text.split(" ")[BEGUN : BEGUN + WRITTEN]) for p in places],
+            "answers": answers,
         }
-        runs = [run for name in ("free", "answers") for run in found[name][1]]
-        longest = max(runs, key=lambda run: run.longest, default=None)
-        facts: dict[str, Any] = {name: figure.json() for name, (figure, _) in found.items() if figure.value is not None}
+        # texts too short to tell are left out
+        runs = {k: [(i, run) for i, t in enumerate(of) if (run := copied(t, index))] for k, of in texts.items()}
+        shares = {
+            name: mean_by_question([run.share for _, run in of], [str(i) for i, _ in of], "share of words")
+            for name, of in runs.items()
+        }
+        facts: dict[str, Any] = {name: figure.json() for name, figure in shares.items() if figure.value is not None}
         if "free" not in facts or "held_out" not in facts:
             return {}
-        out: dict[str, Any] = {
-            "copied": {**facts, "longest": longest.longest if longest else 0, "temperature": temperature}
-        }
-        if longest is not None and longest.longest:
-            out["copied_example"] = longest.text
-        return out
+        longest = max((run for name in ("free", "answers") for _, run in runs[name]), key=lambda run: run.longest)
+        out: dict[str, Any] = {"copied": {**facts, "longest": longest.longest, "temperature": temperature}}
+        return {**out, "copied_example": longest.text} if longest.longest else out
 
     def temperatures(
         self, model: Transformer, temperatures: Sequence[float], is_word: Callable[[str], bool], seed: int
@@ -180,9 +176,8 @@ class TextMeasures:
                 for t in traces
             ]
             figures = measure(Evidence(answered))
-            kept = ("repetition", "distinct", "same_text")
-            shown: dict[str, Any] = {name: f.json() for name, f in figures.items() if name in kept}
-            shown["real_words"] = _real(answered, is_word).json()
+            shown: dict[str, Any] = {k: figures[k].json() for k in figures if k in FIGURES}
+            shown["real_words"] = real_words(answered, is_word).json()
             samples = [self._written(trace) for trace in groups[0]]
             rows.append({"temperature": temperature, "figures": shown, "samples": samples})
         return rows
@@ -200,7 +195,7 @@ class TextMeasures:
         return tokens[: max(1, self._window - 1)]
 
 
-def _real(answered: Sequence[Answered], is_word: Callable[[str], bool]) -> Figure:
+def real_words(answered: Sequence[Answered], is_word: Callable[[str], bool]) -> Figure:
     """The share of words that are words, punctuation and the last (which may be cut) apart."""
     found: list[tuple[str, float]] = []
     for answer in answered:
@@ -208,10 +203,3 @@ def _real(answered: Sequence[Answered], is_word: Callable[[str], bool]) -> Figur
         if told:
             found.append((answer.question, sum(map(is_word, told)) / len(told)))
     return mean_by_question([share for _, share in found], [name for name, _ in found], "share of words")
-
-
-def _shares(texts: Sequence[str], index: Index) -> tuple[Figure, list[Copied]]:
-    """The share of words in runs that stand in a training text; texts too short to tell are left out."""
-    found = [(str(i), run) for i, text in enumerate(texts) if (run := copied(text, index)) is not None]
-    runs = [run for _, run in found]
-    return mean_by_question([run.share for run in runs], [name for name, _ in found], "share of words"), runs

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from klype.data.batches import PackedBatches, conversation_batches, fit, once
 from klype.data.documents import Documents, is_sampled, sampled_from, training_shards
-from klype.data.pools import STEPS, Example, PoolSettings
+from klype.data.pools import Example
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.seeds import mix
@@ -26,13 +24,15 @@ from klype.judge.same import Rules
 from klype.judge.text import normalise
 from klype.model.transformer import Transformer
 from klype.runs import material
-from klype.runs.dictionary import JUDGE, TASTE, DictionaryExam, WellFormed, is_right
+from klype.runs.dictionary import JUDGE, DictionaryExam, WellFormed, is_right
 from klype.runs.options import InputOptions, StageOptions
 from klype.runs.recipe import Recipe
+from klype.runs.task import Asked, Task
 from klype.runs.text_measures import TextMeasures
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
+from klype.words import in_all_languages, words
 
 TASKS = 3000
 WINDOWS = 16  # of held-out text that are looked at while a model learns
@@ -41,28 +41,14 @@ WATCHED_SHARE = 0.2  # of the held-out questions, at most
 OVERLAP = "a stated rule: whole, short, not repetitive, on the question's words"
 EXAMPLES = 3  # answers to one question that are learnt from
 POLITE = re.compile(r"^(takk|gjerne|så hyggelig|thank|gladly|how nice|of course|sure|certainly|selvfølgelig)", re.I)
-RULE: Text = {
-    "en": "simulated by a rule: answers that are whole, short, not repetitive, and share words with the question or "
-    "its reference",
-    "nb": "simulert etter en regel: svar som er hele, korte, uten gjentakelser, og som deler ord med spørsmålet eller "
-    "fasiten",
-}
-MADE: Text = {
-    "en": "No instructions were given: the questions were made from the text itself (what comes next, which word is "
-    "missing), and an answer counts as right when it says what the text says.",
-    "nb": "Ingen instruksjoner ble gitt: Spørsmålene er laget av teksten selv (hva kommer nå, hvilket ord mangler), og "
-    "et svar regnes som riktig når det sier det samme som teksten.",
-}
 
 
-class TextTask:
+class TextTask(Task):
     """Own text in blocks or files, instructions given or made from it, preferences given or a stated rule.
 
     ``exam`` is there when a dictionary is part of the text. ``held_out``: questions never learnt from. ``known``:
     hashes of files that have been computed.
     """
-
-    reader = None  # nobody knows the truth of somebody's own text
 
     def __init__(
         self,
@@ -90,33 +76,31 @@ class TextTask:
         self._notes = list(self._material.notes)
         self._learnt, self._conversations, kept = self._exercises()
         self._watched, self.held_out = _watched(kept)
-        self.examples: int | None = len(self._conversations)
+        self.examples = len(self._conversations)
         self._rankings = self._preferences()
         dictionary = self._material.dictionary
         asked = [q for q in self._learnt if "kind" in q.extra]
         self.exam = DictionaryExam(dictionary, asked, self._split.train, seed) if dictionary is not None else None
         self.deciding = None if self.exam else Rules()
         self.judge_name = JUDGE if self.deciding is None else self.deciding.name
-        self.annotator_name = TASTE["en"] if self.exam else OVERLAP
+        kind = "rows" if self._rankings else "dictionary" if self.exam else "rule"
         rows = str(options.preferences or options.data)
-        given: Text = {"en": f"the rows of {rows}", "nb": f"radene i {rows}"}
-        self.annotator: Text = given if self._rankings else TASTE if self.exam else RULE
+        self.annotator = in_all_languages("run", f"annotator.{kind}", rows=rows)
+        self.annotator_name = words("en", "run")("annotator.dictionary") if self.exam else OVERLAP
         self.measures = TextMeasures(self._split, self.chat.tokenizer, recipe.model.window)
-        self._train_shards = self._tokens(self._split.train) if self._material.share == 1 else self._sharded()
-        self.tokens: int | None = int(self._train_shards.lengths.sum())
+        if self._material.share == 1:
+            self._train_shards = self._tokens(self._split.train)
+        else:  # memory does not hold all of the text: from shards in the run's folder, and the dictionary's articles
+            assert options.out is not None
+            shards = training_shards(self._material.texts(), tokenizer, options.out / "tokens" / "train")
+            articles = dictionary.documents(held_out=False) if dictionary else []
+            self._train_shards = shards.followed_by(self._tokens(articles)) if dictionary else shards
+        self.tokens = int(self._train_shards.lengths.sum())
 
     # input
 
     def _tokens(self, documents: Sequence[TextDocument]) -> Documents:
         return Documents.of(self.chat.tokenizer.encode_documents([d.text for d in documents]))
-
-    def _sharded(self) -> Documents:
-        """All of a text that memory does not hold, from shards in the run's folder; and the dictionary's articles."""
-        assert self.options.out is not None
-        place = self.options.out / "tokens" / "train"
-        shards = training_shards(self._material.texts(), self.chat.tokenizer, place)
-        dictionary = self._material.dictionary
-        return shards.followed_by(self._tokens(dictionary.documents(held_out=False))) if dictionary else shards
 
     def _exercises(self) -> tuple[list[Question], list[Conversation], list[Question]]:
         """Questions and conversations to learn from, and questions held out; too long ones are left out and counted."""
@@ -129,7 +113,7 @@ class TextTask:
                     return [], [], []
                 raise
             rows = [task.messages for tasks in made for task in tasks]
-            self._notes.append(MADE)
+            self._notes.append(in_all_languages("run", "note.made"))
         learnt: list[Question] = []
         taught: list[Conversation] = []
         kept: list[Question] = []
@@ -154,13 +138,8 @@ class TextTask:
                 "Give twenty or more, or a recipe with a larger model.window.",
             )
         if too_long:
-            self._notes.append(
-                {
-                    "en": f"{too_long} instructions were longer than the model's window and left out.",
-                    "nb": f"{too_long} instruksjoner var lengre enn modellens vindu og ble utelatt.",
-                }
-            )
-        self._tell_omitted(taught, {"en": "instructions", "nb": "instruksjoner"})
+            self._notes.append(in_all_languages("run", "note.too_long", n=too_long))
+        self._tell_omitted(taught, "instructions")
         random.Random(self.seed).shuffle(kept)
         return learnt, taught, kept
 
@@ -183,21 +162,14 @@ class TextTask:
             raise KlypeError(
                 f"No preference in {self.options.preferences or self.options.data} fits the model's window."
             )
-        self._tell_omitted([r.question.messages() for r in fitting], {"en": "preferences", "nb": "preferanser"})
+        self._tell_omitted([r.question.messages() for r in fitting], "preferences")
         return fitting
 
-    def _tell_omitted(self, conversations: Sequence[Conversation], named: Mapping[str, str]) -> None:
+    def _tell_omitted(self, conversations: Sequence[Conversation], what: str) -> None:
         """klype's own template writes every message; a foreign model's may not."""
         omitted = sum(map(self.chat.omits, conversations)) if self.chat.template != TEMPLATE else 0
         if omitted:
-            self._notes.append(
-                {
-                    "en": f"{omitted:,} {named['en']} have a system prompt or turns that the model's chat template "
-                    "leaves out.",
-                    "nb": f"{omitted} {named['nb']} har en systemmelding eller replikker som modellens samtalemal "
-                    "utelater.",
-                }
-            )
+            self._notes.append(in_all_languages("run", f"note.omitted_{what}", n=omitted))
 
     # data
 
@@ -210,7 +182,7 @@ class TextTask:
         rows = lesson.micro_rows
         if stage != "pretrain":
             examples = [self._example(q.messages(q.answers[0])) for q in self._watched]
-            return once(examples, self._pools(rows, 1))
+            return once(examples, self.pools(rows, 1))
         documents = self._tokens(self._split.held_out)
         if documents.lengths.max(initial=0) < 2:
             return []
@@ -223,21 +195,18 @@ class TextTask:
 
     def finetuning(self, background: bool) -> Batches:
         examples = [self._example(conversation) for conversation in self._conversations]
-        lesson, pieces = self.recipe.finetune, self.recipe.finetune.training.micro_batches
-        return conversation_batches(examples, self._pools(lesson.micro_rows, STEPS * pieces, pieces))
+        lesson = self.recipe.finetune
+        return conversation_batches(examples, self.pools(lesson.rows, lesson.training.micro_batches))
 
     def _example(self, conversation: Conversation) -> Example:
         ids, learnt = self.chat.conversation(conversation)
         return fit((ids, [float(x) for x in learnt]), self.recipe.model.window)
 
-    def _pools(self, rows: int, batches: int, pieces: int = 1) -> PoolSettings:
-        return PoolSettings(rows, batches, pad=self.chat.tokenizer.pad, seed=self.seed, pieces=pieces)
-
     def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
         return _ByPosition(self._train_shards, max(1, rows // pieces), self.recipe.model.window // 2, mix(self.seed, 3))
 
-    def questions(self, part: int) -> _Asked:
-        return _Asked(self._learnt, part)
+    def questions(self, part: int) -> Asked:
+        return lambda index: self._learnt[mix(index, part) % len(self._learnt)]
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
         """Right: what the reference says. The score rewards what the rule says, and nothing else."""
@@ -273,9 +242,6 @@ class TextTask:
     def given_rankings(self) -> list[Ranking]:
         return self._rankings
 
-    def before_finetuning(self, model: Transformer) -> None:
-        """Nothing in plain text stands for the chat's marks."""
-
     # measures
 
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
@@ -308,14 +274,8 @@ class TextTask:
         return sorted({language(d.text) for d in some})
 
     def notes(self) -> list[Text]:
-        skipped: list[Text] = []
-        if self._bad.count:
-            skipped.append(
-                {
-                    "en": f"{self._bad.count} bad rows were skipped; the first: {self._bad.shown[0]}",
-                    "nb": f"{self._bad.count} ødelagte rader ble hoppet over; den første: {self._bad.shown[0]}",
-                }
-            )
+        bad = self._bad
+        skipped = [in_all_languages("run", "note.skipped", n=bad.count, first=bad.shown[0])] if bad.count else []
         return [*self._notes, *skipped]
 
     def speak(self, model: Transformer, trained: str) -> str:
@@ -329,11 +289,6 @@ class TextTask:
         request = Request(tuple(prompt), limit=30, sampling=Sampling(temperature=0.7), stop=stop)
         trace = Engine(model).run([request])[0][0]
         return " ".join(f"{start} … {tokenizer.decode(trace.tokens)}".split())
-
-    def save_inputs(self, folder: Path) -> None:
-        rows = [{k: v for k, v in asdict(q).items() if v not in ("", (), {})} for q in self.held_out]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / "questions.jsonl").write_text(text, encoding="utf-8")
 
 
 def _watched(held_out: Sequence[Question]) -> tuple[list[Question], list[Question]]:
@@ -360,16 +315,6 @@ def _question(conversation: Conversation) -> Question:
         answers=(conversation[answer]["content"],),
         extra={"before": before} if before else {},
     )
-
-
-class _Asked:
-    """The questions of the training side, in a seeded order, endlessly."""
-
-    def __init__(self, questions: Sequence[Question], part: int) -> None:
-        self._questions, self._part = questions, part
-
-    def __call__(self, index: int) -> Question:
-        return self._questions[mix(index, self._part) % len(self._questions)]
 
 
 class _ByPosition:

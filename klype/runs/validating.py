@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,22 +42,23 @@ class BestWeights:
 
     def save(self, step: int) -> None:
         """Makes what was kept at this step durable, once. KlypeError when the disk says no."""
-        if self._kept is None:
-            return
+        kept, file = self._kept, self._file(step)
+
+        def write() -> None:
+            if kept is None or not parallel.is_first() or file.exists():
+                return
+            self._folder.mkdir(parents=True, exist_ok=True)
+            durable.write(file, save({k: v.contiguous() for k, v in kept.items()}))
+            by_step = lambda file: int(file.stem.removeprefix("best-"))  # after a million, names are not in this order
+            for old in sorted(self._folder.glob(FILES), key=by_step)[:-2]:
+                old.unlink()
+
         try:
-            parallel.together(partial(self._write, self._file(step), self._kept))
+            parallel.together(write)
         except OSError as error:
             raise KlypeError(
-                f"{self._file(step)} cannot be written: {error.strerror or error}.", "Make room, then --resume."
+                f"{file} cannot be written: {error.strerror or error}.", "Make room, then --resume."
             ) from error
-
-    def _write(self, file: Path, kept: dict[str, torch.Tensor]) -> None:
-        if not parallel.is_first() or file.exists():
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        durable.write(file, save({k: v.contiguous() for k, v in kept.items()}))
-        for old in sorted(self._folder.glob(FILES), key=_step)[:-2]:
-            old.unlink()
 
     def restore(self, step: int, again: str) -> None:
         """The model is what it was at this step, on every process. KlypeError (with what to do then) when a resumed
@@ -80,11 +80,6 @@ class BestWeights:
 
     def _file(self, step: int) -> Path:
         return self._folder / FILES.replace("*", f"{step:06d}")
-
-
-def _step(file: Path) -> int:
-    """By number, for after a million steps names are not in that order."""
-    return int(file.stem.removeprefix("best-"))
 
 
 LOOKS, SECONDS = 10, 6.0  # looks in all; seconds of training between two, at least
@@ -177,26 +172,21 @@ class Validation:
         self._validated = ValidatedBatches(batches, self._held_out, partial(cross_entropy, model), often, best)
         return self._validated
 
-    @contextmanager
-    def finished(self, note: Callable[[str], None]) -> Iterator[dict[str, float]]:
-        """The model has its best weights, which is told; within, they are to be kept. ``validation``: their loss."""
-        validated = self._validated
-        if validated is None:
-            yield {}
-            return
-        # shards have been put together
-        validated.measure, validated.best.weights = (
-            partial(cross_entropy, self._whole),
-            partial(weights_of, self._whole),
-        )
+    def finish(self, note: Callable[[str], None]) -> dict[str, float]:
+        """The model gets its best weights, which is told. ``validation``: their loss."""
+        if (validated := self._validated) is None:
+            return {}
+        self.on_ready(partial(cross_entropy, self._whole), partial(weights_of, self._whole))  # shards are together
         back = validated.finish()
         drawn, loss = validated.kept or validated.seen[-1]
-        step = drawn // self._micro_batches
-        kept = f"; the weights of step {step}, the best, are kept" if back else ""
+        kept = f"; the weights of step {drawn // self._micro_batches}, the best, are kept" if back else ""
         note(f"On held-out {self._what}: {loss:.3f} nats per token{kept}.")
-        yield {"validation": loss}
-        if parallel.is_first():
-            validated.best.forget()  # nothing is left to resume
+        return {"validation": loss}
+
+    def forget(self) -> None:
+        """Nothing is left to resume."""
+        if self._validated is not None and parallel.is_first():
+            self._validated.best.forget()
 
 
 def every(steps: int, seconds: float) -> int:

@@ -3,76 +3,43 @@
 from __future__ import annotations
 
 import gc
-import json
 import random
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
 from klype.data.batches import PaddedBatches
-from klype.data.pools import BLOCK, STEPS, Example, PoolSettings
+from klype.data.pools import BLOCK, STEPS, Example
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
-from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, StageName, Text, TextFacts
+from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, StageName
 from klype.examine.intervals import mean_by_question
 from klype.examine.truth import Read, Reader, point, s_and_kl
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
+from klype.runs.task import Asked, Task
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
-from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
+from klype.values import Batches, Figure, Question, Request, Sampling, Verdict
+from klype.words import in_all_languages
 from klype.world import Filter, Spellings, TokenFilter, World, WorldDocument
 from klype.world.world import ATTACHED
 
-TASTE: Text = {
-    "en": "simulated: likes right, polite and short answers; swaps neighbours now and then",
-    "nb": "simulert: liker riktige, høflige og korte svar; bytter om på naboer av og til",
-}
-SHOWN = {"nb": "Jeg gikk en tur på", "en": "I walked on the"}
+SHOWN = ("Jeg gikk en tur på", "I walked on the")
+T = TypeVar("T")
 
 
-class _Retrievals:
-    """Texts with their questions, two at a time, one for each manner of answering. They are dear to make, and kept: all
-    models of a run are asked the same."""
+class _Kept(Generic[T]):
+    """The first values of an endless iterator that are dear to make, kept: all models of a run are asked the same."""
 
-    def __init__(self, world: World, seed: int, hard: bool) -> None:
-        self._world, self._rng, self._hard = world, random.Random(seed), hard
-        self._made: list[tuple[str, Question]] = []
+    def __init__(self, endless: Iterator[T]) -> None:
+        self._endless, self._made = endless, list[T]()
 
-    def first(self, n: int) -> list[tuple[str, Question]]:
-        while len(self._made) < 2 * n:
-            manners: tuple[Literal["bare", "sentence"], ...] = ("bare", "sentence")
-            self._made += [self._world.retrieval(self._rng, manner, self._hard) for manner in manners]
-        return self._made[: 2 * n]
-
-
-class _Reading:
-    """Documents drawn from the language, with stories that no stage has read, and the truth before every token: dear to
-    make, and kept."""
-
-    def __init__(self, world: World, spellings: Spellings, lesson: WorldSamples, seed: int) -> None:
-        self._world, self._spellings, self._lesson, self._rng = world, spellings, lesson, random.Random(seed)
-        self._made: list[Read] = []
-
-    def first(self, n: int) -> list[Read]:
-        collects = gc.isenabled()
-        gc.disable()  # nothing here is garbage, and to look through all that is remembered takes half of the time
-        try:
-            while len(self._made) < n:
-                document = self._world.document(self._rng, heldout=True)
-                tokens, _ = self._lesson.example(document)
-                truth = TokenFilter(self._world.filter(), self._spellings)
-                following = []
-                for token in tokens[1:]:
-                    following.append(truth.next())
-                    truth.push(token)
-                self._made.append(Read.of(tokens, following, len(document.words) + 1))
-        finally:
-            if collects:
-                gc.enable()
+    def first(self, n: int) -> list[T]:
+        self._made += islice(self._endless, max(0, n - len(self._made)))
         return self._made[:n]
 
 
@@ -91,17 +58,15 @@ def _different(draw: Callable[[], Question], n: int) -> list[Question]:
     return list(found.values())
 
 
-class WorldTask:
-    """Documents without end, questions with known answers, an annotator with stated tastes."""
+class WorldTask(Task):
+    """Documents without end, questions with known answers, an annotator with stated tastes, a grammar that does not
+    err. Every document and question is new: the loss says as much as one on held-out ones."""
 
-    tokens: int | None = None
-    examples: int | None = None
     annotator_name = "likes right, polite and short answers"
     judge_name = "the world's grammar"
-    deciding = None  # the grammar does not err
 
     def __init__(self, recipe: Recipe, seed: int, tokenizer: Tokenizer | None = None) -> None:
-        self.recipe, self.seed, self.annotator = recipe, seed, TASTE
+        self.recipe, self.seed, self.annotator = recipe, seed, in_all_languages("run", "annotator.world")
         self.world = World(recipe.world)
         if tokenizer is None:
             rng = random.Random(mix(seed, 0, 2))
@@ -109,12 +74,14 @@ class WorldTask:
             every_word = " ".join(self.world.words)  # so that the rarest has its token too
             tokenizer = Tokenizer.train([*texts, " " + every_word], recipe.tokenizer.size, TEMPLATE)
         self.chat = Chat(tokenizer)
-        self.spellings = spell(self.world, self.chat)
+        attached = "".join(sorted(ATTACHED))
+        self.spellings = Spellings(self.world.words, tokenizer.encode, tokenizer.end, attached)
         rng = random.Random(mix(seed, 0, 1))
-        self._retrievals = {hard: _Retrievals(self.world, mix(seed, int(hard), 7), hard) for hard in (True, False)}
-        self._reading = _Reading(self.world, self.spellings, self._documents(0), mix(seed, 0, 6))
+        self._retrievals = {hard: _Kept(self._stories(hard)) for hard in (True, False)}
+        self._documents_read = _Kept(self._reading())
         most = max(recipe.examine.questions, recipe.rank.held_out)
         self.held_out = _different(lambda: self.world.question(rng, heldout=True, fixed=False), most)
+        self.reader = lambda question: Reader(lambda: TokenFilter(self.world.filter("chat", question), self.spellings))
         self.held_out_fixed = _different(lambda: self.world.question(rng, heldout=True, fixed=True), FIXED_ASKED)
 
     # data
@@ -132,14 +99,10 @@ class WorldTask:
 
     def pretraining(self, steps: int, background: bool) -> Batches:
         lesson = self.recipe.pretrain
-        pools = replace(self._pools(lesson.rows, lesson.training.micro_batches), passes=lesson.passes)
+        pools = replace(self.pools(lesson.rows, lesson.training.micro_batches), passes=lesson.passes)
         examples = pools.distinct(-(-steps // STEPS))
         documents = self._documents(0, int(lesson.plain * examples), int(lesson.easy * examples))
         return PaddedBatches(documents, pools, background)
-
-    def watched(self, stage: str) -> list[Batch]:
-        """Every document and question is new: the loss says as much."""
-        return []
 
     def late(self, steps: int) -> dict[str, Any]:
         whole = BLOCK * self.recipe.pretrain.passes  # documents are made when a block begins
@@ -149,18 +112,13 @@ class WorldTask:
     def finetuning(self, background: bool) -> Batches:
         turns = Turns(self.world, self.chat, mix(self.seed, 0, 4))
         lesson = self.recipe.finetune
-        return PaddedBatches(turns, self._pools(lesson.rows, lesson.training.micro_batches), background)
+        return PaddedBatches(turns, self.pools(lesson.rows, lesson.training.micro_batches), background)
 
     def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
-        return PaddedBatches(self._documents(1), self._pools(rows, pieces))
+        return PaddedBatches(self._documents(1), self.pools(rows, pieces))
 
-    def _pools(self, rows: int, pieces: int) -> PoolSettings:
-        """``rows`` a step, in ``pieces`` micro-batches."""
-        pad = self.chat.tokenizer.pad
-        return PoolSettings(max(1, rows // pieces), batches=STEPS * pieces, pieces=pieces, pad=pad, seed=self.seed)
-
-    def questions(self, part: int) -> Questions:
-        return Questions(self.world, self.seed, 20 + part)
+    def questions(self, part: int) -> Asked:
+        return lambda index: self.world.question(random.Random(mix(self.seed, index, 20 + part)))
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
         return self.world.judge(question, answer, finished)
@@ -172,9 +130,6 @@ class WorldTask:
         rng = random.Random(mix(self.seed, seed, 5))
         return [self.world.answer(question, "wrong", rng) for _ in range(n)]
 
-    def given_rankings(self) -> list[Ranking]:
-        return []
-
     @torch.no_grad()
     def before_finetuning(self, model: Transformer) -> None:
         """The chat's marks start as what they stand for in plain text: a new text, and the dash before an answer."""
@@ -185,9 +140,34 @@ class WorldTask:
 
     # measures
 
+    def _stories(self, hard: bool) -> Iterator[tuple[str, Question]]:
+        """Texts with their questions, two at a time, one for each manner of answering."""
+        rng = random.Random(mix(self.seed, int(hard), 7))
+        while True:
+            yield self.world.retrieval(rng, "bare", hard)
+            yield self.world.retrieval(rng, "sentence", hard)
+
+    def _reading(self) -> Iterator[Read]:
+        """Documents drawn from the language, with stories that no stage has read, and the truth before every token."""
+        rng, samples = random.Random(mix(self.seed, 0, 6)), self._documents(0)
+        while True:
+            document = self.world.document(rng, heldout=True)
+            tokens, _ = samples.example(document)
+            truth, following = TokenFilter(self.world.filter(), self.spellings), []
+            for token in tokens[1:]:
+                following.append(truth.next())
+                truth.push(token)
+            yield Read.of(tokens, following, len(document.words) + 1)
+
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
         """S and KL(p‖q) on documents drawn from p, and retrieval from hard and ordinary stories told as plain text."""
-        documents = self._reading.first(max(1, self.recipe.examine.documents // (4 if few else 1)))
+        collects = gc.isenabled()
+        gc.disable()  # nothing here is garbage, and to look through all that is remembered takes half of the time
+        try:
+            documents = self._documents_read.first(max(1, self.recipe.examine.documents // (4 if few else 1)))
+        finally:
+            if collects:
+                gc.enable()
         with torch.inference_mode():
             tokens = (torch.tensor([d.tokens[:-1]], device=model.embed.weight.device) for d in documents)
             logp_DTV = [model(tokens_1T)[0].log_softmax(-1).cpu().numpy() for tokens_1T in tokens]
@@ -197,31 +177,18 @@ class WorldTask:
         return figures
 
     def _retrieval(self, model: Transformer, hard: bool, n: int) -> Figure:
-        tokenizer, asked = self.chat.tokenizer, self._retrievals[hard].first(n)
-        stop = tuple(self.spellings.of["."])
-        requests = [
-            Request(
-                tuple([tokenizer.begin, *tokenizer.encode(" " + text)]),
-                limit=30,
-                sampling=Sampling(temperature=0.0),
-                stop=stop,
-            )
-            for text, _ in asked
-        ]
-        answers = Engine(model).run(requests)
-        right = []
-        for (_, question), (trace,) in zip(asked, answers, strict=True):
-            right.append(
-                bool(self.world.judge(question, tokenizer.decode(trace.tokens).strip().removeprefix("–")).right)
-            )
-        return mean_by_question(
-            [float(r) for r in right], [str(i) for i in range(len(right))], "share", self.judge_name
-        )
+        tokenizer, asked = self.chat.tokenizer, self._retrievals[hard].first(2 * n)
+        cold, stop = Sampling(temperature=0.0), tuple(self.spellings.of["."])
+        prompts = [(tokenizer.begin, *tokenizer.encode(" " + text)) for text, _ in asked]
+        answers = Engine(model).run([Request(prompt, limit=30, sampling=cold, stop=stop) for prompt in prompts])
+        said = [tokenizer.decode(trace.tokens).strip().removeprefix("–") for (trace,) in answers]
+        right = [float(bool(self.world.judge(q, text).right)) for (_, q), text in zip(asked, said, strict=True)]
+        return mean_by_question(right, [str(i) for i in range(len(right))], "share", self.judge_name)
 
     def next_words(self, model: Transformer) -> list[NextFacts]:
         """The article's example and an English one: the model's bars beside the truth's."""
         out: list[NextFacts] = []
-        for text in SHOWN.values():
+        for text in SHOWN:
             words: Filter = self.world.filter()
             tokens = [self.chat.tokenizer.begin]
             for word in self.world.words_of(text):
@@ -250,27 +217,18 @@ class WorldTask:
             )
         return out
 
-    def reader(self, question: Question) -> Reader:
-        return Reader(lambda: TokenFilter(self.world.filter("chat", question), self.spellings))
-
-    def asked_apart(self, model: StageName) -> dict[str, list[Question]]:
+    def asked_apart(self, model: StageName) -> dict[str, Sequence[Question]]:
         """About what is always true, which the text has told often."""
         return {"right_fixed": self.held_out_fixed}
-
-    def yardsticks(self) -> TextFacts | None:
-        return None
 
     def data(self) -> list[DataFacts]:
         return [
             {
                 "name": f"klype's demo world ({len(self.world.words)} words)",
                 "licence": "Apache-2.0",
-                "attribution": {"en": "made by klype's own grammar", "nb": "laget av klypes egen grammatikk"},
+                "attribution": in_all_languages("run", "source.world"),
             }
         ]
-
-    def notes(self) -> list[Text]:
-        return []
 
     def speak(self, model: Transformer, trained: str) -> str:
         rng = random.Random(mix(self.seed, len(trained), 8))
@@ -285,22 +243,8 @@ class WorldTask:
         trace = Engine(model).run([request])[0][0]
         return f"{question.question} → {tokenizer.decode(trace.tokens).strip()}"
 
-    def save_inputs(self, folder: Path) -> None:
-        """questions.jsonl: the held-out questions about stories, and those of what is always true behind them."""
-        rows = [
-            {k: v for k, v in asdict(q).items() if v not in ("", ())} for q in (*self.held_out, *self.held_out_fixed)
-        ]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / "questions.jsonl").write_text(text, encoding="utf-8")
-
 
 # Endless lessons: example i is a pure function of i, so a place in them is one number.
-
-
-def spell(world: World, chat: Chat) -> Spellings:
-    """How the chat's tokenizer spells the world's words."""
-    tokenizer = chat.tokenizer
-    return Spellings(world.words, tokenizer.encode, tokenizer.end, "".join(sorted(ATTACHED)))
 
 
 @dataclass(frozen=True)
@@ -349,15 +293,3 @@ class Turns:
         answer = self.world.answer(question, manner, rng)
         ids, learnt = self.chat.conversation(question.messages(answer))
         return ids, [float(x) for x in learnt]
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Questions of the training side, endless: for ranking and alignment. ``part`` keeps stages apart."""
-
-    world: World
-    seed: int
-    part: int
-
-    def __call__(self, index: int) -> Question:
-        return self.world.question(random.Random(mix(self.seed, index, self.part)))

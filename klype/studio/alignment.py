@@ -17,8 +17,8 @@ from klype.examine.charts import Option, Panel, axis, line, lines, spikes
 from klype.examine.say import visible
 from klype.jsons import saved
 from klype.runs.folder import read_run
-from klype.runs.overview import planned_steps
 from klype.runs.provenance import read_questions
+from klype.runs.record import planned_steps
 from klype.studio.annotation import RankingStore, named
 from klype.studio.elements import (
     ProgressBar,

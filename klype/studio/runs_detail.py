@@ -17,8 +17,7 @@ from klype.examine.report import why_base
 from klype.examine.say import visible
 from klype.runs.folder import read_run
 from klype.runs.options import STAGES
-from klype.runs.overview import parameters, planned_steps, state_of
-from klype.runs.record import incomparable
+from klype.runs.record import incomparable, parameters, planned_steps, state_of
 from klype.sources.find import NEWEST_FIRST
 from klype.sources.opening import PATH, kind_of
 from klype.studio.elements import (

@@ -16,7 +16,7 @@ from klype.examine.say import Say, visible
 from klype.experiments.bias import report
 from klype.experiments.bias.experiment import BiasBoard
 from klype.runs.folder import RUNS
-from klype.runs.overview import QUIET_S
+from klype.runs.record import QUIET_S
 from klype.studio.elements import (
     GrowingPictures,
     ProgressBar,

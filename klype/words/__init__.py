@@ -89,6 +89,11 @@ def words(lang: str, catalogue: str = "cli") -> Words:
     return Words(lang, dict(_flatten(tomllib.loads(file.read_text(encoding="utf-8")))))
 
 
+def in_all_languages(catalogue: str, key: str, **values: object) -> dict[str, str]:
+    """A message of a catalogue by the code of the language that it is in."""
+    return {lang: words(lang, catalogue)(key, **values) for lang in LANGUAGES}
+
+
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for key, value in table.items():

@@ -94,7 +94,7 @@ def ranked(store: Store, terminal: Terminal, asked: RankOptions, run: Path | Non
     from klype.sources.opening import open_model
 
     if asked.from_ or asked.active:
-        from klype.runs.collecting import DrawSettings, draw_into, prioritise
+        from klype.runs.ranking import DrawSettings, draw_into, prioritise
 
         settings = DrawSettings(asked.temperature or (1.0,), asked.n, most=asked.steps, seed=asked.seed)
     for name in asked.from_:

@@ -29,7 +29,7 @@ def app() -> typer.Typer:
 
 def list_runs(terminal: Terminal, folder: Folder = Path("runs"), out: o.OutFile = None) -> None:
     """List the runs in a folder."""
-    from klype.runs.overview import overview
+    from klype.runs.record import overview
 
     found = [overview(place.parent) for place in sorted(folder.glob("*/run.json"))]
     if not terminal.as_json:

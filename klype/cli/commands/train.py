@@ -36,9 +36,7 @@ def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) ->
 
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
-    from klype.runs.checks import checked
-
-    checked(asked)
+    asked.check()
     from klype.train.rewards import as_settings, typed
 
     asked = replace(asked, overrides=(*as_settings(typed(reward)), *asked.overrides))
@@ -52,9 +50,7 @@ def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) ->
 
 def train_command(terminal: Terminal, asked: StageOptions) -> None:
     """Train one stage and save it as a checkpoint folder."""
-    from klype.runs.checks import checked
-
-    checked(asked)
+    asked.check()
     with working(asked.stage, asked, terminal) as (placed, say):
         from klype.runs import pipeline
 
@@ -85,15 +81,14 @@ def align_command(terminal: Terminal, asked: AlignmentOptions) -> None:
     with starting(terminal):
         from klype.config import make
         from klype.runs import folder
-        from klype.runs.checks import checked
-        from klype.runs.rounds import align_rounds, overrides
+        from klype.runs.pipeline import align_rounds, overrides
         from klype.train.rewards import typed
 
     how = (*overrides(asked.method, typed(asked.reward), asked.beta, asked.target_kl), *asked.overrides)
     common = {field.name: getattr(asked, field.name) for field in fields(WorkOptions)}
     common |= {"from_": asked.model, "steps": asked.steps, "minutes": asked.minutes, "overrides": how}
     stage = make(StageOptions, {**common, "stage": "align", "lang": terminal.lang})
-    checked(stage)
+    stage.check()
     with folder.chosen("align", asked.out, asked.resume, date.today()) as place, listener(terminal, asked.human) as say:
         document = align_rounds(replace(stage, out=place), asked.rounds, asked.taste, say)
     terminal.document(document)

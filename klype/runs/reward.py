@@ -1,0 +1,249 @@
+"""The reward: a model that imitates the annotator, how good it is on rankings that it has not seen, and functions."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from klype.errors import UsageError
+from klype.examine.calibration import bins, calibration_error
+from klype.examine.intervals import mean_by_question, ratio_of_means
+from klype.model.transformer import Transformer
+from klype.planner import StepBudget, StepPlan, ThreadConfig
+from klype.preferences.agreement import with_itself
+from klype.preferences.annotators import Scorer, rank_simulated, ranks
+from klype.runs import ranking
+from klype.runs.options import InputOptions, RunOptions
+from klype.runs.ranking import RankedSets
+from klype.runs.recipe import Recipe
+from klype.runs.record import Record
+from klype.runs.say import RunListener
+from klype.runs.stages import Run, seconds_for, session_of
+from klype.runs.task import Task
+from klype.train.policy import method
+from klype.train.preference import RankedAnswers, informative
+from klype.train.reward_model import ABOUT, RewardModel, bias_audit, fit_reward, pairs_by_ranking
+from klype.train.rewards import (
+    MODEL,
+    AnswerReward,
+    QuestionPrompt,
+    WeightedRewards,
+    by_model,
+    by_text,
+    digest,
+    load_function,
+)
+from klype.values import Figure, Question, Ranking, Reward
+from klype.words import percent
+
+SLACK = 1.5  # times its part of the time is what the reward model may take before it gets fewer steps
+
+
+def reward(run: Run) -> None:
+    """A model that imitates the annotator; how well is measured on questions it has not seen."""
+    trunk = run.model("finetune")
+    ranked = ranking.load(run.task, run.folder / "rank")
+    useful = informative(ranked.train)
+    fit = run.recipe.reward.fit
+    run.say.stage_start("reward", fit.steps)
+    seconds = seconds_for(run, "reward") if isinstance(run.options, RunOptions) else 0.0
+    known = StepPlan(fit.steps, SLACK * seconds, ThreadConfig()).json()
+    budget = StepBudget(known, time.perf_counter(), most=fit.steps)
+    model = budget.follow(
+        lambda: fit_reward(
+            trunk,
+            useful,
+            fit.model_copy(update={"steps": budget.plan.steps}),
+            run.folder / "reward",
+            session_of(run, "reward", None, None, budget),
+        )
+    )
+    run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
+    model.save(run.folder / "reward", {"annotator": ranked.annotator})
+    run.models.pop("reward")
+    run.record.content["reward"] = _examined(run, model, ranked)
+    accuracy = run.record.content["reward"]["pair_accuracy"]["value"]
+    share = "none" if accuracy is None else percent(accuracy, "en")
+    run.say.stage_end(f"agrees with the annotator on {share} of held-out pairs")
+
+
+def examined(run: Run) -> dict[str, Any]:
+    """The figures of the run's reward model, for a run that brought it along."""
+    model = RewardModel.load(run.folder / "reward", run.model("finetune"))
+    return _examined(run, model, ranking.load(run.task, run.folder / "rank"))
+
+
+def _examined(run: Run, model: RewardModel, ranked: ranking.RankedSets) -> dict[str, Any]:
+    figures = agreement(model, ranked, run.task, run.options.seed)
+    found: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
+    found |= judge_the_judge(model, ranked.held_out)
+
+    def score(question: Question, answer: str) -> float:
+        return run.task.judge(question, answer, True).score
+
+    return found | {"tau_ceiling": tau_ceiling(ranked.exact, ranked.noise, score, run.options.seed).json()}
+
+
+def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: RunListener) -> dict[str, Reward]:
+    """The recipe's rewards that are functions; run.json says which source they had, and a change is told."""
+    found: dict[str, Reward] = {}
+    for name in recipe.align.rewards:
+        if name == MODEL:
+            continue
+        if name not in options.functions and ":" not in name:
+            raise UsageError(
+                f"The reward {name} is a function of the program that began this run.", "Go on from there."
+            )
+        found[name] = options.functions[name] if name in options.functions else load_function(name)
+    now = {name: digest(function) for name, function in found.items()}
+    for name, known in record.content.get("functions", {}).items():
+        if now.get(name, known) != known:
+            say.note(f"The reward {name} has changed since this run began.")
+    if now:
+        record.content["functions"] = now
+    return found
+
+
+def rewards_of(run: Run, trunk: Transformer) -> WeightedRewards | None:
+    """What answers are given; where rankings are learnt from as they are, their reward model only watches."""
+    weights = run.recipe.align.weights
+    if not weights and (run.folder / "reward" / ABOUT).exists():
+        weights = {MODEL: 1.0}
+    parts: dict[str, tuple[AnswerReward, float]] = {}
+    for name, weight in weights.items():
+        if name == MODEL:
+            reward = by_model(RewardModel.load(run.folder / "reward", trunk))
+        else:
+            reward = by_text(run.functions[name], run.task.chat.tokenizer.decode_answer, name)
+        parts[name] = reward, weight
+    return WeightedRewards(parts) if parts else None
+
+
+def ranked_to_learn(run: Run, rewards: WeightedRewards | None) -> tuple[list[RankedAnswers], bool]:
+    """The rankings that are learnt from (for methods that do), and whether an annotator is known to judge the reward
+    by: the one whose rankings the reward model imitates, or the world's."""
+    section = run.recipe.align
+    directly = method(section.how.method).learns_from == "rankings"
+    given = None if section.replaces_model else ranking.load(run.task, run.folder / "rank")
+    ranked = given.train if given is not None else []
+    if directly and section.rewards:
+        assert rewards is not None
+        ranked = ranked_by(rewards, ranking.unranked(run.task, run.folder / "rank"))
+    known = run.recipe.kind == "world" if given is None else given.noise is not None
+    return ranked, known and rewards is not None
+
+
+def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, RankedAnswers]]) -> list[RankedAnswers]:
+    """Answers in the order of their rewards, equal ones tied."""
+    asked = [QuestionPrompt(one.prompt, question) for question, one in found for _ in one.answers]
+    worth = iter(rewards(asked, [answer for _, one in found for answer in one.answers]).tolist() if asked else [])
+    ranked = []
+    for _, one in found:
+        own = [next(worth) for _ in one.answers]
+        order = sorted(set(own), reverse=True)
+        ranked.append(replace(one, ranks=tuple(order.index(value) for value in own)))
+    return ranked
+
+
+# How good a reward model is: its order, its certainty, what it leans on.
+
+BINS = 8
+TAU = (-1.0, 1.0)  # what Kendall's τ-b can be
+AGAIN = 5  # how often the annotator ranks twice
+UNKNOWN = Figure(None, why="a person's own noise is known only from repeats")
+
+
+def judge_the_judge(model: RewardModel, held_out: Sequence[RankedAnswers]) -> dict[str, Any]:
+    """``tau`` (Kendall's τ-b a question), ``calibration`` (bins of σ(Δs) beside the observed rate of winning) and
+    ``calibration_error``: the root mean square gap between the two."""
+    scored = [(r, model.scores([r.prompt] * len(r.answers), r.answers) * model.spread) for r in held_out]
+    said, won, asked = pairs([(r.ranks, s_NH.mean(1).tolist()) for r, s_NH in scored])
+    if not said:
+        why = Figure(None, why="no held-out pair is ordered").json()
+        return {"tau": why, "calibration_error": why, "calibration": []}
+    taus = [
+        (index, float(tau))
+        for index, (r, s_NH) in enumerate(scored)
+        if np.isfinite(tau := stats.kendalltau(-np.array(r.ranks), s_NH.mean(1)).statistic)
+    ]
+    return {
+        "tau": mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b", within=TAU).json(),
+        "calibration_error": calibration_error(said, won, asked, BINS).json(),
+        "calibration": [{"p": p, "observed": observed.json()} for p, observed in bins(said, won, asked, BINS)],
+    }
+
+
+def tau_ceiling(
+    exact: Sequence[Ranking], noise: float | None, score: Callable[[Question, str], float], seed: int
+) -> Figure:
+    """Kendall's τ-b of two rankings of the annotator's own, each with its noise; of people nobody knows theirs."""
+    if noise is None:
+        return UNKNOWN
+    annotator, rng = Scorer("ceiling", score), random.Random(seed)
+    taus = []
+    for index, asked in enumerate(exact):
+        for _ in range(AGAIN):
+            shown = asked.question, asked.candidates
+            one, two = (ranks(rank_simulated(annotator, *shown, noise, rng)) for _ in range(2))
+            if np.isfinite(tau := stats.kendalltau(one, two).statistic):
+                taus.append((index, float(tau)))
+    if not taus:
+        return Figure(None, why="no held-out pair is ordered")
+    return mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b", within=TAU)
+
+
+def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:
+    """Of (ranks, scores) a question, every pair once: σ(s_i - s_j), 1 when i was placed before j (tied: ½), and where.
+
+    Every other pair is turned round, so that candidates listed by quality would not all be winners.
+    """
+    said, won, asked = [], [], []
+    for index, (places, scores) in enumerate(scored):
+        for i in range(len(places)):
+            for j in range(i):
+                a, b = (i, j) if (i + j) % 2 else (j, i)
+                said.append(float(1 / (1 + np.exp(min(50.0, max(-50.0, scores[b] - scores[a]))))))
+                won.append(1.0 if places[a] < places[b] else 0.5 if places[a] == places[b] else 0.0)
+                asked.append(index)
+    return said, won, asked
+
+
+def agreement(model: RewardModel, ranked: RankedSets, task: Task, seed: int) -> dict[str, Figure]:
+    """Held-out pair accuracy, the annotator's agreement with itself, and what the reward leans on beside the taste."""
+    figures = {"pair_accuracy": _share_right(pairs_by_ranking(model, ranked.held_out))}
+    if ranked.noise is None:
+        figures["ceiling"] = UNKNOWN
+    else:
+        annotator, noise = (
+            Scorer("ceiling", lambda question, answer: task.judge(question, answer, True).score),
+            ranked.noise,
+        )
+
+        def again(index: int, rng: random.Random) -> Ranking:
+            one = ranked.exact[index]
+            return rank_simulated(annotator, one.question, one.candidates, noise, rng)
+
+        figures["ceiling"] = _share_right(with_itself(again, len(ranked.exact), seed, repeats=AGAIN))
+    if ranked.held_out:
+        # partial correlations of the reward with length and politeness, given the annotator's score
+        scores = [s for r in ranked.held_out for s in model.score([r.prompt] * len(r.answers), r.answers).tolist()]
+        texts = [(i, one.question, text) for i, one in enumerate(ranked.exact) for text in one.candidates]
+        verdicts = [task.judge(question, text, True) for _, question, text in texts]
+        beside = {"length": [float(v.words) for v in verdicts], "politeness": [float(bool(v.polite)) for v in verdicts]}
+        found = bias_audit(scores, [v.score for v in verdicts], beside, [i for i, *_ in texts])
+        figures |= {f"leans_on_{name}": figure for name, figure in found.items()}
+    return figures
+
+
+def _share_right(pairs: Sequence[tuple[float, float]]) -> Figure:
+    """Of (right, pairs) a ranking; those without an ordered pair say nothing."""
+    if not (ordered := [found for found in pairs if found[1]]):
+        return Figure(None, why="no held-out pair is ordered")
+    right, of = zip(*ordered, strict=True)
+    return ratio_of_means(right, of, "share of pairs")
