@@ -12,9 +12,9 @@ from scipy import special
 from benchmarks.coverage_toys import Array, Case, Rng, Told, Toy, of_values, one
 from klype.answers.forks import strength
 from klype.examine.calibration import TEMPERATURES, best_temperature, calibration_error, rejection_ratio
+from klype.examine.estimators import verdict
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.intervals import ratio_of_means
-from klype.examine.judged import verdict
 from klype.examine.repetition import good_turing
 from klype.examine.survival import survival, weibull_shape
 from klype.values import Figure
@@ -166,7 +166,7 @@ def _others() -> list[Case]:
             ]
             labelled = rng.binomial(4, 0.08, 30).tolist()
             error = ratio_of_means(labelled, [4.0] * 30, "share of answers")
-            figure = verdict(Evidence(answers, judge="one", errors={"right": error, "same": error}), "right")
+            figure = verdict("right", Evidence(answers, judge="one", errors={"right": error, "same": error}))
             assert figure.bounds is not None
             return one(replace(figure, low=figure.bounds[0], high=figure.bounds[1]), 0.6)
 

@@ -16,20 +16,8 @@ import numpy as np
 from klype.examine.feedback import InterventionOutcome, parted
 from klype.examine.intervals import Array, proportion
 from klype.examine.interventions import Arm, Intervention
-from klype.examine.rulings import Ruling, rulings
-from klype.examine.survival import (
-    AT_RISK,
-    COLUMNS,
-    ERRED,
-    LEAST_S,
-    LEFT,
-    PART,
-    TIMES,
-    WEIGHED,
-    WEIGHT,
-    constant_hazard,
-    independent_errors,
-)
+from klype.examine.rulings import LEFT, PART, TIMES, Ruling, constant_hazard, independent_errors, rulings
+from klype.examine.survival import AT_RISK, COLUMNS, ERRED, LEAST_S, WEIGHED, WEIGHT
 from klype.experiments.claims import GROWTH, LIKELIER, PARTED, after_forced
 
 FAMILY = 20

@@ -19,6 +19,7 @@ import klype  # noqa: E402
 from klype.cli.main import app, spoken  # noqa: E402
 from klype.config import schema  # noqa: E402
 from klype.examine import measures  # noqa: E402
+from klype.examine import say as reports  # noqa: E402
 from klype.runs.recipe import Recipe  # noqa: E402
 
 Say = Mapping[str, str]
@@ -202,13 +203,14 @@ def measures_page(lang: str) -> str:
         "nb": ["Mål", "Enhet", "Bedre", "Definisjon", "Estimator", "Intervall", "Udefinert", "Bedømt av"],
     }[lang]
     title, unit, better, definition, estimator, interval, undefined, judged = words
+    say = reports.Say(lang)
     parts = [f"# {title}\n\n{written['lead'][lang].strip()}\n\n{EDITED[lang]}"]
     for heading, rows in (("examination", measures.MEASURES), ("runs", measures.OF_RUNS)):
         parts.append(f"## {written['headings'][heading][lang]}")
         for row in rows:
             about = written["measures"][row.name]
             more = {
-                unit: cell((measures.UNITS.get(row.unit) or written["units"].get(row.unit, {})).get(lang, row.unit)),
+                unit: cell(written["units"].get(row.unit, {}).get(lang) or say.unit(row.unit) or row.unit),
                 better: written["better"][row.better][lang],
                 definition: cell(about["is"]),
                 estimator: written["estimators"][about["estimator"]][lang],
@@ -217,9 +219,9 @@ def measures_page(lang: str) -> str:
             }
             if row.judge:
                 more[judged] = written["judges"][row.judge][lang]
-            said = f"{row.help[lang]}\n\n" if row.help else ""
+            said = f"{explained}\n\n" if (explained := say.explained(row.name)) else ""
             told = "\n".join(f"- **{name}**: {value}" for name, value in more.items()) + "\n"
-            parts.append(f"### {row.title[lang]} · `{row.name}` {{ #{row.name} }}\n\n{said}{told}")
+            parts.append(f"### {say.measure(row.name)} · `{row.name}` {{ #{row.name} }}\n\n{said}{told}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.data.readers import BadRows
-from klype.examine.evidence import Answered, Errors, Evidence
+from klype.examine.estimators import WITHHELD
+from klype.examine.evidence import Answered, Evidence
 from klype.examine.feedback import Replaced
-from klype.examine.judged import WITHHELD
 from klype.examine.measures import measure
 from klype.examine.say import Say
+from klype.examine.target import ErrorRates
 from klype.judge.judge import UNMEASURED
 from klype.judge.same import Rules
 from klype.model.config import ModelConfig
@@ -27,7 +28,7 @@ from klype.values import Figure, Question
 from tests.test_examine_measures import more_evidence
 
 
-def errors(rate: float | None) -> Errors:
+def errors(rate: float | None) -> ErrorRates:
     known = UNMEASURED if rate is None else Figure(rate, rate, rate, 100, "share of answers")
     return {"right": known, "same": known}
 

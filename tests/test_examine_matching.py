@@ -55,7 +55,7 @@ def questions(n: int, first: int = 0) -> list[Asked]:
 def test_rarity_is_not_taken_for_wrongness() -> None:
     source, settings = rarity_alone(), FeedbackSettings(distances=2)
     asked = questions(60)
-    forced, _ = interventions(source, asked, settings, lambda t: True)
+    forced = interventions(source, asked, settings, lambda t: True)
     found = find_matched(
         source, lambda round_: questions(40, 100 * (round_ + 1)), MatchedSearch(1.0, limit=3), lambda t: True
     )
@@ -87,7 +87,7 @@ def test_where_nothing_is_as_rare_all_are_dropped_and_nothing_is_said() -> None:
     found = find_matched(source, lambda round_: questions(20), MatchedSearch(1.0, rounds=2, limit=3), lambda t: True)
     assert found.found == ()
     assert found.dropped > 20
-    forced, _ = interventions(source, questions(40), FeedbackSettings(distances=1, samples=1), lambda t: True)
+    forced = interventions(source, questions(40), FeedbackSettings(distances=1, samples=1), lambda t: True)
     after = outcomes(source, questions(40), forced, FeedbackSettings(distances=1, samples=1))
     shown = effect(after)
     assert shown.cautious[0].value is None

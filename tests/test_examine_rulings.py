@@ -10,18 +10,20 @@ from hypothesis import strategies as st
 from benchmarks.rulings import RULED, WORLDS, World, run
 from benchmarks.rulings import texts as table_of
 from klype.examine.evidence import Answered
-from klype.examine.rulings import ALPHA, Outcome, effect, from_interval, more, rulings
-from klype.examine.survival import (
-    ERRED,
+from klype.examine.rulings import (
+    ALPHA,
     LEFT,
-    WEIGHED,
+    Outcome,
     constant_hazard,
-    hazards,
+    effect,
+    from_interval,
     independent_errors,
     last_position,
+    more,
+    rulings,
     stretch_hazards,
-    survival,
 )
+from klype.examine.survival import ERRED, WEIGHED, hazards, survival
 
 
 def outcome(supports: float, against: float) -> Outcome:

@@ -15,9 +15,9 @@ import torch
 from klype.answers import bounds
 from klype.errors import KlypeError, UsageError
 from klype.examine.compare import failed, parse
+from klype.examine.evidence import DistributionCache, answered, read_distributions
 from klype.examine.examination import Examined, Meters, examine, probe
 from klype.examine.examination_report import document, verdict
-from klype.examine.from_traces import DistributionCache, answered, correctness
 from klype.examine.recorder import Shape
 from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
@@ -183,7 +183,8 @@ def test_products_of_s_over_right_answers_are_the_probability_of_no_error() -> N
 def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: Examined) -> None:
     reader = Reader(lambda: Chain(TRUTH, 1))
     for trace in [trace for group in erring.traces[1.0] for trace in group]:
-        s, error = correctness(trace, DistributionCache(reader, 1.0))
+        read = read_distributions(trace, DistributionCache(reader, 1.0), 4)
+        s, error = read["s"], read["first_error"]
         assert len(s) == (error or len(trace.steps))
         assert all(value == pytest.approx(0.9, abs=1e-5) for value in s)
         assert error == next((t for t, token in enumerate(trace.tokens, 1) if token == 3), None)

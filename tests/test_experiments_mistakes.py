@@ -281,7 +281,7 @@ def test_taking_back_shows_in_the_experiment_and_costs_a_pass() -> None:
     source, _ = table_source(table)
     asked = [Shocked(f"q{i}", (1,), Reader(Always)) for i in range(30)]
     settings = FeedbackSettings(positions=2, distances=4, samples=3, back=3)
-    forced, _ = interventions(source, asked, settings, lambda token: token != 3)
+    forced = interventions(source, asked, settings, lambda token: token != 3)
     found = outcomes(source, asked, forced, settings)
     assert all(one.errors["wrong"][0] == pytest.approx(0) for one in found)
     assert all(one.standing["wrong"][0] == 0 for one in found)
@@ -294,7 +294,7 @@ def test_taking_back_shows_in_the_experiment_and_costs_a_pass() -> None:
 def test_without_taking_back_a_forced_mistake_stands() -> None:
     asked = [Shocked(f"q{i}", (1,), Reader(Always)) for i in range(6)]
     settings = FeedbackSettings(distances=2, samples=2)
-    forced, _ = interventions(chain(0.6, 0.2), asked, settings, lambda token: True)
+    forced = interventions(chain(0.6, 0.2), asked, settings, lambda token: True)
     for one in outcomes(chain(0.6, 0.2), asked, forced, settings):
         assert one.standing["wrong"] == (1.0, 1.0)
 

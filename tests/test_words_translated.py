@@ -15,7 +15,6 @@ import typer
 
 from klype.cli.guard import guarded
 from klype.cli.main import app, call, spoken
-from klype.examine.measures import KNOWN
 from klype.experiments.bias.experiment import BIAS
 from klype.experiments.framework import Experiment
 from klype.experiments.mistakes.experiment import MISTAKES
@@ -200,7 +199,6 @@ def test_one_term_for_each_thing(lang: str) -> None:
     """In what a person reads: both catalogues, help, errors and the pages but for the laboratory's notes."""
     said = {f"{name}.{key}": text for name, _ in catalogues() for key, text in words(lang, name).messages.items()}
     said |= {text: text for text in help_of(spoken(app(), lang))}
-    said |= {row.name: row.title[lang] + row.help.get(lang, "") for row in KNOWN.values()}
     for table in (table for other in OTHERS for table in tables(other).values()):
         said |= {english: english for english in table} if lang == "en" else table
     for page in (*KLYPE.parent.glob("README*.md"), *(KLYPE.parent / "docs").rglob("*.md")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from klype.examine.intervals import (
     SAME,
     Array,
     Limits,
-    few_differ,
+    exp_limits,
+    figure_with,
+    index_of,
+    jackknife_limits,
     mean_by_question,
-    pseudo_values,
-    ratio_limits,
     ratio_of_means,
     without_each,
 )
@@ -43,7 +43,7 @@ def bins(
     """
     said_N, true_N = np.asarray(said, dtype=float), np.asarray(came_true, dtype=float)
     found = []
-    for b in np.unique(where_N := bin_of(said_N, _bins(count, len(set(questions))))):
+    for b in np.unique(where_N := bin_of(said_N, len(set(questions)), count)):
         inside = where_N == b
         asked = [questions[i] for i in np.flatnonzero(inside).tolist()]
         found.append((float(said_N[inside].mean()), mean_by_question(true_N[inside], asked, "share")))
@@ -64,37 +64,32 @@ def calibration_error(
     said_N, true_N = np.asarray(said, dtype=float), np.asarray(came_true, dtype=float)
     if said_N.size == 0:
         return Figure(None, why="nothing was measured")
-    place: dict[Any, int] = {}
-    index_N = np.array([place.setdefault(question, len(place)) for question in questions])
-    where_N = np.unique(bin_of(said_N, _bins(count, len(place))), return_inverse=True)[1]
-    table_MKC = np.zeros((len(place), int(where_N.max()) + 1, 3))
+    index_N, m = index_of(questions)
+    where_N = np.unique(bin_of(said_N, m, count), return_inverse=True)[1]
+    table_MKC = np.zeros((m, int(where_N.max()) + 1, 3))
     for column, value_N in enumerate((np.ones_like(said_N), true_N - said_N, true_N)):
         np.add.at(table_MKC[:, :, column], (index_N, where_N), value_N)
     n_K, gap_K, true_K = table_MKC.sum(axis=0).T
     gap_K, true_K, weight_K = gap_K / n_K, true_K / n_K, n_K / n_K.sum()
     off_MK = (table_MKC[:, :, 1] - gap_K * table_MKC[:, :, 0]) / n_K
     # covariances as well: one question's answers may lie in several bins
-    chance_KK = off_MK.T @ off_MK * len(place) / max(1, len(place) - 1)
+    chance_KK = off_MK.T @ off_MK * m / max(1, m - 1)
     seen = float(weight_K @ gap_K**2)
     # a calibrated model shows gaps, too: those that chance makes are taken off
     value = float(np.sqrt(max(0.0, seen - float(weight_K @ np.diag(chance_KK)))))
-    if len(place) == 1:
-        return Figure(value, None, None, said_N.size, "probability", why=ONE)
+    if m == 1:
+        return figure_with(value, None, said_N.size, "probability", why=ONE)
     # One question more in each bin that came wholly true, and one that did not: chance is not nothing where all agreed.
     asked_K = (table_MKC[:, :, 0] > 0).sum(axis=0)
     chance_KK = weight_K[:, None] * (chance_KK + np.diag((true_K**2 + (1 - true_K) ** 2) / asked_K**2))
-    low, high = _limits(seen, chance_KK, len(place) - 1)
-    return Figure(value, min(low, value), max(high, value), said_N.size, "probability")
+    return figure_with(value, _limits(seen, chance_KK, m - 1), said_N.size, "probability")
 
 
-def bin_of(said_N: Array, count: int) -> npt.NDArray[np.int64]:
-    """Each value's bin of (about) equal mass."""
+def bin_of(said_N: Array, questions: int, most: int) -> npt.NDArray[np.int64]:
+    """Each value's bin of (about) equal mass, of as many as questions allow."""
+    count = max(1, min(most, questions // IN_A_BIN))
     edges = np.unique(np.quantile(said_N, np.linspace(0, 1, count + 1)[1:-1]))
     return np.searchsorted(edges, said_N, side="left").astype(np.int64)
-
-
-def _bins(most: int, questions: int) -> int:
-    return max(1, min(most, questions // IN_A_BIN))
 
 
 def _limits(seen: float, chance_KK: Array, freedom: int) -> Limits:
@@ -127,15 +122,20 @@ FEW = "too few: fewer than ten answers are right, or fewer are wrong"
 
 def risk_coverage(uncertainty: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float]]:
     """(share kept, share wrong among them), the most certain first; equal uncertainties share their risk."""
-    score_N, wrong_N = np.asarray(uncertainty, dtype=float), 1.0 - np.asarray(right, dtype=float)
-    order = np.argsort(score_N, kind="stable")
-    score_N, wrong_N = score_N[order], wrong_N[order]
-    starts = np.flatnonzero(np.r_[True, score_N[1:] != score_N[:-1]])
-    sizes = np.diff(np.r_[starts, len(score_N)])
+    order, starts = _by_score(np.asarray(uncertainty, dtype=float))
+    wrong_N = 1.0 - np.asarray(right, dtype=float)[order]
+    sizes = np.diff(np.r_[starts, len(order)])
     # within a group of equal scores errors are spread evenly
     spread_N = np.repeat(np.add.reduceat(wrong_N, starts) / sizes, sizes)
-    risk_N = np.cumsum(spread_N) / np.arange(1, len(score_N) + 1)
+    risk_N = np.cumsum(spread_N) / np.arange(1, len(order) + 1)
     return [((i + 1) / len(risk_N), float(risk)) for i, risk in enumerate(risk_N)]
+
+
+def _by_score(score_N: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The order of the scores, and where groups of equal ones begin in it: their order is nobody's knowledge."""
+    order = np.argsort(score_N, kind="stable")
+    sorted_N = score_N[order]
+    return order, np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
 
 
 def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questions: Sequence[Hashable]) -> Figure:
@@ -146,61 +146,40 @@ def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questio
     """
     score_N, wrong_N = np.asarray(uncertainty, dtype=float), 1.0 - np.asarray(right, dtype=float)
     n, unit = len(wrong_N), "share of what knowing gains"
-    value = Ranked.of(score_N, wrong_N, np.zeros(len(score_N), int)).ratio(np.ones(1, int))
+    order, starts = _by_score(score_N)
+    index_N, m = index_of(questions)
+    # two questions or more a group, as far as ten groups allow
+    groups = min(m, GROUPS, max(10, m // 2))
+    group_N, ordered_N = (index_N % groups)[order], wrong_N[order]
+
+    def ratio(times_G: npt.NDArray[np.int64]) -> float | None:
+        """With each group of questions taken so often; None: all right, or all wrong."""
+        times_N = times_G[group_N]
+        kept, wrong = np.add.reduceat(times_N, starts), np.add.reduceat(times_N * ordered_N, starts)
+        total, errors = int(kept.sum()), float(wrong.sum())
+        if errors in (0.0, float(total)):
+            return None
+        base = errors / total
+        # who knows keeps all that is right first
+        best = _mean_risk(np.array([total - round(errors), round(errors)]), np.array([0.0, errors]))
+        return (base - _mean_risk(kept, wrong)) / (base - best)
+
+    value = ratio(np.ones(groups, int))
     if value is None:
         return Figure(None, n=n, unit=unit, why="all answers are right, or all are wrong")
-    place: dict[Hashable, int] = {}
-    index_N = np.array([place.setdefault(question, len(place)) for question in questions])
-    if len(place) == 1:
-        return Figure(value, None, None, n, unit, why=ONE)
-    # two questions or more a group, as far as ten groups allow
-    groups = min(len(place), GROUPS, max(10, len(place) // 2))
-    ranked = Ranked.of(score_N, wrong_N, index_N % groups)
-    without = [again for again in map(ranked.ratio, 1 - np.eye(groups, dtype=int)) if again is not None]
-    if min(wrong_N.sum(), n - wrong_N.sum()) < LEAST or len(without) < groups:
-        return Figure(value, None, None, n, unit, why=FEW)
-    part_G = pseudo_values(np.array(value), np.array(without))
-    limits = None if few_differ(part_G) else ratio_limits(part_G, np.ones(groups))
-    if limits is None:
-        return Figure(value, None, None, n, unit, why=FEW)
-    return Figure(value, min(limits[0], value), min(1.0, max(limits[1], value)), n, unit)
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """Answers in the order of their scores, sorted once: a resample of questions only counts them anew.
-
-    ``starts``: where groups of equal scores begin. Within a group errors are spread evenly, so that the risks of its
-    n₀ + 1 … n₁ kept ones, (E₀ + r (j − n₀)) / j, sum to r (n₁ − n₀) + (E₀ − r n₀) (H(n₁) − H(n₀)), H the harmonic sums.
-    """
-
-    question_N: npt.NDArray[np.int64]
-    wrong_N: Array
-    starts: npt.NDArray[np.int64]
-
-    @staticmethod
-    def of(score_N: Array, wrong_N: Array, question_N: npt.NDArray[np.int64]) -> Ranked:
-        order = np.argsort(score_N, kind="stable")
-        sorted_N = score_N[order]
-        # equal scores are one group: their order is nobody's knowledge
-        starts = np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
-        return Ranked(question_N[order], wrong_N[order], starts)
-
-    def ratio(self, times_M: npt.NDArray[np.int64]) -> float | None:
-        """``times_M``: how often each question is taken. None: all right, or all wrong."""
-        times_N = times_M[self.question_N]
-        kept_G = np.add.reduceat(times_N, self.starts)
-        wrong_G = np.add.reduceat(times_N * self.wrong_N, self.starts)
-        n, errors = int(kept_G.sum()), float(wrong_G.sum())
-        if errors in (0.0, float(n)):
-            return None
-        base = errors / n
-        # who knows keeps all that is right first
-        best = _mean_risk(np.array([n - round(errors), round(errors)]), np.array([0.0, errors]))
-        return (base - _mean_risk(kept_G, wrong_G)) / (base - best)
+    if m == 1:
+        return figure_with(value, None, n, unit, why=ONE)
+    without = [again for again in map(ratio, 1 - np.eye(groups, dtype=int)) if again is not None]
+    limits = None
+    if min(wrong_N.sum(), n - wrong_N.sum()) >= LEAST and len(without) == groups:
+        limits = jackknife_limits(np.array(value), np.array(without))
+    return figure_with(value, limits and (limits[0], min(1.0, limits[1])), n, unit, why=FEW)
 
 
 def _mean_risk(kept_G: npt.NDArray[np.int64], wrong_G: Array) -> float:
+    """Mean over n of the share wrong among the n surest, of groups of equal scores. Within a group errors are spread
+    evenly, so that the risks of its n₀ + 1 … n₁ kept ones, (E₀ + r (j − n₀)) / j, sum to r (n₁ − n₀) +
+    (E₀ − r n₀) (H(n₁) − H(n₀)), H the harmonic sums."""
     there = kept_G > 0
     kept_G, wrong_G = kept_G[there], wrong_G[there]
     end_G, rate_G = np.cumsum(kept_G), wrong_G / kept_G
@@ -231,15 +210,11 @@ def best_temperature(table_MG: Array) -> Figure:
     questions = table_MG.shape[0]
     if questions == 0:
         return Figure(None, unit="temperature", why="nothing was measured")
-    value = float(_least(table_MG.mean(axis=0)[None])[0])
-    if questions == 1:
-        return Figure(value, None, None, 1, "temperature", why=ONE)
-    part_M = pseudo_values(np.log(value), np.log(_least(without_each(table_MG))))
-    limits = None if questions < FEWEST or few_differ(part_M) else ratio_limits(part_M, np.ones_like(part_M))
-    if limits is None:
-        return Figure(value, None, None, questions, "temperature", why=MISSED if questions < FEWEST else SAME)
-    low, high = (math.exp(min(end, 700.0)) for end in limits)
-    return Figure(value, min(low, value), max(high, value), questions, "temperature")
+    value, limits = float(_least(table_MG.mean(axis=0)[None])[0]), None
+    if questions >= FEWEST:
+        limits = exp_limits(jackknife_limits(np.log(value), np.log(_least(without_each(table_MG)))))
+    why = ONE if questions == 1 else MISSED if questions < FEWEST else SAME
+    return figure_with(value, limits, questions, "temperature", why=why)
 
 
 def excess_error(own: Sequence[float], true: Sequence[float]) -> Figure:
@@ -248,8 +223,8 @@ def excess_error(own: Sequence[float], true: Sequence[float]) -> Figure:
     ratio = ratio_of_means(own, true, "ratio")
     if ratio.value is None:
         return Figure(None, n=ratio.n, unit="% more", why=ratio.why)
-    ends = [None if end is None else 100 * (end - 1) for end in (ratio.low, ratio.high)]
-    return Figure(100 * (ratio.value - 1), ends[0], ends[1], ratio.n, "% more", why=ratio.why)
+    low, high = (None if end is None else 100 * (end - 1) for end in (ratio.low, ratio.high))
+    return Figure(100 * (ratio.value - 1), low, high, ratio.n, "% more", why=ratio.why)
 
 
 def _least(mean_BG: Array) -> Array:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,6 @@ from klype.config import nearest
 from klype.errors import KlypeError, UsageError
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.examination import Examined
-from klype.examine.feedback import InterventionOutcome
 from klype.examine.intervals import allowing, ends, mcnemar, paired
 from klype.examine.measures import MEASURES
 
@@ -39,7 +39,8 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
 
     ``feedback``: of beginnings and forced words that both were given.
     """
-    rows = _pairs(a.answers, b.answers)
+    left, right = _numbered(a.answers), _numbered(b.answers)
+    rows = [(place[0], answer, right[place]) for place, answer in left.items() if place in right]
     if not rows:
         raise UsageError("The two examinations have no question in common.")
     out = {}
@@ -60,42 +61,29 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         # McNemar's test is of independent pairs: one answer a question
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)
+    # how much likelier an error is right after the forced one; after other words the two are not of the same thing
     mine, theirs = (
-        {one.intervention.question: one for one in side.outcomes if one.intervention.by_rule} for side in (a, b)
-    )
-    # after other words the two effects are not of the same thing
-    intervened = [q for q in mine if q in theirs and mine[q].intervention.tokens == theirs[q].intervention.tokens]
-    if intervened:
-        effects = [[_effect(side[q]) for q in intervened] for side in (mine, theirs)]
-        out["feedback"] = paired(effects[0], effects[1], intervened, "difference of shares").json()
+        {(one.intervention.question, one.intervention.tokens): one.errors["wrong"][0] - one.errors["right"][0]
+         for one in side.outcomes if one.intervention.by_rule}
+        for side in (a, b)
+    )  # fmt: skip
+    if both := [place for place in mine if place in theirs]:
+        effects = [[side[place] for place in both] for side in (mine, theirs)]
+        out["feedback"] = paired(effects[0], effects[1], [q for q, _ in both], "difference of shares").json()
     return out
 
 
-def _effect(one: InterventionOutcome) -> float:
-    """How much likelier an error is right after the forced one."""
-    return one.errors["wrong"][0] - one.errors["right"][0]
+def _numbered(answers: Sequence[Answered]) -> dict[tuple[str, int], Answered]:
+    """By question and which of its samples it is."""
+    seen: Counter[str] = Counter()
+    out = {}
+    for answer in answers:
+        out[answer.question, seen[answer.question]] = answer
+        seen[answer.question] += 1
+    return out
 
 
-def _pairs(a: Sequence[Answered], b: Sequence[Answered]) -> list[tuple[str, Answered, Answered]]:
-    def numbered(answers: Sequence[Answered]) -> dict[tuple[str, int], Answered]:
-        seen: dict[str, int] = {}
-        out = {}
-        for answer in answers:
-            at = seen.get(answer.question, 0)
-            seen[answer.question] = at + 1
-            out[answer.question, at] = answer
-        return out
-
-    mine, theirs = numbered(a), numbered(b)
-    return [(place[0], answer, theirs[place]) for place, answer in mine.items() if place in theirs]
-
-
-COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 CONDITION = re.compile(r"\s*([a-z_]+)(?:@([0-9.]+))?\s*(<=|>=|<|>)\s*(-?[0-9.]+(?:e-?\d+)?)\s*")
 
 
@@ -128,9 +116,8 @@ def parse(text: str) -> Condition:
     name, temperature, sign, threshold = found.groups()
     if name not in names:
         near = nearest(name, names)
-        raise UsageError(
-            f"There is no measure {name}.", f"Did you mean {near}?" if near else f"Known: {', '.join(names)}."
-        )
+        hint = f"Did you mean {near}?" if near else f"Known: {', '.join(names)}."
+        raise UsageError(f"There is no measure {name}.", hint)
     try:
         return Condition(name, f"{float(temperature):g}" if temperature else "", sign, float(threshold))
     except ValueError:

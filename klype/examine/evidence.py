@@ -1,22 +1,29 @@
-"""What measures are made from: answers that were drawn and judged, and the model's next word beside the truth's."""
+"""What measures are made from: answers that were drawn and judged, and the model's next word beside the truth's.
+
+All of it is read from traces, without asking the model again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
+from klype.answers import bounds
 from klype.answers.forks import Forks
 from klype.answers.tree import Tree
+from klype.examine.calibration import cross_entropies
 from klype.examine.feedback import InterventionOutcome, Replaced
-from klype.examine.truth import Point
-from klype.judge.judge import Ruling
-from klype.values import Figure
+from klype.examine.recorder import answer_bytes, answer_flops
+from klype.examine.repetition import copied
+from klype.examine.target import ErrorRates, EvalTarget
+from klype.examine.truth import Point, Reader, Tokens, mass, of, point, possible
+from klype.values import Distribution, Question, Trace
 
 Found = TypeVar("Found")
-# Of the answers that a judge decides, the share decided wrongly, and of pairs, the share whose sameness it judges
-# otherwise than a reader; no value where that was not measured.
-Errors = Mapping[Ruling, Figure]
 OTHER_MANNERS = "alignment gave it other manners than the truth has, which is that of the fine-tuning examples"
 
 
@@ -82,8 +89,7 @@ class ByQuestion:
 class Evidence:
     """Everything known of one model at one temperature; a measure whose evidence is absent is left out.
 
-    ``documents``: each held-out document's prefixes, compared with the truth (``truth.point``). ``words``: how
-    many words each document has when a word may be several tokens (else every prefix is a word's). ``judge`` names
+    ``documents``: each held-out document's prefixes, compared with the truth (``truth.point``). ``judge`` names
     who said right or wrong, ``errors`` how often it errs (None: it cannot). ``other_manners``: the model was taught
     other manners than the truth has, so that how near its probabilities are to the truth's says nothing; which words
     can follow is the same.
@@ -93,9 +99,8 @@ class Evidence:
 
     answers: Sequence[Answered] = ()
     documents: Sequence[Sequence[Point]] = ()
-    words: Sequence[int] | None = None
     judge: str = ""
-    errors: Errors | None = None
+    errors: ErrorRates | None = None
     told: Sequence[Told] = ()
     sums: Sequence[ByQuestion] = ()
     outcomes: Sequence[InterventionOutcome] = ()
@@ -113,9 +118,206 @@ class Evidence:
         """Whether errors are judged word by word."""
         return any(answer.s or answer.s_bounds or answer.first_error is not None for answer in self.answers)
 
+    @property
+    def asked(self) -> Evidence:
+        """With those answers only that the judge had something to judge by."""
+        return replace(self, answers=[answer for answer in self.answers if answer.asked])
+
     def once(self, name: str, make: Callable[[], Found]) -> Found:
         """What several measures need is computed once."""
         if name not in self._known:
             self._known[name] = make()
         found: Found = self._known[name]
         return found
+
+
+class DistributionCache:
+    """One question's distributions at one temperature, each looked at once: answers share their beginnings."""
+
+    def __init__(self, reader: Reader | None, temperature: float) -> None:
+        self.reader = reader
+        self.temperature = temperature
+        self._looked: dict[Tokens, tuple[float, float]] = {}
+        self._s: dict[Tokens, float] = {}
+        self._kl: dict[Tokens, float] = {}
+
+    def entropy(self, tokens: Tokens, q: Distribution) -> float:
+        return self._at(tokens, q)[0]
+
+    def said(self, tokens: Tokens, q: Distribution) -> float:
+        """The probability of the most likely token; at temperature 1 as the model tells it."""
+        # listed most probable first; as told it is not rounded again
+        return math.exp(q.logp[0]) if self.temperature == 1.0 else self._at(tokens, q)[1]
+
+    def s(self, tokens: Tokens, q: Distribution) -> float:
+        """The mass on what can follow a right beginning."""
+        if tokens not in self._s:
+            assert self.reader is not None
+            self._s[tokens] = mass(q, self.temperature, self.reader.next(tokens))
+        return self._s[tokens]
+
+    def kl(self, tokens: Tokens, q: Distribution) -> float:
+        """KL(p‖q) in nats, also after mistakes."""
+        if tokens not in self._kl:
+            assert self.reader is not None
+            ids_A, p_A = possible(self.reader.next(tokens))
+            if self.temperature == 0.0:
+                logq_A = np.where(ids_A == q.ids[int(np.argmax(q.logp))], 0.0, -np.inf)
+            else:
+                with np.errstate(over="ignore"):
+                    logq_A = (of(q, ids_A) - float(q.logp.max())) / self.temperature
+                logq_A = logq_A + math.log(self._at(tokens, q)[1])
+            self._kl[tokens] = max(0.0, float((p_A * (np.log(p_A) - logq_A)).sum()))
+        return self._kl[tokens]
+
+    def _at(self, tokens: Tokens, q: Distribution) -> tuple[float, float]:
+        """Entropy and the greatest probability."""
+        if self.temperature == 0.0:
+            return 0.0, 1.0
+        if tokens not in self._looked:
+            z_K = bounds.relative(q, self.temperature)
+            # 0 · −∞ is not 0 to a computer
+            z_K = z_K[np.isfinite(z_K)]
+            weight_K = np.exp(z_K)
+            total = float(weight_K.sum())
+            self._looked[tokens] = math.log(total) - float(weight_K @ z_K) / total, 1.0 / total
+        return self._looked[tokens]
+
+
+def answered(
+    target: EvalTarget, question: Question, traces: Sequence[Trace], cache: DistributionCache
+) -> list[Answered]:
+    """One question's answers, judged. Equal ones are read and judged once: only what they cost is each one's own."""
+    meaning, shape = target.meaning(question), target.shape
+    known: dict[tuple[Tokens, bool], Answered] = {}
+    out = []
+    for trace in traces:
+        tokens, finished = trace.tokens, trace.ended == "stop"
+        if (one := known.get((tokens, finished))) is None:
+            text = target.source.codec.decode(tokens)
+            verdict = target.judge(question, text, finished)
+            found = copied(text, target.training) if target.training is not None else None
+            seen = read_distributions(trace, cache, target.vocabulary)
+            one = known[tokens, finished] = Answered(
+                question=question.id,
+                words=pieces(target, trace) if seen.get("s") or seen.get("s_bounds") else tuple(text.split()),
+                ended=trace.ended,
+                right=verdict.right,
+                asked=target.errors is None or bool(question.answers),
+                word_for_word=text.strip() in {one.strip() for one in question.answers} if question.answers else None,
+                polite=verdict.polite,
+                concise=verdict.concise,
+                well_formed=verdict.well_formed,
+                score=verdict.score if math.isfinite(verdict.score) else None,
+                meaning=meaning(text),
+                copied=None if found is None else found.share,
+                **seen,
+            )
+        lengths = len(trace.prompt), len(tokens)
+        # not a number where a server did not tell one of them
+        drawn_logp = math.fsum(step.sampling_logprob for step in trace.steps)
+        told_logp = None if math.isnan(drawn_logp) else drawn_logp
+        out.append(
+            replace(
+                one,
+                ended=trace.ended,
+                passes=trace.passes,
+                tokens=len(tokens),
+                flops=None if shape is None else float(answer_flops(shape, *lengths)),
+                bytes_moved=None if shape is None or not shape.weight_bytes else float(answer_bytes(shape, *lengths)),
+                seconds=trace.seconds,
+                joules=trace.joules,
+                # −log q(answer) has the same mean as Σ_t H(q_t), and stands for it where distributions are not whole
+                entropy=-told_logp if one.entropy is None and told_logp is not None else one.entropy,
+                drawn_logp=told_logp,
+            )
+        )
+    return out
+
+
+def read_distributions(trace: Trace, cache: DistributionCache, vocabulary: int) -> dict[str, Any]:
+    """What the distributions along an answer tell, by the names of Answered: S before every token up to the first
+    error, where that is, and Σ_t H(q_t); of partial ones from low to high. What cannot be known is left out."""
+    tokens, reader = trace.tokens, cache.reader
+    listed = [q for _, q in beginnings(trace)]
+    if len(listed) < len(tokens):
+        return {}
+    error = None if reader is None else reader.first_error(tokens)
+    right = [] if reader is None else [(tokens[:t], reader.next(tokens[:t])) for t in range(error or len(tokens))]
+    if all(q.whole for q in listed):
+        s = tuple(cache.s(before, q) for (before, _), q in zip(right, listed, strict=False))
+        entropy = math.fsum(cache.entropy(tokens[:t], q) for t, q in enumerate(listed))
+        return {"first_error": error, "s": s, "entropy": entropy}
+    at = cache.temperature, vocabulary
+    ends = [bounds.entropy_at(q, *at) for q in listed]
+    return {
+        "first_error": error,
+        "s_bounds": tuple(bounds.mass_at(q, *at, possible) for (_, possible), q in zip(right, listed, strict=False)),
+        "entropy_bounds": (math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)),
+    }
+
+
+def pieces(target: EvalTarget, trace: Trace) -> tuple[str, ...]:
+    """Token by token, as S is known token by token."""
+    codec = target.source.codec
+    return tuple(codec.decode([t]) for t in trace.tokens if t not in codec.stop)
+
+
+def told(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Told]:
+    """The likeliest next token on the model's own right beginnings: how likely it says it is, and how likely it is."""
+    out: list[Told] = []
+    if (reader := cache.reader) is None:
+        return out
+    for trace in traces:
+        tokens = trace.tokens
+        for t, step in enumerate(trace.steps):
+            before, q = tokens[:t], step.distribution
+            if q is None or not q.whole:
+                return []
+            if t and not reader.is_right(before):
+                break
+            out.append(Told(cache.said(before, q), reader.next(before).get(int(q.ids[0]), 0.0), question))
+    return out
+
+
+def sums(
+    own: Sequence[Trace], true: Sequence[Trace], cache: DistributionCache, crossed: tuple[float, ...]
+) -> ByQuestion:
+    """KL(p‖q) along one's own and along true answers (means over answers); ``crossed`` as ``crossings`` gives it."""
+
+    def mean_kl(traces: Sequence[Trace]) -> float | None:
+        sums = [_kl(trace, cache) for trace in traces]
+        known = [value for value in sums if value is not None]
+        return math.fsum(known) / len(known) if known and len(known) == len(sums) else None
+
+    return ByQuestion(mean_kl(own), mean_kl(true), crossed)
+
+
+def crossings(true: Sequence[Trace], reader: Reader) -> tuple[float, ...]:
+    """What the best temperature needs of one question's true answers: the same at every temperature."""
+    rows = [cross_entropies(reader.next(tokens), q) for trace in true for tokens, q in beginnings(trace)]
+    return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
+
+
+def _kl(trace: Trace, cache: DistributionCache) -> float | None:
+    """Σ over open beginnings, also after mistakes; None when not finite."""
+    total, tokens = 0.0, trace.tokens
+    for t, step in enumerate(trace.steps):
+        # at temperature 0 KL is infinite wherever the truth leaves a choice
+        if step.distribution is None or not step.distribution.whole or cache.temperature == 0:
+            return None
+        total += cache.kl(tokens[:t], step.distribution)
+    return total if math.isfinite(total) else None
+
+
+def compared(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
+    """The truth beside the model at a temperature, before every token of one true answer."""
+    return [point(reader.next(tokens), bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
+
+
+def beginnings(trace: Trace) -> Iterator[tuple[Tokens, Distribution]]:
+    """What had been said before every token, and what the model then said of the next; where it did."""
+    tokens = trace.tokens
+    for t, step in enumerate(trace.steps):
+        if step.distribution is not None:
+            yield tokens[:t], step.distribution

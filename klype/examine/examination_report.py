@@ -7,7 +7,7 @@ differ in nothing but what stands under ``time`` and in measured seconds. Words 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,12 +17,12 @@ from klype.examine import html
 from klype.examine.answer_pictures import CURVES, flow, pictures
 from klype.examine.answer_pictures import tree as tree_picture
 from klype.examine.calibration import bins, risk_coverage
-from klype.examine.estimators import effect_of
+from klype.examine.charts import Picture
+from klype.examine.estimators import effect_of, sureness
 from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.examination import Examined
 from klype.examine.facts import token_facts
 from klype.examine.html import Block, Entry, Formula, Part, Section, Text, texts
-from klype.examine.judged import sureness
 from klype.examine.measures import MEASURES, measure
 from klype.examine.say import Say, is_share
 from klype.examine.survival import Survival, survival_of
@@ -45,24 +45,27 @@ Document = Mapping[str, Any]
 def document(found: Examined) -> Made:
     """The stable names are those of the JSON contract; the rest is what the report shows besides."""
     target, settings = found.target, found.settings
-    measured = {t: measure(evidence) for t, evidence in found.evidence.items()}
-    after = _feedback(found)
+    measured = {key(t): measure(evidence) for t, evidence in found.evidence.items()}
+    evidence = {key(t): one for t, one in found.evidence.items()}
+    after = {t: after_error(one) for t, one in evidence.items() if one.outcomes}
+    # R, K and their references by position, where errors are judged word by word
+    curves = {t: along(survival_of(one), LONGEST) for t, one in evidence.items() if one.by_word}
 
     def figures(timed: bool) -> Made:
         return {
-            key(t): {name: f.json() for name, f in row.items() if (name in TIMED) == timed}
-            for t, row in measured.items()
+            t: {name: f.json() for name, f in row.items() if (name in TIMED) == timed} for t, row in measured.items()
         }
 
     return {
         "model": target.name,
         "questions": len(target.questions),
         "figures": figures(timed=False),
-        **curves(found),
-        "feedback": {key(t): rows["difference"] for t, rows in after.items()},
-        "after_error": {key(t): rows for t, rows in after.items()},
-        "calibration": {key(t): reliability(evidence) for t, evidence in found.evidence.items() if honest(evidence)},
-        "selective": {key(t): kept(evidence) for t, evidence in found.evidence.items()},
+        **{name: {t: rows[name] for t, rows in curves.items()} for name in CURVES},
+        "feedback": {t: rows["difference"] for t, rows in after.items()},
+        "after_error": after,
+        # only where what it says can be compared with how often it comes true
+        "calibration": {t: reliability(one) for t, one in evidence.items() if one.told and not one.other_manners},
+        "selective": {t: kept(one) for t, one in evidence.items()},
         "main": key(settings.main),
         "skipped": target.skipped,
         "goes_on": target.goes_on,
@@ -77,7 +80,7 @@ def document(found: Examined) -> Made:
         },
         "trees": trees(found),
         "examples": examples(found),
-        "missing": [row.name for row in MEASURES if row.name not in {*measured[settings.main], *TIMED}],
+        "missing": [row.name for row in MEASURES if row.name not in {*measured[key(settings.main)], *TIMED}],
         "time": {
             "seconds": found.seconds,
             "model_seconds": found.model_s,
@@ -93,30 +96,14 @@ def key(temperature: float) -> str:
     return f"{temperature:g}"
 
 
-def curves(found: Examined) -> Made:
-    """R, K and their references by position and temperature, where errors are judged word by word."""
-    out: Made = {name: {} for name in CURVES}
-    for t, evidence in found.evidence.items():
-        if evidence.by_word:
-            for name, rows in along(survival_of(evidence), LONGEST).items():
-                out[name][key(t)] = rows
-    return out
-
-
-def honest(evidence: Evidence) -> bool:
-    """Whether what it says can be compared with how often it comes true."""
-    return bool(evidence.told) and not evidence.other_manners
-
-
 def along(curve: Survival, longest: int) -> dict[str, list[Made]]:
     """R, K, Π(1 − h̄_t) and K less that (both empty where S is not known), and S̄^n, position by position."""
     rows = (curve.r, curve.k, curve.by_position, curve.difference, curve.independent)
-    figures = dict(zip(CURVES, rows, strict=True))
     return {
         name: [{**f.json(), "t": at} for at, f in enumerate(row[:longest], 1)]
         if name not in ("by_position", "difference") or any(f.value is not None for f in row)
         else []
-        for name, row in figures.items()
+        for name, row in zip(CURVES, rows, strict=True)
     }
 
 
@@ -130,7 +117,7 @@ def kept(evidence: Evidence) -> list[Made]:
     """Share wrong among the answers that the model is surest of, by how many of them are kept: at most ``CURVE``
     points."""
     rows = sureness(evidence)
-    if not rows or len({right for _, right, _ in rows}) < 2:
+    if len({right for _, right, _ in rows}) < 2:
         return []
     curve = risk_coverage([score for score, _, _ in rows], [right for _, right, _ in rows])
     places = sorted({round(i * (len(curve) - 1) / CURVE) for i in range(CURVE + 1)})
@@ -139,48 +126,52 @@ def kept(evidence: Evidence) -> list[Made]:
 
 def trees(found: Examined) -> list[Made]:
     """The first few trees, their likeliest answers drawn as branches."""
-    out = []
     decode = found.target.source.codec.decode
-    for question, tree in list(zip(found.target.questions, found.trees, strict=False))[:TREES]:
-        out.append(
-            {
-                "question": question.prompt,
-                "answers": [
-                    {"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)}
-                    for a in tree.answers[:20]
-                ],
-                "meanings": [{"text": c.text, "low": c.low, "high": c.high} for c in tree.clusters[:8]],
-                "unexplored": tree.unexplored,
-                "expansions": tree.expansions,
-                "branches": drawn(tree, decode, 10),
-            }
-        )
-    return out
+    return [
+        {
+            "question": question.prompt,
+            "answers": [
+                {"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)} for a in tree.answers[:20]
+            ],
+            "meanings": [{"text": c.text, "low": c.low, "high": c.high} for c in tree.clusters[:8]],
+            "unexplored": tree.unexplored,
+            "expansions": tree.expansions,
+            "branches": drawn(tree, decode, 10),
+        }
+        for question, tree in zip(found.target.questions, found.trees[:TREES], strict=False)
+    ]
 
 
 def drawn(tree: Tree, decode: Callable[[Sequence[int]], str], most: int) -> Made:
     """The likeliest answers as branches; a meaning goes by the likeliest answer that has it."""
     names = {cluster.meaning: cluster.text for cluster in tree.clusters}
+
+    def shown(one: Branch) -> Made:
+        out: Made = {"text": one.text, "mass": one.mass, "children": [shown(child) for child in one.children]}
+        if one.answer is not None:
+            out |= {"low": one.answer.low, "high": one.answer.high, "meaning": names[one.meaning]}
+        return out
+
     likely = sum(answer.low >= DRAWN for answer in tree.answers)
-    return _branch(branches(tree, decode, max(1, min(most, likely))), names)
-
-
-def _branch(one: Branch, names: Mapping[Hashable, str]) -> Made:
-    out: Made = {"text": one.text, "mass": one.mass, "children": [_branch(child, names) for child in one.children]}
-    if one.answer is not None:
-        out |= {"low": one.answer.low, "high": one.answer.high, "meaning": names[one.meaning]}
-    return out
+    return shown(branches(tree, decode, max(1, min(most, likely))))
 
 
 def examples(found: Examined) -> list[Made]:
     """Answers at the main temperature, token by token with probability; with the fork of the first where it has one."""
     target, t = found.target, found.settings.main
+    codec, spell = target.source.codec, target.spell
     evidence = iter(found.evidence[t].answers)
+
+    def tokens(trace: Trace) -> list[Made]:
+        """Each with its leading space, where bytes are known."""
+        said = [(step.token, min(1.0, math.exp(step.logp))) for step in trace.steps if step.token not in codec.stop]
+        if spell is None:
+            return [{"text": f" {codec.decode([token])}", "p": p} for token, p in said]
+        return [{**one} for one in token_facts((spell(token), p) for token, p in said)]
+
     out = []
-    for place, (question, traces) in enumerate(zip(target.questions, found.traces[t], strict=True)):
+    for place, (question, traces) in enumerate(zip(target.questions, found.traces[t][:EXAMPLES], strict=False)):
         judged = [next(evidence) for _ in traces]
-        if place >= EXAMPLES:
-            break
         forks = found.forks[place] if place < len(found.forks) else None
         out.append(
             {
@@ -188,15 +179,15 @@ def examples(found: Examined) -> list[Made]:
                 "context": question.context,
                 "references": list(question.answers[:4]),
                 "answers": [
-                    {"text": target.source.codec.decode(trace.tokens), "right": a.right, "ended": trace.ended,
-                     "tokens": _tokens(found, trace)}
+                    {"text": codec.decode(trace.tokens), "right": a.right, "ended": trace.ended,
+                     "tokens": tokens(trace)}
                     for trace, a in list(zip(traces, judged, strict=True))[:3]
                 ],
                 "fork": None if forks is None else forks.fork,
                 "fork_p": None if forks is None else forks.p,
                 "own": None if forks is None else [forks.before[0], *(p.own for p in forks.positions)],
                 "others": [] if forks is None else [
-                    {"token": target.source.codec.decode([other.token]).strip(), "p": other.p,
+                    {"token": codec.decode([other.token]).strip(), "p": other.p,
                      "meanings": [{"text": label(m), "share": share} for m, share in other.meanings[:3]]}
                     for other in forks.others
                 ],
@@ -205,41 +196,28 @@ def examples(found: Examined) -> list[Made]:
     return out
 
 
-def _tokens(found: Examined, trace: Trace) -> list[Made]:
-    """Each with its leading space, where bytes are known."""
-    codec, spell = found.target.source.codec, found.target.spell
-    said = [(step.token, min(1.0, math.exp(step.logp))) for step in trace.steps if step.token not in codec.stop]
-    if spell is None:
-        return [{"text": f" {codec.decode([token])}", "p": p} for token, p in said]
-    return [{**one} for one in token_facts((spell(token), p) for token, p in said)]
-
-
-def _feedback(found: Examined) -> dict[float, Made]:
-    out: dict[float, Made] = {}
-    for t, evidence in found.evidence.items():
-        if not evidence.outcomes:
-            continue
-        shown = effect_of(evidence)
-        out[t] = {
-            name: [{**f.json(), "distance": d} for d, f in enumerate(getattr(shown, name), 1)]
-            for name in ("difference", "ratio", "beside_near", "cautious", "recovery", "moved")
-        }
-        out[t]["ended"] = [{"distance": d, **{arm: row[d - 1] for arm, row in shown.ended.items()}}
-                           for d in range(1, len(shown.difference) + 1)]  # fmt: skip
-        out[t]["further"] = {name: figure.json() for name, figure in shown.further.items()}
-        out[t]["pairs"] = pairs(evidence)
-    return out
+def after_error(evidence: Evidence) -> Made:
+    """The feedback experiment's figures by distance, and its pairs."""
+    shown = effect_of(evidence)
+    return {
+        **{name: [{**f.json(), "distance": d} for d, f in enumerate(getattr(shown, name), 1)]
+           for name in ("difference", "ratio", "beside_near", "cautious", "recovery", "moved")},
+        "ended": [{"distance": d, **{arm: row[d - 1] for arm, row in shown.ended.items()}}
+                  for d in range(1, len(shown.difference) + 1)],
+        "further": {name: figure.json() for name, figure in shown.further.items()},
+        "pairs": pairs(evidence),
+    }  # fmt: skip
 
 
 def pairs(evidence: Evidence) -> Made:
     """How many pairs of a wrong word and a right one as rare there are, the places where there was none, and how many
     times as likely as the wrong word the right one is: least, median, most; median before any matching."""
-    interventions = [one.intervention for one in evidence.outcomes]
-    ratios = [math.exp(intervention.rarity) for intervention in interventions if intervention.matched]
-    by_rule = [math.exp(intervention.rarity) for intervention in interventions if intervention.by_rule]
+    forced = [one.intervention for one in evidence.outcomes]
+    ratios = [math.exp(one.rarity) for one in forced if one.matched]
+    by_rule = [math.exp(one.rarity) for one in forced if one.by_rule]
     return {
         "matched": len(ratios),
-        "dropped": evidence.dropped + sum(not intervention.matched for intervention in interventions),
+        "dropped": evidence.dropped + sum(not one.matched for one in forced),
         "ratio": [min(ratios), median(ratios), max(ratios)] if ratios else None,
         "ratio_by_rule": median(by_rule) if by_rule else None,
     }
@@ -361,23 +339,26 @@ def _page(document: Document, say: Say) -> html.Document:
     ]  # fmt: skip
     missing = ", ".join(say.measure(name) for name in document["missing"])
     seconds = say("exam.time", seconds=say.seconds(time["seconds"]), passes=say.count(time["passes"]))
-    measured: list[Part | None] = [
-        Text(say("exam.figures_how")),
-        *html.figures(list(figures.values()), asked, say),
-        Text(say("exam.not_measured", names=missing), "small") if missing else None,
-        shown.get("temperatures"),
-    ]
-    divergence = [shown.get(name) for name in ("survival", "feedback", "calibration", "selective")]
-    examples = [Block("question", one) for one in document["examples"]]
-    answers: list[Part] = [Text(say("exam.answers_how")), Block("legend"), *examples] if examples else []
+
+    def section(name: str, title: str, *parts: Part | None) -> Section:
+        return Section(parts, say(title), name)
+
+    def drawn(*names: str) -> list[Picture | None]:
+        return [shown.get(name) for name in names]
+
+    examples: list[Part] = [Block("question", one) for one in document["examples"]]
+    if examples:
+        examples = [Text(say("exam.answers_how")), Block("legend"), *examples]
     sections = [
-        Section(texts(verdict(document, say), "verdict"), say("section.verdict"), "verdict"),
-        Section(measured, say("exam.figures"), "figures"),
-        Section(divergence, say("section.divergence"), "divergence"),
-        Section([shown.get("tree"), shown.get("flow")], say("exam.trees"), "trees"),
-        Section(answers, say("exam.answers"), "answers"),
-        Section([Formula(shown["formula"], figures[document["main"]].get("s", {}).get("value"))],
-                say("exam.formula"), "formula"),
-        Section([shown.get("cost"), Text(seconds, "small")], say("section.cost"), "cost"),
+        section("verdict", "section.verdict", *texts(verdict(document, say), "verdict")),
+        section("figures", "exam.figures", Text(say("exam.figures_how")),
+                *html.figures(list(figures.values()), asked, say),
+                Text(say("exam.not_measured", names=missing), "small") if missing else None, *drawn("temperatures")),
+        section("divergence", "section.divergence", *drawn("survival", "feedback", "calibration", "selective")),
+        section("trees", "exam.trees", *drawn("tree", "flow")),
+        section("answers", "exam.answers", *examples),
+        section("formula", "exam.formula",
+                Formula(shown["formula"], figures[document["main"]].get("s", {}).get("value"))),
+        section("cost", "section.cost", *drawn("cost"), Text(seconds, "small")),
     ]  # fmt: skip
     return html.Document(say, say("exam.title"), document["model"], sections, contents=True)

@@ -24,11 +24,11 @@ from zlib import crc32
 import numpy as np
 
 from klype.answers.backspace import EditableText, answers_with_backspace
-from klype.examine.intervals import ratio_of_means
-from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, Asked, FeedbackSettings, Intervention
+from klype.examine.intervals import index_of, ratio_of_means
+from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, Asked, FeedbackSettings, Intervention, going_on
 from klype.examine.truth import Reader, Tokens, at_temperature, mass
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Figure, Ints, Request, Sampling, Trace
+from klype.values import Distribution, Figure, Ints, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,58 +61,77 @@ def outcomes(
     if not forced:
         return []
     by_name = {one.question: one for one in asked}
+    distances = settings.distances
     requests = [
-        Request(
-            (*by_name[intervention.question].prompt, *intervention.before, token),
-            n=settings.samples,
-            limit=settings.distances,
-            sampling=Sampling(temperature=settings.temperature),
-            # crc32, for Python's hash of a text differs from process to process
-            seed=crc32(f"{settings.seed} {intervention.question} {arm}".encode()),
-            stop=tuple(source.codec.stop),
-            top=-1,
-        )
+        going_on(source, (*by_name[intervention.question].prompt, *intervention.before, token), distances, settings,
+                 f"{intervention.question} {arm}", n=settings.samples, top=-1)
         for intervention in forced
         for arm, token in zip(ARMS, intervention.tokens, strict=True)
-    ]
-    groups = iter(_gone_on(source, requests, forced, settings.back))
-    drawn = [{arm: next(groups) for arm in ARMS} for _ in forced]
-    nothing: list[tuple[float | None, ...]] = [(None,) * settings.distances] * len(forced)
-    # what was taken back is no longer before the next word: nothing to compare
-    moved = nothing if settings.back is not None else _moved(source, by_name, forced, drawn, settings)
+    ]  # fmt: skip
+    if settings.back is None:
+        groups = iter(answers(source, requests))
+    else:
+        own = [len(intervention.before) + 1 for intervention in forced for _ in ARMS]
+        groups = iter(answers_with_backspace(source, requests, own, settings.back))
+    drawn: list[dict[Arm, list[Trace]]] = [{arm: next(groups) for arm in ARMS} for _ in forced]
+    moved: list[list[float | None]] = [[] for _ in forced]
+    if settings.back is None:  # what was taken back is no longer before the next word: nothing to compare
+        # the first right continuation, read again after the wrong token: what differs is what the model makes of that
+        said = [arms["right"][0] for arms in drawn]
+        after = [(*by_name[one.question].prompt, *one.before, one.tokens[ARMS.index("wrong")]) for one in forced]
+        again = source.score(after, [trace.tokens for trace in said], -1)
+        for row, right, wrong in zip(moved, said, again, strict=True):
+            for a, b in ((a.distribution, b.distribution) for a, b in zip(right.steps, wrong.steps, strict=True)):
+                row.append(None if a is None or b is None else variation(a, b, settings.temperature))
     out = []
     for intervention, arms, change in zip(forced, drawn, moved, strict=True):
         one = by_name[intervention.question]
         errors, ended, clean, standing = _means(one.reader, intervention, arms, settings)
         edits = _means(one.edits, intervention, arms, settings)[0] if one.edits is not None else {}
-        words = [_words(arms[arm], settings.distances) for arm in ("wrong", "right")]
-        out.append(InterventionOutcome(intervention, errors, ended, clean, change, standing, edits, parted(*words)))
+        # what was said at each distance; after an answer's end, the end
+        words = [np.array([[*trace.tokens, *[-1] * distances][:distances] for trace in arms[arm]], dtype=np.int64)
+                 for arm in ("wrong", "right")]  # fmt: skip
+        told = tuple([*change, *[None] * distances][:distances])
+        out.append(InterventionOutcome(intervention, errors, ended, clean, told, standing, edits, parted(*words)))
     return out
-
-
-def _gone_on(
-    source: Source, requests: Sequence[Request], forced: Sequence[Intervention], back: int | None
-) -> list[list[Trace]]:
-    if back is None:
-        return answers(source, requests)
-    own = [len(intervention.before) + 1 for intervention in forced for _ in ARMS]
-    return answers_with_backspace(source, requests, own, back)
 
 
 def _means(
     reader: Reader, intervention: Intervention, arms: Mapping[Arm, Sequence[Trace]], settings: FeedbackSettings
 ) -> list[dict[Arm, tuple[float, ...]]]:
-    """``_followed``, each part by arm, mean over samples."""
-    rows = {
-        arm: [_followed(reader, (*intervention.before, token), trace, settings) for trace in arms[arm]]
+    """What follows by distance, each part by arm, mean over samples: error mass; whether it had ended; whether there
+    was no error so far; whether one stands."""
+    mean_AD4 = {
+        arm: np.mean([_followed(reader, (*intervention.before, token), trace, settings) for trace in arms[arm]], axis=0)
         for arm, token in zip(ARMS, intervention.tokens, strict=True)
     }
-    return [{arm: tuple(np.mean([r[k] for r in rows[arm]], axis=0).tolist()) for arm in ARMS} for k in range(4)]
+    return [{arm: tuple(mean_AD4[arm][:, part].tolist()) for arm in ARMS} for part in range(4)]
 
 
-def _words(arm: Sequence[Trace], distances: int) -> Ints:
-    """What was said at each distance; after an answer's end, the end."""
-    return np.array([[*trace.tokens, *[-1] * distances][:distances] for trace in arm], dtype=np.int64)
+def _followed(
+    reader: Reader, before: Tokens, trace: Trace, settings: FeedbackSettings
+) -> list[tuple[float, float, float, float]]:
+    sheet, open_, fine, rows = EditableText(before, settings.back), True, True, []
+    for d in range(settings.distances):
+        error, over = 0.0, 1.0
+        if open_ and d < len(trace.steps):
+            step, over = trace.steps[d], 0.0
+            assert step.distribution is not None
+            error = _error_mass(step.distribution, settings.temperature, reader.next(sheet.tokens), sheet)
+            sheet.push(step.token)
+            fine = fine and (sheet.taken or reader.is_right(sheet.tokens))
+            open_ = not (trace.ended == "stop" and d + 1 == len(trace.steps))
+        rows.append((error, over, float(fine), float(reader.first_error(sheet.tokens) is not None)))
+    return rows
+
+
+def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, float], sheet: EditableText) -> float:
+    """The probability of what cannot follow, of what is not barred; taking back is no error."""
+    bars = sheet.bars()
+    fine = {*possible, *(() if sheet.back is None else (sheet.back,))} - bars
+    left = 1.0 - (mass(q, temperature, tuple(bars)) if bars else 0.0)
+    # a share of what may be drawn: what is barred is on neither side
+    return max(0.0, 1.0 - mass(q, temperature, tuple(fine)) / left) if left > LEAST else 0.0
 
 
 def parted(one_ND: Ints, other_ND: Ints) -> float | None:
@@ -127,65 +146,6 @@ def parted(one_ND: Ints, other_ND: Ints) -> float | None:
     # a sample agrees with itself: n (n − 1) pairs, the diagonal adding nothing
     within = [differing(a_ND, a_ND) / (len(a_ND) * (len(a_ND) - 1)) for a_ND in (one_ND, other_ND)]
     return differing(one_ND, other_ND) / (len(one_ND) * len(other_ND)) - sum(within) / 2
-
-
-def _followed(
-    reader: Reader, before: Tokens, trace: Trace, settings: FeedbackSettings
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    """At each distance: error mass; whether it had ended; whether there was no error so far; whether one stands."""
-    errors, ended, clean, standing = [], [], [], []
-    sheet, open_, fine = EditableText(before, settings.back), True, True
-    for d in range(settings.distances):
-        if open_ and d < len(trace.steps):
-            step = trace.steps[d]
-            assert step.distribution is not None
-            errors.append(_error_mass(step.distribution, settings.temperature, reader.next(sheet.tokens), sheet))
-            ended.append(0.0)
-            sheet.push(step.token)
-            fine = fine and (sheet.taken or reader.is_right(sheet.tokens))
-            open_ = not (trace.ended == "stop" and d + 1 == len(trace.steps))
-        else:
-            errors.append(0.0)
-            ended.append(1.0)
-        clean.append(float(fine))
-        standing.append(float(reader.first_error(sheet.tokens) is not None))
-    return errors, ended, clean, standing
-
-
-def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, float], sheet: EditableText) -> float:
-    """The probability of what cannot follow, of what is not barred; taking back is no error."""
-    bars = sheet.bars()
-    fine = {*possible, *(() if sheet.back is None else (sheet.back,))} - bars
-    left = 1.0 - (mass(q, temperature, tuple(bars)) if bars else 0.0)
-    # a share of what may be drawn: what is barred is on neither side
-    return max(0.0, 1.0 - mass(q, temperature, tuple(fine)) / left) if left > LEAST else 0.0
-
-
-def _moved(
-    source: Source,
-    by_name: dict[str, Asked],
-    forced: Sequence[Intervention],
-    drawn: Sequence[dict[Arm, list[Trace]]],
-    settings: FeedbackSettings,
-) -> list[tuple[float | None, ...]]:
-    """The words of the first *right* continuation, read again after the wrong token."""
-    said = [arms["right"][0] for arms in drawn]
-    prompts = [
-        (*by_name[intervention.question].prompt, *intervention.before, intervention.tokens[ARMS.index("wrong")])
-        for intervention in forced
-    ]
-    # the same words follow both: what differs is what the model makes of the forced one
-    again = source.score(prompts, [trace.tokens for trace in said], -1)
-    out: list[tuple[float | None, ...]] = []
-    for right, wrong in zip(said, again, strict=True):
-        row: list[float | None] = [
-            None
-            if a.distribution is None or b.distribution is None
-            else variation(a.distribution, b.distribution, settings.temperature)
-            for a, b in zip(right.steps, wrong.steps, strict=True)
-        ]
-        out.append(tuple([*row, *[None] * settings.distances][: settings.distances]))
-    return out
 
 
 def variation(a: Distribution, b: Distribution, temperature: float) -> float:
@@ -227,17 +187,15 @@ def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention"
     difference = "difference of shares"
 
     def ratio(rows: Sequence[InterventionOutcome], top: Sequence[float], under: Sequence[float], unit: str) -> Figure:
-        questions = list(dict.fromkeys(one.intervention.question for one in rows))
-        place = {question: i for i, question in enumerate(questions)}
         weight_N = np.array([1.0 if weights == "intervention" else 1.0 - one.intervention.s for one in rows])
-        index_N = np.array([place[one.intervention.question] for one in rows], dtype=int)
-        above, below = (np.zeros(len(questions)) for _ in range(2))
         # questions are what varies: several beginnings of one are one cluster
+        index_N, questions = index_of([one.intervention.question for one in rows])
+        above, below = (np.zeros(questions) for _ in range(2))
         np.add.at(above, index_N, weight_N * np.asarray(top))
         np.add.at(below, index_N, weight_N * np.asarray(under))
         return replace(ratio_of_means(above, below, unit), n=len(rows))
 
-    def mean(rows: Sequence[InterventionOutcome], values: Sequence[float], unit: str) -> Figure:
+    def mean(rows: Sequence[InterventionOutcome], values: Sequence[float], unit: str = difference) -> Figure:
         return ratio(rows, values, [1.0] * len(rows), unit)
 
     def of_matched(values: Sequence[float], unit: str = difference) -> Figure:
@@ -245,20 +203,24 @@ def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention"
             return Figure(None, n=len(matched), unit=unit, why=f"fewer than {FEW} matched pairs")
         return mean(matched, values, unit)
 
-    def at(d: int, arm: Arm) -> list[float]:
+    def less(errors: Mapping[Arm, Sequence[float]], other: Arm, d: int) -> float:
+        return errors["wrong"][d] - errors[other][d]
+
+    def at(arm: Arm, d: int) -> list[float]:
         return [one.errors[arm][d] for one in ruled]
 
+    def moved(d: int) -> Figure:
+        known = [value for one in ruled if (value := one.moved[d]) is not None]
+        return _within(ratio_of_means(known, [1.0] * len(known), "share"))
+
     return Effect(
-        difference=tuple(mean(ruled, [one.errors["wrong"][d] - one.errors["right"][d] for one in ruled], difference)
-                         for d in every),
-        ratio=tuple(_within(ratio(ruled, at(d, "wrong"), at(d, "right"), "times as likely"), math.inf) for d in every),
-        beside_near=tuple(of_matched([one.errors["wrong"][d] - one.errors["near"][d] for one in matched])
-                          for d in every),
-        cautious=tuple(of_matched([one.cautious()["wrong"][d] - one.cautious()["near"][d] for one in matched])
-                       for d in every),
+        difference=tuple(mean(ruled, [less(one.errors, "right", d) for one in ruled]) for d in every),
+        ratio=tuple(_within(ratio(ruled, at("wrong", d), at("right", d), "times as likely"), math.inf) for d in every),
+        beside_near=tuple(of_matched([less(one.errors, "near", d) for one in matched]) for d in every),
+        cautious=tuple(of_matched([less(one.cautious(), "near", d) for one in matched]) for d in every),
         recovery=tuple(_within(mean(ruled, [one.clean["wrong"][d] for one in ruled], "share of answers"))
                        for d in every),
-        moved=tuple(_moved_figure(ruled, d) for d in every),
+        moved=tuple(map(moved, every)),
         ended={arm: tuple(float(np.mean([one.ended[arm][d] for one in ruled] or [0.0])) for d in every)
                for arm in ARMS},
         further={
@@ -272,11 +234,6 @@ def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention"
     )  # fmt: skip
 
 
-def _moved_figure(found: Sequence[InterventionOutcome], d: int) -> Figure:
-    known = [value for one in found if (value := one.moved[d]) is not None]
-    return _within(ratio_of_means(known, [1.0] * len(known), "share"))
-
-
 def _within(figure: Figure, most: float = 1.0) -> Figure:
     """A share lies between 0 and 1, and so does its interval; a ratio or a number of errors is not below 0."""
     if figure.value is None or figure.low is None or figure.high is None:
@@ -286,6 +243,7 @@ def _within(figure: Figure, most: float = 1.0) -> Figure:
 
 LOOKS = 8  # positions of an answer that are looked at
 Right = Callable[[str, bool], bool | None]  # (text, finished) → right, wrong, or None: undecided
+RightAnswer = tuple[str, Trace, Right]  # a question, an answer that was judged right, its judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,28 +258,20 @@ class Replaced:
 
 
 def replaced(
-    source: Source, right_answers: Sequence[tuple[str, Trace, Right]], settings: FeedbackSettings, limit: int
+    source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings, limit: int
 ) -> list[Replaced]:
-    """``right_answers``: (question, an answer that was judged right, its judge). Answers without a position where
-    another word is as rare, and those whose continuations cannot be decided, are left out."""
-    kept = _forced(source, right_answers, settings, limit)
-    if not kept:
-        return []
+    """Answers without a position where another word is as rare, and those whose continuations cannot be decided, are
+    left out."""
+    kept = _replacements(source, right_answers, settings, limit)
     requests = [
-        Request(
-            (*trace.prompt, *trace.tokens[:at], token),
-            n=settings.samples,
-            limit=limit - at - 1,
-            sampling=Sampling(temperature=settings.temperature),
-            seed=crc32(f"{settings.seed} {question} {arm} replaced".encode()),
-            stop=tuple(source.codec.stop),
-        )
-        for (question, trace, _, at), other in kept
+        going_on(source, (*trace.prompt, *trace.tokens[:at], token), limit - at - 1, settings,
+                 f"{question} {arm} replaced", n=settings.samples)
+        for (question, trace, _), at, other in kept
         for arm, token in (("own", trace.tokens[at]), ("other", other))
-    ]
-    groups = iter(answers(source, requests))
+    ]  # fmt: skip
+    groups = iter(answers(source, requests) if requests else [])
     out = []
-    for (question, trace, judge, at), other in kept:
+    for (question, trace, judge), at, other in kept:
         shares, undecided = [], 0.0
         for token in (trace.tokens[at], other):
             said = [((*trace.tokens[:at], token, *one.tokens), one.ended == "stop") for one in next(groups)]
@@ -333,25 +283,21 @@ def replaced(
     return out
 
 
-def _forced(
-    source: Source, right_answers: Sequence[tuple[str, Trace, Right]], settings: FeedbackSettings, limit: int
-) -> list[tuple[tuple[str, Trace, Right, int], int]]:
-    """Each answer with its position and the other word, found by ``LOOKS`` looks at most."""
+def _replacements(
+    source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings, limit: int
+) -> list[tuple[RightAnswer, int, int]]:
+    """Each answer with a position and the other word there, found by ``LOOKS`` looks at most."""
     stop = set(source.codec.stop)
-    left = [(i % settings.positions, row) for i, row in enumerate(right_answers)]
-    found: dict[str, tuple[tuple[str, Trace, Right, int], int]] = {}
+    found: dict[str, tuple[RightAnswer, int, int]] = {}
     for look in range(LOOKS):
-        here = [
-            (first + look, row)
-            for first, row in left
-            if row[0] not in found
-            and first + look < min(limit - 1, len(row[1].tokens))
-            and row[1].tokens[first + look] not in stop
-        ]
+        here = [(i % settings.positions + look, row) for i, row in enumerate(right_answers) if row[0] not in found]
+        here = [(at, row) for at, row in here
+                if at < min(limit - 1, len(row[1].tokens)) and row[1].tokens[at] not in stop]  # fmt: skip
         if not here:
             break
-        listed = source.next([(*row[1].prompt, *row[1].tokens[:at]) for at, row in here], -1)
-        for (at, (question, trace, judge)), q in zip(here, listed, strict=True):
+        listed = source.next([(*trace.prompt, *trace.tokens[:at]) for at, (_, trace, _) in here], -1)
+        for (at, row), q in zip(here, listed, strict=True):
+            question, trace, _ = row
             own = q.p(trace.tokens[at])
             p_K = np.exp(q.logp.astype(np.float64))
             p_K[np.isin(q.ids, [trace.tokens[at], *stop])] = 0.0
@@ -359,5 +305,5 @@ def _forced(
                 p_K[np.abs(np.log(p_K) - math.log(own or 1.0)) > AS_RARE] = 0.0
             if own and p_K.sum() > 0:
                 rng = np.random.default_rng([settings.seed, crc32(question.encode())])
-                found[question] = (question, trace, judge, at), int(rng.choice(q.ids, p=p_K / p_K.sum()))
-    return [found[row[0]] for _, row in left if row[0] in found]
+                found[question] = row, at, int(rng.choice(q.ids, p=p_K / p_K.sum()))
+    return [found[row[0]] for row in right_answers if row[0] in found]

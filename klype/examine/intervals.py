@@ -18,7 +18,8 @@ same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +59,13 @@ def allowing(
     farther = times * ends(error)[1]
     least, most = (edge(end, figure.value or 0.0) for edge, end in ((min, least), (max, most)))
     return replace(figure, error_rate=error, bounds=(max(within[0], least - farther), min(within[1], most + farther)))
+
+
+def figure_with(value: float, limits: Limits | None, n: int, unit: str, judge: str = "", why: str = "") -> Figure:
+    """A figure with an interval that contains it; where there are no limits, ``why``."""
+    if limits is None:
+        return Figure(value, None, None, n, unit, judge=judge, why=why)
+    return Figure(value, min(limits[0], value), max(limits[1], value), n, unit, judge=judge)
 
 
 def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:
@@ -122,7 +130,7 @@ def paired(
     if change_M.size > 1 and (within is not None or alike):
         scale = seen if within is None else within[1] - within[0]
         low, high = difference_limits(change_M / scale)
-        return _held(float(change_M.mean()), (scale * low, scale * high), a_N.size, unit)
+        return figure_with(float(change_M.mean()), (scale * low, scale * high), a_N.size, unit)
     return figure_of(change_M, np.ones_like(change_M), a_N.size, unit)
 
 
@@ -156,11 +164,11 @@ def ratio_over_seeds(numerators: Sequence[float] | Array, denominators: Sequence
     if (why := _no_ratio(top_S, under_S)) is not None:
         return Figure(None, n=top_S.size, unit=unit, why=why)
     value = float(top_S.sum() / under_S.sum())
-    ends = fieller(top_S, under_S) if top_S.size > 1 else None
-    if ends is None or few_differ(top_S - value * under_S, float(np.abs(top_S).max())):
-        why = "one seed only" if top_S.size == 1 else UNDERNEATH if ends is None else SAME
-        return Figure(value, None, None, top_S.size, unit, why=why)
-    return _held(value, ends, top_S.size, unit)
+    limits = fieller(top_S, under_S) if top_S.size > 1 else None
+    why = "one seed only" if top_S.size == 1 else UNDERNEATH
+    if limits is not None and few_differ(top_S - value * under_S, float(np.abs(top_S).max())):
+        limits, why = None, SAME
+    return figure_with(value, limits, top_S.size, unit, why=why)
 
 
 def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", within: Limits | None = None) -> Figure:
@@ -179,9 +187,7 @@ def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", 
         why = MISSED
     else:
         why, limits = UNDERNEATH, ratio_limits(top_M, under_M)
-    if limits is None:
-        return Figure(value, None, None, n, unit, judge=judge, why=why)
-    return _held(value, limits, n, unit, judge)
+    return figure_with(value, limits, n, unit, judge, why)
 
 
 def clopper_pearson(k: float, n: float) -> Limits:
@@ -272,6 +278,18 @@ def pseudo_values(value: Array, without_M: Array) -> Array:
     return found
 
 
+def jackknife_limits(value: Array, without_M: Array) -> Limits | None:
+    """Of a figure of one number, by what each question (or group of them) weighs in it. None: nearly all weigh the
+    same, or there is no end to them."""
+    part_M = pseudo_values(value, without_M)
+    return None if few_differ(part_M) else ratio_limits(part_M, np.ones_like(part_M))
+
+
+def exp_limits(limits: Limits | None) -> Limits | None:
+    """Those of a logarithm, as a number's."""
+    return limits and (math.exp(min(limits[0], 700.0)), math.exp(min(limits[1], 700.0)))
+
+
 def without_each(table_MK: Array) -> Array:
     """The mean of all rows but one, for each row."""
     m = len(table_MK)
@@ -281,10 +299,16 @@ def without_each(table_MK: Array) -> Array:
 
 def means(value_N: Array, questions: Sequence[Any]) -> Array:
     """Each question's mean, in the order of first appearance."""
-    place: dict[Any, int] = {}
-    index_N = np.array([place.setdefault(question, len(place)) for question in questions])
+    index_N, _ = index_of(questions)
     found: Array = np.bincount(index_N, weights=value_N) / np.bincount(index_N)
     return found
+
+
+def index_of(questions: Iterable[Any]) -> tuple[npt.NDArray[np.int64], int]:
+    """Each question's number, in the order of first appearance, and how many different ones there are."""
+    place: dict[Any, int] = {}
+    index_N = np.array([place.setdefault(question, len(place)) for question in questions], dtype=np.int64)
+    return index_N, len(place)
 
 
 def _unknown(value_N: Array) -> str | None:
@@ -311,8 +335,3 @@ def _beta(mean: float, variance: float, tail: float) -> float:
     # a + b of the Beta distribution; a mean's variance cannot exceed mean (1 − mean)
     weight = max(mean * (1 - mean) / variance - 1, 1e-9)
     return float(special.betaincinv(mean * weight, (1 - mean) * weight, tail))
-
-
-def _held(value: float, limits: Limits, n: int, unit: str, judge: str = "") -> Figure:
-    """A figure whose interval contains it."""
-    return Figure(value, min(limits[0], value), max(limits[1], value), n, unit, judge=judge)

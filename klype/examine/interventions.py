@@ -11,9 +11,9 @@ drawn from q among those that have a partner."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -21,17 +21,11 @@ import numpy.typing as npt
 
 from klype.examine.truth import Reader, Tokens, among, mass
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Floats, Request, Sampling, Trace
+from klype.values import Distribution, Request, Sampling
 
 Arm = Literal["wrong", "right", "near"]
-
-
 ARMS: tuple[Arm, ...] = ("wrong", "right", "near")
-
-
 LEAST = 1e-12  # words that are together less likely than this are none
-
-
 AS_RARE = math.log(3)  # |Δ log q| up to which a right word is as rare as a wrong one
 
 
@@ -61,6 +55,18 @@ class FeedbackSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MatchedSearch:
+    """``wanted`` pairs are looked for in at most ``rounds`` times as many answers as are asked for at once, drawn at
+    ``temperature``, of at most ``limit`` tokens."""
+
+    temperature: float
+    wanted: int = 100
+    rounds: int = 20
+    limit: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Intervention:
     """A beginning of the model's own and the three tokens forced there; ``s``: mass on right tokens before it;
     ``rarity``: log q of *near* less that of *wrong*; ``by_rule``: not one that was looked for to be matched.
@@ -80,51 +86,55 @@ class Intervention:
         return abs(self.rarity) <= AS_RARE
 
 
+@dataclass(frozen=True, slots=True)
+class MatchedPairs:
+    """``found``: matched interventions; ``asked``: their questions; ``dropped``: beginnings where there was no pair."""
+
+    found: tuple[Intervention, ...] = ()
+    asked: tuple[Asked, ...] = ()
+    dropped: int = 0
+
+
+def going_on(
+    source: Source, prompt: Tokens, limit: int, settings: FeedbackSettings | MatchedSearch, about: str, **more: Any
+) -> Request:
+    """What the model makes of a beginning, with noise of its own: by what it is ``about``."""
+    return Request(
+        prompt,
+        limit=limit,
+        sampling=Sampling(temperature=settings.temperature),
+        # crc32, for Python's hash of a text differs from process to process
+        seed=crc32(f"{settings.seed} {about}".encode()),
+        stop=tuple(source.codec.stop),
+        **more,
+    )
+
+
 def interventions(
     source: Source, asked: Sequence[Asked], settings: FeedbackSettings, is_word: Callable[[int], bool]
-) -> tuple[list[Intervention], int]:
-    """The interventions, and how many questions had none: their answer was not right or had ended before its position,
-    or nothing wrong (or nothing right but the end) could follow."""
-    stop = tuple(source.codec.stop)
-    begun = _beginnings(source, asked, settings)
-    places = [i for i, before in enumerate(begun) if before is not None]
-    listed = source.next([(*asked[i].prompt, *(begun[i] or ())) for i in places], -1) if places else []
-    word_V = words_among(listed, stop, is_word)
-    found = []
-    for i, q in zip(places, listed, strict=True):
-        # each question its own: another question more changes no other's words
-        rng = np.random.default_rng([settings.seed, crc32(asked[i].question.encode())])
-        intervention = force(asked[i], begun[i] or (), q, word_V, rng)
-        if intervention is not None:
-            found.append(
-                replace(intervention, s=mass(q, settings.temperature, asked[i].reader.next(intervention.before)))
-            )
-    return found, len(asked) - len(found)
-
-
-def _beginnings(source: Source, asked: Sequence[Asked], settings: FeedbackSettings) -> list[Tokens | None]:
-    """The first i mod ``positions`` tokens of an answer to each question; None: an error or the end is among them."""
+) -> list[Intervention]:
+    """One a question, after the first i mod ``positions`` tokens of an answer to it; none where an error or the end is
+    among them, or nothing wrong (or nothing right but the end) could follow."""
     stop = tuple(source.codec.stop)
     # by the question's number, so that no answer decides where it is looked at
     lengths = [i % settings.positions for i in range(len(asked))]
-    requests = [
-        Request(
-            one.prompt,
-            limit=length,
-            sampling=Sampling(temperature=settings.temperature),
-            seed=crc32(f"{settings.seed} {one.question} begin".encode()),
-            stop=stop,
-        )
-        for one, length in zip(asked, lengths, strict=True)
-        if length
-    ]
-    drawn = iter(answers(source, requests))
-    out: list[Tokens | None] = []
+    begun = zip(asked, lengths, strict=True)
+    drawn = iter(answers(source, [going_on(source, one.prompt, length, settings, f"{one.question} begin")
+                                  for one, length in begun if length]))  # fmt: skip
+    places = []
     for one, length in zip(asked, lengths, strict=True):
-        tokens = next(drawn)[0].tokens if length else ()
-        sound = not set(tokens) & set(stop) and one.reader.first_error(tokens) is None
-        out.append(tokens if sound else None)
-    return out
+        before = next(drawn)[0].tokens if length else ()
+        if not set(before) & set(stop) and one.reader.first_error(before) is None:
+            places.append((one, before))
+    listed = source.next([(*one.prompt, *before) for one, before in places], -1) if places else []
+    word_V = words_among(listed, stop, is_word)
+    found = []
+    for (one, before), q in zip(places, listed, strict=True):
+        # each question its own: another question more changes no other's words
+        rng = np.random.default_rng([settings.seed, crc32(one.question.encode())])
+        if (intervention := force(one, before, q, word_V, rng)) is not None:
+            found.append(replace(intervention, s=mass(q, settings.temperature, one.reader.next(before))))
+    return found
 
 
 def words_among(
@@ -154,7 +164,11 @@ def force(
     if right.sum() <= LEAST or wrong.sum() <= LEAST:
         return None
     if matched:
-        wrong = np.where(_paired(wrong, right), wrong, 0.0)
+        # sorted once and bisected: vocabularies have thousands of words of either kind
+        rights = np.sort(np.log(right[right > LEAST]))
+        logs_K = np.log(np.maximum(wrong, LEAST))
+        first_K, after_K = np.searchsorted(rights, logs_K - AS_RARE), np.searchsorted(rights, logs_K + AS_RARE, "right")
+        wrong = np.where((wrong > LEAST) & (after_K > first_K), wrong, 0.0)
         if wrong.sum() <= LEAST:
             return None
     # drawn, not the most likely: errors as the model makes them
@@ -165,37 +179,6 @@ def force(
     near = int(np.argmin(np.abs(rarity_K)))
     tokens = int(q.ids[w]), int(q.ids[r]), int(q.ids[near])
     return Intervention(one.question, before, tokens, mass(q, 1.0, possible), float(rarity_K[near]))
-
-
-def _paired(wrong_K: Floats, right_K: Floats) -> npt.NDArray[np.bool_]:
-    """Which wrong tokens have a right one as rare."""
-    # sorted once and bisected: vocabularies have thousands of words of either kind
-    rights = np.sort(np.log(right_K[right_K > LEAST]))
-    logs_K = np.log(np.maximum(wrong_K, LEAST))
-    first_K, after_K = np.searchsorted(rights, logs_K - AS_RARE), np.searchsorted(rights, logs_K + AS_RARE, "right")
-    found: npt.NDArray[np.bool_] = (wrong_K > LEAST) & (after_K > first_K)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedSearch:
-    """``wanted`` pairs are looked for in at most ``rounds`` times as many answers as are asked for at once, drawn at
-    ``temperature``, of at most ``limit`` tokens."""
-
-    temperature: float
-    wanted: int = 100
-    rounds: int = 20
-    limit: int = 32
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedPairs:
-    """``found``: matched interventions; ``asked``: their questions; ``dropped``: beginnings where there was no pair."""
-
-    found: tuple[Intervention, ...] = ()
-    asked: tuple[Asked, ...] = ()
-    dropped: int = 0
 
 
 def find_matched(
@@ -211,43 +194,25 @@ def find_matched(
         if len(found) >= settings.wanted:
             break
         questions = ask(round_)
-        drawn = _drawn(source, questions, settings, round_)
+        requests = [going_on(source, one.prompt, settings.limit, settings, f"{one.question} search {round_}", top=-1)
+                    for one in questions]  # fmt: skip
+        drawn = [group[0] for group in answers(source, requests)]
         word_V = words_among([q for t in drawn for s in t.steps if (q := s.distribution)], source.codec.stop, is_word)
         for one, trace in zip(questions, drawn, strict=True):
             rng = np.random.default_rng([settings.seed, crc32(one.question.encode()), 1 + round_])
-            for before, q in _right(one, trace):
+            tokens = trace.tokens
+            for t, step in enumerate(trace.steps):
+                before = tokens[:t]
+                if one.reader.first_error(before) is not None:
+                    break
                 # answers to one question share their beginnings
                 if (one.question, before) in seen:
                     continue
                 seen.add((one.question, before))
-                intervention = force(one, before, q, word_V, rng, matched=True)
+                assert step.distribution is not None
+                intervention = force(one, before, step.distribution, word_V, rng, matched=True)
                 dropped += intervention is None
                 if intervention is not None:
                     found.append(replace(intervention, by_rule=False))
                     asked[one.question] = one
     return MatchedPairs(tuple(found), tuple(asked.values()), dropped)
-
-
-def _drawn(source: Source, asked: Sequence[Asked], settings: MatchedSearch, round_: int) -> list[Trace]:
-    requests = [
-        Request(
-            one.prompt,
-            limit=settings.limit,
-            sampling=Sampling(temperature=settings.temperature),
-            seed=crc32(f"{settings.seed} {one.question} search {round_}".encode()),
-            stop=tuple(source.codec.stop),
-            top=-1,
-        )
-        for one in asked
-    ]
-    return [group[0] for group in answers(source, requests)]
-
-
-def _right(one: Asked, drawn: Trace) -> Iterator[tuple[Tokens, Distribution]]:
-    """The right beginnings of an answer that had not ended, and what the model said of the next word."""
-    for t, step in enumerate(drawn.steps):
-        before = drawn.tokens[:t]
-        if one.reader.first_error(before) is not None:
-            return
-        assert step.distribution is not None
-        yield before, step.distribution

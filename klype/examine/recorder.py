@@ -36,7 +36,6 @@ class Recorder(Around):
         self.passes = 0
         self.tokens = 0
         self.model_s = 0.0
-        self.remembered = 0
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         self.passes += len(prefixes)
@@ -55,8 +54,7 @@ class Recorder(Around):
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """All answers are drawn first, then given out as ended."""
         asked = repr(list(requests))
-        drawn = self._kept("drawn", asked, lambda: [t for group in answers(self._source, requests) for t in group])
-        rest = iter(drawn)
+        rest = iter(self._kept("drawn", asked, lambda: [t for g in answers(self._source, requests) for t in g]))
         for place, request in enumerate(requests):
             for _ in range(request.n):
                 trace = next(rest)
@@ -69,7 +67,6 @@ class Recorder(Around):
         name = f"{kind}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
         found = None if self._folder is None else store.saved(self._folder, name, about)
         if found is not None:
-            self.remembered += len(found.traces)
             return list(found.traces)
         began, used = self._clock(), self._joules()
         traces = ask()
@@ -135,16 +132,9 @@ class Shape:
     cache_bytes: int = 0
 
 
-def answer_flops(shape: Shape, prompt: int, answer: int, cached: bool = True) -> int:
-    """A prompt and an answer of so many tokens; the last token is drawn, not fed. Uncached: all again for each word."""
-    if answer == 0:
-        return 0
-    if cached:
-        return _text_flops(shape, prompt + answer - 1)
-    return sum(_text_flops(shape, prompt + i) for i in range(answer))
-
-
-def _text_flops(shape: Shape, length: int) -> int:
+def answer_flops(shape: Shape, prompt: int, answer: int) -> int:
+    """A prompt and an answer of so many tokens; the last token is drawn, not fed."""
+    length = prompt + answer - 1 if answer else 0
     return 2 * shape.matrices * length + 4 * shape.layers * shape.width * (length * (length + 1) // 2)
 
 

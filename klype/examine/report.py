@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from klype.examine import html
 from klype.examine.charts import Picture
@@ -55,31 +56,35 @@ def _page(facts: Facts, say: Say) -> Document:
     def section(name: str, *parts: Part | None) -> Section:
         return Section(parts, say(f"section.{name}"), name)
 
-    notes = [Text(say.text(note), "note") for note in facts.get("notes", [])]
-    held_out = say("text.held_out", bytes=say.count(facts["text"]["held_out_bytes"])) if "text" in facts else ""
-    passage = facts.get("copied_example", "")
-    copied: list[Part] = [Text(say("text.copied")), Text(passage, "quote")] if passage else []
-    questions = [
+    models = {stage: found for stage in STAGES if (found := facts["stages"].get(stage))}
+    base = texts([why] if (why := why_base(figures_of(facts, "base"), say)) else [], "note")
+    answers: list[Part] = [
         Block("question", {**one, "answers": {stage: one["answers"].get(stage) for stage in STAGES}})
         for one in facts.get("questions", [])
     ]
-    base: list[Part] = [*texts([why] if (why := why_base(figures_of(facts, "base"), say)) else [], "note")]
-    answers: list[Part] = [Text(f"{say('answers.how')} {say('answers.how_more')}"), *base, Block("legend"), *questions]
-    models = {say.stage(stage): found for stage in STAGES if (found := facts["stages"].get(stage))}
-    figures = html.figures([*models.values()], [*models], say)
-    formula = Formula(shown["formula"], _model_s(facts))
+    if answers:
+        answers = [Text(f"{say('answers.how')} {say('answers.how_more')}"), *base, Block("legend"), *answers]
+    held_out = say("text.held_out", bytes=say.count(facts["text"]["held_out_bytes"])) if "text" in facts else ""
+    passage = facts.get("copied_example", "")
+    copied: list[Part] = [Text(say("text.copied")), Text(passage, "quote")] if passage else []
+    # of its own answers, as in the picture of Sⁿ; where that is not known, of text
+    own = [curve["s"]["value"] for curve in facts.get("survival", [])[:1]]
+    own += [f["s"]["value"] for f in (figures_of(facts, last_model(facts)), figures_of(facts, "base")) if "s" in f]
     sections = [
-        section("verdict", *texts(verdict(facts, say), "verdict"), _key_figures(facts, say), *notes),
+        section("verdict", *texts(verdict(facts, say), "verdict"), _key_figures(facts, say),
+                *(Text(say.text(note), "note") for note in facts.get("notes", []))),
         section("gates", *_gates(facts, say)),
         section("lifecycle", _stages(facts, say), shown.get("curves")),
-        section("answers", *(answers if questions else [])),
-        section("scores", shown.get("stages"), *base, shown.get("reward"), _rewards(facts, say), *figures),
+        section("answers", *answers),
+        section("scores", shown.get("stages"), *base, shown.get("reward"), _rewards(facts, say),
+                *html.figures([*models.values()], [*map(say.stage, models)], say)),
         section("words", *_dictionary(facts, say, shown.get("dictionary"))),
         section("text", Text(held_out) if "text" in shown else None, shown.get("text")),
         section("heart", shown.get("copied"), *copied),
         section("next", shown.get("next"), shown.get("truth")),
         section("temperature", *_temperatures(facts, say, shown.get("temperatures"))),
-        section("divergence", formula, shown.get("survival"), shown.get("calibration")),
+        section("divergence", Formula(shown["formula"], next(iter(own), None)), shown.get("survival"),
+                shown.get("calibration")),
         section("cost", *_cost(facts, say)),
         section("provenance", *_provenance(facts, say)),
         section("on", Glossary(_commands(facts, say), "commands")),
@@ -104,25 +109,27 @@ def _key_figures(facts: Facts, say: Say) -> Part | None:
         stage = "base" if name in OF_THE_BASE else last_model(facts)
         if (figure := figures_of(facts, stage).get(name)) is not None:
             value, bracket, interval = say.figure(figure, name).partition(" [")
-            count = f"n{NBSP}={NBSP}{say.count(figure['n'])}" if figure.get("n") else ""
-            details = [part for part in (f"[{interval}" if bracket else "", count) if part]
+            details = ", ".join(part for part in (f"[{interval}" if bracket else "", _n(figure, say)) if part)
             model = [part for part in (say.stage(stage), say.judged(figure), say.allowing(figure, name)) if part]
-            found.append((say.measure(name), value, [", ".join(details), " · ".join(model)]))
+            found.append((say.measure(name), value, [details, " · ".join(model)]))
     return Block("keys", found) if found else None
 
 
-def _gates(facts: Facts, say: Say) -> list[Part]:
+def _n(figure: Mapping[str, Any], say: Say) -> str:
+    return f"n{NBSP}={NBSP}{say.count(figure['n'])}" if figure.get("n") else ""
+
+
+def _gates(facts: Facts, say: Say) -> Iterator[Part]:
     rows, few = [gate_row(gate, say) for gate in facts.get("gates", [])], too_few(facts, say)
-    if not rows and not few:
-        return []
-    columns = [say(f"gates.{key}") for key in ("name", "value", "threshold", "result")]
-    return [Table("", columns, rows, "gates", (1, 2)), Text(f"{say('gates.how')} {few}".strip(), "note")]
+    if rows or few:
+        columns = [say(f"gates.{key}") for key in ("name", "value", "threshold", "result")]
+        yield Table("", columns, rows, "gates", (1, 2))
+        yield Text(f"{say('gates.how')} {few}".strip(), "note")
 
 
 def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, Entry]:
     """Name, measured, required, and the result with its sign."""
-    label = gate.get("label")
-    name = say.text(label) if label is not None else _gate_name(gate["name"], say)
+    name = say.text(gate["label"]) if "label" in gate else _gate_name(gate["name"], say)
     seconds = gate["name"] == "seconds" or gate.get("unit") == "s"
     share = gate["name"].startswith(("retrieval", "finetuned_", "reward_", "aligned_right", "aligned_polite"))
     share = share or is_share({"unit": gate.get("unit", "")})
@@ -139,15 +146,14 @@ def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, Entry]:
     if gate["value"] is not None and low is not None and high is not None and not seconds:
         ends = [say.number(100 * end, 1) if share else say.number(end, 3) for end in (low, high)]
         measured += f" [{LANGUAGES[say.lang].between.join(ends)}]"
-        measured += f", n{NBSP}={NBSP}{say.count(gate['n'])}" if gate.get("n") else ""
+        measured += f", {_n(gate, say)}" if gate.get("n") else ""
     status = status_of(gate)
     sign = {"passed": "ok", "within": "within", "missed": "no"}[status]
     return name, measured, required, Entry(say(f"gates.{status}"), mark=sign)
 
 
 def _gate_name(name: str, say: Say) -> str:
-    key = f"gate.{name}"
-    return say(key) if say.has(key) else name.replace("_", " ")
+    return say.get(f"gate.{name}", name.replace("_", " "))
 
 
 def too_few(facts: Facts, say: Say) -> str:
@@ -185,11 +191,15 @@ def _rewards(facts: Facts, say: Say) -> Part | None:
     return Table(say("rewards.caption"), columns, rows, numeric=range(1, 5)) if rows else None
 
 
-def _dictionary(facts: Facts, say: Say, picture: Picture | None) -> list[Part]:
+def _dictionary(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part | None]:
     """Answers about a dictionary's words, by kind of question and by whether the words were learnt from."""
+    if not facts.get("dictionary"):
+        return
+    yield Text(say("words.how"))
+    yield picture
     columns = [say("exam.question"), say("exam.answer"), say("words.reference"), say("words.verdict")]
     tables: list[Part] = []
-    for row in facts.get("dictionary", []):
+    for row in facts["dictionary"]:
         wrong = "answers.wrong" if row["kind"] in ("class", "ending") else "words.other"  # one right answer only
         for side in ("held_out", "trained"):
             rows: list[Cells] = [
@@ -202,46 +212,42 @@ def _dictionary(facts: Facts, say: Say, picture: Picture | None) -> list[Part]:
             if rows:
                 kind = say("words." + row["kind"])
                 tables.append(Table(f"{kind} – {say(f'words.{side}')}", columns, rows, "words"))
-    answers = [Text(say("words.answers"), "heading"), *tables] if tables else []
-    return [Text(say("words.how")), *([picture] if picture else []), *answers] if facts.get("dictionary") else []
+    yield from [Text(say("words.answers"), "heading"), *tables] if tables else []
 
 
-def _temperatures(facts: Facts, say: Say, picture: Picture | None) -> list[Part | None]:
+def _temperatures(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part | None]:
     """A card for each temperature: some answers, and its figures."""
     found = facts.get("temperatures")
     if not found or not found["rows"]:
-        return []
-    how = say("temperature.how_text" if facts["kind"] == "text" and found["stage"] == "base" else "temperature.how")
-    asked = say("quote", text=found["prompt"]) if found.get("prompt") else ""
+        return
+    how = [say("temperature.how_text" if facts["kind"] == "text" and found["stage"] == "base" else "temperature.how")]
+    if "chosen_of" in found:
+        how.append(say("temperature.chosen", n=say.count(found["chosen_of"])))
+    if found.get("prompt"):
+        how.append(say("quote", text=found["prompt"]))
+    yield Text(" ".join(how))
     cards = []
     for row in found["rows"]:
-        figures = [
-            (say.measure(name).split(",")[0], say.told(row["figures"][name], name))
-            for name in html.measures_of([row["figures"]])
-        ]
-        title = f"τ = {say.plain(row['temperature'])}"
+        names, title = html.measures_of([row["figures"]]), f"τ = {say.plain(row['temperature'])}"
+        figures = [(say.measure(name).split(",")[0], say.told(row["figures"][name], name)) for name in names]
         cards.append((title, row["samples"][:4], Glossary(figures, "pairs")))
-    if "chosen_of" in found:
-        how += f" {say('temperature.chosen', n=say.count(found['chosen_of']))}"
-    return [Text(f"{how} {asked}".strip()), Block("temperatures", cards), picture]
+    yield Block("temperatures", cards)
+    yield picture
 
 
-def _cost(facts: Facts, say: Say) -> list[Part]:
-    costs = facts.get("cost", {})
-    stages = [stage for stage in STAGES if stage in costs]
-    if not stages:
-        return []
-    found, last = [costs[stage]["figures"] for stage in stages], costs[stages[-1]]
+def _cost(facts: Facts, say: Say) -> Iterator[Part]:
+    costs = {stage: cost for stage in STAGES if (cost := facts.get("cost", {}).get(stage))}
+    if not costs:
+        return
+    found, last = [cost["figures"] for cost in costs.values()], [*costs.values()][-1]
     rows: list[Cells] = [
         [say.measure(name), *(_spent(name, figures.get(name), say) for figures in found)]
         for name in html.measures_of(found)
     ]
     notes = [say("cost.flops"), say("cost.alone") if "seconds" in last["figures"] else "", energy(last, say)]
-    return [
-        Text(say("cost.lead", parameters=say.count(last["parameters"]))),
-        Table("", [say("cost.column"), *map(say.stage, stages)], rows, numeric=range(1, 1 + len(stages))),
-        Text(" ".join(note for note in notes if note), "small"),
-    ]
+    yield Text(say("cost.lead", parameters=say.count(last["parameters"])))
+    yield Table("", [say("cost.column"), *map(say.stage, costs)], rows, numeric=range(1, 1 + len(costs)))
+    yield Text(" ".join(note for note in notes if note), "small")
 
 
 def _spent(name: str, figure: FigureFacts | None, say: Say) -> str:
@@ -253,9 +259,7 @@ def _spent(name: str, figure: FigureFacts | None, say: Say) -> str:
         return say.number(value, 1)
     if name.startswith("joules"):
         return f"{value:.3g} J".replace(".", LANGUAGES[say.lang].decimal)
-    if name == "flops":
-        return say.big(value)
-    return say.seconds(value) if name == "seconds" else say.figure(figure, name)
+    return say.big(value) if name == "flops" else say.seconds(value) if name == "seconds" else say.figure(figure, name)
 
 
 def energy(cost: CostFacts, say: Say) -> str:
@@ -267,10 +271,10 @@ def energy(cost: CostFacts, say: Say) -> str:
     return say("cost.measured") if "joules" in cost["figures"] else ""
 
 
-def _provenance(facts: Facts, say: Say) -> list[Part]:
+def _provenance(facts: Facts, say: Say) -> Iterator[Part]:
     """Data with their licences, the stages as planned and as they were, and what a repetition needs to know."""
     if "provenance" not in facts:
-        return []
+        return
     found, seconds = facts["provenance"], facts["seconds"]
 
     def words(*keys: str) -> list[str]:
@@ -283,6 +287,7 @@ def _provenance(facts: Facts, say: Say) -> list[Part]:
          Entry(row.get("sha256", "–")[:16], title=row.get("sha256", ""))]
         for row in found["data"]
     ]  # fmt: skip
+    yield Table("", words("data", "size", "licence", "hash"), data, "hashed", (1,))
     plan = {row["stage"]: row for row in found.get("plan", [])}
     planned = {stage: row["planned_s"] for stage, row in plan.items() if "planned_s" in row}
     planned |= {"total": facts["planned_s"]} if facts.get("planned_s") else {}
@@ -292,26 +297,14 @@ def _provenance(facts: Facts, say: Say) -> list[Part]:
          *(say.seconds(of[step]) if step in of else "" for of in (planned, seconds))]
         for step in STEPS if step in seconds or step in plan
     ]  # fmt: skip
+    yield Table("", words("stage", "steps", "planned", "used"), stages, numeric=(1, 2, 3))
     shape = [
-        f"{say(f'shape.{key}') if say.has(f'shape.{key}') else key.replace('_', ' ')} "
-        f"{say.count(value) if isinstance(value, int) else value}"
+        f"{say.get(f'shape.{key}', key.replace('_', ' '))} {say.count(value) if isinstance(value, int) else value}"
         for key, value in found.get("model", {}).items()
     ]
     rest = {"when": found.get("when", ""), "seed": str(found["seed"]), "machine": " · ".join(found["machine"].values()),
             "model": " · ".join(shape), "versions": " · ".join(map(" ".join, found["versions"].items()))}  # fmt: skip
-    return [
-        Table("", words("data", "size", "licence", "hash"), data, "hashed", (1,)),
-        Table("", words("stage", "steps", "planned", "used"), stages, numeric=(1, 2, 3)),
-        Glossary([(say(f"provenance.{key}"), value) for key, value in rest.items() if value], "pairs wide"),
-    ]
-
-
-def _model_s(facts: Facts) -> float | None:
-    """Of its own answers, as in the picture of Sⁿ; where that is not known, of text."""
-    if own := facts.get("survival"):
-        return own[0]["s"]["value"]
-    s = figures_of(facts, last_model(facts)).get("s") or figures_of(facts, "base").get("s")
-    return s["value"] if s else None
+    yield Glossary([(say(f"provenance.{key}"), value) for key, value in rest.items() if value], "pairs wide")
 
 
 def quoted(text: str) -> str:
@@ -323,18 +316,19 @@ def quoted(text: str) -> str:
 
 def _commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
     """How to go on: commands as they are typed, and what each does."""
-    given = facts.get("commands")
-    if given:
+    if given := facts.get("commands"):
         return [(command["command"], say.text(command["what"])) for command in given]
-    klype, run = facts.get("program", "klype"), quoted(facts.get("address", facts["run"]))
+
+    run = quoted(facts.get("address", facts["run"]))
     prompt = facts["next"][0]["prompt"] if facts.get("next") else "Jeg gikk en tur på"
     first = facts["questions"][0] if facts.get("questions") else None
     question = f"{first.get('context', '')} {first['question']}".strip() if first else prompt
-    return [
-        (f"{klype} chat {run}", say("on.chat")),
-        (f"{klype} ask {run} {quoted(question)} --sure", say("on.sure")),
-        (f"{klype} next {run} {quoted(prompt)} --raw", say("on.next")),
-        (f"{klype} tree {run} {quoted(question)}", say("on.tree")),
-        (f"{klype} examine {run}", say("on.examine")),
-        (f"{klype} studio {run}", say("on.studio")),
-    ]
+    typed = {
+        "chat": f"chat {run}",
+        "sure": f"ask {run} {quoted(question)} --sure",
+        "next": f"next {run} {quoted(prompt)} --raw",
+        "tree": f"tree {run} {quoted(question)}",
+        "examine": f"examine {run}",
+        "studio": f"studio {run}",
+    }
+    return [(f"{facts.get('program', 'klype')} {command}", say(f"on.{key}")) for key, command in typed.items()]

@@ -4,23 +4,33 @@ Every claim has a margin, and what it says is on one side of it: an effect is as
 within it. So it has two null hypotheses that exclude each other, and each can be rejected: that the truth is on the
 other side, and that it is on this one. Holm's procedure over all of a document keeps the chance of any wrong ruling in
 it below ``ALPHA``.
+
+Two tests are of the tables of ``survival``: is the hazard constant over positions, and are errors independent given the
+position? On right beginnings drawn from what can follow K_n = E Π S_t, and independence is K_n = Π E S_t, with each
+position's own hazard.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy import special
 
-from klype.examine.intervals import Array
+from klype.examine.intervals import NORMAL, Array, index_of, pseudo_values
+from klype.examine.survival import AT_RISK, ERRED, WEIGHED, WEIGHT
 
 Ruling = Literal["supports", "does_not_support", "undetermined"]
 ALPHA = 0.05
-Z = float(special.ndtri(0.975))
+FEWEST_THERE = 30  # questions that are still at risk at the last position looked at
+LEFT = 0.7  # share without an error down to which positions are looked at: beyond it too few stand for too many
+STRETCHES = 4  # positions are compared in so many stretches
+# A hazard is constant when no stretch's is more than so many times the mean's, or less than one part of so many.
+TIMES = 1.25
+PART = 0.05  # errors are independent when the share with an error is what independence gives, within this part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +56,14 @@ def rulings(tests: Mapping[str, Outcome], family: int = 0) -> dict[str, Ruling]:
     hypotheses = [(t.supports, name, "supports") for name, t in tests.items()]
     hypotheses += [(t.against, name, "against") for name, t in tests.items()]
     number = max(family, len(hypotheses))
-    rejected: set[tuple[str, str]] = set()
+    found: dict[str, Ruling] = dict.fromkeys(tests, "undetermined")
     for i, (p, name, side) in enumerate(sorted(hypotheses)):
         # Holm: at the first that is not rejected all greater ones stay, too
         if p > ALPHA / (number - i):
             break
-        rejected.add((name, side))
-    return {
-        name: "supports"
-        if (name, "supports") in rejected
-        else "does_not_support"
-        if (name, "against") in rejected
-        else "undetermined"
-        for name in tests
-    }
+        if found[name] != "supports":
+            found[name] = "supports" if side == "supports" else "does_not_support"
+    return found
 
 
 def from_interval(figure: Mapping[str, Any], margin: float) -> Outcome | None:
@@ -86,29 +90,91 @@ def _normal(test: str, beyond: float, spread: float, n: int, margin: float) -> O
     """z of how far it is beyond the margin; ``spread`` is half of a 95 % interval."""
     if spread <= 0:
         return Outcome(test, 0.0, n, 1.0, 1.0, margin)
-    z = beyond / spread * Z
+    z = beyond / spread * NORMAL
     return Outcome(test, z, n, float(special.ndtr(-z)), float(special.ndtr(z)), margin)
 
 
 def effect(values: Sequence[float] | Array, questions: Sequence[Any], margin: float) -> Outcome | None:
-    """That a mean is above ``margin``. Student's t over questions, each weighted by its number of values."""
-    clustered = _clustered(np.asarray(values, dtype=float), questions)
-    if clustered is None:
-        return None
-    mean, error, freedom = clustered
-    t = (mean - margin) / error
-    p = float(special.stdtr(freedom, -t))
-    return Outcome("t", t, len(values), p, 1 - p, margin)
-
-
-def _clustered(value_N: Array, questions: Sequence[Any]) -> tuple[float, float, int] | None:
-    """Mean, its standard error over clusters, and degrees of freedom. None: fewer than two questions, or no spread."""
-    place: dict[Any, int] = {}
-    index_N = np.array([place.setdefault(question, len(place)) for question in questions], dtype=int)
-    clusters = len(place)
+    """That a mean is above ``margin``. Student's t over questions, each weighted by its number of values; None: fewer
+    than two questions, or no spread."""
+    value_N, (index_N, clusters) = np.asarray(values, dtype=float), index_of(questions)
     if clusters < 2:
         return None
     mean = float(value_N.mean())
     off_M = np.bincount(index_N, weights=value_N - mean)
     error = math.sqrt(float((off_M**2).sum()) * clusters / (clusters - 1)) / value_N.size
-    return (mean, error, clusters - 1) if error > 0 else None
+    if error <= 0:
+        return None
+    t = (mean - margin) / error
+    p = float(special.stdtr(clusters - 1, -t))
+    return Outcome("t", t, len(values), p, 1 - p, margin)
+
+
+def last_position(table_MTE: Array) -> int:
+    """The last position up to which ``FEWEST_THERE`` questions and ``LEFT`` of what can be left are there; 0: none."""
+    questions_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
+    total_TE = table_MTE.sum(axis=0)
+    # nobody at risk: 0, not nothing divided by nothing
+    hazard_T = total_TE[:, ERRED] / np.maximum(total_TE[:, AT_RISK], 1e-300)
+    fine_T = (questions_T >= FEWEST_THERE) & (np.cumprod(1 - hazard_T) >= LEFT)
+    return int(np.argmin(fine_T)) if not fine_T.all() else len(fine_T)
+
+
+def independent_errors(table_MTE: Array) -> Outcome | None:
+    """ln of (1 − K_n) / (1 − Π(1 − h̄_t)): t over texts by the jackknife. None: too few of them, or of errors."""
+
+    def excess(sums_BTE: Array) -> Array:
+        k_B, reference_B = (
+            np.prod(1 - sums_BTE[..., error] / np.maximum(sums_BTE[..., risk], 1e-300), axis=1)
+            for error, risk in ((ERRED, AT_RISK), (WEIGHED, WEIGHT))
+        )
+        found: Array = np.log((1 - k_B) / (1 - reference_B))[:, None]
+        return found
+
+    return _alike(table_MTE, 2, excess, -math.log(1 - PART), PART)
+
+
+def constant_hazard(table_MTE: Array) -> Outcome | None:
+    """ln of each stretch's hazard over their mean, t over texts by the jackknife."""
+
+    def log_ratios(sums_BTE: Array) -> Array:
+        stretch_BS = _stretches(sums_BTE)
+        found: Array = np.log(stretch_BS / stretch_BS.mean(axis=1, keepdims=True))
+        return found
+
+    return _alike(table_MTE, STRETCHES, log_ratios, math.log(TIMES), TIMES)
+
+
+def _alike(
+    table_MTE: Array, fewest: int, function: Callable[[Array], Array], most: float, margin: float
+) -> Outcome | None:
+    """That every column of a function of texts' sums is within ± ``most``. Against that all are: the least sure of them
+    (intersection–union); against that one is not: the furthest out, times their number (Bonferroni); the statistic is
+    the furthest's. None: fewer positions than ``fewest``, or a figure is not finite, or never differs."""
+    if (n := last_position(table_MTE)) < fewest:
+        return None
+    table_MTE = table_MTE[:, :n]
+    total_1TE = table_MTE.sum(axis=0)[None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pseudo_MS = pseudo_values(function(total_1TE), function(total_1TE - table_MTE))
+    texts, columns = pseudo_MS.shape
+    mean_S, error_S = np.abs(pseudo_MS.mean(axis=0)), pseudo_MS.std(axis=0, ddof=1) / math.sqrt(texts)
+    if not np.isfinite(mean_S).all() or not (error_S > 0).all():
+        return None
+    freedom, t_S = texts - 1, (mean_S - most) / error_S
+    beyond_S = special.stdtr(freedom, -t_S) + special.stdtr(freedom, -(mean_S + most) / error_S)
+    # all must lie within: the least certain of them decides
+    inside = float(special.stdtr(freedom, t_S).max())
+    return Outcome("jackknife t", float(t_S.max()), texts, inside, min(1.0, columns * float(beyond_S.min())), margin)
+
+
+def _stretches(sums_BTE: Array) -> Array:
+    """The mean hazard of each stretch of positions."""
+    hazard_BT = sums_BTE[..., WEIGHED] / np.maximum(sums_BTE[..., WEIGHT], 1e-300)
+    return np.stack([part_BT.mean(axis=1) for part_BT in np.array_split(hazard_BT, STRETCHES, axis=1)], axis=1)
+
+
+def stretch_hazards(table_MTE: Array) -> list[float]:
+    """The mean hazard in each stretch of the positions looked at; none where there are too few."""
+    n = last_position(table_MTE)
+    return [] if n < STRETCHES else [float(h) for h in _stretches(table_MTE[:, :n].sum(axis=0)[None])[0]]

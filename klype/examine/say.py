@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from klype.examine.facts import FigureFacts, Text
-from klype.examine.measures import KNOWN, UNITS
+from klype.examine.measures import KNOWN
 from klype.values import Figure
 from klype.words import LANGUAGES, Words, count, interval_decimals, number, percent, words
 from klype.words import figure as figure_text
@@ -28,8 +28,9 @@ class Say:
     def __call__(self, key: str, **values: object) -> str:
         return self.words(key, **values)
 
-    def has(self, key: str) -> bool:
-        return key in self.words.messages
+    def get(self, key: str, otherwise: str) -> str:
+        """What the catalogue has under a key, if it has it."""
+        return self.words.messages.get(key, otherwise)
 
     def text(self, text: Text) -> str:
         """In the reader's language, or the one there is; hidden characters made visible."""
@@ -123,16 +124,14 @@ class Say:
 
     def why(self, why: str) -> str:
         """A reason in the reader's language, when the catalogue knows it."""
-        key = f"why.{_slug(why)}"
-        return self(key) if self.has(key) else visible(why)
+        return self.get(f"why.{_slug(why)}", visible(why))
 
     def judge(self, judge: str) -> str:
         """Who said right or wrong."""
         for prefix, named in (("judge model ", "model"), ("sentence embedding ", "embedding")):
             if judge.startswith(prefix):
                 return self(f"judge.{named}", name=visible(judge.removeprefix(prefix)))
-        key = f"judge.{_slug(judge)}"
-        return self(key) if self.has(key) else visible(judge)
+        return self.get(f"judge.{_slug(judge)}", visible(judge))
 
     def judged(self, figure: Mapping[str, Any]) -> str:
         """Who judged it, and how often that judge errs."""
@@ -170,24 +169,19 @@ class Say:
         return [self(f"exam.{'bounds' if known else 'bounds_unmeasured'}", bounds=bounds)]
 
     def measure(self, name: str) -> str:
-        """Its title: the catalogue's, where a language has its own, else the table's."""
-        key = f"measure.{name}"
-        if self.has(key):
-            return self(key)
-        return self.text(KNOWN[name].title) if name in KNOWN else name.replace("_", " ")
+        """Its title: the catalogue's, else its own."""
+        return self.get(f"measure.{name}", self.text(KNOWN[name].title if name in KNOWN else name.replace("_", " ")))
 
     def explained(self, name: str) -> str:
         """What a measure of the table means, in one line."""
-        key = f"measure.{name}_how"
-        return self(key) if self.has(key) else self.text(KNOWN[name].help)
+        return self.get(f"measure.{name}_how", self.text(KNOWN[name].help))
 
     def unit(self, unit: str) -> str:
         """What a figure counts; nothing for plain shares, which are written as percent."""
-        return self.text({"en": unit, **UNITS.get(unit, {})}) if unit != "share" else ""
+        return self.get(f"unit.{_slug(unit)}", visible(unit)) if unit != "share" else ""
 
     def stage(self, name: str) -> str:
-        key = f"stage.{name}"
-        return self(key) if self.has(key) else name
+        return self.get(f"stage.{name}", name)
 
 
 def is_share(figure: Mapping[str, Any], name: str = "") -> bool:

@@ -7,20 +7,14 @@ K_n = Π(1 − h_t) (Kaplan–Meier) is compared with Π(1 − h̄_t), each posi
 right beginnings drawn from what can follow, of which those that survive by the chance Π S stand for 1 / Π S each. The
 two agree where errors are independent given the position, whatever the positions are like; S̄^n would mix both. Where
 fewer than ten questions are at risk none of them is told (a hazard of 0 where nobody is left would keep K too high).
-
-Two tests of the same tables: is the hazard constant over positions, and are errors independent given the position? Each
-has a margin within which that is so and beyond which it is not. On right beginnings drawn from what can follow
-K_n = E Π S_t, and independence is K_n = Π E S_t, with each position's own hazard.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
 
 from klype.examine.evidence import Answered, Evidence
 from klype.examine.intervals import (
@@ -28,14 +22,15 @@ from klype.examine.intervals import (
     ONE,
     Array,
     difference_limits,
-    few_differ,
+    exp_limits,
+    figure_with,
+    index_of,
+    jackknife_limits,
     pseudo_values,
-    ratio_limits,
     ratio_of_means,
     share_limits,
     without_each,
 )
-from klype.examine.rulings import Outcome
 from klype.values import Figure
 
 FEWEST_AT_RISK = 10  # questions still right and open: K, and what it is compared with, stop where there are fewer
@@ -70,32 +65,30 @@ def survival(answers: Sequence[Answered]) -> Survival:
     risk_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
     known = any(answer.s for answer in answers)
 
-    def figure(name: str, t: int, unit: str, at_risk: int = 0) -> Figure:
-        """``at_risk``: how many questions a product of hazards rests on at the last; 0: on all of them."""
+    def figure(name: str, t: int) -> Figure:
         value, n = float(curves[name][0, t]), len(answers)
+        unit = "difference of shares" if name == "difference" else SHARES
+        # how many questions a product of hazards rests on at the last; R rests on all of them
+        at_risk = 0 if name == "r" else int(risk_T[t])
         # a hazard of 0 where nobody is left would keep the product too high
         if 0 < at_risk < FEWEST_AT_RISK:
             return Figure(None, n=n, unit=unit, why=FEW)
         if name in ("by_position", "difference") and not known:
             return Figure(None, n=n, unit=unit, why="S is not known")
         if questions == 1:
-            return Figure(value, None, None, n, unit, why=ONE)
+            return figure_with(value, None, n, unit, why=ONE)
         # where few are still at risk a further question would weigh as much as one of them
         part_M, size = weighed[name][:, t], questions / (at_risk or questions)
-        if unit.startswith("difference"):
-            low, high = difference_limits(part_M, size)
-        else:
-            low, high = share_limits(part_M, np.ones(questions), size)
-        return Figure(value, min(low, value), max(high, value), n, unit)
+        limits = (
+            difference_limits(part_M, size) if name == "difference" else share_limits(part_M, np.ones(questions), size)
+        )
+        return figure_with(value, limits, n, unit)
 
     at_risk_M, erred_M = (table_MTE[:, :, column].sum(axis=1) for column in (AT_RISK, ERRED))
+    names = ("r", "k", "independent", "by_position", "difference")
     return Survival(
         s=replace(ratio_of_means(at_risk_M - erred_M, at_risk_M, "share a word"), n=len(answers)),
-        r=tuple(figure("r", t, SHARES) for t in range(length)),
-        k=tuple(figure("k", t, SHARES, int(risk_T[t])) for t in range(length)),
-        independent=tuple(figure("independent", t, SHARES, int(risk_T[t])) for t in range(length)),
-        by_position=tuple(figure("by_position", t, SHARES, int(risk_T[t])) for t in range(length)),
-        difference=tuple(figure("difference", t, "difference of shares", int(risk_T[t])) for t in range(length)),
+        **{name: tuple(figure(name, t) for t in range(length)) for name in names},
         open=tuple(curves["open"][0].tolist()),
         ended=tuple(curves["ended"][0].tolist()),
         erred=tuple((1 - curves["r"])[0].tolist()),
@@ -116,10 +109,9 @@ def hazards(answers: Sequence[Answered]) -> Array:
     """table_MTE by question and position: answers at risk; errors (exact or observed); without error; ended so; how
     many right beginnings the answers at risk stand for, and the errors of those, where S is known."""
     assert answers
-    place: dict[str, int] = {}
-    index = [place.setdefault(answer.question, len(place)) for answer in answers]
-    table_MTE = np.zeros((len(place), max(1, *(_positions(answer) for answer in answers)), COLUMNS))
-    for m, answer in zip(index, answers, strict=True):
+    index_N, questions = index_of(answer.question for answer in answers)
+    table_MTE = np.zeros((questions, max(1, *(_positions(answer) for answer in answers)), COLUMNS))
+    for m, answer in zip(index_N.tolist(), answers, strict=True):
         positions = _positions(answer)
         table_MTE[m, :positions, AT_RISK] += 1
         table_MTE[m, :positions, CLEAN] += 1
@@ -194,21 +186,14 @@ def weibull_shape(answers: Sequence[Answered]) -> Figure:
     counts_TE = table_MTE.sum(axis=0)
     if counts_TE.shape[0] < 2 or counts_TE[:, ERRED].sum() < 1e-9:
         return Figure(None, n=len(answers), unit=UNIT, why="too few errors")
-    value = float(_fit(counts_TE[None])[0])
+    value, limits = float(_fit(counts_TE[None])[0]), None
     questions = table_MTE.shape[0]
-    if questions == 1:
-        return Figure(value, None, None, len(answers), UNIT, why=ONE)
-    grouped = np.zeros((min(questions, GROUPS), *counts_TE.shape))
-    np.add.at(grouped, np.arange(questions) % len(grouped), table_MTE)
-    # of ln k: its interval holds no negative shape
-    part_G = pseudo_values(np.log(value), np.log(_fit(without_each(grouped))))
-    limits = None
-    if questions >= FEWEST and counts_TE[:, ERRED].sum() >= FEWEST_ERRORS and not few_differ(part_G):
-        limits = ratio_limits(part_G, np.ones_like(part_G))
-    if limits is None:
-        return Figure(value, None, None, len(answers), UNIT, why="too few errors")
-    low, high = (math.exp(min(end, 700.0)) for end in limits)
-    return Figure(value, min(low, value), max(high, value), len(answers), UNIT)
+    if questions >= FEWEST and counts_TE[:, ERRED].sum() >= FEWEST_ERRORS:
+        grouped = np.zeros((min(questions, GROUPS), *counts_TE.shape))
+        np.add.at(grouped, np.arange(questions) % len(grouped), table_MTE)
+        # of ln k: its interval holds no negative shape
+        limits = exp_limits(jackknife_limits(np.log(value), np.log(_fit(without_each(grouped)))))
+    return figure_with(value, limits, len(answers), UNIT, why=ONE if questions == 1 else "too few errors")
 
 
 def _fit(counts_BTE: Array) -> Array:
@@ -265,84 +250,3 @@ def _step(at_B2: Array, erred_BT: Array, risk_BT: Array, damping_B: Array) -> Ar
     curve_B22 = curve_B22 + np.eye(2) * (damping_B[:, None] * spread_B2 + 1e-12)[:, None]
     step_B2: Array = np.clip(np.linalg.solve(curve_B22, -gradient_B2[..., None])[..., 0], -WIDEST, WIDEST)
     return step_B2
-
-
-FEWEST_THERE = 30  # questions that are still at risk at the last position looked at
-LEFT = 0.7  # share without an error down to which positions are looked at: beyond it too few stand for too many
-STRETCHES = 4  # positions are compared in so many stretches
-# A hazard is constant when no stretch's is more than so many times the mean's, or less than one part of so many.
-TIMES = 1.25
-PART = 0.05  # errors are independent when the share with an error is what independence gives, within this part of it
-
-
-def last_position(table_MTE: Array) -> int:
-    """The last position up to which ``FEWEST_THERE`` questions and ``LEFT`` of what can be left are there; 0: none."""
-    questions_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
-    total_TE = table_MTE.sum(axis=0)
-    # nobody at risk: 0, not nothing divided by nothing
-    hazard_T = total_TE[:, ERRED] / np.maximum(total_TE[:, AT_RISK], 1e-300)
-    fine_T = (questions_T >= FEWEST_THERE) & (np.cumprod(1 - hazard_T) >= LEFT)
-    return int(np.argmin(fine_T)) if not fine_T.all() else len(fine_T)
-
-
-def independent_errors(table_MTE: Array) -> Outcome | None:
-    """ln of (1 − K_n) / (1 − Π(1 − h̄_t)): t over texts by the jackknife. None: too few of them, or of errors."""
-    n = last_position(table_MTE)
-    return None if n < 2 else _alike(_jackknifed(table_MTE[:, :n], _excess), -math.log(1 - PART), PART)
-
-
-def constant_hazard(table_MTE: Array) -> Outcome | None:
-    """ln of each stretch's hazard over their mean, t over texts by the jackknife."""
-    n = last_position(table_MTE)
-    return None if n < STRETCHES else _alike(_jackknifed(table_MTE[:, :n], _log_ratios), math.log(TIMES), TIMES)
-
-
-def _alike(pseudo_MS: Array, most: float, margin: float) -> Outcome | None:
-    """That every column's mean is within ± ``most``. Against that all are: the least sure of them (intersection–union);
-    against that one is not: the furthest out, times their number (Bonferroni); the statistic is the furthest's. None:
-    a figure is not finite, or never differs."""
-    texts, columns = pseudo_MS.shape
-    mean_S, error_S = np.abs(pseudo_MS.mean(axis=0)), pseudo_MS.std(axis=0, ddof=1) / math.sqrt(texts)
-    if not np.isfinite(mean_S).all() or not (error_S > 0).all():
-        return None
-    freedom, t_S = texts - 1, (mean_S - most) / error_S
-    beyond_S = special.stdtr(freedom, -t_S) + special.stdtr(freedom, -(mean_S + most) / error_S)
-    # all must lie within: the least certain of them decides
-    inside = float(special.stdtr(freedom, t_S).max())
-    return Outcome("jackknife t", float(t_S.max()), texts, inside, min(1.0, columns * float(beyond_S.min())), margin)
-
-
-def _excess(sums_BTE: Array) -> Array:
-    k_B, reference_B = (
-        np.prod(1 - sums_BTE[..., error] / np.maximum(sums_BTE[..., risk], 1e-300), axis=1)
-        for error, risk in ((ERRED, AT_RISK), (WEIGHED, WEIGHT))
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Array = np.log((1 - k_B) / (1 - reference_B))[:, None]
-    return found
-
-
-def _stretches(sums_BTE: Array) -> Array:
-    """The mean hazard of each stretch of positions."""
-    hazard_BT = sums_BTE[..., WEIGHED] / np.maximum(sums_BTE[..., WEIGHT], 1e-300)
-    return np.stack([part_BT.mean(axis=1) for part_BT in np.array_split(hazard_BT, STRETCHES, axis=1)], axis=1)
-
-
-def _log_ratios(sums_BTE: Array) -> Array:
-    stretch_BS = _stretches(sums_BTE)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Array = np.log(stretch_BS / stretch_BS.mean(axis=1, keepdims=True))
-    return found
-
-
-def _jackknifed(table_MTE: Array, function: Callable[[Array], Array]) -> Array:
-    """Pseudo-values over questions of a function of their sums."""
-    total_1TE = table_MTE.sum(axis=0)[None]
-    m = len(table_MTE)
-    return m * function(total_1TE) - (m - 1) * function(total_1TE - table_MTE)
-
-
-def stretch_hazards(table_MTE: Array) -> list[float]:
-    """The mean hazard in each stretch of the positions looked at; none where there are too few."""
-    n = last_position(table_MTE)
-    return [] if n < STRETCHES else [float(h) for h in _stretches(table_MTE[:, :n].sum(axis=0)[None])[0]]

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from klype.errors import UsageError
-from klype.examine.evidence import Errors
 from klype.examine.feedback import LOOKS
 from klype.examine.recorder import Shape
 from klype.examine.repetition import Index
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import Reader
-from klype.judge.judge import RULINGS, Judge, Meaning
+from klype.judge.judge import RULINGS, Judge, Meaning, Ruling
 from klype.planner import first_that_fits
 from klype.sources.source import Source
-from klype.values import Question, Trace, Verdict
+from klype.values import Figure, Question, Trace, Verdict
 
 WIDE = 4096  # vocabularies up to this size have whole distributions in every trace
 ROOM = 128 << 20  # bytes for the beginnings that one call reads
 TREES = 16  # trees that are grown at once at most
 OTHERS = 3.0  # about how many other words are followed where an answer forks
 PER_PAIR = 10  # answers that are drawn at most to find a matched pair
+# Of the answers that a judge decides, the share decided wrongly, and of pairs, the share whose sameness it judges
+# otherwise than a reader; no value where that was not measured.
+ErrorRates = Mapping[Ruling, Figure]
 SHARE = 0.9  # A plan is made for this part of the time allowed: probes are short
 
 
@@ -62,7 +64,7 @@ class EvalTarget:
     scores: Callable[[int], tuple[float, float]] | None = None
 
     @property
-    def errors(self) -> Errors | None:
+    def errors(self) -> ErrorRates | None:
         """How often its judge errs about these questions; None where it cannot, or nobody judges what is meant."""
         if self.deciding is None:
             return None

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from klype.answers import bounds
-from klype.examine.intervals import ratio_of_means
+from klype.examine.intervals import ends, ratio_of_means
 from klype.values import Distribution, Figure, Floats, Ints
 
 Tokens = tuple[int, ...]
@@ -96,13 +96,6 @@ def among(ids_K: Ints, tokens: Sequence[int] | Mapping[int, float]) -> npt.NDArr
 def mass(q: Distribution, temperature: float, tokens: Sequence[int] | Mapping[int, float]) -> float:
     """The probability of a set of tokens at a temperature."""
     return min(1.0, float(at_temperature(q, temperature)[among(q.ids, tokens)].sum()))
-
-
-def entropy(q: Distribution, temperature: float) -> float:
-    """Nats, at a temperature, of a whole distribution."""
-    p_K = at_temperature(q, temperature)
-    p_K = p_K[p_K > 0]
-    return float(-(p_K * np.log(p_K)).sum())
 
 
 PARTIAL = "the model returned only its most probable tokens"
@@ -208,28 +201,23 @@ def s_and_kl(documents: Sequence[Read], logp_DTV: Sequence[Floats]) -> dict[str,
     return {"s": s, "kl": ratio_of_means(lost, [read.words for read in documents], "nats a word")}
 
 
-def s_corpus(documents: Sequence[Sequence[Point]], words: Sequence[int] | None = None) -> Figure:
+def s_corpus(documents: Sequence[Sequence[Point]]) -> Figure:
     """Mass on tokens that can follow, on the corpus' own prefixes (ratio of means); bounds when q is partial."""
-    counts = [len(document) for document in documents]
-    unit = "share a word" if words is None else "share a token"
+    counts, unit = [len(document) for document in documents], "share a word"
     low, high = (
         ratio_of_means([sum(getattr(at, side) for at in document) for document in documents], counts, unit)
         for side in ("s_low", "s_high")
     )
-    if low.value is None or high.value is None:
+    if low.value is None or high.value is None or low.value == high.value:
         return low
-    if low.value == high.value:
-        return low
-    least = low.value if low.low is None else low.low
-    most = high.value if high.high is None else high.high
+    least, most = ends(low)[0], ends(high)[1]
     return Figure((low.value + high.value) / 2, least, most, low.n, unit, why=PARTIAL)
 
 
-def divergence(documents: Sequence[Sequence[Point]], name: str, words: Sequence[int] | None = None) -> Figure:
-    """One field of ``Point``, summed over each document, a word (kl, log_score) or a prefix (the others)."""
-    counts = words if name in ("kl", "log_score") and words is not None else [len(document) for document in documents]
+def divergence(documents: Sequence[Sequence[Point]], name: str) -> Figure:
+    """One field of ``Point``, summed over each document, a prefix."""
     unit = {"overlap": "share", "brier": "squared probability"}.get(name, "nats a word")
     values = [[getattr(at, name) for at in document] for document in documents]
     if any(value is None for document in values for value in document):
         return Figure(None, n=len(documents), unit=unit, why=PARTIAL)
-    return ratio_of_means([sum(document) for document in values], counts, unit)
+    return ratio_of_means([sum(document) for document in values], [len(document) for document in values], unit)

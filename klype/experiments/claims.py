@@ -14,16 +14,18 @@ import numpy as np
 
 from klype.examine.evidence import Answered
 from klype.examine.feedback import FEW, InterventionOutcome
-from klype.examine.rulings import Outcome, Ruling, effect, from_interval, more
-from klype.examine.survival import (
+from klype.examine.rulings import (
+    Outcome,
+    Ruling,
     constant_hazard,
-    hazards,
+    effect,
+    from_interval,
     independent_errors,
     last_position,
+    more,
     stretch_hazards,
-    survival,
-    weibull_shape,
 )
+from klype.examine.survival import hazards, survival, weibull_shape
 from klype.values import Figure
 
 Document = Mapping[str, Any]

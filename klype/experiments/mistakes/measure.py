@@ -74,7 +74,7 @@ def exam(
     long = [d for d in test.documents if len(d) > OPENING + 1]
     asked = tuple(Asked(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long))
     is_word = lambda token: token not in (test.documents[0][0], *student.codec.stop, back)
-    forced, _ = interventions(student, asked, settings, is_word)
+    forced = interventions(student, asked, settings, is_word)
     if not forced:
         raise KlypeError(
             f"After none of {len(asked)} beginnings could a mistake be forced.", "Ask for more documents to learn from."

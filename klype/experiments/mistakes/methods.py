@@ -131,7 +131,7 @@ def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list
     half = len(begun) // 2
     asked = [Asked(f"{round_} {i}", begun[i], labeller.reader(begun[i])) for i in range(half, len(begun))]
     settings = FeedbackSettings(positions=PLACES, seed=mix(context.seed, 12, round_) % 2**31)
-    forced, _ = interventions(context.student, asked, settings, context.is_word)
+    forced = interventions(context.student, asked, settings, context.is_word)
     by_name = {one.question: one.prompt for one in asked}
     erring = [
         (*by_name[intervention.question], *intervention.before, intervention.tokens[0]) for intervention in forced
