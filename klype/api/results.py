@@ -108,12 +108,12 @@ class Answer:
         return data_frame(self.to_json()["tokens"])
 
     def _repr_html_(self) -> str:
-        from klype.examine.charts import probability_scale, step_of
+        from klype.examine.charts import LIGHT, step_of
 
-        scale = probability_scale(dark=False)
         parts = []
         for token in self.tokens:
-            background, ink = scale[step_of(token.p)] if token.p is not None else ("transparent", "inherit")
+            step = None if token.p is None else step_of(token.p)
+            background, ink = ("transparent", "inherit") if step is None else (LIGHT[f"p{step}"], LIGHT[f"q{step}"])
             title = "?" if token.p is None else f"{token.p:.4g}"
             style = f"background:{background};color:{ink};white-space:pre-wrap;border-radius:3px"
             parts.append(f'<span style="{style}" title="{title}">{escape(token.text)}</span>')

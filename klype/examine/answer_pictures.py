@@ -79,9 +79,9 @@ def survival(
         drawn = shares(axis(say("axis.words"), min=1), series)
         panels.append(Panel(say("panel.temperature", t=say.plain(temperature)), drawn, 300))
     title = _survival_title(found.get(main) or next(iter(found.values())), say, most)
-    place = f"{say('axis.temperature')}, {say('axis.words')}"
     how = say("exam.how_documents" if name == "documents" else "how.survival")
-    return Picture(name, title, how, panels, *figure_table(say, say("column.measure"), place, rows), name != "survival")
+    table = figure_table(say, rows, "column.measure", "axis.temperature", "axis.words")
+    return Picture(name, title, how, panels, *table, wide=name != "survival")
 
 
 def _survival_title(curves: Curves, say: Say, most: int) -> str:
@@ -116,27 +116,22 @@ def temperatures(found: Temperatures, say: Say) -> Picture | None:
     if len(found) < 2 or not series:
         return None
     drawn = shares(axis(say("axis.temperature"), min=0), series)
-    table = figure_table(say, say("column.measure"), say("axis.temperature"), rows)
-    return Picture("temperatures", _temperatures_title(found, say), say("how.temperatures"), [Panel("", drawn, 340)],
-                   *table, wide=True)  # fmt: skip
-
-
-def _temperatures_title(found: Temperatures, say: Say) -> str:
-    """From the lowest to the highest: right answers, else what becomes of words and of repetition."""
-    known = [(t, f["right"]["value"]) for t, f in found.items() if "right" in f and f["right"]["value"] is not None]
-    if len(known) > 1:
-        (t0, right0), (t1, right1) = known[0], known[-1]
-        shown = say.apart({"right0": right0, "right1": right1})
-        return say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
-    ends, written = [*found.values()], ("real_words", "repetition")
-    values = {
-        name: {f"{name}{i}": f[name]["value"] for i, f in enumerate((ends[0], ends[-1])) if name in f}
-        for name in written
+    # from the lowest to the highest: right answers, else what becomes of words and of repetition
+    title, none, figures = say("picture.temperatures"), FigureFacts(value=None), [*found.values()]
+    rights = [(t, f["right"]["value"]) for t, f in found.items() if f.get("right", none)["value"] is not None]
+    written = {
+        name: {f"{name}{i}": figures[end].get(name, none)["value"] for i, end in enumerate((0, -1))}
+        for name in ("real_words", "repetition")
     }
-    if any(len(pair) < 2 or None in pair.values() for pair in values.values()):
-        return say("picture.temperatures")
-    shown = {place: text for pair in values.values() for place, text in say.apart(pair).items()}
-    return say("picture.temperatures_text", **shown)
+    if len(rights) > 1:
+        (t0, right0), (t1, right1) = rights[0], rights[-1]
+        shown = say.apart({"right0": right0, "right1": right1})
+        title = say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
+    elif not any(None in pair.values() for pair in written.values()):
+        shown = {place: text for pair in written.values() for place, text in say.apart(pair).items()}
+        title = say("picture.temperatures_text", **shown)
+    table = figure_table(say, rows, "column.measure", "axis.temperature")
+    return Picture("temperatures", title, say("how.temperatures"), [Panel("", drawn, 340)], *table, wide=True)
 
 
 def calibration(
@@ -158,20 +153,18 @@ def calibration(
         return None
     title = say("picture.calibration", gap=say.number(models[-1][3]["value"] or 0, 3))
     how = f"{say('how.calibration')} {more}".strip()
-    return Picture("calibration", title, how, panels, *figure_table(say, say("column.model"), say("axis.said"), rows))
+    return Picture("calibration", title, how, panels, *figure_table(say, rows, "column.model", "axis.said"))
 
 
 def formula(say: Say) -> Picture:
     """S^n beside (1 − S)^n; the page's sliders redraw both."""
     s, n = 0.99999, 100
-    right, printed = ([(i, base**i) for i in range(1, n + 1)] for base in (s, 1 - s))
-    curves = [(say("formula.right"), right), (say("formula.article"), printed)]
-    drawn = formula_curves(axis(say("axis.words"), min=1), curves)
+    names = [say("formula.right"), say("formula.article")]
+    curves = [(name, [(i, base**i) for i in range(1, n + 1)]) for name, base in zip(names, (s, 1 - s), strict=True)]
+    panel = Panel("", formula_curves(axis(say("axis.words"), min=1), curves), 320)
     rows: list[list[Cell]] = [[i, s**i, (1 - s) ** i] for i in (1, 10, 50, 100)]
-    columns = [say("axis.words"), say("formula.right"), say("formula.article")]
-    return Picture(
-        "formula", say("picture.formula"), say("how.formula"), [Panel("", drawn, 320)], columns, rows, wide=True
-    )
+    columns = [say("axis.words"), *names]
+    return Picture("formula", say("picture.formula"), say("how.formula"), [panel], columns, rows, wide=True)
 
 
 def feedback(document: Document, say: Say) -> Picture | None:
@@ -193,8 +186,7 @@ def feedback(document: Document, say: Say) -> Picture | None:
             rows += [(say(f"exam.row_{part}"), f"{say.plain(float(t))}, {f['distance']}", f) for f in one.get(part, [])]
     drawn = shares(axis(say("exam.distance"), min=1, minInterval=1), series, scale=False)
     title = say(f"exam.feedback_{beside}", up=say.figure(first[beside][0], "difference"))
-    place = f"{say('axis.temperature')}, {say('exam.distance')}"
-    table = figure_table(say, say("column.measure"), place, rows)
+    table = figure_table(say, rows, "column.measure", "axis.temperature", "exam.distance")
     return Picture("feedback", title, say("exam.how_feedback"), [Panel("", drawn, 320)], *table, wide=True)
 
 
@@ -218,7 +210,7 @@ def selective(document: Document, say: Say) -> Picture | None:
     title = say("exam.selective", **say.apart({"all": whole, "half": half["wrong"]}))
     rows: list[Row] = [(say("exam.wrong"), say.share(row["kept"]), FigureFacts(value=row["wrong"])) for row in curve]
     rows.append((say.measure("selective"), "", ratio))
-    table = figure_table(say, say("column.measure"), say("exam.kept"), rows)
+    table = figure_table(say, rows, "column.measure", "exam.kept")
     return Picture("selective", title, say("exam.how_selective"), [Panel("", drawn, 300)], *table)
 
 
@@ -227,19 +219,32 @@ def flow(document: Document, say: Say) -> Picture | None:
     one = next((tree for tree in document["trees"] if tree["answers"]), None)  # within the limit there may be none
     if one is None:
         return None
+    root = one["branches"]
     nodes: list[Option] = []
     links: list[Option] = []
     rows: list[Row] = []
-    _flow(one["branches"], "q", say, (nodes, links))
     meanings: dict[str, float] = {}
-    for leaf in _ends(one["branches"]):
-        meanings[leaf["meaning"]] = meanings.get(leaf["meaning"], 0.0) + leaf["mass"]
+
+    def node(name: str, text: str, colour: str) -> None:
+        nodes.append({"name": name, "label": {"formatter": text}, "itemStyle": {"color": f"${colour}"}})
+
+    def add(branch: Document, name: str) -> None:
+        """The branch's node, and the links that leave it."""
+        node(name, _branch_text(branch), "accent")
+        for place, child in enumerate(branch["children"]):
+            links.append({"source": name, "target": f"{name} {place}", "value": child["mass"]})
+            add(child, f"{name} {place}")
+        if not branch["children"]:
+            links.append({"source": name, "target": f"m {branch['meaning']}", "value": branch["mass"]})
+            meanings[branch["meaning"]] = meanings.get(branch["meaning"], 0.0) + branch["mass"]
+
+    add(root, "q")
     for text, mass in meanings.items():
-        nodes.append(_flow_node(f"m {text}", f"{visible(text)}  {say.share(mass, 1)}", "truth"))
+        node(f"m {text}", f"{visible(text)}  {say.share(mass, 1)}", "truth")
         rows.append((visible(text), visible(one["question"]), FigureFacts(value=mass)))
-    others = 1.0 - one["branches"]["mass"]
+    others = 1.0 - root["mass"]
     if others > 0.0005:
-        nodes.append(_flow_node("others", f"{say('exam.others')}  {say.share(others, 1)}", "muted"))
+        node("others", f"{say('exam.others')}  {say.share(others, 1)}", "muted")
         links.append({"source": "q", "target": "others", "value": others})
         rows.append((say("exam.others"), visible(one["question"]), FigureFacts(value=others)))
     ends = [node["label"] for node in nodes if node["itemStyle"]["color"] != "$accent"]
@@ -250,33 +255,12 @@ def flow(document: Document, say: Say) -> Picture | None:
         nodes, links, left=12, right=room, nodeGap=12, emphasis={"disabled": True},
         lineStyle={"color": "source", "opacity": 0.25}, label={"width": BETWEEN, "overflow": "truncate"},
     )  # fmt: skip
-    drawn = canvas(series=[series], tooltip={"show": False})
-    height = 60 + 34 * max(len(_ends(one["branches"])) + 1, len(meanings) + 1)
-    title = say("exam.flow", n=len(meanings), answers=len(_ends(one["branches"])))
-    panel = Panel(_short(one["question"]), drawn, height)
-    table = figure_table(say, say("exam.answer"), say("exam.question"), rows)
+    leaves = sum(not branch["children"] for branch in _branches(root))
+    height = 60 + 34 * max(leaves + 1, len(meanings) + 1)
+    panel = Panel(_short(one["question"]), canvas(series=[series], tooltip={"show": False}), height)
+    table = figure_table(say, rows, "exam.answer", "exam.question")
+    title = say("exam.flow", n=len(meanings), answers=leaves)
     return Picture("flow", title, say("exam.how_flow"), [panel], *table, wide=True)
-
-
-def _flow(branch: Document, name: str, say: Say, found: tuple[list[Option], list[Option]]) -> None:
-    """This branch's node, and the links that leave it."""
-    nodes, links = found
-    text = visible(branch["text"].strip()) or ("∅" if not branch["children"] else "…")
-    nodes.append(_flow_node(name, text, "accent"))
-    for place, child in enumerate(branch["children"]):
-        links.append({"source": name, "target": f"{name} {place}", "value": child["mass"]})
-        _flow(child, f"{name} {place}", say, found)
-    if not branch["children"]:
-        links.append({"source": name, "target": f"m {branch['meaning']}", "value": branch["mass"]})
-
-
-def _flow_node(name: str, text: str, colour: str) -> Option:
-    return {"name": name, "label": {"formatter": text}, "itemStyle": {"color": f"${colour}"}}
-
-
-def _ends(branch: Document) -> list[Document]:
-    """The leaves of a branch, which is one itself where it has no children."""
-    return [end for child in branch.get("children") or () for end in _ends(child)] or [branch]
 
 
 def tree(document: Document, say: Say) -> Picture | None:
@@ -284,8 +268,7 @@ def tree(document: Document, say: Say) -> Picture | None:
     panels = []
     rows: list[Row] = []
     for one in document["trees"]:
-        root = one["branches"]
-        panels.append(_tree(_short(one["question"]), root, say))
+        panels.append(_tree(_short(one["question"]), one["branches"], say))
         rows += [
             (visible(one["question"]), visible(a["text"]), FigureFacts(value=a["low"], low=a["low"], high=a["high"]))
             for a in one["answers"]
@@ -293,39 +276,34 @@ def tree(document: Document, say: Say) -> Picture | None:
     if not panels:
         return None
     left = max(one["unexplored"] for one in document["trees"])
-    title = say("exam.tree", left=say.share(left, 1))
-    table = figure_table(say, say("exam.question"), say("exam.answer"), rows)
-    return Picture("tree", title, say("exam.how_tree"), panels, *table, wide=True)
-
-
-def cost(document: Document, say: Say) -> Picture | None:
-    """Operations for one right answer, by temperature."""
-    rows: list[Row] = []
-    points = []
-    for t, figures in document["figures"].items():
-        flops, right = figures.get("flops", {}).get("value"), figures.get("right", {}).get("value")
-        if flops is None or not right:
-            continue
-        points.append((say.plain(float(t)), flops / right / 1e6))
-        rows.append((say("exam.flops_right"), say.plain(float(t)), FigureFacts(value=flops / right)))
-    if not points:
-        return None
-    y = axis(kind="category", data=[t for t, _ in points], inverse=True)
-    bars: Option = {"type": "bar", "data": [v for _, v in points], "barMaxWidth": 16, "itemStyle": {"color": "$accent"}}
-    drawn = canvas(xAxis=axis(say("exam.mflops"), min=0), yAxis=y, series=[bars])
-    main = say.plain(float(document["main"]))
-    t, flops = next((row for row in points if row[0] == main), points[0])
-    title = say("exam.cost", t=t, flops=say.number(flops, 1))
-    table = figure_table(say, say("column.measure"), say("axis.temperature"), rows)
-    return Picture("cost", title, say("exam.how_cost"), [Panel("", drawn, 70 + 34 * len(points))], *table)
+    table = figure_table(say, rows, "exam.question", "exam.answer")
+    return Picture("tree", say("exam.tree", left=say.share(left, 1)), say("exam.how_tree"), panels, *table, wide=True)
 
 
 def _tree(title: str, root: Document, say: Say) -> Panel:
     """No label meets another: those on the way stand above their node and are no wider than from one node to the next
     (the root's, which begins at its node, half of that), and all ends stand in one column, a row each."""
-    drawn = _level(_node(root, say))
-    ends = [end["name"] for end in _ends(drawn)]
-    room, step = _room(ends), min(220, max(64, *(16 + 7 * len(name) for name in (*_names(drawn), ""))))
+
+    def depth(branch: Document) -> int:
+        return max((1 + depth(child) for child in branch["children"]), default=0)
+
+    def name(branch: Document) -> str:
+        return f"{_branch_text(branch)}  {say.share(branch['mass'], 1)}"
+
+    def node(branch: Document, left: int) -> Option:
+        """With its ends equally deep, by nodes that nothing is seen of."""
+        found: Option = {"name": name(branch), "value": branch["mass"]}
+        if branch["children"]:
+            return {**found, "children": [node(child, left - 1) for child in branch["children"]]}
+        for _ in range(left):
+            found = {"name": "", "value": branch["mass"], "symbolSize": 0, "children": [found]}
+        return found
+
+    every, levels = [*_branches(root)], depth(root)
+    ends = [name(branch) for branch in every if not branch["children"]]
+    on_the_way = [len(name(branch)) for branch in every if branch["children"]]
+    room, step = _room(ends), min(220, max(64, *(16 + 7 * length for length in (*on_the_way, 0))))
+    drawn = node(root, levels)
     drawn["label"] = {"position": "top", "align": "left", "width": step // 2 - 8, "overflow": "truncate"}
     accent = {"color": "$accent", "borderColor": "$accent"}
     series = branching(
@@ -334,38 +312,38 @@ def _tree(title: str, root: Document, say: Say) -> Panel:
     )  # fmt: skip
     series["label"] |= {"width": step - 8, "overflow": "truncate"}
     option = canvas(series=[series], tooltip={"show": False})
-    return Panel(title, option, 60 + 30 * len(ends), 12 + step * _depth(drawn) + room)
+    return Panel(title, option, 60 + 30 * len(ends), 12 + step * levels + room)
 
 
-def _level(node: Option, depth: int | None = None) -> Option:
-    """With its ends equally deep, by nodes that nothing is seen of."""
-    depth = _depth(node) if depth is None else depth
-    if not depth:
-        return node
-    below = node["children"] if node.get("children") else [{key: node[key] for key in ("name", "value")}]
-    unseen = {} if node.get("children") else {"name": "", "symbolSize": 0}
-    return {**node, **unseen, "children": [_level(child, depth - 1) for child in below]}
+def _branches(branch: Document) -> Iterator[Document]:
+    """It and all below it."""
+    yield branch
+    for child in branch["children"]:
+        yield from _branches(child)
 
 
-def _names(node: Option) -> Iterator[str]:
-    """Of the nodes on the way."""
-    if node.get("children"):
-        yield node["name"]
-        for child in node["children"]:
-            yield from _names(child)
+def _branch_text(branch: Document) -> str:
+    return visible(branch["text"].strip()) or ("…" if branch["children"] else "∅")
 
 
-def _depth(node: Option) -> int:
-    return max((1 + _depth(child) for child in node.get("children", ())), default=0)
-
-
-def _node(branch: Document, say: Say) -> Option:
-    share = say.share(branch["mass"], 1)
-    text = visible(branch["text"].strip()) or ("∅" if not branch["children"] else "…")
-    found: Option = {"name": f"{text}  {share}", "value": branch["mass"]}
-    if branch["children"]:
-        found["children"] = [_node(child, say) for child in branch["children"]]
-    return found
+def cost(document: Document, say: Say) -> Picture | None:
+    """Operations for one right answer, by temperature."""
+    rows: list[Row] = []
+    for t, figures in document["figures"].items():
+        flops, right = (figures.get(name, {}).get("value") for name in ("flops", "right"))
+        if flops is not None and right:
+            rows.append((say("exam.flops_right"), say.plain(float(t)), FigureFacts(value=flops / right)))
+    if not rows:
+        return None
+    places, values = [t for _, t, _ in rows], [(figure["value"] or 0.0) / 1e6 for *_, figure in rows]
+    y = axis(kind="category", data=places, inverse=True)
+    bars: Option = {"type": "bar", "data": values, "barMaxWidth": 16, "itemStyle": {"color": "$accent"}}
+    drawn = canvas(xAxis=axis(say("exam.mflops"), min=0), yAxis=y, series=[bars])
+    main = say.plain(float(document["main"]))
+    at = places.index(main) if main in places else 0
+    title = say("exam.cost", t=places[at], flops=say.number(values[at], 1))
+    table = figure_table(say, rows, "column.measure", "axis.temperature")
+    return Picture("cost", title, say("exam.how_cost"), [Panel("", drawn, 70 + 34 * len(rows))], *table)
 
 
 def _room(texts: Sequence[str]) -> int:

@@ -39,11 +39,24 @@ COLOURS = {
     "aligned": ("#1263a8", "#6fb2ee"),
     "truth": ("#0a7653", "#4fc49a"),
     "bad": ("#a62f4c", "#f08ba2"),
+    # a token's background from nearly certain (p0) to a surprise (p5), and its text (q0 … q5) with the more contrast:
+    # OKLCH, lightness in equal parts from near the paper, and hue from 75° to 40°
+    "p0": ("#f8f2eb", "#312d27"),
+    "q0": ("#1d2024", "#ebe8e1"),
+    "p1": ("#e1cdb9", "#544638"),
+    "q1": ("#1d2024", "#ebe8e1"),
+    "p2": ("#cca78a", "#7a604a"),
+    "q2": ("#1d2024", "#ebe8e1"),
+    "p3": ("#b7815e", "#a3795f"),
+    "q3": ("#1d2024", "#0b0d0f"),
+    "p4": ("#a25b36", "#cf9477"),
+    "q4": ("#ffffff", "#0b0d0f"),
+    "p5": ("#8b320b", "#fcae93"),
+    "q5": ("#ffffff", "#0b0d0f"),
 }
 LIGHT, DARK = ({name: pair[theme] for name, pair in COLOURS.items()} for theme in (0, 1))
 # A token's step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (a surprise, strong).
 PROBABILITY_EDGES = (0.9, 0.7, 0.5, 0.3, 0.1)
-_EXPORT = re.compile(r"export\s*\{([^}]*)\};?\s*(?://#[^\n]*\s*)?$")
 
 
 @dataclass(frozen=True)
@@ -286,22 +299,23 @@ class Group:
 
 
 def whisker_picture(picture: Picture, groups: Sequence[Group], of: str, say: Say, at: float | None = None) -> Picture:
-    """The picture with a panel a group, and the table of what is in them; ``of``: what the labels are."""
+    """The picture with a panel a group, and the table of what is in them; ``of``: the word's key of what labels are."""
     panels, rows = [], list[Row]()
     for group in groups:
         drawn = [(label, figure, say.figure(figure, group.measure), colour) for label, figure, colour in group.rows]
         option = whiskers(drawn, group.across, at)
         panels.append(Panel(group.name if len(groups) > 1 else "", option, 66 + 48 * len(drawn)))
         rows += [(group.name, label, figure) for label, figure, _ in group.rows]
-    columns, cells = figure_table(say, say("column.measure"), of, rows)
+    columns, cells = figure_table(say, rows, "column.measure", of)
     return replace(picture, panels=panels, columns=columns, rows=cells)
 
 
-def figure_table(say: Say, what: str, place: str, rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
-    """Columns and rows, ``what`` and ``place`` the first columns' names; with who judged where a figure says it."""
+def figure_table(say: Say, rows: Sequence[Row], what: str, *place: str) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows; the keys of the first columns' words: ``what`` was measured and where; with who judged where a
+    figure says it."""
     judged = any(figure.get("judge") for _, _, figure in rows)
-    columns = [what, place, *(say(f"column.{key}") for key in ("value", "low", "high", "n", "judge")[: 4 + judged])]
-    return columns, [
+    ends = [say(f"column.{key}") for key in ("value", "low", "high", "n", "judge")[: 4 + judged]]
+    return [say(what), ", ".join(map(say, place)), *ends], [
         [name, at, f["value"], f.get("low"), f.get("high"), f.get("n"), *([say.judged(f)] * judged)]
         for name, at, f in rows
     ]
@@ -309,50 +323,6 @@ def figure_table(say: Say, what: str, place: str, rows: Sequence[Row]) -> tuple[
 
 def step_of(p: float) -> int:
     return sum(p < edge for edge in PROBABILITY_EDGES)
-
-
-def probability_scale(dark: bool) -> list[tuple[str, str]]:
-    """(background, text) of the six steps: lightness in equal parts (OKLCH), from near the paper to strong."""
-    steps = len(PROBABILITY_EDGES) + 1
-    scale = []
-    for i in range(steps):
-        part = i / (steps - 1)
-        lightness = 0.30 + 0.52 * part if dark else 0.965 - 0.525 * part
-        background = oklch(lightness, 0.012 + (0.088 if dark else 0.118) * part, 75 - 35 * part)
-        inks = (DARK["ink"], "#0b0d0f") if dark else (LIGHT["ink"], "#ffffff")
-        scale.append((background, max(inks, key=lambda ink: contrast(ink, background))))
-    return scale
-
-
-def oklch(lightness: float, chroma: float, hue: float) -> str:
-    """sRGB of an OKLCH colour (Ottosson 2020), clipped to what a screen can show."""
-    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
-    l_, m_, s_ = (
-        (lightness + x * a + y * b) ** 3
-        for x, y in ((0.3963377774, 0.2158037573), (-0.1055613458, -0.0638541728), (-0.0894841775, -1.2914855480))
-    )
-    linear = (
-        4.0767416621 * l_ - 3.3077115913 * m_ + 0.2309699292 * s_,
-        -1.2684380046 * l_ + 2.6097574011 * m_ - 0.3413193965 * s_,
-        -0.0041960863 * l_ - 0.7034186147 * m_ + 1.7076147010 * s_,
-    )
-    return "#" + "".join(f"{round(255 * _gamma(min(1.0, max(0.0, c)))):02x}" for c in linear)
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG 2 contrast ratio, 1 to 21; text needs 4.5."""
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def luminance(colour: str) -> float:
-    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def _gamma(c: float) -> float:
-    return 12.92 * c if c <= 0.0031308 else 1.055 * c ** (1 / 2.4) - 0.055
 
 
 def page_file(name: str) -> str:
@@ -369,35 +339,23 @@ def echarts_script() -> str:
 
 
 def echarts_from(package: Path) -> str:
-    """From NiceGUI's folder: its module bundle (3.x), or a plain minified ECharts."""
+    """From NiceGUI's folder, whose entry re-exports its bundle: ``import{aS as a}from"./index-X.js";export{a as
+    echarts}``."""
     entry = package / "elements" / "echart" / "dist" / "index.js"
-    text = _from_bundle(entry) if entry.is_file() else _plain(package)
-    if text is None:
+    text = entry.read_text(encoding="utf-8") if entry.is_file() else ""
+    source, inner = re.search(r"from\s*[\"']\./([\w.-]+\.js)[\"']", text), _exported_as("echarts", text)
+    bundle = (entry.parent / source[1]).read_text(encoding="utf-8") if source else ""
+    exports, outer = re.search(r"export\s*\{([^}]*)\};?\s*(?://#[^\n]*\s*)?$", bundle), _exported_as(inner, text)
+    if exports is None or not (name := _exported_as(outer, exports[1])):
         raise KlypeError(
             f"Cannot find ECharts in {package}: this version of NiceGUI keeps it elsewhere.",
             "Run: pip install 'nicegui>=3,<4'",
         )
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    script = f"{bundle[: exports.start()]}globalThis.echarts={name};"
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _from_bundle(entry: Path) -> str | None:
-    """The entry re-exports the bundle: ``import{aS as a}from"./index-X.js";export{a as echarts}``."""
-    text = entry.read_text(encoding="utf-8")
-    source = re.search(r"from\s*[\"']\./([\w.-]+\.js)[\"']", text)
-    local = re.search(r"export\s*\{[^}]*?([\w$]+) as echarts\b", text)
-    if not source or not local:
-        return None
-    alias = re.search(rf"([\w$]+) as {re.escape(local[1])}\b", text)
-    bundle = (entry.parent / source[1]).read_text(encoding="utf-8")
-    exports = _EXPORT.search(bundle)
-    name = (
-        re.search(rf"(?:^|,)\s*([\w$]+) as {re.escape(alias[1])}\s*(?:,|$)", exports[1]) if alias and exports else None
-    )
-    if not name or not exports:
-        return None
-    return f"{bundle[: exports.start()]}globalThis.echarts={name[1]};"
-
-
-def _plain(package: Path) -> str | None:
-    found = sorted(package.rglob("echarts*.min.js"))
-    return found[0].read_text(encoding="utf-8") if found else None
+def _exported_as(name: str, text: str) -> str:
+    """What a module calls that which others know by a name."""
+    found = re.search(rf"([\w$]+) as {re.escape(name)}(?![\w$])", text) if name else None
+    return found[1] if found else ""

@@ -29,7 +29,6 @@ from klype.examine.charts import (
     Picture,
     echarts_script,
     page_file,
-    probability_scale,
     step_of,
 )
 from klype.examine.facts import FigureFacts
@@ -206,6 +205,13 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
     charts = {code: {key: asdict(p) for key, p in one.pictures.items()} for code, one in by_lang.items()}
     told: dict[str, dict[str, str]] = {"zero": {}, "half": {"n": "{n}"}}  # the script fills in n
     words = {code: {key: one.say(f"formula.{key}", **told[key]) for key in told} for code, one in by_lang.items()}
+    light, dark = (";".join(f"--{name}:{colour}" for name, colour in theme.items()) for theme in (LIGHT, DARK))
+    dark = f"{{color-scheme:dark;{dark}}}"
+    theme = (
+        f":root{{color-scheme:light;{light}}}\n"
+        f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"
+        f"@media screen{{:root[data-theme=dark]{dark}}}\n"
+    )
     spoken = {wish: code for code, row in LANGUAGES.items() for wish in (code, *row.also, *row.reads)}
     scripts = [echarts_script(), page_file("formats.js"), page_file("page.js")]
     return environment.get_template("document.html.jinja").render(
@@ -214,7 +220,7 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
         documents=documents,
         title=title or by_lang[lang].title,
         edges=PROBABILITY_EDGES,
-        style=Markup(_theme() + page_file("page.css")),
+        style=Markup(theme + page_file("page.css")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
         data=_inert_json({"charts": charts, "words": words, "spoken": spoken}),
@@ -238,23 +244,6 @@ def _notes(answer: Mapping[str, Any], say: Say) -> list[str]:
         word = visible(rarest["text"].strip())
         return [" · ".join(found), say("answers.least", word=word, p=say.share(rarest["p"]))]
     return [" · ".join(found), ""]
-
-
-def _theme() -> str:
-    """Custom properties of both themes; the scale of probabilities is p0 (certain) … p5, with its text in q0 … q5."""
-
-    def properties(dark: bool) -> str:
-        named = {**(DARK if dark else LIGHT)}
-        for i, (background, ink) in enumerate(probability_scale(dark)):
-            named |= {f"p{i}": background, f"q{i}": ink}
-        return ";".join(f"--{name}:{colour}" for name, colour in named.items())
-
-    dark = f"{{color-scheme:dark;{properties(True)}}}"
-    return (
-        f":root{{color-scheme:light;{properties(False)}}}\n"
-        f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"
-        f"@media screen{{:root[data-theme=dark]{dark}}}\n"
-    )
 
 
 def _policy(scripts: list[str]) -> str:

@@ -23,10 +23,8 @@ from klype.examine.charts import (
 )
 from klype.examine.facts import (
     STAGES,
-    CurveFacts,
     Facts,
     FigureFacts,
-    NextFacts,
     NextTokenFacts,
     beyond,
     by_stage,
@@ -79,32 +77,38 @@ def of_answers(facts: Facts, say: Say) -> list[Picture | None]:
 
 def curves(facts: Facts, say: Say) -> Picture | None:
     """One panel for each stage of training: its loss, or its reward and leash."""
-    panels, rows, told = [], list[list[Cell]](), [say("how.curves")]
+    panels, rows, told, title = [], list[list[Cell]](), [say("how.curves")], say("picture.curves_plain")
     for curve in facts.get("curves", []):
         stage = say(f"train.{curve['stage']}")
         shown = {name: values for name, values in curve["series"].items() if any(v is not None for v in values)}
         if not shown or not curve["step"]:
             continue
-        series = []
+        series, change = [], dict[str, dict[str, str]]()
         for name, values in shown.items():
             known = [(x, y) for x, y in zip(curve["step"], values, strict=True) if y is not None]
-            points = thin(known, MOST_POINTS)
+            # during training, KL is to where alignment began, not to the truth
+            label, points = say.measure("kl_reference" if name == "kl" else name), thin(known, MOST_POINTS)
+            ends = {"first": say.number(known[0][1]), "last": say.number(known[-1][1])}
+            change[name] = {"name": label.lower(), **ends}
+            if (curve["stage"], name) == ("pretrain", "loss") and len(known) > 1:
+                title = say("picture.curves", **ends)
             # marks on what was measured now and then
             more: Option = {"showSymbol": True, "symbolSize": 6} if len(known) < len(values) / 2 else {}
             if name == "kl":
                 more["markPoint"] = spikes(points, say)
-            series.append(line(_series_name(name, say), points, CURVE_COLOURS.get(name, "muted"), **more))
-            rows += [[stage, _series_name(name, say), x, y] for x, y in points]
+            series.append(line(label, points, CURVE_COLOURS.get(name, "muted"), **more))
+            rows += [[stage, label, x, y] for x, y in points]
         happened = [(one["step"], say.text(one["what"])) for one in curve.get("events", [])]
         series[0]["markLine"] = events(happened)
         told += [say("how.event", step=say.count(step), what=what) for step, what in happened]
         drawn = lines(axis(say("axis.step")), axis(scale="loss" in shown and len(shown) == 1), series)
-        panels.append(Panel(f"{stage} – {_change(curve, say)}", drawn, 250))
+        main = next((name for name in ("loss", "score", "reward") if name in shown), next(iter(shown)))
+        panels.append(Panel(f"{stage} – {say('panel.change', **change[main])}", drawn, 250))
     if not panels:
         return None
     columns = [say("column.stage"), say("column.series"), say("axis.step"), say("column.value")]
     told += [say("how.curves_kl")] if any("kl" in curve["series"] for curve in facts.get("curves", [])) else []
-    return Picture("curves", _curves_title(facts, say), " ".join(told), panels, columns, rows)
+    return Picture("curves", title, " ".join(told), panels, columns, rows)
 
 
 def stages(facts: Facts, say: Say) -> Picture | None:
@@ -114,7 +118,14 @@ def stages(facts: Facts, say: Say) -> Picture | None:
     for name in names:
         if any(is_share(figure, name) for _, figure in by_stage(facts, name)):
             axes[name] = _from_none_to_all("axis.share", say)
-    return _by_stage(Picture("stages", _stages_title(facts, say), say("how.stages")), axes, facts, say)
+    right, polite, title = dict(by_stage(facts, "right")), dict(by_stage(facts, "polite")), say("picture.stages")
+    last = next((stage for stage in reversed(STAGES) if stage in right), None)
+    if last == "aligned" and {"finetuned", "aligned"} <= set(polite) and changed(facts, "polite") > 0:
+        shown = say.apart({"before": polite["finetuned"]["value"], "after": polite["aligned"]["value"]})
+        title = say("picture.stages_aligned", right=say.value(right["aligned"], "right"), **shown)
+    elif last is not None:
+        title = say("picture.stages_last", model=say.stage(last), right=say.value(right[last], "right"))
+    return _by_stage(Picture("stages", title, say("how.stages")), axes, facts, say)
 
 
 def reward(facts: Facts, say: Say) -> Picture | None:
@@ -124,15 +135,20 @@ def reward(facts: Facts, say: Say) -> Picture | None:
         return None
     known = found["ceiling"]["value"] is not None
     figures = [(say.measure("pair_accuracy"), found["pair_accuracy"], "accent")]
-    figures += [(say.measure("ceiling"), found["ceiling"], "muted")] if known else []
-    shown = say.apart({"accuracy": found["pair_accuracy"]["value"], "ceiling": found["ceiling"]["value"]})
-    title = say("picture.reward" if known else "picture.reward_alone", **shown)
-    how = [say("how.reward"), *([say("how.reward_self")] if known else [])]
-    how += [say("how.reward_line" if known else "how.reward_line_people")] if "threshold" in found else []
+    shown, how = (
+        {"accuracy": found["pair_accuracy"]["value"], "ceiling": found["ceiling"]["value"]},
+        [say("how.reward")],
+    )
+    if known:
+        figures.append((say.measure("ceiling"), found["ceiling"], "muted"))
+        how.append(say("how.reward_self"))
+    if "threshold" in found:
+        how.append(say("how.reward_line" if known else "how.reward_line_people"))
+    title = say("picture.reward" if known else "picture.reward_alone", **say.apart(shown))
     across = axis(say("axis.pairs"), percent=True, min=0.5, max=1)
     group = Group(say("axis.pairs"), "pair_accuracy", across, figures)
     made = Picture("reward", title, " ".join(how))
-    return whisker_picture(made, [group], say("column.model"), say, found.get("threshold"))
+    return whisker_picture(made, [group], "column.model", say, found.get("threshold"))
 
 
 def truth(facts: Facts, say: Say) -> Picture | None:
@@ -147,17 +163,37 @@ def truth(facts: Facts, say: Say) -> Picture | None:
 
 def next_words(facts: Facts, say: Say) -> Picture | None:
     """The next word after some beginnings: what the model says beside the truth."""
-    prompts = [n for n in facts.get("next", []) if n["tokens"]]
+    prompts = sorted(
+        (n for n in facts.get("next", []) if n["tokens"]), key=lambda n: n.get("lang", say.lang) != say.lang
+    )
     if not prompts:
         return None
-    ordered = sorted(prompts, key=lambda n: n.get("lang", say.lang) != say.lang)
-    rows: list[list[Cell]] = [
-        [visible(n["prompt"]), visible(t["token"]), t["p"], t.get("truth")] for n in ordered for t in _told(n, say)
-    ]
+    panels, rows = [], list[list[Cell]]()
+    for prompt in prompts:
+        # those that are drawn, and all others as one; what would read 0.0 % is one of those
+        told = [t for t in prompt["tokens"][:10] if max(t["p"], t.get("truth", 0.0)) >= LEAST_SHOWN]
+        known = any("truth" in t for t in told)
+        rest = NextTokenFacts(token=say("panel.rest"), p=max(0.0, 1 - sum(t["p"] for t in told)))
+        if known:
+            rest["truth"] = max(0.0, 1 - sum(t.get("truth", 0.0) for t in told))
+        told += [rest] if max(rest["p"], rest.get("truth", 0.0)) >= LEAST_SHOWN else []
+        series: dict[str, tuple[str, Sequence[float]]] = {say("column.model"): ("accent", [t["p"] for t in told])}
+        if known:
+            series[say("column.truth")] = ("ink", [t.get("truth", 0.0) for t in told])
+        names = [visible(t["token"].strip()) or "␣" for t in told]
+        drawn = bars(names, series, axis(say("axis.probability"), percent=True, min=0))
+        text = visible(prompt["prompt"])
+        panels.append(Panel(say("panel.next", prompt=text), drawn, 70 + 34 * len(told)))
+        rows += [[text, visible(t["token"]), t["p"], t.get("truth")] for t in told]
+    first = prompts[0]["tokens"][0]
+    word = visible(first["token"].strip())
+    if "truth" in first:
+        title = say("picture.next_truth", word=word, **say.apart({"p": first["p"], "truth": first["truth"]}))
+    else:
+        title = say("picture.next", word=word, p=say.share(first["p"]))
+    how = say("how.next_truth" if any("truth" in t for t in prompts[0]["tokens"]) else "how.next")
     columns = [say("column.beginning"), say("column.word"), say("column.model"), say("column.truth")]
-    known = any("truth" in t for t in ordered[0]["tokens"])
-    how = say("how.next_truth") if known else say("how.next")
-    return Picture("next", _next_title(ordered[0], say), how, [_next_panel(n, say) for n in ordered], columns, rows)
+    return Picture("next", title, how, panels, columns, rows)
 
 
 def text(facts: Facts, say: Say) -> Picture | None:
@@ -173,7 +209,7 @@ def text(facts: Facts, say: Say) -> Picture | None:
     bits, ngram, xz = say.number(newest["value"] or 0.0), say.number(found["ngram"]), say.number(found["xz"])
     made = Picture("text", say(f"picture.text_{key}", bits=bits, ngram=ngram, xz=xz), say("how.text"))
     group = Group(say("axis.bits"), "", axis(say("axis.bits"), min=0), rows)
-    return whisker_picture(made, [group], say("column.model"), say)
+    return whisker_picture(made, [group], "column.model", say)
 
 
 def dictionary(facts: Facts, say: Say) -> Picture | None:
@@ -193,7 +229,7 @@ def dictionary(facts: Facts, say: Say) -> Picture | None:
     last = figures_of(facts, last_model(facts))
     shown = {name: say.value(last[name], name) for name in ("well_formed", "right_trained") if name in last}
     title = say("picture.dictionary", **shown) if len(shown) == 2 else say("section.words")
-    return whisker_picture(Picture("dictionary", title, say("how.dictionary")), groups, say("column.kind"), say)
+    return whisker_picture(Picture("dictionary", title, say("how.dictionary")), groups, "column.kind", say)
 
 
 def by_heart(facts: Facts, say: Say) -> Picture | None:
@@ -209,7 +245,7 @@ def by_heart(facts: Facts, say: Say) -> Picture | None:
     title = say("picture.copied", **say.apart({"free": found["free"]["value"], "own": found["held_out"]["value"]}))
     group = Group(say.measure("copied"), "copied", _from_none_to_all("axis.words_share", say), rows)
     made = Picture("copied", title, say("how.copied", t=say.plain(found["temperature"])))
-    return whisker_picture(made, [group], say("column.what"), say)
+    return whisker_picture(made, [group], "column.what", say)
 
 
 def _by_stage(made: Picture, axes: Mapping[str, Option], facts: Facts, say: Say) -> Picture | None:
@@ -219,68 +255,8 @@ def _by_stage(made: Picture, axes: Mapping[str, Option], facts: Facts, say: Say)
         for name, across in axes.items()
         if (found := by_stage(facts, name))
     ]
-    return whisker_picture(made, groups, say("column.model"), say) if groups else None
+    return whisker_picture(made, groups, "column.model", say) if groups else None
 
 
 def _from_none_to_all(name: str, say: Say) -> Option:
     return axis(say(name), percent=True, min=0, max=1)
-
-
-def _next_panel(prompt: NextFacts, say: Say) -> Panel:
-    tokens = _told(prompt, say)
-    series: dict[str, tuple[str, Sequence[float]]] = {say("column.model"): ("accent", [t["p"] for t in tokens])}
-    if any("truth" in t for t in tokens):
-        series[say("column.truth")] = ("ink", [t.get("truth", 0.0) for t in tokens])
-    drawn = bars(
-        [visible(t["token"].strip()) or "␣" for t in tokens], series, axis(say("axis.probability"), percent=True, min=0)
-    )
-    return Panel(say("panel.next", prompt=visible(prompt["prompt"])), drawn, 70 + 34 * len(tokens))
-
-
-def _told(prompt: NextFacts, say: Say) -> list[NextTokenFacts]:
-    """The words that are drawn, and all others as one; what would read 0.0 % is one of those."""
-    shown = [t for t in prompt["tokens"][:10] if max(t["p"], t.get("truth", 0.0)) >= LEAST_SHOWN]
-    rest = NextTokenFacts(token=say("panel.rest"), p=max(0.0, 1 - sum(t["p"] for t in shown)))
-    if any("truth" in t for t in shown):
-        rest["truth"] = max(0.0, 1 - sum(t.get("truth", 0.0) for t in shown))
-    return [*shown, rest] if max(rest["p"], rest.get("truth", 0.0)) >= LEAST_SHOWN else shown
-
-
-def _next_title(prompt: NextFacts, say: Say) -> str:
-    first = prompt["tokens"][0]
-    word = visible(first["token"].strip())
-    if "truth" in first:
-        return say("picture.next_truth", word=word, **say.apart({"p": first["p"], "truth": first["truth"]}))
-    return say("picture.next", word=word, p=say.share(first["p"]))
-
-
-def _stages_title(facts: Facts, say: Say) -> str:
-    right, polite = dict(by_stage(facts, "right")), dict(by_stage(facts, "polite"))
-    last = next((s for s in reversed(STAGES) if s in right), None)
-    if last == "aligned" and {"finetuned", "aligned"} <= set(polite) and changed(facts, "polite") > 0:
-        shown = say.apart({"before": polite["finetuned"]["value"], "after": polite["aligned"]["value"]})
-        return say("picture.stages_aligned", right=say.value(right["aligned"], "right"), **shown)
-    if last is None:
-        return say("picture.stages")
-    return say("picture.stages_last", model=say.stage(last), right=say.value(right[last], "right"))
-
-
-def _curves_title(facts: Facts, say: Say) -> str:
-    losses = [c["series"].get("loss", []) for c in facts.get("curves", []) if c["stage"] == "pretrain"]
-    known = [v for v in (losses[0] if losses else []) if v is not None]
-    if len(known) < 2:
-        return say("picture.curves_plain")
-    return say("picture.curves", first=say.number(known[0]), last=say.number(known[-1]))
-
-
-def _series_name(name: str, say: Say) -> str:
-    """During training, KL is to where alignment began, not to the truth."""
-    return say.measure("kl_reference" if name == "kl" else name)
-
-
-def _change(curve: CurveFacts, say: Say) -> str:
-    name = next((n for n in ("loss", "score", "reward") if n in curve["series"]), next(iter(curve["series"])))
-    values = [v for v in curve["series"][name] if v is not None]
-    return say(
-        "panel.change", name=_series_name(name, say).lower(), first=say.number(values[0]), last=say.number(values[-1])
-    )

@@ -14,7 +14,7 @@ from fastapi import Request
 from nicegui import ui
 
 from klype.errors import KlypeError
-from klype.examine.charts import DARK, LIGHT, probability_scale
+from klype.examine.charts import DARK, LIGHT
 from klype.examine.say import Say, visible
 from klype.serve.errors import ApiError
 from klype.studio.studio import Studio
@@ -162,7 +162,5 @@ def theme() -> str:
 
 def _variables(colours: Mapping[str, str], dark: bool) -> str:
     out = [f"--k-{name}:{value}" for name, value in colours.items()]
-    for i, (background, ink) in enumerate(probability_scale(dark)):
-        out += [f"--k-p{i}:{background}", f"--k-q{i}:{ink}"]
     out += [f"--k-m{i}:{value}" for i, value in enumerate(MEANINGS_DARK if dark else MEANINGS)]
     return ";".join(out)
