@@ -396,16 +396,14 @@ def last_model(facts: Facts) -> str:
 
 def figures_of(facts: Facts, stage: str) -> StageFacts:
     """Those that have a value."""
-    found = {str(name): figures for name, figures in facts["stages"].items()}.get(stage) or {}
+    found: StageFacts = facts["stages"].get(stage) or {}  # type: ignore[call-overload]
     return {name: figure for name, figure in found.items() if figure["value"] is not None}
 
 
 def clearly(before: FigureFacts, after: FigureFacts) -> int:
     """1 more, −1 less, 0 when the intervals overlap (or there are none)."""
-    low0, high0, low1, high1 = before.get("low"), before.get("high"), after.get("low"), after.get("high")
-    if low0 is None or high0 is None or low1 is None or high1 is None:
-        return 0
-    return int(low1 > high0) - int(high1 < low0)
+    low, high = before.get("low"), before.get("high")
+    return 0 if low is None or high is None else (beyond(after, high) > 0) - (beyond(after, low) < 0)
 
 
 def beyond(figure: FigureFacts, threshold: float) -> int:

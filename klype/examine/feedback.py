@@ -174,8 +174,6 @@ class Effect:
     moved: tuple[Figure, ...]
     ended: dict[Arm, tuple[float, ...]]
     further: dict[str, Figure]
-    interventions: int
-    matched: int
 
 
 def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention", "errors"] = "intervention") -> Effect:
@@ -229,8 +227,6 @@ def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention"
             for name in ("errors", "edits")
             if all(getattr(one, name) for one in matched)
         },
-        interventions=len(ruled),
-        matched=len(matched),
     )  # fmt: skip
 
 

@@ -200,11 +200,13 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": visible, "step_of": step_of, "macro": _macro, "notes": _notes}
+    environment.filters |= {"visible": visible, "step_of": step_of, "notes": _notes}
     by_lang = {one.say.lang: one for one in documents}
     charts = {code: {key: asdict(p) for key, p in one.pictures.items()} for code, one in by_lang.items()}
-    told: dict[str, dict[str, str]] = {"zero": {}, "half": {"n": "{n}"}}  # the script fills in n
-    words = {code: {key: one.say(f"formula.{key}", **told[key]) for key in told} for code, one in by_lang.items()}
+    words = {  # the script fills in n
+        code: {"zero": one.say("formula.zero"), "half": one.say("formula.half", n="{n}")}
+        for code, one in by_lang.items()
+    }
     light, dark = (";".join(f"--{name}:{colour}" for name, colour in theme.items()) for theme in (LIGHT, DARK))
     dark = f"{{color-scheme:dark;{dark}}}"
     theme = (
@@ -214,6 +216,17 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
     )
     spoken = {wish: code for code, row in LANGUAGES.items() for wish in (code, *row.also, *row.reads)}
     scripts = [echarts_script(), page_file("formats.js"), page_file("page.js")]
+    # these scripts and nothing else; images from the page itself (for saving); no net
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # JSON that cannot end its script element
+    told = {"charts": charts, "words": words, "spoken": spoken}
+    data = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        data = data.replace(char, f"\\u{ord(char):04x}")
     return environment.get_template("document.html.jinja").render(
         lang=lang,
         names={code: row.name for code, row in LANGUAGES.items()},
@@ -222,14 +235,9 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
         edges=PROBABILITY_EDGES,
         style=Markup(theme + page_file("page.css")),
         scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
-        data=_inert_json({"charts": charts, "words": words, "spoken": spoken}),
+        policy=policy,
+        data=Markup(data),
     )
-
-
-def _macro(part: Part) -> str:
-    """The name of the macro that writes a part."""
-    return part.macro if isinstance(part, Block) else type(part).__name__.lower()
 
 
 def _notes(answer: Mapping[str, Any], say: Say) -> list[str]:
@@ -244,20 +252,3 @@ def _notes(answer: Mapping[str, Any], say: Say) -> list[str]:
         word = visible(rarest["text"].strip())
         return [" · ".join(found), say("answers.least", word=word, p=say.share(rarest["p"]))]
     return [" · ".join(found), ""]
-
-
-def _policy(scripts: list[str]) -> str:
-    """Content-Security-Policy: these scripts and nothing else; images from the page itself (for saving); no net."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _inert_json(value: Any) -> Markup:
-    """JSON that cannot end its script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)

@@ -71,23 +71,23 @@ def _page(facts: Facts, say: Say) -> Document:
     own = [curve["s"]["value"] for curve in facts.get("survival", [])[:1]]
     own += [f["s"]["value"] for f in (figures_of(facts, last_model(facts)), figures_of(facts, "base")) if "s" in f]
     sections = [
-        section("verdict", *texts(verdict(facts, say), "verdict"), _key_figures(facts, say),
+        section("verdict", *texts(verdict(facts, say), "verdict"), key_figures(facts, say),
                 *(Text(say.text(note), "note") for note in facts.get("notes", []))),
-        section("gates", *_gates(facts, say)),
-        section("lifecycle", _stages(facts, say), shown.get("curves")),
+        section("gates", *gates(facts, say)),
+        section("lifecycle", stages(facts, say), shown.get("curves")),
         section("answers", *answers),
-        section("scores", shown.get("stages"), *base, shown.get("reward"), _rewards(facts, say),
+        section("scores", shown.get("stages"), *base, shown.get("reward"), rewards(facts, say),
                 *html.figures([*models.values()], [*map(say.stage, models)], say)),
-        section("words", *_dictionary(facts, say, shown.get("dictionary"))),
+        section("words", *dictionary(facts, say, shown.get("dictionary"))),
         section("text", Text(held_out) if "text" in shown else None, shown.get("text")),
         section("heart", shown.get("copied"), *copied),
         section("next", shown.get("next"), shown.get("truth")),
-        section("temperature", *_temperatures(facts, say, shown.get("temperatures"))),
+        section("temperature", *temperatures(facts, say, shown.get("temperatures"))),
         section("divergence", Formula(shown["formula"], next(iter(own), None)), shown.get("survival"),
                 shown.get("calibration")),
-        section("cost", *_cost(facts, say)),
-        section("provenance", *_provenance(facts, say)),
-        section("on", Glossary(_commands(facts, say), "commands")),
+        section("cost", *cost(facts, say)),
+        section("provenance", *provenance(facts, say)),
+        section("on", Glossary(commands(facts, say), "commands")),
     ]  # fmt: skip
     lead = say("lead", run=facts["run"], recipe=facts["recipe"])
     return Document(say, say("title"), lead, sections, contents=True, foot=say("provenance.figures"))
@@ -102,7 +102,7 @@ def why_base(figures: Mapping[str, FigureFacts], say: Say) -> str:
     return " ".join([say("answers.base", right=say.value(right, "right")), *knows])
 
 
-def _key_figures(facts: Facts, say: Say) -> Part | None:
+def key_figures(facts: Facts, say: Say) -> Part | None:
     """The few that matter most: name, value, and below it interval with n, of which model, who judged."""
     found = []
     for name in KEY_FIGURES:
@@ -119,7 +119,7 @@ def _n(figure: Mapping[str, Any], say: Say) -> str:
     return f"n{NBSP}={NBSP}{say.count(figure['n'])}" if figure.get("n") else ""
 
 
-def _gates(facts: Facts, say: Say) -> Iterator[Part]:
+def gates(facts: Facts, say: Say) -> Iterator[Part]:
     rows, few = [gate_row(gate, say) for gate in facts.get("gates", [])], too_few(facts, say)
     if rows or few:
         columns = [say(f"gates.{key}") for key in ("name", "value", "threshold", "result")]
@@ -162,7 +162,7 @@ def too_few(facts: Facts, say: Say) -> str:
     return say("gates.too_few", names="; ".join(few)) if few else ""
 
 
-def _stages(facts: Facts, say: Say) -> Part:
+def stages(facts: Facts, say: Say) -> Part:
     """A card for each stage of training: what it does, who ranked, why it is missing, what it took."""
     planned = facts["provenance"].get("plan", []) if "provenance" in facts else []
     plan, cards = {row["stage"]: row for row in planned}, []
@@ -179,7 +179,7 @@ def _stages(facts: Facts, say: Say) -> Part:
     return Block("stages", cards)
 
 
-def _rewards(facts: Facts, say: Say) -> Part | None:
+def rewards(facts: Facts, say: Say) -> Part | None:
     """The rewards that alignment learnt from."""
     keys = ("before", "after", "gain")
     rows = [
@@ -191,7 +191,7 @@ def _rewards(facts: Facts, say: Say) -> Part | None:
     return Table(say("rewards.caption"), columns, rows, numeric=range(1, 5)) if rows else None
 
 
-def _dictionary(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part | None]:
+def dictionary(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part | None]:
     """Answers about a dictionary's words, by kind of question and by whether the words were learnt from."""
     if not facts.get("dictionary"):
         return
@@ -215,7 +215,7 @@ def _dictionary(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Par
     yield from [Text(say("words.answers"), "heading"), *tables] if tables else []
 
 
-def _temperatures(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part | None]:
+def temperatures(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part | None]:
     """A card for each temperature: some answers, and its figures."""
     found = facts.get("temperatures")
     if not found or not found["rows"]:
@@ -235,7 +235,7 @@ def _temperatures(facts: Facts, say: Say, picture: Picture | None) -> Iterator[P
     yield picture
 
 
-def _cost(facts: Facts, say: Say) -> Iterator[Part]:
+def cost(facts: Facts, say: Say) -> Iterator[Part]:
     costs = {stage: cost for stage in STAGES if (cost := facts.get("cost", {}).get(stage))}
     if not costs:
         return
@@ -271,7 +271,7 @@ def energy(cost: CostFacts, say: Say) -> str:
     return say("cost.measured") if "joules" in cost["figures"] else ""
 
 
-def _provenance(facts: Facts, say: Say) -> Iterator[Part]:
+def provenance(facts: Facts, say: Say) -> Iterator[Part]:
     """Data with their licences, the stages as planned and as they were, and what a repetition needs to know."""
     if "provenance" not in facts:
         return
@@ -314,7 +314,7 @@ def quoted(text: str) -> str:
     return shlex.quote(text) if set('"$`\\!%\n') & set(text) else f'"{text}"'
 
 
-def _commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
+def commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
     """How to go on: commands as they are typed, and what each does."""
     if given := facts.get("commands"):
         return [(command["command"], say.text(command["what"])) for command in given]

@@ -14,6 +14,7 @@ from klype.words import LANGUAGES, Words, count, interval_decimals, number, perc
 from klype.words import figure as figure_text
 
 NBSP = "\u00a0"
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # controls, formats, surrogates, private use, separators of lines
 EXACT = "share a word"  # the unit of shares so near to one that they are written as numbers: 0.974
 
 
@@ -36,8 +37,7 @@ class Say:
         """In the reader's language, or the one there is; hidden characters made visible."""
         if isinstance(text, str):
             return visible(text)
-        said = {str(lang): said for lang, said in text.items()}
-        return visible(said.get(self.lang) or next(iter(said.values()), ""))
+        return visible(text.get(self.lang) or next(iter(text.values()), ""))
 
     def figure(self, figure: FigureFacts | None, name: str = "") -> str:
         """``83% [79, 87]`` for shares, ``0.83 [0.79, 0.87]`` for other numbers; why, when there is none."""
@@ -115,12 +115,9 @@ class Say:
         if value < 60:
             return f"{self.number(value, 1 if value < 10 else 0)}{NBSP}s"
         minutes, seconds = divmod(round(value), 60)
-        if minutes < 60 and seconds == 0:
-            return f"{minutes}{NBSP}min"
         if minutes < 60:
-            return f"{minutes}{NBSP}min {seconds}{NBSP}s"
-        hour = LANGUAGES[self.lang].hour
-        return f"{minutes // 60}{NBSP}{hour} {minutes % 60}{NBSP}min"
+            return f"{minutes}{NBSP}min" + (f" {seconds}{NBSP}s" if seconds else "")
+        return f"{minutes // 60}{NBSP}{LANGUAGES[self.lang].hour} {minutes % 60}{NBSP}min"
 
     def why(self, why: str) -> str:
         """A reason in the reader's language, when the catalogue knows it."""
@@ -159,7 +156,7 @@ class Say:
 
     def told(self, figure: FigureFacts, name: str = "") -> str:
         """The figure, and its bounds where it has some."""
-        return " ".join(part for part in (self.figure(figure, name), self.allowing(figure, name)) if part)
+        return f"{self.figure(figure, name)} {self.allowing(figure, name)}".strip()
 
     def allowed(self, right: FigureFacts) -> list[str]:
         """How many answers are right when the judge's errors and those that it left undecided are allowed for."""
@@ -195,11 +192,10 @@ def _unit(measure: str) -> str:
 
 def visible(text: str) -> str:
     """Hidden characters (controls, bidirectional overrides, tags, lone surrogates) shown as ⟨U+202E⟩."""
-    return "".join(c if c in "\n\t" or not _hidden(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
-
-
-def _hidden(c: str) -> bool:
-    return unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and c not in "\u00ad\u200c\u200d"
+    return "".join(
+        f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in HIDDEN and c not in "\n\t\u00ad\u200c\u200d" else c
+        for c in text
+    )
 
 
 def _slug(text: str) -> str:

@@ -150,7 +150,6 @@ def _curves(counts_BTE: Array) -> dict[str, Array]:
     k_BT = np.cumprod(1 - hazard_BT, axis=1)
     by_position_BT = np.cumprod(1 - _ratio(counts_BTE[..., WEIGHED], counts_BTE[..., WEIGHT]), axis=1)
     return {
-        "s": s_BT,
         "open": open_BT,
         "r": 1 - np.cumsum(before_BT * hazard_BT, axis=1),
         "ended": np.cumsum(before_BT * (1 - hazard_BT) * ending_BT, axis=1),

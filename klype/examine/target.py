@@ -205,7 +205,5 @@ def within(
 
 
 def _fewer(settings: ExamSettings, part: int) -> ExamSettings:
-    forks, trees, interventions, pairs = (
-        n // part for n in (settings.forks, settings.trees, settings.interventions, settings.pairs)
-    )
-    return replace(settings, forks=forks, trees=trees, interventions=interventions, pairs=pairs)
+    names = ("forks", "trees", "interventions", "pairs")
+    return replace(settings, **{name: getattr(settings, name) // part for name in names})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -87,17 +86,16 @@ def _language(facts: Facts, say: Say) -> Iterator[str]:
         # of ten bins the one that is furthest off, when it is so by more than twice the interval's half-width: some bin
         # always is a little
         off = [(o["value"] - b["p"], b["p"], o) for b in found["bins"] if (o := b["observed"])["value"] is not None]
-        off = [row for row in off if abs(row[0]) > _width(row[2])]
+        off = [
+            (gap, said, o)
+            for gap, said, o in off
+            if (low := o.get("low")) is not None and (high := o.get("high")) is not None and abs(gap) > high - low
+        ]
         if off:
             gap, said, observed = max(off, key=lambda row: abs(row[0]))
             shown = {"said": say.share(said), "observed": say.figure(observed, "right")}
             model = say.stage(found["stage"]).lower()
             yield say("verdict.overconfident" if gap < 0 else "verdict.underconfident", model=model, **shown)
-
-
-def _width(figure: FigureFacts) -> float:
-    low, high = figure.get("low"), figure.get("high")
-    return high - low if low is not None and high is not None else math.inf
 
 
 def _gates(facts: Facts, say: Say) -> Iterator[str]:
