@@ -280,34 +280,27 @@ def told(question: str, traces: Sequence[Trace], cache: DistributionCache) -> li
     return out
 
 
-def sums(
-    own: Sequence[Trace], true: Sequence[Trace], cache: DistributionCache, crossed: tuple[float, ...]
-) -> ByQuestion:
-    """KL(p‖q) along one's own and along true answers (means over answers); ``crossed`` as ``crossings`` gives it."""
+def sums(own: Sequence[Trace], true: Trace, cache: DistributionCache, crossed: tuple[float, ...]) -> ByQuestion:
+    """KL(p‖q) along one's own answers (their mean) and along a true one; ``crossed`` as ``crossings`` gives it."""
 
-    def mean_kl(traces: Sequence[Trace]) -> float | None:
-        sums = [_kl(trace, cache) for trace in traces]
-        known = [value for value in sums if value is not None]
-        return math.fsum(known) / len(known) if known and len(known) == len(sums) else None
+    def kl(trace: Trace) -> float:
+        """Σ over open beginnings, also after mistakes; not finite where it cannot be known."""
+        total, tokens = 0.0, trace.tokens
+        for t, step in enumerate(trace.steps):
+            # at temperature 0 KL is infinite wherever the truth leaves a choice
+            if step.distribution is None or not step.distribution.whole or cache.temperature == 0:
+                return math.inf
+            total += cache.kl(tokens[:t], step.distribution)
+        return total
 
-    return ByQuestion(mean_kl(own), mean_kl(true), crossed)
+    own_kl, true_kl = math.fsum(map(kl, own)) / len(own) if own else math.inf, kl(true)
+    return ByQuestion(own_kl if math.isfinite(own_kl) else None, true_kl if math.isfinite(true_kl) else None, crossed)
 
 
-def crossings(true: Sequence[Trace], reader: Reader) -> tuple[float, ...]:
-    """What the best temperature needs of one question's true answers: the same at every temperature."""
-    rows = [cross_entropies(reader.next(tokens), q) for trace in true for tokens, q in beginnings(trace)]
+def crossings(true: Trace, reader: Reader) -> tuple[float, ...]:
+    """What the best temperature needs of one question's true answer: the same at every temperature."""
+    rows = [cross_entropies(reader.next(tokens), q) for tokens, q in beginnings(true)]
     return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
-
-
-def _kl(trace: Trace, cache: DistributionCache) -> float | None:
-    """Σ over open beginnings, also after mistakes; None when not finite."""
-    total, tokens = 0.0, trace.tokens
-    for t, step in enumerate(trace.steps):
-        # at temperature 0 KL is infinite wherever the truth leaves a choice
-        if step.distribution is None or not step.distribution.whole or cache.temperature == 0:
-            return None
-        total += cache.kl(tokens[:t], step.distribution)
-    return total if math.isfinite(total) else None
 
 
 def compared(trace: Trace, reader: Reader, temperature: float) -> list[Point]:

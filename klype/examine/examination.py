@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def examine(
     kept = None if folder is None else folder / "traces"
     source = Recorder(target.source, target.identity, kept, meters.clock, meters.joules)
     context = EvalContext(target, settings, source, progress)
-    found = Examined(target, settings, true=[trace for group in context.true for trace in group])
+    found = Examined(target, settings, true=context.true)
     for t in settings.temperatures:
         found.traces[t] = context.answers(t)
         evidence = context.evidence(t, found.traces[t])
@@ -118,8 +118,8 @@ def examine(
 
 def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter) -> ExamSpeed:
     """A few questions answered, and trees begun as all will be, where klype computes the model itself."""
-    few = range(min(PROBED, len(target.prompts)))
-    requests = [_request(target, settings, i, settings.main) for i in few]
+    context = EvalContext(target, settings, target.source)
+    requests = [context.request(i, settings.main) for i in range(min(PROBED, len(target.prompts)))]
     answers(target.source, requests[:1])  # the first call is slower
     began = clock()
     traces = [trace for group in answers(target.source, requests) for trace in group]
@@ -130,76 +130,74 @@ def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float]
         places = range(min(target.trees_together(settings.limit), settings.trees, len(target.prompts)))
         began = clock()
         # as all will be grown, many in one batch, to a quarter: what a beginning costs is much the same
-        grown = _grown(target.source, target, replace(settings, tree_budget=settings.tree_budget // 4 or 1), places)
+        grown = context.grown(places, settings.tree_budget // 4 or 1)
         tree_speed = sum(tree.expansions for tree in grown) / max(1e-6, clock() - began)
     return ExamSpeed(tokens, speed, tree_speed, fork_tokens(traces))
 
 
 def draw(target: EvalTarget, settings: ExamSettings, temperature: float) -> list[list[Trace]]:
     """``settings.drawn`` answers to each question, not judged."""
-    return answers(target.source, [_request(target, settings, i, temperature) for i in range(len(target.prompts))])
-
-
-def _request(target: EvalTarget, settings: ExamSettings, place: int, temperature: float) -> Request:
-    # A large vocabulary's distributions are kept only where they are asked for by name: each is megabytes an answer.
-    listed = settings.keeps == "distributions" or (settings.keeps == "truth" and (target.whole or target.partial))
-    return Request(
-        target.prompts[place],
-        n=settings.drawn(temperature),
-        limit=settings.limit,
-        sampling=Sampling(temperature=temperature),
-        seed=draw_seed(settings.seed, target.questions[place].prompt, temperature),
-        stop=tuple(target.source.codec.stop),
-        top=-1 if listed else 0,
-    )
-
-
-def _grown(source: Source, target: EvalTarget, settings: ExamSettings, places: Sequence[int]) -> list[Tree]:
-    grown = TreeSettings(
-        Sampling(temperature=settings.main),
-        settings.limit,
-        settings.tree_budget,
-        vocabulary=target.vocabulary,
-        batch=target.tree_batch,
-    )
-    meanings = [target.meaning(target.questions[place]) for place in places]
-    return grow_together(source, [target.prompts[place] for place in places], grown, target.spell, meanings)
+    return EvalContext(target, settings, target.source).answers(temperature)
 
 
 class EvalContext:
     """Where the examination is at: its source, all questions' readers, what depends on no temperature.
 
-    ``true``: one answer of the truth's own to each question, and what the model thinks of it token by token; none where
-    the truth is not known. ``matched``: the pairs of the feedback experiment, looked for once.
+    ``matched``: the pairs of the feedback experiment, looked for once.
     """
 
-    def __init__(self, target: EvalTarget, settings: ExamSettings, source: Recorder, progress: Progress) -> None:
+    def __init__(
+        self,
+        target: EvalTarget,
+        settings: ExamSettings,
+        source: Source,
+        progress: Progress = lambda part, done, of: None,
+    ) -> None:
         self.target, self.settings, self.source, self.progress = target, settings, source, progress
         self.readers: dict[str, Reader] = {}
         self.crossed: dict[int, tuple[float, ...]] = {}
-        self.language: dict[str, tuple[str, ...]] | None = None
-        self.true: list[list[Trace]] = []
         self.matched: MatchedPairs | None = None
-        if target.reader is not None and target.whole and settings.keeps == "truth":
-            self.begin("truth", len(target.prompts))
-            said = [self._true_answer(place) for place in range(len(target.prompts))]
-            self.true = [[trace] for trace in source.score(target.prompts, said, -1)]
-            self.progress("truth", len(said), len(said))
-            self.language = {
-                q.id: pieces(target, trace) for q, (trace,) in zip(target.questions, self.true, strict=True)
-            }
 
-    def _true_answer(self, place: int) -> Tokens:
-        reader = self.reader(place)
-        assert reader is not None
-        rng = np.random.default_rng([self.settings.seed, place, 17])
-        stop = set(self.target.source.codec.stop)
-        tokens: Tokens = ()
-        while len(tokens) < self.settings.limit and not set(tokens[-1:]) & stop:
-            p = reader.next(tokens)
-            weights = np.array(list(p.values()))
-            tokens = (*tokens, int(rng.choice(list(p), p=weights / weights.sum())))
-        return tokens
+    @cached_property
+    def true(self) -> list[Trace]:
+        """One answer of the truth's own to each question, and what the model thinks of it token by token; none where
+        the truth is not known."""
+        target, settings, said = self.target, self.settings, list[Tokens]()
+        if target.reader is None or not target.whole or settings.keeps != "truth":
+            return []
+        self.begin("truth", len(target.prompts))
+        for place in range(len(target.prompts)):
+            reader = self.reader(place)
+            assert reader is not None
+            rng = np.random.default_rng([settings.seed, place, 17])
+            tokens: Tokens = ()
+            while len(tokens) < settings.limit and not set(tokens[-1:]) & set(target.source.codec.stop):
+                p = reader.next(tokens)
+                weights = np.array(list(p.values()))
+                tokens = (*tokens, int(rng.choice(list(p), p=weights / weights.sum())))
+            said.append(tokens)
+        traces = self.source.score(target.prompts, said, -1)
+        self.progress("truth", len(said), len(said))
+        return traces
+
+    @cached_property
+    def language(self) -> dict[str, tuple[str, ...]]:
+        """Those answers token by token."""
+        return {q.id: pieces(self.target, trace) for q, trace in zip(self.target.questions, self.true, strict=False)}
+
+    def request(self, place: int, temperature: float) -> Request:
+        target, settings = self.target, self.settings
+        # a large vocabulary's distributions are kept only where they are asked for by name: each is megabytes an answer
+        listed = settings.keeps == "distributions" or (settings.keeps == "truth" and (target.whole or target.partial))
+        return Request(
+            target.prompts[place],
+            n=settings.drawn(temperature),
+            limit=settings.limit,
+            sampling=Sampling(temperature=temperature),
+            seed=draw_seed(settings.seed, target.questions[place].prompt, temperature),
+            stop=tuple(target.source.codec.stop),
+            top=-1 if listed else 0,
+        )
 
     def begin(self, part: str, of: int) -> None:
         if of:
@@ -220,7 +218,7 @@ class EvalContext:
         self.begin(part, total)
         for first in range(0, total, self.settings.chunk):
             places = range(first, min(total, first + self.settings.chunk))
-            out += answers(self.source, [_request(self.target, self.settings, i, temperature) for i in places])
+            out += answers(self.source, [self.request(i, temperature) for i in places])
             self.progress(part, len(out), total)
         return out
 
@@ -240,7 +238,7 @@ class EvalContext:
                 if place not in self.crossed:
                     self.crossed[place] = crossings(self.true[place], reader)
                 by_question.append(sums(traces[:4], self.true[place], cache, self.crossed[place]))
-                documents += [compared(trace, reader, temperature) for trace in self.true[place]]
+                documents.append(compared(self.true[place], reader, temperature))
         return Evidence(
             judged,
             documents,
@@ -248,7 +246,7 @@ class EvalContext:
             errors=target.errors,
             told=said,
             sums=by_question,
-            language=self.language,
+            language=self.language or None,
             other_manners=target.other_manners,
             points=None if target.scores is None else target.scores(self.settings.limit),
         )
@@ -319,9 +317,16 @@ class EvalContext:
         together = self.target.trees_together(self.settings.limit)
         self.begin("trees", asked)
         for first in range(0, asked, together):
-            out += _grown(self.source, self.target, self.settings, range(first, min(asked, first + together)))
+            out += self.grown(range(first, min(asked, first + together)), self.settings.tree_budget)
             self.progress("trees", len(out), asked)
         return out
+
+    def grown(self, places: Sequence[int], budget: int) -> list[Tree]:
+        target, limit, sampling = self.target, self.settings.limit, Sampling(temperature=self.settings.main)
+        grown = TreeSettings(sampling, limit, budget, vocabulary=target.vocabulary, batch=target.tree_batch)
+        prompts = [target.prompts[place] for place in places]
+        meanings = [target.meaning(target.questions[place]) for place in places]
+        return grow_together(self.source, prompts, grown, target.spell, meanings)
 
     def forks(self, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
         target, settings = self.target, self.settings

@@ -135,10 +135,8 @@ def reward(facts: Facts, say: Say) -> Picture | None:
         return None
     known = found["ceiling"]["value"] is not None
     figures = [(say.measure("pair_accuracy"), found["pair_accuracy"], "accent")]
-    shown, how = (
-        {"accuracy": found["pair_accuracy"]["value"], "ceiling": found["ceiling"]["value"]},
-        [say("how.reward")],
-    )
+    shown = {"accuracy": found["pair_accuracy"]["value"], "ceiling": found["ceiling"]["value"]}
+    how = [say("how.reward")]
     if known:
         figures.append((say.measure("ceiling"), found["ceiling"], "muted"))
         how.append(say("how.reward_self"))
