@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format) of Llama, Qwen2 and Qwen3 shapes: weights, configuration, tokenizer, chat template.
 
 Quantised weights are expanded to float32 by the `gguf` package. Its tokenizer is rebuilt from the file's metadata
-(klype/text/tokenizer_gguf.py).
+(klype/text/tokenizer_files.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from klype.model.attention import rope_frequencies
 from klype.model.config import ModelConfig
 from klype.model.convert import config_from_hf, is_finite
 from klype.text.tokenizer import Tokenizer
-from klype.text.tokenizer_gguf import HINT, tokenizer_of
+from klype.text.tokenizer_files import HINT_GGUF as HINT
+from klype.text.tokenizer_files import read_gguf
 
 # most bytes of metadata: a vocabulary of a million tokens has about forty million
 MOST = 256 * 2**20
@@ -263,7 +264,7 @@ def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
         config = _config(metadata, shapes, file)
         if slowing is not None:
             config = _slowed(config, _expanded(file, ROPE, slowing), file)
-        tokenizer = tokenizer_of(metadata, file, known)
+        tokenizer = Tokenizer.of_stranger(*read_gguf(metadata, file), str(file), known)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
         raise KlypeError(f"{file} lacks or misspells {error}.", HINT) from error
     return GGUFFile(file, config, tokenizer, shapes, placed, metadata["general.architecture"] == "llama")

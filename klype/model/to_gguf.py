@@ -18,7 +18,7 @@ from klype.model.attention import rope_frequencies
 from klype.model.checkpoint import Loaded
 from klype.model.convert import OWN, model_type, weights_to_hf
 from klype.model.gguf import _NAMES, ROPE
-from klype.text.tokenizer_gguf import CONTROL, NORMAL
+from klype.text.tokenizer_files import CONTROL, NORMAL
 
 THEIRS = {name: short for short, name in _NAMES.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,18 +11,18 @@ import httpx
 from klype import words
 from klype.environment import language, server_key, state_folder
 from klype.errors import KlypeError, UsageError
-from klype.sources.dialect import choices
+from klype.sources.dialect import Key, choices
 from klype.sources.http_client import Budget, HttpClient, RefusedError, ResponseCache, count
 from klype.words.plain import aside
 
 Kind = Literal["klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other"]
+# by what their list of models says about owners
 OWNERS: dict[str, Kind] = {
     "klype": "klype", "vllm": "vllm", "llamacpp": "llama.cpp", "organization_owner": "lmstudio", "library": "ollama",
     "openai": "openai", "system": "openai", "openai-internal": "openai",
 }  # fmt: skip
-"""Kinds of servers by what their list of models says about owners."""
-TOPS = (1000, 100, 50, 20, 10, 5, 1)
-"""How many alternatives are asked for, until a server agrees."""
+TOPS = (1000, 100, 50, 20, 10, 5, 1)  # how many alternatives are asked for, until a server agrees
+CHAT = "chat/completions"
 HELLO = [{"role": "user", "content": "Hi"}]
 
 
@@ -81,31 +81,29 @@ def probe(http: HttpClient, wanted: str = "") -> Capabilities:
     listed = http.get(f"{http.base}/models").get("data")
     rows = [row for row in listed if isinstance(row, dict) and row.get("id")] if isinstance(listed, list) else []
     names = tuple(str(row["id"]) for row in rows)
-    model = _chosen(http, names, wanted)
+    model = wanted or (names[0] if len(names) == 1 else "")
+    if not model and not names:
+        raise UsageError(f"{http.base} lists no model.", f"Name the one to ask: {http.base}#MODEL.")
+    if not model or (names and model not in names):
+        raise UsageError(f"{http.base} has {', '.join(names[:8])}.", f"Name one of them: {http.base}#MODEL.")
     row = next((row for row in rows if row["id"] == model), {})
     host_is_openai = http.base.startswith("https://api.openai.com")
     kind: Kind = "openai" if host_is_openai else OWNERS.get(str(row.get("owned_by", "")).lower(), "other")
-    meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
-    window = count(row.get("max_model_len")) or count((meta or {}).get("n_ctx"))
-    found: dict[str, Any] = {"kind": kind, "model": model, "models": names, "window": window}
-    found["vocabulary"] = count((meta or {}).get("n_vocab"))
+    meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
     prompt = _tokenized(http, model)
-    found["tokenizer"] = prompt is not None
-    found |= _completions(http, model, prompt)
-    found |= _chat(http, model)
+    asked = Probe(http, model)
+    found = {**_completions(asked, prompt), **_chat(asked)}
     if not found["completions"] and not found["chat"]:
         raise KlypeError(f"{http.base} answers neither chat nor completions for the model {model}.", "Is it loaded?")
-    return Capabilities(**found)
-
-
-def _chosen(http: HttpClient, names: tuple[str, ...], wanted: str) -> str:
-    if wanted and (wanted in names or not names):
-        return wanted
-    if wanted or len(names) != 1:
-        if not names:
-            raise UsageError(f"{http.base} lists no model.", f"Name the one to ask: {http.base}#MODEL.")
-        raise UsageError(f"{http.base} has {', '.join(names[:8])}.", f"Name one of them: {http.base}#MODEL.")
-    return names[0]
+    return Capabilities(
+        kind,
+        model,
+        names,
+        count(row.get("max_model_len")) or count(meta.get("n_ctx")),
+        count(meta.get("n_vocab")),
+        prompt is not None,
+        **found,
+    )
 
 
 def _tokenized(http: HttpClient, model: str) -> list[int] | None:
@@ -119,65 +117,64 @@ def _tokenized(http: HttpClient, model: str) -> list[int] | None:
     return None
 
 
-def _completions(http: HttpClient, model: str, prompt: list[int] | None) -> dict[str, Any]:
-    plain = {"model": model, "prompt": prompt or "Hi there", "max_tokens": 1}
-    if _tried(http, "completions", plain) is None:
-        return {"completions": False}
-    found: dict[str, Any] = {"completions": True}
-    as_ids = {**plain, "return_tokens_as_token_ids": True}
-    if prompt is None or _tried(http, "completions", as_ids) is None:
-        as_ids = plain
-    for top in TOPS:
-        answer = _tried(http, "completions", {**as_ids, "logprobs": top})
-        said = choices(answer, 1, http.base)[0] if answer else None
-        if said is not None and said.tokens and said.tokens[0].top:
-            found["completion_top"] = min(top, len(said.tokens[0].top))
-            found["ids"] = prompt is not None and isinstance(said.tokens[0].key, int)
-            break
-    if found.get("ids") and prompt:
-        answer = _tried(http, "completions", {**as_ids, "logprobs": 1, "echo": True})
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A model that questions are tried on."""
+
+    http: HttpClient
+    model: str
+
+    def __call__(self, path: str, **body: Any) -> dict[str, Any] | None:
+        """None when the server refuses it."""
         try:
-            told = choices(answer or {}, 1, http.base, echoed=len(prompt))[0].tokens or ()
+            return self.http.probe(path, {"model": self.model, **body})
+        except RefusedError:
+            return None
+
+    def most(self, path: str, tops: Sequence[int], asking: Callable[[int], dict[str, Any]]) -> tuple[int, Key] | None:
+        """How many alternatives the server tells, and the token that it wrote; None where it tells none."""
+        for top in tops:
+            answer = self(path, **asking(top))
+            told = choices(answer, 1, self.http.base)[0].tokens if answer else None
+            if told and told[0].top:
+                return min(top, len(told[0].top)), told[0].key
+        return None
+
+
+def _completions(asked: Probe, prompt: list[int] | None) -> dict[str, Any]:
+    path, plain = "completions", {"prompt": prompt or "Hi there", "max_tokens": 1}
+    if asked(path, **plain) is None:
+        return {"completions": False}
+    as_ids = {**plain, "return_tokens_as_token_ids": True}
+    if prompt is None or asked(path, **as_ids) is None:
+        as_ids = plain
+    found: dict[str, Any] = {"completions": True}
+    if (told := asked.most(path, TOPS, lambda top: {**as_ids, "logprobs": top})) is not None:
+        found |= {"completion_top": told[0], "ids": prompt is not None and isinstance(told[1], int)}
+    if prompt and found.get("ids"):
+        answer = asked(path, **as_ids, logprobs=1, echo=True)
+        try:
+            echoed = choices(answer or {}, 1, asked.http.base, echoed=len(prompt))[0].tokens or ()
         except KlypeError:  # llama.cpp ignores echo and tells its one token: what contradicts itself is no echo
-            told = ()
-        found["echo"] = [heard.key for heard in told[: len(prompt)]] == prompt
-    answer = _tried(http, "completions", {**plain, "n": 2})
-    found["n"] = answer is not None and isinstance(answer.get("choices"), list) and len(answer["choices"]) == 2
-    return found | {"seed": _repeats(http, "completions", {**plain, "max_tokens": 8})}
+            echoed = ()
+        found["echo"] = [heard.key for heard in echoed[: len(prompt)]] == prompt
+    rows = (asked(path, **plain, n=2) or {}).get("choices")
+    # the same seed says the same
+    drawn = {**plain, "max_tokens": 8, "seed": 7, "temperature": 1.0}
+    said = [
+        answer and choices(answer, 1, asked.http.base)[0].text for answer in (asked(path, **drawn) for _ in range(2))
+    ]
+    return found | {"n": isinstance(rows, list) and len(rows) == 2, "seed": said[0] is not None and said[0] == said[1]}
 
 
-def _chat(http: HttpClient, model: str) -> dict[str, Any]:
-    plain: dict[str, Any] = {"model": model, "messages": HELLO}
+def _chat(asked: Probe) -> dict[str, Any]:
+    plain: dict[str, Any] = {"messages": HELLO}
     names = ("max_tokens", "max_completion_tokens")
-    limit = next((name for name in names if _tried(http, CHAT, {**plain, name: 1}) is not None), None)
+    limit = next((name for name in names if asked(CHAT, **plain, **{name: 1}) is not None), None)
     if limit is None:
         return {"chat": False}
-    found: dict[str, Any] = {"chat": True, "limit_name": limit}
-    for top in (20, 5, 1):
-        answer = _tried(http, CHAT, {**plain, limit: 1, "logprobs": True, "top_logprobs": top})
-        told = choices(answer, 1, http.base)[0].tokens if answer else None
-        if told and told[0].top:
-            found["chat_top"] = min(top, len(told[0].top))
-            break
-    return found
-
-
-CHAT = "chat/completions"
-
-
-def _repeats(http: HttpClient, path: str, body: dict[str, Any]) -> bool:
-    """Whether the same seed says the same."""
-    said = [_tried(http, path, {**body, "seed": 7, "temperature": 1.0}) for _ in range(2)]
-    texts = [choices(answer, 1, http.base)[0].text for answer in said if answer is not None]
-    return len(texts) == 2 and texts[0] == texts[1]
-
-
-def _tried(http: HttpClient, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-    """None when the server refuses it."""
-    try:
-        return http.probe(path, body)
-    except RefusedError:
-        return None
+    told = asked.most(CHAT, (20, 5, 1), lambda top: {**plain, limit: 1, "logprobs": True, "top_logprobs": top})
+    return {"chat": True, "limit_name": limit, "chat_top": 0 if told is None else told[0]}
 
 
 EVERY_S = 5.0

@@ -100,8 +100,8 @@ class ResponseReader:
         for chunk in self._decoded():
             size += len(chunk)
             if size > most:
-                told = f"answers with more than {most >> 20} MiB: that is not an answer"
-                raise KlypeError(f"{self.limits.where} {told}.", UNUSED)
+                where = self.limits.where
+                raise KlypeError(f"{where} answers with more than {most >> 20} MiB: that is not an answer.", UNUSED)
             self.limits.check()
             yield chunk
         self.limits.check()  # the end may be one that the deadline made

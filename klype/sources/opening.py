@@ -157,8 +157,9 @@ def open_files(name: str, how: OpenOptions) -> Opened:
 
         if why_not_native(found.folder):
             if how.precision == "int8":
-                own = "--precision int8 is for models that klype computes itself"
-                raise UsageError(f"{own}; {name} goes through transformers.")
+                raise UsageError(
+                    f"--precision int8 is for models that klype computes itself; {name} goes through transformers."
+                )
             set_threads()
             dtype = "float32" if how.precision == "auto" else how.precision
             return _here(name, found, open_hf(found.folder, name, dtype, device))

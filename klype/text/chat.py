@@ -98,9 +98,10 @@ class Chat:
                 "tools": None,
                 "documents": None,
             }
-            run = render if self.template == TEMPLATE else render_apart
+            today = self.today.isoformat() if self.today else None
+            job = {"template": self.template, "variables": variables, "today": today}
             try:
-                known = run(self.template, variables, self.today)
+                known = render(job) if self.template == TEMPLATE else render_apart(job)
             except KlypeError as error:
                 known = error
             if len(self._rendered) >= KEPT:

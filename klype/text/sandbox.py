@@ -87,8 +87,9 @@ OUTPUT = 1_000_000  # characters
 SHOWN = 300  # of what a template says when it fails
 
 
-def render(template: str, variables: dict[str, Any], today: date | None = None) -> str:
-    """The text a template writes. ``today`` is what the template's clock shows (None: it has no clock).
+def render(job: dict[str, Any]) -> str:
+    """The text that a ``template`` writes with its ``variables``. ``today`` (in ISO format) is what the template's
+    clock shows; None: it has no clock.
 
     Raises KlypeError when the template is wrong, refuses these messages or asks for too much.
     """
@@ -100,13 +101,13 @@ def render(template: str, variables: dict[str, Any], today: date | None = None) 
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals = {"range": environment.globals["range"], "namespace": environment.globals["namespace"]}
-    environment.globals |= {"dict": dict, "raise_exception": refuse}
-    if today is not None:
-        environment.globals["strftime_now"] = today.strftime
+    environment.globals = {name: environment.globals[name] for name in ("range", "namespace", "dict")}
+    environment.globals["raise_exception"] = refuse
+    if job["today"]:
+        environment.globals["strftime_now"] = date.fromisoformat(job["today"]).strftime
     try:
         parts, length = [], 0
-        for part in environment.from_string(template).generate(**variables):
+        for part in environment.from_string(job["template"]).generate(**job["variables"]):
             parts.append(part)
             length += len(part)
             if length > OUTPUT:
@@ -122,20 +123,14 @@ def render(template: str, variables: dict[str, Any], today: date | None = None) 
         raise KlypeError(f"The chat template fails: {str(error)[:SHOWN].rstrip('.')}.", _HINT) from error
 
 
-def render_apart(template: str, variables: dict[str, Any], today: date | None = None) -> str:
+def render_apart(job: dict[str, Any]) -> str:
     """`render` in a process of its own, ended when it takes too long."""
-    job = {"template": template, "variables": variables, "today": today.isoformat() if today else None}
     try:
-        return str(apart(render_job, job, LIMITS))
+        return str(apart(render, job, LIMITS))
     except MemoryError as error:
         raise KlypeError("The chat template asks for too much time or memory.", _HINT) from error
     except KlypeError as error:
         raise KlypeError(error.message, _HINT) from error
-
-
-def render_job(job: dict[str, Any]) -> str:
-    """`render` of what was sent to a process."""
-    return render(job["template"], job["variables"], date.fromisoformat(job["today"]) if job["today"] else None)
 
 
 _HINT = "Use --raw to go without it."

@@ -1,4 +1,5 @@
-"""A tokenizer's files, of any maker: its special tokens, and whether its tokenizer.json can be opened in this process.
+"""A tokenizer's files, of any maker: its special tokens, what a GGUF file says of it, and whether its tokenizer.json
+can be opened in this process.
 
 A stranger's may ask for any memory, never end, or end us: only one that has only parts which klype writes itself, and
 tables that agree (``is_plain``), is opened here. Any other is tried in a process of its own first (tokenizer.py).
@@ -6,7 +7,7 @@ tables that agree (``is_plain``), is opened here. Any other is tried in a proces
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +16,14 @@ from klype.errors import KlypeError
 from klype.jsons import parsed
 
 HINT = "Fetch or save the model again."
+HINT_GGUF = "Fetch the file again, or use the model's Hugging Face directory."
 # most bytes of a settings file; parsed, it may take thirty times as much memory
 MOST = 16 * 2**20
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # token types
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+PREFIX = "tokenizer.ggml."
+# most characters of a token that others are merged to, and of all; Llama 2's 32,000 have 48 and 200,000
+LONGEST, ALL = 256, 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +42,8 @@ def read_special_tokens(folder: Path, definition: dict[str, Any]) -> SpecialToke
     about = {**_beside(folder, "special_tokens_map.json"), **_beside(folder, "tokenizer_config.json")}
     config, generation = _beside(folder, "config.json"), _beside(folder, "generation_config.json")
     added = definition.get("added_tokens")
-    sound = [t for t in added if isinstance(t, dict) and type(t.get("id")) is int] if isinstance(added, list) else []
-    spelling = {t["id"]: t.get("content") for t in sound}
+    sound = added if isinstance(added, list) else []
+    spelling = {t["id"]: t.get("content") for t in sound if isinstance(t, dict) and type(t.get("id")) is int}
     ends = [*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))]
 
     def named(name: str) -> str | None:
@@ -48,22 +55,19 @@ def read_special_tokens(folder: Path, definition: dict[str, Any]) -> SpecialToke
             token = next((spelling[i] for i in ids if i in spelling), None)
         return str(token) if token is not None else None
 
-    begin, end, pad = named("bos_token"), named("eos_token"), named("pad_token")
-    return SpecialTokens(begin, end, pad, tuple(dict.fromkeys(ends)), _template(folder, about))
-
-
-def _template(folder: Path, about: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
+    template, file = about.get("chat_template"), folder / "chat_template.jinja"
     if file.is_file():
         try:
-            return read_bounded(file).decode("utf-8")
+            template = read_bounded(file).decode("utf-8")
         except UnicodeDecodeError as error:
             raise KlypeError(f"{file} is damaged: {error}.", HINT) from error
-    template = about.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    return template if isinstance(template, str) else None
+    elif isinstance(template, list):  # several named ones
+        template = next(
+            (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
+        )
+    begin, end, pad = named("bos_token"), named("eos_token"), named("pad_token")
+    template = template if isinstance(template, str) else None
+    return SpecialTokens(begin, end, pad, tuple(dict.fromkeys(ends)), template)
 
 
 def read_object(file: Path, most: int = MOST) -> dict[str, Any]:
@@ -185,3 +189,102 @@ def _is_added(token: Any, most: int) -> bool:
     content = token.get("content")
     switches = (value for name, value in token.items() if name not in ("id", "content"))
     return isinstance(content, str) and content != "" and all(isinstance(value, bool) for value in switches)
+
+
+def read_gguf(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], SpecialTokens]:
+    """What a GGUF file's metadata describes, as a tokenizer.json and its special tokens: byte-level BPE ("gpt2" there)
+    or SentencePiece's ("llama"). Raises KlypeError for a kind or a pattern that klype does not know, KeyError and the
+    like for what is missing or of another type."""
+    kind, pattern = metadata[f"{PREFIX}model"], metadata.get(f"{PREFIX}pre", "default")
+    if kind not in ("gpt2", "llama"):
+        raise KlypeError(f"{file} has a tokenizer of the kind {kind!r:.60}, which klype cannot rebuild.", HINT_GGUF)
+    pieces = kind == "llama"
+    tokens, types = metadata[f"{PREFIX}tokens"], metadata[f"{PREFIX}token_type"]
+    added = [
+        {"id": i, "content": t, "special": types[i] != USER_DEFINED, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for i, t in enumerate(tokens)
+        if types[i] in (CONTROL, USER_DEFINED) or (pieces and types[i] == UNKNOWN)
+    ]
+    defaults = {"bos": 1, "eos": 2} if pieces else {}  # these, and who begins a text, are llama.cpp's
+
+    def id_of(name: str) -> int | None:
+        found: int | None = metadata.get(f"{PREFIX}{name}_token_id", defaults.get(name))
+        return found
+
+    def token(name: str) -> str | None:
+        i = id_of(name)
+        return None if i is None else str(tokens[i % 2**32])
+
+    begin = token("bos") if metadata.get(f"{PREFIX}add_bos_token", pieces or pattern == "llama-bpe") else None
+    beginning = None
+    if begin is not None:
+        single = [{"SpecialToken": {"id": begin, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        special_tokens = {begin: {"id": begin, "ids": [id_of("bos")], "tokens": [begin]}}
+        beginning = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special_tokens}
+    definition = {
+        "version": "1.0",
+        "added_tokens": added,
+        "post_processor": beginning,
+        **(_sentence_piece(metadata, tokens, types) if pieces else _byte_level(metadata, tokens, pattern, file)),
+    }
+    ends = tuple(i for i in (id_of("eos"), id_of("eot")) if i is not None)
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise TypeError("its chat template")
+    return definition, SpecialTokens(token("bos"), token("eos"), token("padding"), ends, template)
+
+
+def _byte_level(metadata: dict[str, Any], tokens: Sequence[str], pattern: str, file: Path) -> dict[str, Any]:
+    """The patterns that cut text into pieces are those of llama.cpp's llama-vocab.cpp, by their names there."""
+    first = []
+    if pattern in ("smollm", "starcoder", "refact", "command-r"):
+        first = [{"type": "Digits", "individual_digits": True}]  # digits one by one
+    elif pattern in ("llama-bpe", "qwen2"):
+        regex = LLAMA3 if pattern == "llama-bpe" else QWEN2
+        first = [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}]
+    elif pattern not in ("gpt-2", "default"):
+        raise KlypeError(f"{file} cuts text by the pattern {pattern!r:.60}, which klype does not know.", HINT_GGUF)
+    last = {**BYTES, "use_regex": pattern not in ("llama-bpe", "qwen2")}
+    return {
+        "normalizer": {"type": "NFC"} if pattern == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*first, last]} if first else last,
+        "decoder": {**BYTES, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {t: i for i, t in enumerate(tokens)},
+            "merges": [m.split(" ", 1) for m in metadata[f"{PREFIX}merges"]],
+            "ignore_merges": pattern == "llama-bpe",
+        },
+    }
+
+
+def _sentence_piece(metadata: dict[str, Any], tokens: Sequence[str], types: Sequence[int]) -> dict[str, Any]:
+    """Spaces are ▁, one stands before a text, and bytes spell what has no token. Of the pairs that make a token, the
+    one of the highest score is merged first. Only plain tokens are made so: no text spells a control token."""
+    if sum(map(len, tokens)) > ALL or max(map(len, tokens)) > LONGEST:
+        raise ValueError("what its tokens are: they are longer than any vocabulary's")
+    vocabulary, merges = {t: i for i, t in enumerate(tokens)}, []
+    for text, score, kind in zip(tokens, metadata[f"{PREFIX}scores"], types, strict=True):
+        halves = ((text[:cut], text[cut:]) for cut in range(1, len(text) if kind == NORMAL else 1))
+        merges += [(-score, left, right) for left, right in halves if left in vocabulary and right in vocabulary]
+    merges.sort(key=lambda merge: merge[0])
+    spaced: bool = metadata.get(f"{PREFIX}add_space_prefix", True)
+    scheme = "first" if spaced else "never"
+    back = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [*back, *[{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * spaced],
+        },
+        "model": {
+            "type": "BPE",
+            "vocab": vocabulary,
+            "merges": [pair for _, *pair in merges],
+            "unk_token": tokens[metadata.get(f"{PREFIX}unknown_token_id", 0)],
+            "fuse_unk": True,
+            "byte_fallback": True,
+        },
+    }
