@@ -135,6 +135,11 @@ def test_a_template_cannot_make_much_of_little(template: str) -> None:
         chat.prompt(turns(" vann " * 10_000))
 
 
+def written(chat: Chat, messages: list[dict[str, str]]) -> str:
+    """The prompt as text."""
+    return "".join(part.text for part in chat._parts(messages, True))
+
+
 def test_the_helpers_that_templates_expect() -> None:
     template = (
         "{%- if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif -%}"
@@ -143,8 +148,8 @@ def test_the_helpers_that_templates_expect() -> None:
         "{% endgeneration %}{% continue %}{% endif %}{{ m.content }}{% endfor %}"
     )
     dated = Chat(TOKENIZER, template, datetime.date(2026, 11, 24))
-    assert dated.text(turns("Hei", "du")) == "<|begin|>24 Nov 2026Heidu<|end|>"
-    assert Chat(TOKENIZER, template).text(turns("Hei")) == "<|begin|>Hei"
+    assert written(dated, turns("Hei", "du")) == "<|begin|>24 Nov 2026Heidu<|end|>"
+    assert written(Chat(TOKENIZER, template), turns("Hei")) == "<|begin|>Hei"
     with pytest.raises(KlypeError, match="no system"):
         dated.prompt([{"role": "system", "content": "x"}])
 
@@ -208,6 +213,6 @@ def test_transformers_gives_the_same_ids(tmp_path: Path) -> None:
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
         messages = turns("Hva drakk hunden? ", " Den drakk", "vann\n")
         text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        assert text == chat.text(messages)
+        assert text == written(chat, messages)
         split = [p for p in re.split(r"(<\|[a-z]+\|>)", text) if p]
         assert theirs(text, add_special_tokens=False)["input_ids"] == chat.prompt(messages), split

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -130,7 +130,7 @@ class _Server:
             pool = self._templates[served.name]
         elif length >= LONG_TEXT:
             pool = self._words
-        return work() if pool is None else await _run(pool, work)
+        return work() if pool is None else await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def model(self, name: str | None) -> Served:
         """By its name, which is never a path; the first where none is named."""
@@ -216,10 +216,6 @@ class _Server:
     async def metrics_text(self) -> Response:
         """For Prometheus."""
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _run(pool: Executor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
 def _length(messages: Sequence[Message]) -> int:

@@ -30,16 +30,11 @@ class ApiError(Exception):
     """A request that is refused, with what the client is told. ``retry_after``: in seconds."""
 
     def __init__(
-        self,
-        message: str,
-        status: int = 400,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
+        self, message: str, status: int = 400, param: str | None = None, code: str | None = None, retry_after: int = 0
     ) -> None:
         super().__init__(message)
         self.message, self.status, self.param, self.code = message, status, param, code or CODES.get(status)
-        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+        self.headers = {"retry-after": str(retry_after)} if retry_after else {}
 
     def body(self) -> bytes:
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")

@@ -35,15 +35,12 @@ class WorkerResponse(Response):
     """An ASGI response that asks the worker when it is called, and takes its work back when the client has gone, or
     with an error."""
 
-    def __init__(self, served: Served, worker: Worker, metrics: ServerMetrics) -> None:
-        self.served, self.worker, self.metrics = served, worker, metrics
+    def __init__(self, served: Served, job: Job, worker: Worker, metrics: ServerMetrics) -> None:
+        self.served, self.job, self.worker, self.metrics = served, job, worker, metrics
         self.begun = time.perf_counter()
         self.status_code, self.background, self.raw_headers = 200, None, []
 
-    def job(self) -> Job:
-        raise NotImplementedError
-
-    async def answer(self, job: Job, send: Send) -> None:
+    async def answer(self, send: Send) -> None:
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,15 +48,14 @@ class WorkerResponse(Response):
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        self.begun, job = time.perf_counter(), self.job()
-        self.worker.submit(job)
-        tasks = [asyncio.ensure_future(self.answer(job, send)), asyncio.ensure_future(gone())]
+        self.worker.submit(self.job)
+        tasks = [asyncio.ensure_future(self.answer(send)), asyncio.ensure_future(gone())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if tasks[0].done():
                 tasks[0].result()
         finally:
-            self.worker.cancel(job)
+            self.worker.cancel(self.job)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -77,7 +73,7 @@ class GenerationResponse(WorkerResponse):
     """The answers of a plan, each written as a ``form``."""
 
     def __init__(self, plan: Plan, form: type[ChoiceWriter], worker: Worker, metrics: ServerMetrics) -> None:
-        super().__init__(plan.served, worker, metrics)
+        super().__init__(plan.served, Job(plan.requests, plan.scored, plan.top or 0), worker, metrics)
         self.plan = plan
         self.choices = [form(plan, index) for index in range(len(plan.prompts) * plan.n)]
         options = plan.body.stream_options
@@ -90,15 +86,12 @@ class GenerationResponse(WorkerResponse):
             "system_fingerprint": plan.served.fingerprint,
         }
 
-    def job(self) -> Job:
-        return Job(self.plan.requests, self.plan.scored, self.plan.top or 0)
-
-    async def answer(self, job: Job, send: Send) -> None:
+    async def answer(self, send: Send) -> None:
         if self.plan.body.stream:
-            await self._stream(job, send)
+            await self._stream(send)
             return
         found: list[list[Piece]] = [[] for _ in self.choices]
-        async for pieces in self._pieces(job):
+        async for pieces in self._pieces():
             for index, piece in pieces:
                 found[index].append(piece)
         body = await asyncio.to_thread(self._body, found)  # all alternatives of a hundred choices take long
@@ -112,13 +105,13 @@ class GenerationResponse(WorkerResponse):
             own.clear()
         return f'{_json(self.about)[:-1]}, "choices": [{", ".join(choices)}], "usage": {self._usage()}}}'.encode()
 
-    async def _stream(self, job: Job, send: Send) -> None:
+    async def _stream(self, send: Send) -> None:
         """Server-sent events; tokens that have come meanwhile share an event."""
         about = _json(self.about)[:-1]
         usage = ', "usage": null}' if self.with_usage else "}"
         started = False
         try:
-            async for pieces in self._pieces(job):
+            async for pieces in self._pieces():
                 if not started:
                     headers = [*STREAM_HEADERS, *self.raw_headers]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -134,15 +127,15 @@ class GenerationResponse(WorkerResponse):
             last = b"data: " + error.body() + b"\n\n"
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _pieces(self, job: Job) -> AsyncIterator[list[tuple[int, Piece]]]:
+    async def _pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
         """Pieces of choices, by index, as they come."""
         plan, n, first = self.plan, self.plan.n, True
         prompts: dict[int, Trace] = {}
         waiting: dict[int, list[tuple[list[Step], str | None]]] = {}  # came before their prompt was scored
-        if not job.size:  # fixed when the job was made: its texts may have been taken by now
+        if not self.job.size:  # fixed when the job was made: its texts may have been taken by now
             for i, choice in enumerate(self.choices):
                 yield [(i, piece) for piece in (*choice.opening(None), *choice.pieces([], "length"))]
-        async for updates in job.updates():
+        async for updates in self.job.updates():
             steps: dict[int, list[Step]] = {}
             reasons: dict[int, str] = {}
             ready: list[tuple[int, Piece]] = []
@@ -194,19 +187,18 @@ class EmbeddingResponse(WorkerResponse):
     """Texts as vectors: the mean of the last layer's states over a text's tokens, scaled to length 1. ``packed``: as
     base64 of float32."""
 
-    def __init__(self, texts: list[tuple[int, ...]], packed: bool, *serving: Any) -> None:
-        super().__init__(*serving)
-        self.texts, self.packed = texts, packed
+    def __init__(
+        self, texts: list[tuple[int, ...]], packed: bool, served: Served, worker: Worker, metrics: ServerMetrics
+    ) -> None:
+        super().__init__(served, Job((), texts, embeds=True), worker, metrics)
+        self.packed, self.tokens = packed, sum(map(len, texts))
 
-    def job(self) -> Job:
-        return Job((), self.texts, embeds=True)
-
-    async def answer(self, job: Job, send: Send) -> None:
+    async def answer(self, send: Send) -> None:
         found: dict[int, Embedded] = {}
-        async for updates in job.updates():
+        async for updates in self.job.updates():
             found.update((one.place, one) for one in updates if isinstance(one, Embedded))
-        body = await asyncio.to_thread(self._body, [found[place] for place in range(len(self.texts))])
-        self.count(sum(map(len, self.texts)), 0)
+        body = await asyncio.to_thread(self._body, [found[place] for place in range(self.job.size)])
+        self.count(self.tokens, 0)
         await self.send_json(send, body)
 
     def _body(self, found: Sequence[Embedded]) -> bytes:
@@ -216,13 +208,12 @@ class EmbeddingResponse(WorkerResponse):
             unit_D = (one.vector / max(float(np.linalg.norm(one.vector)), 1e-12)).astype("<f4")
             vector = base64.b64encode(unit_D.tobytes()).decode() if self.packed else unit_D.tolist()
             written.append(_json({"index": index, "object": "embedding", "embedding": vector}))
-        tokens = sum(map(len, self.texts))
         about = {
             "object": "list",
             "model": self.served.name,
             "system_fingerprint": self.served.fingerprint,
             "pooling": POOLING,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": {"prompt_tokens": self.tokens, "total_tokens": self.tokens},
         }
         return f'{_json(about)[:-1]}, "data": [{", ".join(written)}]}}'.encode()
 

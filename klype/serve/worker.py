@@ -177,12 +177,21 @@ class Worker:
         self._deliver()
 
     def _turn(self) -> None:
+        """What came in, then some given texts, then one token of every answer."""
         try:
             while self._inbox:  # only this thread takes from it
                 job, gone = self._inbox.popleft()
                 (self._drop if gone else self._take)(job)
-            if self._jobs:
-                self._work()
+            started, done = time.perf_counter(), 0
+            if self._scoring:
+                done += self._score()
+            if self.engine.busy:
+                for event in self.engine.step():
+                    job, place = self._owners[event.request]
+                    done += event.trace is not None
+                    self._report(job, replace(event, request=place))
+            took = max(time.perf_counter() - started, 1e-6)
+            self._rate += (done / took - self._rate) * min(1.0, took / 10)
         except BaseException as error:  # whatever it is, the next client is to be answered
             LOG.error("The engine failed, and begins anew.", exc_info=error)
             # those stay of which nothing was begun: all is texts that are still to be scored
@@ -213,19 +222,6 @@ class Worker:
             return
         if job.texts:
             self._scoring.append(job)
-
-    def _work(self) -> None:
-        """Some given texts, then one token of every answer."""
-        started, done = time.perf_counter(), 0
-        if self._scoring:
-            done += self._score()
-        if self.engine.busy:
-            for event in self.engine.step():
-                job, place = self._owners[event.request]
-                done += event.trace is not None
-                self._report(job, replace(event, request=place))
-        took = max(time.perf_counter() - started, 1e-6)
-        self._rate += (done / took - self._rate) * min(1.0, took / 10)
 
     def _score(self) -> int:
         """The texts that have waited longest and of which the same is asked, in one call of the engine."""

@@ -15,21 +15,17 @@ from typing import Any
 
 from klype.errors import KlypeError
 
-Key = int | bytes
-"""A token: its id where the server tells it, else its bytes."""
+Key = int | bytes  # a token: its id where the server tells it, else its bytes
+# what stands for "less likely than anything listed" (OpenAI's own convention), or for no number at all
 UNLIKELY = -9999.0
-"""What stands for "less likely than anything listed" (OpenAI's own convention), or for no number at all."""
-IDS = 1 << 63
-"""Ids of tokens are below."""
-UNTOLD = "\ufffd"
-"""Bytes that are no character yet; llama.cpp tells their tokens only together with the one that ends it."""
-LONGEST = 512
-"""Characters of a token, at most: tokenizers hold runs of spaces and of signs."""
+IDS = 1 << 63  # ids of tokens are below
+UNTOLD = "\ufffd"  # bytes that are no character yet; llama.cpp tells their tokens only with the one that ends it
+LONGEST = 512  # characters of a token, at most: tokenizers hold runs of spaces and of signs
+# how tokens that end an answer are spelled
 ENDS = (
     "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<end_of_turn>", "<eos>",
     "<|eom_id|>",    "<｜end▁of▁sentence｜>",
 )  # fmt: skip
-"""How tokens that end an answer are spelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,11 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
     for said in found_:
         if said.finish is None:
             raise KlypeError(f"{where} gave an answer without saying why it ended.", "Nothing of it is used.")
-        _spells(said, where)
+        keys = [heard.key for heard in said.tokens or () if isinstance(heard.key, bytes)]
+        if keys and len(keys) == len(said.tokens or ()):  # the tokens, where their bytes are told, contain the text
+            joined = b"".join(keys).decode(errors="replace")
+            if UNTOLD not in joined + said.text and said.text.strip() not in joined:
+                raise KlypeError(f"{where} tells tokens that do not spell its text.", "Nothing of it is used.")
         if most and said.tokens is not None and len(said.tokens) > most:
             raise KlypeError(f"{where} told {len(said.tokens)} tokens, more than the {most} asked for.")
         if most and len(said.text) > LONGEST * most:
@@ -186,12 +186,3 @@ def _logp(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:
         raise KlypeError(f"{where} gives the log-probability {value!r}, which cannot be.", "Nothing of it is used.")
     return math.nan if value <= UNLIKELY else min(0.0, float(value))
-
-
-def _spells(said: Said, where: str) -> None:
-    """The tokens, where their bytes are told, contain the text."""
-    if not said.tokens or not all(isinstance(heard.key, bytes) for heard in said.tokens):
-        return
-    joined = b"".join(heard.key for heard in said.tokens if isinstance(heard.key, bytes)).decode(errors="replace")
-    if "\ufffd" not in joined + said.text and said.text.strip() not in joined:
-        raise KlypeError(f"{where} tells tokens that do not spell its text.", "Nothing of it is used.")

@@ -21,14 +21,12 @@ from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_files import read_object, read_special_tokens
 
-BATCH = 64
-"""Answers written at the same time."""
+BATCH = 64  # answers written at the same time
+# names of a configuration's numbers of which something is built
 SIZE = re.compile(
     r"layers?$|^vocab_size$|(hidden|intermediate|expert)\w*_size$|^n_(embd|inner|head)$|^d_(model|ff)$|_dim$|_heads$|experts$"
 )
-"""Names of a configuration's numbers of which something is built."""
-SMALL = 1024
-"""What is built of so much costs next to nothing, whatever the files hold."""
+SMALL = 1024  # what is built of so much costs next to nothing, whatever the files hold
 
 
 def why_not_native(folder: Path) -> str:

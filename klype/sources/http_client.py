@@ -188,25 +188,23 @@ class HttpClient:
                 data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
                 if data == "[DONE]":
                     return
-                if data:
-                    yield self._event(data)
+                if not data:
+                    continue
+                try:
+                    event = parsed(data)
+                except ValueError:
+                    raise KlypeError(f"{self.base} streams something that is not JSON: {data[:80]!r}.") from None
+                if not isinstance(event, dict):
+                    raise KlypeError(f"{self.base} streams something that is not a JSON object: {data[:80]!r}.")
+                if "error" in event:
+                    raise KlypeError(f"{self.base} broke off: {_message(event)}.")
+                self.budget.pay(event.get("usage"))
+                yield event
         except httpx.HTTPError as error:
             intake.limits.check()
             raise KlypeError(f"{self.base} cut its answer off: {_short(error)}.", "Ask again.") from None
         finally:
             intake.response.close()
-
-    def _event(self, data: str) -> dict[str, Any]:
-        try:
-            event = parsed(data)
-        except ValueError:
-            raise KlypeError(f"{self.base} streams something that is not JSON: {data[:80]!r}.") from None
-        if not isinstance(event, dict):
-            raise KlypeError(f"{self.base} streams something that is not a JSON object: {data[:80]!r}.")
-        if "error" in event:
-            raise KlypeError(f"{self.base} broke off: {_message(event)}.")
-        self.budget.pay(event.get("usage"))
-        return event
 
     def _url(self, path: str) -> str:
         return f"{self.base.removesuffix('/v1')}{path}" if path.startswith("/") else f"{self.base}/{path}"
@@ -249,22 +247,18 @@ class HttpClient:
             if status == 200:
                 return intake, data
             if status not in PASSING:
-                raise self._refusal(status, data)
+                if status in (401, 403):
+                    raise KlypeError(f"{self.base} wants a key, or another one ({status}).", "Set it as KLYPE_API_KEY.")
+                said = f"status {status}"
+                with suppress(ValueError):
+                    said = _message(parsed(data))
+                raise RefusedError(f"{self.base} refused: {said}.")
             problem = f"status {status}"
             asked = retry_after(headers.get("retry-after", ""), datetime.now(UTC))
             if asked is not None and asked > self.retry.longest:
                 raise KlypeError(f"{self.base} asks to wait {asked:.0f} seconds.", "Try again then.")
             wait_s = wait_s if asked is None else asked
         raise KlypeError(f"{self.base} did not answer in {tried} tries ({problem}).", "Try again later.")
-
-    def _refusal(self, status: int, data: bytes) -> KlypeError:
-        if status in (401, 403):
-            return KlypeError(f"{self.base} wants a key, or another one ({status}).", "Set it as KLYPE_API_KEY.")
-        try:
-            said = _message(parsed(data))
-        except ValueError:
-            said = f"status {status}"
-        return RefusedError(f"{self.base} refused: {said}.")
 
     def _json(self, method: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         intake, data = self._patiently(method, url, body)

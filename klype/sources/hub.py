@@ -18,8 +18,8 @@ from klype.sources.names import HUB, find_named, models_folder, to_fetch
 
 INSTALL = "Install it: pip install 'klype[hf]'."
 REPOSITORY = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+# files of a hub repository that are fetched: no pickles, no code
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-"""Files of a hub repository that are fetched: no pickles, no code."""
 CARD = ("README.md", "LICENSE*")  # what it is, and on what terms
 ABOUT = "pulled.json"
 

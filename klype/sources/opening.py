@@ -235,19 +235,9 @@ def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
 def _here(name: str, found: Found, source: NativeSource, loaded: Loaded | None = None) -> Opened:
     """What is computed on this machine."""
     tokenizer, runner = source.codec.tokenizer, source.engine.runner
-    return Opened(
-        name,
-        found,
-        source,
-        runner.window,
-        runner.vocab_size,
-        tokenizer.token_bytes,
-        tokenizer.name,
-        tokenizer.encode_answer,
-        tokenizer.template is not None,
-        runner.flops_per_token,
-        loaded,
-    )
+    spell, control, say = tokenizer.token_bytes, tokenizer.name, tokenizer.encode_answer
+    template, flops = tokenizer.template is not None, runner.flops_per_token
+    return Opened(name, found, source, runner.window, runner.vocab_size, spell, control, say, template, flops, loaded)
 
 
 def open_server(address: str, how: OpenOptions) -> Opened:
@@ -258,23 +248,17 @@ def open_server(address: str, how: OpenOptions) -> Opened:
 
     http, model = client_of(address, Budget.parse(how.budget))
     source = RemoteSource(http, capabilities_of(http, model))
-    codec, offer = source.codec, source.offer
+    codec, offer, found = source.codec, source.offer, Found(Path(source.name))
     http.budget.say = meter(time.monotonic)
+
+    def control(token: int) -> str | None:
+        return "<end>" if token in codec.stop else None
+
+    window, spelling = offer.window or UNKNOWN_WINDOW, codec.spelling if offer.kind == "klype" else None
     return Opened(
-        source.name,
-        Found(Path(source.name)),
-        source,
-        offer.window or UNKNOWN_WINDOW,
-        offer.vocabulary,
-        codec.spell,
-        lambda token: "<end>" if token in codec.stop else None,
-        codec.say,
-        offer.chat,
-        exact=False,
-        http=http,
-        spelling=codec.spelling if offer.kind == "klype" else None,
-        goes_on=offer.goes_on,
-    )
+        source.name, found, source, window, offer.vocabulary, codec.spell, control, codec.say, offer.chat,
+        exact=False, http=http, spelling=spelling, goes_on=offer.goes_on,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,11 +308,7 @@ def _fetch(name: str) -> Found:
 
 
 PATH = ModelKind(
-    (),
-    "a run, one of its stages (RUN/finetune), a model's folder, a GGUF file",
-    short=_short_path,
-    open=open_files,
-    find=find_path,
+    (), "a run, one of its stages (RUN/finetune), a model's folder, a GGUF file", _short_path, open_files, find_path
 )
 SERVER = ModelKind(
     ("http://", "https://"),
@@ -338,13 +318,7 @@ SERVER = ModelKind(
     where="behind a server",
 )
 KINDS: tuple[ModelKind, ...] = (
-    ModelKind(
-        ("hf:",),
-        "hf:owner/name",
-        short=lambda name: name.rpartition("/")[2],
-        open=open_files,
-        find=_fetch,
-    ),
+    ModelKind(("hf:",), "hf:owner/name", lambda name: name.rpartition("/")[2], open_files, _fetch),
     SERVER,
 )
 

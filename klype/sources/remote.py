@@ -219,7 +219,13 @@ class RemoteSource:
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
         """By the echo of the whole text where it is offered, else token by token; not listed is not known (NaN)."""
         pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
-        steps = self._echoed(pairs) if self.offer.echo else [self._walked(p, a) for p, a in pairs]
+        if self.offer.echo:
+            steps = self._echoed(pairs)
+        else:
+            found = [self.next([(*p, *a[:t]) for t in range(len(a))]) for p, a in pairs]
+            steps = [
+                [_forced(*one) for one in zip(a, own, strict=True)] for (_, a), own in zip(pairs, found, strict=True)
+            ]
         return [
             Trace(prompt, tuple(said if top else [replace(step, distribution=None) for step in said]), Sampling(), 0, 0,
                   self.name, "length", 1, 0.0)
@@ -227,8 +233,18 @@ class RemoteSource:
         ]  # fmt: skip
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+        kind = self.offer.kind
         for request in requests:
-            self._check(request)
+            if not request.prompt:
+                raise UsageError("The prompt is empty.")
+            if request.limit < 1 or request.n < 1:
+                raise UsageError("An answer needs at least one token, and a request one answer.")
+            refused = [name for name in active(request.sampling) if kind not in SAMPLERS[name].servers]
+            refused += ["logit_bias"] if request.sampling.logit_bias and kind not in OWN else []
+            if refused:
+                takes = [name for name, row in SAMPLERS.items() if kind in row.servers]
+                server = "This server" if kind == "other" else f"A server of the kind {kind}"
+                raise UsageError(f"{self.name} takes no {' or '.join(refused)}.", f"{server} takes {', '.join(takes)}.")
         if len(requests) == 1 and requests[0].n == 1:
             return self._streamed(requests[0])
         return self._events(requests)
@@ -280,19 +296,6 @@ class RemoteSource:
             raise KlypeError(f"{where} cut its answer off before its end.", "Ask again.")
         steps = self._ended(steps or self._steps(Said(0, text, None, finish), request), finish)
         yield from self._told(request, steps, finish, (0, request.first_sample, told))
-
-    def _check(self, request: Request) -> None:
-        if not request.prompt:
-            raise UsageError("The prompt is empty.")
-        if request.limit < 1 or request.n < 1:
-            raise UsageError("An answer needs at least one token, and a request one answer.")
-        kind = self.offer.kind
-        refused = [name for name in active(request.sampling) if kind not in SAMPLERS[name].servers]
-        refused += ["logit_bias"] if request.sampling.logit_bias and kind not in OWN else []
-        if refused:
-            takes = [name for name, row in SAMPLERS.items() if kind in row.servers]
-            server = "This server" if kind == "other" else f"A server of the kind {kind}"
-            raise UsageError(f"{self.name} takes no {' or '.join(refused)}.", f"{server} takes {', '.join(takes)}.")
 
     def _call(self, request: Request, prompt: Sequence[int], n: int, first: int) -> Call:
         """The HTTP request for ``n`` samples from ``first`` on."""
@@ -379,14 +382,12 @@ class RemoteSource:
             ]
         return found
 
-    def _walked(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> list[Step]:
-        found = self.next([(*prompt, *answer[:t]) for t in range(len(answer))])
-        steps = []
-        for token, q in zip(answer, found, strict=True):
-            p = q.p(token)
-            logp = math.log(p) if p else math.nan
-            steps.append(Step(token, logp, logp, "forced", q))
-        return steps
+
+def _forced(token: int, distribution: Distribution) -> Step:
+    """A given token where these may follow; not listed is not known (NaN)."""
+    p = distribution.p(token)
+    logp = math.log(p) if p else math.nan
+    return Step(token, logp, logp, "forced", distribution)
 
 
 def _untold(token: int) -> Step:

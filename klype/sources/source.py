@@ -15,8 +15,7 @@ from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Distribution, Request, Trace
 
-Message = Mapping[str, str]
-"""``role`` and ``content``."""
+Message = Mapping[str, str]  # ``role`` and ``content``
 
 
 class Codec(Protocol):

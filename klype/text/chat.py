@@ -64,12 +64,14 @@ class Chat:
         """Whether a prompt of these roles costs no process of its own: the template is klype's, or was rendered so."""
         return self.template == TEMPLATE or (tuple(message["role"] for message in messages), True) in self._rendered
 
-    def text(self, messages: Sequence[Message]) -> str:
-        """The prompt as text, for display only (never encode it)."""
-        return "".join(part.text for part in self._parts(messages, True))
-
     def _parts(self, messages: Sequence[Message], prompt: bool) -> list[_Part]:
-        roles = tuple(_checked_role(message) for message in messages)
+        for message in messages:
+            role = message.get("role")
+            if not isinstance(role, str) or not re.fullmatch(r"[a-z_]{1,32}", role):
+                raise KlypeError(f"A message has the role {role!r}.", "Use system, user or assistant.")
+            if not isinstance(message.get("content"), str):
+                raise KlypeError(f"A {role}'s message has no text.", 'Give it as "content".')
+        roles = tuple(message["role"] for message in messages)
         if not messages:
             raise KlypeError("A conversation needs at least one message.", "Give a question.")
         contents = [checked(message["content"]) for message in messages]
@@ -199,12 +201,3 @@ def _split(
         at = slot.end()
     own(at, len(rendered))
     return parts
-
-
-def _checked_role(message: Message) -> str:
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not re.fullmatch(r"[a-z_]{1,32}", role):
-        raise KlypeError(f"A message has the role {role!r}.", "Use system, user or assistant.")
-    if not isinstance(content, str):
-        raise KlypeError(f"A {role}'s message has no text.", 'Give it as "content".')
-    return role

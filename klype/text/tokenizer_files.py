@@ -133,6 +133,14 @@ def is_plain(definition: dict[str, Any]) -> bool:
     cuts = cut.get("pretokenizers") if isinstance(cut, dict) and cut.get("type") == "Sequence" else [cut]
     if not isinstance(cuts, list):
         return False
+
+    def joins(merge: Any) -> bool:
+        """Whether it makes a token that there is of two that there are."""
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
+            return False
+        return pair[0] in vocabulary and pair[1] in vocabulary and pair[0] + pair[1] in vocabulary
+
     rest = {name: value for name, value in model.items() if name not in ("type", "vocab", "merges")}
     if not all(value in _BPE.get(name, ()) for name, value in rest.items()):
         return False
@@ -144,7 +152,7 @@ def is_plain(definition: dict[str, Any]) -> bool:
         and _is_simple(definition.get("decoder"), "ByteLevel")
         and all(type(i) is int for i in vocabulary.values())
         and set(vocabulary.values()) == set(range(len(vocabulary)))
-        and all(_joins(merge, vocabulary) for merge in merges)
+        and all(map(joins, merges))
         and all(_is_added(token, len(vocabulary) + len(added)) for token in added)
     )
 
@@ -174,13 +182,6 @@ def _is_simple(part: Any, kind: str) -> bool:
     if not isinstance(part, dict) or part.get("type") != kind:
         return False
     return all(isinstance(value, bool) for name, value in part.items() if name != "type")
-
-
-def _joins(merge: Any, vocabulary: dict[str, int]) -> bool:
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
-        return False
-    return pair[0] in vocabulary and pair[1] in vocabulary and pair[0] + pair[1] in vocabulary
 
 
 def _is_added(token: Any, most: int) -> bool:
