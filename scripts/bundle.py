@@ -27,7 +27,7 @@ from klype.runs.folder import RUNS, read_run
 from klype.runs.opening import open_life_cycle
 from klype.runs.options import RunOptions
 from klype.runs.say import Silent
-from klype.sources.names import DEMO, FILES
+from klype.sources.find import DEMO, FILES
 from klype.train.reward_model import ABOUT, RewardModel
 
 PLACE = Path(__file__).resolve().parent.parent / "klype" / "bundled"

@@ -17,8 +17,7 @@ from starlette.types import ASGIApp
 from klype.engine.engine import Engine
 from klype.serve.app import app
 from klype.serve.errors import ApiError
-from klype.serve.json_answers import JsonAnswers
-from klype.serve.served import Served, open_served
+from klype.serve.served import JsonAnswers, Served, open_served
 from klype.values import Request
 from tests.serve_toys import post, running, served
 from tests.test_serve_answers import CHAT, alone, chat_prompt, events

@@ -26,7 +26,7 @@ from klype.runs.material import gather
 from klype.runs.options import RunOptions
 from klype.runs.recipe import read
 from klype.serve.errors import ApiError
-from klype.serve.json_answers import JsonAnswers
+from klype.serve.served import JsonAnswers
 run = Path(sys.argv[1])
 for needs in {[*NEEDS.values()]}:
     try:

@@ -59,7 +59,7 @@ def open_judge(
     """
     from klype.judge.embedding import EmbeddingJudge, is_encoder, minilm, open_embedding
     from klype.judge.meaning import JudgeModel
-    from klype.sources.names import located
+    from klype.sources.find import located
     from klype.sources.opening import find_model, kind_of, open_model
 
     if name is None or isinstance(name, Judge):

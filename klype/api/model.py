@@ -22,7 +22,7 @@ from klype.judge.judge import Judge
 from klype.runs.folder import default_model
 from klype.runs.provenance import next_truth
 from klype.samplers import SamplingOptions
-from klype.sources.names import located
+from klype.sources.find import located
 from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Trace

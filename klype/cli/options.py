@@ -22,8 +22,7 @@ from klype.option import Option, Options, option_in, options_of
 from klype.option import a_file as a_file
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
-from klype.sources.find import find_path, is_bare, near
-from klype.sources.names import DEMO, located, to_fetch
+from klype.sources.find import DEMO, find_path, is_bare, located, near, to_fetch
 from klype.sources.opening import PATH, kind_of, spelled
 from klype.words import LANGUAGES
 

@@ -28,8 +28,7 @@ from klype.runs.reward import functions_of, reward
 from klype.runs.say import RunListener
 from klype.runs.stages import Run, finetune, pretrain, rank
 from klype.runs.task import Task
-from klype.sources.find import Found, holds_weights
-from klype.sources.names import called
+from klype.sources.find import Found, called, holds_weights
 from klype.sources.opening import find_model
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from klype.device import Device, a_device
 from klype.errors import UsageError
 from klype.option import Option, Options, a_file
-from klype.sources.names import located
+from klype.sources.find import located
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -24,19 +24,15 @@ class Codec(Protocol):
     @property
     def stop(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
-        ...
 
     def encode(self, text: str) -> list[int]:
         """A text to be continued, with the token that begins a text where the model has one."""
-        ...
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """A conversation up to where the model's answer begins."""
-        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """An answer's text, control tokens left out."""
-        ...
 
 
 def tokens_of(codec: Codec, word: str) -> set[int]:
@@ -62,15 +58,12 @@ class Source(Protocol):
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         """The next-token distribution (temperature 1) after each prefix; ``top`` -1: as much as the source gives."""
-        ...
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
         """How probable each given answer is, token by token."""
-        ...
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Tokens as they come; ``Event.request`` is the request's place in the sequence. Closing it ends the work."""
-        ...
 
 
 class Around:

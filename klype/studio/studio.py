@@ -27,8 +27,7 @@ from klype.runs.folder import RUNS
 from klype.runs.provenance import question_in
 from klype.runs.ranking import has_store
 from klype.serve.worker import Job, Worker
-from klype.sources.find import NEWEST_FIRST
-from klype.sources.names import located
+from klype.sources.find import NEWEST_FIRST, located
 from klype.sources.opening import Opened, find_model, kind_of, open_model
 from klype.sources.source import Around, NativeSource, Source
 from klype.studio.annotation import RankingStore, SummaryCache, named_stores
