@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -90,7 +91,13 @@ def probe(http: HttpClient, wanted: str = "") -> Capabilities:
     host_is_openai = http.base.startswith("https://api.openai.com")
     kind: Kind = "openai" if host_is_openai else OWNERS.get(str(row.get("owned_by", "")).lower(), "other")
     meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
-    prompt = _tokenized(http, model)
+    prompt: list[int] | None = None
+    for body in ({"model": model, "prompt": "Hi there"}, {"content": "Hi there", "add_special": True}):
+        with suppress(KlypeError):
+            tokens = http.probe("/tokenize", body).get("tokens")
+            if isinstance(tokens, list) and tokens and all(isinstance(token, int) for token in tokens):
+                prompt = tokens
+                break
     asked = Probe(http, model)
     found = {**_completions(asked, prompt), **_chat(asked)}
     if not found["completions"] and not found["chat"]:
@@ -104,17 +111,6 @@ def probe(http: HttpClient, wanted: str = "") -> Capabilities:
         prompt is not None,
         **found,
     )
-
-
-def _tokenized(http: HttpClient, model: str) -> list[int] | None:
-    for body in ({"model": model, "prompt": "Hi there"}, {"content": "Hi there", "add_special": True}):
-        try:
-            tokens = http.probe("/tokenize", body).get("tokens")
-        except KlypeError:
-            continue
-        if isinstance(tokens, list) and tokens and all(isinstance(token, int) for token in tokens):
-            return tokens
-    return None
 
 
 @dataclass(frozen=True, slots=True)

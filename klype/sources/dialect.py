@@ -107,7 +107,12 @@ def logprobs(found: Any, where: str) -> tuple[Heard, ...] | None:
     if not found:
         return None
     if isinstance(found.get("content"), list):
-        return tuple(_entry(entry, where) for entry in found["content"])
+        heard = []
+        for entry in found["content"]:
+            listed = [(_key(one), _logp(one["logprob"], where)) for one in entry.get("top_logprobs") or ()]
+            data = _listed(entry.get("bytes") or []) if isinstance(entry.get("id"), int) else b""
+            heard.append(Heard(_key(entry), _logp(entry["logprob"], where), ordered(listed), data))
+        return tuple(heard)
     if not isinstance(found.get("tokens"), list):
         return None
     tokens, logps = found["tokens"], found["token_logprobs"]
@@ -156,14 +161,9 @@ def counted(told: int, silent: int, usage: Any, where: str) -> None:
         raise KlypeError(f"{where} says that it wrote {claimed} tokens and tells {told}.", "Nothing of it is used.")
 
 
-def _entry(entry: dict[str, Any], where: str) -> Heard:
-    def key(one: dict[str, Any]) -> Key:
-        number = one.get("id")
-        return _id(number) if isinstance(number, int) else key_of(one["token"], one.get("bytes"))
-
-    listed = [(key(one), _logp(one["logprob"], where)) for one in entry.get("top_logprobs") or ()]
-    data = _listed(entry.get("bytes") or []) if isinstance(entry.get("id"), int) else b""
-    return Heard(key(entry), _logp(entry["logprob"], where), ordered(listed), data)
+def _key(one: dict[str, Any]) -> Key:
+    number = one.get("id")
+    return _id(number) if isinstance(number, int) else key_of(one["token"], one.get("bytes"))
 
 
 def _id(number: int) -> int:

@@ -141,6 +141,15 @@ def is_plain(definition: dict[str, Any]) -> bool:
             return False
         return pair[0] in vocabulary and pair[1] in vocabulary and pair[0] + pair[1] in vocabulary
 
+    def is_added(token: Any) -> bool:
+        """Whether an added token has a spelling, an id within the vocabulary, and nothing but switches beside them."""
+        if not isinstance(token, dict) or type(token.get("id")) is not int:
+            return False
+        content = token.get("content")
+        switches = (value for name, value in token.items() if name not in ("id", "content"))
+        fits = 0 <= token["id"] < len(vocabulary) + len(added) and isinstance(content, str) and content != ""
+        return fits and all(isinstance(value, bool) for value in switches)
+
     rest = {name: value for name, value in model.items() if name not in ("type", "vocab", "merges")}
     if not all(value in _BPE.get(name, ()) for name, value in rest.items()):
         return False
@@ -153,7 +162,7 @@ def is_plain(definition: dict[str, Any]) -> bool:
         and all(type(i) is int for i in vocabulary.values())
         and set(vocabulary.values()) == set(range(len(vocabulary)))
         and all(map(joins, merges))
-        and all(_is_added(token, len(vocabulary) + len(added)) for token in added)
+        and all(map(is_added, added))
     )
 
 
@@ -182,14 +191,6 @@ def _is_simple(part: Any, kind: str) -> bool:
     if not isinstance(part, dict) or part.get("type") != kind:
         return False
     return all(isinstance(value, bool) for name, value in part.items() if name != "type")
-
-
-def _is_added(token: Any, most: int) -> bool:
-    if not isinstance(token, dict) or type(token.get("id")) is not int or not 0 <= token["id"] < most:
-        return False
-    content = token.get("content")
-    switches = (value for name, value in token.items() if name not in ("id", "content"))
-    return isinstance(content, str) and content != "" and all(isinstance(value, bool) for value in switches)
 
 
 def read_gguf(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], SpecialTokens]:
