@@ -113,14 +113,11 @@ def _question(row: Mapping[str, Any], number: int) -> Question:
     """The question of a row, its texts checked."""
     if not (row.keys() >= PAIR or row.keys() >= ANSWER):
         raise UsageError(f"Row {number} has neither question, a and b nor question, answer and answers.")
-    texts = {key: row[key] for key in ("question", "a", "b", "answer") if key in row}
-    lists = {key: row[key] for key in ("answers", "choices") if key in row}
-    for key, value in texts.items():
-        if not isinstance(value, str):
+    for key in ("question", "a", "b", "answer"):
+        if not isinstance(row.get(key, ""), str):
             raise UsageError(f"Row {number}: {key} should be a text.")
-    for key, value in lists.items():
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    for key in ("answers", "choices"):
+        if not isinstance(row.get(key, []), list) or not all(isinstance(one, str) for one in row.get(key, [])):
             raise UsageError(f"Row {number}: {key} should be a list of texts.")
-    return Question(
-        str(number), row["question"], answers=tuple(lists.get("answers", ())), choices=tuple(lists.get("choices", ()))
-    )
+    answers, choices = tuple(row.get("answers", ())), tuple(row.get("choices", ()))
+    return Question(str(number), row["question"], answers=answers, choices=choices)

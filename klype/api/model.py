@@ -388,7 +388,7 @@ def load(
     "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
     KlypeError when there is no such model or device, or the model is damaged.
     """
-    if isinstance(name, Model):
+    if isinstance(name, Model):  # whoever is given either need not ask which
         return name
     name = default_model(language()) if name is None else name
     for what, value in (("A model's name", name), ("budget", budget), ("device", device)):

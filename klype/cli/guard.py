@@ -151,12 +151,13 @@ def _explain(error: OSError) -> tuple[str, str]:
 
 def _bug(error: Exception, folder: Path, argv: list[str]) -> tuple[str, str]:
     """The traceback goes to a file, its place into the message."""
-    name = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    name = f"{type(error).__name__}: {error}".splitlines()[0][:200]  # a library's message may fill a page
     text = f"klype {' '.join(argv)}\n\n{''.join(traceback.format_exception(error))}"
     file = folder / "errors" / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.txt"
     try:
         durable.private_folder(folder)
         durable.private_folder(file.parent)
+        # an argument may hold bytes that are no text
         with open(file, "w", encoding="utf-8", errors="backslashreplace", opener=durable.private) as out:
             out.write(text)
     except OSError:

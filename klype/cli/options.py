@@ -90,9 +90,9 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     option = option_in(annotation)
     kind: Any = get_args(annotation)[0]
     assert option is not None, f"{name} is a command's parameter without an Option"
-    if option.commas:
+    if option.commas:  # one text is typed
         kind, default = str, ",".join(f"{value:g}" for value in default)
-    elif get_origin(kind) is tuple:
+    elif get_origin(kind) is tuple:  # may be repeated
         kind, default = list[get_args(kind)[0]] | None, default or None  # type: ignore[misc]
     elif any(get_origin(one) is Literal for one in (kind, *get_args(kind))):
         kind = str | None if type(None) in get_args(kind) else str

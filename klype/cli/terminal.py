@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from klype.sources.opening import Opened
 
 
-PLAIN_EVERY_S = 15.0
+PLAIN_EVERY_S = 15.0  # so that a log of hours stays short
 
 
 class Terminal:
@@ -124,7 +124,7 @@ def split_budget(text: str | None) -> tuple[int | None, str]:
 
     passes, asked = None, []
     for part in (text or "").replace(" ", "").split(","):
-        if re.fullmatch(r"[0-9]*[1-9][0-9]*", part):
+        if re.fullmatch(r"[0-9]*[1-9][0-9]*", part):  # 0 is no budget
             passes = int(part)
         elif part and not part.casefold().endswith(("requests", "tokens")):
             raise UsageError(f"--budget should be a whole number of passes from 1 up (it is {part}).")
@@ -157,6 +157,7 @@ def plain_console(**options: Any) -> Console:
     class PlainConsole(Console):
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
+                # rich's own control codes are no text
                 harm = not segment.control and not segment.text.isprintable()
                 yield Segment(harmless(segment.text), segment.style) if harm else segment
 
@@ -181,7 +182,7 @@ def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
 def patiently(text: str, seconds: float = 1.0) -> Iterator[None]:
     """What is being done within is told on stderr once it has taken longer than a moment."""
     timer = threading.Timer(seconds, aside, (text,))
-    timer.daemon = True
+    timer.daemon = True  # what ends sooner does not wait for it
     timer.start()
     try:
         yield
@@ -322,6 +323,7 @@ def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
         cells = [row[i] for row in rows if row[i]]
+        # a figure with or without its interval, or the dash where there is none
         numeric = i > 0 and bool(cells) and all(cell[0].isdigit() or cell[0] in "\u2212\u2013<" for cell in cells)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:

@@ -180,6 +180,7 @@ def decided(
         judge = reward_model(opened)
         known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
     sampling, seed = request.sampling, request.seed
+    # decoders that draw need a temperature: at 0 all answers are one
     posed = DecodeQuestion(ask.prompt, ask.meaning, request.limit, opened.stop, seed, sampling=sampling, checks=known)
     return decide(opened.source, [posed], *decoder, Tuning(temperature=sampling.temperature or 1.0))[0]
 
@@ -345,7 +346,7 @@ def beside_plain(opened: Opened, request: Request, name: str, draft: Draft) -> d
     engine, warming = opened.engine, replace(request, limit=min(WARM, request.limit))
     engine.run([warming])
     speculate(engine, warming, draft, GAMMA)
-    engine.prefixes.clear()
+    engine.prefixes.clear()  # else the prompt would not be read again
     ((plain,),) = engine.run([request])
     engine.prefixes.clear()
     ((trace,), counts) = speculate(engine, request, draft, GAMMA)
@@ -406,7 +407,7 @@ def make_draft(opened: Opened, name: str) -> Draft:
 
 def documents_of(file: str) -> list[str]:
     try:
-        return Path(file).read_text(encoding="utf-8").split("\n\n")
+        return Path(file).read_text(encoding="utf-8").split("\n\n")  # a paragraph is a document
     except OSError as error:
         raise UsageError(f"The text {file} of the n-gram draft cannot be read: {error.strerror}.") from None
     except ValueError as error:

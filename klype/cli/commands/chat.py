@@ -143,6 +143,7 @@ class ChatSession:
         from klype.cli.commands.ask import GAMMA, speculated, speculation
 
         window = self.opened.window
+        # a quarter of the window is kept for the answer, or as much as it may need
         fitting = prompt_after(self.opened, self.messages, min(self.limit, window // 4))
         if fitting is None:
             self.messages.pop()
@@ -155,6 +156,7 @@ class ChatSession:
             self._dropped = dropped
         limit = min(self.limit, window - len(prompt))
         request = self.model.request(tuple(prompt), self.sampling, limit, self.seed)
+        # what else was likely is for /probs; each answer has noise of its own, so that /again is another one
         request = replace(request, top=3, first_sample=self._answers)
         self._answers += 1
         said = ""

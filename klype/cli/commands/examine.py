@@ -96,6 +96,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         condition.check([f"{t:g}" for t in settings.temperatures])
     w = words(terminal.lang, "examination")
     texts = [document.text for document in read_texts(asked.training)] if asked.training else []
+    # a model that judges itself is opened with the model
     judge = asked.judge if asked.judge == "self" else open_judge(asked.judge, how=(asked.precision, asked.device))
     folder = asked.out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
     check_place(folder)
@@ -112,6 +113,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         if exam.plan.seconds > LONG_S and passes is None and not asked.yes and sys.stdin.isatty():
             agree(w)
         with watched(terminal) as progress:
+            # the second model is forced to say the first one's words: differences are paired
             found.append(exam.measured(place, progress, found[0].interventions if found else None))
         documents.append(written(terminal, found[-1], place, asked.parquet))
         tell_cost(model.opened)
@@ -152,7 +154,7 @@ def apart(folder: Path, models: Sequence[str]) -> list[Path]:
 def agree(w: Words) -> None:
     """Asks whether to go on, in the reader's language, which typer's own question is not. Errors: if not."""
     answer = typer.prompt(w("examine.ask"), default="", show_default=False, prompt_suffix=" ", err=True)
-    if not answer.strip().casefold().startswith(("y", "j")):
+    if not answer.strip().casefold().startswith(("y", "j")):  # yes, ja
         raise KlypeError("Nothing was begun.")
 
 

@@ -70,9 +70,9 @@ def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperat
     rest = document["rest"] + sum(row["p"] for row in named if row not in rows)
     columns = [("p", w("next.p")), ("p_tempered", w("next.tempered", temperature=number(temperature, lang, 1)))]
     columns += [("truth", w("next.truth"))] if "truth" in rows[0] else []
-    width = min(console.width, 100)
+    width = min(console.width, 100)  # longer bars say no more
     label = min(16, max(len(visible(row["token"])) for row in rows) + 1)
-    bar = (width - label) // len(columns) - 8
+    bar = (width - label) // len(columns) - 8  # behind each stands a percentage
     full = max(row[name] for row in rows for name, _ in columns) or 1.0
     console.print(Text(w("next.title", text=text), style="bold"))
     console.print(Text(" " * label + "".join(title[: bar + 7].ljust(bar + 8) for _, title in columns).rstrip()))
@@ -169,6 +169,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptConte
     console.print(hung(branches(tree, ask.source.codec.decode, shown), RichTree("", guide_style="dim")))
     if len(tree.answers) > shown:
         console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)))
+    # the first is shown however improbable it is
     clusters = [c for i, c in enumerate(tree.clusters[:8]) if not i or c.low >= LEAST_SHOWN]
     if 0 < len(clusters) < len(tree.answers):
         console.print(Text(w("tree.meanings", judge=who(found, lang)), style="bold"))

@@ -114,6 +114,7 @@ def ranked(store: Store, terminal: Terminal, asked: RankOptions, run: Path | Non
         for number, one in enumerate(wanted):
             label = rankers.label(asked.annotator if len(wanted) == 1 else "", one)
             rank = rankers.by_taste(one, world.judge, asked.noise, label)
+            # each errs in other places
             done += rankers.rank_all(store, rank, "simulated", asked.steps, asked.seed + number, first)
         return done
     if asked.judge:
@@ -123,6 +124,7 @@ def ranked(store: Store, terminal: Terminal, asked: RankOptions, run: Path | Non
     if asked.export is not None or asked.from_:
         return 0
     rankers.checked(store)
+    # two sittings of one person are told apart, each with the questions that it has claimed
     name, new_id = asked.annotator or "you", uuid.uuid4().hex
     sitting = rankers.Sitting(name, asked.steps, again_every=asked.repeats, lang=terminal.lang, id=new_id)
     say = PlainProgress(terminal.console, terminal.lang, time.monotonic)

@@ -93,6 +93,7 @@ def serve_command(terminal: Terminal, asked: ServeOptions) -> None:
 
     set_threads()
     top = asked.logprobs
+    # a chat's answer lists 20 in OpenAI's API, a completion 5
     settings = ServeSettings(batch=asked.batch, queue=asked.queue, chat_top=max(20, top), completion_top=top)
     models = asked.models or (o.default_model(terminal),)
     served = [open_served(model, asked.precision, asked.device) for model in models]

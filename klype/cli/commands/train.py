@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -37,26 +37,19 @@ def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) ->
     Without --text: the demo world, a small language in Norwegian and English whose truth is known.
     """
     asked.check()
+    from klype.runs import pipeline
     from klype.train.rewards import as_settings, typed
 
     asked = replace(asked, overrides=(*as_settings(typed(reward)), *asked.overrides))
-    with working(asked.recipe_name, asked, terminal) as (placed, say):
-        from klype.runs import pipeline
-
-        document = pipeline.run(placed, say)
-    if document:
-        terminal.document(document)
+    in_company(asked.recipe_name, asked, terminal, pipeline.run)
 
 
 def train_command(terminal: Terminal, asked: StageOptions) -> None:
     """Train one stage and save it as a checkpoint folder."""
     asked.check()
-    with working(asked.stage, asked, terminal) as (placed, say):
-        from klype.runs import pipeline
+    from klype.runs import pipeline
 
-        document = pipeline.train_stage(placed, say)
-    if document:
-        terminal.document(document)
+    in_company(asked.stage, asked, terminal, pipeline.train_stage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +90,10 @@ def align_command(terminal: Terminal, asked: AlignmentOptions) -> None:
 Asked = TypeVar("Asked", "RunOptions", "StageOptions")
 
 
-@contextmanager
-def working(recipe: str, asked: Asked, terminal: Terminal) -> Iterator[tuple[Asked, RunListener]]:
-    """Within it this process does its part: what is asked, with its folder, and the listener.
+def in_company(
+    recipe: str, asked: Asked, terminal: Terminal, work: Callable[[Asked, RunListener], dict[str, Any]]
+) -> None:
+    """This process does its part of the work, and shows what came of it.
 
     Of several processes the first chooses the folder and is the one to be heard. Started again after one of them died,
     they go on from the last state.
@@ -117,10 +111,12 @@ def working(recipe: str, asked: Asked, terminal: Terminal) -> Iterator[tuple[Ask
             chosen = folder.chosen(recipe, asked.out, asked.resume, date.today())
             with chosen as place, listener(terminal, asked.human) as say:
                 parallel.from_first(str(place))
-                yield replace(asked, out=place), say
+                document = work(replace(asked, out=place), say)
+            if document:
+                terminal.document(document)
             return
         try:
-            yield replace(asked, out=Path(parallel.from_first(None))), Silent()
+            work(replace(asked, out=Path(parallel.from_first(None))), Silent())
         except Interrupted:  # the first one tells
             raise typer.Exit(1) from None
 
@@ -178,7 +174,7 @@ def conduct(report: Report[B], asked: BiasOptions | MistakesOptions, terminal: T
     texts = read_texts(asked.text, TextOptions(encoding=asked.encoding)) if asked.text else []
     source = TextSource(texts) if asked.text else WorldSource()
     cores = usable_cores()
-    set_threads(1)
+    set_threads(1)  # models are trained side by side, a core each
 
     def table(board: B) -> Table:
         """The figures at the most documents of which there are any."""
