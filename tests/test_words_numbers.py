@@ -36,7 +36,6 @@ def test_figures(value: Figure, en: str, nb: str) -> None:
 
 
 def test_units_percent_and_counts() -> None:
-    assert figure(Figure(0.5, 0.4, 0.6, unit="nats"), "en", unit=True) == "0.50 [0.40, 0.60] nats"
     assert percent(0.83, "en") == "83%"
     assert percent(0.83, "nb") == "83\u00a0%"
     assert percent(0.8349, "nb", 1) == "83,5\u00a0%"

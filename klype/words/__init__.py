@@ -127,18 +127,17 @@ def percent(share: float, lang: str, decimals: int = 0) -> str:
     return number(100 * share, lang, decimals) + LANGUAGES[lang].percent
 
 
-def figure(value: Figure, lang: str, unit: bool = False) -> str:
+def figure(value: Figure, lang: str) -> str:
     """The figure with its interval; why, when there is none. In Norwegian a semicolon parts the ends."""
     if value.value is None or not math.isfinite(value.value):
         return f"\u2013 ({value.why})" if value.why else "\u2013"
-    tail = f" {value.unit}" if unit and value.unit else ""
     if value.low is None or value.high is None:
-        return number(value.value, lang) + tail + (f" ({value.why})" if value.why else "")
+        return number(value.value, lang) + (f" ({value.why})" if value.why else "")
     decimals = interval_decimals(value.low, value.high)
     ends, said = [number(end, lang, decimals) for end in (value.low, value.high)], number(value.value, lang, decimals)
     if {*ends} == {said}:  # it is known more exactly than it is written
-        return said + tail
-    return f"{said} [{LANGUAGES[lang].between.join(ends)}]{tail}"
+        return said
+    return f"{said} [{LANGUAGES[lang].between.join(ends)}]"
 
 
 def interval_decimals(low: float, high: float) -> int:
