@@ -12,7 +12,7 @@ import torch
 
 import klype
 from klype.api.run import AlignOptions, TrainOptions
-from klype.cli.commands import train
+from klype.cli import train
 from klype.cli.main import call
 from klype.device import pick_device
 from klype.runs.options import RunOptions

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from klype.api.model import Model
 from klype.api.model import tempered as as_drawn
 from klype.api.prompts import fit, suggestions
-from klype.cli.commands.chat import ChatSession
-from klype.cli.commands.look import bar_of, visible
+from klype.cli.chat import ChatSession
+from klype.cli.look import bar_of, visible
 from klype.cli.terminal import Terminal
 from klype.engine.engine import Engine
 from klype.errors import UsageError

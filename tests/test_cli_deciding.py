@@ -12,7 +12,7 @@ from rich.console import Console
 
 from klype.answers.decoders import DECODERS
 from klype.api.prompts import PromptContext
-from klype.cli.commands import ask as command
+from klype.cli import ask as command
 from klype.errors import UsageError
 from klype.values import Question, Request, Sampling
 from tests.toy_sources import table_source

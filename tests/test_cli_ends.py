@@ -255,7 +255,7 @@ def test_ctrl_c_gives_130() -> None:
     script = (
         "import sys, time\n"
         "from klype.cli import main\n"
-        "from klype.cli.commands import doctor\n"
+        "from klype.cli import doctor\n"
         "def compute():\n"
         "    print('computing', file=sys.stderr, flush=True)\n"
         "    time.sleep(60)\n"

@@ -12,15 +12,15 @@ import typer
 from annotated_types import Le
 
 from klype.api.model import Model
-from klype.cli.commands.ask import AskOptions
-from klype.cli.commands.examine import ArticleOptions, ExaminationOptions
-from klype.cli.commands.look import ForkOptions, NextOptions, TreeOptions
-from klype.cli.commands.rank import RankOptions
-from klype.cli.commands.train import AlignmentOptions
+from klype.cli.ask import AskOptions
+from klype.cli.examine import ArticleOptions, ExaminationOptions
 from klype.cli.guard import guarded
+from klype.cli.look import ForkOptions, NextOptions, TreeOptions
 from klype.cli.main import app
 from klype.cli.options import expanded
+from klype.cli.rank import RankOptions
 from klype.cli.terminal import Terminal
+from klype.cli.train import AlignmentOptions
 from klype.config import make
 from klype.errors import UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings

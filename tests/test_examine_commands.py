@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from klype.cli import guard
-from klype.cli.commands.examine import agree
+from klype.cli.examine import agree
 from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.words import words

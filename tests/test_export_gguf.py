@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from klype.cli import guard
-from klype.cli.commands.models import push, write_repository
 from klype.cli.main import call
+from klype.cli.models import push, write_repository
 from klype.errors import KlypeError
 from klype.model.checkpoint import load, save
 from klype.model.to_gguf import write_gguf

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.cli.commands.serve import Endpoint
+from klype.cli.serve import Endpoint
 from klype.model import checkpoint
 from klype.serve.app import LARGE, app
 from klype.serve.guard import Rules

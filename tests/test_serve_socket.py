@@ -23,8 +23,8 @@ from starlette.types import Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from klype.cli.commands.serve import listening
 from klype.cli.main import call
+from klype.cli.serve import listening
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.serve.app import app

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.answers.tree import Branch, Tree, TreeAnswer, TreeSettings
-from klype.cli.commands.examine import tell_plan
+from klype.cli.examine import tell_plan
 from klype.cli.terminal import Terminal
 from klype.engine.sampling import shape
 from klype.errors import UsageError

@@ -24,7 +24,7 @@ from torch import nn
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.cli import guard
-from klype.cli.commands.train import team as launched
+from klype.cli.train import team as launched
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings

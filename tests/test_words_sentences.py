@@ -18,10 +18,10 @@ from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.prompts import PromptContext
 from klype.api.results import AnswerForks, AnswerTree
-from klype.cli.commands.ask import tell_decision as tell_decided
-from klype.cli.commands.ask import tell_sure
-from klype.cli.commands.look import forks_chart, tree_chart
-from klype.cli.commands.rank import tell_habits
+from klype.cli.ask import tell_decision as tell_decided
+from klype.cli.ask import tell_sure
+from klype.cli.look import forks_chart, tree_chart
+from klype.cli.rank import tell_habits
 from klype.cli.terminal import Terminal
 from klype.examine.answer_pictures import pictures as examination_pictures
 from klype.examine.evidence import OTHER_MANNERS

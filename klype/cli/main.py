@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from klype import __version__, durable
-from klype.cli.commands import ask, chat, doctor, examine, look, models, rank, runs, serve, train
+from klype.cli import ask, chat, doctor, examine, look, models, rank, runs, serve, train
 from klype.cli.guard import guarded, speech
 from klype.cli.options import expanded
 from klype.cli.terminal import Terminal, any_character, program

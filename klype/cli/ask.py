@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.commands.look import visible
+from klype.cli.look import visible
 from klype.cli.terminal import Terminal, starting
 from klype.errors import KlypeError, UsageError
 from klype.option import Option

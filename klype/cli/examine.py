@@ -200,7 +200,7 @@ def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) ->
 
 
 def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) -> dict[str, Any]:
-    from klype.cli.commands.runs import shown
+    from klype.cli.runs import shown
     from klype.examine.compare import compare
     from klype.examine.say import Say
 
@@ -220,7 +220,7 @@ def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) 
 def show_verdict(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     """The verdict in words, the main figures, and where the report is."""
     from klype.api.examination import MAIN
-    from klype.cli.commands.runs import shown
+    from klype.cli.runs import shown
     from klype.examine.examination_report import verdict
     from klype.examine.say import Say
 

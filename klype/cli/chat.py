@@ -54,7 +54,7 @@ def command(
     talk = ChatSession(terminal, opened, sampling, limit, seed)
     talk.sure = sure
     if speculate is not None:
-        from klype.cli.commands.ask import make_draft
+        from klype.cli.ask import make_draft
 
         talk.draft = speculate, make_draft(opened, speculate)
     terminal.say("chat.hello", name=kind_of(model).short(model))
@@ -140,7 +140,7 @@ class ChatSession:
     def _answer(self) -> None:
         from klype.api.model import AnswerStream
         from klype.api.prompts import prompt_after
-        from klype.cli.commands.ask import GAMMA, speculated, speculation
+        from klype.cli.ask import GAMMA, speculated, speculation
 
         window = self.opened.window
         # a quarter of the window is kept for the answer, or as much as it may need
@@ -190,7 +190,7 @@ class ChatSession:
 
     def _tell_sure(self, prompt: list[int], limit: int) -> None:
         from klype.api.prompts import prompt_context
-        from klype.cli.commands.ask import sure_of, tell_sure
+        from klype.cli.ask import sure_of, tell_sure
 
         ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
         self.certainties.append(sure_of(self.opened, ask, self.traces[-1], limit))
@@ -218,7 +218,7 @@ class ChatSession:
 def weighed(trace: Trace, opened: Opened, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
     """Each token with its probability under the model at τ = 1, and the two most probable others. Tokens that spell one
     character together stand as that, unless ``as_bytes``: each has its line then, and its bytes."""
-    from klype.cli.commands.look import visible
+    from klype.cli.look import visible
 
     def cut(tokens: Sequence[int]) -> bool:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
