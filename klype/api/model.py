@@ -20,7 +20,6 @@ from klype.environment import language
 from klype.errors import UsageError
 from klype.judge.judge import Judge
 from klype.runs.folder import default_model
-from klype.runs.provenance import next_truth
 from klype.samplers import SamplingOptions
 from klype.sources.find import located
 from klype.sources.opening import Opened, open_model, room, stream
@@ -173,6 +172,8 @@ class Model:
         distribution = self.opened.source.next([prompt], top=-1)[0]
         truth = None
         if self.opened.native is not None:
+            from klype.runs.provenance import next_truth
+
             truth = next_truth(self.opened.found, self.opened.loaded.tokenizer, text, self.opened.as_raw(raw))
         return self.table(distribution, tempered(distribution, drawn, prompt, self.vocabulary), truth, top)
 

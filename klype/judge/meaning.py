@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 from klype.judge.judge import Judge, Meaning, Ruling
 from klype.judge.same import Rules
 from klype.judge.text import bare, choices_named, normalise, numbers
 from klype.sources.source import Source, tokens_of
 from klype.values import Figure, Question
-from klype.world import World
+
+if TYPE_CHECKING:
+    from klype.world import World
 
 COMPARED = 4  # meanings that a model is asked to compare a new answer with
 

@@ -19,6 +19,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic_core import to_json
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
@@ -357,7 +358,8 @@ def _backend(definition: dict[str, Any], like: Backend | None = None) -> Backend
     """``like``: shares the vocabulary and merges of this one, most of a definition's size."""
     if like is not None:
         definition = {**definition, "model": {"type": "BPE", "vocab": {}, "merges": []}}
-    backend: Backend = call_library(Backend.from_str, json.dumps(definition))
+    # pydantic's writer takes 5 ms for 49,000 tokens, json's 145
+    backend: Backend = call_library(lambda: Backend.from_str(to_json(definition).decode()))
     if like is not None:
         backend.model = like.model
     backend.no_truncation()
