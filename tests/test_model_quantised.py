@@ -15,8 +15,10 @@ from torch import Tensor
 
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
+from klype.model.attention import Backend
 from klype.model.cache import Cache
 from klype.model.checkpoint import load, memory_needed
+from klype.model.compiled import DeferredBackend, compiled_backend
 from klype.model.gguf import SCALES, open_gguf
 from klype.model.prepacked import FEW, Kernel, kernel, prepack
 from klype.model.quantised import QuantisedEmbedding, QuantisedLinear, quantised_weights
@@ -108,6 +110,25 @@ def test_log_probabilities_are_those_of_the_expanded_file(
             torch.testing.assert_close(mine, plain, **NEAR)
     whole = drawn(2, 40)
     torch.testing.assert_close(ours(whole).log_softmax(-1), theirs(whole).log_softmax(-1), **NEAR)
+
+
+@torch.inference_mode()
+def test_few_rows_wait_for_no_other_compilation(tmp_path: Path, home: Path, compiled: Kernel) -> None:
+    made: list[Backend] = []
+
+    def make() -> Backend:
+        made.append(compiled_backend(home / "cache"))
+        return made[-1]
+
+    packed, _ = pair(file_of(tmp_path, "Q4_1"), compiled)
+    deferred = packed.using(DeferredBackend(make), packed.decoder)
+    for rows, compilations in ((1, 0), (FEW, 0), (FEW + 1, 1), (FEW + 5, 1)):
+        at_once = packed.using(compiled_backend(home / "cache"), packed.decoder)
+        caches = deferred.new_cache(rows), at_once.new_cache(rows)
+        for T in (21, 1, 1):
+            fed = drawn(rows, T)
+            assert torch.equal(logp(deferred, fed, caches[0]), logp(at_once, fed, caches[1]))
+        assert len(made) == compilations
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,29 @@ class CompiledBackend(Backend):
         low = int(like.dtype == torch.bfloat16)
         if getattr(self.library, name)(*arguments, ctypes.c_int(low), ctypes.c_int(torch.get_num_threads())):
             raise MemoryError
+
+
+class DeferredBackend(Backend):
+    """A backend made when it is first needed: it takes seconds to compile, and a model whose passes over few tokens are
+    computed whole (prepacked.CompiledDecoder) answers one question without it."""
+
+    def __init__(self, make: Callable[[], Backend]) -> None:
+        self._make = make
+
+    @cached_property
+    def made(self) -> Backend:
+        """The backend itself."""
+        return self._make()
+
+    def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
+        return self.made.supports(config, longest, weight)
+
+    def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
+        return self.made.packed(config, texts, rope)
+
+    def decode(self, cache: Cache, T: int, rope: Rope | None) -> AttentionPass:
+        # C has no pass for several tokens
+        return self.made.decode(cache, T, rope) if T == 1 else super().decode(cache, T, rope)
 
 
 def _supports_widths(config: ModelConfig) -> bool:

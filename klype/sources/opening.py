@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from klype.engine.engine import Engine, Event
+    from klype.model.attention import Backend
     from klype.model.checkpoint import Loaded
     from klype.model.prepacked import Kernel
     from klype.sources.http_client import HttpClient
@@ -173,7 +174,7 @@ def _open_native(name: str, found: Found, how: OpenOptions, device: torch.device
     from klype.engine.engine import Engine
     from klype.model import checkpoint
     from klype.model.attention import TORCH
-    from klype.model.compiled import compiled_backend
+    from klype.model.compiled import DeferredBackend, compiled_backend
     from klype.model.prepacked import decodes, fastest_alone, prepack
 
     precision, on_cpu = how.precision, device.type == "cpu"
@@ -188,7 +189,7 @@ def _open_native(name: str, found: Found, how: OpenOptions, device: torch.device
     loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device, kernel=kernel)
     if kernel is None and on_cpu and decodes(loaded.config):
         kernel = compiled_pass()
-    backend = _compiled(compiled_backend) if on_cpu else TORCH
+    backend: Backend = DeferredBackend(lambda: _compiled(compiled_backend)) if on_cpu else TORCH
     loaded = replace(loaded, model=prepack(loaded.model.using(backend), chosen, kernel))
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
