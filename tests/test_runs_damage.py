@@ -73,7 +73,7 @@ def look(place: Path) -> str:
     _ = told.gates, [told.figures(stage) for stage in ("pretrain", "finetune", "align")]
     tail = MetricsTail(place / "pretrain" / "metrics.jsonl")
     tail.read()
-    _ = [tail.curve(name) for name in tail.columns], tail.last("loss")
+    _ = [tail.curve(name) for name in {name for row in tail.rows for name in row}], tail.last("loss")
     list(steps((place / "pretrain" / "metrics.jsonl").read_bytes().splitlines()))
     saved(place / "align.json")
     exam_document(Studio([], place, ["klype"]), ORDER)

@@ -100,7 +100,7 @@ def test_a_page_that_cannot_be_made_says_so_in_the_readers_language(
     def fail(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("klype.studio.targets.card", fail)
+    monkeypatch.setattr("klype.studio.elements.card", fail)
 
     async def get() -> httpx.Response:
         transport = httpx.ASGITransport(user.http_client._transport.app, raise_app_exceptions=False)

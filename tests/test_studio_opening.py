@@ -10,7 +10,7 @@ import pytest
 
 from klype.runs import recipe
 from klype.studio.app import PAGES
-from klype.studio.fields import Select, TextLine, WholeNumber
+from klype.studio.fields import SeedField, Select, TextLine
 from klype.studio.runs import RECIPES, RunRequest, start_run
 from klype.studio.studio import Studio
 from klype.studio.work import works
@@ -102,7 +102,7 @@ def test_a_negative_seed_is_an_error_in_the_page_s_language(tmp_path: Path, lang
         ):
             for seed in ("-5", "1.5", "", "4294967296"):
                 run(user.open(route))
-                send(user, find(user, WholeNumber)[0].input, "input", seed)
+                send(user, find(user, SeedField)[0].input, "input", seed)
 
                 async def begin(go: str = go) -> None:
                     press(user, go)

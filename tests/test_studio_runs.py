@@ -143,11 +143,7 @@ def test_a_tail_read_in_pieces_is_the_file_read_whole(tmp_path_factory: Any, val
         tail.read()
     whole = MetricsTail(file)
     whole.read()
-    assert (
-        (tail.steps, tail.columns)
-        == (whole.steps, whole.columns)
-        == (list(range(1, len(values) + 1)), {"loss": values})
-    )
+    assert tail.rows == whole.rows == [{"step": i, "loss": v} for i, v in enumerate(values, 1)]
     assert tail.curve("loss", most=1000) == [[float(i), v] for i, v in enumerate(values, 1)]
     thin = tail.curve("loss", most=7)
     assert len(thin) <= 7
@@ -167,10 +163,10 @@ def test_a_tail_takes_resumed_steps_gaps_and_rubbish(tmp_path: Path) -> None:
     file.write_text("\n".join([*map(json.dumps, rows), "{broken", '{"step": 4, "a": NaN, "b": 7}', ""]))
     tail = MetricsTail(file)
     assert tail.read()
-    assert tail.steps == [1, 2, 4]
+    assert [row["step"] for row in tail.rows] == [1, 2, 4]
     assert tail.curve("a") == [[1.0, 1.0], [2.0, 9.0]]
     assert tail.curve("b") == [[4.0, 7.0]]
-    assert (tail.last("b"), tail.at("b", 0), tail.last("c")) == (7.0, None, None)
+    assert (tail.last("b"), tail.rows[0].get("b"), tail.last("c"), tail.at) == (7.0, None, None, 4)
     file.write_text('{"step": 1, "a": 4}\n')
     assert tail.read()
     assert tail.curve("a") == [[1.0, 4.0]]

@@ -63,7 +63,7 @@ def test_bars_are_what_the_engine_draws_from(seed: int, sampling: Sampling) -> N
     found = bars_of(step(q, 29), ((), ()), sampling, 30)
     assert found is not None
     assert found.exact
-    assert sum(bar.p for bar in found.bars) + found.rest == pytest.approx(1, abs=1e-5)
+    assert sum(bar.p for bar in found.bars) <= 1 + 1e-5
     assert [bar.token for bar in found.bars if bar.chosen] == [int(q.ids[29])]
     assert found.kept == int((engine_V > 0).sum())
 
@@ -81,7 +81,7 @@ def test_bars_are_of_the_tokens_that_were_biased_and_said() -> None:
 def test_bars_show_the_truth_even_where_the_model_does_not() -> None:
     q = whole(1)
     unlikely = int(q.ids[-1])
-    found = bars_of(step(q), ((), ()), Sampling(), 30, {unlikely: 1.0}, most=3)
+    found = bars_of(step(q), ((), ()), Sampling(), 30, {unlikely: 1.0})
     assert found is not None
     assert {bar.token: bar.truth for bar in found.bars}[unlikely] == 1.0
     assert all(bar.truth == 0.0 for bar in found.bars if bar.token != unlikely)

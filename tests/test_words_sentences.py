@@ -44,7 +44,7 @@ from klype.runs.gates import verdict as alignment_verdict
 from klype.runs.rankers import summary
 from klype.studio.conversation import AnswerBranch
 from klype.studio.paths import decision, flow_title
-from klype.studio.paths_search import FoundPaths, MeaningShare, PathSettings
+from klype.studio.paths_search import FoundPaths, MeaningShare
 from klype.studio.ranking import habits
 from klype.studio.tokens import bars_of, why_chosen
 from klype.values import Distribution, Figure, Question, Request, Sampling, Step, Trace
@@ -368,7 +368,7 @@ def paths(*drawn: int) -> FoundPaths:
     trace = Trace((1,), (), Sampling(), 0, 0, "m", "stop", 1, 0.0)
     grown = grow(SOURCE, (1,), TreeSettings(), CODEC.spell)
     asked = PromptContext(SOURCE, (1,), Question("q", "?"), lambda text: text[:1], "normalised match", None)
-    return FoundPaths(asked, PathSettings(), (trace,) * sum(drawn), grown, meant, trace, CODEC.decode)
+    return FoundPaths(asked, (trace,) * sum(drawn), grown, meant, trace, CODEC.decode)
 
 
 def flowing(*drawn: int) -> Told:

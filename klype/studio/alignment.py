@@ -19,26 +19,11 @@ from klype.jsons import saved
 from klype.runs.folder import read_run
 from klype.runs.provenance import read_questions
 from klype.runs.record import planned_steps
+from klype.studio import elements as el
 from klype.studio.annotation import RankingStore, named
-from klype.studio.elements import (
-    ProgressBar,
-    as_data,
-    big_numbers,
-    box,
-    button,
-    card,
-    ends,
-    panels,
-    redraw,
-    retext,
-    small,
-    status,
-    table,
-    text_of,
-)
 from klype.studio.fields import Check, Minutes, Select
 from klype.studio.studio import Studio
-from klype.studio.visit import WorkPart, unless_busy
+from klype.studio.visit import Visit, WorkPart, unless_busy
 from klype.studio.work import MetricsTail, Work, WorkPlan, begin, key_of, new_name, works
 
 ASKED = 4  # held-out questions that the model answers while it is aligned
@@ -50,7 +35,7 @@ CURVES = {
     "kl": (("kl", "accent"),),
     "length": (("length", "finetuned"),),
 }
-ROWS = ("reward", "truth", "kl", "length")
+ROWS = ("step", "reward", "truth", "kl", "length")
 COMPARED = ("annotator", "right", "polite", "concise", "tokens")
 
 
@@ -74,11 +59,6 @@ class Alignment:
         self.reward = MetricsTail(Path(plan.about["judge"]) / "reward" / "metrics.jsonl")
         self.align = MetricsTail(plan.run / "align" / "metrics.jsonl")
 
-    @property
-    def at(self) -> int:
-        """The step that alignment has come to."""
-        return self.align.steps[-1] if self.align.steps else 0
-
     def read(self) -> bool:
         """Whether anything has changed."""
         work = self.work
@@ -98,7 +78,8 @@ class Alignment:
         """How much of it is done, by steps where they are known."""
         if self.state == "done":
             return 1.0
-        return 0.05 if self.step == 0 else 0.1 + 0.75 * min(1.0, self.at / (self.planned or 1e9))
+        # a little for the reward model, then the steps; the last part is comparing before and after
+        return 0.05 if self.step == 0 else 0.1 + 0.75 * min(1.0, self.align.at / (self.planned or 1e9))
 
 
 def newest_alignment(studio: Studio, store: RankingStore) -> Alignment | None:
@@ -128,6 +109,7 @@ def start_alignment(
     run, judge = studio.runs_home / name, studio.home / "judges" / name  # half a run, which no menu offers
     entries = store.snapshot(judge / "rank", annotators)
     ordered = sum(entry.kind != "skip" for entry in entries)
+    # counted in the copy, not in the store: others may rank or undo meanwhile
     if ordered < FEWEST:
         shutil.rmtree(judge)
         raise UsageError(f"There are {ordered} rankings: {FEWEST} at least are needed.")
@@ -143,6 +125,7 @@ def start_alignment(
         "planned_s": 60 * minutes + OVERHEAD_S,
         "ask": {"before": before, "after": after, "questions": held_out(source)},
     }
+    # --resume: a step that is run again goes on where it was
     common = ["--resume", "--json", "--lang", lang, "--seed", "0", "--device", studio.device]
     align = [str(judge), "--out", str(run), "--minutes", f"{minutes:g}", *(["--force"] if force else [])]
     reward = ["reward", "--from", str(source.resolve()), "--out", str(judge), *common, *inputs_of(source)]
@@ -184,22 +167,22 @@ class AlignCard(WorkPart):
 
     def build(self) -> None:
         w = self.w
-        with card(w("learn")) as self.box:
-            small(w("learn_lead"))
-            small(w("learn_needs"))
-            with box("r-setup") as self.form:
-                self.whose_box = box()
+        with el.card(w("learn")) as self.box:
+            el.small(w("learn_lead"))
+            el.small(w("learn_needs"))
+            with el.box("r-setup") as self.form:
+                self.whose_box = el.box()
                 self.minutes = Minutes(self.visit, (0.5, 10, 0.5), 1.0)
                 self.force = Check(w("force"), False)
-                with box():
-                    button(w("go"), self.begin, "strong")
-            with box("k-row"):
-                self.stop = button(self.visit.frame("cancel"), self.cancel)
-                self.on = button(w("resume"), self.resume)
-                self.open = text_of("a", w("open_run"), "k-button")
-            self.note = status()
-            self.progress = ProgressBar()
-            self.pictures, self.samples, self.result = box(), box("r-samples"), box()
+                with el.box():
+                    el.button(w("go"), self.begin, "strong")
+            with el.box("k-row"):
+                self.stop = el.button(self.visit.frame("cancel"), self.cancel)
+                self.on = el.button(w("resume"), self.resume)
+                self.open = el.text_of("a", w("open_run"), "k-button")
+            self.note = el.status()
+            self.progress = el.ProgressBar()
+            self.pictures, self.samples, self.result = el.box(), el.box("r-samples"), el.box()
         self.know([])
         self._show()
         ui.timer(LOOK_S, self.look)
@@ -220,6 +203,7 @@ class AlignCard(WorkPart):
                 shown[f"one:{name}"] = w("whose_one", name=named(name, w), n=say.count(count[name]))
                 self.people[f"one:{name}"] = (name,)
         shown = shown or {"": w("whose_nobody")}
+        # what was chosen stays chosen while others go on ranking
         if self.whose is None or shown != self.whose.options:
             before = "" if self.whose is None else self.whose.value
             self.whose_box.clear()
@@ -246,7 +230,7 @@ class AlignCard(WorkPart):
             self._show()
 
     def _show(self) -> None:
-        seen, w = self.seen, self.w
+        seen = self.seen
         self.work, state = (seen.work, seen.state) if seen is not None else (None, "")
         self.form.set_visibility(state != "running")
         self.stop.set_visibility(state == "running")
@@ -257,8 +241,8 @@ class AlignCard(WorkPart):
             return
         self.open.props["href"] = f"/runs?run={key_of(seen.run)}"
         self.open.update()
-        retext(self.note, self._sentence(seen))
-        if seen.align.steps:
+        el.retext(self.note, self.sentence(seen))
+        if seen.align.rows:
             self._draw(seen)
         if (marks := (seen.work.folder.name, len(seen.samples), bool(seen.document))) != self.drawn:
             self.drawn = marks
@@ -266,13 +250,12 @@ class AlignCard(WorkPart):
             self.result.clear()
             if seen.document:
                 with self.result:
-                    self._compared(seen.document)
+                    before_after(self.visit, seen.document)
             if seen.samples:
                 with self.samples:
-                    text_of("h3", w("samples"))
-                    self._sampled(seen)
+                    samples_table(self.visit, seen)
 
-    def _sentence(self, seen: Alignment) -> str:
+    def sentence(self, seen: Alignment) -> str:
         w, say = self.w, self.say
         about = {"n": say.count(seen.about["rankings"]), "seconds": say.seconds(max(1.0, float(int(seen.seconds))))}
         if seen.state != "running":
@@ -280,67 +263,70 @@ class AlignCard(WorkPart):
         if seen.step == 0:
             accuracy = seen.reward.last("pair_accuracy")
             part = w("part_reward") if accuracy is None else w("part_reward_at", share=say.share(accuracy))
-        elif not seen.align.steps:
+        elif not seen.align.rows:
             part = w("part_start")
-        elif seen.planned and seen.at >= seen.planned:
+        elif seen.planned and seen.align.at >= seen.planned:
             part = w("part_compare")
         else:
-            part = w("part_align", step=say.count(seen.at), of=say.count(seen.planned or 0))
+            part = w("part_align", step=say.count(seen.align.at), of=say.count(seen.planned or 0))
         return w("work_running", part=part, **about)
 
     def _draw(self, seen: Alignment) -> None:
         """Reward, KL and length, which grow."""
         options: dict[str, Option] = {}
         for name, row in CURVES.items():
+            # reward and truth in one picture: where they part, the reward is being hacked
             series = [line(self.w(f"line_{key}"), seen.align.curve(key), colour) for key, colour in row]
             if name == "kl":
                 series[0]["markPoint"] = spikes(seen.align.curve("kl"), self.say)
-            x = axis(self.w("steps"), min=0, max=max(seen.planned or 0, seen.at))
+            x = axis(self.w("steps"), min=0, max=max(seen.planned or 0, seen.align.at))
             options[name] = lines(x, axis(scale=name != "kl"), series)
         for name, drawn in self.charts.items():
-            redraw(drawn, options[name], self.visit.lang)
+            el.redraw(drawn, options[name], self.visit.lang)
         if not self.charts:
             with self.pictures:
                 shown = [Panel(self.w(f"curve_{name}"), option, 210) for name, option in options.items()]
-                self.charts = dict(zip(options, panels(shown, self.visit.lang), strict=True))
-                small(self.w("how_curves"))
-                as_data(self.visit, "alignment", ["step", *ROWS], self._rows, self.pictures)
+                self.charts = dict(zip(options, el.panels(shown, self.visit.lang), strict=True))
+                el.small(self.w("how_curves"))
+                el.as_data(self.visit, "alignment", ROWS, self.rows, self.pictures)
 
-    def _rows(self) -> list[list[float | None]]:
-        tail = self.seen.align if self.seen is not None else None
-        return [[step, *(tail.at(name, i) for name in ROWS)] for i, step in enumerate(tail.steps)] if tail else []
+    def rows(self) -> list[list[float | None]]:
+        rows = self.seen.align.rows if self.seen is not None else []
+        return [[row.get(name) for name in ROWS] for row in rows]
 
-    def _sampled(self, seen: Alignment) -> None:
-        """One question a row: how it was answered at first, now, and in between."""
-        w, samples = self.w, seen.samples
-        places = sorted({0, len(samples) // 2 if len(samples) > 2 else 0, len(samples) - 1})
-        steps, answers = ([samples[place][key] for place in places] for key in ("step", "answers"))
-        columns = [w("sample_step", step=self.say.count(step)) if step else w("sample_before") for step in steps]
-        rows = [
-            [visible(question), *(visible(str(said[i])) if i < len(said) else "" for said in answers)]
-            for i, question in enumerate(seen.about.get("ask", {}).get("questions", []))
-        ]
-        table(self.visit, [w("sample_question"), *columns], rows, label=w("samples"))
 
-    def _compared(self, document: Mapping[str, Any]) -> None:
-        w, say = self.w, self.say
-        last = document["rounds"][-1]
-        text_of("h3", w("before_after"))
-        if said := document["verdict"].get(self.visit.lang, ""):
-            text_of("p", visible(said), "r-verdict")
-        gain, wins = say.figure(document["gain"]["score"]), say.figure(document["win_rate"], "right")
-        big_numbers({w("gain"): gain, w("win_rate"): wins})
-        rows, data = [], []
-        for name in COMPARED:
-            before, after = last["before"].get(name), last["after"].get(name)
-            if before is None or after is None:
-                continue
-            change = last["gain"].get("score" if name == "annotator" else name)
-            figures = before, after, change
-            rows.append([say.measure(name), *(say.figure(figure, name) for figure in figures)])
-            data.append([name, *(cell for figure in figures for cell in ends(figure)[:3])])
-        columns = [w(f"column_{key}") for key in ("measure", "before", "after", "change")]
-        table(self.visit, columns, rows, (1, 2, 3), w("before_after"))
-        small(w("how_compared"))
-        names = [f"{side}{end}" for side in ("before", "after", "change") for end in ("", "_low", "_high")]
-        as_data(self.visit, "before-after", ["measure", *names], lambda: data)
+def samples_table(visit: Visit, seen: Alignment) -> None:
+    """One question a row: how it was answered at first, now, and in between."""
+    w, samples = visit.words, seen.samples
+    places = sorted({0, len(samples) // 2 if len(samples) > 2 else 0, len(samples) - 1})
+    steps, answers = ([samples[place][key] for place in places] for key in ("step", "answers"))
+    columns = [w("sample_step", step=visit.say.count(step)) if step else w("sample_before") for step in steps]
+    rows = []
+    for i, question in enumerate(seen.about.get("ask", {}).get("questions", [])):
+        rows.append([visible(question), *(visible(str(said[i])) if i < len(said) else "" for said in answers)])
+    el.text_of("h3", w("samples"))
+    el.table(visit, [w("sample_question"), *columns], rows, label=w("samples"))
+
+
+def before_after(visit: Visit, document: Mapping[str, Any]) -> None:
+    w, say = visit.words, visit.say
+    last = document["rounds"][-1]
+    el.text_of("h3", w("before_after"))
+    if said := document["verdict"].get(visit.lang, ""):
+        el.text_of("p", visible(said), "r-verdict")
+    gain, wins = say.figure(document["gain"]["score"]), say.figure(document["win_rate"], "right")
+    el.big_numbers({w("gain"): gain, w("win_rate"): wins})
+    rows, data = [], []
+    for name in COMPARED:
+        before, after = last["before"].get(name), last["after"].get(name)
+        if before is None or after is None:
+            continue
+        change = last["gain"].get("score" if name == "annotator" else name)
+        figures = before, after, change
+        rows.append([say.measure(name), *(say.figure(figure, name) for figure in figures)])
+        data.append([name, *(cell for figure in figures for cell in el.ends(figure)[:3])])
+    columns = [w(f"column_{key}") for key in ("measure", "before", "after", "change")]
+    el.table(visit, columns, rows, (1, 2, 3), w("before_after"))
+    el.small(w("how_compared"))
+    names = [f"{side}{end}" for side in ("before", "after", "change") for end in ("", "_low", "_high")]
+    el.as_data(visit, "before-after", ["measure", *names], lambda: data)

@@ -149,7 +149,7 @@ def sign_in(home: Path, name: str, key: str) -> str:
         salt, _, kept = known[clean].partition(":")
         if not hmac.compare_digest(hashed(salt), kept):
             raise UsageError(f"{clean} is locked with a key, and this is not it.")
-    elif key:
+    elif key:  # a file that anybody may write to has an end
         if len(known) >= PEOPLE_MOST:
             raise UsageError("There is no room for more names with keys.")
         salt = secrets.token_hex(16)

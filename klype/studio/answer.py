@@ -16,12 +16,13 @@ from nicegui import background_tasks, ui
 from klype.api.prompts import introduction
 from klype.examine.charts import PROBABILITY_EDGES
 from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
+from klype.studio import elements as el
 from klype.studio.conversation import AnswerBranch, Branches, Conversation, Turn
-from klype.studio.elements import PAGE_BEGINS, box, button, card, examples, fold, small, text_of
 from klype.studio.fields import Check, Counts, Slider, TextArea, first_steps, open_fold
 from klype.studio.studio import SharedModel
 from klype.studio.tokens import TokenPanel, Tokens, rows_of, shown, tokenizer_view
 from klype.studio.visit import PagePart, Visit
+from klype.words import Words
 
 EVERY_S = 0.05  # new tokens are sent this often
 LONGEST = 20_000  # characters of a message
@@ -35,7 +36,7 @@ class ShownAnswer:
     turn: int
     model: SharedModel
     branches: Branches
-    box: ui.element
+    article: ui.element
     tokens: Tokens | None = None
 
 
@@ -54,38 +55,38 @@ class AnswerPage(PagePart):
 
     def build(self) -> None:
         w, models = self.w, self.studio.models
-        with box("k-split"):
-            with box():
+        with el.box("k-split"):
+            with el.box():
                 for about, names in self.introductions.items():
                     whose = "" if len(names) == len(models) else f"{', '.join(names)}: "
-                    small(self.say.text(f"{whose}{about}"))
-                with box("k-legend", role="note"):
-                    text_of("span", w("legend"))
+                    el.small(self.say.text(f"{whose}{about}"))
+                with el.box("k-legend", role="note"):
+                    el.text_of("span", w("legend"))
                     for i, edge in enumerate([PROBABILITY_EDGES[0], *PROBABILITY_EDGES]):
-                        text_of("span", f"{'<' if i else '≥'} {self.say.share(edge)}", f"k-tok plain p{i}")
-                self.turns = box(aria_live="off")
-                with card(id=PAGE_BEGINS, tabindex="-1"):
+                        el.text_of("span", f"{'<' if i else '≥'} {self.say.share(edge)}", f"k-tok plain p{i}")
+                self.turns = el.box(aria_live="off")
+                with el.card(id=el.PAGE_BEGINS, tabindex="-1"):
                     self.text = TextArea(w("message"), 2, LONGEST, self.send, draft="message")
-                    with box("k-row").style("margin-top:8px"):
-                        button(w("send"), self.send, "strong")
-                        self.stop_button = button(w("stop"), self.stop)
-                        button(w("new"), self.forget)
-                    with box("k-row k-models", "fieldset"):
-                        text_of("legend", w("models"))
+                    with el.box("k-row").style("margin-top:8px"):
+                        el.button(w("send"), self.send, "strong")
+                        self.stop_button = el.button(w("stop"), self.stop)
+                        el.button(w("new"), self.forget)
+                    with el.box("k-row k-models", "fieldset"):
+                        el.text_of("legend", w("models"))
                         for model in models:
                             self.chosen[model.name] = Check(model.name, model is models[-1])
-                    self.window = box()
-                    examples(w("try"), self.tries, self.try_one)
-                with card():
-                    with box("k-sliders"):
+                    self.window = el.box()
+                    el.examples(w("try"), self.tries, self.try_one)
+                with el.card():
+                    with el.box("k-sliders"):
                         self._samplers(penalties=False)
                         self.limit = Counts(self.visit, "limit", (8, 2048, 8), 64)
-                    with fold(w("penalties")), box("k-sliders"):
+                    with el.fold(w("penalties")), el.box("k-sliders"):
                         self._samplers(penalties=True)
                     self.ahead = Check(w("ahead"), False)
                 tokenizer_view(self.visit)
                 open_fold(self.visit)
-            with card(classes="k-side") as side:
+            with el.card(classes="k-side") as side:
                 self.panel = TokenPanel(self.visit, side, self.sampling, self.fork)
                 self.panel.build()
         self.stop_button.set_visibility(False)
@@ -104,10 +105,9 @@ class AnswerPage(PagePart):
         say = self.say
         for name, row in SAMPLERS.items():
             if (row.adjust is not None) == penalties:
-                first, written = TEMPERATURE if name == "temperature" else row.off, partial(say.number, decimals=2)
-                slider = Slider(
-                    say.text(row.title), row.slider, first, (lambda v: say.count(round(v))) if row.whole else written
-                )
+                written = (lambda v: say.count(round(v))) if row.whole else (lambda v: say.number(v, 2))
+                first = TEMPERATURE if name == "temperature" else row.off
+                slider = Slider(say.text(row.title), row.slider, first, written)
                 slider.props["title"] = say.text(row.help)
                 self.sliders[name] = slider.moved(lambda: self.panel.draw())
 
@@ -122,8 +122,9 @@ class AnswerPage(PagePart):
         if not question or not names or self.sending or self.stop_button.visible:
             ui.notify(self.w("choose_model" if question and not names else "say_something"), position="top")
             return
+        # one seed for all models: they differ by their probabilities, not by their luck
         turn, seed = Turn(question), randbits(48)
-        self.sending = True
+        self.sending = True  # a prompt may take a moment, and Enter is pressed twice
         try:
             for name in names:
                 model = self.studio.model(name)
@@ -139,6 +140,7 @@ class AnswerPage(PagePart):
         self.text.set("")
         with self.turns:
             self._show(len(self.conversation.turns) - 1, turn)
+        # loaded anew, the page finds the conversation by its address
         ui.run_javascript(f"history.replaceState(null, '', '/?c={self.conversation.key}')")
         for branches in turn.branches.values():
             self._run(branches, branches.current)
@@ -202,7 +204,7 @@ class AnswerPage(PagePart):
         busy = any(answer.running for said in self.said for answer in said.branches.answers)
         if self.stop_button.visible != busy:
             self.stop_button.set_visibility(busy)
-        if not busy:
+        if not busy:  # an idle page costs the server nothing
             self.timer.deactivate()
             self._fill()
 
@@ -213,49 +215,42 @@ class AnswerPage(PagePart):
         warnings: dict[str, list[str]] = {}
         for name, reading in readings.items():
             warnings.setdefault(reading.warning(turn.question, self.visit.lang), []).append(name)
-        with box("k-turn"):
-            with box("k-asked"), box(tag="p"):
+        with el.box("k-turn"):
+            with el.box("k-asked"), el.box(tag="p"):
                 for text, strange in split_at(turn.question, unknown):
-                    text_of("u" if strange else "span", self.say.text(text), "k-strange" if strange else "")
+                    el.text_of("u" if strange else "span", self.say.text(text), "k-strange" if strange else "")
             for text, names in warnings.items():
                 if text:
-                    text_of("p", f"{', '.join(names)}: {self.say.text(text)}", "k-small k-warn")
-            with box("k-columns"):
+                    el.text_of("p", f"{', '.join(names)}: {self.say.text(text)}", "k-small k-warn")
+            with el.box("k-columns"):
                 for name in turn.branches:
                     if name in known:
-                        article = box(f"k-card k-said {known[name].stage}", "article")
+                        article = el.box(f"k-card k-said {known[name].stage}", "article")
                         self.said.append(ShownAnswer(place, known[name], turn.branches[name], article))
                         self._draw(self.said[-1])
 
     def _draw(self, said: ShownAnswer) -> None:
         w, model, answer = self.w, said.model, said.branches.current
-        said.box.clear()
-        with said.box:
-            with box(tag="header"):
-                text_of("h2", model.name)
-                text_of("span", self.visit.frame(f"stage_{model.stage}") if model.stage else "", "k-stage")
+        said.article.clear()
+        with said.article:
+            with el.box(tag="header"):
+                el.text_of("h2", model.name)
+                el.text_of("span", self.visit.frame(f"stage_{model.stage}") if model.stage else "", "k-stage")
             rows = rows_of(model, answer.steps, 0, self.say.share)
             said.tokens = Tokens(rows, w("answer_of", model=model.name), answer.running, partial(self.look, said))
             if answer.failed:
-                text_of("p", self.say.text(answer.failed), "k-small k-warn")
+                el.text_of("p", self.say.text(answer.failed), "k-small k-warn")
             if answer.trace is not None:
-                with box("k-costs", "ul"):
+                with el.box("k-costs", "ul"):
                     for part in costs(self.visit, model, answer):
-                        text_of("li", part)
+                        el.text_of("li", part)
             if len(said.branches.answers) > 1:
-                with box("k-branches", "ul", aria_label=w("ways")):
+                with el.box("k-branches", "ul", aria_label=w("ways")):
                     for one in said.branches.answers:
-                        with box(tag="li"):
+                        with el.box(tag="li"):
                             pressed = "true" if one is answer else "false"
                             act = partial(self.show, said.branches, one.number)
-                            button(self._way(model, one), act, "tiny", aria_pressed=pressed)
-
-    def _way(self, model: SharedModel, answer: AnswerBranch) -> str:
-        """What a branch is called: by the token that it took."""
-        if answer.parent is None:
-            return self.w("first_way")
-        took = shown(model, answer.tokens[answer.at], answer.tokens[: answer.at])
-        return self.w("way", n=answer.number + 1, of=answer.parent + 1, place=answer.at + 1, token=took)
+                            el.button(way(w, model, one), act, "tiny", aria_pressed=pressed)
 
     def look(self, said: ShownAnswer, at: int, opened: bool = True) -> None:
         """At one token. The truth may be known after a first message, and not in the middle of a conversation."""
@@ -273,9 +268,17 @@ class AnswerPage(PagePart):
                 answer, of = said.branches.current, said.model.window
                 used = len(answer.prompt) + len(answer.steps)
                 counts = {"n": self.say.count(used), "of": self.say.count(of)}
-                text_of("div", self.w("window", model=said.model.name, **counts), "k-small")
-                with box("k-window full" if used >= of else "k-window", aria_hidden="true"):
-                    box().style(f"width:{100 * min(1.0, used / of):.1f}%")
+                el.text_of("div", self.w("window", model=said.model.name, **counts), "k-small")
+                with el.box("k-window full" if used >= of else "k-window", aria_hidden="true"):
+                    el.box().style(f"width:{100 * min(1.0, used / of):.1f}%")
+
+
+def way(w: Words, model: SharedModel, answer: AnswerBranch) -> str:
+    """What a branch is called: by the token that it took."""
+    if answer.parent is None:
+        return w("first_way")
+    took = shown(model, answer.tokens[answer.at], answer.tokens[: answer.at])
+    return w("way", n=answer.number + 1, of=answer.parent + 1, place=answer.at + 1, token=took)
 
 
 def costs(visit: Visit, model: SharedModel, answer: AnswerBranch) -> list[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import hmac
-import html
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ import nicegui
 from fastapi import FastAPI, Request, Response
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Template
 from nicegui import Client, ui
 from nicegui.language import Language
 from starlette.exceptions import HTTPException
@@ -29,7 +29,7 @@ from klype.studio import answer, divergence, paths, ranking, runs, targets
 from klype.studio.elements import PAGE_BEGINS, box, text_of
 from klype.studio.studio import Studio
 from klype.studio.visit import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, language_of, text_file, theme
-from klype.words import LANGUAGES, Words, words
+from klype.words import LANGUAGES, words
 
 
 def way_back(visit: Visit) -> None:
@@ -49,24 +49,9 @@ PAGES = (
 )
 MISSING, BROKEN = Page("missing", "", "", way_back), Page("broken", "", "", way_back)
 PATIENCE_S = 60.0  # what a page may take to be made: a busy machine is slow, not broken
-YEAR_S = 365 * 24 * 3600
+YEAR_S = 365 * 24 * 3600  # how long a browser remembers language and theme
 KEY_PAGE = "/key"
 WAIT_S = 0.7  # every wrong key costs this, one after the other
-# In a toolbar, which is one stop for the Tab key: from link to link.
-ARROWS = """(e) => {
-  const links = [...e.currentTarget.querySelectorAll("a")], last = links.length - 1;
-  const at = links.indexOf(document.activeElement);
-  const to = {ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: last}[e.key];
-  if (to === undefined) return;
-  e.preventDefault();
-  links.forEach((link) => { link.tabIndex = -1; });
-  Object.assign(links[Math.min(last, Math.max(0, to))], {tabIndex: 0}).focus();
-}"""
-FAVICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#0b5e6b"/>'
-    '<path d="M10 7v18M10 18l11-9M14 15l8 10" fill="none" stroke="#faf8f3" stroke-width="3.4" '
-    'stroke-linecap="round"/></svg>'
-)
 # A page may load nothing from elsewhere, and stand in no other page. (Vue compiles templates: unsafe-eval.)
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -130,12 +115,12 @@ def pages(studio: Studio) -> FastAPI:
     ui.run_with(
         fast,
         title="klype",
-        favicon=FAVICON,
-        dark=None,
+        favicon=text_file("favicon.svg"),
+        dark=None,  # each visitor's own, see _builder
         tailwind=False,
-        reconnect_timeout=30.0,
+        reconnect_timeout=30.0,  # who was cut off for so long finds the page as it was
         show_welcome_message=False,
-        binding_refresh_interval=None,
+        binding_refresh_interval=None,  # nothing is bound: NiceGUI need not look ten times a second
     )
     return fast
 
@@ -169,7 +154,7 @@ def framed(visit: Visit) -> Iterator[None]:
         text_of("a", "klype", "k-brand", href="/")
         stop = here if here in PAGES else PAGES[0]
         nav, bar = box(tag="nav", aria_label=frame("pages")), {"aria_label": frame("pages_by_arrows")}
-        with nav, box("k-nav", role="toolbar", **bar).on("keydown", js_handler=ARROWS):
+        with nav, box("k-nav", role="toolbar", **bar).on("keydown", js_handler=text_file("arrows.js")):
             for page in PAGES:
                 current = {"aria-current": "page"} if page is here else {}
                 with box(tag="a", href=page.route, tabindex=0 if page is stop else -1, **current):
@@ -244,12 +229,12 @@ class Login:
         else:
             accepts = b" ".join(value for name, value in scope["headers"] if name.lower() == b"accept")
             person = scope["method"] == "GET" and b"text/html" in accepts
-            await self.inside(scope, receive, _led(send) if person else send)
+            await self.inside(scope, receive, led_to_key(send) if person else send)
 
     async def _answer(self, request: Request) -> Response:
-        w, known = words(language_of(request), "studio_frame"), request.cookies.get(COOKIE, "")
+        known = request.cookies.get(COOKIE, "")
         if request.method != "POST":
-            return _key_page(w, inside=self.sessions.holds(known))
+            return key_page(request, inside=self.sessions.holds(known))
         try:  # a form of more fields than any here has is none
             form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=4)
         except ValueError:
@@ -258,7 +243,7 @@ class Login:
         if "leave" not in form and not hmac.compare_digest(digest(given.encode()), self._key):
             async with self._turn:
                 await asyncio.sleep(self.wait_s)
-            return _key_page(w, wrong=True)
+            return key_page(request, wrong=True)
         self.sessions.end(known)
         if "leave" in form:
             answer = RedirectResponse(KEY_PAGE, 303)
@@ -270,7 +255,7 @@ class Login:
         return answer
 
 
-def _led(send: Send) -> Send:
+def led_to_key(send: Send) -> Send:
     """A person without a key is led to the page, where a program is refused."""
     headers = [(b"location", KEY_PAGE.encode()), (b"content-length", b"0"), (b"cache-control", b"no-store")]
     refused = False
@@ -287,21 +272,9 @@ def _led(send: Send) -> Send:
     return leading
 
 
-def _key_page(w: Words, wrong: bool = False, inside: bool = False) -> HTMLResponse:
-    """Our own words only, escaped all the same; who is inside can leave."""
-    said = {key: html.escape(w(key)) for key in ("key_title", "wrong_key", "leave", "key", "enter")}
-    form = f"<h1>{said['key_title']}</h1>"
-    if inside:
-        form += f'<button name="leave" value="1">{said["leave"]}</button>'
-    else:
-        form += f'<p role="alert">{said["wrong_key"]}</p>' if wrong else ""
-        form += (
-            f'<label>{said["key"]}<input name="key" type="password" autocomplete="current-password" required '
-            f"autofocus></label><button>{said['enter']}</button>"
-        )
-    text = (
-        f'<!doctype html><html lang="{w.lang}"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>klype</title><style>{theme()}{text_file("login.css")}'
-        f'</style></head><body><main><form method="post" action="{KEY_PAGE}">{form}</form></main></body></html>'
-    )
+def key_page(request: Request, wrong: bool = False, inside: bool = False) -> HTMLResponse:
+    """Asks for the key, again after a ``wrong`` one; who is ``inside`` can leave."""
+    page = Template(text_file("login.html.jinja"), autoescape=True)
+    w, style = words(language_of(request), "studio_frame"), f"{theme()}{text_file('login.css')}"
+    text = page.render(w=w, style=style, action=KEY_PAGE, wrong=wrong, inside=inside)
     return HTMLResponse(text, 401 if wrong else 200, {"cache-control": "no-store", "x-frame-options": "DENY"})

@@ -19,29 +19,17 @@ from klype.examine.charts import Group, Option, Picture, axis, formula_curves, w
 from klype.examine.examination_report import key as temperature_key
 from klype.examine.examination_report import measured, verdict
 from klype.examine.measures import KNOWN
+from klype.examine.say import Say
 from klype.jsons import saved
-from klype.studio.elements import (
-    ProgressBar,
-    as_data,
-    box,
-    button,
-    card,
-    chart,
-    figure_rows,
-    known,
-    picture,
-    redraw,
-    retext,
-    small,
-    status,
-    table,
-    text_of,
-)
+from klype.studio import elements as el
 from klype.studio.fields import Counts, Select, Slider, first_steps
 from klype.studio.studio import Studio
 from klype.studio.visit import PagePart, Visit, WorkPart, unless_busy
 from klype.studio.work import Work, WorkPlan, begin
+from klype.words import Words
 
+# An answer's tokens, and forward passes at most: what is examined becomes less until it keeps to that.
+TEMPERATURES, LIMIT, BUDGET = (0.0, 0.7, 1.0), 32, 200_000
 POINTS = 160  # of the formula's curves
 # S and n, on the slider's scale −log10(1 − S): at first, and the article's own, S = 0.99999 and n = 100.
 FIRST, EXAMPLE = (2.0, 100), (5.0, 100)
@@ -52,27 +40,23 @@ COLOURS = ("accent", "finetuned", "aligned", "base")
 
 @dataclass(frozen=True, slots=True)
 class ExamRequest:
-    """What is examined: so many questions, answers to each, at these temperatures; ``budget`` forward passes at most
-    (what is examined becomes less until it keeps to that)."""
+    """What is examined: so many questions, and answers to each."""
 
     address: str
     identity: str
     questions: int = 100
     samples: int = 8
-    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
-    limit: int = 32
-    budget: int = 200_000
 
     @property
     def key(self) -> str:
         """The same for the same weights and settings, so that nothing is computed twice."""
-        about = json.dumps([self.identity, self.questions, self.samples, self.temperatures, self.limit, self.budget])
+        about = json.dumps([self.identity, self.questions, self.samples, TEMPERATURES, LIMIT, BUDGET])
         return hashlib.sha256(about.encode()).hexdigest()[:20]
 
     def progress(self, lines: Sequence[str]) -> tuple[str, float]:
         """The part that the command's lines have come to, and which share of the parts is done."""
-        warm, answers = [f"{t:g}" for t in self.temperatures if t > 0], [f"answers {t:g}" for t in self.temperatures]
-        parts = ["plan", *answers, *(f"feedback {t}" for t in warm), "trees", "forks"]
+        feedback = [f"feedback {t:g}" for t in TEMPERATURES if t > 0]
+        parts = ["plan", *(f"answers {t:g}" for t in TEMPERATURES), *feedback, "trees", "forks"]
         heard = dict.fromkeys(part for line in lines for part in parts if line.startswith(f"{part}:"))
         return next(reversed(heard), "plan"), max(map(parts.index, heard), default=0) / len(parts)
 
@@ -105,8 +89,8 @@ def start_exam(studio: Studio, request: ExamRequest, lang: str = "en") -> Work:
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *studio.command, "examine", request.address, "--json", "--yes", "--most", str(request.questions),
-        "-n", str(request.samples), "--temperatures", ",".join(f"{t:g}" for t in request.temperatures),
-        "--limit", str(request.limit), "--budget", str(request.budget), "--lang", lang, "--device", studio.device,
+        "-n", str(request.samples), "--temperatures", ",".join(f"{t:g}" for t in TEMPERATURES),
+        "--limit", str(LIMIT), "--budget", str(BUDGET), "--lang", lang, "--device", studio.device,
         "--out", str(folder),
     ]  # fmt: skip
     return begin(studio.home, WorkPlan("examine", folder, [command], {}), f"examine-{request.key}")
@@ -126,17 +110,17 @@ class DivergencePage(WorkPart):
         if not models:
             first_steps(visit, w("nobody") if visit.studio.models else visit.frame("no_models"))
             return
-        with card(w("examine")):
-            with box("k-sliders"):
+        with el.card(w("examine")):
+            with el.box("k-sliders"):
                 self.model = Select(w("model"), models, list(models)[-1], self.choose)
                 self.questions = Counts(visit, "questions", (10, 200, 10), 60).released(self.choose)
                 self.samples = Counts(visit, "samples", (2, 32, 2), 8).released(self.choose)
-            with box("k-row").style("margin-top:10px"):
-                self.go = button(w("go"), self.start, "strong")
-                self.stop = button(visit.frame("cancel"), self.cancel)
-            self.note = status()
-            self.progress = ProgressBar()
-        self.box = box()
+            with el.box("k-row").style("margin-top:10px"):
+                self.go = el.button(w("go"), self.start, "strong")
+                self.stop = el.button(visit.frame("cancel"), self.cancel)
+            self.note = el.status()
+            self.progress = el.ProgressBar()
+        self.box = el.box()
         self.choose()
         ui.timer(0.5, self.look)
 
@@ -166,7 +150,7 @@ class DivergencePage(WorkPart):
         told = request.key, state, lines[-1:], seconds
         if told == self.told or request != self.request or self.note.is_deleted:
             return
-        self.told = told
+        self.told = told  # else nothing is drawn, twice a second
         busy = state == "running"
         document = None if busy else exam_document(self.studio, request)
         part, share = request.progress(lines)
@@ -183,7 +167,7 @@ class DivergencePage(WorkPart):
             said = w("not_yet")
         else:
             said = w("failed", why=say.text(work.why())) if state == "failed" else w("cancelled")
-        retext(self.note, said)
+        el.retext(self.note, said)
         self.go.set_visibility(not busy and document is None)
         self.stop.set_visibility(busy)
         self.progress.fill(busy, max(0.03, share))
@@ -199,37 +183,34 @@ class DivergencePage(WorkPart):
         found = pictures(document, self.say)
         self.box.clear()
         with self.box:
-            with card(self.w("found", model=document["model"])):
+            with el.card(self.w("found", model=document["model"])):
                 for paragraph in verdict(document, self.say):
-                    text_of("p", paragraph)
-            greedy = self._greedy(document["figures"])
+                    el.text_of("p", paragraph)
+            greedy = greedy_picture(document["figures"], self.w, self.say)
             for one in (*(found[name] for name in SHOWN if name in found), *([greedy] if greedy.panels else [])):
-                picture(self.visit, one, lambda one=one: one.rows)  # type: ignore[misc]
-            self._figures(document)
+                el.picture(self.visit, one, lambda one=one: one.rows)  # type: ignore[misc]
+            titles = {}
+            for name in measured(document):  # a row each, a column a temperature
+                title, unit = self.say.measure(name), self.say.unit(KNOWN[name].unit)
+                titles[name] = title if unit.lower() in title.lower() else f"{title} ({unit})"
+            columns, label = document["figures"], self.say("exam.figures")
+            names = [self.say("column.measure"), *(f"τ = {self.say.plain(float(t))}" for t in columns)]
+            with el.card(label):
+                rows = el.figure_rows(self.say, [*columns.values()], titles)
+                el.table(self.visit, names, rows, range(1, len(names)), label)
 
-    def _greedy(self, figures: Mapping[str, Any]) -> Picture:
-        """The most probable word always, beside words that are drawn: a panel a measure, a row a temperature."""
-        w, say, groups = self.w, self.say, []
-        made = Picture("greedy", w("greedy_title"), w("how_greedy"))
-        names = {t: w("greedy") if t == "0" else f"τ = {say.plain(float(t))}" for t in figures}
-        colours = dict(zip(figures, COLOURS * 4, strict=False))
-        for name in COMPARED if temperature_key(0.0) in figures else ():
-            rows = [(names[t], row[name], colours[t]) for t, row in figures.items() if known(row.get(name))]
-            if len(rows) > 1:
-                groups.append(Group(say.measure(name), name, axis(percent=True, min=0, max=1), rows))
-        return whisker_picture(made, groups, say("axis.temperature"), say)
 
-    def _figures(self, document: Mapping[str, Any]) -> None:
-        """A row a measure, a column a temperature."""
-        say, found = self.say, document["figures"]
-        titles = {}
-        for name in measured(document):
-            title, unit = say.measure(name), say.unit(KNOWN[name].unit)
-            titles[name] = title if unit.lower() in title.lower() else f"{title} ({unit})"
-        columns = [say("column.measure"), *(f"τ = {say.plain(float(t))}" for t in found)]
-        with card(say("exam.figures")):
-            rows = figure_rows(say, [*found.values()], titles)
-            table(self.visit, columns, rows, range(1, len(columns)), say("exam.figures"))
+def greedy_picture(figures: Mapping[str, Any], w: Words, say: Say) -> Picture:
+    """The most probable word always, beside words that are drawn: a panel a measure, a row a temperature."""
+    groups = []
+    names = {t: w("greedy") if t == "0" else f"τ = {say.plain(float(t))}" for t in figures}
+    colours = dict(zip(figures, COLOURS * 4, strict=False))
+    for name in COMPARED if temperature_key(0.0) in figures else ():
+        rows = [(names[t], row[name], colours[t]) for t, row in figures.items() if el.known(row.get(name))]
+        if len(rows) > 1:
+            groups.append(Group(say.measure(name), name, axis(percent=True, min=0, max=1), rows))
+    made = Picture("greedy", w("greedy_title"), w("how_greedy"))
+    return whisker_picture(made, groups, say("axis.temperature"), say)
 
 
 def clean(s: float, words: int) -> float:
@@ -262,21 +243,21 @@ class FormulaCard(PagePart):
 
     def build(self) -> None:
         w, visit = self.w, self.visit
-        with card(w("formula_title")) as shown:
-            with box("k-sliders"):
+        with el.card(w("formula_title")) as shown:
+            with el.box("k-sliders"):
                 self.s = Slider(w("formula_s"), (0.0, 6.0, 0.05), FIRST[0], lambda v: self._share(1 - 10**-v))
                 self.n = Counts(visit, "formula_n", (1, 1000, 1), FIRST[1])
                 self.after = Slider(w("formula_after"), (0.0, 0.99, 0.01), 0.3, lambda v: self.say.share(v))
             for slider in (self.s, self.n, self.after):
                 slider.moved(self.draw)
-            with box("k-chips").style("margin:8px 0"):
-                button(w("formula_example"), lambda: self.set(*EXAMPLE), "tiny")
-                self.own = button("", self.take_own, "tiny")
+            with el.box("k-chips").style("margin:8px 0"):
+                el.button(w("formula_example"), lambda: self.set(*EXAMPLE), "tiny")
+                self.own = el.button("", self.take_own, "tiny")
             self.own.set_visibility(False)
-            self.result = box("k-result", aria_live="polite")
-            self.drawn = chart(self._option(), visit.lang, 320, w("formula_title"))
-            small(w("formula_how"))
-            as_data(visit, "formula", [w("words"), *(w(f"formula_{name}") for name in CURVES)], self._rows, shown)
+            self.result = el.box("k-result", aria_live="polite")
+            self.drawn = el.chart(self._option(), visit.lang, 320, w("formula_title"))
+            el.small(w("formula_how"))
+            el.as_data(visit, "formula", [w("words"), *(w(f"formula_{name}") for name in CURVES)], self.rows, shown)
         self._tell()
 
     def know(self, s: float | None) -> None:
@@ -284,7 +265,7 @@ class FormulaCard(PagePart):
         self.own_s = s
         self.own.set_visibility(s is not None)
         if s is not None:
-            retext(self.own, self.w("formula_own", s=self._share(s)))
+            el.retext(self.own, self.w("formula_own", s=self._share(s)))
 
     def take_own(self) -> None:
         if self.own_s is not None:
@@ -296,7 +277,7 @@ class FormulaCard(PagePart):
         self.draw()
 
     def draw(self) -> None:
-        redraw(self.drawn, self._option(), self.visit.lang)
+        el.redraw(self.drawn, self._option(), self.visit.lang)
         self._tell()
 
     def _share(self, value: float) -> str:
@@ -319,17 +300,17 @@ class FormulaCard(PagePart):
         self.result.clear()
         with self.result:
             for name, value in told.items():
-                with box(tag="span"):
-                    text_of("span", name, "k-small")
-                    text_of("b", value)
+                with el.box(tag="span"):
+                    el.text_of("span", name, "k-small")
+                    el.text_of("b", value)
 
-    def _rows(self) -> list[list[float]]:
+    def rows(self) -> list[list[float]]:
         n = round(self.n.value)
         steps = min(n, POINTS)
         return [self._at(i) for i in sorted({round(1 + i * (n - 1) / max(1, steps - 1)) for i in range(steps)})]
 
     def _option(self) -> Option:
-        rows = self._rows()
+        rows = self.rows()
         curves = [(self.w(f"formula_{name}"), [(row[0], row[i]) for row in rows]) for i, name in enumerate(CURVES, 1)]
         return formula_curves(axis(self.w("words"), min=1, max=max(2, round(self.n.value))), curves)
 

@@ -21,6 +21,7 @@ from klype.words import LANGUAGES
 LONGEST_FIGURE = 24  # in a table a number stands in one line, one that says why it is uncertain in several
 PAGE_BEGINS = "message"  # the element in which one writes to a model
 FONT = "ui-sans-serif, system-ui, sans-serif"
+Rows = Callable[[], Sequence[Sequence[Cell]]]  # data as they are when they are asked for
 FORMATS = ("number", "percent", "value", "share", "bar", "whisker")  # functions of ``formats.js``, which all pages have
 
 
@@ -155,13 +156,7 @@ def examples(title: str, questions: Sequence[str], take: Callable[[str], Any]) -
                 button(question, partial(take, question), "tiny")
 
 
-def as_data(
-    visit: Visit,
-    name: str,
-    columns: Sequence[str],
-    rows: Callable[[], Sequence[Sequence[Cell]]],
-    picture: ui.element | None = None,
-) -> None:
+def as_data(visit: Visit, name: str, columns: Sequence[str], rows: Rows, picture: ui.element | None = None) -> None:
     """``Show as data``: numbers as CSV and JSON, and the picture that they stand behind as PNG, where there is one."""
 
     def save_csv() -> None:
@@ -202,7 +197,7 @@ def chart(option: Option, lang: str, height: int, label: str) -> ui.echart:
 
 
 def redraw(drawn: ui.echart, option: Option, lang: str) -> None:
-    drawn.options.clear()
+    drawn.options.clear()  # the element stays: a new one takes a browser three times as long
     drawn.options.update(revived(option, lang))
     drawn.update()
 
@@ -219,7 +214,7 @@ def panels(drawings: Sequence[Panel], lang: str, label: str = "") -> list[ui.ech
     return made
 
 
-def picture(visit: Visit, found: Picture, rows: Callable[[], Sequence[Sequence[Cell]]]) -> list[ui.echart]:
+def picture(visit: Visit, found: Picture, rows: Rows) -> list[ui.echart]:
     """A report's picture: its finding as the title, its panels, how to read it, its ``rows`` when they are asked for.
     Returns the charts."""
     with card(found.title) as drawn:
@@ -233,9 +228,7 @@ class GrowingPictures:
     """Pictures of what grows, in the order of their ``names``: charts are redrawn while the same panels are there, and
     laid anew when there are others. They stand where it is made. ``rows``: their data, where it is not in them."""
 
-    def __init__(
-        self, visit: Visit, names: Sequence[str], rows: Callable[[], Sequence[Sequence[Cell]]] | None = None
-    ) -> None:
+    def __init__(self, visit: Visit, names: Sequence[str], rows: Rows | None = None) -> None:
         self._visit, self._boxes, self._rows = visit, {name: box() for name in names}, rows
         self._drawn: dict[str, tuple[object, list[ui.echart]]] = {}
         self._now: dict[str, Picture] = {}

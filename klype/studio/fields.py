@@ -8,6 +8,7 @@ import base64
 import binascii
 import json
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,17 +22,22 @@ from nicegui import ui
 
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
-from klype.studio.elements import box, button, card, fold, retext, small, status, text_of
+from klype.studio import elements as el
 from klype.studio.visit import Visit
 
 # An input's value as an attribute: as a property, Vue would set it again whenever anything on the page changes, and
 # take back what was typed or moved since.
 AT_FIRST = "^value"
 SEND_VALUE = "(e) => emit(e.target.value)"
-SLICE = 192 << 10  # bytes of a file that come at once
+# Bytes of a file that come at once: as base64 well below the megabyte that a message of the page may have.
+SLICE = 192 << 10
 FILES_MOST, OLD_S = 40, 24 * 3600.0  # files that wait in a home to be used, and for how long; older ones make room
 LONGEST_MODEL = 1000  # characters of a MODEL's name
 SEED_MOST = 2**32 - 1
+
+
+def nothing() -> None:
+    """What is done where nothing is to be done."""
 
 
 class Field(ui.element):
@@ -41,8 +47,8 @@ class Field(ui.element):
         super().__init__("label")
         self.classes(classes)
         with self:
-            self.title = text_of("span", name)
-            self.input = box("", tag)
+            self.title = el.text_of("span", name)
+            self.input = el.box("", tag)
             if "value" in props:
                 props[AT_FIRST] = props.pop("value")
             self.input.props.update(props)
@@ -67,35 +73,42 @@ class Slider(Field):
         self.low, self.high, step = ends
         super().__init__(name, type="range", min=self.low, max=self.high, step=step, value=value)
         self.value, self._shown = value, shown
-        self._moved: list[Callable[[], object]] = []
-        self._released: list[Callable[[], object]] = []
+        self._moved: Callable[[], object] = nothing
+        self._released: Callable[[], object] = nothing
         with self:
-            self._output = text_of("output", shown(value))
+            self._output = el.text_of("output", shown(value))
             self._output.move(target_index=1)
-        self.hears("input", lambda sent: self._take(sent, self._moved), throttle=0.1)
-        self.hears("change", lambda sent: self._take(sent, [*self._moved, *self._released]))
+        # ten messages a second are enough to see bars move
+        self.hears("input", self._moves, throttle=0.1)
+        self.hears("change", self._lets_go)
 
     def moved(self, act: Callable[[], object]) -> Slider:
-        self._moved.append(act)
+        self._moved = act
         return self
 
     def released(self, act: Callable[[], object]) -> Slider:
-        self._released.append(act)
+        self._released = act
         return self
 
     def set(self, value: float) -> None:
         self._take(value)
         self.fill(self.value)
 
-    def _take(self, given: object, acts: Sequence[Callable[[], object]] = ()) -> None:
+    def _moves(self, sent: object) -> None:
+        self._take(sent)
+        self._moved()
+
+    def _lets_go(self, sent: object) -> None:
+        self._moves(sent)
+        self._released()
+
+    def _take(self, given: object) -> None:
         """A browser may send anything."""
         with suppress(ValueError):
             value = float(str(given))
             if math.isfinite(value):
                 self.value = min(self.high, max(self.low, value))
-                retext(self._output, self._shown(self.value))
-        for act in acts:
-            act()
+                el.retext(self._output, self._shown(self.value))
 
 
 class Minutes(Slider):
@@ -116,14 +129,14 @@ class Select(Field):
     """One of several, by key."""
 
     def __init__(
-        self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object] = lambda: None
+        self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object] = nothing
     ) -> None:
         super().__init__(name, "select")
         self.options, self.value, self._on_change = dict(options), value, on_change
         self.hears("change", self._take)
         with self.input:
             for key, text in options.items():
-                text_of("option", text, value=key, selected=key == value)
+                el.text_of("option", text, value=key, selected=key == value)
 
     def _take(self, sent: object) -> object:
         if str(sent) not in self.options:
@@ -203,21 +216,19 @@ class TextArea(TypedField):
         ui.run_javascript(f"document.getElementById('{self.input.html_id}').value = {json.dumps(text)}; {forget}")
 
 
-class WholeNumber(Field):
-    """A whole number from ``low`` to ``high``; ``value`` raises UsageError for what is none, in the page's language."""
+class SeedField(Field):
+    """A whole number that a run begins with; ``value`` raises UsageError for what is none, in the page's language."""
 
-    def __init__(self, visit: Visit, key: str, low: int, high: int, value: int) -> None:
-        self._visit, self._name, self._low, self._high = visit, visit.words(key), low, high
-        super().__init__(self._name, type="number", min=low, max=high, step=1, value=value)
-        self._given = str(value)
+    def __init__(self, visit: Visit) -> None:
+        self._visit, self._name, self._given = visit, visit.words("seed"), "0"
+        super().__init__(self._name, type="number", min=0, max=SEED_MOST, step=1, value=0)
         self.hears("input", self._take)
 
     @property
     def value(self) -> int:
-        text = self._given
-        if text.isascii() and text.isdecimal() and len(text) < 20 and self._low <= int(text) <= self._high:
-            return int(text)
-        about = {"name": self._name, "low": str(self._low), "high": str(self._high), "given": visible(text)}
+        if re.fullmatch("[0-9]{1,19}", self._given) and int(self._given) <= SEED_MOST:
+            return int(self._given)
+        about = {"name": self._name, "low": "0", "high": str(SEED_MOST), "given": visible(self._given)}
         raise UsageError(self._visit.frame("whole_number", **about))
 
     def _take(self, sent: object) -> None:
@@ -236,18 +247,14 @@ class UploadedFile:
     got: int = 0
 
 
+OnFile = Callable[[UploadedFile], Awaitable[None]]
+
+
 class Upload(ui.element, component="upload.js"):
     """A file from a browser, of one of these ``kinds`` and at most so many bytes: in slices over the page's own
     connection, under a name of our own. ``on_given`` is called with it when it is whole."""
 
-    def __init__(
-        self,
-        visit: Visit,
-        label: str,
-        most: int,
-        kinds: Sequence[str],
-        on_given: Callable[[UploadedFile], Awaitable[None]],
-    ) -> None:
+    def __init__(self, visit: Visit, label: str, most: int, kinds: Sequence[str], on_given: OnFile) -> None:
         super().__init__()
         self._visit, self._most, self._kinds, self._on_given = visit, most, kinds, on_given
         self._now: UploadedFile | None = None
@@ -297,6 +304,7 @@ class Upload(ui.element, component="upload.js"):
 
     def _place(self, name: str, size: int) -> Path:
         """Where a file of this name and size is put, once there is room."""
+        # of the name its owner gave it only the ending is kept
         suffix = next((s for s in self._kinds if name.lower().endswith(s)), "")
         if not suffix:
             raise UsageError(f"Such a file is not taken here: {', '.join(self._kinds)} are.")
@@ -324,14 +332,14 @@ async def open_model(visit: Visit, model: str, note: ui.element, to: str) -> Non
     while not (await asyncio.wait([work], timeout=1))[0]:
         if not note.is_deleted:
             said = visit.say.seconds(float(round(time.monotonic() - began)))
-            retext(note, visit.frame("opening", model=visit.say.text(model), time=said))
+            el.retext(note, visit.frame("opening", model=visit.say.text(model), time=said))
     if note.is_deleted:
         return
     if (error := work.exception()) is None:
         ui.navigate.to(to)
     else:
         note.classes("k-warn")
-        retext(note, visit.why(error))
+        el.retext(note, visit.why(error))
 
 
 def open_form(visit: Visit) -> None:
@@ -347,34 +355,34 @@ def open_form(visit: Visit) -> None:
             go.props.pop("disabled", None)
             go.update()
 
-    with box("k-row"):
+    with el.box("k-row"):
         field = TextLine(visit.frame("open_what"), LONGEST_MODEL, opened)
         field.classes("k-grow")
-        go = button(visit.frame("open"), opened, "strong")
-    note = status()
-    with box("k-small k-kinds", "ul"):
+        go = el.button(visit.frame("open"), opened, "strong")
+    note = el.status()
+    with el.box("k-small k-kinds", "ul"):
         for kind in ("demo", "folder", "hub", "gguf", "server"):
-            with box(tag="li"):
-                text_of("span", visit.frame(f"open_{kind}"))
+            with el.box(tag="li"):
+                el.text_of("span", visit.frame(f"open_{kind}"))
 
 
 def open_fold(visit: Visit) -> None:
     """The same for a page that has models already."""
     if visit.studio.opens:
-        with fold(visit.frame("open_another"), "k-card"):
+        with el.fold(visit.frame("open_another"), "k-card"):
             open_form(visit)
 
 
 def first_steps(visit: Visit, why: str) -> None:
     """What there is to do where a page has no model that it could show: open one, or train one."""
-    with card(why):
-        text_of("a", visit.frame("train_one"), "k-button strong", href="/runs#start")
-        small(visit.frame("train_how"))
+    with el.card(why):
+        el.text_of("a", visit.frame("train_one"), "k-button strong", href="/runs#start")
+        el.small(visit.frame("train_how"))
     if visit.studio.opens:
-        with card(visit.frame("open_one")):
+        with el.card(visit.frame("open_one")):
             open_form(visit)
 
 
 def ask_button(visit: Visit, run: str, note: ui.element) -> None:
     """Opens a run that the studio knows, and leads to where it is asked."""
-    button(visit.frame("ask_it"), partial(open_model, visit, run, note, "/"), "strong")
+    el.button(visit.frame("ask_it"), partial(open_model, visit, run, note, "/"), "strong")

@@ -15,24 +15,7 @@ from klype.api.results import judged
 from klype.examine.charts import Cell
 from klype.examine.facts import FigureFacts
 from klype.examine.say import Say
-from klype.studio.elements import (
-    PAGE_BEGINS,
-    ProgressBar,
-    Scroll,
-    as_data,
-    box,
-    button,
-    card,
-    chart,
-    examples,
-    meaning_colour,
-    redraw,
-    retext,
-    small,
-    status,
-    table,
-    text_of,
-)
+from klype.studio import elements as el
 from klype.studio.fields import Counts, Select, Slider, TextArea, first_steps
 from klype.studio.paths_search import Drawing, FoundPaths, PathSearch, PathSettings, exact, flow
 from klype.studio.studio import CancelledError
@@ -54,25 +37,25 @@ class PathsPage(PagePart):
 
     def build(self) -> None:
         w, say, models = self.w, self.say, self.studio.models
-        with card(id=PAGE_BEGINS, tabindex="-1"):
-            with box("k-row"):
+        with el.card(id=el.PAGE_BEGINS, tabindex="-1"):
+            with el.box("k-row"):
                 self.text = TextArea(w("question"), 2, LONGEST, self.start, draft="paths")
-            with box("k-sliders").style("margin-top:10px"):
+            with el.box("k-sliders").style("margin-top:10px"):
                 names = {model.name: model.name for model in models}
                 self.model = Select(w("model"), names, models[-1].name, self.start)
                 self.n = Counts(self.visit, "answers", (8, 256, 8), 64).released(self.again)
                 self.temperature = Slider(w("temperature"), (0.0, 2.0, 0.05), 0.7, lambda v: say.number(v, 2))
                 self.temperature.released(self.again)
                 self.limit = Counts(self.visit, "limit", (4, 128, 4), 32).released(self.again)
-            with box("k-row").style("margin-top:10px"):
-                button(w("ask"), self.start, "strong")
-                self.cancel_button = button(self.visit.frame("cancel"), self.cancel)
-                self.progress = ProgressBar("k-grow")
-            self.note = status()
-            examples(w("try"), self.tries, self.try_one)
+            with el.box("k-row").style("margin-top:10px"):
+                el.button(w("ask"), self.start, "strong")
+                self.cancel_button = el.button(self.visit.frame("cancel"), self.cancel)
+                self.progress = el.ProgressBar("k-grow")
+            self.note = el.status()
+            el.examples(w("try"), self.tries, self.try_one)
         self.cancel_button.set_visibility(False)
         self.progress.set_visibility(False)
-        self.box = box()
+        self.box = el.box()
         self.text.restore()
         ui.timer(0.2, self.tick)
         ui.context.client.on_delete(self.cancel)
@@ -104,6 +87,7 @@ class PathsPage(PagePart):
         self.cancel()
         self.search = search
         self.running.append(search)
+        # as the sliders stand now: they may be moved while it is computed
         settings = PathSettings(self.temperature.value, int(self.n.value), int(self.limit.value))
         client, model = ui.context.client, search.model
 
@@ -134,14 +118,14 @@ class PathsPage(PagePart):
         if self.cancel_button.visible != (search is not None):
             self.cancel_button.set_visibility(search is not None)
             self.progress.set_visibility(search is not None)
-            retext(self.note, "")
+            el.retext(self.note, "")
         if search is not None:
             self.progress.fill(True, search.done)
             w, say, seconds = self.w, self.say, time.monotonic() - search.began
             about = {"share": say.share(search.done), "time": say.seconds(float(round(seconds)))}
             said = w("looking" if search.done >= 1 else "reading", **about)
-            if seconds > 1 and self.note._text != said:
-                retext(self.note, said)
+            if seconds > 1 and self.note._text != said:  # a screen reader would say what ends at once
+                el.retext(self.note, said)
 
     def _draw(self, found: FoundPaths) -> None:
         w, say, tree = self.w, self.say, found.tree
@@ -152,10 +136,10 @@ class PathsPage(PagePart):
                 [found.asking.question.prompt, found.spell(t.tokens), t.logp, t.ended] for t in found.traces
             ]
             self.flow = self._drawing(flow_title(found, w, say), "flow", self._flow(found), ("answers", columns, rows))
-            with box("k-panels"):
-                with card(w("meanings")):
+            with el.box("k-panels"):
+                with el.card(w("meanings")):
                     self._meanings(found)
-                with card() as self.fork_card:
+                with el.card() as self.fork_card:
                     self._fork(found)
             title = w("exact", left=say.share(tree.unexplored, 1), n=say.count(tree.expansions))
             columns, rows = [w("answer"), w("low"), w("high")], [[a.text, a.low, a.high] for a in tree.answers[:200]]
@@ -164,7 +148,7 @@ class PathsPage(PagePart):
     def _draw_fork(self, found: FoundPaths) -> None:
         """What is known of the fork, into what is drawn: a chart that is replaced before it has appeared is an error in
         the browser."""
-        redraw(self.flow, self._flow(found).option, self.visit.lang)
+        el.redraw(self.flow, self._flow(found).option, self.visit.lang)
         self.fork_card.clear()
         with self.fork_card:
             self._fork(found)
@@ -174,12 +158,12 @@ class PathsPage(PagePart):
     ) -> ui.echart:
         """A card with a drawing that may be wider than a phone."""
         label, (file, columns, rows) = self.w(f"{name}_region"), data
-        with card(title) as drawn:
-            with Scroll(self.visit, label):
-                made = chart(drawing.option, self.visit.lang, drawing.height, label)
+        with el.card(title) as drawn:
+            with el.Scroll(self.visit, label):
+                made = el.chart(drawing.option, self.visit.lang, drawing.height, label)
                 made.style(f"min-width:{drawing.width}px")
-            small(self.w(f"how_{name}"))
-            as_data(self.visit, file, columns, lambda: rows, drawn)
+            el.small(self.w(f"how_{name}"))
+            el.as_data(self.visit, file, columns, lambda: rows, drawn)
         return made
 
     def _flow(self, found: FoundPaths) -> Drawing:
@@ -195,35 +179,35 @@ class PathsPage(PagePart):
             bounds = "" if low == high else f"{low}–"  # one number where both ends read alike
             share = say.figure(facts(one.share), "right")
             rows.append([partial(self._meant, found, place), share, f"{bounds}{say.share(one.high, 1)}"])
-        table(self.visit, [w("meaning"), w("drawn_share"), w("certain_share")], rows, numeric=(1, 2))
+        el.table(self.visit, [w("meaning"), w("drawn_share"), w("certain_share")], rows, numeric=(1, 2))
         if len(listed) > LISTED:
-            small(w("more", n=say.count(len(listed) - LISTED)))
+            el.small(w("more", n=say.count(len(listed) - LISTED)))
         judge = say.judged(judged(found.asking.judge, found.asking.error_rate))
-        small(w("how_meanings", judge=judge, left=say.share(found.tree.unexplored, 1)))
+        el.small(w("how_meanings", judge=judge, left=say.share(found.tree.unexplored, 1)))
 
     def _meant(self, found: FoundPaths, place: int) -> None:
         one = found.meant[place]
-        box("k-swatch", "span", aria_hidden="true").style(f"background:{meaning_colour(place)}")
+        el.box("k-swatch", "span", aria_hidden="true").style(f"background:{el.meaning_colour(place)}")
         if one.right is not None:
             said = self.visit.frame("right" if one.right else "wrong")
-            text_of("span", "✓ " if one.right else "✗ ", "k-mark ok" if one.right else "k-mark no", title=said)
-        text_of("bdi", self.say.text(one.text) or "∅")
+            el.text_of("span", "✓ " if one.right else "✗ ", "k-mark ok" if one.right else "k-mark no", title=said)
+        el.text_of("bdi", self.say.text(one.text) or "∅")
 
     def _fork(self, found: FoundPaths) -> None:
         """Whether a word decided the commonest answer, and what follows others in its place."""
         w, say, forks = self.w, self.say, self.forks
-        text_of("h2", w("fork"))
+        el.text_of("h2", w("fork"))
         if forks is None or self.search is None:
-            small(decision(found, None, "", w, say))
+            el.small(decision(found, None, "", w, say))
             return
         ids = [position.token for position in forks.positions]
         names = [shown(self.search.model, token, ids[:i]) for i, token in enumerate(ids)]
-        with box("k-words"):
+        with el.box("k-words"):
             for i, (position, name) in enumerate(zip(forks.positions, names, strict=True)):
-                with box("w fork" if i == forks.fork else "w", "span"):
-                    text_of("span", f"▶ {name}" if i == forks.fork else name)
-                    text_of("small", say.share(position.own, 1))
-        text_of("p", decision(found, forks, "" if forks.fork is None else names[forks.fork], w, say))
+                with el.box("w fork" if i == forks.fork else "w", "span"):
+                    el.text_of("span", f"▶ {name}" if i == forks.fork else name)
+                    el.text_of("small", say.share(position.own, 1))
+        el.text_of("p", decision(found, forks, "" if forks.fork is None else names[forks.fork], w, say))
         if forks.fork is None:
             return
         rows = []
@@ -235,9 +219,9 @@ class PathsPage(PagePart):
                 named[name] = named.get(name, 0.0) + share
             then = ", ".join(f"{say.share(share, 1)} {name}" for name, share in named.items())
             instead = shown(self.search.model, other.token, ids[: forks.fork])
-            rows.append([partial(text_of, "bdi", instead, "k-word"), say.share(other.p, 1), then])
-        table(self.visit, [w("word"), w("p"), w("then")], rows, numeric=(1,))
-        small(w("how_fork", n=forks.samples))
+            rows.append([partial(el.text_of, "bdi", instead, "k-word"), say.share(other.p, 1), then])
+        el.table(self.visit, [w("word"), w("p"), w("then")], rows, numeric=(1,))
+        el.small(w("how_fork", n=forks.samples))
 
 
 def flow_title(found: FoundPaths, w: Words, say: Say) -> str:

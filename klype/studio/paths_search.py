@@ -66,8 +66,7 @@ class FoundPaths:
     ``spell``: tokens to text, as the model that was asked spells them."""
 
     asking: PromptContext
-    settings: PathSettings
-    traces: tuple[Trace, ...]
+    traces: tuple[Trace, ...]  # in the order of their samples
     tree: Tree
     meant: tuple[MeaningShare, ...]
     common: Trace | None
@@ -101,6 +100,7 @@ class PathSearch:
         for event in source.generate([request]):
             if event.trace is not None:
                 drawn.append(event.trace)
+                # drawing is the first half of the bar, growing the tree the second
                 self.done = 0.5 * len(drawn) / settings.n
         traces = tuple(sorted(drawn, key=lambda trace: trace.sample))
         ask = replace(self.asking, source=CachedSource(source, self.known))
@@ -118,7 +118,7 @@ class PathSearch:
         best = Counter(meanings).most_common(1)[0][0] if traces else None
         mine = [(t, text) for t, text, m in zip(traces, texts, meanings, strict=True) if m == best and t.steps]
         common = max(mine, key=lambda pair: times[pair[1]])[0] if mine else None
-        return FoundPaths(self.asking, settings, traces, tree, self._meant(times, tree), common, decode)
+        return FoundPaths(self.asking, traces, tree, self._meant(times, tree), common, decode)
 
     def fork(self, source: Source, trace: Trace, settings: PathSettings) -> Forks:
         """The word at which this answer was decided."""

@@ -16,6 +16,7 @@ from klype.errors import KlypeError
 from klype.examine.say import Say, visible
 from klype.preferences import formats
 from klype.preferences.records import KINDS
+from klype.studio import elements as el
 from klype.studio.alignment import AlignCard
 from klype.studio.annotation import (
     KEY_MOST,
@@ -28,7 +29,6 @@ from klype.studio.annotation import (
     ranking_store,
     sign_in,
 )
-from klype.studio.elements import as_data, big_numbers, box, button, card, ends, retext, small, table, text_of
 from klype.studio.fields import Select, TextLine, Upload, UploadedFile, first_steps
 from klype.studio.visit import PagePart, Visit, unless_busy
 from klype.words import Words
@@ -72,31 +72,31 @@ class RankingPage(PagePart):
 
     def build(self, stores: Sequence[RankingStore]) -> None:
         w = self.w
-        with card(w("who")) as self.setup:
-            with box("r-setup", "form") as form:  # browsers want keys in one
+        with el.card(w("who")) as self.setup:
+            with el.box("r-setup", "form") as form:  # browsers want keys in one
                 form.on("submit", js_handler="(e) => e.preventDefault()")
                 if len(stores) > 1:
                     to, names = f"{self.visit.page.route}?store=", {store.key: store.name for store in stores}
                     choice = Select(w("store"), names, self.store.key, lambda: ui.navigate.to(to + choice.value))
                 self.name = TextLine(w("name"), NAME_MOST, self.enter)
                 self.key = TextLine(w("key"), KEY_MOST, self.enter, kind="password")
-                with box():
-                    button(w("begin"), self.enter, "strong")
-            small(w("key_note"))
-            self.refused = text_of("p", "", "k-small", role="alert")
-        with card(classes="r-hidden") as self.table:
-            with box("r-progress"):
-                self.mine = text_of("strong", "")
-                self.all = text_of("span", "", "k-small")
+                with el.box():
+                    el.button(w("begin"), self.enter, "strong")
+            el.small(w("key_note"))
+            self.refused = el.text_of("p", "", "k-small", role="alert")
+        with el.card(classes="r-hidden") as self.table:
+            with el.box("r-progress"):
+                self.mine = el.text_of("strong", "")
+                self.all = el.text_of("span", "", "k-small")
             self.board = RankingBoard(w.section("board"), self.store.key, self.act, self.arrive)
-            text_of("p", w("keys"), "k-small r-keys")
-        self.agree = box()
-        with card(w("in_out")):
-            with box("k-row"):
+            el.text_of("p", w("keys"), "k-small r-keys")
+        self.agree = el.box()
+        with el.card(w("in_out")):
+            with el.box("k-row"):
                 self.form = Select(w("format"), {f: w(f"form_{f}") for f in formats.FORMATS}, "ranked")
-                button(w("export"), self.export)
+                el.button(w("export"), self.export)
                 Upload(self.visit, w("import"), IMPORT_MOST, IMPORT_KINDS, self.bring)
-            small(w("in_out_note"))
+            el.small(w("in_out_note"))
         self.learn = AlignCard(self.visit, self.store)
         self.learn.build()
         ui.timer(REFRESH_S, self.count)
@@ -126,9 +126,9 @@ class RankingPage(PagePart):
                 session, task = await asyncio.to_thread(sit)
             except KlypeError as error:
                 await self.leave()
-                retext(self.refused, "" if quietly else self.visit.why(error))
+                el.retext(self.refused, "" if quietly else self.visit.why(error))
                 return
-            retext(self.refused, "")
+            el.retext(self.refused, "")
             self.setup.classes("r-hidden")
             self.table.classes(remove="r-hidden")
             self.board.run_method("setName", session.name, session.name)
@@ -181,16 +181,12 @@ class RankingPage(PagePart):
 
     def _tell(self) -> None:
         if self.session is not None:
-            retext(self.mine, self.w("mine", name=self.session.name, n=self.say.count(self.session.done)))
+            el.retext(self.mine, self.w("mine", name=self.session.name, n=self.say.count(self.session.done)))
         if self.found is not None:
-            people = [entry for entry in self.found.entries if entry.by == "person"]
-            ranked = {entry.asked.id for entry in people if entry.kind != "skip"}
-            counts = {
-                "people": len({entry.annotator for entry in people}),
-                "n": len(ranked),
-                "of": self.found.questions,
-            }
-            retext(self.all, self.w("all", **{name: self.say.count(count) for name, count in counts.items()}))
+            said = [entry for entry in self.found.entries if entry.by == "person"]
+            people, ranked = {e.annotator for e in said}, {e.asked.id for e in said if e.kind != "skip"}
+            counts = {"people": len(people), "n": len(ranked), "of": self.found.questions}
+            el.retext(self.all, self.w("all", **{name: self.say.count(count) for name, count in counts.items()}))
 
     # what has come of it
 
@@ -200,7 +196,7 @@ class RankingPage(PagePart):
         try:
             found = await asyncio.to_thread(self.studio.summaries.of, self.store)
         except KlypeError as error:
-            retext(self.refused, self.visit.why(error))
+            el.retext(self.refused, self.visit.why(error))
             return
         if found is not self.found and not self.agree.is_deleted:
             self.found = found
@@ -267,19 +263,21 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
             [named(one["name"], w), *(say.count(one[key]) for key in columns), pace, figure(one["with_oneself"])]
         )
         own = [one[key] for key in ("name", "by", *columns, "seconds")]
-        data.append([*own, *ends(one["with_oneself"])])
-    with card(w("agreement")):
-        big_numbers(numbers)
+        data.append([*own, *el.ends(one["with_oneself"])])
+    with el.card(w("agreement")):
+        el.big_numbers(numbers)
         titles = [w(f"column_{key}") for key in ("who", "rankings", "none", "skipped", "seconds", "self")]
-        table(visit, titles, rows[:LISTED_PEOPLE], range(1, 6), w("agreement"))
+        el.table(visit, titles, rows[:LISTED_PEOPLE], range(1, 6), w("agreement"))
         for text in habits(people, w, say):
-            text_of("p", text, "k-warn")
+            el.text_of("p", text, "k-warn")
         for pair in summary["between"][:LISTED_PEOPLE]:
             if pair["tau_b"]["value"] is not None:
                 a, b = (named(name, w) for name in pair["annotators"])
-                small(w("between", a=a, b=b, tau=figure(pair["tau_b"])))
-        small(w("how_agreement"))
-        as_data(visit, "agreement", ["annotator", "by", *columns, "seconds", "tau_b", "low", "high", "n"], lambda: data)
+                el.small(w("between", a=a, b=b, tau=figure(pair["tau_b"])))
+        el.small(w("how_agreement"))
+        el.as_data(
+            visit, "agreement", ["annotator", "by", *columns, "seconds", "tau_b", "low", "high", "n"], lambda: data
+        )
 
 
 def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]:
@@ -296,7 +294,7 @@ async def build(visit: Visit) -> None:
     try:
         found = await asyncio.to_thread(visit.studio.ranking_stores)
     except KlypeError as error:
-        text_of("p", visit.why(error), "k-card k-empty")
+        el.text_of("p", visit.why(error), "k-card k-empty")
         return
     if not found:
         first_steps(visit, visit.words("no_store"))

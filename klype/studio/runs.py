@@ -14,8 +14,8 @@ from klype.data.readers import KINDS
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Cell
 from klype.examine.say import visible
-from klype.studio.elements import as_data, box, button, card, retext, small, status, text_of
-from klype.studio.fields import SEED_MOST, Minutes, Select, Upload, UploadedFile, WholeNumber
+from klype.studio import elements as el
+from klype.studio.fields import Minutes, SeedField, Select, Upload, UploadedFile
 from klype.studio.runs_detail import RunDetail, RunInfo, all_runs, family
 from klype.studio.studio import Studio
 from klype.studio.visit import PagePart, Visit, unless_busy
@@ -24,7 +24,7 @@ from klype.words import LANGUAGES
 
 LOOK_S = 1.5
 TEXT_MOST, FILES = 32 << 20, 8  # bytes of a text, and how many of them
-RANK = 8
+RANK = 8  # of the low-rank updates (LoRA)
 
 
 class Needs(NamedTuple):
@@ -59,7 +59,7 @@ class RunRequest:
 def start_run(studio: Studio, request: RunRequest) -> Work:
     """Begins ``klype run``, on the files where the recipe takes any: they lie in the run's own folder, under names of
     ours, and stay with the form when nothing was begun. UsageError for what cannot be."""
-    needs = RECIPES[request.recipe]
+    needs = RECIPES[request.recipe]  # a Select takes none but its own keys
     if needs.files == "needed" and not request.files:
         raise UsageError("There is no text to learn from.", "Add a file first.")
     if needs.model and not request.model:
@@ -98,29 +98,29 @@ class RunForm(PagePart):
     def build(self) -> None:
         w, visit = self.w, self.visit
         trainable = {m.address: m.name for m in self.studio.models if m.opened.native is not None}
-        with card(w("new"), id="start"):
-            with box("r-setup"):
+        with el.card(w("new"), id="start"):
+            with el.box("r-setup"):
                 recipes = {name: w(f"recipe_{name}") for name in RECIPES}
                 self.recipe = Select(w("recipe"), recipes, "world", self.show)
                 self.model = Select(w("from"), trainable or {"": w("nothing")}, next(iter(trainable), ""))
                 self.minutes = Minutes(visit, (1, 60, 1), 5)
                 self.lang = Select(w("language"), {lang: row.name for lang, row in LANGUAGES.items()}, visit.lang)
-                self.seed = WholeNumber(visit, "seed", 0, SEED_MOST, 0)
-            self.needs = status()
-            with box() as self.texts:
+                self.seed = SeedField(visit)
+            self.needs = el.status()
+            with el.box() as self.texts:
                 Upload(visit, w("upload"), TEXT_MOST, KINDS, self.take)
-                self.list = small("")
-                small(w("upload_note", kinds=", ".join(KINDS), most=self.say.count(TEXT_MOST >> 20)))
-            with box("k-row").style("margin-top:10px"):
-                button(w("start"), self.start, "strong")
-            small(w("start_note"))
+                self.list = el.small("")
+                el.small(w("upload_note", kinds=", ".join(KINDS), most=self.say.count(TEXT_MOST >> 20)))
+            with el.box("k-row").style("margin-top:10px"):
+                el.button(w("start"), self.start, "strong")
+            el.small(w("start_note"))
         self.show()
         ui.run_javascript("if (location.hash === '#start') document.getElementById('start')?.scrollIntoView()")
 
     def show(self) -> None:
         """What the chosen recipe needs."""
         needs = RECIPES[self.recipe.value]
-        retext(self.needs, self.w(f"needs_{self.recipe.value}"))
+        el.retext(self.needs, self.w(f"needs_{self.recipe.value}"))
         self.texts.set_visibility(needs.files != "none")
         self.model.set_visibility(needs.model)
         self.minutes.set(needs.minutes)
@@ -132,7 +132,7 @@ class RunForm(PagePart):
             return
         self.files.append(given)
         sizes = [f"{one.name} ({self.say.number(one.size / 1e6, 2)} MB)" for one in self.files]
-        retext(self.list, " · ".join(sizes))
+        el.retext(self.list, " · ".join(sizes))
 
     async def start(self) -> None:
         if self.starting:
@@ -160,12 +160,12 @@ class RunsPage(PagePart):
 
     def build(self) -> None:
         self.detail = RunDetail(self.visit)
-        self.box = box()
-        with card(self.w("all_runs")):
-            self.list = box()
-            self.note = small("")
+        self.box = el.box()
+        with el.card(self.w("all_runs")):
+            self.list = el.box()
+            self.note = el.small("")
             names = ["run", "state", "recipe", "from", "stages", "parameters", "seconds", "gates_passed", "gates"]
-            as_data(self.visit, "runs", names, self._rows)
+            el.as_data(self.visit, "runs", names, self.rows)
         RunForm(self.visit).build()
 
     @unless_busy
@@ -184,23 +184,24 @@ class RunsPage(PagePart):
                 self.detail.build(one, runs)
         elif news:
             self.detail.update()
+        # drawn anew only when it would read differently: a list that flickers cannot be clicked
         marks = [(run.key, run.state, run.stages, int(run.seconds or 0)) for run in runs]
         if marks == self.marks:
             return
         self.marks = marks
-        retext(self.note, "" if runs else self.w("no_runs"))
+        el.retext(self.note, "" if runs else self.w("no_runs"))
         self.list.clear()
-        with self.list, box("u-runs", "ul"):
+        with self.list, el.box("u-runs", "ul"):
             for depth, run in family(runs):
-                with box("u-run child" if depth else "u-run", "li").style(f"--depth:{min(depth, 6)}"):
+                with el.box("u-run child" if depth else "u-run", "li").style(f"--depth:{min(depth, 6)}"):
                     self._row(run, run is one)
 
     def _row(self, run: RunInfo, current: bool) -> None:
         w, say = self.w, self.say
-        link = text_of("a", visible(run.name), "u-name", href=f"{self.visit.page.route}?run={run.key}")
+        link = el.text_of("a", visible(run.name), "u-name", href=f"{self.visit.page.route}?run={run.key}")
         if current:
             link.props["aria-current"] = "true"
-        text_of("span", w(f"state_{run.state}"), f"w-state {run.state}")
+        el.text_of("span", w(f"state_{run.state}"), f"w-state {run.state}")
         facts = [visible(run.recipe), " → ".join(w(f"stage_{stage}") for stage in run.stages)]
         if run.parameters:
             facts.append(w("parameters", n=say.big(run.parameters)))
@@ -209,9 +210,9 @@ class RunsPage(PagePart):
         passed, gates = run.gates
         if gates:
             facts.append(w("gates", passed=say.count(passed), of=say.count(gates)))
-        text_of("span", " · ".join(fact for fact in facts if fact), "u-facts")
+        el.text_of("span", " · ".join(fact for fact in facts if fact), "u-facts")
 
-    def _rows(self) -> list[list[Cell]]:
+    def rows(self) -> list[list[Cell]]:
         names = {run.key: run.name for run in self.runs}
         return [
             [run.name, run.state, run.recipe, names.get(run.parent, ""), " ".join(run.stages), run.parameters,

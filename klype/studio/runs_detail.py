@@ -20,21 +20,7 @@ from klype.runs.options import STAGES
 from klype.runs.record import incomparable, parameters, planned_steps, state_of
 from klype.sources.find import NEWEST_FIRST
 from klype.sources.opening import PATH, kind_of
-from klype.studio.elements import (
-    GrowingPictures,
-    ProgressBar,
-    as_data,
-    box,
-    button,
-    card,
-    ends,
-    figure_rows,
-    retext,
-    small,
-    status,
-    table,
-    text_of,
-)
+from klype.studio import elements as el
 from klype.studio.fields import Select, ask_button
 from klype.studio.studio import Studio, changed
 from klype.studio.visit import WorkPart
@@ -77,6 +63,7 @@ class RunInfo:
                 self.why = work.why() if self.state == "failed" else ""
             return
         found = state_of(folder, about)
+        # a run that is done stays done, whatever became of the process that began it
         self.state = found if work is None or (found == "done" and work.state != "running") else work.state
         self.recipe, self.planned_s = str(about.get("recipe") or ""), about.get("planned_s") or self.planned_s
         seconds, made = about.get("seconds"), about.get("asked")
@@ -185,21 +172,21 @@ class RunDetail(WorkPart):
     def build(self, run: RunInfo, runs: Sequence[RunInfo]) -> None:
         self.built = self._mark(run)
         w = self.w
-        with card():
-            with box("k-row u-head"):
-                text_of("h2", visible(run.name))
-                text_of("span", w(f"state_{run.state}"), f"w-state {run.state}")
-            self.note = status()
-            self.progress = ProgressBar()
-            self.told_log = box("w-log")
+        with el.card():
+            with el.box("k-row u-head"):
+                el.text_of("h2", visible(run.name))
+                el.text_of("span", w(f"state_{run.state}"), f"w-state {run.state}")
+            self.note = el.status()
+            self.progress = el.ProgressBar()
+            self.told_log = el.box("w-log")
             self._acts(run)
             if len(runs) > 1:
                 names = {"": w("nothing"), **{one.key: visible(one.name) for one in runs if one.key != run.key}}
                 to = f"{self.visit.page.route}?run={run.key}"
                 beside = lambda: ui.navigate.to(to + (f"&with={self.choice.value}" if self.choice.value else ""))
-                with box("u-beside"):
+                with el.box("u-beside"):
                     self.choice = Select(w("beside"), names, self.other.key if self.other is not None else "", beside)
-        self.curves = GrowingPictures(self.visit, [f"curves-{run.key}"], self._points)
+        self.curves = el.GrowingPictures(self.visit, [f"curves-{run.key}"], self.points)
         self._measures(run)
         self.update()
 
@@ -208,16 +195,17 @@ class RunDetail(WorkPart):
         run = self.run
         if run is None or not self.built:
             return
-        retext(self.note, self._sentence(run))
+        el.retext(self.note, self.sentence(run))
         timed = run.seconds is not None and bool(run.planned_s)
+        # the plan is an estimate: a bar that is full would say that it is done
         share = min(0.99, (run.seconds or 0.0) / (run.planned_s or 1.0)) if timed else 0.0
         self.progress.fill(run.state == "running" and timed, share)
         self.told_log.set_visibility(bool(self.log))
-        retext(self.told_log, visible("\n".join(self.log)))
+        el.retext(self.told_log, visible("\n".join(self.log)))
         drawn = []
         for stage, name in self._drawn():
             title = f"{self.w(f'stage_{stage}')}: {self.w(f'line_{name}')}"
-            drawn.append(Panel(title[:1].upper() + title[1:], self._option(stage, name), 230))
+            drawn.append(Panel(title[:1].upper() + title[1:], self.option(stage, name), 230))
         columns = ["run", "stage", "curve", "step", "value"]
         made = Picture(f"curves-{run.key}", self.w("curves"), self.w("how_curves"), drawn, columns)
         self.curves.show([made] if drawn else [])
@@ -234,19 +222,19 @@ class RunDetail(WorkPart):
             if data is not None:
                 ui.download.content(data, f"{run.name}-report.html", "text/html;charset=utf-8")
 
-        with box("k-row"):
+        with el.box("k-row"):
             if loaded:
-                text_of("a", w("open_answer", model=visible(loaded[-1])), "k-button", href="/")
+                el.text_of("a", w("open_answer", model=visible(loaded[-1])), "k-button", href="/")
             if (run.folder / "report.html").is_file():
-                button(w("report"), report)
+                el.button(w("report"), report)
             if run.work is not None and run.state == "running":
-                button(self.visit.frame("cancel"), self.cancel)
+                el.button(self.visit.frame("cancel"), self.cancel)
             if run.work is not None and run.state in ("cancelled", "stopped", "failed"):
-                button(w("resume"), self.resume, "strong")
+                el.button(w("resume"), self.resume, "strong")
             if not loaded and any(stage in run.stages for stage in NEWEST_FIRST):
                 ask_button(self.visit, str(run.folder), self.note)
 
-    def _sentence(self, run: RunInfo) -> str:
+    def sentence(self, run: RunInfo) -> str:
         w, say = self.w, self.say
         if run.state == "unreadable" or (run.state == "failed" and run.why):
             return w("why", why=visible(run.why))
@@ -265,7 +253,7 @@ class RunDetail(WorkPart):
         if run.state == "running" and written:
             _, stage = max(written)
             tail, planned = self.tails.get((run.key, stage)), planned_steps(run.about, stage)
-            step = say.count(tail.steps[-1] if tail is not None and tail.steps else 0)
+            step = say.count(tail.at if tail is not None else 0)
             key = "at_step_of" if planned else "at_step"
             parts.insert(0, w(key, stage=w(f"stage_{stage}"), step=step, of=say.count(planned or 0)))
         return " · ".join(parts)
@@ -278,23 +266,24 @@ class RunDetail(WorkPart):
     def _tails(self, stage: str) -> list[tuple[RunInfo, MetricsTail]]:
         return [(one, self.tails[one.key, stage]) for one in self.both if (one.key, stage) in self.tails]
 
-    def _option(self, stage: str, name: str) -> Option:
+    def option(self, stage: str, name: str) -> Option:
         series, most = [], 1.0
         for one, tail in self._tails(stage):
-            if tail.steps:
+            if tail.rows:
                 planned = (planned_steps(one.about, stage) or 0) if one.state == "running" else 0
-                most = max(most, tail.steps[-1], planned)
+                most = max(most, tail.at, planned)
                 points = tail.curve(name)
+                # a single step that towers over the rest is told by its number
                 high = {"markPoint": spikes(points, self.say)} if name == "kl" else {}
                 series.append(line(visible(one.name), points, COLOURS[self.both.index(one)], **high))
-        if name == "pair_accuracy":
+        if name == "pair_accuracy":  # a reward model that tosses a coin is right in half of the pairs
             y = axis(percent=True, min=0.5, max=1.0)
             y.pop("interval", None)
         else:
             y = axis(min=0) if name in ("loss", "validation", "kl") else axis(scale=True)
         return lines(axis(self.w("steps"), min=0, max=most), y, series)
 
-    def _points(self) -> list[list[Cell]]:
+    def points(self) -> list[list[Cell]]:
         return [
             [one.name, stage, name, step, value]
             for one in self.both
@@ -320,14 +309,16 @@ class RunDetail(WorkPart):
         if not columns:
             return
         names = {name: say.measure(name) for figures in columns.values() for name in figures}
-        rows = figure_rows(say, [*columns.values()], names)
-        data = [[name, title, *ends(f.get(name))] for title, f in columns.items() for name in names]
-        with card(w("measures")):
-            table(self.visit, [w("measure"), *columns], rows, range(1, len(columns) + 1), w("measures"))
+        rows = el.figure_rows(say, [*columns.values()], names)
+        data = [[name, title, *el.ends(f.get(name))] for title, f in columns.items() for name in names]
+        with el.card(w("measures")):
+            el.table(self.visit, [w("measure"), *columns], rows, range(1, len(columns) + 1), w("measures"))
             bases = dict.fromkeys(why_base(one.figures("pretrain"), say) for one in self.both)
             for note in [*notes, *filter(None, bases), w("how_measures")]:
-                small(note)
-            as_data(self.visit, f"measures-{run.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data)
+                el.small(note)
+            el.as_data(
+                self.visit, f"measures-{run.key}", ["measure", "model", "value", "low", "high", "n"], lambda: data
+            )
 
 
 def report_of(run: Path) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,11 +62,11 @@ class SharedModel(Model):
         self.source: Source = self._locked
         if isinstance(opened.source, NativeSource):
             self.worker = Worker(opened.source.engine, batch, queue)
+            # the same weights with a queue of their own: a tree of 400 beginnings delays nobody's answer
             self.source = NativeSource(opened.source.engine.beside(), opened.source.codec)
         self.stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="klype studio")
-        self._readers: dict[str, Reader | None] = {}  # by question
-        self._reading = threading.Lock()
+        self._reader = lru_cache(READERS)(self.reader)
 
     @property
     def speculates(self) -> bool:
@@ -85,6 +86,7 @@ class SharedModel(Model):
                 raise UsageError(f"The text has {len(prompt)} tokens, and {self.name} reads {self.window} at most.")
             return prompt
         messages = conversation.messages(self.name, question, self.opened.source.codec.decode)
+        # a small window is not filled by the question alone: a quarter of it is left for the answer
         fitting = prompt_after(self.opened, messages, min(64, self.window // 4))
         if fitting is None:
             prompt = self.opened.prompt(messages[-1:])
@@ -119,6 +121,7 @@ class SharedModel(Model):
         def work(source: Source) -> None:
             assert isinstance(source, NativeSource), "klype's own engine speculates"
             meter, began = EnergyMeter(), time.monotonic()
+            # the distributions come from scoring the finished answer, all at once
             traces, counts = speculate(source.engine, replace(request, top=0), LookupDraft())
             (scored,) = source.score([request.prompt], [traces[0].tokens], request.top)
             for step, seen in zip(traces[0].steps, scored.steps, strict=True):
@@ -143,6 +146,7 @@ class SharedModel(Model):
         events = self._locked.generate([request])
         pool, loop = ThreadPoolExecutor(1, thread_name_prefix="klype answer"), asyncio.get_running_loop()
         try:
+            # None tells the end: StopIteration cannot leave a thread's future
             while (event := await loop.run_in_executor(pool, next, events, None)) is not None:
                 yield [event]
         finally:
@@ -155,18 +159,16 @@ class SharedModel(Model):
 
     def truth(self, question: str, tokens: tuple[int, ...]) -> Mapping[int, float] | None:
         """What the world says comes next; None where it does not know, or where the answer has left its language."""
-        with self._reading:
-            if question not in self._readers:
-                if len(self._readers) >= READERS:
-                    self._readers.pop(next(iter(self._readers)))
-                run, asked = self.opened.found.run, None
-                world = world_of(self.opened) if self.opened.native is not None and not self.raw else None
-                if run is not None and world is not None:
-                    asked, _ = question_in(world, run, question)
-                made = reader_of(self.opened, world)(asked) if world is not None and asked is not None else None
-                self._readers[question] = made
-            reader = self._readers[question]
+        reader = self._reader(question)
         return None if reader is None else reader.next(tokens)
+
+    def reader(self, question: str) -> Reader | None:
+        """Reads the world's truth along an answer to this question; None where nobody knows it."""
+        run, world = self.opened.found.run, None
+        if self.opened.native is not None and not self.raw:
+            world = world_of(self.opened)
+        asked = question_in(world, run, question)[0] if run is not None and world is not None else None
+        return reader_of(self.opened, world)(asked) if world is not None and asked is not None else None
 
     def stop(self) -> None:
         """Long work ends where it next asks; Python's end would wait for it."""
@@ -208,6 +210,7 @@ class CachedSource(Around):
         new = [prefix for prefix in dict.fromkeys(wanted) if prefix not in self._known]
         fresh = dict(zip(new, super().next(new, top), strict=True)) if new else {}
         found = [fresh.get(prefix) or self._known[prefix] for prefix in wanted]
+        # what is full stays as it is: what was read first is what other temperatures begin with, too
         if len(self._known) + len(fresh) <= self._most:
             self._known.update(fresh)
         return found
@@ -255,6 +258,7 @@ class Studio:
     opens: bool = False
     conversations: Conversations = field(default_factory=Conversations)
     summaries: SummaryCache = field(default_factory=SummaryCache)
+    # two visitors who open the same MODEL load it once
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -306,6 +310,7 @@ class Studio:
                 run = find_model(model.address).run
                 if run is not None:
                     found.setdefault(run.resolve(), run)
+        # a model's run may lie in one of these, too, or be reached by a link: each place is told of once
         for base in (self.runs_home, self.home / "runs", self.runs or RUNS):
             for file in sorted(base.glob("*/run.json"), key=changed, reverse=True):
                 found.setdefault(file.parent.resolve(), file.parent)

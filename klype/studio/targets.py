@@ -17,21 +17,8 @@ from klype.experiments.bias import report
 from klype.experiments.bias.experiment import BiasBoard
 from klype.runs.folder import RUNS
 from klype.runs.record import QUIET_S
-from klype.studio.elements import (
-    GrowingPictures,
-    ProgressBar,
-    as_data,
-    box,
-    button,
-    card,
-    ends,
-    retext,
-    small,
-    status,
-    table,
-    text_of,
-)
-from klype.studio.fields import SEED_MOST, Minutes, Select, WholeNumber
+from klype.studio import elements as el
+from klype.studio.fields import Minutes, SeedField, Select
 from klype.studio.studio import Studio, changed
 from klype.studio.visit import Visit, WorkPart, unless_busy
 from klype.studio.work import KEY_MOST, State, Work, WorkPlan, begin, key_of, new_name, works
@@ -93,6 +80,7 @@ def experiments(studio: Studio) -> list[TargetExperiment]:
 
 def start_experiment(studio: Studio, minutes: float, seed: int = 0, lang: str = "en") -> TargetExperiment:
     """Begins ``klype bias``. UsageError when one runs already: two would slow each other down."""
+    # they are compared by what they cost: another one beside them would falsify that
     if any(e.work is not None and e.work.state == "running" for e in experiments(studio)):
         raise UsageError("An experiment runs already.", "Wait for it, or cancel it.")
     name = new_name("targets")
@@ -136,22 +124,22 @@ class TargetsPage(WorkPart):
     def build(self) -> None:
         w = self.w
         self.own = words(self.visit.lang, "bias")
-        with card(w("begin")):
-            with box("r-setup") as self.form:
+        with el.card(w("begin")):
+            with el.box("r-setup") as self.form:
                 self.minutes = Minutes(self.visit, (2, 120, 1), 10)
-                self.seed = WholeNumber(self.visit, "seed", 0, SEED_MOST, 0)
-                with box():
-                    button(w("go"), self.begin, "strong")
-            small(w("begin_note"))
-            self.choices = box("u-beside")
-            self.note = status()
-            self.progress = ProgressBar()
-            with box("k-row"):
-                self.stop = button(self.visit.frame("cancel"), self.cancel)
-                self.on = button(w("resume"), self.resume, "strong")
-        self.said = box()
-        self.pictures = GrowingPictures(self.visit, ORDER)
-        self.tables = box()
+                self.seed = SeedField(self.visit)
+                with el.box():
+                    el.button(w("go"), self.begin, "strong")
+            el.small(w("begin_note"))
+            self.choices = el.box("u-beside")
+            self.note = el.status()
+            self.progress = el.ProgressBar()
+            with el.box("k-row"):
+                self.stop = el.button(self.visit.frame("cancel"), self.cancel)
+                self.on = el.button(w("resume"), self.resume, "strong")
+        self.said = el.box()
+        self.pictures = el.GrowingPictures(self.visit, ORDER)
+        self.tables = el.box()
         self._show("")
 
     async def begin(self) -> None:
@@ -166,6 +154,7 @@ class TargetsPage(WorkPart):
     async def look(self) -> None:
         known = await asyncio.to_thread(experiments, self.studio)
         one, why = next((e for e in known if e.key == self.chosen), next(iter(known), None)), ""
+        # a board is read again only when it was written again
         before, mark = ((e.key, e.changed) if e is not None else None for e in (self.one, one))
         board = self.board if mark == before else None
         try:
@@ -191,7 +180,7 @@ class TargetsPage(WorkPart):
         self.form.set_visibility(state != "running")
         self.stop.set_visibility(state == "running" and self.work is not None)
         self.on.set_visibility(self.work is not None and state in ("cancelled", "stopped", "failed"))
-        retext(self.note, why or self._sentence())
+        el.retext(self.note, why or self.sentence())
         share = board.cells_done / max(1, board.cells) if board is not None else 0.0
         self.progress.fill(state == "running", max(0.02, share))
         mark = (one.key, one.changed) if one is not None and board is not None else None
@@ -200,7 +189,7 @@ class TargetsPage(WorkPart):
             if board is not None:
                 self._draw(board)
 
-    def _sentence(self) -> str:
+    def sentence(self) -> str:
         w, say, one, board = self.w, self.say, self.one, self.board
         if one is None:
             return w("nothing_yet")
@@ -221,32 +210,31 @@ class TargetsPage(WorkPart):
         self.tables.clear()
         rows = so_far(board, [row.documents for row in board.rows])
         if rows is not None and (sentences := report.verdict(rows, self.say, self.own)):
-            with self.said, card(self.w("found" if board.done else "found_so_far")):
+            with self.said, el.card(self.w("found" if board.done else "found_so_far")):
                 for sentence in sentences:
-                    text_of("p", sentence)
+                    el.text_of("p", sentence)
         self.pictures.show(found_pictures(board, self.say, self.own))
         with self.tables:
             if rows is not None:
-                self._table(board, rows.documents[-1])
-            with card(self.w("what_targets")), box("t-what", "dl"):
+                figures_card(self.visit, board, rows.documents[-1], self.own)
+            with el.card(self.w("what_targets")), el.box("t-what", "dl"):
                 for name in board.kinds:
-                    text_of("dt", self.own(f"target.{name}"))
-                    text_of("dd", self.own(f"what.{name}"))
+                    el.text_of("dt", self.own(f"target.{name}"))
+                    el.text_of("dd", self.own(f"what.{name}"))
 
-    def _table(self, board: BiasBoard, count: int) -> None:
-        """All figures, of the most documents of which there are any."""
-        own, say = self.own, self.say
-        columns, cells = report.REPORT.table(board, count, say, own)
-        names = ["target", "documents", "seeds", "turned", "measure", "value", "low", "high", "n"]
-        data = [
-            [row.arm, row.documents, row.seeds, row.turned, name, *ends(figure)]
-            for row in board.rows
-            for name, figure in row.figures.items()
-        ]
-        with card(f"{own('measured')}: {own('table', documents=say.count(count)).lower()}"):
-            table(self.visit, columns, cells, range(1, len(columns)), own("measured"))
-            small(f"{own('interval')} {own('how_turned')}")
-            as_data(self.visit, "targets", names, lambda: data)
+
+def figures_card(visit: Visit, board: BiasBoard, count: int, own: Words) -> None:
+    """All figures, of so many documents."""
+    columns, cells = report.REPORT.table(board, count, visit.say, own)
+    names = ["target", "documents", "seeds", "turned", "measure", "value", "low", "high", "n"]
+    data = []
+    for row in board.rows:
+        about = row.arm, row.documents, row.seeds, row.turned
+        data += [[*about, name, *el.ends(figure)] for name, figure in row.figures.items()]
+    with el.card(f"{own('measured')}: {own('table', documents=visit.say.count(count)).lower()}"):
+        el.table(visit, columns, cells, range(1, len(columns)), own("measured"))
+        el.small(f"{own('interval')} {own('how_turned')}")
+        el.as_data(visit, "targets", names, lambda: data)
 
 
 async def build(visit: Visit) -> None:

@@ -20,8 +20,8 @@ from klype.engine.sampling import noise, shape_whole
 from klype.examine.charts import Cell, Option, axis, bars, step_of
 from klype.examine.say import Say, visible
 from klype.samplers import SAMPLERS, active
+from klype.studio import elements as el
 from klype.studio.conversation import AnswerBranch, Branches
-from klype.studio.elements import as_data, box, button, chart, fold, redraw, retext, small, table, text_of
 from klype.studio.fields import Select, TextArea
 from klype.studio.studio import SharedModel
 from klype.studio.visit import PagePart, Visit
@@ -32,8 +32,8 @@ Row = list[str | int]  # text, step of the probability scale, class of how it ca
 Before = tuple[Sequence[int], Sequence[int]]  # the prompt, and what of its answer stands before a token
 MOST_OF_A_CHARACTER = 3  # bytes, and so tokens, that stand before the last one of a character
 LONGEST_TEXT, SHOWN_TOKENS, LISTED_TOKENS = 20_000, 2000, 40
-# So many of the most probable tokens are listed at least; of the others, and as bars, those that can be seen.
-FEWEST, SEEN_P = 5, 5e-4
+# So many of the most probable tokens are listed at least, and at most; between, and as bars, those that can be seen.
+FEWEST, MOST, SEEN_P = 5, 10, 5e-4
 
 
 class Tokens(ui.element, component="tokens.js"):
@@ -103,40 +103,32 @@ class TokenBar:
 
 @dataclass(frozen=True, slots=True)
 class TokenBars:
-    """``rest``: the model's mass on all other tokens; ``exact``: the distribution is whole, so all bars are exact.
-    ``kept``: how many tokens can be drawn."""
+    """``exact``: the distribution is whole, so all bars are exact. ``kept``: how many tokens can be drawn."""
 
     bars: tuple[TokenBar, ...]
-    rest: float
     exact: bool
     kept: int
 
 
 def bars_of(
-    step: Step,
-    before: Before,
-    sampling: Sampling,
-    vocabulary: int,
-    truth: Mapping[int, float] | None = None,
-    most: int = 10,
+    step: Step, before: Before, sampling: Sampling, vocabulary: int, truth: Mapping[int, float] | None = None
 ) -> TokenBars | None:
-    """The ``most`` likeliest tokens, the one that was said, and the truth's likeliest. None: nothing is known."""
+    """The likeliest tokens, the one that was said, and the truth's likeliest. None: nothing is known."""
     q = step.distribution
     if q is None or not len(q.ids):
         return None
     p_K = np.exp(q.logp.astype(np.float64))
     drawn_K = drawn_from(q, before, sampling, vocabulary)
     place = {int(token): i for i, token in enumerate(q.ids)}
-    listed = [int(token) for i, token in enumerate(q.ids[:most]) if i < FEWEST or p_K[i] >= SEEN_P]
+    listed = [int(token) for i, token in enumerate(q.ids[:MOST]) if i < FEWEST or p_K[i] >= SEEN_P]
     truest = sorted(truth, key=lambda token: -truth[token])[:4] if truth else []
     rows = []
     for token in dict.fromkeys([*listed, step.token, *truest]):
         i = place.get(token)
         p, drawn = (0.0, 0.0) if i is None else (float(p_K[i]), float(drawn_K[i]))
         rows.append(TokenBar(token, p, drawn, None if truth is None else truth.get(token, 0.0), token == step.token))
-    rows.sort(key=lambda bar: -bar.p)
-    rest = max(0.0, 1.0 - sum(bar.p for bar in rows))
-    return TokenBars(tuple(rows), rest, q.whole, int((drawn_K > 0).sum()))
+    rows.sort(key=lambda bar: -bar.p)  # what was said and what is true stand among the others, by their probability
+    return TokenBars(tuple(rows), q.whole, int((drawn_K > 0).sum()))
 
 
 def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: int) -> Floats:
@@ -189,20 +181,20 @@ class TokenPanel(PagePart):
 
     def build(self) -> None:
         close = self.w("close")
-        button(close, lambda: self.side.classes(remove="open"), "tiny k-close", aria_label=close)
-        self.title = text_of("h2", self.w("panel"))
-        self.note = small(self.w("panel_empty"))
-        self.box = box()
+        el.button(close, lambda: self.side.classes(remove="open"), "tiny k-close", aria_label=close)
+        self.title = el.text_of("h2", self.w("panel"))
+        self.note = el.small(self.w("panel_empty"))
+        self.box = el.box()
 
     def look(self, model: SharedModel, branches: Branches, at: int, question: str, opened: bool = True) -> None:
         """At token ``at`` of the shown answer. The truth comes a moment later, where somebody knows it."""
         if not 0 <= at < len(branches.current.steps):
             return
         here = self.place = TokenPlace(model, branches, at)
-        self.truth = None
+        self.truth = None  # the bars do not wait for it
         if opened:
             self.side.classes("open")
-        self._show()
+        self._show(here)
         if question:
             client = ui.context.client
 
@@ -211,7 +203,7 @@ class TokenPanel(PagePart):
                 if found is not None and self.place is here and not client.is_deleted:
                     with client:
                         self.truth = found
-                        self._show()
+                        self._show(here)
 
             ui.timer(0.0, ask, once=True)
 
@@ -219,13 +211,9 @@ class TokenPanel(PagePart):
         """The bars anew after a slider has moved: from the trace, without the model."""
         place, found = self.place, self._bars()
         if place is not None and found is not None and self.drawn is not None:
-            self._draw(place, found, self.drawn)
-
-    def _draw(self, place: TokenPlace, found: TokenBars, drawn: ui.echart) -> None:
-        """The bars, and what was drawn, and why."""
-        option, height = self._chart(place, found)
-        redraw(drawn.style(f"height: {height}px"), option, self.visit.lang)
-        retext(self.note, why_chosen(place.branches.current, place.at, found, self.w, self.say))
+            option, height = self._chart(place, found)
+            el.redraw(self.drawn.style(f"height: {height}px"), option, self.visit.lang)
+            el.retext(self.note, why_chosen(place.branches.current, place.at, found, self.w, self.say))
 
     def _bars(self) -> TokenBars | None:
         if self.place is None or self.place.at >= len(self.place.branches.current.steps):
@@ -234,49 +222,37 @@ class TokenPanel(PagePart):
         before = answer.prompt, self.place.before
         return bars_of(answer.steps[self.place.at], before, self.sampling(), model.vocabulary, self.truth)
 
-    def _show(self) -> None:
+    def _show(self, place: TokenPlace) -> None:
         """The chart stays the same element from token to token: a new one takes a browser three times as long."""
-        place, found = self.place, self._bars()
-        if place is None:
-            return
+        w, found, steps = self.w, self._bars(), place.branches.current.steps
         if found is None:
             self.box.clear()
             self.drawn = self.ways = None
-        steps = place.branches.current.steps
         if place.at >= len(steps):
             return
         said = place.shown(steps[place.at].token)
-        retext(self.title, self.w("panel_at", n=self.say.count(place.at + 1), token=said))
+        el.retext(self.title, w("panel_at", n=self.say.count(place.at + 1), token=said))
         if found is None:
-            retext(self.note, self.w("no_distribution"))
+            el.retext(self.note, w("no_distribution"))
             return
-        label = self.w("chart_of", token=said)
         if self.drawn is None:
+            self.unfolded = False
             with self.box:
-                self._lay(place, found, label)
-        else:
-            self.drawn.props["aria-label"] = label
-            self._draw(place, found, self.drawn)
+                self.drawn = el.chart({}, self.visit.lang, 0, "")
+                el.small(" ".join([w("how_bars"), *([w("how_bars_aligned")] if place.model.stage == "align" else [])]))
+                others = el.fold(w("others"))
+                with others:
+                    self.ways = el.box()
+                others.on("toggle", lambda event: self._unfold(event.args), js_handler="(e) => emit(e.target.open)")
+                columns = [w("token"), w("number"), w("model_p"), w("drawn_p", t=""), w("truth_p")]
+                el.as_data(self.visit, "next-token", columns, self.rows, self.drawn)
+        self.drawn.props["aria-label"] = w("chart_of", token=said)
+        self.draw()
         self._list()
 
-    def _lay(self, place: TokenPlace, found: TokenBars, label: str) -> None:
-        w = self.w
-        option, height = self._chart(place, found)
-        self.drawn = chart(option, self.visit.lang, height, label)
-        retext(self.note, why_chosen(place.branches.current, place.at, found, w, self.say))
-        small(" ".join([w("how_bars"), *([w("how_bars_aligned")] if place.model.stage == "align" else [])]))
-
-        def unfold(opened: bool) -> None:
-            self.unfolded = opened
-            self._list()
-
-        others = fold(w("others"))
-        with others:
-            self.ways = box()
-        others.on("toggle", lambda event: unfold(event.args is True), js_handler="(e) => emit(e.target.open)")
-        columns = [w("token"), w("number"), w("model_p"), w("drawn_p", t=""), w("truth_p")]
-        as_data(self.visit, "next-token", columns, self._rows, self.drawn)
-        self.unfolded = False
+    def _unfold(self, opened: object) -> None:
+        self.unfolded = opened is True
+        self._list()
 
     def _list(self) -> None:
         """The ways as a table, while somebody looks at it."""
@@ -291,12 +267,12 @@ class TokenPanel(PagePart):
             name = place.shown(bar.token)
             shares = [least(self.say, share) for share in (bar.p, bar.drawn, *([bar.truth or 0.0] if known else []))]
             take = partial(self.fork, place.branches, place.at, bar.token)
-            act = partial(button, w("take"), take, "tiny", aria_label=w("take_named", token=name))
-            rows.append([partial(text_of, "bdi", name), *shares, w("said") if bar.chosen else act])
+            act = partial(el.button, w("take"), take, "tiny", aria_label=w("take_named", token=name))
+            rows.append([partial(el.text_of, "bdi", name), *shares, w("said") if bar.chosen else act])
         truth = [w("truth_p")] if known else []
         names = [w("token"), w("model_short"), w("drawn_short"), *truth, w("way_from")]
         with self.ways:
-            table(self.visit, names, rows, numeric=range(1, len(names) - 1))
+            el.table(self.visit, names, rows, numeric=range(1, len(names) - 1))
 
     def _chart(self, place: TokenPlace, found: TokenBars) -> tuple[Option, int]:
         """The bars, with one for all tokens together that would be shown as 0 %; and how high they are."""
@@ -316,7 +292,7 @@ class TokenPanel(PagePart):
         height = 76 + len(labels) * (54 if self.truth is not None else 36)
         return bars(labels, series, axis(percent=True, min=0, max=1), numbers=True), height
 
-    def _rows(self) -> list[list[Cell]]:
+    def rows(self) -> list[list[Cell]]:
         found, place = self._bars(), self.place
         if found is None or place is None:
             return []
@@ -357,20 +333,20 @@ def tokenizer_view(visit: Visit) -> None:
         texts = pieces(model, ids[:SHOWN_TOKENS])
         found.clear()
         with found:
-            small(w("cut_into", n=say.count(len(ids)), characters=say.count(len(text.value))))
-            with box("k-answer"):
+            el.small(w("cut_into", n=say.count(len(ids)), characters=say.count(len(text.value))))
+            with el.box("k-answer"):
                 for i, (token, piece) in enumerate(zip(ids, texts, strict=False)):
-                    text_of("span", piece, "k-tok plain even" if i % 2 else "k-tok plain", title=str(token))
+                    el.text_of("span", piece, "k-tok plain even" if i % 2 else "k-tok plain", title=str(token))
             listed = zip(ids[:LISTED_TOKENS], texts, strict=False)
             rows = [[str(token), piece, model.opened.spell(token).hex(" ")] for token, piece in listed]
-            with fold(w("as_bytes")):
-                table(visit, [w("number"), w("token"), w("bytes")], rows)
+            with el.fold(w("as_bytes")):
+                el.table(visit, [w("number"), w("token"), w("bytes")], rows)
 
-    with fold(w("tokenizer"), "k-card"):
-        small(w("tokenizer_how"))
-        with box("k-row"):
+    with el.fold(w("tokenizer"), "k-card"):
+        el.small(w("tokenizer_how"))
+        with el.box("k-row"):
             names = {model.name: model.name for model in visit.studio.models}
             choice = Select(w("model"), names, next(iter(names)), cut)
             text = TextArea(w("any_text"), 2, LONGEST_TEXT, cut)
-        button(w("cut"), cut)
-        found = box().style("margin-top:10px")
+        el.button(w("cut"), cut)
+        found = el.box().style("margin-top:10px")

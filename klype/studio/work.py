@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import signal
@@ -133,7 +132,7 @@ class Work:
         process = self._process()
         if process is not None:
             (self.folder / CANCEL).touch()  # a chain that has only begun does not hear signals yet
-            with suppress(psutil.Error):
+            with suppress(psutil.Error):  # Windows has no SIGINT to send
                 process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
     def go_on(self) -> None:
@@ -155,6 +154,7 @@ class Work:
 
 def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
     """Starts the work. UsageError when as much as may run at once does so already."""
+    # an examination only reads a model: it may run beside any training
     training = [w for w in works(home) if w.state == "running" and _read(w.folder / WORK).get("kind") != "examine"]
     if plan.kind != "examine" and len(training) >= AT_ONCE:
         raise UsageError(f"{AT_ONCE} pieces of work run already.", "Wait for one, or cancel it.")
@@ -203,14 +203,10 @@ def without_options(text: str) -> str:
 def _launch(folder: Path, earlier: float) -> None:
     """In a session of its own, so that neither the server's end nor its Ctrl-C takes it along."""
     with (folder / "chain.err").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "klype.studio.work", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            start_new_session=True,
-        )
+        command, none = [sys.executable, "-m", "klype.studio.work", str(folder)], subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=none, stdout=none, stderr=log, start_new_session=True)
     write_json(folder / PROCESS, {**process_of(process.pid), "earlier": earlier})
+    # somebody has to wait for it, or its zombie would stand in the list of processes until the server ends
     threading.Thread(target=process.wait, name="klype work", daemon=True).start()
 
 
@@ -220,20 +216,24 @@ def _read(file: Path) -> dict[str, Any]:
 
 @dataclass
 class MetricsTail:
-    """``columns`` hold the numbers of every row by name, NaN where a row has none; ``steps`` are the rows' steps."""
+    """The ``rows`` of a metrics.jsonl that may be growing: ``step``, and finite numbers by their names."""
 
     file: Path
-    steps: list[int] = field(default_factory=list)
-    columns: dict[str, list[float]] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
     _at: int = 0
     _rest: bytes = b""
+
+    @property
+    def at(self) -> int:
+        """The newest step; 0 before there is one."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
 
     def read(self) -> bool:
         """Whether anything is new. A file that was begun anew is read anew; half a row waits for its other half."""
         try:
             size = self.file.stat().st_size
             if size < self._at:
-                self.steps, self.columns, self._at, self._rest = [], {}, 0, b""
+                self.rows, self._at, self._rest = [], 0, b""
             if size == self._at:
                 return False
             with self.file.open("rb") as file:
@@ -242,34 +242,22 @@ class MetricsTail:
         except OSError:
             return False
         self._at += len(data)
+        # whoever writes may be in the middle of a line
         *lines, self._rest = (self._rest + data).split(b"\n")
         for row in jsons.steps(lines):
-            step = int(row.pop("step"))
-            while self.steps and self.steps[-1] >= step:  # resumed training writes steps again: the later row holds
-                self.steps.pop()
-                for column in self.columns.values():
-                    del column[len(self.steps) :]
-            for name, value in row.items():
-                column = self.columns.setdefault(name, [])
-                column.extend([math.nan] * (len(self.steps) - len(column)))
-                column.append(float(value))
-            self.steps.append(step)
+            # resumed training writes steps again that it had lost: the later row holds
+            while self.rows and self.at >= row["step"]:
+                self.rows.pop()
+            self.rows.append(row)
         return bool(lines)
 
     def last(self, name: str) -> float | None:
         """The newest number of this name."""
-        column = self.columns.get(name, [])
-        return next((value for value in reversed(column) if not math.isnan(value)), None)
-
-    def at(self, name: str, place: int) -> float | None:
-        """The number of this name in a row; None where it has none."""
-        column = self.columns.get(name, [])
-        return column[place] if place < len(column) and not math.isnan(column[place]) else None
+        return next((row[name] for row in reversed(self.rows) if name in row), None)
 
     def curve(self, name: str, most: int = CURVE_POINTS) -> list[list[float]]:
         """(step, value), each the mean of as many neighbours as it takes to be ``most`` points."""
-        column = self.columns.get(name, [])
-        return thin([(float(s), v) for s, v in zip(self.steps, column, strict=False) if not math.isnan(v)], most)
+        return thin([(float(row["step"]), float(row[name])) for row in self.rows if name in row], most)
 
 
 def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit: int) -> list[str]:
@@ -282,7 +270,7 @@ def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit:
     from klype.model import checkpoint
     from klype.values import Request, Sampling
 
-    set_threads(1)
+    set_threads(1)  # it shares the machine with the training that it looks at
     loaded = checkpoint.load(folder)
     if weights is not None:
         state = load(weights.read_bytes())
@@ -294,6 +282,7 @@ def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit:
         if room < 1:
             out.append("")
             continue
+        # a question's own seed, so that two states of a model differ by what they have learnt only
         request = Request(prompt, 1, room, Sampling(temperature=TEMPERATURE), seed, tokenizer.ends)
         ((trace,),) = Engine(loaded.model, decode_bytes=tokenizer.token_bytes).run([request])
         out.append(tokenizer.decode_answer(trace.tokens))
@@ -322,6 +311,7 @@ class StepRunner:
                     (folder / f"{step}.done").touch()
             if code or self.interrupted:
                 break
+        # the last step may have ended well before it heard of the interruption
         if self.interrupted and code == 0 and not (folder / f"{len(plan.steps) - 1}.done").exists():
             code = INTERRUPTED
         seconds = round(earlier + time.monotonic() - began, 2)
