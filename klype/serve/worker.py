@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -107,9 +108,8 @@ class Worker:
         self._batch, self._queue = batch, queue
         self._changed = threading.Condition()
         self._inbox: deque[tuple[Job, bool]] = deque()  # job, and whether it is to be cancelled
-        self._jobs: dict[Job, set[int]] = {}  # the engine's ids of what runs
+        self._jobs: dict[Job, set[int]] = {}  # in the order of their coming, with the engine's ids of what runs
         self._owners: dict[int, tuple[Job, int]] = {}  # engine's id: job, place
-        self._scoring: deque[Job] = deque()
         self._news: dict[Job, list[Update]] = {}
         self._errors: dict[Job, BaseException] = {}
         self._thread: threading.Thread | None = None
@@ -182,10 +182,8 @@ class Worker:
             while self._inbox:  # only this thread takes from it
                 job, gone = self._inbox.popleft()
                 (self._drop if gone else self._take)(job)
-            started, done = time.perf_counter(), 0
-            if self._scoring:
-                done += self._score()
-            if self.engine.busy:
+            started, done = time.perf_counter(), self._score()
+            if self._jobs and self.engine.busy:
                 for event in self.engine.step():
                     job, place = self._owners[event.request]
                     done += event.trace is not None
@@ -195,8 +193,7 @@ class Worker:
         except BaseException as error:  # whatever it is, the next client is to be answered
             LOG.error("The engine failed, and begins anew.", exc_info=error)
             # those stay of which nothing was begun: all is texts that are still to be scored
-            waits = {job for job in self._scoring if len(job.texts) == job.left}
-            self._give_up(error, [job for job in self._jobs if job not in waits])
+            self._give_up(error, [job for job in self._jobs if len(job.texts) < job.left])
             self.engine.abandon()
         self._deliver()
 
@@ -208,7 +205,6 @@ class Worker:
         for job in jobs:
             for number in self._jobs.pop(job, ()):
                 self._owners.pop(number, None)
-        self._scoring = deque(job for job in self._scoring if job in self._jobs)
 
     def _take(self, job: Job) -> None:
         self._jobs[job] = set()
@@ -219,21 +215,18 @@ class Worker:
                 self._owners[number] = job, place
         except Exception as error:
             self._fail(job, error)
-            return
-        if job.texts:
-            self._scoring.append(job)
 
     def _score(self) -> int:
         """The texts that have waited longest and of which the same is asked, in one call of the engine."""
-        first, batch, tokens = self._scoring[0], list[tuple[Job, int, tuple[int, ...]]](), 0
-        asked = first.top, first.embeds
-        while self._scoring and (self._scoring[0].top, self._scoring[0].embeds) == asked and tokens < SCORED:
-            job = self._scoring[0]
-            place, text = job.texts.popleft()
-            batch.append((job, place, text))
-            tokens += len(text)
-            if not job.texts:
-                self._scoring.popleft()
+        waiting, batch, tokens = [job for job in self._jobs if job.texts], list[tuple[Job, int, tuple[int, ...]]](), 0
+        if not waiting:
+            return 0
+        first = waiting[0]
+        for job in takewhile(lambda job: (job.top, job.embeds) == (first.top, first.embeds), waiting):
+            while job.texts and tokens < SCORED:
+                place, text = job.texts.popleft()
+                batch.append((job, place, text))
+                tokens += len(text)
         texts, found = [text for *_, text in batch], list[Update]()
         try:
             if first.embeds:
@@ -281,8 +274,6 @@ class Worker:
     def _forget(self, job: Job) -> None:
         for number in self._jobs.pop(job):
             del self._owners[number]
-        if job in self._scoring:
-            self._scoring.remove(job)
 
     def _deliver(self) -> None:
         """One call into each event loop, whatever has happened."""

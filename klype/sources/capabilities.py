@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -200,14 +201,14 @@ def capabilities_of(http: HttpClient, model: str, again: bool = False) -> Capabi
     return found
 
 
-def meter(clock: Callable[[], float]) -> Callable[[Budget], None]:
+def meter() -> Callable[[Budget], None]:
     """What has been asked for so far, told on stderr every few seconds."""
-    told = clock()
+    told = time.monotonic()
 
     def say(budget: Budget) -> None:
         nonlocal told
-        if clock() - told >= EVERY_S:
-            told = clock()
+        if time.monotonic() - told >= EVERY_S:
+            told = time.monotonic()
             aside(f"  {cost(budget)} …")
 
     return say

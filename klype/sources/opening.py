@@ -7,7 +7,6 @@ command line reads the table before anything is computed.
 from __future__ import annotations
 
 import codecs
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -250,7 +249,7 @@ def open_server(address: str, how: OpenOptions) -> Opened:
     http, model = client_of(address, Budget.parse(how.budget))
     source = RemoteSource(http, capabilities_of(http, model))
     codec, offer, found = source.codec, source.offer, Found(Path(source.name))
-    http.budget.say = meter(time.monotonic)
+    http.budget.say = meter()
 
     def control(token: int) -> str | None:
         return "<end>" if token in codec.stop else None
