@@ -20,14 +20,13 @@ from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.transformer import Transformer
 from klype.text.tokenizer import Tokenizer
 from klype.train.loop import TrainSession, TrainSettings, train
-from klype.train.objectives import cross_entropy, with_rehearsal
+from klype.train.objectives import cross_entropy, score_answers, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import METHODS, ActorCritic, AlignMethod, AlignSettings, align_objective
 from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings
-from klype.train.reward_model import RewardModel, RewardSettings, fit_reward
+from klype.train.reward_model import RewardModel, RewardSettings, answer_features, fit_reward
 from klype.train.rewards import QuestionPrompt
 from klype.train.rollout import RolloutBatches, RolloutSettings
-from klype.train.scoring import answer_features, score_answers, worth_sharing
 from klype.values import Batches, Floats
 
 pytestmark = pytest.mark.slow
@@ -102,9 +101,7 @@ def test_adapters_begin_alike_and_are_merged(device: torch.device, tmp_path: Pat
 
 
 def test_answers_are_scored_and_looked_at_alike(device: torch.device) -> None:
-    """Prompts of a group are read once, elsewhere too."""
     batch = group_batch(3, longest=4)
-    assert worth_sharing(batch)
     here, there = lively(), lively().to(device)
     found = [score_answers(here, batch), score_answers(there, batch.to(device))]
     torch.testing.assert_close(found[1].logp_BT.cpu(), found[0].logp_BT, **NEAR)

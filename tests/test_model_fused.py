@@ -21,9 +21,8 @@ from klype.model.packed import ROUND, SharedPrefixes, pack, pack_branches
 from klype.model.transformer import Transformer
 from klype.planner import Precision, StepPlan, ThreadConfig
 from klype.train.loop import TrainSession, TrainSettings, train
-from klype.train.objectives import cross_entropy
+from klype.train.objectives import answers_batch, cross_entropy
 from klype.train.optimizer import fused_parts
-from klype.train.scoring import answers_batch
 from klype.values import Batch
 from tests.toys import toy
 

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from train_toys import VOCAB, Bigram, finite_differences, random_batch, tiny_model
 
-from klype.train.objectives import _WeightedCrossEntropy, cross_entropy, soft_cross_entropy
-from klype.train.scoring import score_answers
+from klype.train.objectives import _WeightedCrossEntropy, cross_entropy, score_answers, soft_cross_entropy
 from klype.values import Batch
 
 torch.set_num_threads(1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from train_toys import Bigram, finite_differences, random_batch
 
+from klype.train.objectives import score_answers
 from klype.train.policy import PolicySettings, advantages, grpo, kl_loss, rloo
-from klype.train.scoring import score_answers
 from klype.values import Batch
 
 torch.set_num_threads(1)

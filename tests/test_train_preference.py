@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_toys import Bigram, finite_differences, random_batch
 
+from klype.train.objectives import score_answers
 from klype.train.preference import PreferenceSettings, davidson, pairs_right, plackett_luce, preference
-from klype.train.scoring import score_answers
 from klype.values import Batch, Loss
 
 torch.set_num_threads(1)

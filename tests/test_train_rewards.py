@@ -17,12 +17,12 @@ from klype.train.reward_model import (
     ABOUT,
     RewardModel,
     RewardSettings,
+    answer_features,
     bias_audit,
     fit_reward,
     pairs_by_ranking,
     reward_loss,
 )
-from klype.train.scoring import answer_features, feature_names
 from klype.values import Batch
 
 torch.set_num_threads(1)
@@ -78,7 +78,7 @@ def test_features_equal_their_definition() -> None:
     model = tiny_model()
     prompts, answers = [(1, 2, 3), (4,), (5, 6)], [(7, 8, 9, 10), (9,), ()]
     rows = answer_features(model, prompts, answers)
-    assert rows.shape == (3, len(feature_names(16)))
+    assert rows.shape == (3, 3 * 16 + 6)
     for row, prompt, answer in zip(rows, prompts, answers, strict=True):
         hidden = model.hidden(torch.tensor([[*prompt, *answer]]))[0].detach()
         own = hidden[len(prompt) :] if answer else hidden[-1:]

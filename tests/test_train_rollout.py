@@ -14,13 +14,12 @@ from train_toys import Bigram, random_batch, tiny_model
 from klype.engine.engine import Engine
 from klype.errors import Interrupted, KlypeError
 from klype.train.loop import TrainSession, TrainSettings, train
-from klype.train.objectives import cross_entropy, with_rehearsal
+from klype.train.objectives import answers_batch, cross_entropy, score_answers, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
 from klype.train.policy import PolicySettings, grpo, rloo
 from klype.train.reward_model import RewardModel
 from klype.train.rewards import QuestionPrompt, by_model, by_text
 from klype.train.rollout import RolloutBatches, RolloutSettings
-from klype.train.scoring import answers_batch, score_answers
 from klype.values import Batch, Floats, Question
 
 torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.values import Batch
@@ -41,13 +42,16 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Transformer
 class Bigram(nn.Module):
     """Logits of the next token are a row of a table: exact distributions, exact gradients."""
 
+    backend = TORCH
+
     def __init__(self, vocab: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.table = nn.Parameter(torch.randn(vocab, vocab, generator=generator, dtype=dtype))
 
-    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        return self.table[tokens_BT]
+    def states_at(self, tokens_BT: torch.Tensor, wanted_BT: torch.Tensor, *_: object, **more: int) -> torch.Tensor:
+        wanted = wanted_BT.flatten().nonzero()[:, 0]
+        return self.table[tokens_BT.flatten()[torch.cat([wanted, wanted.new_zeros(more["spare"])])]]
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden

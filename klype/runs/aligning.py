@@ -23,12 +23,11 @@ from klype.runs.reward import ranked_to_learn, rewards_of
 from klype.runs.stages import Run, learn, learner, learnt, precision_of
 from klype.runs.task import AnswerSettings, Task, draw_answers
 from klype.runs.validating import BestWeights
-from klype.train.objectives import Objective
+from klype.train.objectives import Objective, answers_batch, reference_logp
 from klype.train.policy import ActorCritic, align_objective, method
 from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings
 from klype.train.rewards import QuestionPrompt, WeightedRewards
 from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
-from klype.train.scoring import answers_batch, reference_logp
 from klype.values import Batch, Batches, Question, end
 from klype.words import number
 

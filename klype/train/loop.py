@@ -18,11 +18,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -99,6 +99,30 @@ class TrainResult:
     skipped: int
 
 
+class NumberedBatches:
+    """Endless batches, each made from its number, which is all that there is to resume from."""
+
+    index = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = self.batch(self.index)
+        self.index += 1
+        return batch
+
+    def batch(self, index: int) -> Batch:
+        """Batch number ``index``."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.index = state["index"]
+
+
 def train(
     model: nn.Module,
     objective: Objective,
@@ -114,6 +138,7 @@ def train(
     """
     session = session or TrainSession()
     run = _Run(model, objective, batches, settings, folder, session)
+    end = run.layout.abandon
     try:
         step = run.start()
         session.on_ready(run.measure, run.layout.weights)
@@ -128,34 +153,38 @@ def train(
                     run.save(step)
             if run.saved != step:
                 run.save(step)
+        end = run.layout.release
     except Interrupted as stop:  # on all ranks after the same step
         # a signal may come while the state is being saved for another reason, such as a new plan of steps
         stop.asked = parallel.any_rank(stop.asked or asked())
-        run.close(run.layout.release)
+        end = run.layout.release
         raise
-    except BaseException:
-        run.close(run.layout.abandon)
-        raise
-    run.close(run.layout.release)
+    finally:
+        run.layout.workers.close()
+        run.recompute(False)
+        end()
     return TrainResult(step, run.seconds(), run.skipped)
 
 
+@dataclass
 class _Run:
     """State of one call of ``train``."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        batches: Batches,
-        settings: TrainSettings,
-        folder: Path,
-        session: TrainSession,
-    ) -> None:
-        self.model, self.batches, self.settings, self.folder, self.session = model, batches, settings, folder, session
+    model: nn.Module
+    objective: Objective
+    batches: Batches
+    settings: TrainSettings
+    folder: Path
+    session: TrainSession
+    skipped: int = 0
+    saved: int = -1
+    skipped_in_a_row: int = 0
+
+    def __post_init__(self) -> None:
+        model, settings, session = self.model, self.settings, self.session
         if settings.compile and not (torch.cuda.is_available() or any(map(shutil.which, COMPILERS))):
             raise KlypeError("Compiling the loss needs a C++ compiler, and none was found.", "Leave out compile.")
-        alone = parallel.ranks() == 1
+        alone, objective = parallel.ranks() == 1, self.objective
         dtype: torch.dtype = getattr(torch, settings.precision)
         self.layout: Layout
         if alone:
@@ -164,18 +193,14 @@ class _Run:
             from klype.train.sharded import Sharded
 
             self.layout = Sharded(model, dtype, parallel.device(), settings.compile)
-        self._recompute(settings.recompute)
+        self.recompute(settings.recompute)
         if settings.compile and alone:  # in shards, where each layer is gathered apart, each is a graph of its own
             objective = torch.compile(objective, dynamic=False)
         self.objective = self.layout.objective(objective)
         self.optimizer = Optimizer(self.layout, settings.optimizer, session.parts)
         self.replicas = Replicas(self.layout, self.optimizer.home, self.optimizer.settle)
-        self.skipped = 0
-        self.saved = -1
-        self._skipped_in_a_row = 0
-        self._earlier = 0.0
-        self._began = self._saved_at = session.clock()
         self._metrics: MetricsFile | None = None
+        self._began = self._saved_at = session.clock()
 
     def start(self) -> int:
         """The step to go on from."""
@@ -188,11 +213,11 @@ class _Run:
         state = read_newest(self.folder, self.session.say)
         if state is None:
             return 0
-        own_settings, saved_settings = self.settings.model_dump(mode="json"), state.about["settings"]
-        for name, value in own_settings.items():
-            if name not in MAY_CHANGE and value != saved_settings.get(name):
+        about = state.about
+        for name, value in self.settings.model_dump(mode="json").items():
+            if name not in MAY_CHANGE and value != (saved := about["settings"].get(name)):
                 raise UsageError(
-                    f"The state in {self.folder} was made with {name} = {saved_settings.get(name)}, not {value}.",
+                    f"The state in {self.folder} was made with {name} = {saved}, not {value}.",
                     "Resume with the same settings, or choose another --out.",
                 )
         if state.shards is None:
@@ -203,24 +228,22 @@ class _Run:
             read_shards(state.shards, self.optimizer.named_state())
             self.layout.publish()
         with torch.no_grad():
-            for name, tensor in self._untrained(self.model):
-                tensor.copy_(state.model[name])
-            if self.layout.model is not self.model:
-                for name, tensor in self._untrained(self.layout.model):
-                    own, saved = self.layout.own(tensor), state.model[name]
-                    own.copy_(saved if own.shape == saved.shape else self.layout.own_of(saved))
+            for model in (self.model, self.layout.model):  # in shards the second is a copy
+                for name, tensor in self._untrained(model):
+                    own, whole = self.layout.own(tensor), state.model[name]
+                    own.copy_(whole if own.shape == whole.shape else self.layout.own_of(whole))
         try:
-            self.batches.restore(state.about["batches"])
+            self.batches.restore(about["batches"])
         except (KeyError, TypeError) as error:
             raise UsageError(
                 f"The state in {self.folder} was written by an earlier klype.", "Start again, in another folder."
             ) from error
-        torch.set_rng_state(torch.tensor(state.about["generator"], dtype=torch.uint8))
-        self._earlier, self.skipped, self.saved = state.about["seconds"], state.about["skipped"], state.step
-        self._skipped_in_a_row = state.about["skipped_in_a_row"]
+        torch.set_rng_state(torch.tensor(about["generator"], dtype=torch.uint8))
+        self._began -= about["seconds"]
+        self.saved, self.skipped, self.skipped_in_a_row = state.step, about["skipped"], about["skipped_in_a_row"]
         return state.step
 
-    def metrics_from(self, step: int) -> Any:
+    def metrics_from(self, step: int) -> AbstractContextManager[object]:
         """Opens metrics.jsonl, cut back to ``step``; only the first rank writes it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -242,25 +265,28 @@ class _Run:
         """One update; its metrics. A loss or gradient that is no number changes nothing and is counted."""
         factor_now = factor(self.settings.schedule, step / self.settings.steps)
         self.optimizer.zero_grad()
-        sums, shown, drawn = self._accumulate()
-        total, count = sums["loss"], sums["loss_count"]
+        drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
+        sums = self._accumulate(drawn)
+        count = sums["loss_count"]
         # gradients are of sums: the norm that is clipped is that of the mean
         norm = float(self.optimizer.clip(self.settings.clip, count or 1.0))
-        finite = math.isfinite(total) and math.isfinite(norm)
-        if finite and (count or sums.get("rehearsal_count")):
-            self.optimizer.step(factor_now)
-        if finite:
-            self._skipped_in_a_row = 0
+        if math.isfinite(sums["loss"]) and math.isfinite(norm):
+            self.skipped_in_a_row = 0
+            if count or sums.get("rehearsal_count"):
+                self.optimizer.step(factor_now)
         else:
             self._skip(step, drawn)
-        return {
-            **means(sums, count),
-            **shown,
-            "count": count,
-            "norm": norm,
-            "factor": factor_now,
-            "skipped": self.skipped,
-        }
+        means: Metrics = {}
+        for name, value in sums.items():
+            if not name.endswith("_count"):  # each sum over its own count where it has one, else over the loss's
+                divisor = sums.get(f"{name}_count", count)
+                means[name] = value / divisor if divisor else math.nan
+        shown: Metrics = {}
+        for batch in drawn:
+            for name, value in batch.extra.get("metrics", {}).items():
+                shown[name] = shown.get(name, 0.0) + value * (1 / len(drawn))
+        now = {"count": count, "norm": norm, "factor": factor_now, "skipped": self.skipped}
+        return {**means, **shown, **now}
 
     def report(self, step: int, metrics: Metrics) -> None:
         metrics["seconds"] = self.seconds()
@@ -278,7 +304,7 @@ class _Run:
 
         Not among losses that are no numbers: the weights stay as they are, and good states would be rotated out.
         """
-        if self._skipped_in_a_row:
+        if self.skipped_in_a_row:
             return False
         if self.settings.save_every and step % self.settings.save_every == 0:
             return True
@@ -295,7 +321,7 @@ class _Run:
             "seconds": self.seconds(),
             "settings": self.settings.model_dump(mode="json"),
             "skipped": self.skipped,
-            "skipped_in_a_row": self._skipped_in_a_row,
+            "skipped_in_a_row": self.skipped_in_a_row,
         }
         if self._metrics is not None:
             # lines first: a state must not be ahead of the metrics that it is resumed with
@@ -316,54 +342,50 @@ class _Run:
             asked,
         )
 
-    def close(self, end: Callable[[], None]) -> None:
-        self.layout.workers.close()
-        self._recompute(False)
-        end()
-
     def seconds(self) -> float:
-        return self._earlier + self.session.clock() - self._began
+        """Earlier starts' too."""
+        return self.session.clock() - self._began
 
-    def _accumulate(self) -> tuple[Metrics, Metrics, list[Batch]]:
-        """Sums over micro-batches and ranks, the batches' own metrics (means), and the batches.
+    def recompute(self, wanted: bool) -> None:
+        """Whether layers compute their activations again in backward."""
+        if isinstance(self.layout.model, Transformer):
+            self.layout.model.recompute = wanted
 
-        The optimizer's gradient is then that of the step's loss times the sum's count.
-        """
+    def _accumulate(self, drawn: list[Batch]) -> Metrics:
+        """Sums over micro-batches and ranks. The optimizer's gradient is then that of the step's loss times the sum's
+        count."""
         sums: Metrics = {"loss": 0.0, "loss_count": 0.0}
-        shown: Metrics = {}
         beside: torch.Tensor | None = None
         weight = 0.0
-        drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
-        for batch in drawn:
-            add(shown, batch.extra.get("metrics", {}), 1 / self.settings.micro_batches)
         for parts in self.replicas.run(self.objective, parallel.dealt(drawn, parallel.rank(), parallel.ranks())):
             self.optimizer.collect([part.home for part in parts])
             for part in parts:
-                add(sums, part.sums, 1.0)
+                for name, value in part.sums.items():
+                    sums[name] = sums.get(name, 0.0) + value
                 if part.beside is not None:
                     weight = part.weight
                     beside = part.beside.float() if beside is None else beside.add_(part.beside)
-        sums = over_ranks(sums)
+        sums = parallel.summed(sums)
         if beside is not None:
             # all is divided by the main loss's count at the end, so that the other's mean is scaled up to it
             weight *= (sums["loss_count"] or 1.0) / (sums["rehearsal_count"] or 1.0)
             self.optimizer.gradient.add_(beside, alpha=weight)
-        return sums, shown, drawn
+        return sums
 
     def _skip(self, step: int, drawn: list[Batch]) -> None:
         """Counts a step whose loss was no number, and keeps its batches. KlypeError after too many on end."""
         self.skipped += 1
-        self._skipped_in_a_row += 1
+        self.skipped_in_a_row += 1
         place = self.folder / f"bad-step-{step + 1:06d}.safetensors"
         try:
             if parallel.is_first():  # which has drawn all of the step
                 tensors: dict[str, torch.Tensor] = {}
                 for index, batch in enumerate(drawn):
                     own = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
-                    extra = {k: v for k, v in batch.extra.items() if isinstance(v, torch.Tensor)}
-                    for name, tensor in {**extra, **own}.items():
-                        copied = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                        tensors[f"{index}.{name}"] = copied
+                    for name, tensor in {**batch.extra, **own}.items():
+                        if isinstance(tensor, torch.Tensor):
+                            copied = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                            tensors[f"{index}.{name}"] = copied
                 durable.write(place, save(tensors))
         except OSError as error:
             raise KlypeError(
@@ -372,9 +394,9 @@ class _Run:
                 "Make room or make the folder writable, then go on with --resume.",
             ) from error
         self.session.say(f"The loss of step {step + 1} is not a finite number: skipped; the batch is in {place}.")
-        if self._skipped_in_a_row >= self.settings.bad_limit:
+        if self.skipped_in_a_row >= self.settings.bad_limit:
             raise KlypeError(
-                f"The loss was not a finite number in {self._skipped_in_a_row} steps on end, up to step {step + 1};"
+                f"The loss was not a finite number in {self.skipped_in_a_row} steps on end, up to step {step + 1};"
                 f" the batch is in {place}.",
                 "Look at the data, or start another run with lower learning rates and another --out.",
             )
@@ -384,37 +406,6 @@ class _Run:
         named = self.model.named_parameters(remove_duplicate=False)
         trained = {name for name, parameter in named if parameter.requires_grad}
         return ((name, tensor) for name, tensor in model.state_dict().items() if name not in trained)
-
-    def _recompute(self, wanted: bool) -> None:
-        if isinstance(self.layout.model, Transformer):
-            self.layout.model.recompute = wanted
-
-
-def over_ranks(sums: Metrics) -> Metrics:
-    """The sums of all ranks together."""
-    if parallel.ranks() == 1:
-        return sums
-    # in float64, for counts of tokens are larger than float32 counts exactly
-    values = torch.tensor(list(sums.values()), dtype=torch.float64)
-    parallel.sum_over_ranks_(values)
-    return dict(zip(sums, values.tolist(), strict=True))
-
-
-def means(sums: Metrics, count: float) -> Metrics:
-    """Each sum over its own ``NAME_count`` where there is one, else over ``count``; NaN over nothing."""
-    found = {}
-    for name, value in sums.items():
-        if name.endswith("_count"):
-            continue
-        divisor = sums.get(f"{name}_count", count)
-        found[name] = value / divisor if divisor else math.nan
-    return found
-
-
-def add(sums: Metrics, more: Metrics, times: float) -> None:
-    """Adds ``more`` to ``sums``, in place."""
-    for name, value in more.items():
-        sums[name] = sums.get(name, 0.0) + value * times
 
 
 @contextmanager

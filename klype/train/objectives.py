@@ -1,14 +1,15 @@
 """Training objectives: functions (model, batch) -> Loss, as sums that are divided once after all micro-batches.
 
-A model here has ``hidden(tokens) -> hidden_BTD`` and ``unembed(hidden) -> logits``. Metrics are sums too: one with a
-partner ``NAME_count`` is divided by it, any other by the loss's count.
+Metrics are sums too: one with a partner ``NAME_count`` is divided by it, any other by the loss's count. Preferences and
+policy gradients learn from log-probabilities of whole answers (``score_answers``). Rows of one group have the same
+prompt: ``extra["group"]`` of them, with ``extra["prompt_B"]`` tokens, which compiled code computes only once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,13 +21,7 @@ from klype.model.transformer import Transformer
 from klype.values import Batch, Loss
 
 Objective = Callable[[nn.Module, Batch], Loss]
-
-
-class LanguageModel(Protocol):
-    """What an objective asks of a model."""
-
-    def hidden(self, tokens_BT: torch.Tensor, *, document_BT: torch.Tensor | None = ...) -> torch.Tensor: ...
-    def unembed(self, hidden: torch.Tensor) -> torch.Tensor: ...
+Ids = Sequence[int]
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Loss:
@@ -37,7 +32,7 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Loss:
     logits_NV, kept_N = learnt_logits(model, batch)
     targets_N = batch.targets_BT.flatten()[kept_N]
     weights_N = batch.weights_BT.flatten()[kept_N].to(wide_dtype(logits_NV))
-    backend = model.backend if isinstance(model, Transformer) else None
+    backend = cast(Transformer, model).backend
     if isinstance(backend, CompiledBackend) and backend.supports_numbers(logits_NV):
         return Loss(backend.cross_entropy(logits_NV, targets_N, weights_N), weights_N.sum())
     total = _WeightedCrossEntropy.apply(logits_NV, targets_N, weights_N)  # type: ignore[no-untyped-call]
@@ -98,7 +93,7 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     The unembedding is the dearest product of a small model, so that only what is learnt goes through it.
     """
     states_ND, kept_N = learnt_states(model, batch)
-    return cast(LanguageModel, model).unembed(states_ND), kept_N
+    return cast(Transformer, model).unembed(states_ND), kept_N
 
 
 def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,20 +102,21 @@ def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     Among them are some positions of weight 0 for a round number (see packed.py). A compiled graph wants fixed shapes
     and gets all positions.
     """
+    lm, extra = cast(Transformer, model), batch.extra
+    document_BT: torch.Tensor | None = extra.get("document_BT")
     weights_N = batch.weights_BT.flatten()
-    if isinstance(model, Transformer) and not torch.compiler.is_compiling():
-        kept_N = weights_N.nonzero()[:, 0]
-        spare = padding(len(kept_N)) if len(kept_N) < len(weights_N) else 0
-        wanted_BT, prefixes = batch.weights_BT != 0, prefixes_of(batch)
-        states_ND = model.states_at(batch.tokens_BT, wanted_BT, **_packed(batch), prefixes=prefixes, spare=spare)
-        # the same position of weight 0 again and again: it adds nothing
-        free = (weights_N == 0).int().argmax().expand(spare)
-        return states_ND, torch.cat([kept_N, free]) if spare else kept_N
-    hidden_ND = cast(LanguageModel, model).hidden(batch.tokens_BT, **_packed(batch)).flatten(0, 1)
     if torch.compiler.is_compiling():
-        return hidden_ND, torch.arange(weights_N.numel(), device=weights_N.device)
+        hidden_BTD = lm.hidden(batch.tokens_BT, document_BT=document_BT)
+        return hidden_BTD.flatten(0, 1), torch.arange(weights_N.numel(), device=weights_N.device)
+    group = int(extra.get("group", 1))
+    prefixes = SharedPrefixes(group, extra["prompt_B"][::group]) if group > 1 and "prompt_B" in extra else None
     kept_N = weights_N.nonzero()[:, 0]
-    return hidden_ND if kept_N.numel() == weights_N.numel() else hidden_ND.index_select(0, kept_N), kept_N
+    spare = padding(len(kept_N)) if len(kept_N) < len(weights_N) else 0
+    wanted_BT = batch.weights_BT != 0
+    states_ND = lm.states_at(batch.tokens_BT, wanted_BT, document_BT, prefixes=prefixes, spare=spare)
+    # the same position of weight 0 again and again: it adds nothing
+    free = (weights_N == 0).int().argmax().expand(spare)
+    return states_ND, torch.cat([kept_N, free]) if spare else kept_N
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
@@ -166,12 +162,44 @@ def wide(logits: torch.Tensor) -> torch.Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def prefixes_of(batch: Batch) -> SharedPrefixes | None:
-    """The prompts that rows share: ``extra["group"]`` rows have one prompt, of ``extra["prompt_B"]`` tokens."""
-    group = int(batch.extra.get("group", 1))
-    return SharedPrefixes(group, batch.extra["prompt_B"][::group]) if group > 1 and "prompt_B" in batch.extra else None
+@dataclass(frozen=True, slots=True)
+class AnswerScores:
+    """``logp_BT``: of the targets, nats, 0 where nothing is learnt. ``states_ND``: what the learnt ones came from, and
+    perhaps others, in the order of ``kept_N``, their indices in the flattened batch."""
+
+    logp_BT: torch.Tensor
+    states_ND: torch.Tensor
+    kept_N: torch.Tensor
 
 
-def _packed(batch: Batch) -> dict[str, Any]:
-    documents = batch.extra.get("document_BT")
-    return {} if documents is None else {"document_BT": documents}
+def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
+    """Log-probabilities of the batch's targets at ``extra["temperature"]``, the one that they were drawn at.
+
+    Scoring at another temperature than was drawn at would bias every ratio.
+    """
+    states_ND, kept_N = learnt_states(model, batch)
+    logits_NV = wide(cast(Transformer, model).unembed(states_ND)) / batch.extra.get("temperature", 1.0)
+    logp_N = -functional.cross_entropy(logits_NV, batch.targets_BT.flatten()[kept_N], reduction="none")
+    flat = torch.zeros(batch.targets_BT.numel(), dtype=logp_N.dtype, device=logp_N.device)
+    logp_BT = flat.index_copy(0, kept_N, logp_N).view(batch.targets_BT.shape) * (batch.weights_BT != 0)
+    return AnswerScores(logp_BT, states_ND, kept_N)
+
+
+@torch.no_grad()
+def reference_logp(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """[B, T], on the CPU: ``score_answers`` of a model that does not learn."""
+    return score_answers(model, batch.to(next(model.parameters()).device)).logp_BT.cpu()
+
+
+def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids], group: int = 1) -> Batch:
+    """Prompt and answer as rows, padded on the right; weight 1 on the answers' tokens (the end token with them).
+
+    ``group`` rows in turn have the same prompt.
+    """
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    width = max(map(len, rows))
+    tokens_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    prompt_B, length_B = (torch.tensor([len(ids) for ids in each]) for each in (prompts, rows))
+    at_T = torch.arange(width - 1)
+    weights_BT = ((at_T >= prompt_B[:, None] - 1) & (at_T < length_B[:, None] - 1)).float()
+    return Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], weights_BT, {"group": group, "prompt_B": prompt_B})

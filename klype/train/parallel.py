@@ -7,7 +7,6 @@ anybody acts on it.
 from __future__ import annotations
 
 import errno
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,10 +88,14 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def sum_over_ranks_(tensor: torch.Tensor) -> None:
-    """Replaces the tensor by its sum over all ranks."""
-    if ranks() > 1:
-        dist.all_reduce(tensor)
+def summed(values: dict[str, float]) -> dict[str, float]:
+    """The values of all ranks together."""
+    if ranks() == 1:
+        return values
+    # in float64, for counts of tokens are larger than float32 counts exactly
+    total = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(total)
+    return dict(zip(values, total.tolist(), strict=True))
 
 
 def any_rank(flag: bool) -> bool:
@@ -106,22 +109,16 @@ def any_rank(flag: bool) -> bool:
 
 
 def from_all(value: Any) -> list[Any]:
-    """All ranks' values (JSON), in rank order."""
+    """All ranks' values, in rank order."""
     if ranks() == 1:
         return [value]
-    text = json.dumps(value).encode()
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks())]
-    dist.all_gather(lengths, torch.tensor([len(text)]))
-    # all ranks exchange tensors of one size: shorter texts are padded with spaces, which JSON allows
-    longest = max(int(length) for length in lengths)
-    padded = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
-    texts = [torch.empty_like(padded) for _ in range(ranks())]
-    dist.all_gather(texts, padded)
-    return [json.loads(each.numpy().tobytes()) for each in texts]
+    values: list[Any] = [None] * ranks()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def from_first(value: Any) -> Any:
-    """The first rank's value (JSON), on all ranks."""
+    """The first rank's value, on all ranks."""
     return value if ranks() == 1 else from_all(value if is_first() else None)[0]
 
 

@@ -11,7 +11,7 @@ have the gradient of KL(π‖π_ref); plain k3 (classic GRPO) has that of KL(π_
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, cast
 
@@ -23,9 +23,8 @@ from klype import config
 from klype.errors import UsageError
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.train.objectives import Objective, cross_entropy, with_rehearsal
+from klype.train.objectives import Objective, cross_entropy, score_answers, with_rehearsal
 from klype.train.preference import PreferenceSettings, preference
-from klype.train.scoring import score_answers
 from klype.values import Batch, Loss
 
 Scaling = Literal["group", "batch", "none", "rloo", "best"]
@@ -76,13 +75,9 @@ def grpo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
 
     Metrics: ``kl`` (k3, nats an answer), ``clipped`` (share of tokens), ``ratio`` (mean, 1 on fresh answers).
     """
-    settings = settings or PolicySettings()
     logp_BT = score_answers(model, batch).logp_BT
-    mask_BT = _mask(batch, logp_BT)
     advantage_BT = batch.extra["advantages_B"].to(logp_BT.dtype)[:, None].expand_as(logp_BT)
-    gain_BT, ratio_BT, metrics = _clipped_gain(logp_BT, batch, mask_BT, advantage_BT, settings)
-    pull_BT, measured = _kl_penalty(logp_BT, batch, mask_BT, ratio_BT, settings)
-    return _averaged(pull_BT - gain_BT, mask_BT, settings.average, metrics | measured)
+    return _clipped(logp_BT, batch, advantage_BT, settings or PolicySettings())
 
 
 def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
@@ -94,10 +89,8 @@ def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
     # there is no ratio for k3 to be weighted with
     settings = (settings or PolicySettings()).model_copy(update={"kl": "k2"})
     logp_BT = score_answers(model, batch).logp_BT
-    mask_BT = _mask(batch, logp_BT)
     loss_BT = -batch.extra["advantages_B"].to(logp_BT.dtype)[:, None] * logp_BT
-    pull_BT, metrics = _kl_penalty(logp_BT, batch, mask_BT, torch.ones_like(logp_BT), settings)
-    return _averaged(pull_BT + loss_BT, mask_BT, settings.average, metrics)
+    return _penalised(loss_BT, logp_BT, torch.ones_like(logp_BT), batch, settings)
 
 
 def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
@@ -114,16 +107,13 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     # an answer is judged whole: no word of it has a reward of its own
     reward_BT = at_the_end(batch.extra["rewards_B"].to(logp_BT.dtype), mask_BT)
     raw_BT = gae(reward_BT, value_BT.detach(), mask_BT, settings.discount, settings.trace)
-    target_BT = raw_BT + value_BT.detach()
     count = mask_BT.sum().clamp(min=1)
     centred_BT = (raw_BT - (raw_BT * mask_BT).sum() / count) * mask_BT
     advantage_BT = centred_BT / ((centred_BT**2).sum() / count).sqrt().clamp(min=1e-4)
-    gain_BT, ratio_BT, metrics = _clipped_gain(logp_BT, batch, mask_BT, advantage_BT, settings)
-    pull_BT, measured = _kl_penalty(logp_BT, batch, mask_BT, ratio_BT, settings)
-    miss_BT = 0.5 * (value_BT - target_BT) ** 2
-    metrics |= {"value_loss": float((miss_BT.detach() * mask_BT).sum()), "value_loss_count": float(mask_BT.sum())}
-    loss_BT = pull_BT - gain_BT + settings.value_weight * miss_BT
-    return _averaged(loss_BT, mask_BT, settings.average, metrics | measured)
+    miss_BT = 0.5 * (value_BT - (raw_BT + value_BT.detach())) ** 2
+    loss = _clipped(logp_BT, batch, advantage_BT, settings, settings.value_weight * miss_BT)
+    value = {"value_loss": float((miss_BT.detach() * mask_BT).sum()), "value_loss_count": float(mask_BT.sum())}
+    return replace(loss, metrics=loss.metrics | value)
 
 
 class ActorCritic(Transformer):
@@ -185,46 +175,50 @@ def _mask(batch: Batch, logp_BT: torch.Tensor) -> torch.Tensor:
     return (batch.weights_BT != 0).to(logp_BT.dtype)
 
 
-def _clipped_gain(
+def _clipped(
     logp_BT: torch.Tensor,
     batch: Batch,
-    mask_BT: torch.Tensor,
     advantage_BT: torch.Tensor,
     settings: PolicySettings,
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """min(ρA, clip(ρ)A), the ratio ρ to what the answers were drawn from, and metrics of both."""
+    beside_BT: torch.Tensor | None = None,
+) -> Loss:
+    """-min(ρA, clip(ρ)A), ρ being the ratio to what the answers were drawn from, with the penalty and ``beside_BT``."""
+    mask_BT = _mask(batch, logp_BT)
     # outside answers both are 0 and the ratio is 1
     ratio_BT = (logp_BT - batch.extra["old_logp_BT"].to(logp_BT.dtype) * mask_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     # the smaller: clipping takes away gain only, never the way back
     gain_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
-    fresh_BT, tokens = ratio_BT.detach(), float(mask_BT.sum())
-    metrics = {
-        "clipped": float(((fresh_BT * advantage_BT > gain_BT.detach()) * mask_BT).sum()),
-        "clipped_count": tokens,
-        "ratio": float((fresh_BT * mask_BT).sum()),
-        "ratio_count": tokens,
-    }
-    return gain_BT, ratio_BT, metrics
+    fresh_BT = ratio_BT.detach()
+    shown = {"clipped": fresh_BT * advantage_BT > gain_BT.detach(), "ratio": fresh_BT}
+    loss = _penalised(-gain_BT, logp_BT, ratio_BT, batch, settings, beside_BT)
+    for name, value_BT in shown.items():
+        loss.metrics.update({name: float((value_BT * mask_BT).sum()), f"{name}_count": float(mask_BT.sum())})
+    return loss
 
 
-def _kl_penalty(
+def _penalised(
+    loss_BT: torch.Tensor,
     logp_BT: torch.Tensor,
-    batch: Batch,
-    mask_BT: torch.Tensor,
     ratio_BT: torch.Tensor,
+    batch: Batch,
     settings: PolicySettings,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """KL penalty per token, and metrics of the measured KL; zero without a reference."""
-    if "reference_logp_BT" not in batch.extra:
-        return torch.zeros_like(logp_BT), {}
-    reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
-    measured = (k3(logp_BT.detach(), reference_BT) * mask_BT).sum()
-    metrics = {"kl": float(measured), "kl_count": float(mask_BT.shape[0])}
-    beta = float(batch.extra.get("beta", settings.beta))
-    if not beta:
-        return torch.zeros_like(logp_BT), metrics
-    return beta * kl_loss(logp_BT, reference_BT, ratio_BT, settings.kl), metrics
+    beside_BT: torch.Tensor | None = None,
+) -> Loss:
+    """A loss per token with the KL penalty, where there is a reference, averaged as the settings say."""
+    mask_BT, metrics = _mask(batch, logp_BT), dict[str, float]()
+    if "reference_logp_BT" in batch.extra:
+        reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
+        measured = (k3(logp_BT.detach(), reference_BT) * mask_BT).sum()
+        metrics = {"kl": float(measured), "kl_count": float(len(mask_BT))}
+        if beta := float(batch.extra.get("beta", settings.beta)):
+            loss_BT = beta * kl_loss(logp_BT, reference_BT, ratio_BT, settings.kl) + loss_BT
+    if beside_BT is not None:
+        loss_BT = loss_BT + beside_BT
+    if settings.average == "token":
+        return Loss((loss_BT * mask_BT).sum(), mask_BT.sum(), metrics)
+    weight_BT = mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1) if settings.average == "answer" else mask_BT
+    return Loss((loss_BT * weight_BT).sum(), mask_BT.new_tensor(float(len(mask_BT))), metrics)
 
 
 def kl_loss(
@@ -241,15 +235,6 @@ def k3(logp: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     r = logp - reference
     # expm1: near the reference exp(-r) - 1 would lose all its digits
     return torch.expm1(-r) + r
-
-
-def _averaged(
-    loss_BT: torch.Tensor, mask_BT: torch.Tensor, average: Literal["token", "answer", "sum"], metrics: dict[str, float]
-) -> Loss:
-    if average == "token":
-        return Loss((loss_BT * mask_BT).sum(), mask_BT.sum(), metrics)
-    weight_BT = mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1) if average == "answer" else mask_BT
-    return Loss((loss_BT * weight_BT).sum(), mask_BT.new_tensor(float(mask_BT.shape[0])), metrics)
 
 
 MethodName = Literal["grpo", "rloo", "ppo", "expert", "dpo", "ipo", "kto"]
@@ -307,20 +292,16 @@ METHODS = (
 
 def method(name: str) -> AlignMethod:
     """The row of this name; UsageError for a name there is none of."""
-    for row in METHODS:
-        if row.name == name:
-            return row
-    raise UsageError(
-        f"There is no way to align called {name}.", f"There are: {', '.join(row.name for row in METHODS)}."
-    )
+    rows = {row.name: row for row in METHODS}
+    if name not in rows:
+        raise UsageError(f"There is no way to align called {name}.", f"There are: {', '.join(rows)}.")
+    return rows[name]
 
 
 def align_objective(settings: AlignSettings) -> Objective:
     """The method's objective, with rehearsal beside it when the batches bring some."""
     row = method(settings.method)
-    objective: Objective
-    if row.policy is None:
-        objective = partial(preference, settings=settings.preference.model_copy(update={"kind": row.name}))
-    else:
+    objective: Objective = partial(preference, settings=settings.preference.model_copy(update={"kind": row.name}))
+    if row.policy is not None:
         objective = partial(row.policy, settings=settings.policy)  # type: ignore[call-arg]
     return with_rehearsal(objective, cross_entropy, settings.rehearsal_weight)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +18,8 @@ from torch import nn
 from klype import config
 from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
-from klype.train.scoring import Ids, answers_batch, reference_logp, score_answers
+from klype.train.loop import NumberedBatches
+from klype.train.objectives import answers_batch, reference_logp, score_answers
 from klype.values import Batch, Loss
 
 
@@ -44,10 +46,7 @@ def plackett_luce(
     # the tied weight is at most all that is left, and share below 1: the logarithm is of something positive
     log_rest_QK = log_left_QK + torch.log1p(-share_QK * (log_tied_QK - log_left_QK).exp())
     loss_Q = ((log_rest_QK - scores_QK) * present_QK).sum(1)
-    count_Q = (present_QK.sum(1) - 1).clamp(min=0).to(scores_QK.dtype)
-    if weights_Q is None:
-        return Loss(loss_Q.sum(), count_Q.sum())
-    return Loss(loss_Q @ weights_Q, count_Q @ weights_Q)
+    return _weighed(loss_Q, (present_QK.sum(1) - 1).clamp(min=0), weights_Q)
 
 
 def davidson(
@@ -65,10 +64,13 @@ def davidson(
     tie_QKK = (own_QKK + other_QKK) / 2 + math.log(ties)
     whole_QKK = torch.stack([own_QKK, other_QKK, tie_QKK]).logsumexp(0)
     before_QKK = ranks_QK[:, :, None] < ranks_QK[:, None, :]
-    after_QKK = ranks_QK[:, :, None] > ranks_QK[:, None, :]
-    seen_QKK = torch.where(before_QKK, own_QKK, torch.where(after_QKK, other_QKK, tie_QKK))
+    seen_QKK = torch.where(before_QKK, own_QKK, torch.where(before_QKK.mT, other_QKK, tie_QKK))
     loss_Q = ((whole_QKK - seen_QKK) * pair_QKK).sum((1, 2))
-    count_Q = pair_QKK.sum((1, 2)).to(scores_QK.dtype)
+    return _weighed(loss_Q, pair_QKK.sum((1, 2)), weights_Q)
+
+
+def _weighed(loss_Q: torch.Tensor, count_Q: torch.Tensor, weights_Q: torch.Tensor | None) -> Loss:
+    count_Q = count_Q.to(loss_Q.dtype)
     if weights_Q is None:
         return Loss(loss_Q.sum(), count_Q.sum())
     return Loss(loss_Q @ weights_Q, count_Q @ weights_Q)
@@ -125,9 +127,8 @@ def _better(ranks_QK: torch.Tensor) -> torch.Tensor:
 def _kto(ratio_B: torch.Tensor, batch: Batch, model: nn.Module, settings: PreferenceSettings) -> Loss:
     other: Batch | None = batch.extra.get("mismatched")
     with torch.no_grad():
-        zero = ratio_B.new_zeros(())
         # KTO's reference point: KL is not negative, its estimate may be
-        baseline = zero if other is None else _log_ratio(model, other).mean().clamp(min=0)
+        baseline = 0.0 if other is None else _log_ratio(model, other).mean().clamp(min=0)
     good_B = batch.extra["good_B"]
     sign_B = torch.where(good_B, 1.0, -1.0).to(ratio_B.dtype)
     weight_B = torch.where(good_B, settings.good_weight, settings.bad_weight).to(ratio_B.dtype)
@@ -177,7 +178,7 @@ class RankingSettings(config.Settings):
     seed: int = 0
 
 
-class RankingBatches:
+class RankingBatches(NumberedBatches):
     """Endless batches of rankings, each once an epoch in a new order, with the reference's log-probability of each
     answer."""
 
@@ -189,55 +190,39 @@ class RankingBatches:
         rehearsal: Callable[[int], Batch] | None = None,
     ) -> None:
         self.rankings = [r for r in informative(rankings) if len(set(r.ranks)) > 1]
-        self.reference, self.settings, self.rehearsal, self.index = reference, settings, rehearsal, 0
+        self.reference, self.settings, self.rehearsal = reference, settings, rehearsal
         self._number = min(settings.questions, len(self.rankings))
         self._known: dict[int, torch.Tensor] = {}
         self._block: dict[int, int] = {}
 
-    def __iter__(self) -> RankingBatches:
-        return self
-
-    def __next__(self) -> Batch:
-        chosen = [self._drawn(self.index * self._number + i) for i in range(self._number)]
+    def batch(self, index: int) -> Batch:
+        chosen = self._drawn(index)
         batch = self._marked(chosen) if self.settings.marks else self._ordered(chosen)
         if self.rehearsal is not None:
-            batch.extra["rehearsal"] = self.rehearsal(self.index)
-        self.index += 1
+            batch.extra["rehearsal"] = self.rehearsal(index)
         return batch
 
-    def state(self) -> dict[str, Any]:
-        return {"index": self.index}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.index = state["index"]
-
-    def _drawn(self, place: int) -> int:
-        """The ranking at this place of an endless row: all of them, in a new order, again and again."""
-        epoch, at = divmod(place, len(self.rankings))
-        return Permutation(len(self.rankings), mix(self.settings.seed, epoch, 13))(at)
+    def _drawn(self, number: int, last: int = sys.maxsize) -> list[int]:
+        """The rankings of this batch: all of them come, in a new order each epoch, again and again."""
+        places = range(number * self._number, min((number + 1) * self._number, last))
+        epochs = (divmod(place, len(self.rankings)) for place in places)
+        return [Permutation(len(self.rankings), mix(self.settings.seed, epoch, 13))(at) for epoch, at in epochs]
 
     def _ordered(self, chosen: Sequence[int]) -> Batch:
         batch = self._rows(chosen)
-        most = int(batch.extra["group"])
-        reference_QK = torch.zeros(len(chosen), most)
-        ranks_QK = torch.full((len(chosen), most), -1)
-        for row, i in enumerate(chosen):
-            known_K, ranks = self._reference(i), self.rankings[i].ranks
-            reference_QK[row] = known_K[0]
-            reference_QK[row, : len(ranks)] = known_K
-            ranks_QK[row, : len(ranks)] = torch.tensor(ranks)
-        batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=reference_QK.flatten())
+        known, most = [self._reference(i) for i in chosen], int(batch.extra["group"])
+        rows = [torch.cat([known_K, known_K[:1].expand(most - len(known_K))]) for known_K in known]
+        ranks = [torch.tensor(self.rankings[i].ranks) for i in chosen]
+        ranks_QK = nn.utils.rnn.pad_sequence(ranks, batch_first=True, padding_value=-1)
+        batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=torch.cat(rows))
         return batch
 
     def _rows(self, chosen: Sequence[int]) -> Batch:
         """K rows a question; a ranking of fewer has its first answer again."""
-        most = max(len(self.rankings[i].answers) for i in chosen)
-        prompts: list[Ids] = []
-        answers: list[Ids] = []
-        for ranked in (self.rankings[i] for i in chosen):
-            prompts += [ranked.prompt] * most
-            answers += [*ranked.answers, *[ranked.answers[0]] * (most - len(ranked.answers))]
-        return answers_batch(prompts, answers, most)
+        ranked = [self.rankings[i] for i in chosen]
+        most = max(len(one.answers) for one in ranked)
+        answers = [answer for one in ranked for answer in (*one.answers, *one.answers[:1] * (most - len(one.answers)))]
+        return answers_batch([one.prompt for one in ranked for _ in range(most)], answers, most)
 
     def _marked(self, chosen: Sequence[int]) -> Batch:
         """Answers in the upper half of their ranking are good, those in the lower bad; beside them others' answers."""
@@ -261,9 +246,9 @@ class RankingBatches:
         if i not in self._known:
             # with whom it is computed: always with its first batch, so that it rounds the same when resumed
             if not self._block:
-                self._block = {self._drawn(place): place // self._number for place in range(len(self.rankings))}
-            begin = self._block[i] * self._number
-            company = [self._drawn(place) for place in range(begin, min(begin + self._number, len(self.rankings)))]
+                numbers = range(-(-len(self.rankings) // self._number))
+                self._block = {one: n for n in numbers for one in self._drawn(n, len(self.rankings))}
+            company = self._drawn(self._block[i], len(self.rankings))
             logp_QK = reference_logp(self.reference, self._rows(company)).sum(1).view(len(company), -1)
             for one, logp_K in zip(company, logp_QK, strict=True):
                 self._known[one] = logp_K[: len(self.rankings[one].answers)]

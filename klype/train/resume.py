@@ -14,9 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +59,41 @@ def write_state(folder: Path, state: State) -> Path:
         ABOUT: json.dumps({"step": state.step, **state.about}).encode(),
     }
 
+    manifest: dict[str, str] = {}
+
     def begin() -> None:
         if parallel.is_first():  # which also clears away what whoever was killed while saving has left
             for abandoned in draft.parent.glob(f".step-*{durable.DRAFT}"):
                 shutil.rmtree(abandoned, ignore_errors=True)
             draft.mkdir(parents=True)
 
+    def finish() -> None:
+        """The files common to all ranks, then the manifest, then its name."""
+        if not parallel.is_first():
+            return
+        for name, content in files.items():
+            durable.write(draft / name, content)
+            manifest[name] = hashlib.sha256(content).hexdigest()
+        durable.write(draft / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
+        sync_folder(draft)
+        if place.exists():
+            shutil.rmtree(place)
+        draft.rename(place)
+        sync_folder(place.parent)
+        # after the new one is there under its name
+        for old in states(folder)[:-KEPT]:
+            shutil.rmtree(old)
+
     try:
         parallel.together(begin)
-        sharded: dict[str, str] = {}
         if parallel.ranks() == 1:
             files[OPTIMIZER] = save(_contiguous(state.optimizer))
         else:
             from klype.train.sharded import hashes, write_shards
 
             write_shards(draft / SHARDS, state.optimizer)
-            of_file = hashes(sorted((draft / SHARDS).iterdir()))
-            sharded = {f"{SHARDS}/{name}": digest for name, digest in of_file.items()}
-        parallel.together(partial(_finish, draft, place, files, sharded))
+            manifest |= {f"{SHARDS}/{name}": digest for name, digest in hashes(draft / SHARDS).items()}
+        parallel.together(finish)
     except OSError as error:
         if parallel.is_first():
             shutil.rmtree(draft, ignore_errors=True)
@@ -99,31 +114,28 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> State | None:
         name = parallel.from_first(None)
         return _read(folder / "resume" / name, checked=True) if name else None
     found = _newest_whole(folder, say)
-    parallel.from_first(f"step-{found.step:06d}" if found else None)
-    return found
-
-
-def _newest_whole(folder: Path, say: Callable[[str], None]) -> State | None:
-    places = states(folder)
-    for place in reversed(places):
-        try:
-            return _read(place)
-        except _TornError as torn:
-            say(f"{place.name} is damaged ({torn}): going on from an earlier state.")
-    if places:
+    if found is None and states(folder):
         raise KlypeError(
             f"Every training state under {folder / 'resume'} is damaged.",
             "Remove that folder to start afresh.",
         )
-    return None
+    parallel.from_first(f"step-{found.step:06d}" if found else None)
+    return found
 
 
 def newest_step(folder: Path) -> int:
     """Step of the newest intact state under ``folder/resume``; -1 if there is none."""
+    found = _newest_whole(folder, lambda message: None)
+    return -1 if found is None else found.step
+
+
+def _newest_whole(folder: Path, say: Callable[[str], None]) -> State | None:
     for place in reversed(states(folder)):
-        with suppress(_TornError):
-            return _read(place).step
-    return -1
+        try:
+            return _read(place)
+        except _TornError as torn:
+            say(f"{place.name} is damaged ({torn}): going on from an earlier state.")
+    return None
 
 
 def states(folder: Path) -> list[Path]:
@@ -134,24 +146,6 @@ def states(folder: Path) -> list[Path]:
 
 class _TornError(Exception):
     """A state that is not what its manifest says."""
-
-
-def _finish(draft: Path, place: Path, files: dict[str, bytes], sharded: dict[str, str]) -> None:
-    """Write the files common to all ranks, then the manifest, then rename."""
-    if not parallel.is_first():
-        return
-    manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} | sharded
-    for name, content in files.items():
-        durable.write(draft / name, content)
-    durable.write(draft / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
-    sync_folder(draft)
-    if place.exists():
-        shutil.rmtree(place)
-    draft.rename(place)
-    sync_folder(place.parent)
-    # after the new one is there under its name
-    for old in states(place.parent.parent)[:-KEPT]:
-        shutil.rmtree(old)
 
 
 def _read(place: Path, checked: bool = False) -> State:

@@ -26,11 +26,13 @@ from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.model import checkpoint
+from klype.model.packed import SharedPrefixes
+from klype.model.transformer import Transformer
 from klype.sources.find import Found
-from klype.train.loop import TrainSession, TrainSettings, train
+from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
+from klype.train.objectives import Ids, wide
 from klype.train.optimizer import OptimizerSettings, Schedule
 from klype.train.preference import RankedAnswers, davidson, informative, pairs_right, plackett_luce
-from klype.train.scoring import Ids, answer_features, feature_names
 from klype.values import Batch, Figure, Floats, Loss, Trace
 
 WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
@@ -67,12 +69,10 @@ class RewardSettings(TrainSettings):
 class RewardModel:
     """``score(prompts, answers)``: token ids in, scores out: mean 0, standard deviation 1 over what it learnt from."""
 
-    def __init__(self, trunk: nn.Module, heads: int = 1) -> None:
+    def __init__(self, trunk: Transformer, heads: int = 1) -> None:
         learns = any(parameter.requires_grad for parameter in trunk.parameters())
         self.trunk = (copy.deepcopy(trunk).requires_grad_(False) if learns else trunk).eval()
-        with torch.no_grad():  # how wide its states are
-            some = torch.zeros(1, 1, dtype=torch.long, device=next(trunk.parameters()).device)
-            size = len(feature_names(self.trunk.hidden(some).shape[-1]))  # type: ignore[operator]
+        size = 3 * trunk.config.width + SCALARS
         self.head = nn.Linear(size, heads, bias=False)
         nn.init.zeros_(self.head.weight)
         self.mean_F, self.scale_F = torch.zeros(size), torch.ones(size)
@@ -83,16 +83,16 @@ class RewardModel:
         scores: Floats = self.scores(prompts, answers).mean(1)
         return scores
 
+    @torch.no_grad()
     def scores(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
         """[N, H]: every head's score."""
-        return self.scores_of(answer_features(self.trunk, prompts, answers))
-
-    @torch.no_grad()
-    def scores_of(self, features_NF: torch.Tensor) -> Floats:
-        """[N, H]: every head's score of answers whose features are known."""
-        raw_NH = self.head(self._standardised(features_NF))
+        raw_NH = self.head(self.standardised(answer_features(self.trunk, prompts, answers)))
         scores: Floats = ((raw_NH - self.centre) / self.spread).double().numpy()
         return scores
+
+    def standardised(self, features_NF: torch.Tensor) -> torch.Tensor:
+        """Features with mean 0 and deviation 1 over what the heads were fitted to."""
+        return (features_NF - self.mean_F) / self.scale_F
 
     def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Writes the heads beside the trunk's checkpoint (which ``model/checkpoint.py`` saves) in ``folder``."""
@@ -114,7 +114,7 @@ class RewardModel:
             raise KlypeError(f"The reward model cannot be written to {folder}: {error.strerror or error}.") from error
 
     @staticmethod
-    def load(folder: Path, trunk: nn.Module) -> RewardModel:
+    def load(folder: Path, trunk: Transformer) -> RewardModel:
         """The heads in ``folder`` on ``trunk``. KlypeError when they are missing or were fitted on another trunk."""
         try:
             facts = finite((folder / ABOUT).read_bytes())
@@ -139,12 +139,101 @@ class RewardModel:
         model.centre, model.spread = facts["centre"], facts["spread"]
         return model
 
-    def _standardised(self, features_NF: torch.Tensor) -> torch.Tensor:
-        return (features_NF.to(self.mean_F.device) - self.mean_F) / self.scale_F
+
+# columns of numbers beside the states: sum, minimum and mean of log p, maximum and sum of surprise, length
+SCALARS = 6
+GROUP = 16  # the most answers that have their prompt read together
+ROWS_TOKENS = 16_384  # padded tokens a pass: small enough to stay in a laptop's cache
+OPENING = 3  # tokens
+LOGP_FLOOR = -10.0  # one impossible word must not drown all else
+UNEXPECTED_CEILING = 6.0
+
+
+@torch.no_grad()
+def answer_features(
+    trunk: Transformer, prompts: Sequence[Ids], answers: Sequence[Ids], at_once: int = ROWS_TOKENS
+) -> torch.Tensor:
+    """[N, 3 D + 6], float32, on the CPU: the state at the last token, the mean over the answer's tokens, that over
+    its first three (an answer's manner is in how it begins; a mean over all is diluted by its length), and of its
+    tokens the sum, minimum and mean of log p, the maximum (at least 0) and positive sum of surprise - entropy, and
+    their number.
+
+    Rows are computed by length, at most ``at_once`` padded tokens a pass, so that little is padded, and a prompt once
+    for all of its answers; an answer's row does not depend on its neighbours, but for rounding. Prompts must not be
+    empty. An empty answer has the prompt's last state and zeros.
+    """
+    if not prompts:
+        raise AssertionError("features of no answers were asked for")
+    order, rows = list[int](), list[torch.Tensor]()
+    for groups in _chunks(prompts, answers, at_once):
+        chosen = [i for group in groups for i in group]
+        order += chosen
+        rows.append(_features(trunk, [prompts[i] for i in chosen], [answers[i] for i in chosen], len(groups[0])))
+    return torch.cat(rows).cpu()[torch.tensor(order).argsort()]
+
+
+def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids], at_once: int) -> list[list[list[int]]]:
+    """Answers by their prompt, those with equally many and of a length together; at most so many padded positions a
+    chunk."""
+    of: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        of.setdefault(tuple(prompt), []).append(i)
+    together = [group[at : at + GROUP] for group in of.values() for at in range(0, len(group), GROUP)]
+    sized = [(len(group), len(prompts[group[0]]), max(len(answers[i]) for i in group) + 1, group) for group in together]
+    chunks: list[list[list[int]]] = []
+    size = longest_prompt = longest = 0
+    for number, shared, own, group in sorted(sized, key=lambda row: (row[0], row[1] + row[2])):
+        longest_prompt, longest = max(longest_prompt, shared), max(longest, own)
+        if number != size or (len(chunks[-1]) + 1) * (longest_prompt + number * longest) > at_once:
+            chunks.append([])
+            size, longest_prompt, longest = number, shared, own
+        chunks[-1].append(group)
+    return chunks
+
+
+def _features(trunk: Transformer, prompts: Sequence[Ids], answers: Sequence[Ids], group: int) -> torch.Tensor:
+    """The features of answers of which each ``group`` in turn have one prompt; A: the most tokens of one, or 1."""
+    device = trunk.device
+    texts = [torch.tensor([*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+    tokens_BT = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
+    prompt_B, length_B = (torch.tensor([len(ids) for ids in each], device=device) for each in (prompts, answers))
+    # columns: the prompt's last token, then the answer's
+    column_A1 = torch.arange(max(1, int(length_B.max())) + 1, device=device)
+    at_BA1 = (prompt_B[:, None] - 1 + column_A1).clamp(max=tokens_BT.shape[1] - 1)
+    wanted_BA1 = column_A1 <= length_B[:, None]
+    wanted_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    wanted_BT[torch.arange(len(texts), device=device)[:, None].expand_as(at_BA1)[wanted_BA1], at_BA1[wanted_BA1]] = True
+    prefixes = SharedPrefixes(group, prompt_B[::group]) if group > 1 else None
+    states_ND = wide(trunk.states_at(tokens_BT, wanted_BT, prefixes=prefixes))
+    states_BAD = states_ND.new_zeros(*wanted_BA1.shape, states_ND.shape[1])
+    states_BAD[wanted_BA1] = states_ND
+    answer_BA = wanted_BA1[:, 1:]
+    last_BD = states_BAD[torch.arange(len(texts), device=device), length_B]
+    length_B1 = length_B[:, None].to(states_BAD.dtype)
+
+    def mean(where_BA: torch.Tensor) -> torch.Tensor:
+        mean_BD = (states_BAD[:, 1:] * where_BA[..., None]).sum(1) / where_BA.sum(1).clamp(min=1)[:, None]
+        return torch.where(length_B1 > 0, mean_BD, last_BD)
+
+    logp_NV = wide(trunk.unembed(states_BAD[:, :-1][answer_BA])).log_softmax(-1)
+    token_N = tokens_BT.gather(1, at_BA1[:, 1:])[answer_BA]
+    chosen_N = logp_NV.gather(1, token_N[:, None])[:, 0].clamp(min=LOGP_FLOOR)
+    entropy_N = -(logp_NV.exp() * logp_NV.clamp(min=-1e4)).sum(1)
+    logp_BA = torch.zeros_like(states_BAD[:, 1:, 0]).masked_scatter(answer_BA, chosen_N)
+    unexpected_BA = torch.zeros_like(logp_BA).masked_scatter(answer_BA, -chosen_N - entropy_N)
+    scalars = (
+        logp_BA.sum(1),
+        logp_BA.min(1).values,
+        logp_BA.sum(1) / answer_BA.sum(1).clamp(min=1),
+        unexpected_BA.max(1).values.clamp(min=0, max=UNEXPECTED_CEILING),
+        unexpected_BA.clamp(min=0).sum(1),
+    )
+    opening_BA = answer_BA & (column_A1[:-1] < OPENING)
+    return torch.cat([last_BD, mean(answer_BA), mean(opening_BA), torch.stack(scalars, 1), length_B1], 1).float()
 
 
 def fit_reward(
-    trunk: nn.Module,
+    trunk: Transformer,
     rankings: Sequence[RankedAnswers],
     settings: RewardSettings,
     folder: Path,
@@ -155,26 +244,15 @@ def fit_reward(
     Rankings of fewer than two candidates are left out. Raises NoPreferencesError: see ``informative``.
     """
     useful = informative(rankings)
-    return fit_heads(trunk, answer_features(trunk, *_flat(useful)), useful, settings, folder, session)
-
-
-def fit_heads(
-    trunk: nn.Module,
-    features_NF: torch.Tensor,
-    useful: Sequence[RankedAnswers],
-    settings: RewardSettings,
-    folder: Path,
-    session: TrainSession | None = None,
-) -> RewardModel:
-    """``fit_reward`` when the features of all answers are known, ranking by ranking; each ranking has two answers or
-    more."""
     model = RewardModel(trunk, settings.heads)
+    features_NF = answer_features(trunk, *_flat(useful))
     model.mean_F = features_NF.mean(0)
     model.scale_F = features_NF.std(0) + 1e-3
-    batches = _RankingBatches(model._standardised(features_NF), useful, settings)
+    features_NF = model.standardised(features_NF)
+    batches = FeatureBatches(features_NF, useful, settings)
     train(model.head, partial(reward_loss, settings=settings), batches, settings, folder, session)
     with torch.no_grad():
-        raw_N = model.head(model._standardised(features_NF)).mean(1)
+        raw_N = model.head(features_NF).mean(1)
     model.centre, model.spread = float(raw_N.mean()), max(float(raw_N.std()), 1e-6)
     return model
 
@@ -186,10 +264,9 @@ def reward_loss(head: nn.Module, batch: Batch, settings: RewardSettings | None =
     bootstrap).
     """
     settings = settings or RewardSettings()
-    scores_QKH = head(batch.extra["features_QKF"])
-    ranks_QK, weights_QH = batch.extra["ranks_QK"], batch.extra["weights_QH"]
+    scores_QKH, ranks_QK = head(batch.extra["features_QKF"]), batch.extra["ranks_QK"]
     totals, counts = [], []
-    for scores_QK, weights_Q in zip(scores_QKH.unbind(-1), weights_QH.unbind(1), strict=True):
+    for scores_QK, weights_Q in zip(scores_QKH.unbind(-1), batch.extra["weights_QH"].unbind(1), strict=True):
         if settings.ties == "davidson":
             loss = davidson(scores_QK, ranks_QK, weights_Q, settings.tie_weight)
         else:
@@ -223,51 +300,31 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _RankingBatches:
-    """Rankings padded to the longest; batch number i is drawn by a generator seeded with (seed, i)."""
+class FeatureBatches(NumberedBatches):
+    """Features of rankings padded to the longest; batch number i is drawn by a generator seeded with (seed, i)."""
 
     def __init__(self, features_NF: torch.Tensor, rankings: Sequence[RankedAnswers], settings: RewardSettings) -> None:
-        most = max(len(r.answers) for r in rankings)
-        self.features_QKF = torch.zeros(len(rankings), most, features_NF.shape[1], device=features_NF.device)
-        self.ranks_QK = torch.full((len(rankings), most), -1, device=features_NF.device)
-        position = 0
-        for index, ranking in enumerate(rankings):
-            number = len(ranking.answers)
-            self.features_QKF[index, :number] = features_NF[position : position + number]
-            self.ranks_QK[index, :number] = torch.tensor(ranking.ranks)
-            position += number
-        self.settings, self.index = settings, 0
+        numbers = [len(ranking.answers) for ranking in rankings]
+        pad = nn.utils.rnn.pad_sequence
+        self.features_QKF = pad(list(torch.split(features_NF, numbers)), batch_first=True)
+        self.ranks_QK = pad([torch.tensor(r.ranks) for r in rankings], batch_first=True, padding_value=-1)
+        self.settings = settings
         generator = torch.Generator().manual_seed(settings.seed)
         shape = (len(rankings), settings.heads)
         drawn_QH = torch.empty(shape).exponential_(generator=generator)  # the Bayesian bootstrap
         self.weights_QH = drawn_QH if settings.heads > 1 else torch.ones(shape)
 
-    def __iter__(self) -> _RankingBatches:
-        return self
-
-    def __next__(self) -> Batch:
-        generator = torch.Generator().manual_seed((self.settings.seed << 32) + self.index)
-        self.index += 1
+    def batch(self, index: int) -> Batch:
+        generator = torch.Generator().manual_seed((self.settings.seed << 32) + index)
         chosen = torch.randint(0, len(self.ranks_QK), (self.settings.questions,), generator=generator)
         ranks_QK = self.ranks_QK[chosen]
-        extra = {
-            "features_QKF": self.features_QKF[chosen],
-            "ranks_QK": ranks_QK,
-            "weights_QH": self.weights_QH[chosen],
-        }
-        return Batch(ranks_QK, ranks_QK, torch.ones_like(ranks_QK), extra)
-
-    def state(self) -> dict[str, Any]:
-        return {"index": self.index}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.index = state["index"]
+        extra = {"features_QKF": self.features_QKF[chosen], "weights_QH": self.weights_QH[chosen]}
+        return Batch(ranks_QK, ranks_QK, torch.ones_like(ranks_QK), {**extra, "ranks_QK": ranks_QK})
 
 
 def _flat(rankings: Sequence[RankedAnswers]) -> tuple[list[Ids], list[Ids]]:
-    prompts: list[Ids] = [r.prompt for r in rankings for _ in r.answers]
-    answers: list[Ids] = [a for r in rankings for a in r.answers]
-    return prompts, answers
+    """Prompts and answers, ranking by ranking."""
+    return [r.prompt for r in rankings for _ in r.answers], [a for r in rankings for a in r.answers]
 
 
 def bias_audit(
@@ -283,34 +340,30 @@ def bias_audit(
     left; one that a trait or the scores do not vary in has no value.
     """
     groups = np.unique(np.asarray(questions), return_inverse=True)[1]
-    score, liked = _centred(scores, groups), _centred(quality, groups)
-    free = len(groups) - int(groups.max(initial=-1) + 1) - 1
-    return {
-        name: _partial_correlation(_residual(score, liked), _residual(_centred(trait, groups), liked), free)
-        for name, trait in traits.items()
-    }
+    sizes = np.bincount(groups)
+    free = len(groups) - len(sizes) - 1
 
+    def centred(values: Sequence[float]) -> Floats:
+        return np.asarray(values - (np.bincount(groups, values) / sizes)[groups])
 
-def _partial_correlation(a: Floats, b: Floats, free: int) -> Figure:
-    length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if length < 1e-12 or free < 4:
-        return Figure(None, n=len(a), why="nothing varies within a question" if length < 1e-12 else "too few answers")
-    value = float(np.clip(a @ b / length, -1.0, 1.0))
-    middle = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
-    half = 1.96 / math.sqrt(free - 2)
-    low, high = math.tanh(middle - half), math.tanh(middle + half)
-    return Figure(value, min(low, value), max(high, value), len(a), "partial correlation")
+    def beside_quality(values: Sequence[float]) -> Floats:
+        """What of centred values the annotator's quality does not tell."""
+        own, liked = centred(values), centred(quality)
+        variance = float(liked @ liked)
+        return own if variance < 1e-12 else np.asarray(own - liked * float(liked @ own) / variance)
 
+    def correlation(a: Floats, b: Floats) -> Figure:
+        length = float(np.linalg.norm(a) * np.linalg.norm(b))
+        if length < 1e-12 or free < 4:
+            why = "nothing varies within a question" if length < 1e-12 else "too few answers"
+            return Figure(None, n=len(a), why=why)
+        value = float(np.clip(a @ b / length, -1.0, 1.0))
+        middle = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
+        half = 1.96 / math.sqrt(free - 2)
+        low, high = math.tanh(middle - half), math.tanh(middle + half)
+        return Figure(value, min(low, value), max(high, value), len(a), "partial correlation")
 
-def _centred(values: Sequence[float], groups: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    sums = np.bincount(groups, array)
-    return np.asarray(array - (sums / np.bincount(groups))[groups])
-
-
-def _residual(values: Floats, given: Floats) -> Floats:
-    variance = float(given @ given)
-    return values if variance < 1e-12 else np.asarray(values - given * float(given @ values) / variance)
+    return {name: correlation(beside_quality(scores), beside_quality(trait)) for name, trait in traits.items()}
 
 
 UNFINISHED = -1.0  # added to the score of an answer that did not end, as alignment does

@@ -24,8 +24,8 @@ import numpy as np
 
 from klype.config import toml_table
 from klype.errors import KlypeError, UsageError
+from klype.train.objectives import Ids
 from klype.train.reward_model import RewardModel
-from klype.train.scoring import Ids
 from klype.values import Floats, Question, Reward
 
 # what the reward model is called in a list of rewards

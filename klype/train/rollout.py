@@ -6,8 +6,8 @@ Everything random is a function of (seed, step), so that the step's number is th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +15,15 @@ from pydantic import Field
 from torch import nn
 
 from klype import config
+from klype.engine.engine import Engine
 from klype.errors import KlypeError
+from klype.train.loop import NumberedBatches
+from klype.train.objectives import answers_batch, reference_logp
 from klype.train.policy import Scaling, advantages, k3
 from klype.train.rewards import AnswerReward, QuestionPrompt
-from klype.train.scoring import answers_batch, reference_logp
-from klype.values import Batch, Request, Sampling, Trace
+from klype.values import Batch, Request, Sampling
 
 Ask = Callable[[int], Sequence[QuestionPrompt]]
-
-
-class Answerer(Protocol):
-    """The engine's part: answers, and dropping everything computed with older weights."""
-
-    def run(self, requests: Sequence[Request]) -> list[list[Trace]]: ...
-    def refresh(self, version: int) -> None: ...
 
 
 class RolloutSettings(config.Settings):
@@ -85,7 +80,7 @@ class KLController:
             self.beta = min(max(self.beta, 1e-4), 100.0)
 
 
-class RolloutBatches:
+class RolloutBatches(NumberedBatches):
     """Batch number i: answers to the questions of step i by the model as it then is (see policy.py for its fields).
 
     ``ask`` gives a step's questions, ``engine`` answers, ``reward`` says what answers are worth; ``reference``: the
@@ -96,29 +91,23 @@ class RolloutBatches:
         self,
         settings: RolloutSettings,
         ask: Ask,
-        engine: Answerer,
+        engine: Engine,
         reward: AnswerReward,
         reference: nn.Module | None = None,
         rehearsal: Callable[[int], Batch] | None = None,
     ) -> None:
-        self.settings, self.index = settings, 0
+        self.settings = settings
         self._ask, self._engine, self._reward = ask, engine, reward
         self._reference, self._rehearsal = reference, rehearsal
         self.controller = KLController.of(settings.beta, settings.target_kl)
         self._kept: Batch | None = None
 
-    def __iter__(self) -> RolloutBatches:
-        return self
-
-    def __next__(self) -> Batch:
-        round_, again = divmod(self.index, self.settings.updates)
+    def batch(self, index: int) -> Batch:
+        round_, again = divmod(index, self.settings.updates)
         if not again or self._kept is None:
             self._kept = self._draw(round_)
-        self.index += 1
-        extra = self._kept.extra
-        if self._rehearsal is not None:
-            extra = {**extra, "rehearsal": self._rehearsal(self.index - 1)}
-        return Batch(self._kept.tokens_BT, self._kept.targets_BT, self._kept.weights_BT, extra)
+        rehearsal = {} if self._rehearsal is None else {"rehearsal": self._rehearsal(index)}
+        return replace(self._kept, extra={**self._kept.extra, **rehearsal})
 
     def _draw(self, step: int) -> Batch:
         """New answers to a step's questions, their rewards and advantages."""
@@ -127,33 +116,30 @@ class RolloutBatches:
         # the engine remembers prompts read with older weights
         self._engine.refresh(self.index)
         # each request of each step has a seed of its own, up to 65,536 a step
-        first = (settings.seed << 40) + (step << 16)  # of the requests' seeds
-        how: dict[str, Any] = {"n": settings.answers, "limit": settings.limit, "stop": settings.stop}
-        how["sampling"] = Sampling(temperature=settings.temperature)
-        groups = self._engine.run([Request(one.prompt, seed=first + i, **how) for i, one in enumerate(asked)])
+        first, sampling = (settings.seed << 40) + (step << 16), Sampling(temperature=settings.temperature)
+        groups = self._engine.run([
+            Request(one.prompt, settings.answers, settings.limit, sampling, first + i, settings.stop)
+            for i, one in enumerate(asked)
+        ])  # fmt: skip
         traces = [trace for group in groups for trace in group]
         of_each = [a for a, group in zip(asked, groups, strict=True) for _ in group]
         batch = answers_batch([t.prompt for t in traces], [t.tokens for t in traces], settings.answers)
         # [B, T]: log-probabilities under the distribution that was drawn from, 0 outside answers
         flat = torch.tensor([step.sampling_logprob for trace in traces for step in trace.steps], dtype=torch.float32)
-        extra: dict[str, Any] = {
-            **batch.extra,
-            "temperature": settings.temperature,
-            "old_logp_BT": torch.zeros_like(batch.weights_BT).masked_scatter(batch.weights_BT > 0, flat),
-        }
+        extra = batch.extra
+        extra["temperature"] = settings.temperature
+        extra["old_logp_BT"] = torch.zeros_like(batch.weights_BT).masked_scatter(batch.weights_BT > 0, flat)
         if self._reference is not None:
-            known = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, extra)
-            extra["reference_logp_BT"] = reference_logp(self._reference, known)
+            extra["reference_logp_BT"] = reference_logp(self._reference, batch)
             self.controller.update(kl_an_answer(extra["old_logp_BT"], extra["reference_logp_BT"]))
             extra["beta"] = self.controller.beta
         rewards_N = np.asarray(self._reward(of_each, [t.tokens for t in traces]), dtype=np.float64)
         assert rewards_N.shape == (len(traces),), "a reward gives one number an answer"
-        bad = int((~np.isfinite(rewards_N)).sum())
-        if bad:
+        if bad := int((~np.isfinite(rewards_N)).sum()):
             what = f"The reward of {bad} of {len(traces)} answers is not a finite number."
             raise KlypeError(what, "Look at the reward.")
-        unfinished_N = np.array([trace.ended != "stop" for trace in traces])
-        adjusted_N = rewards_N + settings.unfinished * unfinished_N
+        finished_N = np.array([trace.ended == "stop" for trace in traces])
+        adjusted_N = rewards_N + settings.unfinished * ~finished_N
         if settings.kl_in_reward:
             assert "reference_logp_BT" in extra, "KL in the reward needs a reference"
             beyond_N = (extra["old_logp_BT"] - extra["reference_logp_BT"]).sum(1).double().numpy()
@@ -168,22 +154,25 @@ class RolloutBatches:
             "reward": float(rewards_N.mean()),
             "reward_std": float(rewards_N.std()),
             "length": float(np.mean([len(trace.steps) for trace in traces])),
-            "finished": float(np.mean([trace.ended == "stop" for trace in traces])),
+            "finished": float(finished_N.mean()),
             "groups_learnt": float(different_Q.double().mean()),
             "beta": self.controller.beta,
         }
-        kept_B = different_Q.repeat_interleave(settings.answers)
-        weights_BT = batch.weights_BT * kept_B[:, None] if settings.drop_equal else batch.weights_BT
-        return Batch(batch.tokens_BT, batch.targets_BT, weights_BT, extra)
+        if not settings.drop_equal:
+            return batch
+        kept_B1 = different_Q.repeat_interleave(settings.answers)[:, None]
+        return replace(batch, weights_BT=batch.weights_BT * kept_B1)
 
     def state(self) -> dict[str, Any]:
         """Position; between two updates on the same answers those too, since the weights that drew them are gone."""
         # else the next batch is drawn anew from the step's number alone
         kept = self._kept if self.index % self.settings.updates else None
-        return {"index": self.index, "beta": self.controller.beta, "kept": None if kept is None else _to_json(kept)}
+        packed = None if kept is None else _to_json(kept)
+        return {**super().state(), "beta": self.controller.beta, "kept": packed}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.index, kept = state["index"], state.get("kept")
+        super().restore(state)
+        kept = state.get("kept")
         self.controller.beta = state.get("beta", self.controller.beta)
         self._kept = None if kept is None else _from_json(kept)
 

@@ -220,9 +220,9 @@ def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise _disk(error) from error
 
 
-def hashes(files: list[Path]) -> dict[str, str]:
-    """SHA-256 by name; every process reads its part of the files."""
-    own = {file.name: hash_file(file) for file in files[parallel.rank() :: parallel.ranks()]}
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files by name; every process reads its part of them."""
+    own = {file.name: hash_file(file) for file in sorted(folder.iterdir())[parallel.rank() :: parallel.ranks()]}
     return {name: digest for part in parallel.from_all(own) for name, digest in part.items()}
 
 
