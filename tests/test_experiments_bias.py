@@ -18,12 +18,16 @@ from klype.cli.main import call
 from klype.data.ngram import KneserNey
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias import report
-from klype.experiments.bias.experiment import BIAS, BiasBoard, board, cost, gaps
-from klype.experiments.bias.lab import Lab, divergence, measure, right
-from klype.experiments.bias.targets import TARGETS, best_share, cross_fitted, hard
+from klype.experiments.bias.experiment import BIAS, BiasBoard, board, gaps
+from klype.experiments.bias.targets import TARGETS, Lab, best_share, cross_fitted, hard
 from klype.experiments.corpus import WorldSource, targets
-from klype.experiments.framework import Progress, ResultFiles, over_seeds
-from klype.experiments.planning import ExperimentPlan, PlanChoice, PlanRequest, Speed, fit
+from klype.experiments.framework import (
+    ExperimentPlan,
+    PlanRequest,
+    Progress,
+    over_seeds,
+    results,
+)
 from klype.experiments.training import (
     Averaged,
     LabelledBatches,
@@ -31,8 +35,11 @@ from klype.experiments.training import (
     Mixture,
     TrainingHooks,
     TrainingSet,
+    divergence,
+    measure,
     mixed,
     predict,
+    right,
     shape,
     train_model,
     true,
@@ -130,7 +137,7 @@ def test_blanks_hide_context_and_nothing_else() -> None:
         assert float(blank_BT[:, 1:].float().mean()) == pytest.approx(0.3, abs=0.08)  # 640 tokens: over four deviations
         looks.append(hidden)
     assert not torch.equal(looks[0].tokens_BT, looks[1].tokens_BT)
-    again.restore({"position": 2})
+    again.restore({"index": 2})
     torch.testing.assert_close(next(again).tokens_BT, looks[2].tokens_BT)
 
 
@@ -340,7 +347,7 @@ def test_a_teacher_nobody_asked_for_is_not_in_the_report(tmp_path: Path) -> None
     place.mkdir(parents=True)
     own = cell(place, 12)
     own.run(plan.arms)
-    found, _ = ResultFiles(tmp_path / "cells").read()
+    found = results(tmp_path / "cells")
     made = board(Progress(BIAS, plan, found, own.test, Chain.vocabulary, done=True))
     assert made.bars is not None
     assert set(made.bars.targets) == {row.arm for row in made.rows} == set(plan.arms)
@@ -388,17 +395,14 @@ def test_of_what_cells_write_only_the_new_is_read(tmp_path: Path) -> None:
     place = tmp_path / "12-0"
     place.mkdir()
     (place / "one-hot.0.json").write_text('{"epoch": 1}')
-    written = ResultFiles(tmp_path)
-    assert written.read() == ([{"epoch": 1}], True)
+    assert (first := results(tmp_path)) == [{"epoch": 1}]
     (place / "oracle.0.json").write_text('{"epoch": 1}')
-    found, new = written.read()
-    assert (len(found), new) == (2, True)
-    again, new = written.read()
-    assert not new
+    found = results(tmp_path)
+    assert (len(found), found[0] is first[0]) == (2, True)
+    again = results(tmp_path)
     assert all(a is b for a, b in zip(found, again, strict=True))
     replace_file(place / "oracle.0.json", b'{"epoch": 2}')
-    last, new = written.read()
-    assert new
+    last = results(tmp_path)
     assert last[0] is found[0]
     assert last[1] == {"epoch": 2}
 
@@ -433,14 +437,16 @@ def test_the_world_gives_its_truth_and_its_answers() -> None:
 # plans and bad input
 
 
-def test_a_plan_takes_what_fits() -> None:
-    names = BIAS.called((), truth=True)
-    choices = [PlanChoice((300, 600), 5), PlanChoice((100, 200), 3)]
-    takes = lambda plan: cost(plan, Speed(0.01, 0.02), True, 2)
-    roomy, tight = (fit(PlanRequest(minutes), choices, names, takes) for minutes in (1e6, 1e-6))
-    assert (roomy.documents, roomy.seeds) == choices[0][:2]
-    assert (tight.documents, tight.seeds) == choices[1][:2]
-    assert tight.steps < roomy.steps
+def test_a_plan_takes_what_fits(tmp_path: Path) -> None:
+    tiny = SETTINGS.model_copy(update={"epochs": 1})
+    roomy, tight = (
+        BIAS.plan(Chain(), place, PlanRequest(minutes, settings=tiny), 2)
+        for minutes, place in ((1e6, tmp_path / "a"), (1e-6, tmp_path / "b"))
+        if place.mkdir() is None
+    )
+    assert (roomy.documents, roomy.seeds) == BIAS.choices[0][:2]
+    assert (tight.documents, tight.seeds) == BIAS.choices[-1][:2]
+    assert (tight.steps, tight.seconds) < (roomy.steps, roomy.seconds)
     assert BIAS.called(("oracle",), truth=True) == ("one-hot", "oracle")
 
 

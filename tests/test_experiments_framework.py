@@ -14,8 +14,18 @@ from bias_toys import Chain
 from klype.errors import KlypeError, UsageError
 from klype.experiments import framework
 from klype.experiments.corpus import Corpus
-from klype.experiments.framework import BoardMeasure, Cell, Experiment, Progress, Result, Row, over_seeds
-from klype.experiments.planning import ExperimentPlan, PlanChoice, PlanRequest
+from klype.experiments.framework import (
+    BoardMeasure,
+    Cell,
+    Experiment,
+    ExperimentPlan,
+    PlanChoice,
+    PlanRequest,
+    Progress,
+    Result,
+    Row,
+    over_seeds,
+)
 from klype.experiments.training import LabSettings
 from klype.values import Figure
 
@@ -112,7 +122,7 @@ def tossed(experiment: Experiment[Tossed], plan: ExperimentPlan, folder: Path) -
         place.mkdir(parents=True, exist_ok=True)
         corpus = Chain().corpus(seed, plan.documents[-1], 8)
         Tosses(corpus, Chain().test(), plan.settings, plan.documents[-1], seed, place).run(plan.arms)
-    found, _ = framework.ResultFiles(folder / "cells").read()
+    found = framework.results(folder / "cells")
     return board(Progress(experiment, plan, found, Chain().test(), done=True))
 
 

@@ -21,6 +21,7 @@ from klype.examine.interventions import FeedbackSettings, interventions
 from klype.examine.say import Say
 from klype.examine.truth import Reader
 from klype.experiments.corpus import Corpus, WorldSource
+from klype.experiments.framework import ExperimentPlan, PlanRequest
 from klype.experiments.mistakes.context import BACK, MistakesSettings, Student, TrainingContext, WordCodec, joined
 from klype.experiments.mistakes.experiment import MISTAKES, MistakesBoard, go_on, halves
 from klype.experiments.mistakes.measure import standing
@@ -38,7 +39,6 @@ from klype.experiments.mistakes.methods import (
     scheduled_sampling,
 )
 from klype.experiments.mistakes.report import REPORT, verdict
-from klype.experiments.planning import ExperimentPlan, PlanRequest
 from klype.experiments.training import LabelledBatches, LabSettings, TrainedModel, TrainingSet, rows, train_model
 from klype.sources.source import answers
 from klype.train.objectives import cross_entropy, reverse_divergence, soft_cross_entropy

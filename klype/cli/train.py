@@ -163,7 +163,7 @@ def conduct(report: Report[B], asked: BiasOptions | MistakesOptions, terminal: T
     from klype.device import set_threads, usable_cores
     from klype.examine.say import Say
     from klype.experiments.corpus import TextSource, WorldSource
-    from klype.experiments.planning import PlanRequest
+    from klype.experiments.framework import PlanRequest
     from klype.runs import folder
 
     experiment, lang = report.experiment, terminal.lang

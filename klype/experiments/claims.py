@@ -64,17 +64,22 @@ class ArticleClaim:
     picture: str = ""
 
 
+# None: what it needs was not measured
+Claimed = ArticleClaim | None
+
+
 def claims(made: Document) -> list[ArticleClaim]:
     """In the order of the article."""
-    rules: list[Callable[[Document], ArticleClaim]] = [
+    rules: list[Callable[[Document], Claimed]] = [
         not_likeliest, greedy, diverse, seldom_same, both_ways, direction, formula, constant, independent,
         meaning, feedback, grows, no_way_back, exponential, passes, targets,
     ]  # fmt: skip
-    return [rule(made) for rule in rules]
+    return [rule(made) or ArticleClaim(rule.__name__, "undetermined") for rule in rules]
 
 
 def _figure(made: Document, name: str, t: str = "") -> dict[str, Any] | None:
-    figure = made["figures"].get(t or made["main"], {}).get(name)
+    """A figure (or one that only the article asks for) that has a value."""
+    figure = made["figures"].get(t or made["main"], {}).get(name, made["extra"].get(name))
     return figure if figure is not None and figure["value"] is not None else None
 
 
@@ -95,21 +100,25 @@ def _tested(
     return ArticleClaim(name, _ruled(made, name)[0], "test", shown, plain, (name,), picture)
 
 
-def not_likeliest(made: Document) -> ArticleClaim:
+def _example(name: str, share: Mapping[str, Any] | None, plain: Mapping[str, float], picture: str = "") -> Claimed:
+    """One example is enough."""
+    if share is None:
+        return None
+    ruling: Ruling = "supports" if share["value"] > 0 else "undetermined"
+    return ArticleClaim(name, ruling, "example", {"share": ("right", share)}, plain, (), picture)
+
+
+def not_likeliest(made: Document) -> Claimed:
     """Not always the most probable word is taken: one that is not is enough."""
-    figure = made["extra"]["not_likeliest"]
-    if figure["value"] is None:
-        return ArticleClaim("not_likeliest", "undetermined")
-    ruling: Ruling = "supports" if figure["value"] > 0 else "undetermined"
-    return ArticleClaim("not_likeliest", ruling, "example", {"share": ("right", figure)}, {"t": float(made["main"])})
+    return _example("not_likeliest", _figure(made, "not_likeliest"), {"t": float(made["main"])})
 
 
-def greedy(made: Document) -> ArticleClaim:
+def greedy(made: Document) -> Claimed:
     """Temperature 0 gives low quality and repetition: both."""
     cold, warm = _figure(made, "right", "0"), _figure(made, "right")
     loops, warm_loops = _figure(made, "repetition", "0"), _figure(made, "repetition")
     if cold is None or warm is None or loops is None or warm_loops is None or made["main"] == "0":
-        return ArticleClaim("greedy", "undetermined")
+        return None
     names = ("greedy_poor", "greedy_repeats")
     shown: Shown = {"cold": ("right", cold), "warm": ("right", warm), "loops": ("repetition", loops),
                     "warm_loops": ("repetition", warm_loops)}  # fmt: skip
@@ -117,58 +126,53 @@ def greedy(made: Document) -> ArticleClaim:
     return ArticleClaim("greedy", ruling, "test", shown, {"t": float(made["main"])}, names, "temperatures")
 
 
-def diverse(made: Document) -> ArticleClaim:
+def diverse(made: Document) -> Claimed:
     """Above 1, answers are more diverse."""
     hottest = max(made["figures"], key=float)
     low, high = _figure(made, "answer_entropy"), _figure(made, "answer_entropy", hottest)
     if low is None or high is None or hottest == made["main"]:
-        return ArticleClaim("diverse", "undetermined")
+        return None
     plain = {"t": float(made["main"]), "hot": float(hottest)}
     return _tested(made, "diverse", {"low": ("answer_entropy", low), "high": ("answer_entropy", high)}, plain)
 
 
-def seldom_same(made: Document) -> ArticleClaim:
+def seldom_same(made: Document) -> Claimed:
     """Word for word the same answer is seldom given twice."""
-    figure = _figure(made, "same_text")
-    if figure is None:
-        return ArticleClaim("seldom_same", "undetermined")
-    return _tested(made, "seldom_same", {"same": ("same_text", figure)}, {"t": float(made["main"])})
+    same = _figure(made, "same_text")
+    if same is None:
+        return None
+    return _tested(made, "seldom_same", {"same": ("same_text", same)}, {"t": float(made["main"])})
 
 
-def both_ways(made: Document) -> ArticleClaim:
+def both_ways(made: Document) -> Claimed:
     """Wrong once, right when asked again: one question is enough."""
-    figure = made["extra"]["both_ways"]
-    if figure["value"] is None:
-        return ArticleClaim("both_ways", "undetermined")
     plain = {"n": made["settings"]["n"], "t": float(made["main"])}
-    ruling: Ruling = "supports" if figure["value"] > 0 else "undetermined"
-    return ArticleClaim("both_ways", ruling, "example", {"share": ("right", figure)}, plain, (), "tree")
+    return _example("both_ways", _figure(made, "both_ways"), plain, "tree")
 
 
-def direction(made: Document) -> ArticleClaim:
+def direction(made: Document) -> Claimed:
     """Another word changes where the text goes, by more than two texts that go on from one word differ; where nobody
     knows what can follow, the meaning of answers that go on from it."""
-    parted, less = made["extra"]["parted"], _figure(made, "feedback_meaning")
-    if parted["value"] is not None:
+    if parted := _figure(made, "parted"):
         moved = made["after_error"][made["main"]]["moved"][0]
-        shown: Shown = {"parted": ("", parted), "moved": ("moved", moved)}
-        return _tested(made, "direction", shown, {})
+        return _tested(made, "direction", {"parted": ("", parted), "moved": ("moved", moved)}, {})
+    less = _figure(made, "feedback_meaning")
     if less is None:
-        return ArticleClaim("direction", "undetermined")
+        return None
     return _tested(made, "direction_meaning", {"less": ("feedback_meaning", less)}, {"n": less["n"]})
 
 
-def formula(made: Document) -> ArticleClaim:
+def formula(made: Document) -> Claimed:
     """(1 − S)^n: the slip, and what holds."""
-    s = _figure(made, "s")
+    s, shown, plain = _figure(made, "s"), Shown(), dict[str, str]()
     if s is None:
         plain = {"s": "S", "right": "Sⁿ", "printed": "(1 − S)ⁿ"}
-        return ArticleClaim("formula", "does_not_support", "arithmetic", {}, plain, (), "formula")
-    low, high = s.get("low"), s.get("high")
-    share = _power(s["value"], low, high, s["n"])
-    wrong = _power(1 - s["value"], None if high is None else 1 - high, None if low is None else 1 - low, s["n"])
-    shown: Shown = {"s": ("s", s), "right": ("right", share), "printed": ("right", wrong)}
-    return ArticleClaim("formula", "does_not_support", "arithmetic", shown, {}, (), "formula")
+    else:
+        low, high = s.get("low"), s.get("high")
+        share = _power(s["value"], low, high, s["n"])
+        wrong = _power(1 - s["value"], None if high is None else 1 - high, None if low is None else 1 - low, s["n"])
+        shown = {"s": ("s", s), "right": ("right", share), "printed": ("right", wrong)}
+    return ArticleClaim("formula", "does_not_support", "arithmetic", shown, plain, (), "formula")
 
 
 def _power(value: float, low: float | None, high: float | None, n: int, words: int = 100) -> dict[str, Any]:
@@ -176,20 +180,20 @@ def _power(value: float, low: float | None, high: float | None, n: int, words: i
     return Figure(value**words, least, most, n).json()
 
 
-def constant(made: Document) -> ArticleClaim:
+def constant(made: Document) -> Claimed:
     """Every word is right with the same probability, wherever it stands."""
     found = made["dependence"]
     if found is None or not found["stretches"]:
-        return ArticleClaim("constant", "undetermined")
+        return None
     shown: Shown = {f"h{i}": ("", {"value": h, "unit": "share"}) for i, h in enumerate(found["stretches"], 1)}
     return _tested(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
 
 
-def independent(made: Document) -> ArticleClaim:
+def independent(made: Document) -> Claimed:
     """Errors are independent: given the position, no texts err more than others."""
     found = made["dependence"]
     if found is None:
-        return ArticleClaim("independent", "undetermined")
+        return None
     shown: Shown = {"k": ("survival", found["k"]), "reference": ("survival", found["reference"]),
                     "difference": ("", found["difference"])}  # fmt: skip
     return _tested(made, "independent", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
@@ -199,21 +203,20 @@ def _curve(found: Document) -> str:
     return "documents" if found["of"] == "documents" else "survival"
 
 
-def meaning(made: Document) -> ArticleClaim:
+def meaning(made: Document) -> Claimed:
     """By meaning, being right is much likelier than word for word."""
-    right, same = _figure(made, "right"), _figure(made, "word_for_word")
-    gain = made["extra"]["meaning_gain"]
-    if right is None or same is None or gain["value"] is None:
-        return ArticleClaim("meaning", "undetermined")
+    right, same, gain = (_figure(made, name) for name in ("right", "word_for_word", "meaning_gain"))
+    if right is None or same is None or gain is None:
+        return None
     shown: Shown = {"right": ("right", right), "same": ("word_for_word", same), "gain": ("", gain)}
     return _tested(made, "meaning", shown, {})
 
 
-def feedback(made: Document) -> ArticleClaim:
+def feedback(made: Document) -> Claimed:
     """An error makes the next likelier than a right word as rare does; errors by edit distance."""
     found = made["after_error"].get(made["main"])
     if found is None or found["cautious"][0]["value"] is None:
-        return ArticleClaim("feedback", "undetermined")
+        return None
     pairs = found["pairs"]
     shown: Shown = {"near": ("", found["cautious"][0]), "up": ("", found["difference"][0])}
     plain = {"n": pairs["matched"], "dropped": pairs["dropped"], "ratio": pairs["ratio"][1]}
@@ -222,50 +225,48 @@ def feedback(made: Document) -> ArticleClaim:
     return _tested(made, "feedback", shown, plain, "feedback")
 
 
-def grows(made: Document) -> ArticleClaim:
+def grows(made: Document) -> Claimed:
     """The word after that is likelier still to be wrong: the slope of the effect over all distances."""
-    growth = made["extra"]["growth"]
-    if growth["value"] is None:
-        return ArticleClaim("grows", "undetermined")
+    growth = _figure(made, "growth")
+    if growth is None:
+        return None
     rows = made["after_error"][made["main"]]["cautious"]
     shown: Shown = {"first": ("", rows[0]), "last": ("", rows[-1]), "growth": ("", growth)}
     return _tested(made, "grows", shown, {"m": len(rows)}, "feedback")
 
 
-def no_way_back(made: Document) -> ArticleClaim:
+def no_way_back(made: Document) -> Claimed:
     """There is no way back after an error: the word stays, by construction; how much of what follows is wrong is told
     beside the same after a right word."""
-    figure, beside, ended = _figure(made, "recovery"), made["extra"]["clean_beside"], made["extra"]["ended"]
-    if figure is None or beside["value"] is None:
-        return ArticleClaim("no_way_back", "undetermined")
-    shown: Shown = {"share": ("recovery", figure), "beside": ("recovery", beside), "ended": ("recovery", ended)}
+    share, beside = _figure(made, "recovery"), _figure(made, "clean_beside")
+    if share is None or beside is None:
+        return None
+    found = {"share": share, "beside": beside, "ended": made["extra"]["ended"]}
+    shown: Shown = {key: ("recovery", figure) for key, figure in found.items()}
     return ArticleClaim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
 
 
-def exponential(made: Document) -> ArticleClaim:
+def exponential(made: Document) -> Claimed:
     """The chance of being right falls exponentially with length: by the same share at every word, for all texts."""
-    found = made["dependence"]
+    found, tests = made["dependence"], ("constant", "independent")
     if found is None or found["shape"]["value"] is None:
-        return ArticleClaim("exponential", "undetermined")
+        return None
     shown: Shown = {"shape": ("weibull_shape", found["shape"]), "k": ("survival", found["k"])}
-    ruling = _all(_ruled(made, "constant", "independent"))
-    return ArticleClaim(
-        "exponential", ruling, "above", shown, {"n": found["n"]}, ("constant", "independent"), _curve(found)
-    )
+    ruling = _all(_ruled(made, *tests))
+    return ArticleClaim("exponential", ruling, "above", shown, {"n": found["n"]}, tests, _curve(found))
 
 
-def passes(made: Document) -> ArticleClaim:
+def passes(made: Document) -> Claimed:
     """The whole model is used for every word."""
-    passes, tokens = _figure(made, "passes"), _figure(made, "tokens")
-    if passes is None or tokens is None:
-        return ArticleClaim("passes", "undetermined")
-    ruling: Ruling = "supports" if abs(passes["value"] - tokens["value"]) < 1e-9 else "does_not_support"
-    return ArticleClaim(
-        "passes", ruling, "count", {"passes": ("passes", passes), "tokens": ("tokens", tokens)}, {}, (), "cost"
-    )
+    own, tokens = _figure(made, "passes"), _figure(made, "tokens")
+    if own is None or tokens is None:
+        return None
+    ruling: Ruling = "supports" if abs(own["value"] - tokens["value"]) < 1e-9 else "does_not_support"
+    shown: Shown = {"passes": ("passes", own), "tokens": ("tokens", tokens)}
+    return ArticleClaim("passes", ruling, "count", shown, {}, (), "cost")
 
 
-def targets(made: Document) -> ArticleClaim:
+def targets(made: Document) -> Claimed:
     """Training towards one right word biases the probabilities: what is seen here cannot tell the cause."""
     figure = _figure(made, "calibration")
     shown: Shown = {} if figure is None else {"gap": ("calibration", figure)}

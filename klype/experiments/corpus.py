@@ -5,6 +5,7 @@ Shapes: N all target positions of some documents in order, V vocabulary. A docum
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,9 +145,8 @@ class WorldSource:
         found = self._documents(mix(0, 3), documents)
         asked = [q for d in found if (q := self._question(d)) is not None]
         prefix = self._ids(SHOWN.split())
-        p = self._filter(prefix).next()
-        shown = (prefix, {self._id[word]: q for word, q in sorted(p.items(), key=lambda pair: -pair[1])})
-        return Test(found, self._truth(found), tuple(asked[:questions]), shown)
+        shown = dict(sorted(self._after(prefix).next().items(), key=lambda pair: -pair[1]))
+        return Test(found, self._truth(found), tuple(asked[:questions]), (prefix, shown))
 
     def beginning(self) -> WordTruth:
         """The truth at the beginning of a document, to be read on from."""
@@ -159,43 +159,41 @@ class WorldSource:
     def _ids(self, words: Iterable[str]) -> Ids:
         return (0, *(self._id[word] for word in words))
 
-    def _filter(self, ids: Ids) -> Filter:
-        words = Filter(self._start)
+    def _after(self, ids: Ids) -> WordTruth:
+        truth = self.beginning()
         for i in ids[1:]:
-            words.push(self.vocabulary[i])
-        return words
+            truth.push(i)
+        return truth
 
     def _truth(self, documents: Sequence[Ids]) -> SparseTruth:
         rows = []
         for document in documents:
-            words = Filter(self._start)
+            truth = self.beginning()
             for i in document[1:]:
-                rows.append({self._id[word]: p for word, p in words.next().items()})
-                words.push(self.vocabulary[i])
+                rows.append(truth.next())
+                truth.push(i)
         return SparseTruth.of(rows)
 
     def _question(self, document: Ids) -> CorpusQuestion | None:
         """The document's last question that leaves room for an answer; None without one."""
-        mark = self._id["?"]
-        places = [t for t, i in enumerate(document[: self._longest - 12]) if i == mark]
+        places = [t for t, i in enumerate(document[: self._longest - 12]) if i == self._id["?"]]
         if not places:
             return None
         prefix = document[: places[-1] + 1]
         answers: list[Ids] = []
-        todo: list[tuple[Ids, Filter]] = [((), self._filter(prefix))]
+        todo: list[tuple[Ids, WordTruth]] = [((), self._after(prefix))]
         # one answer too many is enough to know that it is skipped
         while todo and len(answers) <= ANSWERS:
-            said, words = todo.pop()
+            said, truth = todo.pop()
             if len(prefix) + len(said) > self._longest:
                 return None
-            for word in words.next():
-                after = words.copy()
-                after.push(word)
-                now = (*said, self._id[word])
-                if word == ".":
-                    answers.append(now)
+            for i in truth.next():
+                after = copy.copy(truth)
+                after.push(i)
+                if i == self._id["."]:
+                    answers.append((*said, i))
                 else:
-                    todo.append((now, after))
+                    todo.append(((*said, i), after))
         return CorpusQuestion(prefix, tuple(answers)) if 0 < len(answers) <= ANSWERS else None
 
 

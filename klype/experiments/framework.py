@@ -10,13 +10,15 @@ import json
 import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny
@@ -30,9 +32,11 @@ from klype.examine.facts import FigureFacts
 from klype.examine.intervals import student
 from klype.examine.truth import Truth
 from klype.experiments.corpus import Corpus, Source, Test
-from klype.experiments.planning import ExperimentPlan, PlanChoice, PlanRequest, Speed, fit, offered, probe
-from klype.experiments.training import LabSettings
+from klype.experiments.training import LabSettings, TrainingHooks, TrainingSet, train_model, uniform
 from klype.jsons import saved
+from klype.model.attention import TORCH, Backend
+from klype.model.compiled import compiled_backend
+from klype.planner import first_that_fits
 from klype.values import Figure
 
 # what a cell writes for an arm: name, seed, flops, seconds, and values once it has been measured
@@ -41,6 +45,7 @@ Result = dict[str, Any]
 Results = dict[str, dict[int, Result]]
 # documents held out for early stopping
 HELD_OUT = 150
+PROBED = 8  # steps that are timed
 SHARE = "share"
 
 
@@ -148,6 +153,64 @@ B = TypeVar("B", bound=Board)
 R = TypeVar("R", bound=Row)
 
 
+class PlanChoice(NamedTuple):
+    """One plan to choose from. ``questions``: documents to test on, 0: as many as usual."""
+
+    documents: tuple[int, ...]
+    seeds: int
+    questions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What a user wants; empty ``documents`` and 0 ``seeds``: what fits into the minutes; no ``arms``: all."""
+
+    minutes: float
+    documents: tuple[int, ...] = ()
+    seeds: int = 0
+    seed: int = 0
+    arms: tuple[str, ...] = ()
+    settings: LabSettings = field(default_factory=LabSettings)
+
+
+class ExperimentPlan(config.Settings):
+    """``steps``: of training, over all cells at most (0 where they are a setting); ``seconds``: about so long."""
+
+    documents: tuple[int, ...]
+    questions: int = 0
+    seeds: int
+    seed: int = 0
+    arms: tuple[str, ...]
+    settings: SerializeAsAny[LabSettings] = LabSettings()
+    steps: int = 0
+    seconds: float = 0.0
+
+    def document(self, noun: str, one_size: bool) -> dict[str, Any]:
+        """As ``--json`` and plan.json have it: arms under their ``noun``, and one number where there is one size."""
+        made = self.model_dump(exclude={"arms", "steps" if one_size else "questions"})
+        return {**made, f"{noun}s": self.arms} | ({"documents": self.documents[-1]} if one_size else {})
+
+    @staticmethod
+    def read(file: Path, noun: str, settings: type[LabSettings]) -> ExperimentPlan | None:
+        """The plan that an earlier start has left there; None where it is the first. KlypeError for a damaged one."""
+        if not file.is_file():
+            return None
+        try:
+            made = saved(file) or {}
+            sizes = made.pop("documents")
+            about = {"documents": sizes if isinstance(sizes, list) else (sizes,), "arms": made.pop(f"{noun}s")}
+            return ExperimentPlan(**made | about | {"settings": settings.model_validate(made["settings"])})
+        except (KeyError, ValueError):
+            raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None
+
+
+class Speed(NamedTuple):
+    """Seconds a step: one-hot, and with whole distributions."""
+
+    hard: float
+    soft: float
+
+
 @dataclass(slots=True)
 class Cell:
     """One seed at one number of documents, trained and measured in a process of its own.
@@ -165,9 +228,19 @@ class Cell:
     compiled: Path | None = None
     beginning: Callable[[], Truth | None] = lambda: None
 
+    @property
+    def backend(self) -> Backend:
+        """What computes the training."""
+        return backend_of(self.compiled)
+
     def run(self, names: Sequence[str]) -> None:
         """Trains and measures these arms; each result is a file as soon as it is there, and is not made again."""
         raise NotImplementedError
+
+
+def backend_of(compiled: Path | None) -> Backend:
+    """Compiled code that is kept there; None: torch."""
+    return compiled_backend(compiled) if compiled else TORCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +303,7 @@ def facts(figure: Figure) -> FigureFacts:
 class Experiment(Generic[B]):
     """``name``: of the command, its words and its folders; ``noun``: what an arm is called. ``first``: measured before
     all arms. ``one_size``: there is but one number of documents. ``choices``: from the most wanted to the least;
-    ``cost(plan, speed, knows, cores)``: steps and seconds of a plan; ``steps``: those that are told."""
+    ``cost(plan, speed, knows, cores)``: steps and seconds of a plan."""
 
     name: str
     noun: str
@@ -243,7 +316,6 @@ class Experiment(Generic[B]):
     cost: Callable[[ExperimentPlan, Speed, bool, int], tuple[int, float]]
     cell: type[Cell]
     board: Callable[[Progress[B]], B]
-    steps: Callable[[ExperimentPlan], int] = lambda plan: plan.steps
     first: tuple[str, ...] = ()
     one_size: bool = False
 
@@ -258,6 +330,10 @@ class Experiment(Generic[B]):
                 raise UsageError(f"{self.unknown} called {name}.", hint)
         return tuple(name for name in known if not names or name in names or name == self.control)
 
+    def steps(self, plan: ExperimentPlan) -> int:
+        """Those that are told: of all cells, or of each arm where they are a setting."""
+        return int(getattr(plan.settings, "steps", plan.steps))
+
     def plan(
         self, source: Source, folder: Path, request: PlanRequest, cores: int, compiled: Path | None = None
     ) -> ExperimentPlan:
@@ -265,9 +341,26 @@ class Experiment(Generic[B]):
         file = folder / "plan.json"
         if (before := ExperimentPlan.read(file, self.noun, self.settings)) is not None:
             return before
-        arms, choices = self.called(request.arms, source.knows), offered(source, request, self.choices)
+        arms, wanted = self.called(request.arms, source.knows), request.documents
+        if wanted and (most := source.within(wanted)) != wanted:
+            raise UsageError(
+                f"--documents: the text has only {most[-1]} pieces to draw from.", f"Ask for {most[-1]} at most."
+            )
         speed = probe(source, request, compiled)
-        plan = fit(request, choices, arms, lambda plan: self.cost(plan, speed, source.knows, cores))
+
+        def planned(choice: PlanChoice) -> ExperimentPlan:
+            plan = ExperimentPlan(
+                documents=wanted or source.within(choice.documents)[-len(choice.documents) :],
+                questions=choice.questions,
+                seeds=request.seeds or choice.seeds,
+                seed=request.seed,
+                arms=arms,
+                settings=request.settings,
+            )
+            steps, seconds = self.cost(plan, speed, source.knows, cores)
+            return plan.model_copy(update={"steps": steps, "seconds": round(seconds, 1)})
+
+        plan = first_that_fits(map(planned, self.choices), lambda plan: plan.seconds, 60 * request.minutes)
         replace(file, json.dumps(plan.document(self.noun, self.one_size), indent=1).encode())
         return plan
 
@@ -290,19 +383,19 @@ class Experiment(Generic[B]):
             for seed in range(plan.seed, plan.seed + plan.seeds)
             if not self.finished(self._place(folder, count, seed), (*self.first, *plan.arms))
         ]
+        seen: list[Result] = []
+        last: B | None = None
         with side_by_side(workers) as pool:
             drawing = pool.submit(source.test, *((plan.questions,) if plan.questions else ()))
             seeds = sorted({seed for _, seed in left})
             drawn = {seed: pool.submit(source.corpus, seed, plan.documents[-1], HELD_OUT) for seed in seeds}
             test = drawing.result()
-            written = ResultFiles(folder / "cells")
-            last: B | None = None
 
             def look(done: bool = False) -> B:
-                nonlocal last
-                found, new = written.read()
-                if new or done or last is None:
-                    last = self.board(Progress(self, plan, found, test, source.vocabulary, done))
+                nonlocal last, seen
+                found = results(folder / "cells")
+                if found != seen or done or last is None:
+                    seen, last = found, self.board(Progress(self, plan, found, test, source.vocabulary, done))
                 last.write(folder)  # in any case: what was written just now goes on
                 tell(last)
                 return last
@@ -325,25 +418,33 @@ class Experiment(Generic[B]):
         return all("values" in (saved(file) or {}) for file in files)
 
 
-class ResultFiles:
-    """Result files of cells under a folder; a file is read again only after it has changed."""
+def probe(source: Source, request: PlanRequest, compiled: Path | None) -> Speed:
+    """Seconds a step on a few documents, either way, after one that warms up."""
+    # one epoch of it is so many steps
+    corpus = source.corpus(request.seed, PROBED * request.settings.rows, 8)
+    once = request.settings.model_copy(update={"epochs": 1})
+    hooks = TrainingHooks(backend=backend_of(compiled))
+    found = []
+    # the first warms up and does not count
+    for soft in (None, None, uniform(corpus.size)):
+        began = time.perf_counter()
+        train_model(TrainingSet(corpus.train, soft), corpus, once, 0, hooks)
+        found.append((time.perf_counter() - began) / -(-len(corpus.train) // once.rows))
+    return Speed(*found[1:])
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[Path, tuple[tuple[int, int, int], Result]] = {}
 
-    def read(self) -> tuple[list[Result], bool]:
-        """Every result, in the order of names, and whether anything is new."""
-        found: dict[Path, tuple[tuple[int, int, int], Result]] = {}
-        for file in sorted(self._folder.glob("*/*.json")):
-            about = file.stat()
-            # a file that was replaced has another number, also within one tick of the clock
-            stamp = (about.st_ino, about.st_mtime_ns, about.st_size)
-            before = self._known.get(file)
-            found[file] = before if before is not None and before[0] == stamp else (stamp, saved(file) or {})
-        new = [stamp for stamp, _ in found.values()] != [stamp for stamp, _ in self._known.values()]
-        self._known = found
-        return [about for _, about in found.values() if about], new
+def results(folder: Path) -> list[Result]:
+    """What the files of the cells in a folder hold, in the order of their names."""
+    files = [(file, file.stat()) for file in sorted(folder.glob("*/*.json"))]
+    found = [_result(file, about.st_ino, about.st_mtime_ns, about.st_size) for file, about in files]
+    return [one for one in found if one]
+
+
+@lru_cache(maxsize=10_000)
+def _result(file: Path, number: int, changed: int, size: int) -> Result:
+    """Read again only after it has changed: a file that was replaced has another number, also within one tick of the
+    clock."""
+    return saved(file) or {}
 
 
 @contextmanager

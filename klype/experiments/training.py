@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +18,12 @@ from klype import config
 from klype.data import pools
 from klype.data.seeds import Permutation, mix
 from klype.errors import Interrupted
-from klype.experiments.corpus import Corpus, Ids, SparseTruth, targets
+from klype.examine.calibration import calibration_error
+from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, SparseTruth, Test, targets
 from klype.model.attention import TORCH, Backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.train.loop import TrainSession, TrainSettings, train
+from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
 from klype.train.objectives import Objective, cross_entropy, soft_cross_entropy
 from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 from klype.values import Batch, Batches, Floats
@@ -95,7 +95,7 @@ class Mixture(nn.Module):
         return said.logsumexp(0) - math.log(len(self.models))
 
 
-class LabelledBatches:
+class LabelledBatches(NumberedBatches):
     """Endless batches [rows, T] of whole documents, each once an epoch, with their targets' distributions.
 
     ``blanks`` of the context tokens, others at every look, give way to the begin mark; what follows them is to be said
@@ -105,26 +105,19 @@ class LabelledBatches:
     def __init__(self, data: TrainingSet, rows: int, seed: int, blanks: float = 0.0) -> None:
         self._data, self._rows, self._seed, self._blanks = data, rows, seed, blanks
         self._starts = np.cumsum([0, *(len(d) - 1 for d in data.documents)])
-        self._position = 0
+        self.steps_per_epoch = -(-len(data.documents) // rows)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self._data.documents) // self._rows)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        epoch, at = divmod(self._position, self.steps_per_epoch)
-        self._position += 1
-        order = Permutation(len(self._data.documents), mix(self._seed, epoch))
-        drawn = [order(i) for i in range(at * self._rows, min((at + 1) * self._rows, len(self._data.documents)))]
-        tokens_BT, targets_BT, weights_BT = padded([self._data.documents[i] for i in drawn])
+    def batch(self, index: int) -> Batch:
+        epoch, at = divmod(index, self.steps_per_epoch)
+        documents, rows = self._data.documents, self._rows
+        order = Permutation(len(documents), mix(self._seed, epoch))
+        drawn = [order(i) for i in range(at * rows, min((at + 1) * rows, len(documents)))]
+        tokens_BT, targets_BT, weights_BT = padded([documents[i] for i in drawn])
         if self._blanks:
-            noise = torch.Generator().manual_seed(mix(self._seed, 10, self._position))
+            noise = torch.Generator().manual_seed(mix(self._seed, 10, index + 1))
             hidden_BT = torch.rand(tokens_BT.shape, generator=noise) < self._blanks
             # every document's first token is the begin mark
-            tokens_BT = tokens_BT.masked_fill(hidden_BT, self._data.documents[0][0])
+            tokens_BT = tokens_BT.masked_fill(hidden_BT, documents[0][0])
         if self._data.soft is None:
             return Batch(tokens_BT, targets_BT, weights_BT)
         where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
@@ -132,12 +125,6 @@ class LabelledBatches:
         where_BT = torch.where(weights_BT > 0, where_BT, 0)
         soft_BTV = self._data.soft(where_BT.flatten()).view(*where_BT.shape, -1)
         return Batch(tokens_BT, targets_BT, weights_BT, {"soft_BTV": soft_BTV})
-
-    def state(self) -> dict[str, Any]:
-        return {"position": self._position}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._position = int(state["position"])
 
 
 def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -157,10 +144,9 @@ def predict(model: nn.Module, documents: Sequence[Ids]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def held_out_loss(model: nn.Module, documents: Sequence[Ids]) -> float:
-    """Nats a token."""
-    logp_NV = predict(model, documents)
-    return float(-logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None]).mean())
+def said_of(logp_NV: torch.Tensor, documents: Sequence[Ids]) -> torch.Tensor:
+    """Of log-probabilities at every target, those of the targets themselves, [N]."""
+    return logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None])[:, 0]
 
 
 class Averaged:
@@ -190,40 +176,6 @@ class TrainingHooks:
     backend: Backend = TORCH
 
 
-@dataclass(slots=True)
-class _EarlyStopping:
-    """Looks at the model once an epoch, keeps the best, and asks to stop when nothing gets better any more."""
-
-    model: Transformer
-    mean: Averaged | None
-    held_out: Sequence[Ids]
-    hooks: TrainingHooks
-    every: int
-    patience: int
-    curve: Curve = field(default_factory=list)
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        model = self.model
-        if self.mean is not None:
-            self.mean.add(step)
-            model = self.mean.twin
-        if step % self.every:
-            return
-        loss = held_out_loss(model, self.held_out)
-        if not self.curve or loss < min(past for _, past, _ in self.curve):
-            self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        self.curve.append((step // self.every, loss, self.hooks.watch(model)))
-        self.hooks.tell(self.curve)
-
-    def since_best(self) -> int:
-        losses = [loss for _, loss, _ in self.curve]
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-    def stop(self) -> bool:
-        return self.since_best() >= self.patience
-
-
 def train_model(
     data: TrainingSet, corpus: Corpus, settings: LabSettings, seed: int, hooks: TrainingHooks | None = None
 ) -> TrainedModel:
@@ -234,20 +186,40 @@ def train_model(
     learner = model.using(hooks.backend)
     mean = Averaged(model, settings.average) if settings.average else None
     batches = LabelledBatches(data, settings.rows, mix(seed, 5), settings.blanks)
-    every = batches.steps_per_epoch
-    seen = _EarlyStopping(learner, mean, corpus.held_out, hooks, every, settings.patience)
-    objective = cross_entropy if data.soft is None else soft_cross_entropy
-    session = TrainSession(parts=fused_parts(model.config), on_step=seen.step, stop=seen.stop, keeps=False)
+    every, curve, best = batches.steps_per_epoch, Curve(), dict[str, torch.Tensor]()
+
+    def look(step: int, metrics: dict[str, float]) -> None:
+        """At the model once an epoch; the best is kept."""
+        if mean is not None:
+            mean.add(step)
+        if step % every:
+            return
+        seen = learner if mean is None else mean.twin
+        loss = -float(said_of(predict(seen, corpus.held_out), corpus.held_out).mean())  # nats a token
+        if not curve or loss < min(past for _, past, _ in curve):
+            best.update({name: tensor.detach().clone() for name, tensor in seen.state_dict().items()})
+        curve.append((step // every, loss, hooks.watch(seen)))
+        hooks.tell(curve)
+
+    def since_best() -> int:
+        losses = [loss for _, loss, _ in curve]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def stop() -> bool:
+        """Nothing gets better any more."""
+        return since_best() >= settings.patience
+
+    session = TrainSession(parts=fused_parts(model.config), on_step=look, stop=stop, keeps=False)
+    loop = loop_settings(settings, (data.epochs or settings.epochs) * every)
     try:
-        loop = loop_settings(settings, (data.epochs or settings.epochs) * every)
-        optimize(learner, objective, batches, loop, session)
+        optimize(learner, cross_entropy if data.soft is None else soft_cross_entropy, batches, loop, session)
     except Interrupted:
-        if not seen.stop():
+        if not stop():
             raise
-    model.load_state_dict(seen.best)
+    model.load_state_dict(best)
     reads = float(model.config.flops_per_token)
-    read = sum(len(d) - 1 for d in data.documents) * len(seen.curve)
-    return TrainedModel(model.eval(), seen.curve, seen.since_best() > 0, data.flops + 3 * reads * read, reads)
+    read = sum(len(d) - 1 for d in data.documents) * len(curve)
+    return TrainedModel(model.eval(), curve, since_best() > 0, data.flops + 3 * reads * read, reads)
 
 
 def loop_settings(settings: LabSettings, steps: int, rate: float = 1.0) -> TrainSettings:
@@ -324,3 +296,86 @@ def average(models: Sequence[nn.Module], documents: Sequence[Ids]) -> torch.Tens
     """The mean of the models' distributions at every target, [N, V] in half precision, read a few at a time."""
     portions = [documents[at : at + PORTION] for at in range(0, len(documents), PORTION)]
     return torch.cat([predict(Mixture(models), part).exp_().half() for part in portions])
+
+
+# What one trained model is like on the test documents: plain numbers; intervals come from several seeds.
+
+
+Values = dict[str, float]
+BINS = 15  # of the calibration error
+
+
+def measure(model: nn.Module, test: Test) -> Values:
+    """World: kl, reverse_kl (of what the model says within the language), s, calibration, right; kl_chosen is the kl
+    on one half of the documents, by which a winner is chosen, all else is on the other half.
+
+    Text: bits_per_byte, calibration, right (the probability of the token that followed). All: loss (nats a token).
+    """
+    logp_NV = predict(model, test.documents)
+    logp_N = said_of(logp_NV, test.documents)
+    document_N = np.repeat(np.arange(len(test.documents)), [len(d) - 1 for d in test.documents])
+    said_N, best_N = logp_NV.exp().max(-1)
+
+    def calibration(true_N: np.ndarray, told_N: np.ndarray) -> float:
+        figure = calibration_error(said_N.numpy()[told_N], true_N[told_N], document_N[told_N].tolist(), BINS)
+        return float(figure.value or 0.0)
+
+    if test.truth is None:
+        came_N = best_N.numpy() == targets(test.documents)
+        return {
+            "loss": -float(logp_N.mean()),
+            "bits_per_byte": -float(logp_N.sum()) / math.log(2) / test.bytes,
+            "calibration": calibration(came_N.astype(float), document_N >= 0),
+            "right": float(logp_N.exp().mean()),
+        }
+    half_N = document_N % 2 == 1
+    kl_N, reverse_N, s_N, true_N = against(logp_NV, best_N, test.truth)
+    return {
+        "loss": -float(logp_N[torch.from_numpy(half_N)].mean()),
+        "kl_chosen": float(kl_N[~half_N].mean()),
+        **{name: float(n[half_N].mean()) for name, n in (("kl", kl_N), ("reverse_kl", reverse_N), ("s", s_N))},
+        "calibration": calibration(true_N, half_N),
+        "right": right(model, test.questions),
+    }
+
+
+def divergence(model: nn.Module, documents: Sequence[Ids], truth: SparseTruth) -> float:
+    """KL(p‖q), nats a token."""
+    row_A, ids_A, p_A = _points(truth)
+    logq_A = predict(model, documents)[row_A, ids_A].double()
+    return float((p_A * (p_A.log() - logq_A)).sum()) / (len(truth.starts) - 1)
+
+
+def against(logp_NV: torch.Tensor, best_N: torch.Tensor, truth: SparseTruth) -> tuple[np.ndarray, ...]:
+    """At each position: KL(p‖q), KL(q within the language‖p), the mass on possible words S, and p of the likeliest."""
+    row_A, ids_A, p_A = _points(truth)
+    logq_A = logp_NV[row_A, ids_A].double()
+
+    def summed(values_A: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(truth.starts) - 1, dtype=torch.double).index_add_(0, row_A, values_A)
+
+    s_N = summed(logq_A.exp())
+    within_A = logq_A.exp() / s_N[row_A]
+    reverse_N = summed(within_A * (within_A.clamp_min(1e-300).log() - p_A.log()))
+    found = (summed(p_A * (p_A.log() - logq_A)), reverse_N, s_N, summed(p_A * (ids_A == best_N[row_A])))
+    return tuple(values_N.numpy() for values_N in found)
+
+
+def right(model: nn.Module, questions: Sequence[CorpusQuestion]) -> float:
+    """P(right answer): the mass of all right answers to a question, summed exactly; the mean over questions."""
+    texts = [(*question.prefix, *answer) for question in questions for answer in question.answers]
+    logp_N = said_of(predict(model, texts), texts).double().numpy()
+    parts = iter(np.split(logp_N, np.cumsum([len(text) - 1 for text in texts])))
+    found = []
+    for question in questions:
+        mass = 0.0
+        for answer in question.answers:
+            mass += math.exp(next(parts)[-len(answer) :].sum())
+        found.append(mass)
+    return float(np.mean(found))
+
+
+def _points(truth: SparseTruth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Position, word and probability of all that may follow."""
+    row_A = torch.from_numpy(np.repeat(np.arange(len(truth.starts) - 1), np.diff(truth.starts)))
+    return row_A, torch.from_numpy(truth.ids), torch.from_numpy(truth.p).double()

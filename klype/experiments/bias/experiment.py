@@ -14,11 +14,20 @@ from klype.errors import KlypeError
 from klype.examine.facts import FigureFacts
 from klype.examine.intervals import ratio_over_seeds
 from klype.experiments import framework
-from klype.experiments.bias.lab import Lab
-from klype.experiments.bias.targets import TARGETS, WRITTEN, members, one_hot, target
+from klype.experiments.bias.targets import TARGETS, WRITTEN, Lab, members, one_hot, target
 from klype.experiments.corpus import SHOWN
-from klype.experiments.framework import SHARE, BoardMeasure, BoardPart, Experiment, Progress, Result, facts
-from klype.experiments.planning import ExperimentPlan, PlanChoice, Speed
+from klype.experiments.framework import (
+    SHARE,
+    BoardMeasure,
+    BoardPart,
+    Experiment,
+    ExperimentPlan,
+    PlanChoice,
+    Progress,
+    Result,
+    Speed,
+    facts,
+)
 from klype.experiments.training import LabSettings
 from klype.values import Figure
 
@@ -76,15 +85,9 @@ class BiasBoard(framework.Board):
 
     def document(self) -> dict[str, Any]:
         """What ``klype bias --json`` prints: the figures at the most documents, and all of them by documents."""
-        by = {
-            str(count): {
-                row.arm: {**row.figures, "turned": row.turned, "seeds": row.seeds}
-                for row in self.rows
-                if row.documents == count
-            }
-            for count in self.documents
-        }
-        most = self.documents[-1]
+        most, by = self.documents[-1], {str(count): dict[str, Any]() for count in self.documents}
+        for row in self.rows:
+            by[str(row.documents)][row.arm] = {**row.figures, "turned": row.turned, "seeds": row.seeds}
         return {
             "targets": by[str(most)],
             "documents": most,
@@ -110,10 +113,9 @@ class BiasBoard(framework.Board):
 
 def board(stand: Progress[BiasBoard]) -> BiasBoard:
     """How it stands."""
+    about = ("target", "documents", "seed", "member")
     curves = [
-        Curve(
-            points=one["curve"], done="values" in one, **{k: one[k] for k in ("target", "documents", "seed", "member")}
-        )
+        Curve(points=one["curve"], done="values" in one, **{key: one[key] for key in about})
         for one in stand.found
         if one["curve"]
     ]
@@ -175,10 +177,14 @@ def _bars(stand: Progress[BiasBoard]) -> Bars | None:
 def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tuple[int, int]:
     """Steps of one cell at most: one-hot ones, and with whole distributions."""
     rows = [target(name) for name in targets]
-    hard = sum(row.how(settings).epochs for row in rows if row.make is one_hot)
-    soft = sum(row.how(settings).epochs for row in rows if row.make is not one_hot and row.kind in ("cure", "truth"))
     written = {"ensemble-written": 1, "steady-written": WRITTEN}  # times the documents, beside those there are
-    soft += sum(more * target(name).how(settings).epochs for name, more in written.items() if name in targets)
+    hard = soft = 0
+    for row in rows:
+        epochs = row.how(settings).epochs
+        if row.make is one_hot:
+            hard += epochs
+        elif row.kind in ("cure", "truth"):
+            soft += epochs * (1 + written.get(row.name, 0))
     for name, count in members(settings).items():
         if any(row.members == name for row in rows):
             hard += (count - (name in targets)) * target(name).how(settings).epochs
@@ -216,15 +222,10 @@ BIAS = Experiment[BiasBoard](
         "gap": BoardMeasure(paired=_gap, beside=(CONTROL, TRUTH)),
     },
     settings=LabSettings,
-    choices=(
-        PlanChoice((300, 600, 1200), 5),
-        PlanChoice((200, 400, 800), 5),
-        PlanChoice((150, 300, 600), 5),
-        PlanChoice((150, 300, 600), 3),
-        PlanChoice((100, 200, 400), 3),
-        PlanChoice((75, 150, 300), 3),
-        PlanChoice((50, 100, 200), 2),
-    ),
+    choices=[
+        PlanChoice((fewest, 2 * fewest, 4 * fewest), seeds)
+        for fewest, seeds in ((300, 5), (200, 5), (150, 5), (150, 3), (100, 3), (75, 3), (50, 2))
+    ],
     cost=cost,
     cell=Lab,
     board=board,

@@ -1,4 +1,4 @@
-"""Training targets, one row each: a new target is one function and one row.
+"""Training targets, one row each, and the models trained on them: a new target is one function and one row.
 
 A row is a function (lab) → training set, or → a trained model. ``lab`` has the documents, and gives models trained on
 other rows when asked. Only ``oracle`` looks at the truth.
@@ -6,46 +6,49 @@ other rows when asked. Only ``oracle`` looks at the truth.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
+from torch import nn
 
+from klype.answers.traces import replace as replace_file
 from klype.data.ngram import KneserNey
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
-from klype.experiments.corpus import Corpus, Ids, targets
+from klype.experiments.corpus import Ids, targets
+from klype.experiments.framework import Cell
 from klype.experiments.training import (
+    Curve,
     LabSettings,
     Mixture,
     Soft,
     TrainedModel,
+    TrainingHooks,
     TrainingSet,
     average,
+    divergence,
+    measure,
     mixed,
     rows,
+    said_of,
+    shape,
+    train_model,
     true,
     uniform,
 )
+from klype.jsons import saved
 from klype.model.transformer import Transformer
 from klype.values import Floats, Request
 
-
-class Lab(Protocol):
-    """What a target is made from: the cell's documents, and models trained on other targets when asked for."""
-
-    @property
-    def corpus(self) -> Corpus: ...
-    @property
-    def settings(self) -> LabSettings: ...
-    @property
-    def seed(self) -> int: ...
-    def trained(self, name: str, member: int = 0) -> TrainedModel: ...
-
-
+WATCHED = 24  # test documents whose KL is seen while a model trains
 SMOOTHED, MIXED = 0.05, 0.3
 # order of the n-grams; folds for cross-fitting, each labelled by the others
 ORDER, FOLDS = 4, 8
@@ -80,34 +83,21 @@ class Target:
 # ways to train
 
 
-def wide(settings: LabSettings) -> LabSettings:
-    """Twice the width."""
-    return settings.model_copy(update={"width": 2 * settings.width})
+def altered(times: dict[str, float], **fixed: float) -> Callable[[LabSettings], LabSettings]:
+    """The settings with some of them so many times what they are, and others fixed."""
+    return lambda own: own.model_copy(update=fixed | {name: by * getattr(own, name) for name, by in times.items()})
 
 
-def decayed(settings: LabSettings) -> LabSettings:
-    """Weights are pulled towards zero much harder."""
-    return settings.model_copy(update={"decay": DECAYED * settings.decay})
-
-
-def averaged(settings: LabSettings) -> LabSettings:
-    """The mean of the last steps' weights is the model."""
-    return settings.model_copy(update={"average": AVERAGE})
-
-
-def blanked(settings: LabSettings) -> LabSettings:
-    """Three tenths of the context are hidden while it learns: less can be learnt by heart, and it takes longer."""
-    return settings.model_copy(update={"blanks": BLANKS, "epochs": LONGER * settings.epochs})
-
-
-def long_averaged(settings: LabSettings) -> LabSettings:
-    """The mean of weights, over twice the epochs: for those whom soft targets keep from learning by heart already."""
-    return averaged(settings).model_copy(update={"epochs": LONGER * settings.epochs})
-
-
-def steady(settings: LabSettings) -> LabSettings:
-    """All three: hidden context, weights pulled harder, and their mean."""
-    return averaged(blanked(decayed(settings)))
+wide = altered({"width": 2})
+# weights are pulled towards zero much harder
+decayed = altered({"decay": DECAYED})
+# the mean of the last steps' weights is the model
+averaged = altered({}, average=AVERAGE)
+# context is hidden while it learns: less can be learnt by heart, and it takes longer
+blanked = altered({"epochs": LONGER}, blanks=BLANKS)
+# for those whom soft targets keep from learning by heart already
+long_averaged = altered({"epochs": LONGER}, average=AVERAGE)
+steady = altered({"epochs": LONGER, "decay": DECAYED}, average=AVERAGE, blanks=BLANKS)
 
 
 # the rows
@@ -125,31 +115,45 @@ def smoothing(lab: Lab) -> TrainingSet:
 
 def kneser_ney(lab: Lab) -> TrainingSet:
     """What followed the same three words elsewhere in the documents, mixed in."""
-    return TrainingSet(lab.corpus.train, mixed(hard(lab), rows(counted(lab)), MIXED))
+    return TrainingSet(lab.corpus.train, mixed(hard(lab), rows(cross_fitted(lab.corpus.train, lab.corpus.size)), MIXED))
 
 
-def student(lab: Lab, of: str, count: int = 0) -> TrainingSet:
+def student(lab: Lab, of: str = "one-hot", count: int = 0, counts: bool = False, writing: int = 0) -> TrainingSet:
     """What so many models of a row say on average (0: as many as teach together), which differ in nothing but their
-    first weights and the order of documents; of an earlier self: born-again networks (2018)."""
-    return _labelled(lab, _teachers(lab, count, of))
+    first weights and the order of documents; of an earlier self: born-again networks (2018).
+
+    ``counts``: mixed with Kneser–Ney in the share that fits held-out documents best. ``writing``: so many times the
+    documents again that the teachers have written, labelled alike.
+    """
+    teachers, corpus = lab.teachers(of, count), lab.corpus
+    models = [teacher.model for teacher in teachers]
+    more = written(lab, teachers, writing * len(corpus.train)) if writing else ()
+    documents = (*corpus.train, *more)
+    table_NV = average(models, documents)
+    if counts:
+        table = KneserNey(corpus.train, corpus.size, ORDER)
+        held_NV = torch.from_numpy(table.table(corpus.held_out))
+        share = best_share(average(models, corpus.held_out), held_NV, corpus.held_out)
+        counts_NV = torch.from_numpy(cross_fitted(corpus.train, corpus.size))
+        if more:
+            counts_NV = torch.cat([counts_NV, torch.from_numpy(table.table(more)).half()])
+        table_NV.lerp_(counts_NV, share)
+    # the teachers' training, and their reading of the documents
+    tokens = sum(len(d) - 1 for d in documents)
+    return TrainingSet(documents, rows(table_NV), sum(t.flops + t.reads * tokens for t in teachers))
 
 
 def together(lab: Lab, of: str) -> TrainedModel:
     """The teachers themselves, at so many times the cost of every answer."""
-    models = _teachers(lab, name=of)
+    models = lab.teachers(of)
     turned = all(m.turned for m in models)
     flops, reads = sum(m.flops for m in models), sum(m.reads for m in models)
     return TrainedModel(Mixture([m.model for m in models]), [], turned, flops, reads)
 
 
-def student_and_counts(lab: Lab, count: int = 0) -> TrainingSet:
-    """What so many models say on average, mixed with Kneser–Ney in the share that fits held-out documents best."""
-    return _with_counts(lab, _teachers(lab, count))
-
-
 def pair(lab: Lab) -> TrainingSet:
-    """The same with two models, and a student that trains for what is left of three times the compute of one-hot."""
-    made = _with_counts(lab, _teachers(lab, 2))
+    """Two models and counts, and a student that trains for what is left of three times the compute of one-hot."""
+    made = student(lab, count=2, counts=True)
     one = lab.trained("one-hot")
     epoch = 3 * one.reads * sum(len(d) - 1 for d in made.documents)
     left = int((TIMES * one.flops - made.flops) / epoch)
@@ -158,20 +162,9 @@ def pair(lab: Lab) -> TrainingSet:
 
 def best_of(lab: Lab) -> TrainedModel:
     """One-hot with the compute of five: of five models, the one that says held-out documents best."""
-    teachers = _teachers(lab)
+    teachers = lab.teachers("one-hot")
     best = min(teachers, key=lambda t: min(loss for _, loss, _ in t.curve))
     return replace(best, flops=sum(t.flops for t in teachers))
-
-
-def ensemble_and_written(lab: Lab) -> TrainingSet:
-    """… and as many documents again that the five have written, labelled by the same mixture."""
-    return _with_counts(lab, _teachers(lab), written(lab, _teachers(lab), len(lab.corpus.train)))
-
-
-def steady_written(lab: Lab) -> TrainingSet:
-    """… and twice as many documents again that the three have written."""
-    teachers = _teachers(lab, name="steady")
-    return _labelled(lab, teachers, written(lab, teachers, WRITTEN * len(lab.corpus.train)))
 
 
 def oracle(lab: Lab) -> TrainingSet:
@@ -184,17 +177,17 @@ TARGETS = (
     Target("one-hot", one_hot, "baseline"),
     Target("label-smoothing", smoothing),
     Target("kneser-ney", kneser_ney),
-    Target("earlier-self", partial(student, of="one-hot", count=1)),
+    Target("earlier-self", partial(student, count=1)),
     Target("earlier-self-twice", partial(student, of="earlier-self", count=1)),
     Target("larger-one-hot", one_hot, "beside", wide),
     Target("larger-teacher", partial(student, of="larger-one-hot", count=1)),
-    Target("self-kneser-ney", partial(student_and_counts, count=1)),
+    Target("self-kneser-ney", partial(student, count=1, counts=True)),
     Target("pair-kneser-ney", pair),
     Target("best-of-five", best_of, "baseline", members="one-hot"),
     Target("five-together", partial(together, of="one-hot"), "beside", members="one-hot"),
-    Target("ensemble", partial(student, of="one-hot"), members="one-hot"),
-    Target("ensemble-kneser-ney", student_and_counts, members="one-hot"),
-    Target("ensemble-written", ensemble_and_written, members="one-hot"),
+    Target("ensemble", student, members="one-hot"),
+    Target("ensemble-kneser-ney", partial(student, counts=True), members="one-hot"),
+    Target("ensemble-written", partial(student, counts=True, writing=1), members="one-hot"),
     Target("strong-decay", one_hot, how=decayed),
     Target("averaged", one_hot, how=averaged),
     Target("blanks", one_hot, how=blanked),
@@ -203,7 +196,7 @@ TARGETS = (
     Target("steady-self", partial(student, of="steady", count=1), how=long_averaged),
     Target("steady-together", partial(together, of="steady"), "beside", members="steady"),
     Target("steady-ensemble", partial(student, of="steady"), how=long_averaged, members="steady"),
-    Target("steady-written", steady_written, how=averaged, members="steady"),
+    Target("steady-written", partial(student, of="steady", writing=WRITTEN), how=averaged, members="steady"),
     Target("oracle", oracle, "truth"),
     Target("oracle-steady", oracle, "truth", steady),
 )
@@ -244,14 +237,9 @@ def cross_fitted(documents: Sequence[Sequence[int]], size: int, order: int = ORD
     return out
 
 
-def counted(lab: Lab) -> Floats:
-    return cross_fitted(lab.corpus.train, lab.corpus.size)
-
-
 def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Sequence[Ids]) -> float:
     """The share of the second, in twentieths, with which the mixture says the documents best."""
-    at_N1 = torch.from_numpy(targets(documents))[:, None]
-    a_N, b_N = (table.float().gather(1, at_N1)[:, 0].clamp_min(1e-9) for table in (first_NV, second_NV))
+    a_N, b_N = (said_of(table.float(), documents).clamp_min(1e-9) for table in (first_NV, second_NV))
     shares = [k / 20 for k in range(20)]
     return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
 
@@ -269,30 +257,70 @@ def written(lab: Lab, teachers: Sequence[TrainedModel], count: int) -> tuple[Ids
     return tuple(out)
 
 
-def _teachers(lab: Lab, count: int = 0, name: str = "one-hot") -> list[TrainedModel]:
-    return [lab.trained(name, k) for k in range(count or members(lab.settings)[name])]
+@dataclass(slots=True)
+class Lab(Cell):
+    """A cell's documents, and the models trained on them: each target's is trained and measured once, when it is asked
+    for, and kept as soon as it is finished. A JSON file has what it is like, its curve and where it is now; its weights
+    lie beside until the cell is done.
+    """
 
+    known: dict[tuple[str, int], TrainedModel] = field(default_factory=dict)
 
-def _labelled(lab: Lab, teachers: Sequence[TrainedModel], more: tuple[Ids, ...] = ()) -> TrainingSet:
-    documents = (*lab.corpus.train, *more)
-    table_NV = average([t.model for t in teachers], documents)
-    return TrainingSet(documents, rows(table_NV), _cost(teachers, documents))
+    def run(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.trained(name)
 
+    def trained(self, name: str, member: int = 0) -> TrainedModel:
+        """The model trained on this target; members differ in initial weights and order."""
+        key = (name, member)
+        if key not in self.known:
+            self.known[key] = self._read(name, member) or self._train(target(name), member)
+        return self.known[key]
 
-def _with_counts(lab: Lab, teachers: Sequence[TrainedModel], more: tuple[Ids, ...] = ()) -> TrainingSet:
-    models, corpus = [t.model for t in teachers], lab.corpus
-    table = KneserNey(corpus.train, corpus.size, ORDER)
-    held_NV = torch.from_numpy(table.table(corpus.held_out))
-    share = best_share(average(models, corpus.held_out), held_NV, corpus.held_out)
-    counts_NV = torch.from_numpy(counted(lab))
-    if more:
-        counts_NV = torch.cat([counts_NV, torch.from_numpy(table.table(more)).half()])
-    documents = (*corpus.train, *more)
-    mixed_NV = average(models, documents).lerp_(counts_NV, share)
-    return TrainingSet(documents, rows(mixed_NV), _cost(teachers, documents))
+    def teachers(self, name: str, count: int = 0) -> list[TrainedModel]:
+        """So many models of a row; 0: as many as teach together."""
+        return [self.trained(name, k) for k in range(count or members(self.settings)[name])]
 
+    def _train(self, row: Target, member: int) -> TrainedModel:
+        began, settings = time.perf_counter(), row.how(self.settings)
+        about: dict[str, Any] = {"target": row.name, "documents": self.documents, "seed": self.seed}
+        about |= {"member": member, "epochs": settings.epochs}
+        self._write(about, [])
+        made = row.make(self)
+        if isinstance(made, TrainingSet):
+            hooks = TrainingHooks(self._watch, lambda curve: self._write(about, curve), self.backend)
+            made = train_model(made, self.corpus, settings, mix(self.seed, member, 7), hooks)
+        values = measure(made.model, self.test)
+        about |= {"turned": made.turned, "flops": made.flops, "reads": made.reads, "values": values}
+        if self.test.shown is not None:
+            prefix, p = self.test.shown
+            with torch.no_grad():
+                about["bars"] = made.model(torch.tensor([prefix]))[0, -1].softmax(-1)[list(p)].tolist()
+        if isinstance(made.model, Transformer):
+            weights = {name: tensor.contiguous() for name, tensor in made.model.state_dict().items()}
+            replace_file(self._file(row.name, member, ".safetensors"), save(weights))
+        self._write(about | {"seconds": time.perf_counter() - began}, made.curve)
+        return made
 
-def _cost(teachers: Sequence[TrainedModel], documents: Sequence[Ids]) -> float:
-    """Multiply–adds, twice: the teachers' training, and their reading of the documents."""
-    tokens = sum(len(d) - 1 for d in documents)
-    return sum(t.flops + t.reads * tokens for t in teachers)
+    def _watch(self, model: nn.Module) -> float | None:
+        """KL on some of the test's documents, while it trains."""
+        if self.test.truth is None:
+            return None
+        documents = self.test.documents[:WATCHED]
+        return divergence(model, documents, self.test.truth.first(sum(len(d) - 1 for d in documents)))
+
+    def _read(self, name: str, member: int) -> TrainedModel | None:
+        about, weights = saved(self._file(name, member, ".json")), self._file(name, member, ".safetensors")
+        if about is None or "values" not in about or not weights.is_file():
+            return None
+        model = Transformer(shape(self.corpus.size, target(name).how(self.settings)))
+        model.load_state_dict(load_file(weights))
+        curve = [(epoch, loss, kl) for epoch, loss, kl in about["curve"]]
+        return TrainedModel(model.eval(), curve, about["turned"], about["flops"], about["reads"])
+
+    def _write(self, about: dict[str, Any], curve: Curve) -> None:
+        text = json.dumps({**about, "curve": curve}, allow_nan=False)
+        replace_file(self._file(about["target"], about["member"], ".json"), text.encode())
+
+    def _file(self, name: str, member: int, end: str) -> Path:
+        return self.folder / f"{name}.{member}{end}"

@@ -74,7 +74,6 @@ class Student(EngineSource):
     def __init__(self, model: Transformer, codec: WordCodec) -> None:
         super().__init__(Engine(model), codec)
         self.model = model
-        self.words = codec
         self._version = 0
 
     def refresh(self) -> None:
@@ -161,9 +160,5 @@ def joined(a: Batch, b: Batch) -> Batch:
         return torch.cat([pad(t, (0, 0) * (t.dim() - 2) + (0, width - t.shape[1])) for t in parts])
 
     extra = {name: both(tensor, b.extra[name]) for name, tensor in a.extra.items()}
-    tokens, targets, weights = (
-        both(a.tokens_BT, b.tokens_BT),
-        both(a.targets_BT, b.targets_BT),
-        both(a.weights_BT, b.weights_BT),
-    )
-    return Batch(tokens, targets, weights, extra)
+    tokens_BT, targets_BT = both(a.tokens_BT, b.tokens_BT), both(a.targets_BT, b.targets_BT)
+    return Batch(tokens_BT, targets_BT, both(a.weights_BT, b.weights_BT), extra)

@@ -24,18 +24,27 @@ from klype.examine.facts import FigureFacts
 from klype.examine.intervals import ratio_of_means, ratio_over_seeds
 from klype.examine.interventions import FeedbackSettings
 from klype.experiments import framework
-from klype.experiments.bias.lab import Lab
-from klype.experiments.framework import SHARE, BoardMeasure, Cell, Experiment, Progress, Result, facts, over_seeds
+from klype.experiments.bias.targets import Lab
+from klype.experiments.framework import (
+    SHARE,
+    BoardMeasure,
+    Cell,
+    Experiment,
+    ExperimentPlan,
+    PlanChoice,
+    Progress,
+    Result,
+    Speed,
+    facts,
+    over_seeds,
+)
 from klype.experiments.mistakes.context import BACK, MistakesSettings, Student, TrainingContext, WordCodec, reader
 from klype.experiments.mistakes.measure import MistakesExam, exam, look, text_values
-from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS, Method, method
-from klype.experiments.planning import ExperimentPlan, PlanChoice, Speed
+from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS, Method, knows, method
 from klype.experiments.training import TrainedModel, loop_settings, optimize
 from klype.jsons import saved
-from klype.model.attention import TORCH
-from klype.model.compiled import compiled_backend
 from klype.model.transformer import Transformer
-from klype.train.loop import TrainSession
+from klype.train.loop import NumberedBatches, TrainSession
 from klype.train.optimizer import fused_parts
 from klype.values import Batch, Figure
 
@@ -72,12 +81,14 @@ class SeedCell(Cell):
         for name in left:
             began = time.perf_counter()
             student = Student(copy.deepcopy(first), codec)
-            context = TrainingContext(corpus, self.settings, mix(self.seed, 21), student, self.beginning, teachers)
-            row = None if name == BEFORE else method(name)
-            flops = 0.0 if row is None else go_on(context, row, self.compiled)
+            row, flops = None, 0.0
+            if name != BEFORE:
+                row, learner = method(name), Student(student.model.using(self.backend), codec)
+                context = TrainingContext(corpus, self.settings, mix(self.seed, 21), learner, self.beginning, teachers)
+                flops = go_on(context, row)
             student.refresh()
             if asked is None:
-                values = text_values(student, self.test, [one.model for one in teachers()], context.back)
+                values = text_values(student, self.test, [one.model for one in teachers()], corpus.size - 1)
             else:
                 values = look(student, asked, row is not None and row.back)
             about = {"method": name, "seed": self.seed, "flops": flops, "seconds": time.perf_counter() - began}
@@ -87,10 +98,9 @@ class SeedCell(Cell):
         return self.folder / f"{name}.json"
 
 
-def go_on(context: TrainingContext, row: Method, compiled: Path | None = None) -> float:
+def go_on(context: TrainingContext, row: Method) -> float:
     """Trains the context's student by this method; FLOPs of it, what teachers and own texts took among them."""
-    model = context.student.model.using(compiled_backend(compiled) if compiled else TORCH)
-    context, settings = replace(context, student=Student(model, context.student.words)), context.settings
+    model, settings = context.student.model, context.settings
     torch.manual_seed(mix(context.seed, 22) % 2**63)
     made = row.make(context)
     batches = CountedBatches(made.batches)
@@ -100,28 +110,18 @@ def go_on(context: TrainingContext, row: Method, compiled: Path | None = None) -
     return model.config.flops_per_token * (3.0 * batches.tokens + context.spent.tokens) + context.spent.teachers
 
 
-class CountedBatches:
-    """A method's batches, and how many tokens they brought. It is taught whole or not at all: what is resumed is the
-    experiment, method by method."""
+class CountedBatches(NumberedBatches):
+    """A method's batches, and how many tokens they brought."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
         self.tokens = 0
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
+    def batch(self, index: int) -> Batch:
         batch = next(self._batches)
         again = batch.extra.get("rehearsal")
         self.tokens += batch.tokens_BT.numel() + (0 if again is None else again.tokens_BT.numel())
         return batch
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        raise AssertionError("a method is taught in one go")
 
 
 class MistakesRow(framework.Row):
@@ -146,9 +146,8 @@ class MistakesBoard(framework.Board):
 
     def document(self) -> dict[str, Any]:
         """What ``klype mistakes --json`` prints."""
-        knows = {row.name: row.knows for row in METHODS}
         methods = {
-            row.arm: {"kind": self.kinds[row.arm], "knows": knows.get(row.arm, "nothing")}
+            row.arm: {"kind": self.kinds[row.arm], "knows": knows(row.arm)}
             | row.model_dump(exclude={"arm", "documents"}, exclude_unset=True)
             for row in self.rows
         }
@@ -222,8 +221,8 @@ def compute(own: list[Result], control: list[Result]) -> Figure | None:
 def ratio(own: list[Result], control: list[Result]) -> Figure | None:
     if "feedback" not in own[0]["values"]:
         return None
-    means = [[float(np.mean(one["values"]["feedback"])) for one in group] for group in (own, control)]
-    return ratio_over_seeds(means[0], means[1], TIMES)
+    top, under = ([float(np.mean(one["values"]["feedback"])) for one in group] for group in (own, control))
+    return ratio_over_seeds(top, under, TIMES)
 
 
 def ratio_by_question(own: list[Result], control: list[Result]) -> Figure | None:
@@ -249,12 +248,6 @@ def cost(plan: ExperimentPlan, speed: Speed, knows: bool, cores: int) -> tuple[i
     own = sum(row.own for row in rows) * settings.rounds * settings.own * LABELLED
     seconds = (1 + teachers) * first + steps * speed.soft + looked + own
     return 0, plan.seeds * seconds / max(1, min(cores, plan.seeds))
-
-
-def steps(plan: ExperimentPlan) -> int:
-    """Of each method."""
-    assert isinstance(plan.settings, MistakesSettings)
-    return plan.settings.steps
 
 
 _share = BoardMeasure(SHARE, most=1.0)
@@ -288,17 +281,13 @@ MISTAKES = Experiment[MistakesBoard](
         "compute": BoardMeasure(paired=compute, beside=(CONTROL,)),
     },
     settings=MistakesSettings,
-    choices=(
-        PlanChoice((3000,), 5, 200),
-        PlanChoice((3000,), 3, 160),
-        PlanChoice((2000,), 3, 120),
-        PlanChoice((1000,), 3, 80),
-        PlanChoice((600,), 2, 60),
-    ),
+    choices=[
+        PlanChoice((documents,), seeds, questions)
+        for documents, seeds, questions in ((3000, 5, 200), (3000, 3, 160), (2000, 3, 120), (1000, 3, 80), (600, 2, 60))
+    ],
     cost=cost,
     cell=SeedCell,
     board=board,
-    steps=steps,
     first=(BEFORE,),
     one_size=True,
 )

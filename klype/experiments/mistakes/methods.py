@@ -354,5 +354,10 @@ def method(name: str) -> Method:
     return next(row for row in METHODS if row.name == name)
 
 
+def knows(name: str) -> Knows:
+    """What the method of this name must be told; a model before any method: nothing."""
+    return next((row.knows for row in METHODS if row.name == name), "nothing")
+
+
 def _documents(context: TrainingContext, data: TrainingSet) -> LabelledBatches:
     return LabelledBatches(data, context.settings.rows, mix(context.seed, 14))

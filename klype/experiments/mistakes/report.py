@@ -9,7 +9,7 @@ from klype.examine.facts import FigureFacts, beyond
 from klype.examine.say import Say
 from klype.experiments.experiment_report import ArmNames, Report
 from klype.experiments.mistakes.experiment import MISTAKES, MistakesBoard
-from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS
+from klype.experiments.mistakes.methods import BEFORE, CONTROL, knows
 from klype.words import Words
 
 COLOURS = {BEFORE: "muted", CONTROL: "base", "scheduled-sampling": "bad", "own-truth": "truth",
@@ -81,12 +81,6 @@ def _value(figures: Figures, key: str) -> float | None:
     return None if figure is None else figure["value"]
 
 
-def told_of(arm: str, own: Words) -> str:
-    """What the method must be told beside documents."""
-    knows = next((row.knows for row in METHODS if row.name == arm), "nothing")
-    return f" ({own(f'knows.{knows}')})"
-
-
 REPORT = Report[MistakesBoard](
     MISTAKES,
     verdict,
@@ -94,5 +88,5 @@ REPORT = Report[MistakesBoard](
     notes=("notes",),
     last=("column.seeds", lambda row: str(row.seeds)),
     narrow=("ratio", "after_wrong", "after_right", "kl_change", "bits_per_byte", "teacher_kl_own"),
-    told=told_of,
+    told=lambda arm, own: f" ({own(f'knows.{knows(arm)}')})",
 )
