@@ -17,7 +17,6 @@ from klype.cli.main import call
 from klype.cli.models import push, write_repository
 from klype.errors import KlypeError
 from klype.model.checkpoint import load, save
-from klype.model.to_gguf import write_gguf
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from tests import contract
@@ -32,7 +31,7 @@ TOKENS = torch.arange(24).reshape(2, 12) * 7 % TOKENIZER.vocab_size
 def test_export_and_import_is_the_identity(tmp_path: Path, changes: dict[str, bool]) -> None:
     model = toy("llama", vocab_size=TOKENIZER.vocab_size, width=32, hidden=64, kv_heads=2, **changes)
     save(tmp_path / "m", model, TOKENIZER, {"name": "toy"})
-    write_gguf(load(tmp_path / "m"), tmp_path / "m.gguf")
+    load(tmp_path / "m").to_gguf(tmp_path / "m.gguf")
     again = load(tmp_path / "m.gguf")
     with torch.no_grad():
         torch.testing.assert_close(again.model(TOKENS), model(TOKENS), atol=1e-6, rtol=0)
@@ -45,7 +44,7 @@ def test_export_and_import_is_the_identity(tmp_path: Path, changes: dict[str, bo
 def test_the_convolution_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "m", toy("conv", vocab_size=TOKENIZER.vocab_size), TOKENIZER, {})
     with pytest.raises(KlypeError, match=r"a convolution before attention, which llama\.cpp cannot compute"):
-        write_gguf(load(tmp_path / "m"), tmp_path / "m.gguf")
+        load(tmp_path / "m").to_gguf(tmp_path / "m.gguf")
     assert guard.guarded(call, ["export", str(tmp_path / "m"), "--gguf", str(tmp_path / "m.gguf")]) == 1
     assert "convolution" in capsys.readouterr().err
     assert not (tmp_path / "m.gguf").exists()
@@ -166,7 +165,7 @@ def test_llama_cpp_answers_alike(tmp_path: Path) -> None:
     xllamacpp = pytest.importorskip("xllamacpp")
     model = toy("llama", vocab_size=TOKENIZER.vocab_size, width=64, hidden=64, window=128)
     save(tmp_path / "m", model, TOKENIZER, {})
-    write_gguf(load(tmp_path / "m"), tmp_path / "m.gguf")
+    load(tmp_path / "m").to_gguf(tmp_path / "m.gguf")
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(tmp_path / "m.gguf")
     parameters.n_ctx, parameters.warmup, parameters.cpuparams.n_threads = 128, False, 1

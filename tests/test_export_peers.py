@@ -15,7 +15,6 @@ import torch
 
 from klype.engine.engine import Engine
 from klype.model.checkpoint import load, save
-from klype.model.to_gguf import write_gguf
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -101,7 +100,7 @@ def test_openvino_goes_on_as_klype_does_in_float16(tmp_path: Path, name: str) ->
     """OpenVINO GenAI 2026.4 builds no model of float32 matrices, and knows nothing of rope_freqs.weight."""
     openvino, genai = pytest.importorskip("openvino"), pytest.importorskip("openvino_genai")
     folder = saved(tmp_path / "m", name)
-    write_gguf(load(folder, dtype="float16"), tmp_path / "m.gguf")
+    load(folder, dtype="float16").to_gguf(tmp_path / "m.gguf")
     pipeline = genai.LLMPipeline(str(tmp_path / "m.gguf"), "CPU", INFERENCE_PRECISION_HINT="f32")
     settings = genai.GenerationConfig()
     settings.max_new_tokens, settings.do_sample, settings.ignore_eos = 24, False, True

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from klype.model.checkpoint import load, save
-from klype.model.to_gguf import write_gguf
 from tests import toys
 from tests.test_checkpoint_gguf import MERGES, model, written
 from tests.test_text_plain import INST, LEADING, NUMERALS, TEXTS, alike, codec_of, sentence_piece
@@ -72,7 +71,7 @@ def test_positions_are_those_of_llama_cpp(tmp_path: Path, scaling: dict[str, Any
     size = {"vocab_size": MERGES.vocab_size, "width": 64, "hidden": 64, "window": 128}
     ours = toys.toy("llama", rope_scaling=scaling, **size)
     save(tmp_path / "m", ours, MERGES, {})
-    write_gguf(load(tmp_path / "m"), tmp_path / "m.gguf")
+    load(tmp_path / "m").to_gguf(tmp_path / "m.gguf")
     assert load(tmp_path / "m.gguf").config.rope_scaling == ours.config.rope_scaling
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(tmp_path / "m.gguf")

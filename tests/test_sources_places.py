@@ -29,7 +29,6 @@ from klype.examine.settings import ExamSettings
 from klype.model import checkpoint
 from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
-from klype.model.to_gguf import write_gguf
 from klype.model.transformer import Transformer
 from klype.serve.served import open_served
 from klype.sources.opening import Opened, open_model
@@ -59,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, compiled_once: Path) -> Ite
     shutil.copytree(run / "finetune", place / "checkpoint")
     ours = shutil.ignore_patterns("run.json", "manifest.json", "README.md")
     shutil.copytree(run / "finetune", place / "llama", ignore=ours)
-    write_gguf(checkpoint.load(run / "finetune"), place / "m.gguf")
+    checkpoint.load(run / "finetune").to_gguf(place / "m.gguf")
     config = transformers.GPT2Config(vocab_size=tokenizer.vocab_size, n_embd=16, n_layer=1, n_head=2, n_positions=64)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(place / "gpt2")
     tokenizer.save(place / "gpt2")

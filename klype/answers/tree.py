@@ -162,7 +162,8 @@ class Growth:
             ends_K = np.isin(ids, self.source.codec.stop)
             spelled = b"".join(map(self.spell, tokens)) if self.spell else b""
             for token, p in zip(ids[ends_K].tolist(), p_K[ends_K].tolist(), strict=True):
-                text = canonical(spelled) if self.spell else self.source.codec.decode(tokens).encode()
+                # the one space that leads an answer is none of it
+                text = spelled.removeprefix(b" ") if self.spell else self.source.codec.decode(tokens).encode()
                 answer = self.sums.setdefault(text, TextMass())
                 answer.low += mass * p
                 answer.longest = max(answer.longest, len(tokens) + 1)
@@ -295,11 +296,6 @@ def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list
         possible = int(np.count_nonzero(p_K))
         out.append((ids[:possible], p_K[:possible], tail))
     return out
-
-
-def canonical(spelled: bytes) -> bytes:
-    """An answer's bytes without the one space that leads it."""
-    return spelled[1:] if spelled[:1] == b" " else spelled
 
 
 def reachable_mass(growth: Growth) -> Callable[[bytes], float]:

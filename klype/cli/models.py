@@ -117,9 +117,7 @@ def export_command(
 
     found = find_model(model)
     if gguf is not None:
-        from klype.model.to_gguf import write_gguf
-
-        write_gguf(load(found.folder, dtype="float16" if half else "float32"), gguf)
+        load(found.folder, dtype="float16" if half else "float32").to_gguf(gguf)
         document: dict[str, Any] = {"model": model, "gguf": str(gguf), "bytes": gguf.stat().st_size}
     else:
         assert hub is not None

@@ -33,7 +33,8 @@ ENTRIES = 1 << 25
 ROWS = 64
 # bytes of keys and values kept for later prompts
 REMEMBERED = 256 << 20
-# the window assumed for architectures that state none
+# the window, as architectures call it, and what is assumed of those that state none
+WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 ENDLESS = 1 << 20
 # how far a trial's logits may differ, as a share of their range: in float32, and in shorter formats
 TRIED = 2e-3, 5e-2
@@ -92,7 +93,9 @@ class HFRunner:
         config = model.config.get_text_config()
         self.model = model
         self.vocab_size = int(config.vocab_size)
-        self.window = window_of(config)
+        fields = config.to_dict()
+        # tokens that the model reads at most, under the names that architectures give it
+        self.window = next((int(fields[name]) for name in WINDOWS if isinstance(fields.get(name), int)), ENDLESS)
         self.weights = Weights(model, model.config.to_json_string())
         self._turn = threading.Lock()  # some architectures keep what they computed last (dynamic rotary tables)
         self.able = Ability("", False, frozenset(inspect.signature(model.forward).parameters))
@@ -357,10 +360,3 @@ def _stacked(a_RGWK: Tensor, b_RGWK: Tensor) -> Tensor:
     """One above the other, both padded on the left to the wider."""
     W = max(a_RGWK.shape[2], b_RGWK.shape[2])
     return torch.cat([pad(t, (0, 0, W - t.shape[2], 0)) for t in (a_RGWK, b_RGWK)])
-
-
-def window_of(config: Any) -> int:
-    """Tokens that the model reads at most, under the names that architectures give it."""
-    fields = config.to_dict()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
-    return next((int(fields[name]) for name in names if isinstance(fields.get(name), int)), ENDLESS)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from klype.engine.engine import Engine
 from klype.engine.requests import Ended
-from klype.engine.sampling import count_tokens, distribution, draw, noise, shape
+from klype.engine.sampling import count_tokens, distributions, draw, noise, shape
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
 from klype.samplers import needs_counts, unpenalised
@@ -292,7 +292,7 @@ class _Answer:
                 return
 
     def _say(self, token: int, logp_V: Tensor, shaped_V: Tensor, source: StepSource) -> None:
-        listed = distribution(logp_V, self.request.top) if self.request.top else None
+        listed = distributions(logp_V[None], self.request.top)[0] if self.request.top else None
         self.steps.append(Step(token, float(logp_V[token]), float(shaped_V[token]), source, listed))
         self.text.append(token)
         stopped = token in self.request.stop

@@ -211,6 +211,7 @@ def convolve(x_BTD: Tensor, taps_JD: Tensor, position_BT: Tensor | None) -> Tens
         return out
     u_BTD, T = x_BTD, x_BTD.shape[1]
     for j in range(1, min(taps_JD.shape[0], T - 1) + 1):
+        # a tap that would reach across the start of its document sees nothing
         shifted = pad(x_BTD[:, : T - j], (0, 0, j, 0)) * (position_BT >= j)[..., None]
         u_BTD = torch.addcmul(u_BTD, shifted, taps_JD[j - 1])
     return u_BTD
@@ -286,6 +287,7 @@ class CachedRows(AttentionPass):
         same = R == 0 or bool((own == own[0]).all())
         self.start = (int(own[0]) if R else 0) if same else None
         columns_RT = own[:, None] + np.arange(T)
+        # padding may lie past the window, for which there are no angles
         positions = np.minimum(cache.shared[:, None] + columns_RT, cache.config.window - 1)
         if not same:
             row = np.arange(R)[:, None]
@@ -359,6 +361,7 @@ class CachedRows(AttentionPass):
     def _shared_scores(self, layer: int, q_RGQK: Tensor) -> Tensor:
         """[R, G, g*T, P]: every row's queries against the shared keys, all readers of a slot in one product."""
         R, G, Q, K = q_RGQK.shape
+        # one store that every row reads, the usual case, needs no table to be filled
         whole = len(self.readers) == 1 and self.readers[0].rows is None
         out = q_RGQK if whole else q_RGQK.new_full((R, G, Q, self.P), float("-inf"))
         for group in self.readers:

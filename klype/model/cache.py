@@ -128,6 +128,7 @@ class Cache:
         if not any(known is store for known in self.stores):
             self.stores.append(store)
         index = next(i for i, known in enumerate(self.stores) if known is store)
+        # nothing of the text is copied: every row reads it where it lies
         first, count = self.rows, len(slots)
         self.lengths = np.concatenate((self.lengths, np.asarray(lengths, np.int64)))
         self.shared = np.concatenate((self.shared, np.asarray(lengths, np.int64)))
@@ -165,6 +166,7 @@ class Cache:
         assert ((new >= 0) & (new <= self.lengths)).all()
         inside = np.flatnonzero(new < self.shared)
         self.lengths = new
+        # cut inside what is shared, a row begins its own part earlier, after other convolution inputs
         if len(inside):
             self.shared = np.minimum(self.shared, new)
             self._lead(inside)
@@ -205,10 +207,33 @@ class Cache:
 
     def readers(self) -> list[Readers]:
         """Readers of each store."""
-        if "readers" not in self.plans:
-            self.plans["readers"] = group_readers(self.stores, self.store_of, self.slot_of, self.shared)
-        found: list[Readers] = self.plans["readers"]
-        return found
+        if "readers" in self.plans:
+            known: list[Readers] = self.plans["readers"]
+            return known
+        groups = self.plans["readers"] = list[Readers]()
+        for index, store in enumerate(self.stores):
+            rows = np.flatnonzero((self.store_of == index) & (self.shared > 0))
+            if not len(rows):
+                continue
+            slots = self.slot_of[rows]
+            N = len(store.lengths)
+            counts = np.bincount(slots, minlength=N)
+            n = int(counts.max())
+            # slot s has the places s*n to s*n + n - 1, filled in the order of its rows
+            order = np.argsort(slots, kind="stable")
+            starts = np.cumsum(counts) - counts
+            place = np.empty(len(rows), np.int64)
+            place[order] = slots[order] * n + np.arange(len(rows)) - starts[slots[order]]
+            everyone = len(rows) == len(self.store_of)
+            row_at = np.zeros(N * n, np.int64)
+            row_at[place] = rows
+            straight = everyone and N * n == len(rows) and bool((place == np.arange(len(rows))).all())
+            place_of_row, row_of_place = (None if straight else to_device(a, store.device) for a in (place, row_at))
+            some = None if everyone else to_device(rows, store.device)
+            groups.append(
+                Readers(store, int(self.shared[rows].max()), N, n, some, row_of_place, place_of_row, self.shared[rows])
+            )
+        return groups
 
     def _rearranged(self) -> None:
         """Drop the backends' plans: rows or stores have changed."""
@@ -222,6 +247,7 @@ class Cache:
             if not len(readers):
                 continue
             slots, renamed = np.unique(self.slot_of[readers], return_inverse=True)
+            # each copy at least halves the store, so that copying stays linear in what was ever stored
             if 2 * len(slots) <= len(store.lengths):
                 store = store.take(slots)
                 self.slot_of[readers] = renamed
@@ -234,6 +260,7 @@ class Cache:
         index = len(self.stores) - 1
         while index > 0:
             last = self.stores[index]
+            # a store twice as large as the last keeps its place: a position is moved a logarithmic number of times
             alike = [i for i in range(index) if self.stores[i].alike(last)]
             if not alike:
                 return
@@ -320,27 +347,3 @@ class Readers:
     row_of_place: Tensor | None
     place_of_row: Tensor | None
     lengths: Indices
-
-
-def group_readers(stores: Sequence[SharedKV], store_of: Indices, slot_of: Indices, shared: Indices) -> list[Readers]:
-    groups = []
-    for index, store in enumerate(stores):
-        rows = np.flatnonzero((store_of == index) & (shared > 0))
-        if not len(rows):
-            continue
-        slots = slot_of[rows]
-        N = len(store.lengths)
-        counts = np.bincount(slots, minlength=N)
-        n = int(counts.max())
-        order = np.argsort(slots, kind="stable")
-        starts = np.cumsum(counts) - counts
-        place = np.empty(len(rows), np.int64)
-        place[order] = slots[order] * n + np.arange(len(rows)) - starts[slots[order]]
-        everyone = len(rows) == len(store_of)
-        row_at = np.zeros(N * n, np.int64)
-        row_at[place] = rows
-        straight = everyone and N * n == len(rows) and bool((place == np.arange(len(rows))).all())
-        place_of_row, row_of_place = (None if straight else to_device(a, store.device) for a in (place, row_at))
-        some = None if everyone else to_device(rows, store.device)
-        groups.append(Readers(store, int(shared[rows].max()), N, n, some, row_of_place, place_of_row, shared[rows]))
-    return groups

@@ -38,7 +38,7 @@ from klype.model.convert import (
     weights_from_hf,
     weights_to_hf,
 )
-from klype.model.gguf import GGUFFile, StoredWeights, open_gguf
+from klype.model.gguf import GGUFFile, StoredWeights, open_gguf, write_gguf
 from klype.model.prepacked import Kernel
 from klype.model.quantised import put_quantised, quantised_weights
 from klype.model.transformer import Transformer
@@ -71,6 +71,10 @@ class Loaded:
     def chat(self) -> Chat:
         """Raises KlypeError when the model has no chat template (--raw goes without)."""
         return Chat(self.tokenizer)
+
+    def to_gguf(self, file: Path) -> None:
+        """One file for llama.cpp: see ``gguf.write_gguf``."""
+        write_gguf(self.model, self.tokenizer, self.folder, file, str(self.about.get("name") or ""))
 
 
 def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
@@ -122,6 +126,7 @@ def load(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
+    # everything cheap is looked at before a weight is read: a wrong folder is told at once
     quantised: StoredWeights = {}
     files: GGUFFile | TensorFiles
     if folder.is_file() and folder.suffix.lower() == ".gguf":
@@ -130,6 +135,7 @@ def load(
     else:
         if not folder.is_dir():
             raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
+        # another process may have ended between arriving and moving up
         manifest.finish(folder)
         if whole := manifest.is_whole(folder):
             manifest.verify(folder)
@@ -184,6 +190,7 @@ def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ..
                 f"The weights in {where} {found}, where the configuration asks for {list(shape)}.",
                 "They may belong to another model.",
             )
+    # a tied head may be written out, and old Llamas hold the tables of their positions
     harmless = {"lm_head.weight"} if config.tie else set()
     extra = next((n for n in shapes if n not in wanted and n not in harmless and "rotary_emb" not in n), None)
     if extra is not None:
@@ -218,6 +225,7 @@ def _build(
     config: ModelConfig, get: Callable[[str], Tensor], dtype: torch.dtype, without: Collection[str] = ()
 ) -> Transformer:
     """``without``: weights that get a place of another kind later."""
+    # on the meta device no memory is taken for weights that are replaced at once
     with torch.device("meta"), _Undrawn():
         model = Transformer(config)
     state = {name: w.to(dtype) for name, w in weights_from_hf(config, get, without)}
@@ -333,6 +341,7 @@ def checked_header(file: Path) -> dict[str, TensorEntry]:
     for name, entry in header.items():
         try:
             dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            # bool is an int to Python, and 1e3 a number to JSON: only whole numbers count
             integers = len(shape) <= 8 and all(type(n) is int and 0 <= n <= size for n in (*shape, start, stop))
             sound = integers and set(entry) == {"dtype", "shape", "data_offsets"}
             sound = sound and stop - start == math.prod(shape) * _BYTES[dtype]

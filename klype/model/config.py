@@ -65,6 +65,7 @@ class ModelConfig(BaseModel):
             return data
         filled = dict(data)
         heads, width = filled.get("heads", 4), filled.get("width", 64)
+        # types are checked after this: what is no number is left for pydantic to refuse
         if not filled.get("kv_heads"):
             filled["kv_heads"] = heads
         if not filled.get("head_dim") and isinstance(heads, int) and isinstance(width, int) and heads > 0:

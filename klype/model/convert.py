@@ -57,6 +57,7 @@ def model_type(config: ModelConfig) -> str:
     """The Hugging Face architecture that computes the same as this shape."""
     if config.conv or not config.rope_theta or (config.qkv_bias and config.qk_norm):
         return OWN
+    # Qwen2's configuration has no head_dim: its heads share the width
     if config.qkv_bias:
         return "qwen2" if config.head_dim * config.heads == config.width else OWN
     return "qwen3" if config.qk_norm else "llama"
@@ -99,7 +100,9 @@ def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
             raise KlypeError(f"{where} has {name}, which klype cannot load.")
     try:
         window = data.get("max_position_embeddings") or 2048
+        # Qwen's files name a sliding window that they do not use
         slides = data.get("sliding_window") if kind == "mistral" or data.get("use_sliding_window") else None
+        # transformers 5 writes both in one, under another name
         rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
         fields = {
             **{ours: data[_FIELDS[ours]] for ours in ("vocab_size", "width", "layers", "heads", "hidden")},
@@ -131,6 +134,7 @@ def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
     for name, theirs, rows in pieces(config):
         start = 0
         for their, count in zip(theirs, rows, strict=True):
+            # a copy: safetensors refuses tensors that share memory
             piece = own[name][start : start + count] if len(theirs) > 1 else own[name]
             out[their], start = piece.contiguous().clone() if len(theirs) > 1 else piece.contiguous(), start + count
     return out

@@ -1,4 +1,5 @@
-"""GGUF files (llama.cpp's format) of Llama, Qwen2 and Qwen3 shapes: weights, configuration, tokenizer, chat template.
+"""GGUF files (llama.cpp's format) of Llama, Qwen2 and Qwen3 shapes, read and written: weights, configuration and
+tokenizer.
 
 Quantised weights are expanded to float32 by the `gguf` package. Its tokenizer is rebuilt from the file's metadata
 (klype/text/tokenizer_files.py).
@@ -22,13 +23,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from klype.durable import clear, draft_folder
 from klype.errors import KlypeError
 from klype.model.attention import rope_frequencies
 from klype.model.config import ModelConfig
-from klype.model.convert import config_from_hf, is_finite
+from klype.model.convert import OWN, config_from_hf, is_finite, model_type, weights_to_hf
+from klype.model.transformer import Transformer
 from klype.text.tokenizer import Tokenizer
+from klype.text.tokenizer_files import CONTROL, NORMAL, read_gguf
 from klype.text.tokenizer_files import HINT_GGUF as HINT
-from klype.text.tokenizer_files import read_gguf
 
 # most bytes of metadata: a vocabulary of a million tokens has about forty million
 MOST = 256 * 2**20
@@ -58,6 +61,7 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_SHORT = {name: short for short, name in _NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +252,7 @@ class GGUFFile:
 def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
     """Read the header and metadata of a file. Raises KlypeError for what is damaged or cannot be expressed. ``known``:
     see Tokenizer.load."""
-    if importlib.util.find_spec("gguf") is None:
-        raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.")
+    _check_package()
     metadata, weights = read_header(file)
     slowing = weights.pop(ROPE, None)
     placed = {}  # by Hugging Face's names
@@ -268,6 +271,11 @@ def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
         raise KlypeError(f"{file} lacks or misspells {error}.", HINT) from error
     return GGUFFile(file, config, tokenizer, shapes, placed, metadata["general.architecture"] == "llama")
+
+
+def _check_package() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise KlypeError("GGUF files need the package gguf.", "Install it: pip install 'klype[hf]'.")
 
 
 def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: Path) -> ModelConfig:
@@ -323,3 +331,99 @@ def _slowed(config: ModelConfig, slowing_F: Tensor, file: Path) -> ModelConfig:
         if config.rope_scaling is None and bool((off_F.abs() < 1e-3).all()):
             return slowed
     raise KlypeError(f"{file} stretches its positions by {ROPE}, in a way that klype does not know.", HINT)
+
+
+def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path, name: str = "") -> None:
+    """A checkpoint from ``where`` as one file, as llama.cpp reads it, written beside, then renamed. Matrices of a model
+    loaded in float16 stay so, others are float32.
+
+    Errors: a shape or a tokenizer that llama.cpp has no name for (a convolution, no rotation); a full disk.
+    """
+    _check_package()
+    import gguf
+
+    config, kind = model.config, model_type(model.config)
+    if kind == OWN:
+        what = "a convolution before attention" if config.conv else "no rotation of positions, or both biases and norms"
+        raise KlypeError(
+            f"{where} cannot be written as GGUF: it has {what}, which llama.cpp cannot compute.",
+            "Serve it with klype serve, or train with --set model.conv=0.",
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        clear(file.parent)
+        with draft_folder(file.name, file.parent) as draft:
+            writer = gguf.GGUFWriter(draft / file.name, kind)
+            _describe(writer, model, name or where.name)
+            _write_tokens(writer, tokenizer, config.vocab_size, where)
+            for title, weight in weights_to_hf(model).items():
+                # llama.cpp's Llama rotates neighbouring rows, Hugging Face's the halves
+                half = weight.dtype == torch.float16 and weight.dim() == 2
+                array = (weight if half else weight.float()).detach().cpu().numpy()
+                if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", title):
+                    heads = config.heads if "q_proj" in title else config.kv_heads
+                    array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+                *parts, last = title.removeprefix("model.layers.").split(".")
+                layer = f"blk.{parts.pop(0)}." if title.startswith("model.layers.") else ""
+                writer.add_tensor(f"{layer}{_SHORT['.'.join(parts)]}.{last}", np.ascontiguousarray(array))
+            if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
+                plain = config.model_copy(update={"rope_scaling": None})
+                writer.add_tensor(ROPE, (rope_frequencies(plain) / rope_frequencies(config)).numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            (draft / file.name).replace(file)
+    except OSError as error:
+        raise KlypeError(f"{file} cannot be written: {error.strerror or error}.", "Choose another place.") from None
+
+
+def _describe(writer: Any, model: Transformer, name: str) -> None:
+    import gguf
+
+    config = model.config
+    writer.add_name(name)
+    kinds, half = gguf.LlamaFileType, model.embed.weight.dtype == torch.float16
+    writer.add_file_type(kinds.MOSTLY_F16 if half else kinds.ALL_F32)  # OpenVINO GenAI opens no file without
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.window)
+    writer.add_embedding_length(config.width)
+    writer.add_feed_forward_length(config.hidden)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_vocab_size(config.vocab_size)
+    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
+
+
+def _write_tokens(writer: Any, tokenizer: Tokenizer, size: int, where: Path) -> None:
+    """Rows of the model that have no spelling get a name that no text can have."""
+    definition = tokenizer._definition
+    merges = definition["model"].get("merges")
+    if definition["model"].get("type") != "BPE" or merges is None:
+        raise KlypeError(f"{where} has a tokenizer that klype does not write to GGUF.", "It must be BPE.")
+    names = {i: text for text, i in definition["model"]["vocab"].items()}
+    control = {i: text for text, i in tokenizer.control_ids().items()}
+    names |= control
+    writer.add_tokenizer_model("gpt2")
+    # llama.cpp's name for how text is cut into pieces
+    cut = str(definition.get("pre_tokenizer"))
+    if "Regex" not in cut and "ByteLevel" not in cut:
+        raise KlypeError(f"{where} has a tokenizer that llama.cpp has no name for.")
+    by_regex = ("llama-bpe" if "{1,3}" in cut else "qwen2") if "Regex" in cut else "gpt-2"
+    writer.add_tokenizer_pre("smollm" if "'Digits'" in cut and "ByteLevel" in cut else by_regex)
+    writer.add_token_list([names.get(i, f"[unused {i}]") for i in range(size)])
+    writer.add_token_types([CONTROL if i in control or i not in names else NORMAL for i in range(size)])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    for name, token in (("bos", tokenizer.begin), ("eos", tokenizer.end), ("pad", tokenizer.pad)):
+        if token >= 0:
+            getattr(writer, f"add_{name}_token_id")(token)
+    writer.add_add_bos_token(bool(tokenizer.lead))
+    if tokenizer.template is not None:
+        writer.add_chat_template(tokenizer.template)

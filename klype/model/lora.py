@@ -61,9 +61,10 @@ class AdaptedTransformer(Transformer):
 
     def __init__(self, model: Transformer, settings: LoraSettings) -> None:
         super(Transformer, self).__init__()
+        # all but the tensors is copied
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         self.__dict__.update(copy.deepcopy(model, shared).__dict__)
-        self.decoder = None
+        self.decoder = None  # it reads matrices by their addresses, and knows of no adapter
         for layer in self.layers:
             for name in MATRICES:
                 setattr(layer, name, Adapted(getattr(layer, name), settings))

@@ -37,6 +37,7 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
         with draft_folder(folder.name, folder if beside else folder.parent) as draft:
             write(draft)
             hashes = {}
+            # on disk before any name points to them: a rename can outlive the data of what it renames
             for file in sorted(draft.iterdir()):
                 with open(file, "rb+") as stream:
                     os.fsync(stream.fileno())
@@ -65,6 +66,7 @@ def finish(folder: Path) -> None:
     if not arrived.is_dir():
         return
     try:
+        # while files of two checkpoints stand side by side, neither is whole
         (folder / MANIFEST).unlink(missing_ok=True) if (arrived / MANIFEST).exists() else None
         for file in sorted(arrived.iterdir(), key=lambda f: f.name == MANIFEST):
             os.replace(file, folder / file.name)
@@ -96,6 +98,7 @@ def verify(folder: Path) -> None:
     if not sound:
         raise KlypeError(f"{file} is damaged.", "Use an earlier checkpoint, or save it again.")
     for name, digest in hashes.items():
+        # a manifest names files of its own folder only, whoever wrote it
         if os.path.basename(name) != name or not (folder / name).is_file():
             raise KlypeError(f"{folder / name} is missing.", "Use an earlier checkpoint, or save it again.")
         if hash_file(folder / name) != digest:

@@ -79,11 +79,13 @@ def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packed:
     G, Q = prefixes.group, len(prefixes.lengths)
     lengths_QG = _lengths(wanted_BT).view(Q, G)
     prefix_Q = torch.minimum(prefixes.lengths, lengths_QG.amax(1))
+    # a tree's prefix, then its branches, which may be empty
     pieces_QE = torch.cat([prefix_Q[:, None], (lengths_QG - prefix_Q[:, None]).clamp(min=0)], 1)
     cu_seqlens, sizes = _cumulated(pieces_QE.flatten()), pieces_QE.flatten()
     piece_N = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     tree_N, branch_N = piece_N // (G + 1), piece_N % (G + 1) - 1
     column_N = torch.arange(len(piece_N)) - cu_seqlens[piece_N] + torch.where(branch_N >= 0, prefix_Q[tree_N], 0)
+    # a prefix is read from the first row of its group
     rows = (tree_N * G + branch_N.clamp(min=0)) * T + column_N
     row_W, column_W = wanted_BT.nonzero(as_tuple=True)
     tree_W = row_W // G

@@ -115,6 +115,7 @@ class Transformer(nn.Module):
         padding, and what rows begin with alike, as ``prefixes`` says, only once.
         """
         assert document_BT is None or prefixes is None, "packed documents and shared prefixes exclude each other"
+        # asked twice: packing tells the longest text, which decides whether the backend takes them
         if self.packs(1):
             packed = pack(wanted_BT, document_BT) if prefixes is None else pack_branches(wanted_BT, prefixes)
             self._check_length(packed.texts.max_seqlen)
@@ -173,6 +174,7 @@ class Transformer(nn.Module):
         """What no file holds: the mask and the positions. They are real where weights are made without memory, too
         (torch's meta device, for whose operations it would load its compiler)."""
         side = min(self.config.window, MATERIALISED)
+        # the meta device would leave them without numbers
         with torch.device("cpu"):
             causal = torch.full((side, side), float("-inf")).triu_(1)
             cos, sin = rope_table(self.config) if self.config.rope_theta else (torch.empty(0), torch.empty(0))
@@ -188,6 +190,7 @@ class Transformer(nn.Module):
             assert isinstance(layer, Layer)
             for matrix in (layer.qkv.weight, layer.gate_up.weight):
                 nn.init.normal_(matrix, std=self.config.matrix_gain / math.sqrt(matrix.shape[1]))
+            # nothing is added to the stream at first: a layer is the identity, however deep the model
             for matrix in (layer.out.weight, layer.down.weight):
                 nn.init.zeros_(matrix)
             if layer.qkv.bias is not None:
