@@ -13,7 +13,7 @@ from klype.runs.options import RunOptions
 from klype.runs.recipe import Recipe, read, saved
 from klype.runs.record import Record
 from klype.runs.say import Silent
-from klype.runs.stages import Run
+from klype.runs.stages import RunContext
 from klype.values import Figure
 
 NAMES = ["retrieval_hard", "s", "finetuned_right", "aligned_right", "aligned_polite", "kl", "reward_pairs",
@@ -24,7 +24,7 @@ def figure(value: float, half: float, n: int = 1500) -> dict[str, Any]:
     return Figure(value, value - half, value + half, n, "share").json()
 
 
-def run_of(folder: Path, reward: dict[str, Any] | None, recipe: str = "world", **figures: dict[str, Any]) -> Run:
+def run_of(folder: Path, reward: dict[str, Any] | None, recipe: str = "world", **figures: dict[str, Any]) -> RunContext:
     """A run that has measured these figures."""
     options = RunOptions(out=folder)
     record = Record.start(folder, options, {"recipe": recipe})
@@ -33,7 +33,7 @@ def run_of(folder: Path, reward: dict[str, Any] | None, recipe: str = "world", *
         "reward": reward,
         "scores": {"finetuned": [1.0] * 40, "aligned": [2.0, 2.2] * 20},
     }
-    return Run(folder, options, read(recipe), None, record, Silent())  # type: ignore[arg-type]
+    return RunContext(folder, options, read(recipe), None, record, Silent())  # type: ignore[arg-type]
 
 
 def good(half: float = 0.01, n: int = 1500) -> dict[str, dict[str, Any]]:

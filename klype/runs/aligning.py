@@ -20,7 +20,7 @@ from klype.model.lora import frozen
 from klype.model.transformer import Transformer
 from klype.planner import StepPlan
 from klype.runs.reward import ranked_to_learn, rewards_of
-from klype.runs.stages import Run, learn, learner, learnt, precision_of
+from klype.runs.stages import RunContext, learn, learner, learnt, precision_of
 from klype.runs.task import AnswerSettings, Task, draw_answers
 from klype.runs.validating import BestWeights
 from klype.train.objectives import Objective, answers_batch, reference_logp
@@ -172,7 +172,7 @@ def parted(seen: Sequence[Evaluation]) -> bool:
     return high is not None and high < 0
 
 
-def align(run: Run) -> None:
+def align(run: RunContext) -> None:
     """The model learns to answer as the annotator likes, held near what it was, and watched while it does."""
     section = run.recipe.align
     row = method(section.how.method)
@@ -223,7 +223,7 @@ def align(run: Run) -> None:
     watched[-1].forget()
 
 
-def _worth(run: Run, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+def _worth(run: RunContext, before: Evaluation, after: Evaluation) -> dict[str, Any]:
     """Each reward with its weight, and its mean over the watched questions' answers before and after."""
     digests, asked = run.record.content.get("functions", {}), range(ASKED)
     return {
@@ -240,7 +240,11 @@ def _worth(run: Run, before: Evaluation, after: Evaluation) -> dict[str, Any]:
 
 
 def _batches(
-    run: Run, twin: Transformer, reference: Transformer, rewards: WeightedRewards | None, ranked: list[RankedAnswers]
+    run: RunContext,
+    twin: Transformer,
+    reference: Transformer,
+    rewards: WeightedRewards | None,
+    ranked: list[RankedAnswers],
 ) -> RolloutBatches | RankingBatches:
     """What the method learns from: fresh answers and their rewards, or the rankings themselves."""
     section, how = run.recipe.align, run.recipe.align.how

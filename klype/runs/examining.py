@@ -28,7 +28,7 @@ from klype.model.transformer import Transformer
 from klype.runs.dictionary import dictionary_rows
 from klype.runs.gates import gains, gates, pair_threshold
 from klype.runs.options import STAGES
-from klype.runs.stages import Run
+from klype.runs.stages import RunContext
 from klype.runs.task import AnswerSettings, Task, draw_answers, examine_model, examined_on
 from klype.runs.text_task import TextTask
 from klype.values import Question, Trace, mean_of_known
@@ -42,7 +42,7 @@ CURVE_POINTS = 200
 FEWEST_TOLD = 40  # questions whose truth is known: fewer have no calibration
 
 
-def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
+def measure_stage(run: RunContext, name: StageName) -> dict[str, FigureFacts]:
     """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
     model, task, content = run.model(MODELS[name]), run.task, run.record.content
     t = run.recipe.examine.temperature
@@ -73,7 +73,7 @@ def measure_stage(run: Run, name: StageName) -> dict[str, FigureFacts]:
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
 
 
-def about(run: Run) -> dict[str, Any]:
+def about(run: RunContext) -> dict[str, Any]:
     """What a model card says of the data: in run.json as soon as there is a model."""
     data = run.task.data()
     licences = list(dict.fromkeys(row["licence"] for row in data if row.get("licence")))
@@ -81,7 +81,7 @@ def about(run: Run) -> dict[str, Any]:
     return {"data": data, "licences": licences, "language": languages}
 
 
-def gather(run: Run) -> Facts:
+def gather(run: RunContext) -> Facts:
     """The facts of a run whose stages are done (alignment may have been refused)."""
     content = run.record.content
     newest: StageName = "aligned" if run.record.done("align") else "finetuned"
@@ -120,7 +120,7 @@ def gather(run: Run) -> Facts:
     return facts  # type: ignore[return-value]
 
 
-def curves(run: Run) -> list[CurveFacts]:
+def curves(run: RunContext) -> list[CurveFacts]:
     """The loss (and reward) of every stage, thinned to a few hundred points."""
     out: list[CurveFacts] = []
     for stage in STAGES:
@@ -143,7 +143,7 @@ def curves(run: Run) -> list[CurveFacts]:
     return out
 
 
-def side_by_side(run: Run) -> list[QuestionFacts]:
+def side_by_side(run: RunContext) -> list[QuestionFacts]:
     """A few held-out questions with the answer of each model, token by token with its probability."""
     questions = run.task.held_out[:SIDE_BY_SIDE]
     asking = AnswerSettings(run.recipe.examine.temperature)
@@ -167,7 +167,7 @@ def _text(task: Task, trace: Trace) -> str:
     return task.chat.tokenizer.decode_answer(trace.tokens)
 
 
-def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
+def _answer(run: RunContext, question: Question, trace: Trace) -> AnswerFacts:
     tokenizer = run.task.chat.tokenizer
     text = _text(run.task, trace)
     verdict = run.task.judge(question, text, trace.ended == "stop")
@@ -183,7 +183,7 @@ def _answer(run: Run, question: Question, trace: Trace) -> AnswerFacts:
     }
 
 
-def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, Any]:
+def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[str, Any]:
     """The same questions at several temperatures: dull, lively, nonsense; with survival and calibration."""
     if isinstance(run.task, TextTask):
         written = run.task.temperatures(run.model("pretrain"))
@@ -222,7 +222,7 @@ def temperatures(run: Run, model: Transformer, stage: StageName) -> dict[str, An
     return out
 
 
-def _liveliest(run: Run, questions: Sequence[Question], drawn: Sequence[Sequence[Sequence[Trace]]]) -> Question:
+def _liveliest(run: RunContext, questions: Sequence[Question], drawn: Sequence[Sequence[Sequence[Trace]]]) -> Question:
     """The question with the most different answers at all temperatures together, of those that are answered right at
     the lowest; of several, the first. ``drawn``: by temperature, then by question."""
 
@@ -237,7 +237,7 @@ def _liveliest(run: Run, questions: Sequence[Question], drawn: Sequence[Sequence
 ALONE = 12  # questions asked one by one, as a person asks
 
 
-def cost(run: Run, model: Transformer, evidence: Evidence) -> dict[str, Any]:
+def cost(run: RunContext, model: Transformer, evidence: Evidence) -> dict[str, Any]:
     """Per answer: passes, tokens and FLOPs of all of them; seconds and joules of some that were asked alone.
 
     Joules by the processor's own counters where they can be read, else a stated number of watts for each busy core.
@@ -255,7 +255,7 @@ def cost(run: Run, model: Transformer, evidence: Evidence) -> dict[str, Any]:
     return {**out, "joules_estimated": True, "watts": WATTS_PER_CORE} if energy.estimated else out
 
 
-def provenance(run: Run, model: Transformer) -> dict[str, Any]:
+def provenance(run: RunContext, model: Transformer) -> dict[str, Any]:
     content, config = run.record.content, model.config
 
     def taken(stage: str, planned: int) -> int:

@@ -12,7 +12,7 @@ from klype.examine.measures import measure
 from klype.examine.say import Say
 from klype.model.transformer import Transformer
 from klype.runs.aligning import Evaluation, best
-from klype.runs.stages import Run
+from klype.runs.stages import RunContext
 from klype.runs.task import AnswerSettings, examine_model, examined_on
 from klype.sources.find import is_aligned
 from klype.values import Figure
@@ -33,7 +33,7 @@ KEPT = 0.90
 Status = Literal["passed", "within", "missed"]
 
 
-def gates(run: Run, yardsticks: TextFacts | None = None) -> tuple[list[GateFacts], list[FewFacts]]:
+def gates(run: RunContext, yardsticks: TextFacts | None = None) -> tuple[list[GateFacts], list[FewFacts]]:
     """The gates of what was learnt, never hidden, and what had too few cases to be one."""
     figures = run.record.content["figures"]
     found: list[GateFacts] = []
@@ -61,7 +61,7 @@ def gates(run: Run, yardsticks: TextFacts | None = None) -> tuple[list[GateFacts
     return found, few
 
 
-def time_gate(run: Run) -> GateFacts:
+def time_gate(run: RunContext) -> GateFacts:
     """Whether the run kept to its minutes, by a clock that has been stopped."""
     took = round(run.record.elapsed, 2)
     return _row("seconds", Figure(took, took, took, 1, "s"), 1.15 * 60 * (run.options.minutes or 5), below=True)
@@ -94,18 +94,18 @@ def kept(before: Figure, after: Figure) -> Figure:
     return Figure(after.value / before.value, low1 / high0, high1 / low0, min(before.n, after.n), "ratio")
 
 
-def pair_threshold(run: Run) -> float:
+def pair_threshold(run: RunContext) -> float:
     """Of an annotator whose own noise is known, what the recipe aims at; of people, that it is better than chance."""
     return CHANCE if by_people(run) else run.recipe.reward.gate
 
 
-def by_people(run: Run) -> bool:
+def by_people(run: RunContext) -> bool:
     """Whether nobody knows how often the annotator errs."""
     reward = run.record.content.get("reward")
     return reward is not None and figure_of(reward, "ceiling").value is None
 
 
-def against_aligning(run: Run) -> dict[str, str] | None:
+def against_aligning(run: RunContext) -> dict[str, str] | None:
     """Why alignment should not start, in both languages; None when it may: unless the reward model is known to be worse
     than what is aimed at; with people's rankings, when it is known to be better than chance. Where no pair is held out,
     nobody can tell.
@@ -139,7 +139,7 @@ def _less(yardstick: float, bits: Figure) -> Figure:
     return Figure(yardstick - bits.value, low, high, bits.n, "bits per byte")
 
 
-def gains(run: Run) -> dict[str, Figure]:
+def gains(run: RunContext) -> dict[str, Figure]:
     """What alignment changed, question by question: right, polite, the annotator's score."""
     content = run.record.content
     scores = {name: {"annotator": kept} for name, kept in content.get("scores", {}).items()}  # of an earlier klype
@@ -166,7 +166,7 @@ KNOWLEDGE = {"retrieval_text": 1, "retrieval_hard": 1, "kl": -1, "bits_per_byte"
 SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spread
 
 
-def compare(run: Run, before: Transformer, after: Transformer) -> dict[str, Any]:
+def compare(run: RunContext, before: Transformer, after: Transformer) -> dict[str, Any]:
     """Figures of both models, of each difference, the win rate, and how far apart the two are."""
     questions = examined_on(run.task, run.options.minutes)
     asking = AnswerSettings(run.recipe.examine.temperature)

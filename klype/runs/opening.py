@@ -26,7 +26,7 @@ from klype.runs.recipe import ModelShape, Recipe, read, saved
 from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.reward import functions_of, reward
 from klype.runs.say import RunListener
-from klype.runs.stages import Run, finetune, pretrain, rank
+from klype.runs.stages import RunContext, finetune, pretrain, rank
 from klype.runs.task import Task
 from klype.sources.find import Found, called, holds_weights
 from klype.sources.opening import find_model
@@ -39,7 +39,7 @@ class Stage:
     """``before``: whose model it goes on from; ``needs``: whose findings lie in the run's folder, too. ``shared``:
     several processes do it together; the others are one process's."""
 
-    do: Callable[[Run], None]
+    do: Callable[[RunContext], None]
     before: str = ""
     needs: tuple[str, ...] = ()
     shared: bool = False
@@ -56,7 +56,7 @@ INPUTS = ("text", "instructions", "preferences", "data", "encoding", "text_field
 ANOTHER = "start another run with another --out"
 
 
-def open_life_cycle(options: RunOptions, say: RunListener) -> Run:
+def open_life_cycle(options: RunOptions, say: RunListener) -> RunContext:
     """A whole run in ``options.out``, new or to be resumed."""
     if is_begun(options):
         options, recipe = as_begun(options)
@@ -75,7 +75,7 @@ def open_life_cycle(options: RunOptions, say: RunListener) -> Run:
     return open_run(options, recipe, say, find_model(options.from_) if options.from_ else None)
 
 
-def open_stage(options: StageOptions, say: RunListener) -> Run:
+def open_stage(options: StageOptions, say: RunListener) -> RunContext:
     """One stage's run in ``options.out``, new or to be resumed."""
     start = start_of(options) if options.from_ else None
     if start is None and options.stage != "pretrain":
@@ -91,7 +91,7 @@ def open_stage(options: StageOptions, say: RunListener) -> Run:
 
 def open_run(
     options: RunOptions | StageOptions, recipe: Recipe, say: RunListener, start: Found | None = None, goal: str = ""
-) -> Run:
+) -> RunContext:
     """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files.
 
     ``goal``: a stage for which the run of ``start`` has what it builds on, which is brought along.
@@ -118,7 +118,7 @@ def open_run(
     there = known.is_file() or (known / "tokenizer.json").exists()
     bad = BadRows(skip=options.skip_bad)
     task = open_task(recipe, options, bad, read_tokenizer(known) if there else None, hashes)
-    run = Run(folder, options, recipe, task, record, say, start.folder if start else None, functions=functions)
+    run = RunContext(folder, options, recipe, task, record, say, start.folder if start else None, functions=functions)
     record.content["machine"]["device"] = str(parallel.device() if parallel.ranks() > 1 else run.device)
     if bad.count:
         record.content["skipped"] = {"rows": bad.count, "first": bad.shown}

@@ -38,7 +38,7 @@ from klype.runs.recipe import Recipe
 from klype.runs.record import MEANING, meant_otherwise, write_json
 from klype.runs.reward import examined
 from klype.runs.say import RunListener
-from klype.runs.stages import Run, enough_steps, late_text, precision_of, seconds_for
+from klype.runs.stages import RunContext, enough_steps, late_text, precision_of, seconds_for
 from klype.runs.task import Task
 from klype.sources.find import Found
 from klype.sources.opening import find_model
@@ -121,7 +121,7 @@ def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
     }
 
 
-def _leave_out_what_is_done(run: Run) -> None:
+def _leave_out_what_is_done(run: RunContext) -> None:
     """Stages that the model from outside has behind it; it is measured as the last of them left it."""
     stages = done_already(find_model(run.options.from_), run.options)
     if MEASURED[stages[-1]] in run.record.content["figures"]:
@@ -132,7 +132,7 @@ def _leave_out_what_is_done(run: Run) -> None:
     _measured(run, stages[-1])
 
 
-def _may_start(run: Run, stage: str) -> bool:
+def _may_start(run: RunContext, stage: str) -> bool:
     """Nothing is aligned to a bad imitation of the annotator, or without one."""
     if stage != "align" or run.recipe.align.replaces_model:
         return True
@@ -146,14 +146,14 @@ def _may_start(run: Run, stage: str) -> bool:
     return why is None or run.options.force
 
 
-def _refuse(run: Run, why: dict[str, str]) -> None:
+def _refuse(run: RunContext, why: dict[str, str]) -> None:
     """Says why nothing is aligned, now and in the report."""
     run.record.content["refused"] = why
     run.record.save()
     run.say.note(why.get(run.options.lang, why["en"]))
 
 
-def _measured(run: Run, stage: str) -> None:
+def _measured(run: RunContext, stage: str) -> None:
     name, content = MEASURED[stage], run.record.content
     began = time.perf_counter()
     content["figures"][name] = measure_stage(run, name)
@@ -167,7 +167,7 @@ def _measured(run: Run, stage: str) -> None:
     run.say.table(words.stage(name), (words("column.measure"), words("column.value")), rows)
 
 
-def _measure_as_now(run: Run) -> None:
+def _measure_as_now(run: RunContext) -> None:
     """What an earlier klype measured otherwise, as it is meant now."""
     content = run.record.content
     otherwise = meant_otherwise(content)
@@ -180,7 +180,7 @@ def _measure_as_now(run: Run) -> None:
     content["meaning"] = MEANING
 
 
-def _report(run: Run) -> dict[str, Any]:
+def _report(run: RunContext) -> dict[str, Any]:
     """Measures what only the whole run can tell, writes the report, and returns what ``--json`` prints."""
     content = run.record.content
     began = time.perf_counter()
@@ -303,7 +303,7 @@ def _tasted(task: Task, taste: Taste) -> Task:
     return tasted
 
 
-def _check(run: Run) -> None:
+def _check(run: RunContext) -> None:
     """The reward model's audit, shown before anything is aligned; a weak one is refused."""
     content = run.record.content
     if content.get("reward") is None:
@@ -319,7 +319,7 @@ def _check(run: Run) -> None:
         raise KlypeError(why[run.options.lang])
 
 
-def _compared(run: Run) -> dict[str, Any]:
+def _compared(run: RunContext) -> dict[str, Any]:
     content, say, words = run.record.content, run.say, Words(run.options.lang)
     watched = content["watch"]
     document = compare(run, run.model("finetune"), run.model("align"))
@@ -357,7 +357,7 @@ def _compared(run: Run) -> dict[str, Any]:
 # what is going to be made, chosen and said before it is begun
 
 
-def resolve_shape(run: Run, look: Look = all_cores_seconds) -> None:
+def resolve_shape(run: RunContext, look: Look = all_cores_seconds) -> None:
     """Chooses the shape of a new model where the recipe leaves it open, for good, and says what is going to be made.
 
     ``look`` tells how long a step takes.
@@ -393,7 +393,7 @@ def resolve_shape(run: Run, look: Look = all_cores_seconds) -> None:
         )
 
 
-def _shaped(run: Run, look: Look) -> tuple[Recipe, str]:
+def _shaped(run: RunContext, look: Look) -> tuple[Recipe, str]:
     """The run's recipe with a shape for a new model, and what keeps it from being larger ("": it was not open)."""
     recipe, lesson = run.recipe, run.recipe.pretrain
     if run.start is not None or not recipe.model.open:

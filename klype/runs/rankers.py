@@ -274,11 +274,15 @@ def summary(entries: Sequence[Entry]) -> dict[str, Any]:
     for entry in ranked:
         by_question.setdefault(entry.asked.id, {}).setdefault(entry.annotator, entry.ranking())
     shared = [list(of.values()) for of in by_question.values() if len(of) > 1]
+    between = []
+    for a, b in combinations(names, 2):
+        mine, theirs = ([e for e in own[name] if e.kind != "skip" and not e.again] for name in (a, b))
+        of_b = {e.asked.id: e for e in theirs}
+        both = [(e, of_b[e.asked.id]) for e in mine if e.asked.id in of_b and _same(e, of_b[e.asked.id])]
+        between.append({"annotators": [a, b], "tau_b": _tau(both).json()})
     return {
         "annotators": [_annotator_summary(name, own[name]) for name in names],
-        "between": [
-            {"annotators": [a, b], "tau_b": _between(own[a], own[b]).json()} for a, b in combinations(names, 2)
-        ],
+        "between": between,
         "alpha": {level: alpha(shared, level).json() for level in ("ordinal", "nominal")},
         "contradictions": {
             "opposed_pairs": _share(found.opposed, found.pairs),
@@ -308,12 +312,6 @@ def _annotator_summary(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
         "first_shown": {"times": habit.times, "of": habit.rankings, "expected": habit.expected, "p": habit.p},
         "always_first": habit.flagged,
     }
-
-
-def _between(a: Sequence[Entry], b: Sequence[Entry]) -> Figure:
-    theirs = {e.asked.id: e for e in b if e.kind != "skip" and not e.again}
-    mine = [e for e in a if e.kind != "skip" and not e.again and e.asked.id in theirs]
-    return _tau([(e, theirs[e.asked.id]) for e in mine if _same(e, theirs[e.asked.id])])
 
 
 def _tau(pairs: Sequence[tuple[Entry, Entry]]) -> Figure:

@@ -24,7 +24,7 @@ from klype.runs.ranking import RankedSets
 from klype.runs.recipe import Recipe
 from klype.runs.record import Record
 from klype.runs.say import RunListener
-from klype.runs.stages import Run, seconds_for, session_of
+from klype.runs.stages import RunContext, seconds_for, session_of
 from klype.runs.task import Task
 from klype.train.policy import method
 from klype.train.preference import RankedAnswers, informative
@@ -45,7 +45,7 @@ from klype.words import percent
 SLACK = 1.5  # times its part of the time is what the reward model may take before it gets fewer steps
 
 
-def reward(run: Run) -> None:
+def reward(run: RunContext) -> None:
     """A model that imitates the annotator; how well is measured on questions it has not seen."""
     trunk = run.model("finetune")
     ranked = ranking.load(run.task, run.folder / "rank")
@@ -73,13 +73,13 @@ def reward(run: Run) -> None:
     run.say.stage_end(f"agrees with the annotator on {share} of held-out pairs")
 
 
-def examined(run: Run) -> dict[str, Any]:
+def examined(run: RunContext) -> dict[str, Any]:
     """The figures of the run's reward model, for a run that brought it along."""
     model = RewardModel.load(run.folder / "reward", run.model("finetune"))
     return _examined(run, model, ranking.load(run.task, run.folder / "rank"))
 
 
-def _examined(run: Run, model: RewardModel, ranked: ranking.RankedSets) -> dict[str, Any]:
+def _examined(run: RunContext, model: RewardModel, ranked: ranking.RankedSets) -> dict[str, Any]:
     figures = agreement(model, ranked, run.task, run.options.seed)
     found: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
     found |= judge_the_judge(model, ranked.held_out)
@@ -110,7 +110,7 @@ def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: Run
     return found
 
 
-def rewards_of(run: Run, trunk: Transformer) -> WeightedRewards | None:
+def rewards_of(run: RunContext, trunk: Transformer) -> WeightedRewards | None:
     """What answers are given; where rankings are learnt from as they are, their reward model only watches."""
     weights = run.recipe.align.weights
     if not weights and (run.folder / "reward" / ABOUT).exists():
@@ -125,7 +125,7 @@ def rewards_of(run: Run, trunk: Transformer) -> WeightedRewards | None:
     return WeightedRewards(parts) if parts else None
 
 
-def ranked_to_learn(run: Run, rewards: WeightedRewards | None) -> tuple[list[RankedAnswers], bool]:
+def ranked_to_learn(run: RunContext, rewards: WeightedRewards | None) -> tuple[list[RankedAnswers], bool]:
     """The rankings that are learnt from (for methods that do), and whether an annotator is known to judge the reward
     by: the one whose rankings the reward model imitates, or the world's."""
     section = run.recipe.align

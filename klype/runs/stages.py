@@ -44,7 +44,7 @@ TIMED = 64  # questions whose answers are timed before anything is learnt
 
 
 @dataclass
-class Run:
+class RunContext:
     """A run under way. ``start`` is a model's folder from outside that the first stage goes on from. ``settling_s``:
     what it took to choose a shape. ``functions``: the recipe's rewards by name, without the reward model. ``needs``:
     seconds that the parts without steps of their own still take, by what was measured (``planner.divide``)."""
@@ -102,7 +102,7 @@ class Run:
         self.models[stage] = model
 
 
-def pretrain(run: Run) -> None:
+def pretrain(run: RunContext) -> None:
     """Next token, one-hot cross-entropy."""
     torch.manual_seed(run.options.seed)
     if run.start is None:
@@ -119,14 +119,14 @@ def pretrain(run: Run) -> None:
     _teach(run, "pretrain", whole, cross_entropy, batches, {"parameters": whole.config.parameters})
 
 
-def late_text(run: Run) -> Cycle:
+def late_text(run: RunContext) -> Cycle:
     """For a probe: documents grow, and the pace that counts is that of the longest."""
     late = run.task.pretraining(1000, False)
     late.restore(run.task.late(1000))
     return Cycle(late, STEPS * run.recipe.pretrain.training.micro_batches)
 
 
-def finetune(run: Run) -> None:
+def finetune(run: RunContext) -> None:
     """Answers only, with older text rehearsed beside."""
     lesson, pieces = run.recipe.finetune, run.recipe.finetune.training.micro_batches
     whole = copy.deepcopy(run.model("pretrain"))
@@ -143,7 +143,7 @@ def finetune(run: Run) -> None:
 
 
 def _teach(
-    run: Run,
+    run: RunContext,
     stage: Literal["pretrain", "finetune"],
     whole: Transformer,
     objective: Objective,
@@ -166,7 +166,7 @@ def _teach(
     looks.forget()
 
 
-def rank(run: Run) -> None:
+def rank(run: RunContext) -> None:
     """Many answers to each question, in an annotator's order: given, a person's, or the simulated one's."""
     run.say.stage_start("rank", 0)
     folder = run.folder / "rank"
@@ -192,7 +192,7 @@ def learnt(model: Transformer, whole: Transformer) -> Transformer:
 
 
 def learn(
-    run: Run,
+    run: RunContext,
     stage: str,
     model: Transformer,
     build: Callable[[nn.Module, StepPlan | None], tuple[Objective, Batches]],
@@ -239,7 +239,7 @@ def learn(
     return trained
 
 
-def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: TrainSettings) -> StepPlan:
+def _planned(run: RunContext, stage: str, model: nn.Module, build: Any, training: TrainSettings) -> StepPlan:
     known = run.record.content["plan"].get(stage)
     if known:
         return StepPlan.parse(known)
@@ -270,7 +270,7 @@ def _planned(run: Run, stage: str, model: nn.Module, build: Any, training: Train
     return planned
 
 
-def enough_steps(run: Run, stage: str) -> int:
+def enough_steps(run: RunContext, stage: str) -> int:
     """The steps after which everything has been met as often as it may be; sys.maxsize where there is no limit."""
     task, recipe = run.task, run.recipe
     if stage == "finetune" and recipe.finetune.passes and task.examples:
@@ -280,7 +280,7 @@ def enough_steps(run: Run, stage: str) -> int:
     return sys.maxsize
 
 
-def precision_of(run: Run, stage: str) -> Precision:
+def precision_of(run: RunContext, stage: str) -> Precision:
     """What a stage is or will be planned to compute in."""
     known, machine = run.record.content["plan"].get(stage), run.record.content["machine"]
     if known:
@@ -293,7 +293,7 @@ def precision_of(run: Run, stage: str) -> Precision:
     return precision
 
 
-def seconds_for(run: Run, stage: str) -> float:
+def seconds_for(run: RunContext, stage: str) -> float:
     """This stage's part of what is left of the time planned: by the shares of the stages still to come."""
     if isinstance(run.options, StageOptions):
         return max(1.0, 60 * (run.options.minutes or 5.0) - run.settling_s)
@@ -302,7 +302,7 @@ def seconds_for(run: Run, stage: str) -> float:
     return max(1.0, divide(run.record.content["planned_s"] - run.record.elapsed, to_come, needs)[stage])
 
 
-def estimate_needs(run: Run, model: Transformer) -> None:
+def estimate_needs(run: RunContext, model: Transformer) -> None:
     """Before anything is learnt: what examinations, the reward model and the rankings will take, by a few answers of
     the model as it is, which are as long as the right ones."""
     encode, section = run.task.chat.tokenizer.encode_answer, run.recipe.rank
@@ -324,7 +324,7 @@ def estimate_needs(run: Run, model: Transformer) -> None:
 
 
 def session_of(
-    run: Run, stage: str, model: Transformer | None, counted: _Counted | None, budget: StepBudget | None
+    run: RunContext, stage: str, model: Transformer | None, counted: _Counted | None, budget: StepBudget | None
 ) -> TrainSession:
     """What the loop reports to, and what may stop it."""
     began = spoken = time.perf_counter()

@@ -81,16 +81,17 @@ class TextMeasures:
     def bits_per_byte(self, model: Transformer, few: bool) -> Figure:
         """Of the sample, document by document; a document is read from its own beginning."""
         self._measured = self._sample(FEW_BYTES if few else BYTES)
-        bits, sizes = zip(*(self._bits(model, d.text) for d in self._measured), strict=True)
-        return ratio_of_means(list(bits), list(sizes), "bits per byte")
-
-    def _bits(self, model: Transformer, text: str) -> tuple[float, float]:
-        ids = self._tokenizer.encode_document(text)
-        if not self._tokenizer.lead and self._tokenizer.end >= 0:
-            # Nothing begins it: it is read behind the end of another.
-            ids = [self._tokenizer.end, *ids]
-        bits_N = token_bits(lambda tokens_BT: model(tokens_BT.to(model.embed.weight.device)), ids, self._window)
-        return float(bits_N.sum()), float(len(text.encode()))
+        bits, sizes = [], []
+        for document in self._measured:
+            ids = self._tokenizer.encode_document(document.text)
+            if (
+                not self._tokenizer.lead and self._tokenizer.end >= 0
+            ):  # nothing begins it: it is read behind another's end
+                ids = [self._tokenizer.end, *ids]
+            bits_N = token_bits(lambda tokens_BT: model(tokens_BT.to(model.embed.weight.device)), ids, self._window)
+            bits.append(float(bits_N.sum()))
+            sizes.append(float(len(document.text.encode())))
+        return ratio_of_means(bits, sizes, "bits per byte")
 
     def vocabulary(self) -> set[str]:
         """Every word of the training text."""
