@@ -93,8 +93,10 @@ def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, so
             text = row.get("question", row.get("instruction", row.get("prompt")))
             answers, choices = row.get("answers", row.get("answer", [])), row.get("choices") or []
             answers = [answers] if isinstance(answers, str) else answers or []
-            identity = str(row.get("id") or number)
             context = row.get("context") or row.get("input") or ""
+            known = ("question", "context", "answers", "answer", "choices", "id", "extra")
+            inner = row["extra"] if isinstance(row.get("extra"), dict) else {}
+            extra = said_before(inner | {name: value for name, value in row.items() if name not in known})
             if text is not None and not isinstance(text, str):
                 bad.add(f"{where} has a question that is not text.")
             elif text is None or not text.strip():
@@ -103,16 +105,12 @@ def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, so
                 bad.add(f"{where} has a context that is not text.")
             elif not _strings(answers) or not _strings(choices):
                 bad.add(f"{where} has answers or choices that are not lists of text.")
+            elif extra is None:
+                bad.add(f"{where} {NO_MESSAGES}.")
             else:
-                identity = identity if identity not in found else f"{identity}-{number}"
-                known = ("question", "context", "answers", "answer", "choices", "id", "extra")
-                inner = row.get("extra")
-                rest = {name: value for name, value in row.items() if name not in known}
-                extra = said_before({**(inner if isinstance(inner, dict) else {}), **rest})
-                if extra is None:
-                    bad.add(f"{where} {NO_MESSAGES}.")
-                else:
-                    found[identity] = Question(identity, text.strip(), context, tuple(answers), tuple(choices), extra)
+                name = str(row.get("id") or number)
+                name = name if name not in found else f"{name}-{number}"
+                found[name] = Question(name, text.strip(), context, tuple(answers), tuple(choices), extra)
         if not found:
             raise KlypeError(f"There are no questions in {source}.", 'A row needs "question".')
         return list(found.values())
@@ -122,14 +120,10 @@ def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, so
 
 def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
     """The messages of one row; None when it has none of the known shapes."""
-    found = _turns(row)
-    return None if found is None else _led(row, found)
-
-
-def _turns(row: Mapping[str, Any]) -> Conversation | None:
     for name in ("messages", "conversations", "conversation"):
         if name in row:
-            return _messages(row[name])
+            found = _messages(row[name])
+            return None if found is None else _led(row, found)
     for question, answers in (
         ("instruction", ("output", "response", "answer")),
         ("question", ("answer", "answers", "response")),
@@ -139,9 +133,11 @@ def _turns(row: Mapping[str, Any]) -> Conversation | None:
         said = next((row[n] for n in answers if row.get(n)), None)
         said = said[0] if isinstance(said, list) and said and isinstance(said[0], str) else said
         if isinstance(asked, list) or isinstance(said, list):
-            return (_messages(asked) or []) + (_messages(said) or []) or None
+            found = (_messages(asked) or []) + (_messages(said) or [])
+            return _led(row, found) if found else None
         if isinstance(asked, str) and isinstance(said, str) and asked.strip():
-            return [{"role": "user", "content": _asked(row, asked)}, {"role": "assistant", "content": said}]
+            messages = [{"role": "user", "content": _asked(row, asked)}, {"role": "assistant", "content": said}]
+            return _led(row, messages)
     return None
 
 
@@ -204,10 +200,8 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
         order = row.get("order") or row.get("ranking")
     if not _strings(candidates) or len(candidates) < 2:
         return "has no two answers to compare"
-    order = order or list(range(len(candidates)))
-    groups = [i if isinstance(i, list) else [i] for i in order] if isinstance(order, list) else []
-    named = [i for group in groups for i in group]
-    if any(type(i) is not int for i in named) or sorted(named) != list(range(len(candidates))):
+    groups = groups_of(order or list(range(len(candidates))), len(candidates))
+    if groups is None:
         return "has an order that does not name each candidate once"
     # of a prompt in hh-rlhf's form ("Human: … Assistant:") the human's words when there is one turn
     turn = re.fullmatch(r"\s*Human: (.*?)\s*Assistant:\s*", asked, re.DOTALL)
@@ -220,7 +214,15 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
     extra |= {"before": before} if before else {}
     question = Question(str(row.get("id", identity)), text.strip(), context, extra=extra)
     who = str(row.get("annotator") or annotator)
-    return Ranking(question, tuple(candidates), tuple(map(tuple, groups)), who, str(row.get("when") or ""))
+    return Ranking(question, tuple(candidates), groups, who, str(row.get("when") or ""))
+
+
+def groups_of(order: Any, n: int) -> tuple[tuple[int, ...], ...] | None:
+    """An order of ``n`` candidates as groups of tied ones; None where it does not name each of them once."""
+    groups = [i if isinstance(i, list) else [i] for i in order] if isinstance(order, list) else []
+    named = [i for group in groups for i in group]
+    complete = all(type(i) is int for i in named) and sorted(named) == list(range(n))
+    return tuple(map(tuple, groups)) if complete else None
 
 
 def _rows(paths: Paths, bad: BadRows, unpacked: int = UNPACKED) -> Iterator[tuple[Path, int, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from klype import durable
-from klype.data.rows import NO_MESSAGES, ranking_of, said_before
+from klype.data.rows import NO_MESSAGES, groups_of, ranking_of, said_before
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 from klype.preferences.annotators import ranks
@@ -170,12 +170,10 @@ def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | st
         return "has candidates that are not a list of texts"
     if not row["question"].strip() and not str(row.get("context") or "").strip():
         return "has no question"
-    groups = [group if isinstance(group, list) else [group] for group in order] if isinstance(order, list) else []
-    named = [i for group in groups for i in group]
-    complete = not any(type(i) is not int for i in named) and sorted(named) == list(range(len(texts)))
+    groups = groups_of(order, 0 if kind == "skip" and not order else len(texts))
     if kind not in KINDS or row.get("part", "train") not in PARTS:
         return "has a kind or a part that is not known"
-    if not (complete or (kind == "skip" and not named)) or not all(groups):
+    if groups is None or not all(groups):
         return "has an order that does not name each candidate once"
     answers, choices, extra = row.get("answers") or [], row.get("choices") or [], row.get("extra") or {}
     if not isinstance(answers, list) or not isinstance(choices, list) or not isinstance(extra, dict):
@@ -202,7 +200,7 @@ def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | st
     context = str(row.get("context") or "")
     question = Question(str(row.get("id", identity)), row["question"], context, tuple(answers), tuple(choices), extra)
     asked = RankingItem(question, candidates, row.get("part", "train"))
-    entry = Entry(asked, tuple(tuple(group) for group in groups), who, kind, by, str(row.get("when") or ""))
+    entry = Entry(asked, groups, who, kind, by, str(row.get("when") or ""))
     return replace(entry, seconds=seconds, again=bool(row.get("again")))
 
 

@@ -324,14 +324,9 @@ def entries_of(connection: Connection, part: str, names: Sequence[str]) -> list[
         query = query.where(rankings.c.annotator_id.in_([i for i, who in people.items() if who.name in names]))
     rows = connection.execute(query).mappings().all()
     asked = asked_by_id(connection, only=sorted({row["question_id"] for row in rows}))  # one's own are few of them
-    return [entry for entry in said(rows, asked, people) if part in ("", entry.asked.part)]
-
-
-def said(rows: Sequence[Row], asked: Mapping[int, RankingItem], people: Mapping[int, Annotator]) -> list[Entry]:
-    """The entries of rows of rankings, without those that others of the rows take back."""
-    found = [entry_of_row(row, asked, people) for row in rows]
+    entries = [entry_of_row(row, asked, people) for row in rows]
     undone = {row["undoes"] for row in rows}
-    return [entry for entry in found if entry is not None and entry.id not in undone]
+    return [e for e in entries if e is not None and e.id not in undone and part in ("", e.asked.part)]
 
 
 def entry_of_row(row: Row, asked: Mapping[int, RankingItem], people: Mapping[int, Annotator]) -> Entry | None:

@@ -6,12 +6,12 @@ What is whole in a store that is damaged is read row by row, from both ends, and
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Table, bindparam, delete, insert, inspect, select, update
@@ -46,6 +46,7 @@ from klype.preferences.schema import (
 )
 from klype.values import Ranking
 
+T = TypeVar("T")
 LEASE_S = 900.0  # how long a question that somebody looks at is not given to others
 APART = 3  # questions in between before one is asked again
 
@@ -219,15 +220,11 @@ def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, 
     said = (rankings.c.kind != "undo") & rankings.c.id.not_in(undone)
     own = select(rankings.c.question_id).where(said, rankings.c.annotator_id == mine)
     alike = annotators.c.by == who.by
-    ranked = (
-        select(rankings.c.question_id, rankings.c.annotator_id.label("who"))
-        .join(annotators, annotators.c.id == rankings.c.annotator_id)
-        .where(said, alike)
-    )
-    live = (
-        select(claims.c.question_id, claims.c.annotator_id.label("who"))
-        .join(annotators, annotators.c.id == claims.c.annotator_id)
-        .where(alike, claims.c.until >= now, claims.c.annotator_id != mine)
+    ranked, live = (
+        select(table.c.question_id, table.c.annotator_id.label("who"))
+        .join(annotators, annotators.c.id == table.c.annotator_id)
+        .where(alike, which)
+        for table, which in ((rankings, said), (claims, (claims.c.until >= now) & (claims.c.annotator_id != mine)))
     )
     both = ranked.union(live).subquery()
     taken = select(sa.func.count(sa.distinct(both.c.who))).where(both.c.question_id == questions.c.id).scalar_subquery()
@@ -264,33 +261,32 @@ def whole_entries(place: str | Path) -> tuple[list[Entry], int]:
         tables = {table.name: _rows(engine, table) for table in (annotators, questions, candidates, rankings)}
     finally:
         engine.dispose()
-    people: dict[int, Annotator] = {}
-    for row in tables["annotators"]:
-        _kept(people, row, person_of)
-    groups: dict[int, dict[int, Candidate]] = {}
-    for row in tables["candidates"]:
-        _kept(groups.setdefault(row["question_id"], {}), row, candidate_of)
-    asked: dict[int, RankingItem] = {}
-    for row in tables["questions"]:
-        _kept(asked, row, lambda row: asked_of(row, list(groups.get(row["id"], {}).values())))
-    entries: dict[int, Entry | None] = {}
-    for row in tables["rankings"]:
-        _kept(entries, row, lambda row: entry_of_row(row, asked, people))
+    people = _undamaged(tables["annotators"], person_of)
+    groups: dict[int, list[Candidate]] = defaultdict(list)
+    for question, candidate in _undamaged(tables["candidates"], lambda r: (r["question_id"], candidate_of(r))).values():
+        groups[question].append(candidate)
+    asked = _undamaged(tables["questions"], lambda row: asked_of(row, groups[row["id"]]))
+    entries = _undamaged(tables["rankings"], lambda row: entry_of_row(row, asked, people))
     undone = {row["undoes"] for row in tables["rankings"] if row["id"] in entries}
     whole = [entry for number, entry in sorted(entries.items()) if entry is not None and number not in undone]
     return whole, len(tables["rankings"]) - len(entries)
 
 
-def _kept(found: dict[int, Any], row: Row, read: Callable[[Row], Any]) -> None:
-    try:
-        found[row["id"]] = read(row)
-    except DamagedError:
-        return
+def _undamaged(rows: Sequence[Row], read: Callable[[Row], T]) -> dict[int, T]:
+    found = {}
+    for row in rows:
+        with suppress(DamagedError):
+            found[row["id"]] = read(row)
+    return found
 
 
 def _rows(engine: Engine, table: Table) -> list[Row]:
     """All that can be reached, each asked for by its id: one that is broken takes no other with it."""
-    names = ["id", *covered(table), *(["checksum"] if _has_checksums(engine, table) else [])]
+    try:
+        sums = [c["name"] for c in inspect(engine).get_columns(table.name) if c["name"] == "checksum"]
+    except (SQLAlchemyError, ValueError):
+        sums = ["checksum"]  # an older store has none; of one that cannot be read nothing else says what is whole
+    names = ["id", *covered(table), *sums]
     with closing(engine.raw_connection()) as raw:
         if engine.dialect.name == "sqlite":
             raw.driver_connection.text_factory = lambda text: text.decode("utf-8", "replace")  # type: ignore[union-attr]
@@ -313,11 +309,3 @@ def _rows(engine: Engine, table: Table) -> list[Row]:
         rows = [reached(f"SELECT {', '.join(names)} FROM {table.name} WHERE id = {number}") for number in sorted(ids)]
     found = [{"checksum": None, **dict(zip(names, values, strict=True))} for (values,) in filter(None, rows)]
     return [row | ({"again": bool(row["again"])} if "again" in row else {}) for row in found]
-
-
-def _has_checksums(engine: Engine, table: Table) -> bool:
-    """An older store has none. One whose checksums cannot be read has some: then nothing says what is whole."""
-    try:
-        return any(column["name"] == "checksum" for column in inspect(engine).get_columns(table.name))
-    except (SQLAlchemyError, ValueError):
-        return True

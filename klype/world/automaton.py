@@ -149,10 +149,6 @@ class Filter:
         other._read_before, other._next = self._read_before, self._next
         return other
 
-    def acceptable(self) -> frozenset[str]:
-        """A(x): the words of probability above zero."""
-        return frozenset(self.next())
-
     def push(self, word: str) -> float:
         """Read one more word; its probability (0 when it was a slip)."""
         before = self.next().get(word, 0.0)

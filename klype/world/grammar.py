@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from klype.world.automaton import END, Expansion, RuleCall, State, Symbols, capital, form
@@ -123,7 +125,7 @@ class Grammar:
     def owned(self, env: Env, person: str, noun: str) -> list[Expansion]:
         return [
             (p, form(an_object(env.lang, noun, c)), _told(env, ("has", person, noun, c)))
-            for p, c in uniform(self.lexicon.colours)
+            for p, c in weighted(self.lexicon.colours)
         ]
 
     def event(self, env: Env, order: tuple[str, ...], bound: tuple[str, ...] = ()) -> list[Expansion]:
@@ -273,14 +275,14 @@ class Grammar:
         verbs = [(relation, WORDS["verbs"][VERBS[relation]][env.lang][0]) for relation in ("loc", "like")]
         return [
             (p / 2, (person, verb, RuleCall(self.translate_value, (relation, person))), env)
-            for p, person in uniform(self.lexicon.persons)
+            for p, person in weighted(self.lexicon.persons)
             for relation, verb in verbs
         ]
 
     def translate_value(self, env: Env, relation: str, person: str) -> list[Expansion]:
         table = "places" if relation == "loc" else "animals"
         out: list[Expansion] = []
-        for p, value in uniform(self.lexicon.of(table)):
+        for p, value in weighted(self.lexicon.of(table)):
             query = Query("translate", ("translate", relation, person, value))
             out.append((p, (*form(phrase(env.lang, table, value)), ".", RuleCall(self.answer, (query,))), env))
         return out
@@ -347,11 +349,7 @@ def _agents(env: Env) -> frozenset[str]:
     return frozenset(f[1] for f in env.facts if f[0] == "did")
 
 
-def uniform(options: tuple[str, ...]) -> list[tuple[float, str]]:
-    return [(1 / len(options), option) for option in options]
-
-
-def weighted(options: tuple[str, ...], favour: dict[str, float]) -> list[tuple[float, str]]:
+def weighted(options: tuple[str, ...], favour: Mapping[str, float] = MappingProxyType({})) -> list[tuple[float, str]]:
     """Each option has weight 1, or the one named in ``favour``; probabilities sum to one."""
     raw = [(favour.get(option, 1.0), option) for option in options]
     total = sum(w for w, _ in raw)

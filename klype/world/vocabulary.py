@@ -71,10 +71,7 @@ class Spellings:
     def __init__(self, words: Sequence[str], encode: Callable[[str], list[int]], end: int, attached: str) -> None:
         self.of: dict[str, Spelling] = {word: tuple(encode(word if word in attached else f" {word}")) for word in words}
         self.of[END] = (end,)
-        self._first = {spelling[0] for spelling in self.of.values()}
-
-    def starts_word(self, token: int) -> bool:
-        return token in self._first
+        self.first = {spelling[0] for spelling in self.of.values()}  # tokens that begin a word
 
 
 class TokenFilter:
@@ -107,7 +104,7 @@ class TokenFilter:
 
     def push(self, token: int) -> float:
         """Read a token; its probability before (0: a slip)."""
-        if self._lost and not self._spellings.starts_word(token):
+        if self._lost and token not in self._spellings.first:
             return 0.0
         p = self.next().get(token, 0.0)
         self._next = None

@@ -79,14 +79,10 @@ class World:
             wanted = self._held_out(env.facts) == heldout if story else True
             if wanted and kind in (None, story) and not too_long(env):
                 # A word is inside an answer from the question's mark to the next full stop (statements are not)
-                out, inside = [], False
+                inside = [False]
                 for word in words[:-1]:
-                    out.append(inside)
-                    if word == "?":
-                        inside = True
-                    elif word == "." and inside:
-                        inside = False
-                return WorldDocument(tuple(words[:-1]), tuple(out))
+                    inside.append(word == "?" or (inside[-1] and word != "."))
+                return WorldDocument(tuple(words[:-1]), tuple(inside[:-1]))
 
     @staticmethod
     def _held_out(facts: tuple[Fact, ...]) -> bool:
@@ -338,12 +334,12 @@ class World:
     def _right_forms(self, asked: tuple[Env, Query], long_winded: bool) -> frozenset[tuple[str, ...]]:
         """Every right answer's words; inside the long-winded frame, as its clause."""
         env, query = asked
-        out: set[tuple[str, ...]] = set()
-        for _, content in KINDS[query.kind].right(query.about, env.facts):
-            for style in (BORING,) if long_winded else ("bare", "sentence"):
-                for said in _every(self.grammar.say(env.lang, query, content, style)):
-                    out.add(_long_winded(env.lang, said)[1] if long_winded else said)
-        return frozenset(out)
+        return frozenset(
+            _long_winded(env.lang, said)[1]
+            for _, content in KINDS[query.kind].right(query.about, env.facts)
+            for style in ((BORING,) if long_winded else ("bare", "sentence"))
+            for said in _every(self.grammar.say(env.lang, query, content, style))
+        )
 
     # truth
 
