@@ -246,7 +246,13 @@ def tell(name: str, room: str) -> None:
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
-    _bound(int(room))
+    try:  # so much memory beyond what this process has; where the system knows no such limit, there is none
+        import resource
+
+        most = int(room) + int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    except (ImportError, OSError, ValueError):
+        pass
     out = sys.stdout
     try:
         _wind()
@@ -285,14 +291,3 @@ def _wind() -> None:
     """From here on, this process has so much time again; then the system ends it."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-
-
-def _bound(room: int) -> None:
-    """So much memory beyond what this process has; where the system knows no such limit, there is none."""
-    try:
-        import resource
-
-        has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (has + room, has + room))
-    except (ImportError, OSError, ValueError):
-        return

@@ -341,7 +341,12 @@ def separated(found: Iterator[tuple[int, str | None]], delimiter: str) -> Iterat
         row.clear()
         size = 0
         try:
-            fields = _next(reader)
+            with _LIMIT:
+                before = csv.field_size_limit(2**31 - 1)
+                try:
+                    fields = next(reader)
+                finally:
+                    csv.field_size_limit(before)
         except StopIteration:
             return
         except csv.Error as error:
@@ -358,16 +363,6 @@ def separated(found: Iterator[tuple[int, str | None]], delimiter: str) -> Iterat
         if fields:
             yield at + 1, fields
         at += len(row)
-
-
-def _next(reader: Iterator[list[str]]) -> list[str]:
-    """The next row, its fields as long as they are."""
-    with _LIMIT:
-        before = csv.field_size_limit(2**31 - 1)
-        try:
-            return next(reader)
-        finally:
-            csv.field_size_limit(before)
 
 
 def read_columns(file: Path, options: TextOptions) -> Rows:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 from klype.data.readers import TextDocument
@@ -67,31 +66,27 @@ def make_tasks(documents: Iterable[TextDocument], count: int, seed: int = 0) -> 
     if not pool:
         raise KlypeError("The text holds no two sentences to make tasks from.", "Give instructions, or more text.")
     order = random.Random(seed)
-    seen: set[str] = set()
-    for task in islice(_endless(pool, order), 20 * count):
-        asked = task.messages[0]["content"]
-        if asked not in seen:
-            seen.add(asked)
-            made.append(task)
-        if len(made) == count:
-            break
-    return made
-
-
-def _endless(pool: list[tuple[TextDocument, list[str]]], order: random.Random) -> Iterator[TaskConversation]:
     languages = [language(d.text) for d, _ in pool]
     weights = [len(sentences) for _, sentences in pool]
-    while True:
+    seen: set[str] = set()
+    for _ in range(20 * count):
+        if len(made) == count:
+            break
         at = order.choices(range(len(pool)), weights)[0]
         sentences, lang = pool[at][1], languages[at]
         i = order.randrange(len(sentences) - 1)
         words = list(_WORD.finditer(sentences[i]))
         if order.random() < 0.5 or not words:
-            yield _task("continue", lang, sentences[i], sentences[i + 1])
+            task = _task("continue", lang, sentences[i], sentences[i + 1])
         else:
             word = order.choice(words)
             gap = f"{sentences[i][: word.start()]}___{sentences[i][word.end() :]}"
-            yield _task("cloze", lang, gap, word.group())
+            task = _task("cloze", lang, gap, word.group())
+        asked = task.messages[0]["content"]
+        if asked not in seen:
+            seen.add(asked)
+            made.append(task)
+    return made
 
 
 def _task(kind: Literal["continue", "cloze"], lang: Language, text: str, answer: str) -> TaskConversation:

@@ -38,13 +38,13 @@ class Lexis:
     explain: frozenset[str]
     place: frozenset[str]
 
-
-def _lexis(words: dict[str, str], **rest: Any) -> Lexis:
-    return Lexis(**rest | {name: frozenset(text.split()) for name, text in words.items()})
+    @staticmethod
+    def of(words: dict[str, str], **rest: Any) -> Lexis:
+        return Lexis(**rest | {name: frozenset(text.split()) for name, text in words.items()})
 
 
 LITTLE: dict[str, Any] = tomllib.loads((resources.files(__package__) / "lexis.toml").read_text(encoding="utf-8"))
-LANGUAGES = {name: _lexis(**LITTLE[name]) for name in ("en", "nb")}
+LANGUAGES = {name: Lexis.of(**LITTLE[name]) for name in ("en", "nb")}
 # A Norwegian question is answered in English by many a model: these are understood in every language.
 YES, NO, NEGATION = (
     frozenset().union(*(getattr(lexis, name) for lexis in LANGUAGES.values())) for name in ("yes", "no", "negation")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,7 +43,11 @@ Row = dict[str, Any]
 def export(path: Path, entries: Iterable[Entry], form: Format) -> int:
     """Writes the file, whole or not at all; how many rows."""
     rows = [row for entry in entries for row in rows_of(entry, form)]
-    text = "".join(_line(row) for row in rows)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    for i, row in enumerate(rows):
+        if re.search("[\ud800-\udfff]", lines[i]):  # half of a surrogate pair, which UTF-8 cannot write
+            lines[i] = json.dumps(row)
+    text = "".join(f"{line}\n" for line in lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.write(path, text)
@@ -209,12 +214,3 @@ def _source(candidate: Candidate) -> Row:
     row = {"model": candidate.model, "author": candidate.author, "trace": trace}
     kept = {name: value for name, value in row.items() if value}
     return kept | ({} if candidate.temperature is None else {"temperature": candidate.temperature})
-
-
-def _line(row: Row) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot write
-        text = json.dumps(row)
-    return f"{text}\n"

@@ -131,7 +131,7 @@ class Grammar:
     def event(self, env: Env, order: tuple[str, ...], bound: tuple[str, ...] = ()) -> list[Expansion]:
         """What is said next of an event. «Den som drakk vann var hunden.»: who it was may be bound last."""
         slot, known = order[len(bound)], dict(zip(order, bound, strict=False))
-        taken = frozenset() if "agent" in known else _agents(env)
+        taken = frozenset(f[1] for f in env.facts if f[0] == "did" and "agent" not in known)
         frame = WORDS["inverted"][env.lang][len(bound)] if order == INVERTED else "{}"
         out: list[Expansion] = []
         for p, value in self.lexicon.event(slot, **known, taken=taken):
@@ -343,10 +343,6 @@ def _keep(env: Env, content: object, style: str) -> list[Expansion]:
 
 def _told(env: Env, fact: Fact) -> Env:
     return env._replace(facts=(*env.facts, fact))
-
-
-def _agents(env: Env) -> frozenset[str]:
-    return frozenset(f[1] for f in env.facts if f[0] == "did")
 
 
 def weighted(options: tuple[str, ...], favour: Mapping[str, float] = MappingProxyType({})) -> list[tuple[float, str]]:
