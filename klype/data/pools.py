@@ -125,17 +125,20 @@ class PoolProcess:
 
     def get(self) -> list[Arrays]:
         """The next pool. Raises KlypeError when the process failed or ended."""
-        while True:
+        got: list[Arrays] | str | None = None
+        while got is None:
             try:
-                got: list[Arrays] | str = self._queue.get(timeout=1)
+                got = self._queue.get(timeout=1)
             except queue.Empty:
-                if self._process.is_alive():
-                    continue
-                got = f" ended (exit code {self._process.exitcode})"
-            if isinstance(got, str):
-                raise KlypeError(f"The process that prepares documents{got}.", "Start again with --resume.")
-            self.next += 1
-            return got
+                if not self._process.is_alive():
+                    code = self._process.exitcode
+                    raise KlypeError(
+                        f"The process that prepares documents ended (exit code {code}).", "Start again with --resume."
+                    ) from None
+        if isinstance(got, str):
+            raise KlypeError(f"The process that prepares documents failed: {got}.", "Start again with --resume.")
+        self.next += 1
+        return got
 
     def close(self) -> None:
         """End the process."""
@@ -154,4 +157,4 @@ def make_pools(out: Any, sample: Sample, first: int, settings: PoolSettings, par
         for number in count(first):
             out.put(pools(number))
     except Exception as error:  # it goes to the parent, whatever it is
-        out.put(f" failed: {type(error).__name__}: {error}")
+        out.put(f"{type(error).__name__}: {error}")
