@@ -530,5 +530,5 @@ def test_a_cell_has_the_interval_or_its_absence_below(figure: dict[str, Any], va
     table = html.figures([{name: figure}], ["model"], Say("en"))[0]
     assert isinstance(table, html.Table)
     cell = table.rows[0][1]
-    assert isinstance(cell, html.Entry)
+    assert isinstance(cell, html.RichText)
     assert (cell.text, cell.below) == (value, below)

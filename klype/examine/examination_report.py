@@ -22,7 +22,7 @@ from klype.examine.estimators import effect_of, sureness
 from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.examination import Examined
 from klype.examine.facts import token_facts
-from klype.examine.html import Block, Entry, Formula, Part, Section, Text, texts
+from klype.examine.html import Block, Formula, Part, RichText, Section, Text, texts
 from klype.examine.measures import MEASURES, measure
 from klype.examine.say import Say, is_share
 from klype.examine.survival import Survival, survival_of
@@ -262,17 +262,16 @@ def verdict(document: Document, say: Say) -> list[str]:
         without[say.why(figure["why"])] = None
         return say.value(figure, name) if is_share(figure, name) else say.plain(figure["value"])
 
-    out = [say("exam.asked" if n != 1 else "exam.asked_one", n=n, t=t)]
+    out = [say("exam.no_beginnings")] if document.get("goes_on") is False else []
     if document.get("skipped"):
-        out.insert(0, say("exam.skipped", n=document["skipped"]))
-    if document.get("goes_on") is False:
-        out.insert(0, say("exam.no_beginnings"))
+        out.append(say("exam.skipped", n=document["skipped"]))
+    out.append(say("exam.asked" if n != 1 else "exam.asked_one", n=n, t=t))
     right: Any = {"judge": document["judge"], **figures["right"]} if "right" in figures else None
-    if right is not None and "decided" in figures:
-        asked = {"decided": said("decided"), "n": say.count(figures["decided"]["n"])}
-        out.append(say("exam.decided", **asked, right=said("right"), judge=say.judged(right)))
-    elif right is not None:
-        out.append(say("exam.right", right=said("right"), judge=say.judged(right)))
+    if right is not None:
+        asked = {"decided": said("decided"), "n": say.count(figures["decided"]["n"])} if "decided" in figures else {}
+        out.append(
+            say("exam.decided" if asked else "exam.right", **asked, right=said("right"), judge=say.judged(right))
+        )
     if "word_for_word" in figures:
         out.append(say("exam.word_for_word", same=said("word_for_word")))
     out[-1] = _ended(out[-1])
@@ -284,8 +283,7 @@ def verdict(document: Document, say: Say) -> list[str]:
             known_error = same["error_rate"]["value"] is not None
             error = {"error": say.figure(same["error_rate"])} if known_error else {}
             out.append(say(f"exam.same_{'bounds' if known_error else 'unmeasured'}", bounds=bounds, **error))
-    second = []
-    second += feedback(document, say)
+    second = feedback(document, say)
     if "fork" in figures:
         second.append(say("exam.forks", share=said("fork"), n=figures["fork"]["n"]))
         if "fork_word" in figures:
@@ -333,7 +331,7 @@ def measured(document: Document) -> list[str]:
 def _page(document: Document, say: Say) -> html.Document:
     shown, time, figures = pictures(document, say), document["time"], document["figures"]
     asked = [
-        Entry(f"τ = {say.plain(float(t))}", say("exam.asked_each", n=say.count(document["questions"]),
+        RichText(f"τ = {say.plain(float(t))}", say("exam.asked_each", n=say.count(document["questions"]),
                                                 each=1 if t == "0" else document["settings"]["n"]))
         for t in figures
     ]  # fmt: skip

@@ -49,7 +49,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RichText:
     """A cell or a name with more than a text: a sign in front (``mark`` as a text's), a small line below, what pointing
     at it says."""
 
@@ -59,7 +59,7 @@ class Entry:
     mark: str = ""
 
 
-Cells = Sequence[str | Entry]
+Cells = Sequence[str | RichText]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Table:
 class Glossary:
     """Names and what they are. ``kind``: meanings, pairs, commands; ``summary``: what it is folded behind."""
 
-    rows: Sequence[tuple[str | Entry, str]]
+    rows: Sequence[tuple[str | RichText, str]]
     kind: str = "meanings"
     summary: str = ""
 
@@ -149,34 +149,34 @@ def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say
     if not names:
         return []
     rows: list[Cells] = []
-    meanings: list[tuple[str | Entry, str]] = []
+    meanings: list[tuple[str | RichText, str]] = []
     for name in names:
         known, title = KNOWN.get(name), say.measure(name)
         explained, unit = (say.explained(name), say.unit(known.unit)) if known else ("", "")
         unit = unit if unit.casefold() != title.casefold() else ""
-        rows.append([Entry(title, unit, explained), *(_value(one.get(name), name, say) for one in found)])
+        rows.append([RichText(title, unit, explained), *(_value(one.get(name), name, say) for one in found)])
         if known and explained:
             told = (figure for one in found if (figure := one.get(name)) is not None and "judge" in figure)
             by = say.judged(next(told, FigureFacts(value=None))) or (
                 say("exam.by_truth") if known.judge == "truth" else ""
             )
-            meanings.append((Entry(title, f"({by})" if by else ""), explained))
+            meanings.append((RichText(title, f"({by})" if by else ""), explained))
     return [
         Table("", [say("column.measure"), *columns], rows, "figures", range(1, 1 + len(columns))),
         Glossary(meanings, summary=say("exam.explained")),
     ]
 
 
-def _value(figure: FigureFacts | None, name: str, say: Say) -> Entry:
+def _value(figure: FigureFacts | None, name: str, say: Say) -> RichText:
     """A figure; its interval, or why there is none, on a line of its own; and n for whoever points at it."""
     if figure is None:
-        return Entry("")
+        return RichText("")
     text = say.figure(figure, name) if figure["value"] is not None else "–"
     value, *rest = re.split(r" (?=[\[(])", text, maxsplit=1)
     # why there is none may have several lines, an interval not
     below = "".join(rest).replace(" ", NBSP) if "[" in text else "".join(rest)
     below = " ".join(part for part in (below, say.allowing(figure, name)) if part)
-    return Entry(value, below, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
+    return RichText(value, below, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
 
 
 def write(file: Path, text: str) -> Path:

@@ -73,8 +73,7 @@ def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:
     if n == 0:
         return Figure(None, unit=unit, judge=judge, why="no trials")
     assert 0 <= k <= n
-    low, high = clopper_pearson(k, n)
-    return Figure(k / n, low, high, n, unit, judge=judge)
+    return Figure(k / n, *clopper_pearson(k, n), n, unit, judge=judge)
 
 
 def mean_by_question(

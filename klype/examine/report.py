@@ -21,7 +21,7 @@ from klype.examine.facts import (
     figures_of,
     last_model,
 )
-from klype.examine.html import Block, Cells, Document, Entry, Formula, Glossary, Part, Section, Table, Text, texts
+from klype.examine.html import Block, Cells, Document, Formula, Glossary, Part, RichText, Section, Table, Text, texts
 from klype.examine.say import NBSP, Say, is_share
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import status_of, verdict
@@ -127,7 +127,7 @@ def gates(facts: Facts, say: Say) -> Iterator[Part]:
         yield Text(f"{say('gates.how')} {few}".strip(), "note")
 
 
-def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, Entry]:
+def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, RichText]:
     """Name, measured, required, and the result with its sign."""
     name = say.text(gate["label"]) if "label" in gate else _gate_name(gate["name"], say)
     seconds = gate["name"] == "seconds" or gate.get("unit") == "s"
@@ -149,7 +149,7 @@ def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, Entry]:
         measured += f", {_n(gate, say)}" if gate.get("n") else ""
     status = status_of(gate)
     sign = {"passed": "ok", "within": "within", "missed": "no"}[status]
-    return name, measured, required, Entry(say(f"gates.{status}"), mark=sign)
+    return name, measured, required, RichText(say(f"gates.{status}"), mark=sign)
 
 
 def _gate_name(name: str, say: Say) -> str:
@@ -204,7 +204,7 @@ def dictionary(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part
         for side in ("held_out", "trained"):
             rows: list[Cells] = [
                 [one["question"], one["text"].strip() or say("answers.empty"), one["reference"],
-                 Entry(f"{say('answers.right' if one['right'] else wrong)} · "
+                 RichText(f"{say('answers.right' if one['right'] else wrong)} · "
                        f"{say('words.formed' if one['well_formed'] else 'words.malformed')}",
                        mark="ok" if one["right"] else "no")]
                 for one in row["samples"] if one["trained"] == (side == "trained")
@@ -281,10 +281,10 @@ def provenance(facts: Facts, say: Say) -> Iterator[Part]:
         return [say(f"provenance.{key}") for key in keys]
 
     data: list[Cells] = [
-        [Entry(row["name"], say.text(row.get("attribution", ""))),
+        [RichText(row["name"], say.text(row.get("attribution", ""))),
          say("provenance.bytes", n=say.count(row["bytes"])) if "bytes" in row else "–",
          row.get("licence", "–"),
-         Entry(row.get("sha256", "–")[:16], title=row.get("sha256", ""))]
+         RichText(row.get("sha256", "–")[:16], title=row.get("sha256", ""))]
         for row in found["data"]
     ]  # fmt: skip
     yield Table("", words("data", "size", "licence", "hash"), data, "hashed", (1,))
