@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -27,36 +28,17 @@ NARROW_PX = 330  # the width of a drawing on a phone: a legend's rows are counte
 # a spike is so many times as high as what is usual; so many of them can be told apart on a phone
 TOWERING, MOST_SPIKES = 3, 8
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
-COLOURS = {
-    "paper": ("#faf8f3", "#14171a"),
-    "card": ("#ffffff", "#1c2024"),
-    "ink": ("#1d2024", "#ebe8e1"),
-    "muted": ("#5a616a", "#a6adb5"),
-    "line": ("#dedad0", "#343a41"),
-    "accent": ("#0b5e6b", "#6cc6d3"),
-    "base": ("#686e76", "#9ba2aa"),
-    "finetuned": ("#a85708", "#efa24e"),
-    "aligned": ("#1263a8", "#6fb2ee"),
-    "truth": ("#0a7653", "#4fc49a"),
-    "bad": ("#a62f4c", "#f08ba2"),
-    # a token's background from nearly certain (p0) to a surprise (p5), and its text (q0 … q5) with the more contrast:
-    # OKLCH, lightness in equal parts from near the paper, and hue from 75° to 40°
-    "p0": ("#f8f2eb", "#312d27"),
-    "q0": ("#1d2024", "#ebe8e1"),
-    "p1": ("#e1cdb9", "#544638"),
-    "q1": ("#1d2024", "#ebe8e1"),
-    "p2": ("#cca78a", "#7a604a"),
-    "q2": ("#1d2024", "#ebe8e1"),
-    "p3": ("#b7815e", "#a3795f"),
-    "q3": ("#1d2024", "#0b0d0f"),
-    "p4": ("#a25b36", "#cf9477"),
-    "q4": ("#ffffff", "#0b0d0f"),
-    "p5": ("#8b320b", "#fcae93"),
-    "q5": ("#ffffff", "#0b0d0f"),
-}
-LIGHT, DARK = ({name: pair[theme] for name, pair in COLOURS.items()} for theme in (0, 1))
 # A token's step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (a surprise, strong).
 PROBABILITY_EDGES = (0.9, 0.7, 0.5, 0.3, 0.1)
+
+
+def page_file(name: str) -> str:
+    """A style, a script or the colours of the report's page; the studio has its ``formats.js``, too."""
+    return (resources.files("klype.examine") / "page" / name).read_text(encoding="utf-8")
+
+
+_COLOURS: Mapping[str, tuple[str, str]] = tomllib.loads(page_file("colours.toml"))
+LIGHT, DARK = ({name: pair[theme] for name, pair in _COLOURS.items()} for theme in (0, 1))
 
 
 @dataclass(frozen=True)
@@ -323,11 +305,6 @@ def figure_table(say: Say, rows: Sequence[Row], what: str, *place: str) -> tuple
 
 def step_of(p: float) -> int:
     return sum(p < edge for edge in PROBABILITY_EDGES)
-
-
-def page_file(name: str) -> str:
-    """A style or a script of the report's page; the studio has its ``formats.js``, too."""
-    return (resources.files("klype.examine") / "page" / name).read_text(encoding="utf-8")
 
 
 def echarts_script() -> str:
