@@ -479,7 +479,7 @@ def test_its_commands_can_be_typed_as_they_stand(called: str, address: str) -> N
     question = {"context": "Per kom.", "question": 'Hvor er "Per" ($HOME, `ls`)?', "answers": {}}
     facts = {**world_facts(), "address": address, "program": called, "questions": [question]}
     facts.pop("commands", None)
-    typed = [shlex.split(command) for command, _ in report._commands(facts, Say("en"))]  # type: ignore[arg-type]
+    typed = [shlex.split(command) for command, _ in report.commands(facts, Say("en"))]  # type: ignore[arg-type]
     assert all(words[0] == called and words[2] == address for words in typed)
     assert {words[1] for words in typed} == {"chat", "ask", "next", "tree", "examine", "studio"}
     assert {words[1]: words[3] for words in typed if words[1] in ("ask", "tree")} == dict.fromkeys(
