@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, patiently, print_table, to_json
 from klype.option import Option
@@ -129,17 +127,6 @@ def show(terminal: Terminal, document: dict[str, Any]) -> None:
     terminal.console.print()
     installed = [[name, version or w("doctor.missing")] for name, version in document["versions"].items()]
     print_table(terminal.console, w("doctor.versions"), head, installed)
-
-
-def config_app() -> typer.Typer:
-    config = typer.Typer(help="What can be set.", no_args_is_help=True, pretty_exceptions_enable=False)
-    config.callback()(_group)
-    config.command("schema")(o.expanded(schema_command))
-    return config
-
-
-def _group() -> None:
-    """What can be set."""
 
 
 def schema_command(out: o.OutFile = None, as_json: o.Json = False) -> None:

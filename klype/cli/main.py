@@ -74,6 +74,7 @@ def app() -> typer.Typer:
         context_settings={"help_option_names": HELP},
     )
     klype.callback(invoke_without_command=True)(_options)
+    of_runs = {"list": runs.list_runs, "compare": runs.compare, "tensorboard": runs.tensorboard}
     commands: dict[str, Any] = {
         "run": train.run_command,
         "chat": chat.command,
@@ -89,19 +90,23 @@ def app() -> typer.Typer:
         "train": train.train_command,
         "rank": rank.command,
         "align": train.align_command,
-        "runs": runs.app(),
+        "runs": ("List runs, or compare them.", of_runs),
         "serve": serve.serve_command,
         "studio": serve.studio_command,
         "pull": models.pull_command,
         "export": models.export_command,
-        "config": doctor.config_app(),
+        "config": ("What can be set.", {"schema": doctor.schema_command}),
         "doctor": doctor.command,
     }
     for name, command in commands.items():
-        if isinstance(command, typer.Typer):
-            klype.add_typer(command, name=name)
-        else:
+        if not isinstance(command, tuple):
             klype.command(name)(expanded(command))
+            continue
+        group = typer.Typer(help=command[0], no_args_is_help=True, pretty_exceptions_enable=False)
+        group.callback()(lambda: None)  # typer takes a group of one command for that command
+        for inner, one in command[1].items():
+            group.command(inner)(expanded(one))
+        klype.add_typer(group, name=name)
     return klype
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, print_table
 from klype.errors import UsageError
@@ -17,14 +15,6 @@ from klype.words.sentences import Sentences
 
 Folder = Annotated[Path, Option("Where the runs are.")]
 STAGES = ("base", "finetuned", "aligned")
-
-
-def app() -> typer.Typer:
-    runs = typer.Typer(help="List runs, or compare them.", no_args_is_help=True, pretty_exceptions_enable=False)
-    runs.command("list")(o.expanded(list_runs))
-    runs.command("compare")(o.expanded(compare))
-    runs.command("tensorboard")(o.expanded(tensorboard))
-    return runs
 
 
 def list_runs(terminal: Terminal, folder: Folder = Path("runs"), out: o.OutFile = None) -> None:
