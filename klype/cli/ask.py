@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
 from klype.cli.look import visible
-from klype.cli.terminal import Terminal, starting
+from klype.cli.terminal import Terminal, starting, tell_cost, tell_unread
 from klype.errors import KlypeError, UsageError
 from klype.option import Option
 from klype.words import number, percent, plain, short, words
@@ -62,7 +62,6 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
     with starting(terminal):
         from klype.api.prompts import reading_from
         from klype.api.results import judged
-        from klype.cli.terminal import tell_cost, tell_unread
         from klype.device import EnergyMeter
 
         times, server = split(asked.decoder, asked.budget)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
+from klype.cli.ask import GAMMA, make_draft, speculated, speculation, sure_of, tell_sure
+from klype.cli.look import visible
 from klype.cli.terminal import Terminal, print_table, starting
 from klype.errors import KlypeError
 from klype.samplers import SAMPLERS
@@ -54,8 +56,6 @@ def command(
     talk = ChatSession(terminal, opened, sampling, limit, seed)
     talk.sure = sure
     if speculate is not None:
-        from klype.cli.ask import make_draft
-
         talk.draft = speculate, make_draft(opened, speculate)
     terminal.say("chat.hello", name=kind_of(model).short(model))
     if talk.reading is not None:
@@ -140,7 +140,6 @@ class ChatSession:
     def _answer(self) -> None:
         from klype.api.model import AnswerStream
         from klype.api.prompts import prompt_after
-        from klype.cli.ask import GAMMA, speculated, speculation
 
         window = self.opened.window
         # a quarter of the window is kept for the answer, or as much as it may need
@@ -190,7 +189,6 @@ class ChatSession:
 
     def _tell_sure(self, prompt: list[int], limit: int) -> None:
         from klype.api.prompts import prompt_context
-        from klype.cli.ask import sure_of, tell_sure
 
         ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
         self.certainties.append(sure_of(self.opened, ask, self.traces[-1], limit))
@@ -218,7 +216,6 @@ class ChatSession:
 def weighed(trace: Trace, opened: Opened, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
     """Each token with its probability under the model at τ = 1, and the two most probable others. Tokens that spell one
     character together stand as that, unless ``as_bytes``: each has its line then, and its bytes."""
-    from klype.cli.look import visible
 
     def cut(tokens: Sequence[int]) -> bool:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, listener, patiently, print_table, split_budget, starting, to_json, write
+from klype.cli.runs import shown
+from klype.cli.terminal import (
+    Terminal,
+    listener,
+    patiently,
+    print_table,
+    split_budget,
+    starting,
+    tell_cost,
+    to_json,
+    write,
+)
 from klype.errors import KlypeError, UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
 from klype.option import Option, Options
@@ -87,7 +98,6 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         from klype.api.examination import prepare, questions_of
         from klype.api.judging import open_judge
         from klype.api.model import load
-        from klype.cli.terminal import tell_cost
         from klype.data.readers import read_texts
         from klype.examine.compare import failed, parse
 
@@ -200,7 +210,6 @@ def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) ->
 
 
 def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) -> dict[str, Any]:
-    from klype.cli.runs import shown
     from klype.examine.compare import compare
     from klype.examine.say import Say
 
@@ -220,7 +229,6 @@ def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) 
 def show_verdict(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     """The verdict in words, the main figures, and where the report is."""
     from klype.api.examination import MAIN
-    from klype.cli.runs import shown
     from klype.examine.examination_report import verdict
     from klype.examine.say import Say
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, patiently, split_budget, starting, write
+from klype.cli.terminal import Terminal, patiently, split_budget, starting, tell_cost, tell_unread, write
 from klype.errors import UsageError
 from klype.option import Option
 from klype.words import Words, count, figure, number, percent, words
@@ -117,7 +117,6 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     name, text = o.asked(terminal, "tree", asked)
     with starting(terminal):
         from klype.answers.gumbel import without_replacement
-        from klype.cli.terminal import tell_cost, tell_unread
 
         model, ask = asked.opened(name, text, server)
     tell_unread(terminal, ask)
@@ -209,8 +208,6 @@ def forks_command(terminal: Terminal, sampling: o.Sampling, asked: ForkOptions) 
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
     name, text = o.asked(terminal, "forks", asked)
     with starting(terminal):
-        from klype.cli.terminal import tell_cost, tell_unread
-
         model, ask = asked.opened(name, text, asked.budget)
     tell_unread(terminal, ask)
     w = words(terminal.lang, "examination")
