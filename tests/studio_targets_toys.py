@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from klype.examine.facts import FigureFacts
-from klype.experiments.bias.experiment import Bars, Best, BiasBoard, BiasRow, Curve
+from klype.experiments.bias import Bars, Best, BiasBoard, BiasRow, Curve
 
 KINDS = {"one-hot": "baseline", "ensemble": "cure", "oracle": "truth"}
 DOCUMENTS = (50, 100)

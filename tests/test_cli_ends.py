@@ -20,7 +20,7 @@ from klype.cli import guard
 from klype.cli.main import app, call
 from klype.config import load
 from klype.errors import KlypeError, UsageError
-from klype.experiments.mistakes.context import MistakesSettings
+from klype.experiments.mistakes_methods import MistakesSettings
 from klype.experiments.training import LabSettings
 from klype.runs import recipe
 from klype.text.chat import TEMPLATE

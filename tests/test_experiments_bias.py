@@ -17,14 +17,14 @@ from klype.answers.traces import replace as replace_file
 from klype.cli.main import call
 from klype.data.ngram import KneserNey
 from klype.errors import KlypeError, UsageError
-from klype.experiments.bias import report
-from klype.experiments.bias.experiment import BIAS, BiasBoard, board, gaps
-from klype.experiments.bias.targets import TARGETS, Lab, best_share, cross_fitted, hard
+from klype.experiments import bias
+from klype.experiments.bias import BIAS, BiasBoard, board, gaps
+from klype.experiments.bias_targets import TARGETS, Lab, best_share, cross_fitted, hard
 from klype.experiments.corpus import WorldSource, targets
 from klype.experiments.framework import (
     ExperimentPlan,
+    ExperimentProgress,
     PlanRequest,
-    Progress,
     over_seeds,
     results,
 )
@@ -348,21 +348,21 @@ def test_a_teacher_nobody_asked_for_is_not_in_the_report(tmp_path: Path) -> None
     own = cell(place, 12)
     own.run(plan.arms)
     found = results(tmp_path / "cells")
-    made = board(Progress(BIAS, plan, found, own.test, Chain.vocabulary, done=True))
+    made = board(ExperimentProgress(BIAS, plan, found, own.test, Chain.vocabulary, done=True))
     assert made.bars is not None
     assert set(made.bars.targets) == {row.arm for row in made.rows} == set(plan.arms)
     assert (made.cells_done, made.cells) == (2, 2)
-    assert "larger teacher" in report.REPORT.render(made, "en")
+    assert "larger teacher" in bias.REPORT.render(made, "en")
 
 
 def test_what_costs_more_and_leaves_more_is_not_worth_it() -> None:
     rows = [("dear", 5.0, 0.3), ("base", 1.0, 1.0), ("same", 1.0, 1.2), ("worse", 2.0, 1.0), ("good", 2.0, 0.4)]
-    assert report.pareto(rows) == {"base", "good", "dear"}
+    assert bias.pareto(rows) == {"base", "good", "dear"}
 
 
 def test_the_report_tells_it_in_both_languages(ran: tuple[Path, BiasBoard]) -> None:
     folder, board = ran
-    page = report.REPORT.write(folder, board, "nb").read_text(encoding="utf-8")
+    page = bias.REPORT.write(folder, board, "nb").read_text(encoding="utf-8")
     for text in ("Lukket av gapet", "Gap closed", "Jeg gikk en tur på", "default-src"):
         assert text in page
     assert "http://" not in page.split("<script")[0]

@@ -19,9 +19,9 @@ from klype.experiments.framework import (
     Cell,
     Experiment,
     ExperimentPlan,
+    ExperimentProgress,
     PlanChoice,
     PlanRequest,
-    Progress,
     Result,
     Row,
     over_seeds,
@@ -69,7 +69,7 @@ def less(own: list[Result], control: list[Result]) -> Figure:
     return over_seeds([a["values"]["heads"] - b["values"]["heads"] for a, b in zip(own, control, strict=True)], "heads")
 
 
-def board(stand: Progress[Tossed]) -> Tossed:
+def board(stand: ExperimentProgress[Tossed]) -> Tossed:
     return Tossed(**stand.common(), rows=stand.rows(Row, lambda results: {}))
 
 
@@ -123,7 +123,7 @@ def tossed(experiment: Experiment[Tossed], plan: ExperimentPlan, folder: Path) -
         corpus = Chain().corpus(seed, plan.documents[-1], 8)
         Tosses(corpus, Chain().test(), plan.settings, plan.documents[-1], seed, place).run(plan.arms)
     found = framework.results(folder / "cells")
-    return board(Progress(experiment, plan, found, Chain().test(), done=True))
+    return board(ExperimentProgress(experiment, plan, found, Chain().test(), done=True))
 
 
 @pytest.mark.slow

@@ -22,23 +22,26 @@ from klype.examine.say import Say
 from klype.examine.truth import Reader
 from klype.experiments.corpus import Corpus, WorldSource
 from klype.experiments.framework import ExperimentPlan, PlanRequest
-from klype.experiments.mistakes.context import BACK, MistakesSettings, Student, TrainingContext, WordCodec, joined
-from klype.experiments.mistakes.experiment import MISTAKES, MistakesBoard, go_on, halves
-from klype.experiments.mistakes.measure import standing
-from klype.experiments.mistakes.methods import (
+from klype.experiments.mistakes import MISTAKES, REPORT, MistakesBoard, go_on, halves, verdict
+from klype.experiments.mistakes_measures import standing
+from klype.experiments.mistakes_methods import (
+    BACK,
     METHODS,
     UNLIKELY,
+    MistakesSettings,
+    Student,
     TeacherLabels,
+    TrainingContext,
     TruthLabels,
+    WordCodec,
     documents,
     enriched,
+    joined,
     method,
     own_texts,
     rounds,
     scheduled,
-    scheduled_sampling,
 )
-from klype.experiments.mistakes.report import REPORT, verdict
 from klype.experiments.training import LabelledBatches, LabSettings, TrainedModel, TrainingSet, rows, train_model
 from klype.sources.source import answers
 from klype.train.objectives import cross_entropy, reverse_divergence, soft_cross_entropy
@@ -91,13 +94,13 @@ def test_scheduled_sampling_at_rate_nothing_is_plain(first: tuple[Corpus, Traine
 
 def test_scheduled_sampling_replaces_words_but_not_what_follows(first: tuple[Corpus, TrainedModel]) -> None:
     own = course(first, replaced=1.0, steps=2)
-    sampled, plain = scheduled(own), documents(own).batches
+    sampled, plain = scheduled(own), documents(own)
     for step in range(2):
         batch, whole = next(sampled), next(plain)
         assert torch.equal(batch.targets_BT, whole.targets_BT)
         assert torch.equal(batch.tokens_BT[:, 0], whole.tokens_BT[:, 0])
         assert torch.equal(batch.tokens_BT, whole.tokens_BT) == (step == 0)
-    assert scheduled_sampling(own).objective is cross_entropy
+    assert method("scheduled-sampling").objective is cross_entropy
 
 
 @pytest.mark.parametrize("by", [TruthLabels, TeacherLabels])

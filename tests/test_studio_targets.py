@@ -11,7 +11,7 @@ import pytest
 from nicegui import ElementFilter, ui
 
 from klype.errors import KlypeError, UsageError
-from klype.experiments.bias.experiment import BiasBoard
+from klype.experiments.bias import BiasBoard
 from klype.studio.runs_detail import all_runs
 from klype.studio.studio import Studio
 from klype.studio.targets import experiments, found_pictures, so_far, start_experiment

@@ -32,11 +32,11 @@ from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import verdict
 from klype.experiments.article import sentences
-from klype.experiments.bias.experiment import Best, BiasBoard, BiasRow
-from klype.experiments.bias.report import verdict as bias_verdict
+from klype.experiments.bias import Best, BiasBoard, BiasRow
+from klype.experiments.bias import verdict as bias_verdict
 from klype.experiments.claims import of_figures
-from klype.experiments.mistakes.experiment import MistakesBoard, MistakesRow, halves
-from klype.experiments.mistakes.report import verdict as mistakes_verdict
+from klype.experiments.mistakes import MistakesBoard, MistakesRow, halves
+from klype.experiments.mistakes import verdict as mistakes_verdict
 from klype.preferences.records import Candidate, Entry, RankingItem
 from klype.runs.aligning import Evaluation
 from klype.runs.gates import against_aligning

@@ -15,9 +15,9 @@ import typer
 
 from klype.cli.guard import guarded
 from klype.cli.main import app, call, spoken
-from klype.experiments.bias.experiment import BIAS
+from klype.experiments.bias import BIAS
 from klype.experiments.framework import Experiment
-from klype.experiments.mistakes.experiment import MISTAKES
+from klype.experiments.mistakes import MISTAKES
 from klype.words import LANGUAGES, words
 from klype.words.sentences import HOLE, Sentences
 from tests.test_words_catalogue import catalogues

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -21,6 +21,8 @@ from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 from klype.option import Option
 from klype.runs.options import RunOptions, StageOptions, WorkOptions
 from klype.words import count, number, words
+
+FEWEST_DOCUMENTS = 8  # of an experiment: fewer teach nothing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -141,9 +143,9 @@ def bias_command(terminal: Terminal, asked: BiasOptions) -> None:
 
     Without --text: in the demo world, whose true probabilities are known.
     """
-    from klype.experiments.bias.report import REPORT
+    from klype.experiments.bias import REPORT
 
-    conduct(REPORT, asked, terminal)
+    conduct(REPORT, asked, asked.documents, asked.targets, terminal)
 
 
 def mistakes_command(terminal: Terminal, asked: MistakesOptions) -> None:
@@ -151,13 +153,20 @@ def mistakes_command(terminal: Terminal, asked: MistakesOptions) -> None:
 
     Without --text: in the demo world, whose true probabilities are known, also after mistakes.
     """
-    from klype.experiments.mistakes.report import REPORT
+    from klype.experiments.mistakes import REPORT
 
-    conduct(REPORT, asked, terminal)
+    conduct(REPORT, asked, (asked.documents,) if asked.documents else (), asked.methods, terminal)
 
 
-def conduct(report: Report[B], asked: BiasOptions | MistakesOptions, terminal: Terminal) -> None:
-    """Plans the experiment, runs what of it is not finished, and shows what came of it."""
+def conduct(
+    report: Report[B],
+    asked: BiasOptions | MistakesOptions,
+    documents: Sequence[int],
+    names: Sequence[str],
+    terminal: Terminal,
+) -> None:
+    """Plans the experiment on these numbers of documents and these arms (none: what fits, and all), runs what of it is
+    not finished, and shows what came of it."""
     from klype.config import load
     from klype.data.readers import TextOptions, read_texts
     from klype.device import set_threads, usable_cores
@@ -168,9 +177,12 @@ def conduct(report: Report[B], asked: BiasOptions | MistakesOptions, terminal: T
 
     experiment, lang = report.experiment, terminal.lang
     own, say = words(lang, experiment.name), Say(lang)
-    arms = experiment.called(asked.arms, truth=not asked.text)
+    sizes = tuple(sorted(set(documents)))
+    if sizes and sizes[0] < FEWEST_DOCUMENTS:
+        raise UsageError(f"--documents: {sizes[0]} documents teach nothing; give at least {FEWEST_DOCUMENTS}.")
+    arms = experiment.called(names, truth=not asked.text)
     settings = load(experiment.settings, overrides=asked.overrides)
-    request = PlanRequest(asked.minutes, asked.sizes, asked.seeds, asked.seed, arms, settings)
+    request = PlanRequest(asked.minutes, sizes, asked.seeds, asked.seed, arms, settings)
     texts = read_texts(asked.text, TextOptions(encoding=asked.encoding)) if asked.text else []
     source = TextSource(texts) if asked.text else WorldSource()
     cores = usable_cores()
@@ -190,10 +202,10 @@ def conduct(report: Report[B], asked: BiasOptions | MistakesOptions, terminal: T
 
     with folder.chosen(experiment.name, asked.out, asked.resume, date.today()) as place:
         plan = experiment.plan(source, place, request, cores, cache_folder())
-        sizes = " / ".join(count(n, lang) for n in plan.documents)
+        several = " / ".join(count(n, lang) for n in plan.documents)
         numbers = {"seeds": plan.seeds, f"{experiment.noun}s": len(plan.arms), "cores": cores}
         steps, minutes = count(experiment.steps(plan), lang), number(plan.seconds / 60, lang, 1)
-        terminal.console.print(own("plan", documents=sizes, steps=steps, minutes=minutes, **numbers))
+        terminal.console.print(own("plan", documents=several, steps=steps, minutes=minutes, **numbers))
         with watching(terminal, table, progress) as tell:
             board = experiment.run(source, plan, place, tell, cores, cache_folder())
         page = str(report.write(place, board, lang))

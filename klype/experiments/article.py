@@ -8,7 +8,7 @@ too: the article speaks of a hundred words.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +20,7 @@ from klype.examine.answer_pictures import pictures
 from klype.examine.evidence import Answered
 from klype.examine.examination import Examined
 from klype.examine.examination_report import along, document
-from klype.examine.feedback import FEW, InterventionOutcome
+from klype.examine.feedback import FEW
 from klype.examine.intervals import mean_by_question
 from klype.examine.rulings import ALPHA, Ruling, rulings
 from klype.examine.say import Say
@@ -44,6 +44,7 @@ from klype.world import Spellings, TokenFilter, World
 
 # words of a long text that are plotted
 LONGEST = 100
+SHARE = "share of answers"
 
 
 def article(found: Examined, texts: Sequence[Answered] = (), writer: str = "") -> dict[str, Any]:
@@ -75,53 +76,50 @@ def article(found: Examined, texts: Sequence[Answered] = (), writer: str = "") -
 
 def extras(found: Examined) -> dict[str, Figure]:
     """What only the article asks for: words drawn that were not the likeliest, questions answered both ways, what
-    judging by meaning adds to judging word for word, and what the experiment says beyond its own figures."""
+    judging by meaning adds to judging word for word, and what the experiment says beyond its own figures: by how much
+    the cautious effect grows a word; how much more of the words differ after another word than by chance; how often
+    nothing is wrong within ``RECOVERED`` words of a forced right one, and how many answers had ended by then after a
+    forced wrong one."""
     t = found.settings.main
-    drawn, asked = [], []
-    for question, group in zip(found.target.questions, found.traces[t], strict=True):
-        for trace in group:
-            for step in trace.steps:
-                if step.distribution is not None:
-                    drawn.append(float(step.token != int(step.distribution.ids[0])))
-                    asked.append(question.id)
+    main = found.evidence[t]
+
+    def mean(valued: Iterable[tuple[float, str]], unit: str) -> Figure:
+        """Over values, each with its question."""
+        values, asked = [*zip(*valued, strict=True)] or ((), ())
+        return mean_by_question(values, asked, unit)
+
+    drawn = [
+        (float(step.token != int(step.distribution.ids[0])), question.id)
+        for question, group in zip(found.target.questions, found.traces[t], strict=True)
+        for trace in group
+        for step in trace.steps
+        if step.distribution is not None
+    ]
     both: dict[str, set[bool]] = {}
-    for answer in found.evidence[t].answers:
+    for answer in main.answers:
         if answer.right is not None:
             both.setdefault(answer.question, set()).add(answer.right)
-    pairs = [(a.question, a.right, a.word_for_word) for a in found.evidence[t].answers]
-    both_judged = [(q, float(r) - float(w)) for q, r, w in pairs if r is not None and w is not None]
-    mixed = [float(len(kinds) == 2) for kinds in both.values()]
-    return {
-        "not_likeliest": mean_by_question(drawn, asked, "share of words"),
-        "both_ways": mean_by_question(mixed, list(both), "share of questions"),
-        "meaning_gain": mean_by_question([v for _, v in both_judged], [q for q, _ in both_judged], "share of answers"),
-        **_experiment(found.evidence[t].outcomes),
-    }
-
-
-def _experiment(found: Sequence[InterventionOutcome]) -> dict[str, Figure]:
-    """By how much the cautious effect grows a word; how much more of the words differ after another word than by
-    chance; how often nothing is wrong within ``RECOVERED`` words of a forced right one, and how many answers had ended
-    by then after a forced wrong one."""
-    ruled = [one for one in found if one.intervention.by_rule and one.moved]
-    matched = [one for one in found if one.intervention.matched and len(one.moved) > 1]
-    asked, share = [one.intervention.question for one in ruled], "share of answers"
-    last = [min(RECOVERED, len(one.moved)) - 1 for one in ruled]
-    few = Figure(None, n=len(matched), why=f"fewer than {FEW} matched pairs")
-    grown = [
-        float(np.subtract(row["wrong"], row["near"]) @ slope(len(row["wrong"])))
-        for row in map(InterventionOutcome.cautious, matched)
+    gains = [
+        (float(a.right) - float(a.word_for_word), a.question)
+        for a in main.answers
+        if a.right is not None and a.word_for_word is not None
     ]
-    parted = [(one.parted, one.intervention.question) for one in ruled if one.parted is not None]
+    ruled = [(one, one.intervention.question) for one in main.outcomes if one.intervention.by_rule and one.moved]
+    matched = [one for one in main.outcomes if one.intervention.matched and len(one.moved) > 1]
+    growth = Figure(None, n=len(matched), why=f"fewer than {FEW} matched pairs")
+    if len(matched) >= FEW:
+        rows = [(one.cautious(), one.intervention.question) for one in matched]
+        growths = [(float(np.subtract(r["wrong"], r["near"]) @ slope(len(r["wrong"]))), q) for r, q in rows]
+        growth = mean(growths, "difference of shares")
+    last = [min(RECOVERED, len(one.moved)) - 1 for one, _ in ruled]
     return {
-        "growth": mean_by_question(grown, [one.intervention.question for one in matched], "difference of shares")
-        if len(matched) >= FEW
-        else few,
-        "parted": mean_by_question([v for v, _ in parted], [q for _, q in parted], "difference of shares"),
-        "clean_beside": mean_by_question(
-            [one.clean["right"][at] for one, at in zip(ruled, last, strict=True)], asked, share
-        ),
-        "ended": mean_by_question([one.ended["wrong"][at] for one, at in zip(ruled, last, strict=True)], asked, share),
+        "not_likeliest": mean(drawn, "share of words"),
+        "both_ways": mean([(float(len(kinds) == 2), q) for q, kinds in both.items()], "share of questions"),
+        "meaning_gain": mean(gains, "share of answers"),
+        "growth": growth,
+        "parted": mean([(one.parted, q) for one, q in ruled if one.parted is not None], "difference of shares"),
+        "clean_beside": mean([(o.clean["right"][i], q) for (o, q), i in zip(ruled, last, strict=True)], SHARE),
+        "ended": mean([(o.ended["wrong"][i], q) for (o, q), i in zip(ruled, last, strict=True)], SHARE),
     }
 
 
@@ -179,23 +177,19 @@ def _how(claim: ArticleClaim, made: Document, say: Say) -> str:
 
 
 def _row(claim: ArticleClaim, made: Document, say: Say, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    own = words(say.lang, "article")
-    values = {key: say.figure(figure, name) for key, (name, figure) in claim.shown.items()}  # type: ignore[arg-type]
-    values |= say.apart(
-        {key: figure["value"] for key, (_, figure) in claim.shown.items() if figure.keys() <= {"value", "unit"}}
-    )
+    own, shown = words(say.lang, "article"), claim.shown
+    values = {key: say.figure(figure, name) for key, (name, figure) in shown.items()}  # type: ignore[arg-type]
+    values |= say.apart({k: f["value"] for k, (_, f) in shown.items() if f.keys() <= {"value", "unit"}})
     plain = {
         key: value if isinstance(value, str) else say.count(value) if isinstance(value, int) else say.plain(value)
         for key, value in claim.plain.items()
     }
-    key = f"{claim.name}.{claim.ruling}"
-    text = own(key, **values, **plain) if claim.shown or claim.plain else own("unmeasured")
     return {
         "name": claim.name,
         "says": own(f"{claim.name}.says"),
         "ruling": claim.ruling,
         "ruled": own(f"ruling.{claim.ruling}"),
-        "found": text,
+        "found": own(f"{claim.name}.{claim.ruling}", **values, **plain) if shown or plain else own("unmeasured"),
         "how": _how(claim, made, say),
         "picture": claim.picture if claim.picture in drawn else "",
     }
@@ -250,17 +244,15 @@ def write_texts(
     end = source.codec.stop[0]
     for first in range(0, len(begun), CHUNK):
         some = [tuple(t for word in words for t in spellings.of[word]) for words in begun[first : first + CHUNK]]
-        requests = [
-            Request(
-                (begin, *opening),
-                limit=settings.words,
-                sampling=Sampling(temperature=settings.temperature, logit_bias=((end, -100.0),)),
-                seed=settings.seed * 1_000_003 + first + i,
-                stop=tuple(source.codec.stop),
-                top=-1,
-            )
-            for i, opening in enumerate(some)
-        ]
+        sampling = Sampling(temperature=settings.temperature, logit_bias=((end, -100.0),))
+        how: dict[str, Any] = {
+            "limit": settings.words,
+            "sampling": sampling,
+            "stop": tuple(source.codec.stop),
+            "top": -1,
+        }
+        seed = settings.seed * 1_000_003 + first
+        requests = [Request((begin, *opening), seed=seed + i, **how) for i, opening in enumerate(some)]
         for opening, (trace,) in zip(some, answers(source, requests), strict=True):
             truth = TokenFilter(world.filter("document"), spellings)
             out.append(judged(str(len(out)), trace, after(truth, opening), settings.temperature, end))

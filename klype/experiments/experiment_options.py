@@ -11,14 +11,12 @@ from annotated_types import Gt
 from klype.errors import UsageError
 from klype.option import Option, Options
 
-FEWEST_DOCUMENTS = 8
 MINUTES = "Plans the documents and seeds that fit."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOptions(Options):
-    """What all experiments may be told. ``sizes``: numbers of documents, rising; ``arms``: names of what is compared;
-    none: what fits, and all."""
+    """What all experiments may be told."""
 
     seeds: Annotated[int, Option("Instead: number of seeds (0: as many as fit).", least=0)] = 0
     text: Annotated[tuple[str, ...], Option("Files, folders or globs of text. May be repeated.")] = ()
@@ -34,16 +32,6 @@ class ExperimentOptions(Options):
                 "a core of the processor each.",
                 "Leave out --device.",
             )
-        if self.sizes and (fewest := self.sizes[0]) < FEWEST_DOCUMENTS:
-            raise UsageError(f"--documents: {fewest} documents teach nothing; give at least {FEWEST_DOCUMENTS}.")
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +46,6 @@ class BiasOptions(ExperimentOptions):
     ] = ()
     out: Annotated[Path | None, Option("Folder.", shown="runs/bias-DATE-N")] = None
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(sorted(set(self.documents)))
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        return self.targets
-
 
 @dataclass(frozen=True, kw_only=True)
 class MistakesOptions(ExperimentOptions):
@@ -78,11 +58,3 @@ class MistakesOptions(ExperimentOptions):
         tuple[str, ...], Option("A setting of the training: steps=300, rounds=8. May be repeated.", "--set")
     ] = ()
     out: Annotated[Path | None, Option("Folder.", shown="runs/mistakes-DATE-N")] = None
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return (self.documents,) if self.documents else ()
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        return self.methods

@@ -244,8 +244,8 @@ def backend_of(compiled: Path | None) -> Backend:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress(Generic[B]):
-    """Progress of an experiment: ``found``, its results so far; ``names``, the arms that are reported."""
+class ExperimentProgress(Generic[B]):
+    """ExperimentProgress of an experiment: ``found``, its results so far; ``names``, the arms that are reported."""
 
     experiment: Experiment[B]
     plan: ExperimentPlan
@@ -315,7 +315,7 @@ class Experiment(Generic[B]):
     choices: Sequence[PlanChoice]
     cost: Callable[[ExperimentPlan, Speed, bool, int], tuple[int, float]]
     cell: type[Cell]
-    board: Callable[[Progress[B]], B]
+    board: Callable[[ExperimentProgress[B]], B]
     first: tuple[str, ...] = ()
     one_size: bool = False
 
@@ -395,7 +395,7 @@ class Experiment(Generic[B]):
                 nonlocal last, seen
                 found = results(folder / "cells")
                 if found != seen or done or last is None:
-                    seen, last = found, self.board(Progress(self, plan, found, test, source.vocabulary, done))
+                    seen, last = found, self.board(ExperimentProgress(self, plan, found, test, source.vocabulary, done))
                 last.write(folder)  # in any case: what was written just now goes on
                 tell(last)
                 return last

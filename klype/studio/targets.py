@@ -13,8 +13,8 @@ from nicegui import ui
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Picture
 from klype.examine.say import Say, visible
-from klype.experiments.bias import report
-from klype.experiments.bias.experiment import BiasBoard
+from klype.experiments import bias
+from klype.experiments.bias import BiasBoard
 from klype.runs.folder import RUNS
 from klype.runs.record import QUIET_S
 from klype.studio import elements as el
@@ -99,9 +99,9 @@ def found_pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
     """The pictures of what there is: of each, the most documents that have been trained on so far."""
     rows = so_far(board, [row.documents for row in board.rows])
     curves = so_far(board, [curve.documents for curve in board.curves])
-    made = {picture.id: picture for picture in report.pictures(rows, say, own)} if rows is not None else {}
+    made = {picture.id: picture for picture in bias.pictures(rows, say, own)} if rows is not None else {}
     if curves is not None:
-        made |= {p.id: p for p in report.pictures(curves, say, own) if p.id in ("training", "bars")}
+        made |= {p.id: p for p in bias.pictures(curves, say, own) if p.id in ("training", "bars")}
     return [made[name] for name in ORDER if name in made]
 
 
@@ -203,13 +203,13 @@ class TargetsPage(WorkPart):
         if board is None:
             return w("preparing", time=seconds)
         parts = [self.own("progress", done=say.count(done), all=say.count(of)), seconds]
-        return " · ".join(part for part in [*parts, *report.running(board, self.own, say.count)] if part)
+        return " · ".join(part for part in [*parts, *bias.running(board, self.own, say.count)] if part)
 
     def _draw(self, board: BiasBoard) -> None:
         self.said.clear()
         self.tables.clear()
         rows = so_far(board, [row.documents for row in board.rows])
-        if rows is not None and (sentences := report.verdict(rows, self.say, self.own)):
+        if rows is not None and (sentences := bias.verdict(rows, self.say, self.own)):
             with self.said, el.card(self.w("found" if board.done else "found_so_far")):
                 for sentence in sentences:
                     el.text_of("p", sentence)
@@ -225,7 +225,7 @@ class TargetsPage(WorkPart):
 
 def figures_card(visit: Visit, board: BiasBoard, count: int, own: Words) -> None:
     """All figures, of so many documents."""
-    columns, cells = report.REPORT.table(board, count, visit.say, own)
+    columns, cells = bias.REPORT.table(board, count, visit.say, own)
     names = ["target", "documents", "seeds", "turned", "measure", "value", "low", "high", "n"]
     data = []
     for row in board.rows:

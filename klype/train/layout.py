@@ -117,9 +117,10 @@ class GradientBuffer:
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
         for parameter, own in self._owned:
-            self._collect(parameter, own)
+            self.collect(parameter, own)
 
-    def _collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
+    def collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
+        """Puts a parameter's gradient into its place in the buffer."""
         if parameter.grad is not own:  # somebody cleared or replaced it
             if parameter.grad is not None:
                 own.copy_(parameter.grad)
@@ -263,9 +264,9 @@ class MicroBatchResult:
     """
 
     sums: dict[str, float]
-    beside: torch.Tensor | None
-    weight: float
     home: GradientBuffer
+    beside: torch.Tensor | None = None
+    weight: float = 0.0
 
 
 class Replicas:
@@ -294,12 +295,12 @@ def _part(objective: Objective, model: nn.Module, home: GradientBuffer, batch: B
     loss = objective(model, batch)
     home.backward(loss.total)
     sums = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
-    if not isinstance(loss, LossBeside):
-        return MicroBatchResult(sums, None, 0.0, home)
-    sums["rehearsal"], sums["rehearsal_count"] = float(loss.beside.total.detach()), float(loss.beside.count)
-    kept = home.gradient.clone()
-    home.gradient.zero_()
-    home.backward(loss.beside.total)
-    beside = home.gradient.clone()
-    home.gradient.copy_(kept)
-    return MicroBatchResult(sums, beside, loss.weight, home)
+    found = MicroBatchResult(sums, home)
+    if isinstance(loss, LossBeside):
+        sums["rehearsal"], sums["rehearsal_count"] = float(loss.beside.total.detach()), float(loss.beside.count)
+        kept = home.gradient.clone()
+        home.gradient.zero_()
+        home.backward(loss.beside.total)
+        found = MicroBatchResult(sums, home, home.gradient.clone(), loss.weight)
+        home.gradient.copy_(kept)
+    return found

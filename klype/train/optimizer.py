@@ -78,7 +78,7 @@ class Optimizer:
         self._update = torch.zeros_like(self.momentum)
         views = self._places.views(self._update, slice(0, len(matrices)))
         self._whole = layout.whole_matrices(matrices, views)
-        self._groups = grouped(_split_rows(self._whole, parts or {}))
+        self._groups = grouped(split_rows(self._whole, parts or {}))
         self.moment, self.square = (torch.zeros_like(self.master[first:]) for _ in range(2))
         self._taken = torch.zeros((), dtype=torch.float32, device=self.master.device)
         self._decays = [(slice(first, second), settings.decay), (slice(second, end), 0.0)]
@@ -129,13 +129,8 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Flat tensors: master weights, momentum, AdamW's moments and step count."""
-        return {
-            "master": self.master,
-            "momentum": self.momentum,
-            "moment": self.moment,
-            "square": self.square,
-            "taken": self._taken,
-        }
+        flat = {name: getattr(self, name) for name in ("master", "momentum", "moment", "square")}
+        return {**flat, "taken": self._taken}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -230,7 +225,7 @@ class Optimizer:
         self.layout.workers.sweep(work, slice(0, len(self.gradient)))
 
 
-def _split_rows(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:
+def split_rows(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:
     """The matrices, fused ones cut into the rows that are made orthogonal apart."""
     views: list[torch.Tensor] = []
     for name, matrix in zip(whole.names, whole.tensors, strict=True):
@@ -313,16 +308,14 @@ def grouped(matrices: Sequence[torch.Tensor]) -> list[MatrixGroup]:
         rows, columns = matrix.shape
         shapes.setdefault((min(rows, columns), max(rows, columns)), []).append(matrix)
     groups = []
-    for (rows, columns), alike in sorted(shapes.items(), key=lambda each: -operations(*each[0])):
+    for (rows, columns), every in sorted(shapes.items(), key=lambda each: -operations(*each[0])):
         most = math.ceil(ENOUGH / operations(rows, columns))
-        groups += [alike[at : at + most] for at in range(0, len(alike), most)]
-    found = []
-    for alike in groups:
-        # a tall matrix's update is as much larger as it has more rows than columns (Jordan et al. 2024, Muon)
-        scales = [max(1.0, m.shape[0] / m.shape[1]) ** 0.5 for m in alike]
-        scales_N11 = torch.tensor(scales, dtype=alike[0].dtype, device=alike[0].device)[:, None, None]
-        found.append(MatrixGroup(tuple(m.T if m.shape[0] > m.shape[1] else m for m in alike), scales_N11))
-    return found
+        for alike in (every[at : at + most] for at in range(0, len(every), most)):
+            # a tall matrix's update is as much larger as it has more rows than columns (Jordan et al. 2024, Muon)
+            scales = [max(1.0, m.shape[0] / m.shape[1]) ** 0.5 for m in alike]
+            scales_N11 = torch.tensor(scales, dtype=alike[0].dtype, device=alike[0].device)[:, None, None]
+            groups.append(MatrixGroup(tuple(m.T if m.shape[0] > m.shape[1] else m for m in alike), scales_N11))
+    return groups
 
 
 def operations(rows: int, columns: int) -> float:

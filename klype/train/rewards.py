@@ -86,8 +86,8 @@ def scores(reward: Reward, questions: Sequence[str], answers: Sequence[str], nam
     try:
         found: list[Any] = list(reward(questions, answers))
     except (Exception, SystemExit) as error:
-        raise KlypeError(f"The reward {name} failed ({_raised_at(reward, error)}): {_said(error)}.") from error
-    where = _defined_at(reward)
+        raise KlypeError(f"The reward {name} failed ({_place(reward, error)}): {_said(error)}.") from error
+    where = _place(reward)
     if len(found) != len(answers):
         raise KlypeError(
             f"The reward {name} ({where}) gave {len(found)} numbers for {len(answers)} answers.",
@@ -209,15 +209,13 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def _defined_at(reward: Reward) -> str:
+def _place(reward: Reward, error: BaseException | None = None) -> str:
+    """File and line where a function stands, or where in it an error was raised."""
     code = getattr(inspect.unwrap(reward), "__code__", None)
-    return f"{code.co_filename}, line {code.co_firstlineno}" if code else type(reward).__name__
-
-
-def _raised_at(reward: Reward, error: BaseException) -> str:
-    code = getattr(inspect.unwrap(reward), "__code__", None)
-    line = _line_in(error, code.co_filename) if code else None
-    return _defined_at(reward) if code is None or line is None else f"{code.co_filename}, line {line}"
+    if code is None:
+        return type(reward).__name__
+    line = None if error is None else _line_in(error, code.co_filename)
+    return f"{code.co_filename}, line {line or code.co_firstlineno}"
 
 
 def _line_in(error: BaseException, file: str) -> int | None:

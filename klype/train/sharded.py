@@ -173,7 +173,7 @@ class _Objective(nn.Module):
 class _Shards(GradientBuffer):
     """Gradient buffer of a sharded model: this process's rows, summed over all processes."""
 
-    def _collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
+    def collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
         if isinstance(parameter.grad, DTensor):
             own.add_(parameter.grad.to_local())
         parameter.grad = None

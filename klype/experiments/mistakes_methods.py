@@ -1,7 +1,8 @@
 """Training methods, one row each: a new method is one function and one row.
 
-A row is a function (context) → training. ``knows`` says what the method must be told beside documents: nothing, what
-teachers say, which words the language allows, or the true probabilities.
+A method makes batches from a ``TrainingContext``: the pre-trained student, its documents, the truth and the teachers.
+``knows`` says what it must be told beside documents: nothing, what teachers say, which words the language allows, or
+the true probabilities.
 """
 
 from __future__ import annotations
@@ -10,29 +11,169 @@ import copy
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
+from torch.nn.functional import pad
 
 from klype.data.seeds import mix
+from klype.engine.engine import Engine
+from klype.errors import KlypeError
 from klype.examine.interventions import Asked, FeedbackSettings, interventions
-from klype.examine.truth import Reader
-from klype.experiments.corpus import Ids
-from klype.experiments.mistakes.context import Training, TrainingContext, joined, up_to_slips
-from klype.experiments.training import LabelledBatches, Mixture, Soft, TrainingSet, average, rows, true
-from klype.sources.source import answers
+from klype.examine.truth import Reader, Tokens, Truth
+from klype.experiments.corpus import Corpus, Ids
+from klype.experiments.training import (
+    LabelledBatches,
+    LabSettings,
+    Mixture,
+    Soft,
+    TrainedModel,
+    TrainingSet,
+    average,
+    rows,
+    true,
+)
+from klype.model.transformer import Transformer
+from klype.sources.source import EngineSource, Message, answers
 from klype.train import rewards
 from klype.train.objectives import Objective, cross_entropy, reverse_divergence, soft_cross_entropy, with_rehearsal
 from klype.train.policy import PolicySettings, grpo
 from klype.train.rollout import RolloutBatches, RolloutSettings
 from klype.values import Batch, Floats, Request
 
+# the backspace token: last in every model's vocabulary, and in no document
+BACK = "⌫"
+
+# texts are read up to this many wrong words: each makes the truth about ten times as expensive to compute
+SLIPS = 2
+
+
+class MistakesSettings(LabSettings):
+    """How the model is trained first, and how it goes on: ``steps`` of ``rows`` texts with ``again`` times the rates.
+
+    Methods that learn from the model's own texts have ``own`` of them drawn at the beginning of each of ``rounds``, by
+    the model as it then is; those of earlier rounds are kept (DAgger). ``replaced``: the share of words that scheduled
+    sampling replaces at its end. ``late``: for so many words after a wrong one it is still to be taken back.
+    """
+
+    rows: int = 32
+    epochs: int = 8
+    teachers: int = Field(default=3, ge=1)
+    steps: int = Field(default=200, ge=1)
+    rounds: int = Field(default=5, ge=1)
+    own: int = Field(default=96, ge=2)
+    again: float = Field(default=0.5, gt=0)
+    replaced: float = Field(default=0.25, ge=0, le=1)
+    late: int = Field(default=1, ge=0)
+
+
+class WordCodec:
+    """A text is words with spaces between; what is no word of the vocabulary cannot be written, controls among them."""
+
+    def __init__(self, vocabulary: Sequence[str], end: int, controls: Sequence[int]) -> None:
+        self._vocabulary = vocabulary
+        self._controls = frozenset((*controls, end))
+        self._ids = {word: i for i, word in enumerate(vocabulary) if i not in self._controls}
+        self.stop = (end,)
+
+    def encode(self, text: str) -> list[int]:
+        unknown = next((word for word in text.split() if word not in self._ids), None)
+        if unknown is not None:
+            raise KlypeError(f"“{unknown}” is not a word of this language.")
+        return [self._ids[word] for word in text.split()]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        raise KlypeError("This model has no chat template.", "Give it plain text.")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self._vocabulary[i] for i in ids if i not in self._controls)
+
+
+class Student(EngineSource):
+    """A model that goes on learning: it answers as it is at the time of each question."""
+
+    def __init__(self, model: Transformer, codec: WordCodec) -> None:
+        super().__init__(Engine(model), codec)
+        self.model = model
+        self._version = 0
+
+    def refresh(self) -> None:
+        """The weights have moved: nothing computed with the old ones is used."""
+        self._version += 1
+        self.engine.refresh(self._version)
+
+
+@dataclass(slots=True)
+class ExtraCompute:
+    """Tokens that went once through the model beside its training (drawn, or read), and FLOPs of teachers."""
+
+    tokens: int = 0
+    teachers: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingContext:
+    """What a method is made from. ``beginning``: the truth at the beginning of a document; None where nobody knows it.
+    ``teachers``: trained when first asked for."""
+
+    corpus: Corpus
+    settings: MistakesSettings
+    seed: int
+    student: Student
+    beginning: Callable[[], Truth | None]
+    teachers: Callable[[], list[TrainedModel]]
+    spent: ExtraCompute = field(default_factory=ExtraCompute)
+
+    @property
+    def back(self) -> int:
+        return self.corpus.size - 1
+
+    def is_word(self, token: int) -> bool:
+        """Neither what begins a text, nor what ends it, nor what takes back."""
+        return token not in (self.corpus.train[0][0], self.corpus.end, self.back)
+
+
+def reader(beginning: Callable[[], Truth | None], prompt: Ids) -> Reader:
+    """The truth after a prompt, its first token being what begins a document."""
+
+    def start() -> Truth:
+        truth = beginning()
+        assert truth is not None, "only the world knows its truth"
+        for token in prompt[1:]:
+            truth.push(token)
+        return truth
+
+    return Reader(start)
+
+
+def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
+    """The text before the word that is one slip too many, for the truth to be computed at every place of it."""
+    slips = 0
+    for t, token in enumerate(text):
+        slips += token not in reader.next(text[:t])
+        if slips > SLIPS:
+            return text[:t]
+    return text
+
+
+def joined(a: Batch, b: Batch) -> Batch:
+    """The rows of both, padded to the longer."""
+    width = max(a.tokens_BT.shape[1], b.tokens_BT.shape[1])
+
+    def both(*parts: torch.Tensor) -> torch.Tensor:
+        return torch.cat([pad(t, (0, 0) * (t.dim() - 2) + (0, width - t.shape[1])) for t in parts])
+
+    extra = {name: both(tensor, b.extra[name]) for name, tensor in a.extra.items()}
+    tokens_BT, targets_BT = both(a.tokens_BT, b.tokens_BT), both(a.targets_BT, b.targets_BT)
+    return Batch(tokens_BT, targets_BT, both(a.weights_BT, b.weights_BT), extra)
+
+
 # what a student learns from: half of its own texts are as it writes them, in the others an error is forced, and it goes
 # on from there; a text begins as a document does, with a few words of one
-
 
 # most words of a document that the model's own text starts from
 OPENING = 8
@@ -49,16 +190,16 @@ class TruthLabels:
     impossible = 0.0
 
     def __init__(self, context: TrainingContext) -> None:
-        self._course = context
+        self._context = context
 
     def documents(self) -> Soft:
         """What follows at every position of the documents to learn from."""
-        assert self._course.corpus.truth is not None, "only the world knows its truth"
-        return true(self._course.corpus.truth, self._course.corpus.size)
+        assert self._context.corpus.truth is not None, "only the world knows its truth"
+        return true(self._context.corpus.truth, self._context.corpus.size)
 
     def reader(self, prompt: Ids) -> Reader:
         """What can follow on the prompt."""
-        return self._course.reader(prompt)
+        return reader(self._context.beginning, prompt)
 
     def label(self, texts: Sequence[Ids]) -> tuple[list[Ids], torch.Tensor]:
         """The texts (or their beginnings), and what should follow at all of their positions, [N, V] in half
@@ -69,7 +210,7 @@ class TruthLabels:
             if read := up_to_slips(reader, text[1:]):
                 kept.append((*text[:1], *read))
                 found += [reader.next(read[:t]) for t in range(len(read))]
-        table_NV = torch.zeros(len(found), self._course.corpus.size, dtype=torch.half)
+        table_NV = torch.zeros(len(found), self._context.corpus.size, dtype=torch.half)
         for row_V, p in zip(table_NV, found, strict=True):
             row_V[list(p)] = torch.tensor(list(p.values()), dtype=torch.half)
         return kept, table_NV
@@ -81,13 +222,13 @@ class TeacherLabels:
     impossible = UNLIKELY
 
     def __init__(self, context: TrainingContext) -> None:
-        self._course = context
+        self._context = context
         self._models = [one.model for one in context.teachers()]
         self._reads = sum(one.reads for one in context.teachers())
         context.spent.teachers += sum(one.flops for one in context.teachers())
 
     def documents(self) -> Soft:
-        return rows(self._said(self._course.corpus.train))
+        return rows(self._said(self._context.corpus.train))
 
     def reader(self, prompt: Ids) -> Reader:
         mixture = Mixture(self._models)
@@ -97,7 +238,7 @@ class TeacherLabels:
         return list(texts), self._said(texts)
 
     def _said(self, texts: Sequence[Ids]) -> torch.Tensor:
-        self._course.spent.teachers += self._reads * sum(len(text) - 1 for text in texts)
+        self._context.spent.teachers += self._reads * sum(len(text) - 1 for text in texts)
         return average(self._models, texts)
 
 
@@ -133,22 +274,15 @@ def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list
     settings = FeedbackSettings(positions=PLACES, seed=mix(context.seed, 12, round_) % 2**31)
     forced = interventions(context.student, asked, settings, context.is_word)
     by_name = {one.question: one.prompt for one in asked}
-    erring = [
-        (*by_name[intervention.question], *intervention.before, intervention.tokens[0]) for intervention in forced
-    ]
-    context.spent.tokens += sum(map(len, erring))
-    return gone_on(context, [*begun[:half], *erring], mix(context.seed, 13, round_) % 2**31)
-
-
-def gone_on(context: TrainingContext, prompts: Sequence[Ids], seed: int) -> list[Ids]:
-    """Each prompt with what the model writes after it, no longer than the longest document."""
-    end = context.corpus.end
+    erring = [(*by_name[one.question], *one.before, one.tokens[0]) for one in forced]
+    # each goes on as the model writes, no longer than the longest document
+    longest, seed = max(map(len, context.corpus.train)), mix(context.seed, 13, round_) % 2**31
     requests = [
-        Request(prompt, limit=max(1, context.longest - len(prompt)), seed=seed + i, stop=(end,))
-        for i, prompt in enumerate(prompts)
+        Request(prompt, limit=max(1, longest - len(prompt)), seed=seed + i, stop=(context.corpus.end,))
+        for i, prompt in enumerate([*begun[:half], *erring])
     ]
     texts = [(*trace.prompt, *trace.tokens) for (trace,) in answers(context.student, requests)]
-    context.spent.tokens += sum(map(len, texts))
+    context.spent.tokens += sum(map(len, [*erring, *texts]))
     return texts
 
 
@@ -158,7 +292,7 @@ def rounds(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     settings = context.settings
     half = settings.rows // 2
     data = TrainingSet(context.corpus.train, labeller.documents())
-    documents = LabelledBatches(data, settings.rows - half, mix(context.seed, 14))
+    plain = LabelledBatches(data, settings.rows - half, mix(context.seed, 14))
     texts, tables = list[Ids](), list[torch.Tensor]()
     for round_ in itertools.count():
         context.student.refresh()
@@ -168,10 +302,13 @@ def rounds(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
         data = TrainingSet(tuple(texts), rows(torch.cat(tables)))
         own = LabelledBatches(data, half, mix(context.seed, 15, round_))
         for _ in range(-(-settings.steps // settings.rounds)):
-            yield joined(next(documents), next(own))
+            yield joined(next(plain), next(own))
 
 
-# documents, altered as they are learnt
+def documents(context: TrainingContext, labeller: Labeller | None = None) -> LabelledBatches:
+    """The documents again, one-hot or with whole distributions."""
+    labels = None if labeller is None else labeller.documents()
+    return LabelledBatches(TrainingSet(context.corpus.train, labels), context.settings.rows, mix(context.seed, 14))
 
 
 def scheduled(context: TrainingContext) -> Iterator[Batch]:
@@ -179,14 +316,14 @@ def scheduled(context: TrainingContext) -> Iterator[Batch]:
     arXiv:1906.07651): words of a document are replaced by what the student would have said in their place, more and
     more of them; what is to follow stays the document's word, which is why it is biased (Huszár 2015,
     arXiv:1511.05101)."""
-    batches = LabelledBatches(TrainingSet(context.corpus.train), context.settings.rows, mix(context.seed, 14))
-    for position, batch in enumerate(batches):
+    for position, batch in enumerate(documents(context)):
         rate = context.settings.replaced * position / context.settings.steps
         if rate == 0:
             yield batch
             continue
         drawing = torch.Generator().manual_seed(mix(context.seed, 16, position + 1) % 2**63)
-        said_BT = drawn(said(context, batch), drawing)
+        q_BTV = said(context, batch)
+        said_BT = torch.multinomial(q_BTV.flatten(0, 1), 1, generator=drawing).view(q_BTV.shape[:2])
         tokens_BT = batch.tokens_BT.clone()
         chosen_BT = torch.rand(tokens_BT[:, 1:].shape, generator=drawing) < rate
         tokens_BT[:, 1:] = torch.where(chosen_BT, said_BT[:, :-1], tokens_BT[:, 1:])
@@ -197,9 +334,8 @@ def enriched(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     """The documents as they are, and beside them half as many with a word somewhere that the student might say there
     and that cannot follow, as the labeller has it. What should come then is the token that takes back, also ``late``,
     when words of the document stand between. Nobody learns to say the wrong word."""
-    train, half = context.corpus.train, context.settings.rows // 2
-    plain = LabelledBatches(TrainingSet(train), context.settings.rows, mix(context.seed, 14))
-    labelled = LabelledBatches(TrainingSet(train, labeller.documents()), half, mix(context.seed, 17))
+    plain, data = documents(context), TrainingSet(context.corpus.train, labeller.documents())
+    labelled = LabelledBatches(data, context.settings.rows // 2, mix(context.seed, 17))
     for position in itertools.count(1):
         drawing = torch.Generator().manual_seed(mix(context.seed, 18, position) % 2**63)
         yield joined(next(plain), broken(context, next(labelled), labeller.impossible, drawing))
@@ -234,77 +370,17 @@ def said(context: TrainingContext, batch: Batch) -> torch.Tensor:
     return q_BTV
 
 
-def drawn(p_BTV: torch.Tensor, drawing: torch.Generator) -> torch.Tensor:
-    """One word from each distribution, [B, T]."""
-    return torch.multinomial(p_BTV.flatten(0, 1), 1, generator=drawing).view(p_BTV.shape[:2])
-
-
-# the methods
-
-
-Kind = Literal["control", "baseline", "beside", "cure"]
-Knows = Literal["nothing", "teachers", "language", "truth"]
 # answers per beginning that are compared with each other; words of each
 GROUP, WORDS = 8, 12
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """``kind``: the control, a known baseline, beside (a cure's labels on documents alone: what own texts add shows
-    against it), or a cure. ``times`` the steps; ``back``: the model learns to take words back; ``own``: it learns
-    from texts of its own that the truth must be told of."""
-
-    name: str
-    make: Callable[[TrainingContext], Training]
-    kind: Kind = "cure"
-    knows: Knows = "nothing"
-    times: int = 1
-    back: bool = False
-    own: bool = False
-
-    @property
-    def needs_truth(self) -> bool:
-        return self.knows not in ("nothing", "teachers")
-
-
-# the rows
-
-
-def documents(context: TrainingContext) -> Training:
-    """The documents again, one-hot."""
-    return Training(_documents(context, TrainingSet(context.corpus.train)), cross_entropy)
-
-
-def scheduled_sampling(context: TrainingContext) -> Training:
-    """Words of the documents replaced by the model's own; one-hot."""
-    return Training(scheduled(context), cross_entropy)
-
-
-def labelled(context: TrainingContext, by: Callable[[TrainingContext], Labeller]) -> Training:
-    """The documents with whole distributions: what labels do without own texts."""
-    return Training(_documents(context, TrainingSet(context.corpus.train, by(context).documents())), soft_cross_entropy)
-
-
-def own(context: TrainingContext, by: Callable[[TrainingContext], Labeller], objective: Objective) -> Training:
-    """Documents and own texts with whole distributions."""
-    return Training(rounds(context, by(context)), objective)
-
-
-def backspace(context: TrainingContext, by: Callable[[TrainingContext], Labeller]) -> Training:
-    """Documents, and some with a wrong word of the model's own and the token that takes it back; one-hot."""
-    return Training(enriched(context, by(context)), cross_entropy)
-
-
-def outcome(context: TrainingContext) -> Training:
+def outcome(context: TrainingContext) -> Iterator[Batch]:
     """Continuations rewarded when the language allows every word of them (a policy gradient), and documents beside."""
     settings = RolloutSettings(
         answers=GROUP, limit=WORDS, unfinished=0.0, seed=mix(context.seed, 19) % 2**20, stop=(context.corpus.end,)
     )
-    half = max(GROUP, context.settings.rows // 2)
-    plain = LabelledBatches(
-        TrainingSet(context.corpus.train), context.settings.rows - half or half, mix(context.seed, 14)
-    )
-    train, readers = context.corpus.train, dict[Ids, Reader]()
+    train, readers, half = context.corpus.train, dict[Ids, Reader](), max(GROUP, context.settings.rows // 2)
+    plain = LabelledBatches(TrainingSet(train), context.settings.rows - half or half, mix(context.seed, 14))
 
     def ask(step: int) -> Sequence[rewards.QuestionPrompt]:
         chosen = [mix(context.seed, 20, step, k) for k in range(half // GROUP)]
@@ -317,32 +393,58 @@ def outcome(context: TrainingContext) -> Training:
         out = []
         for one, tokens in zip(asked, said, strict=True):
             if one.prompt not in readers:
-                readers[one.prompt] = context.reader(one.prompt)
+                readers[one.prompt] = reader(context.beginning, one.prompt)
             out.append(float(readers[one.prompt].first_error(tuple(tokens)) is None))
         return np.array(out)
 
-    def rehearsal(step: int) -> Batch:
-        return next(plain)
-
     reference = copy.deepcopy(context.student.model).eval()
-    objective = with_rehearsal(partial(grpo, settings=PolicySettings()), cross_entropy, 1.0)
-    return Training(
-        RolloutBatches(settings, ask, context.student.engine, reward, reference, rehearsal), objective, rate=0.2
-    )
+    return RolloutBatches(settings, ask, context.student.engine, reward, reference, lambda step: next(plain))
 
 
+Kind = Literal["control", "baseline", "beside", "cure"]
+Knows = Literal["nothing", "teachers", "language", "truth"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``kind``: the control, a known baseline, beside (a cure's labels on documents alone: what own texts add shows
+    against it), or a cure. ``by``: what labels its texts. ``times`` the steps; ``rate``: times the rates of going on;
+    ``back``: the model learns to take words back; ``own``: it learns from texts of its own that the truth must be told
+    of."""
+
+    name: str
+    make: Callable[..., Iterator[Batch]]
+    kind: Kind = "cure"
+    knows: Knows = "nothing"
+    by: type[Labeller] | None = None
+    objective: Objective = cross_entropy
+    times: int = 1
+    rate: float = 1.0
+    back: bool = False
+    own: bool = False
+
+    @property
+    def needs_truth(self) -> bool:
+        return self.knows not in ("nothing", "teachers")
+
+    def batches(self, context: TrainingContext) -> Iterator[Batch]:
+        """What a student learns from."""
+        return self.make(context) if self.by is None else self.make(context, self.by(context))
+
+
+REWARDED = with_rehearsal(partial(grpo, settings=PolicySettings()), cross_entropy, 1.0)
 METHODS = (
     Method("documents", documents, "control"),
     Method("longer", documents, "control", times=2),
-    Method("scheduled-sampling", scheduled_sampling, "baseline"),
-    Method("truth", partial(labelled, by=TruthLabels), "beside", "truth"),
-    Method("own-truth", partial(own, by=TruthLabels, objective=soft_cross_entropy), knows="truth", own=True),
-    Method("teachers", partial(labelled, by=TeacherLabels), "beside", "teachers"),
-    Method("own-teachers", partial(own, by=TeacherLabels, objective=soft_cross_entropy), knows="teachers"),
-    Method("own-teachers-reverse", partial(own, by=TeacherLabels, objective=reverse_divergence), knows="teachers"),
-    Method("backspace", partial(backspace, by=TruthLabels), knows="language", back=True),
-    Method("backspace-teachers", partial(backspace, by=TeacherLabels), knows="teachers", back=True),
-    Method("outcome", outcome, knows="language", own=True),
+    Method("scheduled-sampling", scheduled, "baseline"),
+    Method("truth", documents, "beside", "truth", TruthLabels, soft_cross_entropy),
+    Method("own-truth", rounds, "cure", "truth", TruthLabels, soft_cross_entropy, own=True),
+    Method("teachers", documents, "beside", "teachers", TeacherLabels, soft_cross_entropy),
+    Method("own-teachers", rounds, "cure", "teachers", TeacherLabels, soft_cross_entropy),
+    Method("own-teachers-reverse", rounds, "cure", "teachers", TeacherLabels, reverse_divergence),
+    Method("backspace", enriched, "cure", "language", TruthLabels, back=True),
+    Method("backspace-teachers", enriched, "cure", "teachers", TeacherLabels, back=True),
+    Method("outcome", outcome, "cure", "language", objective=REWARDED, rate=0.2, own=True),
 )
 CONTROL = "documents"
 # the model before any method, which all of them start from
@@ -357,7 +459,3 @@ def method(name: str) -> Method:
 def knows(name: str) -> Knows:
     """What the method of this name must be told; a model before any method: nothing."""
     return next((row.knows for row in METHODS if row.name == name), "nothing")
-
-
-def _documents(context: TrainingContext, data: TrainingSet) -> LabelledBatches:
-    return LabelledBatches(data, context.settings.rows, mix(context.seed, 14))

@@ -24,7 +24,7 @@ from klype.examine.feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import Asked, FeedbackSettings, Intervention, interventions
 from klype.examine.truth import Reader, Tokens, point
 from klype.experiments.corpus import Ids, Test
-from klype.experiments.mistakes.context import Student, up_to_slips
+from klype.experiments.mistakes_methods import Student, up_to_slips
 from klype.experiments.training import Mixture, measure, predict
 from klype.sources.source import answers
 from klype.values import Distribution, Request

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -20,33 +20,49 @@ import torch
 
 from klype.answers.traces import replace as write
 from klype.data.seeds import mix
-from klype.examine.facts import FigureFacts
+from klype.examine.charts import Panel, Picture, axis, line, lines
+from klype.examine.facts import FigureFacts, beyond
 from klype.examine.intervals import ratio_of_means, ratio_over_seeds
 from klype.examine.interventions import FeedbackSettings
+from klype.examine.say import Say
 from klype.experiments import framework
-from klype.experiments.bias.targets import Lab
+from klype.experiments.bias_targets import Lab
+from klype.experiments.experiment_report import ArmNames, Report
 from klype.experiments.framework import (
     SHARE,
     BoardMeasure,
     Cell,
     Experiment,
     ExperimentPlan,
+    ExperimentProgress,
     PlanChoice,
-    Progress,
     Result,
     Speed,
     facts,
     over_seeds,
 )
-from klype.experiments.mistakes.context import BACK, MistakesSettings, Student, TrainingContext, WordCodec, reader
-from klype.experiments.mistakes.measure import MistakesExam, exam, look, text_values
-from klype.experiments.mistakes.methods import BEFORE, CONTROL, METHODS, Method, knows, method
+from klype.experiments.mistakes_measures import MistakesExam, exam, look, text_values
+from klype.experiments.mistakes_methods import (
+    BACK,
+    BEFORE,
+    CONTROL,
+    METHODS,
+    Method,
+    MistakesSettings,
+    Student,
+    TrainingContext,
+    WordCodec,
+    knows,
+    method,
+    reader,
+)
 from klype.experiments.training import TrainedModel, loop_settings, optimize
 from klype.jsons import saved
 from klype.model.transformer import Transformer
 from klype.train.loop import NumberedBatches, TrainSession
 from klype.train.optimizer import fused_parts
 from klype.values import Batch, Figure
+from klype.words import Words
 
 FEEDBACK = FeedbackSettings(positions=8, distances=4, samples=2)
 ENDED = 0.9  # of the first training's steps are usually taken before held-out loss has turned for long enough
@@ -102,10 +118,9 @@ def go_on(context: TrainingContext, row: Method) -> float:
     """Trains the context's student by this method; FLOPs of it, what teachers and own texts took among them."""
     model, settings = context.student.model, context.settings
     torch.manual_seed(mix(context.seed, 22) % 2**63)
-    made = row.make(context)
-    batches = CountedBatches(made.batches)
-    loop = loop_settings(settings, row.times * settings.steps, settings.again * made.rate)
-    optimize(model, made.objective, batches, loop, TrainSession(parts=fused_parts(model.config), keeps=False))
+    batches = CountedBatches(row.batches(context))
+    loop = loop_settings(settings, row.times * settings.steps, settings.again * row.rate)
+    optimize(model, row.objective, batches, loop, TrainSession(parts=fused_parts(model.config), keeps=False))
     model.eval()
     return model.config.flops_per_token * (3.0 * batches.tokens + context.spent.tokens) + context.spent.teachers
 
@@ -175,7 +190,7 @@ def halves(kind: str, figures: dict[str, FigureFacts]) -> bool:
     return kind == "cure" and all(high is not None and high < 0.5 for high in highs)
 
 
-def board(stand: Progress[MistakesBoard]) -> MistakesBoard:
+def board(stand: ExperimentProgress[MistakesBoard]) -> MistakesBoard:
     """How it stands."""
     common, rows = stand.common(), stand.rows(MistakesRow, _more)
     halved = [row.arm for row in rows if halves(common["kinds"][row.arm], row.figures)]
@@ -290,4 +305,86 @@ MISTAKES = Experiment[MistakesBoard](
     board=board,
     first=(BEFORE,),
     one_size=True,
+)
+
+
+# what the report says and draws
+
+
+COLOURS = {BEFORE: "muted", CONTROL: "base", "scheduled-sampling": "bad", "own-truth": "truth",
+           "own-teachers": "finetuned", "backspace": "aligned", "outcome": "accent"}  # fmt: skip
+Figures = Mapping[str, FigureFacts]
+
+
+def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
+    """What was found, in words; nothing is said that was not measured."""
+    tell, figures = ArmNames("method", say, own), board.figures()
+    cures = [name for name in figures if board.kinds[name] == "cure"]
+    if board.source == "text":
+        if not cures or CONTROL not in figures:
+            return []
+        best = min(cures, key=lambda name: _value(figures[name], "bits_per_byte") or 0.0)
+        told = {key: say.figure(figures[best][key]) for key in ("bits_per_byte", "bits_change")}
+        key = "text" if beyond(figures[best]["bits_change"], 0.0) < 0 else "text_open"
+        control = say.figure(figures[CONTROL]["bits_per_byte"])
+        return [own(f"said.{key}", method=tell.name(best), control=control, n=len(cures), **told)]
+    said = []
+    if {BEFORE, CONTROL} <= figures.keys():
+        sides = {key: figures[name]["feedback"] for key, name in (("before", BEFORE), ("after", CONTROL))}
+        key = "control" if all(beyond(figure, 0.0) > 0 for figure in sides.values()) else "control_open"
+        said.append(own(f"said.{key}", **{side: say.figure(figure) for side, figure in sides.items()}))
+    if cures := [name for name in cures if _value(figures[name], "ratio")]:
+        best = min(cures, key=lambda name: _value(figures[name], "ratio") or 0.0)
+        told = {key: say.figure(figures[best][key]) for key in ("ratio", "ratio_by_question")}
+        told["kl_change"] = say.figure(figures[best].get("kl_change"))
+        said.append(own("said.best", method=tell.name(best), n=len(cures), **told))
+        halved = [f"{tell.name(name)} ({say.figure(figures[name].get('kl_change'))})" for name in board.halved]
+        said.append(own("said.halved", methods=", ".join(halved)) if halved else own("said.not_halved"))
+    if "backspace" in figures:
+        told = {key: say.figure(figures["backspace"][key], "right") for key in ("standing", "alarm")}
+        said.append(own("said.backspace", passes=say.figure(figures["backspace"]["passes"]), **told))
+    return said
+
+
+def pictures(board: MistakesBoard, say: Say, own: Words) -> list[Picture]:
+    """All of which there is something to show."""
+    tell, found = ArmNames("method", say, own, COLOURS), board.figures()
+
+    def against(key: str, at: float) -> Picture | None:
+        rows = [(name, found[name][key]) for name in found if name != CONTROL and _value(found[name], key) is not None]
+        return tell.whiskers(key, rows, axis(tell.column(key)), at)
+
+    made = [against("ratio", 0.5), distance_picture(board, tell), against("kl_change", 0.0)]
+    return [picture for picture in made if picture is not None]
+
+
+def distance_picture(board: MistakesBoard, tell: ArmNames) -> Picture | None:
+    by = {row.arm: [*enumerate(row.feedback_by_distance, 1)] for row in board.rows if row.feedback_by_distance}
+    if not by:
+        return None
+    series = [
+        line(tell.name(name), [(float(d), f["value"]) for d, f in by[name]], COLOURS[name], showSymbol=True)
+        for name in by
+        if name in COLOURS
+    ]
+    distance = tell.own("picture.axis_distance")
+    option = lines(axis(distance, min=1, minInterval=1), axis(tell.own("picture.axis_feedback")), series)
+    rows = [tell.cells(name, figure, d) for name, figures in by.items() for d, figure in figures]
+    columns = [distance, tell.column("feedback"), *tell.ends()]
+    return tell.picture("distance", [Panel("", option, 340)], columns, rows)
+
+
+def _value(figures: Figures, key: str) -> float | None:
+    figure = figures.get(key)
+    return None if figure is None else figure["value"]
+
+
+REPORT = Report[MistakesBoard](
+    MISTAKES,
+    verdict,
+    pictures,
+    notes=("notes",),
+    last=("column.seeds", lambda row: str(row.seeds)),
+    narrow=("ratio", "after_wrong", "after_right", "kl_change", "bits_per_byte", "teacher_kl_own"),
+    told=lambda arm, own: f" ({own(f'knows.{knows(arm)}')})",
 )

@@ -1,0 +1,403 @@
+"""The hard-target experiment: every target trained towards at several numbers of documents, beside one-hot and p."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from klype.errors import KlypeError
+from klype.examine.charts import Cell, Option, Panel, Picture, axis, bars, curve_with_band, line, lines
+from klype.examine.facts import FigureFacts, beyond, clearly
+from klype.examine.intervals import ratio_over_seeds
+from klype.examine.say import Say
+from klype.experiments import framework
+from klype.experiments.bias_targets import TARGETS, WRITTEN, Lab, members, one_hot, target
+from klype.experiments.corpus import SHOWN
+from klype.experiments.experiment_report import ArmNames, Report
+from klype.experiments.framework import (
+    SHARE,
+    BoardMeasure,
+    BoardPart,
+    Experiment,
+    ExperimentPlan,
+    ExperimentProgress,
+    PlanChoice,
+    Result,
+    Speed,
+    facts,
+)
+from klype.experiments.training import LabSettings
+from klype.values import Figure
+from klype.words import Words
+
+CONTROL, TRUTH = "one-hot", "oracle"
+# winners are named without a limit on compute, and within about three times that of one-hot (3.2, since early stopping
+# makes it vary)
+WITHIN = (None, 3.2)
+ENDED = 0.8  # of all steps are usually taken before held-out loss has turned for long enough
+OTHER = 1.3  # times the training: truth, labels, measures
+
+
+class BiasRow(framework.Row):
+    """``turned``: in so many of the seeds held-out loss rose before the end."""
+
+    turned: int
+
+
+class Curve(BoardPart):
+    """One model's way: (epoch, held-out loss, KL to the truth), nats a token. ``done``: it has been measured."""
+
+    target: str
+    documents: int
+    seed: int
+    member: int
+    done: bool
+    points: list[tuple[int, float, float | None]]
+
+
+class Bars(BoardPart):
+    """What may follow ``text``: the truth, and each target's model (mean over finished seeds, most documents)."""
+
+    text: str
+    words: list[str]
+    truth: list[float]
+    targets: dict[str, list[float]]
+
+
+class Best(BoardPart):
+    """The cure with the least KL on the half of the test that no figure comes from, of those within a compute."""
+
+    target: str
+    within: float | None
+    gap: FigureFacts
+
+
+class BiasBoard(framework.Board):
+    """All that a page needs to show the experiment while it runs and afterwards. ``epochs`` of a model at most."""
+
+    FILE = "targets.json"
+    epochs: int
+    rows: Sequence[BiasRow] = ()
+    curves: Sequence[Curve] = ()
+    bars: Bars | None = None
+    best: Sequence[Best] = ()
+
+    def document(self) -> dict[str, Any]:
+        """What ``klype bias --json`` prints: the figures at the most documents, and all of them by documents."""
+        most, by = self.documents[-1], {str(count): dict[str, Any]() for count in self.documents}
+        for row in self.rows:
+            by[str(row.documents)][row.arm] = {**row.figures, "turned": row.turned, "seeds": row.seeds}
+        return {
+            "targets": by[str(most)],
+            "documents": most,
+            "seeds": self.seeds,
+            "source": self.source,
+            "by_documents": by,
+            "best": [best.model_dump() for best in self.best],
+        }
+
+    @staticmethod
+    def read(folder: Path) -> BiasBoard:
+        """KlypeError when there is none, or it is not one."""
+        file = folder / BiasBoard.FILE
+        try:
+            return BiasBoard.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            raise KlypeError(f"There is no {BiasBoard.FILE} in {folder}.", "Make one with klype bias --out.") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise KlypeError(f"{file} is damaged: {where}: {first['msg']}.", "Run klype bias again.") from None
+
+
+def board(stand: ExperimentProgress[BiasBoard]) -> BiasBoard:
+    """How it stands."""
+    about = ("target", "documents", "seed", "member")
+    curves = [
+        Curve(points=one["curve"], done="values" in one, **{key: one[key] for key in about})
+        for one in stand.found
+        if one["curve"]
+    ]
+    return BiasBoard(
+        **stand.common(),
+        epochs=stand.plan.settings.epochs,
+        rows=stand.rows(BiasRow, lambda results: {"turned": sum(one["turned"] for one in results)}),
+        curves=curves,
+        bars=_bars(stand),
+        best=list(_best(stand)),
+    )
+
+
+def gaps(one_hot: Sequence[float], cure: Sequence[float], oracle: Sequence[float]) -> Figure:
+    """The share of the way from one-hot to the oracle that a cure goes, paired by seed: Σ(o − c) / Σ(o − p)."""
+    o, c, p = (np.asarray(values, float) for values in (one_hot, cure, oracle))
+    figure = ratio_over_seeds(o - c, o - p, "share of the gap")  # it may be below 0, and above 1
+    if figure.value is not None and ((c == o).all() or (c == p).all()):  # no way at all, or all of it: by definition
+        return replace(figure, low=figure.value, high=figure.value, certain=True, why="")
+    return figure
+
+
+def _gap(own: list[Result], control: list[Result], truth: list[Result]) -> Figure:
+    return gaps(*([one["values"]["kl"] for one in group] for group in (control, own, truth)))
+
+
+def _best(stand: ExperimentProgress[BiasBoard]) -> Iterator[Best]:
+    """Chosen on one half of the test, told by the other: a winner's own luck is not counted for it."""
+    by = {
+        name: [results[seed] for seed in sorted(results)]
+        for name, results in stand.by(stand.plan.documents[-1]).items()
+        if len(results) >= stand.plan.seeds
+    }
+    if not {CONTROL, TRUTH} <= by.keys():
+        return
+    flops = {name: sum(one["flops"] for one in results) for name, results in by.items()}
+    for within in WITHIN:
+        allowed = [
+            name
+            for name in stand.names
+            if name in by and target(name).kind == "cure" and (within is None or flops[name] <= within * flops[CONTROL])
+        ]
+        if allowed:
+            name = min(allowed, key=lambda name: sum(one["values"]["kl_chosen"] for one in by[name]))
+            yield Best(target=name, within=within, gap=facts(_gap(by[name], by[CONTROL], by[TRUTH])))
+
+
+def _bars(stand: ExperimentProgress[BiasBoard]) -> Bars | None:
+    if stand.test.shown is None:
+        return None
+    measured = [by for count in stand.plan.documents if (by := stand.by(count))]
+    last = measured[-1] if measured else {}
+    told = {name: [one["bars"] for one in by.values() if "bars" in one] for name, by in last.items()}
+    words = [stand.vocabulary[i] for i in stand.test.shown[1]]
+    means = {row.name: np.mean(told[row.name], axis=0).tolist() for row in TARGETS if told.get(row.name)}
+    return Bars(text=SHOWN, words=words, truth=list(stand.test.shown[1].values()), targets=means)
+
+
+def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tuple[int, int]:
+    """Steps of one cell at most: one-hot ones, and with whole distributions."""
+    rows = [target(name) for name in targets]
+    written = {"ensemble-written": 1, "steady-written": WRITTEN}  # times the documents, beside those there are
+    hard = soft = 0
+    for row in rows:
+        epochs = row.how(settings).epochs
+        if row.make is one_hot:
+            hard += epochs
+        elif row.kind in ("cure", "truth"):
+            soft += epochs * (1 + written.get(row.name, 0))
+    for name, count in members(settings).items():
+        if any(row.members == name for row in rows):
+            hard += (count - (name in targets)) * target(name).how(settings).epochs
+    once = -(-documents // settings.rows)
+    return hard * once, soft * once
+
+
+def cost(plan: ExperimentPlan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
+    """Steps at most, and seconds."""
+    both = [steps(count, plan.arms, plan.settings) for count in plan.documents]
+    hard, soft = (plan.seeds * sum(part) for part in zip(*both, strict=True))
+    return hard + soft, OTHER * ENDED * (hard * speed.hard + soft * speed.soft) / cores
+
+
+BIAS = Experiment[BiasBoard](
+    name="bias",
+    noun="target",
+    unknown="--targets: there are no targets",
+    arms=TARGETS,
+    control=CONTROL,
+    measures={
+        "kl": BoardMeasure("nats a token"),
+        "reverse_kl": BoardMeasure("nats a token"),
+        "s": BoardMeasure("share a token", most=1.0),
+        "calibration": BoardMeasure("probability", most=1.0),
+        "right": BoardMeasure(SHARE, most=1.0),
+        "bits_per_byte": BoardMeasure("bits a byte"),
+        "loss": BoardMeasure("nats a token"),
+        "compute": BoardMeasure(
+            paired=lambda own, control: ratio_over_seeds(
+                [one["flops"] for one in own], [one["flops"] for one in control], "times one-hot's"
+            ),
+            beside=(CONTROL,),
+        ),
+        "gap": BoardMeasure(paired=_gap, beside=(CONTROL, TRUTH)),
+    },
+    settings=LabSettings,
+    choices=[
+        PlanChoice((fewest, 2 * fewest, 4 * fewest), seeds)
+        for fewest, seeds in ((300, 5), (200, 5), (150, 5), (150, 3), (100, 3), (75, 3), (50, 2))
+    ],
+    cost=cost,
+    cell=Lab,
+    board=board,
+)
+
+
+# what the report says and draws
+
+
+# the arms that have curves; the tables show all
+COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned", "oracle": "truth",
+           "ensemble": "aligned", "steady": "accent"}  # fmt: skip
+
+
+def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:
+    """What was found, in words; nothing is said that was not measured."""
+    tell, found = ArmNames("target", say, own), board.figures()
+    if board.source == "text":
+        cures = [name for name in found if board.kinds[name] == "cure"]
+        if CONTROL not in found or not cures:
+            return []
+        bits = {name: figures["bits_per_byte"] for name, figures in found.items()}
+        name = min(cures, key=lambda name: bits[name]["value"] or 0.0)
+        key = "text_best" if clearly(bits[CONTROL], bits[name]) < 0 else "text_open"
+        told = {"bits": say.figure(bits[name]), "base": say.figure(bits[CONTROL])}
+        return [own(key, target=tell.name(name), n=len(cures), **told)]
+    kl = {name: say.figure(figures["kl"]) for name, figures in found.items()}
+    said = []
+    if {CONTROL, TRUTH} <= kl.keys():
+        said.append(own("hard", kl=kl[CONTROL], oracle=kl[TRUTH]))
+    for best in board.best:
+        key = f"best{'' if best.within is None else '_within'}{'' if beyond(best.gap, 0.0) > 0 else '_open'}"
+        gap, compute = say.figure(best.gap, "right"), say.value(found[best.target]["compute"])
+        said.append(own(key, target=tell.name(best.target), gap=gap, compute=compute))
+    if "best-of-five" in kl:
+        said.append(own("not_longer", kl=kl["best-of-five"]))
+    if {"steady", "oracle-steady"} <= kl.keys():
+        said.append(own("steadily", kl=kl["steady"], oracle=kl["oracle-steady"]))
+    return said
+
+
+def running(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> list[str]:
+    """Which models are being trained, each in a sentence. ``count`` writes a number of documents."""
+    return [
+        own("running", target=own(f"target.{c.target}"), documents=count(c.documents), seed=c.seed,
+            epoch=c.points[-1][0], epochs=board.epochs)
+        for c in board.curves
+        if not c.done and c.points
+    ]  # fmt: skip
+
+
+def pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
+    """All of which there is something to show."""
+    tell = ArmNames("target", say, own, COLOURS)
+    draws = (gap_picture, bars_picture, documents_picture, compute_picture, training_picture)
+    return [picture for draw in draws if (picture := draw(board, tell)) is not None]
+
+
+def gap_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    gaps = {name: figures["gap"] for name, figures in board.figures().items() if "gap" in figures}
+    rows = [(name, gap) for name, gap in gaps.items() if name not in (CONTROL, TRUTH) and gap["value"] is not None]
+    rows.sort(key=lambda row: -(row[1]["value"] or 0.0))
+    return tell.whiskers("gap", rows, axis(tell.own("picture.axis_gap"), percent=True), 0.0, "right")
+
+
+def bars_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    shown, own = board.bars, tell.own
+    if shown is None or not shown.targets:
+        return None
+    panels: list[Panel] = []
+    table: list[list[Cell]] = []
+    most = max(0.5, *shown.truth, *(v for values in shown.targets.values() for v in values))
+    for name, values in shown.targets.items():
+        if board.kinds[name] == "beside":
+            continue
+        colour = COLOURS.get(name, "aligned") if name != TRUTH else "aligned"
+        series = {own("picture.truth"): ("truth", shown.truth), own("picture.model"): (colour, values)}
+        x = axis(percent=True, min=0, max=most)
+        panels.append(Panel(tell.name(name), bars(shown.words, series, x), 210))
+        table += [[tell.name(name), w, p, q] for w, p, q in zip(shown.words, shown.truth, values, strict=True)]
+    columns = [tell.column("word"), own("picture.truth"), own("picture.model")]
+    return tell.picture("bars", panels, columns, table, own("picture.bars", text=shown.text, count=len(panels)))
+
+
+def documents_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    world, own = board.source == "world", tell.own
+    key = "kl" if world else "bits_per_byte"
+    series: list[Option] = []
+    table: list[list[Cell]] = []
+    for name in board.kinds:
+        figures = [(float(r.documents), r.figures[key]) for r in board.rows if r.arm == name and key in r.figures]
+        table += [tell.cells(name, figure, int(count)) for count, figure in figures]
+        if name in COLOURS and figures:
+            series += curve_with_band(tell.name(name), figures, COLOURS[name], showSymbol=True)
+    if not series or len(board.documents) < 2:
+        return None
+    x = axis(own("picture.axis_documents"), kind="log", min=board.documents[0], max=board.documents[-1])
+    y = axis(own("picture.axis_kl") if world else tell.column(key), scale=not world)
+    columns = [tell.column("documents"), tell.column(key), *tell.ends()]
+    made = tell.picture(
+        "documents" if world else "text_documents", [Panel("", lines(x, y, series), 340)], columns, table
+    )
+    return replace(made, id="documents")
+
+
+def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    rows = [
+        (name, times, kl)
+        for name, figures in board.figures().items()
+        if {"kl", "compute"} <= figures.keys()
+        and (times := figures["compute"]["value"])
+        and (kl := figures["kl"]["value"]) is not None
+    ]
+    if not rows:
+        return None
+    named = pareto([row for row in rows if board.kinds[row[0]] != "truth"])
+    named |= {name for name, _, _ in rows if board.kinds[name] in ("baseline", "truth")}
+    series = []
+    middle = math.sqrt(min(times for _, times, _ in rows) * max(times for _, times, _ in rows))  # of a log axis
+    for name, times, kl in rows:
+        side = "left" if times > middle else "right"  # towards the middle, where there is room
+        label = {"show": name in named, "formatter": tell.name(name), "color": "$ink", "position": side}
+        point = {"showSymbol": True, "symbolSize": 11, "label": label}
+        series.append(line(tell.name(name), [(times, kl)], tell.colour(name), **point))
+    x, y = axis(tell.own("picture.axis_compute"), kind="log"), axis(tell.own("picture.axis_kl"), scale=True)
+    option = lines(x, y, series)
+    option["legend"]["show"], option["grid"]["top"] = False, 24  # names stand beside the points
+    table: list[list[Cell]] = [[tell.name(name), times, kl] for name, times, kl in rows]
+    return tell.picture("compute", [Panel("", option, 380)], [tell.column("compute"), tell.column("kl")], table)
+
+
+def pareto(rows: Sequence[tuple[str, float, float]]) -> set[str]:
+    """The Pareto front of (name, compute, KL): those that leave less than all that cost less."""
+    found, least = set(), float("inf")
+    for name, _, kl in sorted(rows, key=lambda row: row[1:]):
+        if kl < least:
+            found.add(name)
+            least = kl
+    return found
+
+
+def training_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    """The way of one seed's models: KL where it is known, else held-out loss."""
+    at, y = (2, "kl") if board.source == "world" else (1, "loss")
+    chosen = [c for c in board.curves if c.documents == board.documents[-1] and c.member == 0 and c.target in COLOURS]
+    first = min((c.seed for c in chosen), default=0)
+    ordered = [c for name in board.kinds for c in chosen if c.target == name and c.seed == first]
+    if not ordered:
+        return None
+    series = [line(tell.name(c.target), [(p[0], p[at]) for p in c.points], COLOURS[c.target]) for c in ordered]
+    x, y_axis = axis(tell.own("picture.axis_epoch"), min=1), axis(tell.own(f"picture.axis_{y}"), scale=True)
+    table: list[list[Cell]] = [[tell.name(c.target), *p] for c in ordered for p in c.points]
+    columns = [tell.column(key) for key in ("epoch", "loss", "kl")]
+    return tell.picture("training", [Panel("", lines(x, y_axis, series), 320)], columns, table)
+
+
+REPORT = Report[BiasBoard](
+    BIAS,
+    verdict,
+    pictures,
+    notes=("interval", "how_turned"),
+    last=("turned", lambda row: f"{row.turned}/{row.seeds}"),
+    special={
+        "compute": lambda row, tell: tell.own(
+            "compute_unit", times=tell.say.plain(round(row.figures["compute"]["value"] or 0.0, 1))
+        ),
+        "gap": lambda row, tell: "" if row.arm in (CONTROL, TRUTH) else tell.say.figure(row.figures["gap"], "right"),
+    },
+    running=running,
+)

@@ -1,1 +1,0 @@
-"""Learning from one's own mistakes: what training can do against errors that make the next one likelier."""
