@@ -210,7 +210,7 @@ def greedy_picture(figures: Mapping[str, Any], w: Words, say: Say) -> Picture:
         if len(rows) > 1:
             groups.append(Group(say.measure(name), name, axis(percent=True, min=0, max=1), rows))
     made = Picture("greedy", w("greedy_title"), w("how_greedy"))
-    return whisker_picture(made, groups, say("axis.temperature"), say)
+    return whisker_picture(made, groups, "axis.temperature", say)
 
 
 def clean(s: float, words: int) -> float:
