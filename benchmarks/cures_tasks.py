@@ -17,7 +17,7 @@ from klype.answers import checks
 from klype.answers.decoding import Check, DecodeQuestion
 from klype.errors import UsageError
 from klype.judge.meaning import WorldJudge
-from klype.judge.same import Rules
+from klype.judge.same import RuleJudge
 from klype.judge.text import NEGATION, choices_named, normalise, numbers, words
 from klype.runs.provenance import read_questions
 from klype.sources.source import Codec, Source, tokens_of
@@ -247,7 +247,7 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
         known["statement"] = checks.given(stated)
     asked = DecodeQuestion(
         encoded(prompt),
-        Rules().meaning(question),
+        RuleJudge().meaning(question),
         rows.limit,
         tuple(codec.stop),
         seed,

@@ -21,7 +21,7 @@ from typing import Any
 from klype.device import usable_cores
 from klype.examine.intervals import ratio_of_means
 from klype.judge.judge import Judge
-from klype.judge.same import Rules
+from klype.judge.same import RuleJudge
 from klype.judge.text import normalise
 from klype.values import Figure, Question
 
@@ -52,7 +52,7 @@ def run(more: Sequence[Path] = (), others: Sequence[Judge] = ()) -> dict[str, An
     """Every judge on every file: pairs (``{"question", "a", "b", "same"}``) or answers with clusters."""
     rows = [json.loads(line) for file in (LABELLED, *more) for line in file.read_text(encoding="utf-8").splitlines()]
     pairs = [pair for row in rows for pair in pairs_of(row)]
-    judges = (Rules(), IdenticalWords(), *others)
+    judges = (RuleJudge(), IdenticalWords(), *others)
     judged: list[dict[str, Any]] = []
     for judge in judges:
         for lang in sorted({pair.lang for pair in pairs}):

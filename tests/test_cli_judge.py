@@ -16,7 +16,7 @@ from klype.cli.main import call
 from klype.errors import UsageError
 from klype.judge.embedding import minilm
 from klype.judge.judge import Judge
-from klype.judge.same import Rules
+from klype.judge.same import RuleJudge
 from klype.values import Question
 from tests.test_api_model import run as run
 from tests.test_cli_models import Captured, document
@@ -34,7 +34,7 @@ def test_rows_are_judged_in_order_and_the_judge_is_named() -> None:
     document = judged(ROWS)
     assert [row.get("same", row.get("right")) for row in document["rows"]] == [True, False, True, True, None]
     assert [sorted(row) for row in document["rows"][1:3]] == [["judge", "same"], ["judge", "right"]]
-    assert {row["judge"] for row in document["rows"]} == {document["judge"]} == {Rules.name}
+    assert {row["judge"] for row in document["rows"]} == {document["judge"]} == {RuleJudge.name}
     assert document["error_rate"] is None  # pairs and references have each their own
     for rows in (ROWS[:2], ROWS[2:3]):
         error = judged(rows)["error_rate"]
@@ -66,7 +66,7 @@ def test_a_judge_of_ones_own_rules_on_pairs_and_references() -> None:
 
 @pytest.mark.slow
 def test_the_error_that_is_told_is_what_the_benchmark_prints() -> None:
-    judges: list[Judge] = [Rules(), *([minilm()] if find_spec("all_minilm_l6_v2") else [])]
+    judges: list[Judge] = [RuleJudge(), *([minilm()] if find_spec("all_minilm_l6_v2") else [])]
     document = meaning.run(others=judges[1:])
     pairs = [row for row in document["rows"] if row["kind"] == "all"]
     for judge in judges:
@@ -82,7 +82,7 @@ def test_the_error_that_is_told_is_what_the_benchmark_prints() -> None:
 
 def test_same_is_public_and_says_who_judged() -> None:
     found = klype.same("Hvor er Kari?", "På skolen.", "Kari er på skolen")
-    assert (found.same, found.judge, found.error_rate) == (True, Rules.name, Rules().error_rate("same", "nb"))
+    assert (found.same, found.judge, found.error_rate) == (True, RuleJudge.name, RuleJudge().error_rate("same", "nb"))
     with pytest.raises(UsageError, match="a should be a text"):
         klype.same("Where?", None, "there")  # type: ignore[arg-type]
 
@@ -120,7 +120,7 @@ def test_a_named_judge_groups_in_every_command(capsys: Captured, run: Path) -> N
     at, asked = str(run), ["Kari er på skolen. Hvor er Kari?", "--limit", "4"]
     grammar = document(capsys, "ask", at, *asked, "--sure")["sure"]["same"]["judge"]
     named = document(capsys, "ask", at, *asked, "--sure", "--judge", "rules")["sure"]["same"]["judge"]
-    assert (grammar, named) == ("the world's grammar", Rules.name)
+    assert (grammar, named) == ("the world's grammar", RuleJudge.name)
     model = klype.load(run)
     assert model.tree(asked[0], budget=5, limit=3).judge == "the world's grammar"
     assert model.tree(asked[0], budget=5, limit=3, judge=Longer()).judge == "length"
@@ -132,7 +132,7 @@ def test_a_named_judge_groups_in_every_command(capsys: Captured, run: Path) -> N
 
 def test_judges_have_names_and_what_is_none_is_one_sentence(tmp_path: Path) -> None:
     rules = open_judge("rules")
-    assert isinstance(rules, Rules)
+    assert isinstance(rules, RuleJudge)
     assert (open_judge(None), open_judge(""), open_judge(rules)) == (None, None, rules)
     assert klype.same("?", "ab", "cd", judge=Longer()) == klype.Same(True, "length", None)
     for name, why in (("self", "judge itself"), (str(tmp_path), "is not a model"), (5, "name or a Judge")):

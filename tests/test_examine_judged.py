@@ -17,7 +17,7 @@ from klype.examine.measures import measure
 from klype.examine.say import Say
 from klype.examine.target import ErrorRates
 from klype.judge.judge import UNMEASURED
-from klype.judge.same import Rules
+from klype.judge.same import RuleJudge
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.options import RunOptions
@@ -136,10 +136,10 @@ def test_a_run_about_text_is_judged_by_the_same_rules(tmp_path: Path) -> None:
     assert [task.judge(even, said, True).right for said in ("Ja, det er det.", "Nei.", "ja")] == [True, False, True]
     config = ModelConfig(vocab_size=task.chat.tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=128)
     found = examine_model(task, Transformer(config), task.held_out[:8], AnswerSettings(0.7))
-    assert found.target.errors == {ruling: Rules().error_rate(ruling, "nb") for ruling in ("right", "same")}
+    assert found.target.errors == {ruling: RuleJudge().error_rate(ruling, "nb") for ruling in ("right", "same")}
     figures = measure(found.evidence[0.7])
     assert figures["decided"].n == len(task.held_out[:8])
-    assert figures["decided"].judge == figures["undecided"].judge == Rules.name
+    assert figures["decided"].judge == figures["undecided"].judge == RuleJudge.name
     assert all(figures[name].judge == "stated rules of form" for name in ("polite", "concise", "annotator"))
 
 
@@ -149,9 +149,9 @@ def test_the_error_is_that_of_the_language_that_is_asked_in(file: str) -> None:
     rows = [json.loads(line) for line in Path(f"benchmarks/{file}.jsonl").read_text(encoding="utf-8").splitlines()]
     for lang in {row.get("lang", "en") for row in rows}:
         asked = [Question("", row["question"]) for row in rows if row.get("lang", "en") == lang]
-        assert Rules().errs("right", asked) == Rules().error_rate("right", lang)
+        assert RuleJudge().errs("right", asked) == RuleJudge().error_rate("right", lang)
     both = [Question("", "What is the capital of France?"), Question("", "Hva er hovedstaden i Frankrike?")]
-    assert Rules().errs("right", both) == Rules().error_rate("right", "en")  # whose upper end is higher
+    assert RuleJudge().errs("right", both) == RuleJudge().error_rate("right", "en")  # whose upper end is higher
     others = """¿Cuál es la capital de Francia?
         Was ist die Hauptstadt von Frankreich?
         Vad heter Sveriges huvudstad?
@@ -159,5 +159,5 @@ def test_the_error_is_that_of_the_language_that_is_asked_in(file: str) -> None:
         Wat is de hoofdstad van Frankrijk?
         Qui a peint la Joconde?"""
     for text in others.splitlines():
-        assert Rules().errs("right", [Question("", text)]) == UNMEASURED
-        assert Rules().errs("same", [*both, Question("", text)]) == UNMEASURED
+        assert RuleJudge().errs("right", [Question("", text)]) == UNMEASURED
+        assert RuleJudge().errs("same", [*both, Question("", text)]) == UNMEASURED

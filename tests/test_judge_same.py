@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.meaning import LABELLED, adjusted_rand, run
-from klype.judge.same import ERRORS, Rules, Sameness
+from klype.judge.same import ERRORS, RuleJudge, Sameness
 from klype.values import Figure, Question
 
-RULES = Rules()
+RULES = RuleJudge()
 ROWS = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
 ANSWERS = [(row["question"], answer) for row in ROWS for answer in row["answers"]]
 

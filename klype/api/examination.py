@@ -35,7 +35,7 @@ from klype.examine.target import EvalTarget, ExamPlan, in_time, plan, within
 from klype.examine.truth import Reader
 from klype.judge.judge import Judge, Meaning
 from klype.judge.meaning import WorldJudge
-from klype.judge.same import Rules
+from klype.judge.same import RuleJudge
 from klype.runs.provenance import read_questions as kept_questions
 from klype.sources.find import is_aligned
 from klype.sources.opening import Opened
@@ -276,7 +276,7 @@ def examinee(
         question = world.question(random.Random(f"another {number}"), heldout=True)
         return question, tuple(opened.put(question.prompt, raw))
 
-    deciding = judge or (WorldJudge(world) if world is not None else Rules())
+    deciding = judge or (WorldJudge(world) if world is not None else RuleJudge())
     return EvalTarget(
         source=opened.source,
         name=opened.name,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from klype.errors import UsageError
 from klype.judge.judge import Judge as Judge
 from klype.judge.judge import Ruling
-from klype.judge.same import Rules
+from klype.judge.same import RuleJudge
 from klype.values import Figure, Question
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def same(question: str, a: str, b: str, judge: str | Judge | None = None) -> Sam
     for name, text in (("question", question), ("a", a), ("b", b)):
         if not isinstance(text, str):
             raise UsageError(f"{name} should be a text (it is of type {type(text).__name__}).")
-    ruling, asked = open_judge(judge) or Rules(), Question("", question)
+    ruling, asked = open_judge(judge) or RuleJudge(), Question("", question)
     return Same(ruling.same(asked, a, b), ruling.name, ruling.error_over("same", [asked]))
 
 
@@ -67,7 +67,7 @@ def open_judge(
     if not isinstance(name, str):
         raise UsageError("judge should be a name or a Judge.")
     if name in ("", "rules"):
-        return Rules() if name else None
+        return RuleJudge() if name else None
     if name == "minilm":
         return minilm()
     name = located(name)
@@ -91,7 +91,7 @@ def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dic
 
     Errors: a row of neither kind, none at all.
     """
-    judge = judge or Rules()
+    judge = judge or RuleJudge()
     found: list[dict[str, Any]] = []
     asked: list[Question] = []
     kinds: set[Ruling] = set()

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from klype.judge.judge import Judge, Meaning, Ruling
-from klype.judge.same import Rules
+from klype.judge.same import RuleJudge
 from klype.judge.text import bare, choices_named, normalise, numbers
 from klype.sources.source import Source, tokens_of
 from klype.values import Figure, Question
@@ -61,7 +61,7 @@ def judge_of(question: Question, world: World | None, named: Judge | None = None
     """The judge that is named; else the best there is: the world's grammar for its own questions, else the rules."""
     if named is not None:
         return named
-    return WorldJudge(world) if world is not None and "kind" in question.extra else Rules()
+    return WorldJudge(world) if world is not None and "kind" in question.extra else RuleJudge()
 
 
 def label(meaning: Hashable) -> str:

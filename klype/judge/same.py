@@ -361,7 +361,7 @@ ERRORS: dict[tuple[Ruling, str], Figure] = {
 }
 
 
-class Rules(Judge):
+class RuleJudge(Judge):
     """klype's default judge."""
 
     name = JUDGE

@@ -20,7 +20,7 @@ from klype.data.tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
 from klype.examine.facts import DataFacts, NextFacts, StageName, TemperatureFacts, Text, TextFacts
-from klype.judge.same import Rules
+from klype.judge.same import RuleJudge
 from klype.judge.text import normalise
 from klype.model.transformer import Transformer
 from klype.runs import material
@@ -81,7 +81,7 @@ class TextTask(Task):
         dictionary = self._material.dictionary
         asked = [q for q in self._learnt if "kind" in q.extra]
         self.exam = DictionaryExam(dictionary, asked, self._split.train, seed) if dictionary is not None else None
-        self.deciding = None if self.exam else Rules()
+        self.deciding = None if self.exam else RuleJudge()
         self.judge_name = JUDGE if self.deciding is None else self.deciding.name
         kind = "rows" if self._rankings else "dictionary" if self.exam else "rule"
         rows = str(options.preferences or options.data)
