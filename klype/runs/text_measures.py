@@ -84,9 +84,8 @@ class TextMeasures:
         bits, sizes = [], []
         for document in self._measured:
             ids = self._tokenizer.encode_document(document.text)
-            if (
-                not self._tokenizer.lead and self._tokenizer.end >= 0
-            ):  # nothing begins it: it is read behind another's end
+            # where no token begins a document, it is read behind the end of another
+            if not self._tokenizer.lead and self._tokenizer.end >= 0:
                 ids = [self._tokenizer.end, *ids]
             bits_N = token_bits(lambda tokens_BT: model(tokens_BT.to(model.embed.weight.device)), ids, self._window)
             bits.append(float(bits_N.sum()))
