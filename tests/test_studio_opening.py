@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from klype.runs import recipe
 from klype.studio.app import PAGES
+from klype.studio.divergence import ExamRequest
 from klype.studio.fields import SeedField, Select, TextLine
 from klype.studio.runs import RECIPES, RunRequest, start_run
 from klype.studio.studio import Studio
@@ -142,3 +144,18 @@ def test_a_run_speaks_the_page_s_language_and_starts_from_a_model_where_it_needs
     assert [given[given.index(f"--{option}") + 1] for option in ("recipe", "lang", "minutes")] == ["norsk", "nb", "20"]
     with pytest.raises(Exception, match="no model to go on from"):
         start_run(Studio([], tmp_path, command), RunRequest("lora", 1, "nb", 0, [given]))  # type: ignore[list-item]
+
+
+@LANGS
+@pytest.mark.parametrize(("code", "key"), [(130, "cancelled"), (1, "failed")])
+def test_an_examination_that_did_not_end_well_is_told_of(tmp_path: Path, lang: str, code: int, key: str) -> None:
+    toy = model("toy/align")
+    work = tmp_path / "work" / f"examine-{ExamRequest(toy.address, toy.identity, 60, 8).key}"
+    work.mkdir(parents=True)
+    (work / "work.json").write_text("{}")
+    (work / "ended.json").write_text(json.dumps({"code": code, "error": "No."}))
+    with visiting(Studio([toy], tmp_path, ["false"])) as (run, user):
+        user.http_client.headers["accept-language"] = lang
+        run(user.open("/divergence"))
+        said = words(lang, "studio_divergence")(key, why="No." if key == "failed" else "")
+        run(until(lambda: said in texts(user)))

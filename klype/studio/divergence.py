@@ -166,7 +166,8 @@ class DivergencePage(WorkPart):
         elif work is None:
             said = w("not_yet")
         else:
-            said = w("failed", why=say.text(work.why())) if state == "failed" else w("cancelled")
+            why = say.text(work.why()) if state == "failed" else ""
+            said = w("failed" if state == "failed" else "cancelled", why=why)
         el.retext(self.note, said)
         self.go.set_visibility(not busy and document is None)
         self.stop.set_visibility(busy)
