@@ -258,7 +258,7 @@ class Engine:
             seen = self._said(alike, logits_AV.shape[1]) if needs_counts(kind.sampling) else None
             drawn_A, logps_2A = sample(logits_AV, kind.sampling, noise_R[alike], seen)
             tokens[alike], logp_2R[:, alike] = drawn_A.numpy(), logps_2A.double().numpy()
-            stopped[alike] = np.isin(tokens[alike], kind.stop)
+            stopped[alike] = (tokens[alike, None] == kind.stop).any(1)
             if kind.top:
                 listed = distributions(logits_AV.float().log_softmax(-1), kind.top)
                 for line, q in zip(rows["line"][alike].tolist(), listed, strict=True):
@@ -277,10 +277,11 @@ class Engine:
             for row in np.flatnonzero(ended).tolist()
         }
         events = []
-        columns = (rows[name].tolist() for name in ("job", "sample", "line", "count") if told)
-        for row, (job, number, line, count) in enumerate(zip(*columns, strict=True)):
-            (last,) = self._records.read(line, count - 1, count)
-            events.append(Event(job.id, number, last, traces.get(row)))
+        columns = (column.tolist() for column in (rows["job"], rows["sample"], rows["line"], tokens, *logp_2R) if told)
+        for row, (job, number, line, token, p, drawn) in enumerate(zip(*columns, strict=True)):
+            last = self._records.distributions.get(line, [None])[-1]
+            step = Step(token, p, drawn, "drawn", last)
+            events.append(Event(job.id, number, step, traces.get(row)))
         if traces:
             self._leave(ended)
         return events
@@ -310,7 +311,7 @@ class Engine:
 
     def _trace(self, row: int, ended: Ended) -> Trace:
         job, number, line, count = (self._rows[name][row] for name in ("job", "sample", "line", "count"))
-        asked, steps, seconds = job.request, self._records.read(line, 0, count), self.clock() - job.started
+        asked, steps, seconds = job.request, self._records.read(line, count), self.clock() - job.started
         about = asked.prompt, steps, asked.sampling, asked.seed, int(number), self.label
         job.traces.append(Trace(*about, ended, int(count), seconds))
         trace: Trace = job.traces[-1]

@@ -248,9 +248,9 @@ def model_card(config: ModelConfig, about: dict[str, Any], run: dict[str, Any] |
     ``run``: the run.json of its run, for a repository on a hub: the card then also has intended use, data, measures and
     energy. What it does not say is said to be unknown, never made up.
     """
-    from jinja2 import Environment, FileSystemLoader
+    from jinja2 import Environment, PackageLoader
 
-    page = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True)
+    page = Environment(loader=PackageLoader("klype.model", "."), trim_blocks=True, keep_trailing_newline=True)
     page.filters["json"] = partial(json.dumps, ensure_ascii=False, default=str)
     told = run or {}
     data = told.get("data") or about.get("data") or []
