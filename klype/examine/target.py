@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class EvalTarget:
     other_manners: bool = False
     scores: Callable[[int], tuple[float, float]] | None = None
 
-    @property
+    @cached_property  # every answer asks for it, and it reads every question
     def errors(self) -> ErrorRates | None:
         """How often its judge errs about these questions; None where it cannot, or nobody judges what is meant."""
         if self.deciding is None:
@@ -91,7 +92,7 @@ class EvalTarget:
         return self.spell is None or self.spell(token) != b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExamSpeed:
     """What a probe found out: ``tokens`` of an answer and those that forks draw for one sample of it, in the mean;
     ``speed``: passes a second of answers drawn together, ``tree_speed``: beginnings that trees read in a second."""
