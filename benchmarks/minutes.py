@@ -67,7 +67,8 @@ def told(row: dict[str, Any]) -> str:
         return f"{row['recipe']}, {row['minutes']:g} minutes: {row['why']}"
     verdict = "passed" if row["within"] else "missed"
     took = f"planned {row['planned_s']:.0f} s, taken {row['taken_s']:.0f} s, ratio {row['ratio']:.2f}"
-    return f"{verdict}  {row['recipe']}, {row['minutes']:g} minutes: {took}"
+    early = ", alignment ended early" if row["early"] else ""
+    return f"{verdict}  {row['recipe']}, {row['minutes']:g} minutes: {took}{early}"
 
 
 def _ratio(row: dict[str, Any]) -> Figure:
@@ -92,15 +93,18 @@ def _timed(given: Sequence[str], recipe: str, size: float, out: Path, seed: int)
     planned, seconds = document["planned_s"], document["seconds"]
     ratio = taken / planned
     figures = {"planned_s": planned, "run_s": seconds["total"], "ratio": round(ratio, 3), "seconds": seconds}
-    return {**row, **figures, "within": abs(ratio - 1) <= WITHIN}
+    kept = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    # an alignment that is stopped, for its reward rises while answers get worse, or refused leaves its time unused
+    early = bool(kept.get("refused") or kept.get("watch", {}).get("stopped"))
+    return {**row, **figures, "early": early, "within": ratio - 1 <= WITHIN and (early or ratio >= 1 - WITHIN)}
 
 
 def _start(place: Path, text: Path, seed: int, size: float) -> str:
     """A model on the same text for adapters to go on from: of a run that is there, or made now."""
-    made = sorted(place.glob("text-*/finetune/model.safetensors"))
+    made = sorted(place.glob("text-*/pretrain/model.safetensors"))
     if not made:
         _timed(["--text", str(text)], "text", size, place / "text-start", seed)
-    return str(made[0].parent if made else place / "text-start" / "finetune")
+    return str(made[0].parent if made else place / "text-start" / "pretrain")
 
 
 def _stories(seed: int) -> Iterator[str]:
