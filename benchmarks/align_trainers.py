@@ -92,7 +92,7 @@ class Klype:
 
     def _sft(self, model: Any, crew: int) -> tuple[Any, Batches]:
         from klype.data.batches import PaddedBatches
-        from klype.data.pools import PoolSettings
+        from klype.data.example_batches import PoolSettings
         from klype.train.objectives import cross_entropy
 
         texts = [(ids, [float(x) for x in learnt]) for ids, learnt in self.given.conversations]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from klype.examine.calibration import excess_error
-from klype.examine.feedback import InterventionOutcome, effect
+from klype.examine.error_feedback import InterventionOutcome, effect
 from klype.examine.intervals import Limits, mean_by_question, paired, ratio_of_means, ratio_over_seeds
 from klype.examine.interventions import ARMS, Arm, Intervention
 from klype.values import Figure

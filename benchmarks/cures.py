@@ -17,8 +17,8 @@ from klype.answers.decoders import DECODERS, Decided, Decoder, decide, first
 from klype.answers.decoding import Tuning, serve
 from klype.device import usable_cores
 from klype.errors import KlypeError, UsageError
+from klype.examine.caching_source import Energy
 from klype.examine.intervals import mcnemar, mean_by_question, paired
-from klype.examine.recorder import Energy
 from klype.sources.source import Source
 from klype.values import Trace
 

@@ -75,7 +75,7 @@ def _packaged() -> str:
 def _entrant(name: str, sizes: Sizes, data: Path | None, precision: str, only: list[str]) -> Entrant:
     from benchmarks.cures import Entrant
     from benchmarks.cures_tasks import real_tasks, world_task
-    from klype.api.prompts import world_of
+    from klype.api.prompt_context import world_of
     from klype.errors import KlypeError
     from klype.sources.opening import open_model
     from klype.train.reward_model import open_reward_model

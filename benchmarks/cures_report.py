@@ -10,8 +10,8 @@ from typing import Any
 from klype.answers.decoders import DECODERS
 from klype.examine import html
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, whiskers
-from klype.examine.facts import FigureFacts, beyond
 from klype.examine.html import Glossary, Part, Section, Table, Text, texts
+from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say
 from klype.words import LANGUAGES, Words, words
 

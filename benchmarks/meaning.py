@@ -21,7 +21,7 @@ from typing import Any
 from klype.device import usable_cores
 from klype.examine.intervals import ratio_of_means
 from klype.judge.judge import Judge
-from klype.judge.same import RuleJudge
+from klype.judge.rule_judge import RuleJudge
 from klype.judge.text import normalise
 from klype.values import Figure, Question
 

@@ -43,7 +43,7 @@ class Klype:
         from klype.model.config import ModelConfig
         from klype.model.transformer import Transformer
         from klype.planner import StepBudget
-        from klype.runs.probe import (
+        from klype.runs.machine_probe import (
             Cycle,
             all_cores_seconds,
             as_planned,

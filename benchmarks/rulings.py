@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from klype.examine.feedback import InterventionOutcome, parted
+from klype.examine.error_feedback import InterventionOutcome, parted
+from klype.examine.hypothesis_tests import LEFT, PART, TIMES, Ruling, constant_hazard, independent_errors, rulings
 from klype.examine.intervals import Array, proportion
 from klype.examine.interventions import Arm, Intervention
-from klype.examine.rulings import LEFT, PART, TIMES, Ruling, constant_hazard, independent_errors, rulings
 from klype.examine.survival import AT_RISK, COLUMNS, ERRED, LEAST_S, WEIGHED, WEIGHT
 from klype.experiments.claims import GROWTH, LIKELIER, PARTED, after_forced
 

@@ -48,7 +48,7 @@ class Klype:
         from klype.model.config import ModelConfig
         from klype.model.transformer import Transformer
         from klype.planner import ThreadConfig
-        from klype.runs.probe import best_precision, thread_configs
+        from klype.runs.machine_probe import best_precision, thread_configs
 
         memory_policy()
         torch.set_num_threads(threads)

@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from klype.device import set_threads, thread_policy
 from klype.durable import hash_file
 from klype.model import checkpoint, manifest
-from klype.runs.examining import MODELS, measure_stage
+from klype.runs.examine_stage import MODELS, measure_stage
 from klype.runs.folder import RUNS, read_run
 from klype.runs.opening import open_life_cycle
 from klype.runs.options import RunOptions
 from klype.runs.say import Silent
-from klype.sources.find import DEMO, FILES
+from klype.sources.find_model import DEMO, FILES
 from klype.train.reward_model import ABOUT, RewardModel
 
 PLACE = Path(__file__).resolve().parent.parent / "klype" / "bundled"

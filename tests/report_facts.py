@@ -6,8 +6,8 @@ import math
 import random
 from typing import Any
 
-from klype.examine.facts import Facts, check
 from klype.examine.intervals import proportion
+from klype.examine.run_figures import Facts, check
 from klype.values import Figure
 
 STAGES = ("base", "finetuned", "aligned")

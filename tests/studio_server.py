@@ -20,7 +20,7 @@ from klype.preferences.records import Entry
 from klype.runs.ranking import open_store
 from klype.serve.guard import Rules
 from klype.serve.server import listen, server
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.sources.opening import Opened
 from klype.studio.app import app
 from klype.studio.studio import SharedModel, Studio

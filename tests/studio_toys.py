@@ -12,7 +12,7 @@ import httpx
 
 from klype.engine.engine import Engine
 from klype.serve.served import Served
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.sources.opening import Opened
 from klype.sources.source import Around, NativeSource, Source
 from klype.studio.studio import SharedModel, Studio

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from klype.answers import checks
+from klype.answers import verifiers
 from klype.answers.decoders import DECODERS, Decided, decide
 from klype.answers.decoding import DecodeQuestion, Tuning, parse_budget
 from klype.errors import UsageError
@@ -37,10 +37,10 @@ def likes_c(prompts: Any, tokens: Any) -> list[float]:
 
 def question(meaning: Any = lambda text: text, **more: Any) -> DecodeQuestion:
     known = {
-        "likelihood": checks.likelihood,
-        "statement": checks.given(lambda text: ((1,), (2, 0))),
-        "yes": checks.yes(lambda text: (1,), [2], [3]),
-        "reward": checks.judged(likes_c),
+        "likelihood": verifiers.likelihood,
+        "statement": verifiers.given(lambda text: ((1,), (2, 0))),
+        "yes": verifiers.yes(lambda text: (1,), [2], [3]),
+        "reward": verifiers.judged(likes_c),
     }
     return DecodeQuestion((START,), meaning, LIMIT, (0,), checks=known, **more)
 

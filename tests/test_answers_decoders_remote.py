@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from klype.answers import checks
+from klype.answers import verifiers
 from klype.answers.decoders import decide
 from klype.answers.decoding import DecodeQuestion
 from klype.sources.capabilities import probe
@@ -30,7 +30,7 @@ def test_remote_decides_as_native(remote: RemoteSource, name: str) -> None:
 
     def asked(codec: Any) -> list[DecodeQuestion]:
         prompt = tuple(codec.prompt(ASKED))
-        known: dict[str, checks.Check] = {"likelihood": checks.likelihood}
+        known: dict[str, verifiers.Check] = {"likelihood": verifiers.likelihood}
         return [
             DecodeQuestion(prompt, lambda text: text.lower(), 8, tuple(codec.stop), seed, checks=known)
             for seed in (0, 3)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from klype.answers.gumbel import without_replacement
 from klype.answers.tree import TreeSettings
+from klype.answers.without_replacement import without_replacement
 from klype.values import Sampling
 from tests.toy_sources import enumerate_answers, random_table, table_source
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from klype.answers import bounds
-from klype.answers.bounds import entropy_bounds
+from klype.answers import distribution_bounds
+from klype.answers.distribution_bounds import entropy_bounds
 from klype.answers.tree import Tree, TreeSettings, grow, grow_together
 from klype.errors import UsageError
 from klype.values import Distribution, Sampling
@@ -218,15 +218,15 @@ def hold(rng: np.random.Generator) -> None:
     before = (-math.inf, math.inf)
     for k in range(1, size):
         q = partial(p, k)
-        low, high = bounds.entropy(q, size)
+        low, high = distribution_bounds.entropy(q, size)
         assert low - 1e-9 <= entropy <= high + 1e-9
         assert before[0] - 1e-9 <= low
         assert high <= before[1] + 1e-9
         before = (low, high)
-        low, high = bounds.mass_at(q, 1.0, size, allowed)
+        low, high = distribution_bounds.mass_at(q, 1.0, size, allowed)
         assert low - 1e-9 <= p[sorted(allowed)].sum() <= high + 1e-9
         for known in (size, 0):
-            at = bounds.tempered(q, temperature, known)
+            at = distribution_bounds.tempered(q, temperature, known)
             assert (at.low_K <= raised[q.ids] + 1e-9).all()
             assert (raised[q.ids] <= at.high_K + 1e-9).all()
             assert at.low_K.sum() + at.rest == pytest.approx(1)
@@ -251,7 +251,7 @@ def test_the_width_for_entropy_is_as_published() -> None:
     for rest, width in ((0.001, 0.009), (0.01, 0.085), (0.05, 0.40)):
         p = np.array([1 - rest - 19 * rest / 20, *[rest / 20] * 19])
         q = Distribution(np.arange(20), np.log(p), rest)
-        low, high = bounds.entropy(q, 50_000)
+        low, high = distribution_bounds.entropy(q, 50_000)
         assert 0.5 * width <= high - low <= 1.5 * width
 
 

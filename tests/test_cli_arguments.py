@@ -14,7 +14,7 @@ from klype.cli.guard import guarded
 from klype.cli.main import call
 from klype.cli.options import quoted
 from klype.cli.terminal import program
-from klype.sources.find import NEWEST_FIRST, demo_run, located, near
+from klype.sources.find_model import NEWEST_FIRST, demo_run, located, near
 from klype.words import words
 
 Captured = pytest.CaptureFixture[str]

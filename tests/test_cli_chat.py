@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from klype.api.model import Model
 from klype.api.model import tempered as as_drawn
-from klype.api.prompts import fit, suggestions
+from klype.api.prompt_context import fit, suggestions
 from klype.cli.chat import ChatSession
-from klype.cli.look import bar_of, visible
+from klype.cli.next_tree_forks import bar_of, visible
 from klype.cli.terminal import Terminal
 from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.model.checkpoint import Loaded
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.sources.opening import Opened, Pieces, native, room, stream
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer

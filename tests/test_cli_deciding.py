@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from klype.answers.decoders import DECODERS
-from klype.api.prompts import PromptContext
+from klype.api.prompt_context import PromptContext
 from klype.cli import ask as command
 from klype.errors import UsageError
 from klype.values import Question, Request, Sampling

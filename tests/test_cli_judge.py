@@ -16,7 +16,7 @@ from klype.cli.main import call
 from klype.errors import UsageError
 from klype.judge.embedding import minilm
 from klype.judge.judge import Judge
-from klype.judge.same import RuleJudge
+from klype.judge.rule_judge import RuleJudge
 from klype.values import Question
 from tests.test_api_model import run as run
 from tests.test_cli_models import Captured, document

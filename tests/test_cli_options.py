@@ -15,8 +15,8 @@ from klype.api.model import Model
 from klype.cli.ask import AskOptions
 from klype.cli.examine import ArticleOptions, ExaminationOptions
 from klype.cli.guard import guarded
-from klype.cli.look import ForkOptions, NextOptions, TreeOptions
 from klype.cli.main import app
+from klype.cli.next_tree_forks import ForkOptions, NextOptions, TreeOptions
 from klype.cli.options import expanded
 from klype.cli.rank import RankOptions
 from klype.cli.terminal import Terminal

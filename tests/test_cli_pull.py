@@ -21,7 +21,7 @@ from klype.cli.guard import guarded
 from klype.cli.main import call
 from klype.environment import state_folder
 from klype.model.checkpoint import save
-from klype.sources.find import HUB, find_named
+from klype.sources.find_model import HUB, find_named
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from tests.serve_toys import TEXTS
@@ -200,7 +200,7 @@ def test_names_that_there_are_not(capsys: Captured, elsewhere: Path) -> None:
 
 
 def test_a_package_brings_smollm2(smollm: Path, elsewhere: Path) -> None:
-    from klype.sources.find import located
+    from klype.sources.find_model import located
 
     assert located("smollm2") == str(smollm)
     (elsewhere / "smollm2").mkdir()  # what lies here goes first

@@ -20,7 +20,7 @@ from klype.cli.main import call
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.manifest import MANIFEST
 from klype.runs import folder
-from klype.runs.record import MEANING, Record, meant_otherwise, process_of
+from klype.runs.run_json import MEANING, Record, meant_otherwise, process_of
 from klype.sources.opening import find_model
 from klype.words import number
 

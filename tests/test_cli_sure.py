@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from klype.api.prompts import PromptContext
+from klype.api.prompt_context import PromptContext
 from klype.cli.ask import share_of, sure_of
 from klype.sources.source import answers
 from klype.values import Question, Request, Sampling

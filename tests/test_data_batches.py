@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from klype.data.batches import PackedBatches, PaddedBatches, conversation_batches, epochs, fit
 from klype.data.documents import SHARD_TOKENS, Documents, ShardWriter, tokenize
-from klype.data.pools import BLOCK, Example, Pools, PoolSettings
+from klype.data.example_batches import BLOCK, Example, Pools, PoolSettings
 from klype.data.seeds import Permutation
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer

@@ -24,9 +24,9 @@ from klype.data.documents import (
 from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
 from klype.errors import KlypeError
 from klype.runs import opening, pipeline
-from klype.runs.material import gather
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
+from klype.runs.run_data import gather
 from klype.runs.say import Silent
 from klype.runs.text_task import TextTask
 from klype.text.chat import TEMPLATE

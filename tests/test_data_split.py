@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from klype.data.documents import blocks, is_held_out, split
 from klype.data.ngram import ngram_bits_per_byte, xz_bits_per_byte
 from klype.data.readers import TextDocument
-from klype.data.tasks import language, make_tasks
+from klype.data.text_tasks import language, make_tasks
 from klype.errors import KlypeError
 
 

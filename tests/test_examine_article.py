@@ -11,7 +11,7 @@ import pytest
 from benchmarks.rulings import FAMILY, RULED
 from klype.cli import guard
 from klype.cli.main import call
-from klype.examine.rulings import rulings
+from klype.examine.hypothesis_tests import rulings
 from klype.examine.say import Say
 from klype.experiments.article import sentences
 from klype.experiments.claims import How, claims, of_figures

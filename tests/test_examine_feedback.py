@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klype.examine.feedback import InterventionOutcome, effect, outcomes
+from klype.examine.error_feedback import InterventionOutcome, effect, outcomes
 from klype.examine.interventions import ARMS, Arm, Asked, FeedbackSettings, Intervention, interventions
 from klype.examine.truth import Reader
 from klype.sources.source import NativeSource

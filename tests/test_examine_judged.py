@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.data.readers import BadRows
+from klype.examine.error_feedback import Replaced
 from klype.examine.estimators import WITHHELD
 from klype.examine.evidence import Answered, Evidence
-from klype.examine.feedback import Replaced
+from klype.examine.examined_model import ErrorRates
 from klype.examine.measures import measure
 from klype.examine.say import Say
-from klype.examine.target import ErrorRates
 from klype.judge.judge import UNMEASURED
-from klype.judge.same import RuleJudge
+from klype.judge.rule_judge import RuleJudge
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.options import RunOptions

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from klype.examine.error_feedback import FEW, effect, outcomes, parted
 from klype.examine.evidence import Evidence
 from klype.examine.examination_report import pairs
-from klype.examine.feedback import FEW, effect, outcomes, parted
 from klype.examine.interventions import (
     AS_RARE,
     Asked,

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Tree, TreeAnswer, TreeSettings
+from klype.examine.caching_source import Shape, answer_bytes, answer_flops
 from klype.examine.calibration import TEMPERATURES, bins, calibration_error
+from klype.examine.error_feedback import InterventionOutcome, Replaced
 from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
-from klype.examine.feedback import InterventionOutcome, Replaced
 from klype.examine.interventions import Intervention
 from klype.examine.measures import MEASURES, OF_RUNS, measure
-from klype.examine.recorder import Shape, answer_bytes, answer_flops
 from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.say import Say
 from klype.examine.survival import survival

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from klype.examine.error_feedback import replaced
 from klype.examine.evidence import Evidence
-from klype.examine.feedback import replaced
 from klype.examine.interventions import FeedbackSettings
 from klype.examine.measures import measure
 from klype.values import Request

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.rulings import RULED, WORLDS, World, run
 from benchmarks.rulings import texts as table_of
 from klype.examine.evidence import Answered
-from klype.examine.rulings import (
+from klype.examine.hypothesis_tests import (
     ALPHA,
     LEFT,
     Outcome,

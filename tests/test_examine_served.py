@@ -18,7 +18,7 @@ import pytest
 
 from klype.cli import guard
 from klype.cli.main import call
-from klype.examine.target import fork_tokens
+from klype.examine.examined_model import fork_tokens
 from klype.values import Sampling, Step, Trace
 from tests.test_cli_models import question, run, world
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from klype.answers import bounds
+from klype.answers import distribution_bounds
 from klype.errors import KlypeError, UsageError
+from klype.examine.caching_source import Shape
 from klype.examine.compare import failed, parse
 from klype.examine.evidence import DistributionCache, answered, read_distributions
 from klype.examine.examination import Examined, Meters, examine, probe
 from klype.examine.examination_report import document, verdict
-from klype.examine.recorder import Shape
+from klype.examine.examined_model import SHARE, EvalTarget, ExamSpeed, in_time, plan, within
 from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
-from klype.examine.target import SHARE, EvalTarget, ExamSpeed, in_time, plan, within
 from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.judge.meaning import text_meaning
 from klype.values import Distribution, Figure, Question, Verdict
@@ -197,7 +197,7 @@ def test_however_near_to_0_a_temperature_is_it_is_like_0(temperature: float) -> 
     assert at_temperature(q, temperature).tolist() == [1, 0, 0, 0]
     assert (cold.entropy((), q), cold.said((), q), cold.s((), q)) == (0.0, 1.0, 1.0)
     assert cold.kl((), q) > 100  # the truth is not so sure
-    assert np.exp(bounds.whole_at(q, temperature).logp).tolist() == [1, 0, 0, 0]
+    assert np.exp(distribution_bounds.whole_at(q, temperature).logp).tolist() == [1, 0, 0, 0]
 
 
 def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: Examined) -> None:

@@ -13,7 +13,7 @@ from bias_toys import END, SIZE, Chain, reference_kneser_ney
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.answers.traces import replace as replace_file
+from klype.answers.trace_files import replace as replace_file
 from klype.cli.main import call
 from klype.data.ngram import KneserNey
 from klype.errors import KlypeError, UsageError

@@ -15,7 +15,7 @@ from bias_toys import END, SIZE, Chain
 from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
-from klype.examine.feedback import effect, outcomes
+from klype.examine.error_feedback import effect, outcomes
 from klype.examine.interventions import Asked as Shocked
 from klype.examine.interventions import FeedbackSettings, interventions
 from klype.examine.say import Say

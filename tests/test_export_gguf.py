@@ -14,7 +14,7 @@ import torch
 
 from klype.cli import guard
 from klype.cli.main import call
-from klype.cli.models import push, write_repository
+from klype.cli.pull_export import push, write_repository
 from klype.errors import KlypeError
 from klype.model.checkpoint import load, save
 from klype.text.chat import TEMPLATE

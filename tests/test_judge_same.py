@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.meaning import LABELLED, adjusted_rand, run
-from klype.judge.same import ERRORS, RuleJudge, Sameness
+from klype.judge.rule_judge import ERRORS, RuleJudge, Sameness
 from klype.values import Figure, Question
 
 RULES = RuleJudge()

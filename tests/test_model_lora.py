@@ -16,7 +16,7 @@ from klype.errors import Interrupted
 from klype.model.config import ModelConfig
 from klype.model.lora import AdaptedTransformer, LoraSettings, frozen
 from klype.model.transformer import Transformer
-from klype.train.layout import round_buffers
+from klype.train.flat_parameters import round_buffers
 from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import OptimizerSettings

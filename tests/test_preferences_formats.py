@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from klype.data import collection
+from klype.data import find_data
 from klype.data.rows import read_preferences
 from klype.errors import KlypeError, UsageError
 from klype.preferences import formats
@@ -163,7 +163,7 @@ def test_whoever_reads_an_export_finds_the_conversation_and_its_pairs(
     assert {(str(r.question.messages()), *pair) for r in back for pair in formats.pairs(r)} == wanted
     trained = read_preferences([file]) if wanted else []
     assert {(str(r.question.messages()), *pair) for r in trained for pair in formats.pairs(r)} == wanted
-    assert not wanted or form == "ranked" or collection.kind(file) == "preferences"
+    assert not wanted or form == "ranked" or find_data.kind(file) == "preferences"
 
 
 def test_a_conversation_that_alpaca_cannot_hold_is_said(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from klype.examine.charts import (
     echarts_script,
     step_of,
 )
-from klype.examine.facts import check, read
 from klype.examine.report import render, write
+from klype.examine.run_figures import check, read
 from klype.examine.say import Say, visible
 from klype.examine.training_pictures import pictures, reward
 from klype.examine.verdict import verdict

@@ -11,7 +11,7 @@ import torch
 
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
-from klype.runs.aligning import EvaluatedBatches, Evaluation, Evaluator, best, parted
+from klype.runs.align_stage import EvaluatedBatches, Evaluation, Evaluator, best, parted
 from klype.runs.gates import verdict, win_rate
 from klype.runs.reward import pairs, tau_ceiling
 from klype.values import Batch, Question, Ranking

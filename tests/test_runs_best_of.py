@@ -9,7 +9,7 @@ import pytest
 
 from klype.engine.engine import Engine
 from klype.errors import UsageError
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.train.preference import RankedAnswers
 from klype.train.reward_model import UNFINISHED, RewardModel, RewardSettings, best_of_n, fit_reward, open_reward_model
 from klype.values import Request

@@ -19,11 +19,11 @@ from klype.runs.opening import as_begun
 from klype.runs.options import RunOptions
 from klype.runs.provenance import read_questions
 from klype.runs.recipe import read
-from klype.runs.record import Record, write_json
+from klype.runs.run_json import Record, write_json
+from klype.studio.background_jobs import MetricsTail
 from klype.studio.divergence import ExamRequest, exam_document
 from klype.studio.runs_detail import RunInfo
 from klype.studio.studio import Studio
-from klype.studio.work import MetricsTail
 
 FIGURE = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 400, "unit": "share"}
 ORDER = ExamRequest("model", "identity")

@@ -19,7 +19,7 @@ from klype.data.documents import split
 from klype.data.readers import BadRows, TextDocument
 from klype.data.seeds import draw_seed
 from klype.engine.engine import Engine
-from klype.examine.recorder import Energy
+from klype.examine.caching_source import Energy
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.preferences.records import Candidate, RankingItem

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from klype.errors import UsageError
-from klype.runs.record import write_events
+from klype.runs.run_json import write_events
 
 
 @pytest.fixture

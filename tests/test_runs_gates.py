@@ -11,7 +11,7 @@ from klype.examine.intervals import proportion
 from klype.runs.gates import FEWEST, against_aligning, figure_of, gains, gates, kept, status
 from klype.runs.options import RunOptions
 from klype.runs.recipe import Recipe, read, saved
-from klype.runs.record import Record
+from klype.runs.run_json import Record
 from klype.runs.say import Silent
 from klype.runs.stages import RunContext
 from klype.values import Figure

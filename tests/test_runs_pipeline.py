@@ -18,7 +18,7 @@ from klype.config import make
 from klype.data.readers import BadRows
 from klype.data.rows import read_questions
 from klype.errors import KlypeError, UsageError
-from klype.examine.facts import read as read_facts
+from klype.examine.run_figures import read as read_facts
 from klype.model import checkpoint
 from klype.preferences.store import Store
 from klype.runs import opening, pipeline
@@ -26,7 +26,7 @@ from klype.runs.folder import read_run
 from klype.runs.options import RunOptions, StageOptions
 from klype.runs.pipeline import align_rounds
 from klype.runs.recipe import read
-from klype.runs.record import MEANING, asked, resumed_options
+from klype.runs.run_json import MEANING, asked, resumed_options
 from klype.runs.say import Silent
 from klype.text.tokenizer import Tokenizer
 from tests import contract

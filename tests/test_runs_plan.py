@@ -16,7 +16,7 @@ from train_toys import Seeded, random_batch, tiny_model
 
 from klype.errors import Interrupted
 from klype.planner import FEWEST_STEPS, MOST_RESERVED, StepBudget, StepPlan, ThreadConfig, divide, first_that_fits
-from klype.runs.probe import seconds_per_step, thread_configs
+from klype.runs.machine_probe import seconds_per_step, thread_configs
 from klype.runs.recipe import read
 from klype.runs.stages import WithRehearsal
 from klype.train.loop import TrainSession, TrainSettings, train

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from klype.cli.main import call
 from klype.runs.provenance import Reading, reading_of
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.sources.opening import find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -105,7 +105,7 @@ def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path) -> None:
         from pathlib import Path
         from klype.errors import KlypeError
         from klype.runs.provenance import reading_of
-        from klype.sources.find import Found
+        from klype.sources.find_model import Found
         from klype.sources.opening import find_model
         from klype.text.tokenizer import Tokenizer
 

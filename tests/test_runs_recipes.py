@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from klype.data import collection
+from klype.data import find_data
 from klype.data.readers import BadRows
 from klype.errors import KlypeError, UsageError
-from klype.examine.facts import read as read_facts
-from klype.runs import material, pipeline, recipe
+from klype.examine.run_figures import read as read_facts
+from klype.runs import pipeline, recipe, run_data
+from klype.runs.machine_probe import model_config
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.probe import model_config
 from klype.runs.say import Silent
 from klype.sources.opening import find_model
 
@@ -93,7 +93,7 @@ def test_a_vocabulary_doubles_when_a_text_is_four_times_as_long() -> None:
 
 
 def test_a_folder_is_sorted_by_what_its_files_hold(folder: Path) -> None:
-    found = collection.collect(folder)
+    found = find_data.collect(folder)
     assert [f.name for f in found["instructions"]] == ["i.jsonl"]
     assert [f.name for f in found["preferences"]] == ["p.jsonl"]
     assert [f.name for f in found["pairs"]] == ["pairs.jsonl"]
@@ -101,7 +101,7 @@ def test_a_folder_is_sorted_by_what_its_files_hold(folder: Path) -> None:
 
 
 def test_only_the_recipes_language_is_taken(folder: Path) -> None:
-    english = material.gather(RunOptions(data=folder), recipe.read("english").data, BadRows())
+    english = run_data.gather(RunOptions(data=folder), recipe.read("english").data, BadRows())
     texts = [d.text for d in (*english.split.train, *english.split.held_out)]
     assert not any("Reven" in text for text in texts)
     assert any("The 3" in text for text in texts)
@@ -109,7 +109,7 @@ def test_only_the_recipes_language_is_taken(folder: Path) -> None:
     assert any("not in English" in str(note) for note in english.notes)
     licensed = next(row for row in english.data if row["name"] == "i.jsonl")
     assert (licensed["licence"], licensed["attribution"]) == ("MIT", "somebody")
-    everything = material.gather(RunOptions(data=folder), recipe.read("text").data, BadRows())
+    everything = run_data.gather(RunOptions(data=folder), recipe.read("text").data, BadRows())
     assert len(everything.conversations) == 51
 
 
@@ -119,7 +119,7 @@ def test_texts_too_short_to_tell_are_in_the_language_of_their_file(tmp_path: Pat
     (tmp_path / "a.txt").write_text("full speed ahead\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("The fox is quick and brown.\n", encoding="utf-8")
     english, every = (
-        material.gather(RunOptions(data=tmp_path), recipe.read(name).data, BadRows()) for name in ("english", "text")
+        run_data.gather(RunOptions(data=tmp_path), recipe.read(name).data, BadRows()) for name in ("english", "text")
     )
     texts = [d.text.strip() for d in (*english.split.train, *english.split.held_out)]
     assert sorted(texts) == ["The fox is quick and brown.", "full speed ahead"]
@@ -174,7 +174,7 @@ def test_the_norwegian_recipe_runs_on_the_dictionary_alone(tmp_path: Path) -> No
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real text is not here")
 @pytest.mark.slow
 def test_real_english_is_read_and_norwegian_left(tmp_path: Path) -> None:
-    found = material.gather(RunOptions(data=SHARED), recipe.read("english").data, BadRows())
+    found = run_data.gather(RunOptions(data=SHARED), recipe.read("english").data, BadRows())
     sources = {Path(d.source).name for d in (*found.split.train, *found.split.held_out)}
     assert {"input.txt", "stories_en.jsonl", "stories_nb_en.jsonl"} <= sources
     assert not sources & {"lover.jsonl", "ordbok.jsonl"}
@@ -189,22 +189,22 @@ def test_real_english_is_read_and_norwegian_left(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_the_hub_is_fetched_once_and_cut_to_size(tmp_path: Path) -> None:
-    asked: list[collection.Dataset] = []
+    asked: list[find_data.Dataset] = []
 
-    def load(dataset: collection.Dataset) -> tuple[collection.Rows, str]:
+    def load(dataset: find_data.Dataset) -> tuple[find_data.Rows, str]:
         asked.append(dataset)
         return ({"text": f"Dette er tekst nummer {i}. " * 20} for i in range(10_000)), "mit"
 
     for _ in range(2):
-        place = collection.fetch("hf:somebody/texts:nob@train", tmp_path, 0.05, load)
-    assert asked == [collection.Dataset("somebody/texts", "nob", "train")]
+        place = find_data.fetch("hf:somebody/texts:nob@train", tmp_path, 0.05, load)
+    assert asked == [find_data.Dataset("somebody/texts", "nob", "train")]
     assert 40_000 < (place / "rows.jsonl").stat().st_size <= 50_000
-    assert collection.licence_of(place / "rows.jsonl").name == "mit"
+    assert find_data.licence_of(place / "rows.jsonl").name == "mit"
     assert sorted(p.name for p in place.iterdir()) == ["LICENCE.txt", "rows.jsonl"]
 
 
 def test_a_net_that_breaks_is_one_sentence_and_leaves_nothing_to_be_taken_for_whole(tmp_path: Path) -> None:
-    def load(dataset: collection.Dataset) -> tuple[collection.Rows, str]:
+    def load(dataset: find_data.Dataset) -> tuple[find_data.Rows, str]:
         def rows() -> Any:
             yield {"text": "a"}
             raise ConnectionError("no route\nto host")
@@ -212,14 +212,14 @@ def test_a_net_that_breaks_is_one_sentence_and_leaves_nothing_to_be_taken_for_wh
         return rows(), ""
 
     with pytest.raises(KlypeError, match=r"a/b cannot be read from the Hugging Face Hub: no route\. Check"):
-        collection.fetch("hf:a/b", tmp_path, 1.0, load)
+        find_data.fetch("hf:a/b", tmp_path, 1.0, load)
     assert not (tmp_path / "a--b" / "rows.jsonl").exists()
 
 
 @pytest.mark.parametrize("spec", ["hf:name", "hf:", "hf:a/b/c", "hf:a/../b", "hf:a/b:c:d"])
 def test_what_is_no_name_of_a_data_set_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="is not a data set of the Hub"):
-        collection.Dataset.parse(spec)
+        find_data.Dataset.parse(spec)
 
 
 def test_a_size_is_a_shape_and_what_is_set_goes_before_it() -> None:

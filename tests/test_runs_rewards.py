@@ -19,10 +19,10 @@ from klype.model.transformer import Transformer
 from klype.preferences.records import Candidate, RankingItem
 from klype.runs import ranking
 from klype.runs.folder import read_run
+from klype.runs.machine_probe import model_config
 from klype.runs.opening import recipe_of, start_of
 from klype.runs.options import StageOptions
 from klype.runs.pipeline import align_rounds
-from klype.runs.probe import model_config
 from klype.runs.recipe import read
 from klype.runs.reward import ranked_by
 from klype.runs.say import Silent

@@ -13,10 +13,10 @@ from klype.config import make
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
+from klype.runs.machine_probe import model_config
 from klype.runs.opening import recipe_of, start_of
 from klype.runs.options import StageOptions
 from klype.runs.pipeline import align_rounds, overrides
-from klype.runs.probe import model_config
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.world_task import WorldTask

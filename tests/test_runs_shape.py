@@ -19,9 +19,9 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import opening, pipeline
 from klype.runs.folder import read_run
+from klype.runs.machine_probe import all_cores_seconds, enough_tokens, fitting, in_time, model_config
 from klype.runs.options import RunOptions, Size, StageOptions
 from klype.runs.pipeline import Look, resolve_shape
-from klype.runs.probe import all_cores_seconds, enough_tokens, fitting, in_time, model_config
 from klype.runs.recipe import SHAPES, ModelSection, Recipe, read
 from klype.runs.say import Silent
 

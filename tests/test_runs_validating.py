@@ -18,13 +18,13 @@ from train_toys import FEW, NARROW, Seeded, random_batch, tiny_model
 from klype.data.readers import BadRows
 from klype.errors import Interrupted, KlypeError
 from klype.runs import pipeline
+from klype.runs.best_weights import BestWeights, ValidatedBatches, every
 from klype.runs.options import StageOptions
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.text_task import TextTask
-from klype.runs.validating import BestWeights, ValidatedBatches, every
 from klype.train import parallel
-from klype.train.layout import weights_of
+from klype.train.flat_parameters import weights_of
 from klype.train.loop import Measure, TrainSession, TrainSettings, Weights, train
 from klype.train.objectives import cross_entropy
 from klype.train.resume import states

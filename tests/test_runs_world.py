@@ -13,13 +13,13 @@ from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.preferences.annotators import Scorer, rank_simulated
 from klype.runs import ranking
+from klype.runs.machine_probe import model_config
 from klype.runs.options import RunOptions
-from klype.runs.probe import model_config
 from klype.runs.recipe import read
 from klype.runs.say import Silent
 from klype.runs.task import LEAST, examined_on
 from klype.runs.world_task import Turns, WorldTask
-from klype.sources.find import is_aligned
+from klype.sources.find_model import is_aligned
 from klype.values import Question
 
 pytestmark = pytest.mark.slow  # a world of many questions is made first

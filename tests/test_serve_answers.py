@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from klype.engine.engine import Engine
 from klype.serve.app import app
-from klype.serve.choices import Spoken
+from klype.serve.choice_writer import Spoken
 from klype.serve.guard import ServeSettings
 from klype.values import Request, Sampling, Trace
 from tests.serve_toys import ask, post, served

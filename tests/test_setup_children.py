@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from klype.child_processes import bound
-from klype.studio.work import CHILD, PROCESS, WorkPlan, begin
+from klype.studio.background_jobs import CHILD, PROCESS, WorkPlan, begin
 
 SLEEPS = [sys.executable, "-m", "timeit", "-n1", "-r1", "-s", "import time", "time.sleep(600)"]
 POOL = """
@@ -26,7 +26,7 @@ if __name__ == "__main__":
 """
 DOCUMENTS = """
 import time
-from klype.data.pools import PoolProcess, PoolSettings
+from klype.data.example_batches import PoolProcess, PoolSettings
 if __name__ == "__main__":
     PoolProcess(time.sleep, 100_000, PoolSettings(rows=1)).get()
 """
@@ -120,7 +120,7 @@ def test_a_module_is_run_as_it_would_be_and_other_commands_are_left_alone() -> N
 def test_a_script_that_spawns_is_not_run_again_by_its_children(tmp_path: Path) -> None:
     (tmp_path / "samples.py").write_text("def one(index):\n    return [1, 2, 3], [0.0, 1.0, 1.0]\n")
     (tmp_path / "script.py").write_text(
-        "import samples\nfrom klype.data.pools import PoolProcess, PoolSettings\n"
+        "import samples\nfrom klype.data.example_batches import PoolProcess, PoolSettings\n"
         "print('begun')\n"  # and no if __name__ == "__main__"
         "process = PoolProcess(samples.one, 0, PoolSettings(2, batches=2))\n"
         "print(len(process.get()))\nprocess.close()\n"

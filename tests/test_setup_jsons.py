@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from klype import jsons
-from klype.answers import traces
+from klype.answers import trace_files
 from klype.data.readers import read_rows
 from klype.errors import KlypeError
-from klype.examine import facts
+from klype.examine import run_figures
 from klype.model import checkpoint, manifest
 from klype.preferences import formats
 from klype.runs.folder import read_run
@@ -53,9 +53,9 @@ def test_every_reader_of_a_file_says_in_one_sentence_that_it_cannot_be_read(tmp_
         lambda: Tokenizer.load(tmp_path),
         lambda: read_run(tmp_path),
         lambda: manifest.verify(tmp_path),
-        lambda: facts.read(tmp_path / "figures.json"),
+        lambda: run_figures.read(tmp_path / "figures.json"),
         lambda: formats.read(tmp_path / "rows.jsonl"),
-        lambda: traces.load(tmp_path, "traces"),
+        lambda: trace_files.load(tmp_path, "traces"),
         lambda: list(read_rows(tmp_path / "rows.jsonl")),
         lambda: list(read_rows(tmp_path / "table.json")),
     ):

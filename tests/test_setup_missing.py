@@ -21,8 +21,8 @@ from pathlib import Path
 from klype.data.documents import near_duplicates
 from klype.data.readers import BadRows
 from klype.errors import KlypeError
-from klype.runs.record import write_events
-from klype.runs.material import gather
+from klype.runs.run_json import write_events
+from klype.runs.run_data import gather
 from klype.runs.options import RunOptions
 from klype.runs.recipe import read
 from klype.serve.errors import ApiError

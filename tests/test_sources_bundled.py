@@ -25,13 +25,13 @@ from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.runs.folder import default_model, read_run
 from klype.serve.served import open_served
-from klype.sources.find import FILES, demo_run, located
+from klype.sources.find_model import FILES, demo_run, located
 from klype.studio.studio import Studio
 
 PACKAGE = Path(klype.__file__).parent
 BUNDLED = PACKAGE / "bundled"
 LISTED: dict[str, str] = json.loads((BUNDLED / FILES).read_bytes())["sha256"]
-PUT = "from klype.sources.find import demo_run; print(demo_run())"
+PUT = "from klype.sources.find_model import demo_run; print(demo_run())"
 Captured = pytest.CaptureFixture[str]
 
 

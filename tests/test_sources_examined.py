@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from klype.answers import bounds
+from klype.answers import distribution_bounds
 from klype.cli import guard
 from klype.cli.main import call
 from klype.cli.terminal import split_budget
@@ -37,10 +37,10 @@ def test_a_part_bounds_the_whole(temperature: float) -> None:
         p_V /= p_V.sum()
         part = Distribution(np.arange(k), logp_V[:k], 1 - float(np.exp(logp_V[:k]).sum()))
         some = p_V[p_V > 0]
-        low, high = bounds.entropy_at(part, temperature, size)
+        low, high = distribution_bounds.entropy_at(part, temperature, size)
         assert low - 1e-6 <= -(some * np.log(some)).sum() <= high + 1e-6
         for chosen in ({0, 1}, {1, size - 1}, set(range(size))):
-            low, high = bounds.mass_at(part, temperature, size, chosen)
+            low, high = distribution_bounds.mass_at(part, temperature, size, chosen)
             assert low - 1e-6 <= p_V[list(chosen)].sum() <= high + 1e-6
 
 

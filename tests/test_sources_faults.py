@@ -15,10 +15,10 @@ import pytest
 from klype.errors import KlypeError, UsageError
 from klype.samplers import OWN, SAMPLERS
 from klype.sources.capabilities import Capabilities, Kind, probe
-from klype.sources.dialect import choices
 from klype.sources.http_client import Budget, Call, HttpClient, RetryPolicy, retry_after
 from klype.sources.hub import short_error
 from klype.sources.remote import RemoteSource
+from klype.sources.response_parsing import choices
 from klype.sources.source import answers
 from klype.values import Request, Sampling
 from klype.words.sentences import Sentences

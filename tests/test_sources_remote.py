@@ -13,12 +13,12 @@ import httpx
 import numpy as np
 import pytest
 
-from klype.answers import bounds
+from klype.answers import distribution_bounds
 from klype.answers.tree import TreeSettings, grow
 from klype.cli import guard
 from klype.cli.main import call
 from klype.errors import BudgetSpentError
-from klype.examine.recorder import Recorder
+from klype.examine.caching_source import Recorder
 from klype.sources.capabilities import probe
 from klype.sources.hf_open import open_hf
 from klype.sources.http_client import Budget, HttpClient, ResponseCache, RetryPolicy
@@ -141,14 +141,14 @@ def test_the_truth_lies_within_the_bounds(remote: RemoteSource, temperature: flo
     size = TOKENIZER.vocab_size
     for q, whole in zip(remote.next(prefixes), native.next(prefixes), strict=True):
         p_V = np.exp(whole.logp.astype(np.float64))
-        low, high = bounds.entropy(q, size)
+        low, high = distribution_bounds.entropy(q, size)
         assert low - 1e-6 <= -(p_V * whole.logp).sum() <= high + 1e-6
-        at = bounds.tempered(q, temperature, size)
+        at = distribution_bounds.tempered(q, temperature, size)
         hot_V = p_V ** (1 / temperature) / (p_V ** (1 / temperature)).sum()
         assert (at.low_K - 1e-6 <= hot_V[:TOP]).all()
         assert (hot_V[:TOP] <= at.high_K + 1e-6).all()
         some = set(whole.ids[2:9].tolist())
-        low, high = bounds.mass_at(q, temperature, size, some)
+        low, high = distribution_bounds.mass_at(q, temperature, size, some)
         assert low - 1e-6 <= hot_V[2:9].sum() <= high + 1e-6
     settings = TreeSettings(Sampling(temperature=temperature), limit=3, budget=60, vocabulary=size)
     whole_tree = grow(native, prompt, TreeSettings(Sampling(temperature=temperature), limit=3, budget=3000, eps=1e-9))

@@ -17,17 +17,17 @@ import pytest
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.preferences.records import Entry
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.sources.source import answers
 from klype.studio.alignment import start_alignment
 from klype.studio.annotation import RankingStore
+from klype.studio.answer_paths_search import PathSearch, PathSettings
+from klype.studio.background_jobs import works
 from klype.studio.conversation import Branches, Conversation, Turn
 from klype.studio.divergence import ExamRequest, exam_document, exam_work, start_exam
-from klype.studio.paths_search import PathSearch, PathSettings
 from klype.studio.runs import RunRequest, start_run
 from klype.studio.studio import CachedSource, CancelledError, LockedSource, SharedModel
 from klype.studio.targets import start_experiment
-from klype.studio.work import works
 from klype.values import Request, Sampling, Trace
 from tests.studio_toys import model, studio
 from tests.studio_work_toys import run_with_questions

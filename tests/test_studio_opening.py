@@ -11,11 +11,11 @@ import pytest
 
 from klype.runs import recipe
 from klype.studio.app import PAGES
+from klype.studio.background_jobs import works
 from klype.studio.divergence import ExamRequest
 from klype.studio.fields import SeedField, Select, TextLine
 from klype.studio.runs import RECIPES, RunRequest, start_run
 from klype.studio.studio import Studio
-from klype.studio.work import works
 from klype.words import words
 from klype.words.sentences import Sentences
 from tests.studio_server import run_folder

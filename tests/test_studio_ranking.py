@@ -40,11 +40,11 @@ from klype.studio.annotation import (
     ranking_store,
     sign_in,
 )
+from klype.studio.background_jobs import without_options
 from klype.studio.fields import Upload
 from klype.studio.ranking import RankingBoard
 from klype.studio.runs_detail import all_runs
 from klype.studio.studio import Studio
-from klype.studio.work import without_options
 from klype.values import Question
 from klype.words import words
 from scripts.chromium import CHROMIUM, QUIET

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from klype.errors import UsageError
 from klype.examine.say import Say
 from klype.jsons import saved
-from klype.runs.record import MEANING, parameters
+from klype.runs.run_json import MEANING, parameters
+from klype.studio.background_jobs import PROCESS, MetricsTail, Work, WorkPlan, answers, begin, key_of, works
 from klype.studio.fields import UploadedFile
 from klype.studio.runs import RunRequest, start_run
 from klype.studio.runs_detail import all_runs, family
 from klype.studio.studio import Studio
-from klype.studio.work import PROCESS, MetricsTail, Work, WorkPlan, answers, begin, key_of, works
 from klype.words import percent, words
 from tests.studio_toys import visiting
 from tests.studio_work_toys import run_with_questions

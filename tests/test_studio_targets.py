@@ -12,10 +12,10 @@ from nicegui import ElementFilter, ui
 
 from klype.errors import KlypeError, UsageError
 from klype.experiments.bias import BiasBoard
+from klype.studio.background_jobs import INTERRUPTED
 from klype.studio.runs_detail import all_runs
 from klype.studio.studio import Studio
 from klype.studio.targets import experiments, found_pictures, so_far, start_experiment
-from klype.studio.work import INTERRUPTED
 from klype.words import words
 from tests.studio_targets_toys import KINDS, board
 from tests.studio_toys import visiting

@@ -19,17 +19,17 @@ from klype.cli.terminal import Terminal
 from klype.engine.sampling import shape
 from klype.errors import UsageError
 from klype.examine.charts import spikes
+from klype.examine.examined_model import ExamPlan
 from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
-from klype.examine.target import ExamPlan
 from klype.samplers import TokenCounts
 from klype.studio.answer import split_at
+from klype.studio.answer_paths_search import FlowNode, leaves, merged, most_probable, pruned
 from klype.studio.conversation import Branches, Conversation, Conversations, Turn
 from klype.studio.divergence import ExamRequest, clean, exam_document, exam_folder, in_error, printed
 from klype.studio.elements import revived, to_csv
-from klype.studio.paths_search import FlowNode, leaves, merged, most_probable, pruned
+from klype.studio.page_context import preferred, theme
 from klype.studio.tokens import bars_of, drawn_from, pieces, shown
-from klype.studio.visit import preferred, theme
 from klype.values import Distribution, Sampling, Step
 from klype.words import LANGUAGES, words
 from tests.studio_toys import model, studio

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.errors import Interrupted, KlypeError, UsageError
-from klype.train.layout import Layout
+from klype.train.flat_parameters import Layout
 from klype.train.loop import TrainResult, TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, factor, fused_parts

@@ -12,7 +12,7 @@ from torch import nn
 from train_toys import random_batch, tiny_config, tiny_model
 
 from klype.errors import KlypeError
-from klype.train.layout import Layout
+from klype.train.flat_parameters import Layout
 from klype.train.objectives import cross_entropy
 from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor, fused_parts, is_matrix, orthogonalised
 

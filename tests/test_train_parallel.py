@@ -29,7 +29,7 @@ from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.train import parallel
-from klype.train.layout import Layout
+from klype.train.flat_parameters import Layout
 from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.examine.say import Say
-from klype.runs.aligning import Evaluation
+from klype.runs.align_stage import Evaluation
 from klype.values import Figure
 from klype.words import count, figure, interval_decimals, number, percent, short, words
 from klype.words.sentences import Sentences

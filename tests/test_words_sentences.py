@@ -16,18 +16,18 @@ import pytest
 from benchmarks.cures_report import verdict as cures_verdict
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
-from klype.api.prompts import PromptContext
+from klype.api.prompt_context import PromptContext
 from klype.api.results import AnswerForks, AnswerTree
 from klype.cli.ask import tell_decision as tell_decided
 from klype.cli.ask import tell_sure
-from klype.cli.look import forks_chart, tree_chart
+from klype.cli.next_tree_forks import forks_chart, tree_chart
 from klype.cli.rank import tell_habits
 from klype.cli.terminal import Terminal
 from klype.examine.answer_pictures import pictures as examination_pictures
 from klype.examine.evidence import OTHER_MANNERS
 from klype.examine.examination_report import verdict as examination_verdict
+from klype.examine.hypothesis_tests import Outcome, rulings
 from klype.examine.report import energy, gate_row, too_few
-from klype.examine.rulings import Outcome, rulings
 from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import verdict
@@ -38,13 +38,13 @@ from klype.experiments.claims import of_figures
 from klype.experiments.mistakes import MistakesBoard, MistakesRow, halves
 from klype.experiments.mistakes import verdict as mistakes_verdict
 from klype.preferences.records import Candidate, Entry, RankingItem
-from klype.runs.aligning import Evaluation
+from klype.runs.align_stage import Evaluation
 from klype.runs.gates import against_aligning
 from klype.runs.gates import verdict as alignment_verdict
 from klype.runs.rankers import summary
+from klype.studio.answer_paths import decision, flow_title
+from klype.studio.answer_paths_search import FoundPaths, MeaningShare
 from klype.studio.conversation import AnswerBranch
-from klype.studio.paths import decision, flow_title
-from klype.studio.paths_search import FoundPaths, MeaningShare
 from klype.studio.ranking import habits
 from klype.studio.tokens import bars_of, why_chosen
 from klype.values import Distribution, Figure, Question, Request, Sampling, Step, Trace

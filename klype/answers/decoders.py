@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from klype.answers.backspace import write_with_backspace
-from klype.answers.checks import CHECKS
 from klype.answers.decoding import (
     GREEDY,
     Deciding,
@@ -34,6 +33,7 @@ from klype.answers.decoding import (
     run,
     serve,
 )
+from klype.answers.verifiers import CHECKS
 from klype.errors import UsageError
 from klype.sources.source import Source
 from klype.values import Step, Trace

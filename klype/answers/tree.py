@@ -19,8 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from klype.answers import bounds
-from klype.answers.bounds import entropy_bounds
+from klype.answers import distribution_bounds
+from klype.answers.distribution_bounds import entropy_bounds
 from klype.engine.sampling import shape_whole
 from klype.errors import BudgetSpentError, UsageError
 from klype.samplers import PLAIN, needs_counts
@@ -282,10 +282,10 @@ def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list
         ids, tail = q.ids, 0.0
         # a temperature alone needs no tensor over the vocabulary
         if not q.whole:
-            at = bounds.drawn_from(q, sampling, settings.vocabulary)
+            at = distribution_bounds.drawn_from(q, sampling, settings.vocabulary)
             p_K, tail = at.low_K, at.rest
         elif sampling.temperature > 0 and sampling == Sampling(temperature=sampling.temperature):
-            p_K = bounds.tempered(q, sampling.temperature, len(ids)).low_K
+            p_K = distribution_bounds.tempered(q, sampling.temperature, len(ids)).low_K
         else:
             p_V = shape_whole(q, sampling, ((), ()), 0).double().exp().numpy()
             p_K = p_V[ids] / p_V[ids].sum()

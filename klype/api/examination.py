@@ -17,27 +17,27 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from klype.api.judging import open_judge
 from klype.api.model import Model, load
-from klype.api.prompts import number, suite_files, whole, world_of
+from klype.api.prompt_context import number, suite_files, whole, world_of
 from klype.api.results import Row, data_frame, figure_rows, figure_table
 from klype.config import make
 from klype.data.rows import questions_from, read_questions
 from klype.device import EnergyMeter
 from klype.errors import UsageError
+from klype.examine.caching_source import Shape
 from klype.examine.examination import Examined, Meters, Progress, probe
 from klype.examine.examination import examine as run_examination
 from klype.examine.examination_report import document, render, verdict
+from klype.examine.examined_model import EvalTarget, ExamPlan, in_time, plan, within
 from klype.examine.interventions import Intervention
-from klype.examine.recorder import Shape
 from klype.examine.repetition import Index
 from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
-from klype.examine.target import EvalTarget, ExamPlan, in_time, plan, within
 from klype.examine.truth import Reader
 from klype.judge.judge import Judge, Meaning
 from klype.judge.meaning import WorldJudge
-from klype.judge.same import RuleJudge
+from klype.judge.rule_judge import RuleJudge
 from klype.runs.provenance import read_questions as kept_questions
-from klype.sources.find import is_aligned
+from klype.sources.find_model import is_aligned
 from klype.sources.opening import Opened
 from klype.values import Figure, Question, Verdict
 from klype.world import Spellings, TokenFilter, World

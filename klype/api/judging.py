@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from klype.errors import UsageError
 from klype.judge.judge import Judge as Judge
 from klype.judge.judge import Ruling
-from klype.judge.same import RuleJudge
+from klype.judge.rule_judge import RuleJudge
 from klype.values import Figure, Question
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def open_judge(
     """
     from klype.judge.embedding import EmbeddingJudge, is_encoder, minilm, open_embedding
     from klype.judge.meaning import JudgeModel
-    from klype.sources.find import located
+    from klype.sources.find_model import located
     from klype.sources.opening import find_model, kind_of, open_model
 
     if name is None or isinstance(name, Judge):

@@ -13,7 +13,7 @@ import numpy as np
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.judging import open_judge
-from klype.api.prompts import PromptContext, is_single_turn, prompt_context, prompt_of, read_of, whole
+from klype.api.prompt_context import PromptContext, is_single_turn, prompt_context, prompt_of, read_of, whole
 from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
 from klype.engine.sampling import check_sampling
 from klype.environment import language
@@ -21,7 +21,7 @@ from klype.errors import UsageError
 from klype.judge.judge import Judge
 from klype.runs.folder import default_model
 from klype.samplers import SamplingOptions
-from klype.sources.find import located
+from klype.sources.find_model import located
 from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Trace
@@ -358,11 +358,11 @@ def tempered(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """The probability of every listed token as it would be drawn after ``prompt``, from the function that answers are
     drawn with: least and greatest, which are equal where the distribution is whole."""
-    from klype.answers import bounds
+    from klype.answers import distribution_bounds
     from klype.engine.sampling import shape_whole
 
     if not distribution.whole:
-        at = bounds.drawn_from(distribution, sampling, vocabulary)
+        at = distribution_bounds.drawn_from(distribution, sampling, vocabulary)
         low, high = (dict(zip(distribution.ids.tolist(), end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
         return low, high
     found = dict(enumerate(shape_whole(distribution, sampling, (prompt, ()), vocabulary).exp().tolist()))

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from klype.api.model import Model, load
-from klype.api.prompts import number, whole
+from klype.api.prompt_context import number, whole
 from klype.api.results import Row, data_frame, figure_rows, figure_table, html_table
 from klype.config import make
 from klype.environment import cache_folder
 from klype.errors import KlypeError, UsageError
-from klype.examine.facts import read as read_facts
 from klype.examine.report import render
+from klype.examine.run_figures import read as read_facts
 from klype.jsons import steps
 from klype.preferences import formats
 from klype.preferences.annotators import taste
@@ -26,7 +26,7 @@ from klype.runs import folder, pipeline, rankers, ranking
 from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.pipeline import align_rounds, overrides
 from klype.runs.say import RunListener, Silent
-from klype.sources.find import NEWEST_FIRST, holds_weights
+from klype.sources.find_model import NEWEST_FIRST, holds_weights
 from klype.train.rewards import as_settings, name_of, named
 from klype.values import Reward
 

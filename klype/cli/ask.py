@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.look import visible
+from klype.cli.next_tree_forks import visible
 from klype.cli.terminal import Terminal, starting, tell_cost, tell_unread
 from klype.errors import KlypeError, UsageError
 from klype.option import Option
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from klype.answers.decoders import Decided
     from klype.answers.decoding import Check
     from klype.api.model import Model
-    from klype.api.prompts import PromptContext
+    from klype.api.prompt_context import PromptContext
     from klype.api.results import Answer
     from klype.engine.speculation import Draft, Speculation
     from klype.sources.opening import Opened
@@ -60,7 +60,7 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
     if asked.judge and not (asked.sure or asked.decoder):
         raise UsageError("--judge is for --sure and --decoder: a single answer is compared with nothing.")
     with starting(terminal):
-        from klype.api.prompts import reading_from
+        from klype.api.prompt_context import reading_from
         from klype.api.results import judged
         from klype.device import EnergyMeter
 
@@ -165,19 +165,19 @@ def decided(
     opened: Opened, ask: PromptContext, request: Request, decoder: tuple[str, float], raw: bool | None
 ) -> Decided:
     """One question decided by a decoder within its budget. UsageError where it needs what this model has not."""
-    from klype.answers import checks
+    from klype.answers import verifiers
     from klype.answers.decoders import decide
     from klype.answers.decoding import DecodeQuestion, Tuning
 
     text = ask.question.prompt
-    known: dict[str, Check] = {"likelihood": checks.likelihood}
+    known: dict[str, Check] = {"likelihood": verifiers.likelihood}
     if not opened.as_raw(raw):
         known |= yes_check(opened, text)
     if decoder[0] == "verify-statement":
-        known["statement"] = checks.given(lambda answer: joined(opened, text, answer))
+        known["statement"] = verifiers.given(lambda answer: joined(opened, text, answer))
     if decoder[0] == "verify-reward":
         judge = reward_model(opened)
-        known["reward"] = checks.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
+        known["reward"] = verifiers.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
     sampling, seed = request.sampling, request.seed
     # decoders that draw need a temperature: at 0 all answers are one
     posed = DecodeQuestion(ask.prompt, ask.meaning, request.limit, opened.stop, seed, sampling=sampling, checks=known)
@@ -233,7 +233,7 @@ def joined(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tupl
 
 def yes_check(opened: Opened, question: str) -> dict[str, Check]:
     """None where the model has not one token each for yes and no."""
-    from klype.answers import checks
+    from klype.answers import verifiers
     from klype.sources.source import tokens_of
 
     def put(answer: str) -> tuple[int, ...]:
@@ -246,7 +246,7 @@ def yes_check(opened: Opened, question: str) -> dict[str, Check]:
         return sorted(firsts | tokens_of(opened.source.codec, word))
 
     yes, no = whole("Yes"), whole("No")
-    return {"yes": checks.yes(put, yes, no)} if yes and no else {}
+    return {"yes": verifiers.yes(put, yes, no)} if yes and no else {}
 
 
 def sure_of(opened: Opened, ask: PromptContext, trace: Trace, limit: int) -> dict[str, Any]:
@@ -414,7 +414,7 @@ def documents_of(file: str) -> list[str]:
 
 
 def world_texts(opened: Opened) -> list[str]:
-    from klype.api.prompts import world_of
+    from klype.api.prompt_context import world_of
 
     world, rng = world_of(opened), random.Random(0)
     if world is None:

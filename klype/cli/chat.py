@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
 from klype.cli.ask import GAMMA, make_draft, speculated, speculation, sure_of, tell_sure
-from klype.cli.look import visible
+from klype.cli.next_tree_forks import visible
 from klype.cli.terminal import Terminal, print_table, starting
 from klype.errors import KlypeError
 from klype.samplers import SAMPLERS
@@ -48,7 +48,7 @@ def command(
     model = o.a_model(model) if model else o.default_model(terminal)
     with starting(terminal):
         from klype.api.model import load
-        from klype.api.prompts import introduction, suggestions
+        from klype.api.prompt_context import introduction, suggestions
         from klype.sources.opening import room
 
         opened = load(model, precision, device=device).opened
@@ -76,7 +76,7 @@ class ChatSession:
 
     def __init__(self, terminal: Terminal, opened: Opened, sampling: Sampling, limit: int, seed: int) -> None:
         from klype.api.model import Model
-        from klype.api.prompts import is_single_turn, reading_from
+        from klype.api.prompt_context import is_single_turn, reading_from
 
         self.terminal, self.opened, self.model = terminal, opened, Model(opened)
         self.sampling, self.limit, self.seed = sampling, limit, seed
@@ -139,7 +139,7 @@ class ChatSession:
 
     def _answer(self) -> None:
         from klype.api.model import AnswerStream
-        from klype.api.prompts import prompt_after
+        from klype.api.prompt_context import prompt_after
 
         window = self.opened.window
         # a quarter of the window is kept for the answer, or as much as it may need
@@ -188,7 +188,7 @@ class ChatSession:
         self.messages.append({"role": "assistant", "content": said})
 
     def _tell_sure(self, prompt: list[int], limit: int) -> None:
-        from klype.api.prompts import prompt_context
+        from klype.api.prompt_context import prompt_context
 
         ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
         self.certainties.append(sure_of(self.opened, ask, self.traces[-1], limit))

@@ -34,7 +34,7 @@ from klype.words.plain import harmless
 if TYPE_CHECKING:
     from klype.examine.evidence import Answered
     from klype.examine.examination import Examined, Progress
-    from klype.examine.target import ExamPlan
+    from klype.examine.examined_model import ExamPlan
     from klype.experiments.article import Writing
     from klype.sources.opening import Opened
 
@@ -86,7 +86,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     for file in asked.training:
         if not file.exists():
             raise UsageError(f"--training: there is nothing at {file}.")
-    from klype.api.prompts import suite_files
+    from klype.api.prompt_context import suite_files
 
     if asked.suite not in ("", "world"):
         suite_files(asked.suite)
@@ -195,7 +195,7 @@ def watched(terminal: Terminal) -> Iterator[Progress]:
 
 def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) -> dict[str, Any]:
     """report.html, figures.json, and the answers as a table where it is asked for."""
-    from klype.answers.traces import export_parquet
+    from klype.answers.trace_files import export_parquet
     from klype.api.examination import Examination
     from klype.examine.examination_report import write as write_report
 
@@ -303,7 +303,7 @@ def long_texts(
 ) -> tuple[list[Answered], str]:
     """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
     from klype.api.examination import spellings_of
-    from klype.api.prompts import world_of
+    from klype.api.prompt_context import world_of
     from klype.experiments.article import LEAST, write_texts
     from klype.model.manifest import is_whole
     from klype.sources.opening import open_model

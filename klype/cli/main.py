@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from klype import __version__, durable
-from klype.cli import ask, chat, doctor, examine, look, models, rank, runs, serve, train
+from klype.cli import ask, chat, doctor, examine, next_tree_forks, pull_export, rank, runs, serve, train
 from klype.cli.guard import guarded, speech
 from klype.cli.options import expanded
 from klype.cli.terminal import Terminal, any_character, program
@@ -79,9 +79,9 @@ def app() -> typer.Typer:
         "run": train.run_command,
         "chat": chat.command,
         "ask": ask.command,
-        "next": look.next_command,
-        "tree": look.tree_command,
-        "forks": look.forks_command,
+        "next": next_tree_forks.next_command,
+        "tree": next_tree_forks.tree_command,
+        "forks": next_tree_forks.forks_command,
         "examine": examine.command,
         "article": examine.article_command,
         "judge": examine.judge_command,
@@ -93,8 +93,8 @@ def app() -> typer.Typer:
         "runs": ("List runs, or compare them.", of_runs),
         "serve": serve.serve_command,
         "studio": serve.studio_command,
-        "pull": models.pull_command,
-        "export": models.export_command,
+        "pull": pull_export.pull_command,
+        "export": pull_export.export_command,
         "config": ("What can be set.", {"schema": doctor.schema_command}),
         "doctor": doctor.command,
     }

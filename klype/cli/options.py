@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from klype.api.prompts import not_empty
+from klype.api.prompt_context import not_empty
 from klype.cli.terminal import Terminal, program
 from klype.device import Device as Device
 from klype.errors import UsageError
@@ -22,13 +22,13 @@ from klype.option import Option, Options, option_in, options_of
 from klype.option import a_file as a_file
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
-from klype.sources.find import DEMO, find_path, is_bare, located, near, to_fetch
+from klype.sources.find_model import DEMO, find_path, is_bare, located, near, to_fetch
 from klype.sources.opening import PATH, kind_of, spelled
 from klype.words import LANGUAGES
 
 if TYPE_CHECKING:
     from klype.api.model import Model
-    from klype.api.prompts import PromptContext
+    from klype.api.prompt_context import PromptContext
 
 
 def checked(name: str, value: Any) -> Any:
@@ -258,7 +258,7 @@ class MeaningOptions(TextOptions):
         """The MODEL called ``name``, which may be asked as much as ``server`` says, and the question that it is put."""
         from klype.api.judging import open_judge
         from klype.api.model import load
-        from klype.api.prompts import prompt_context
+        from klype.api.prompt_context import prompt_context
 
         model, how = load(name, self.precision, server, self.device), (self.precision, self.device)
         return model, prompt_context(model.opened, text, self.raw, open_judge(self.judge, model.opened, how))

@@ -55,7 +55,7 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
         from klype.preferences.database import DamagedError
         from klype.preferences.store import Store
         from klype.runs import rankers, ranking
-        from klype.sources.find import called
+        from klype.sources.find_model import called
         from klype.sources.opening import find_model
 
     if asked.form not in formats.FORMATS:

@@ -19,7 +19,7 @@ STAGES = ("base", "finetuned", "aligned")
 
 def list_runs(terminal: Terminal, folder: Folder = Path("runs"), out: o.OutFile = None) -> None:
     """List the runs in a folder."""
-    from klype.runs.record import overview
+    from klype.runs.run_json import overview
 
     found = [overview(place.parent) for place in sorted(folder.glob("*/run.json"))]
     if not terminal.as_json:
@@ -34,7 +34,7 @@ def compare(
 ) -> None:
     """Compare what runs reached, stage by stage, with intervals."""
     from klype.runs.folder import read_run
-    from klype.runs.record import incomparable
+    from klype.runs.run_json import incomparable
 
     if len(runs) < 2:
         raise UsageError("A comparison needs two runs at least.")
@@ -56,7 +56,7 @@ def tensorboard(
 ) -> None:
     """Write a run's metrics as TensorBoard's event files, into its folder tensorboard."""
     from klype.runs.folder import read_run
-    from klype.runs.record import TENSORBOARD, write_events
+    from klype.runs.run_json import TENSORBOARD, write_events
 
     read_run(run)
     steps = write_events(run)

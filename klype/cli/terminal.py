@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-    from klype.api.prompts import PromptContext
+    from klype.api.prompt_context import PromptContext
     from klype.runs.say import RunListener
     from klype.sources.opening import Opened
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from klype.data.documents import Documents
-from klype.data.pools import Arrays, Example, PoolProcess, Pools, PoolSettings, Sample, padded
+from klype.data.example_batches import Arrays, Example, PoolProcess, Pools, PoolSettings, Sample, padded
 from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
 from klype.values import Batch

@@ -23,7 +23,7 @@ from klype.examine.charts import (
     sankey,
     shares,
 )
-from klype.examine.facts import FigureFacts, beyond
+from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]

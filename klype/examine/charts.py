@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from klype.errors import KlypeError
-from klype.examine.facts import FigureFacts
+from klype.examine.run_figures import FigureFacts
 from klype.examine.say import Say
 
 Option = dict[str, Any]

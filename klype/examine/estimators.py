@@ -21,8 +21,8 @@ import numpy as np
 
 from klype.examine import repetition
 from klype.examine.calibration import best_temperature, calibration_error, excess_error, rejection_ratio
+from klype.examine.error_feedback import Effect, effect
 from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
-from klype.examine.feedback import Effect, effect
 from klype.examine.intervals import (
     Limits,
     allowing,

@@ -12,14 +12,14 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from klype.answers import bounds
+from klype.answers import distribution_bounds
 from klype.answers.forks import Forks
 from klype.answers.tree import Tree
+from klype.examine.caching_source import answer_bytes, answer_flops
 from klype.examine.calibration import cross_entropies
-from klype.examine.feedback import InterventionOutcome, Replaced
-from klype.examine.recorder import answer_bytes, answer_flops
+from klype.examine.error_feedback import InterventionOutcome, Replaced
+from klype.examine.examined_model import ErrorRates, EvalTarget
 from klype.examine.repetition import copied
-from klype.examine.target import ErrorRates, EvalTarget
 from klype.examine.truth import Point, Reader, Tokens, mass, of, point, possible
 from klype.values import Distribution, Question, Trace
 
@@ -175,7 +175,7 @@ class DistributionCache:
         if self.temperature == 0.0:
             return 0.0, 1.0
         if tokens not in self._looked:
-            z_K = bounds.relative(q, self.temperature)
+            z_K = distribution_bounds.relative(q, self.temperature)
             # 0 · −∞ is not 0 to a computer
             z_K = z_K[np.isfinite(z_K)]
             weight_K = np.exp(z_K)
@@ -249,10 +249,12 @@ def read_distributions(trace: Trace, cache: DistributionCache, vocabulary: int) 
         entropy = math.fsum(cache.entropy(tokens[:t], q) for t, q in enumerate(listed))
         return {"first_error": error, "s": s, "entropy": entropy}
     at = cache.temperature, vocabulary
-    ends = [bounds.entropy_at(q, *at) for q in listed]
+    ends = [distribution_bounds.entropy_at(q, *at) for q in listed]
     return {
         "first_error": error,
-        "s_bounds": tuple(bounds.mass_at(q, *at, possible) for (_, possible), q in zip(right, listed, strict=False)),
+        "s_bounds": tuple(
+            distribution_bounds.mass_at(q, *at, possible) for (_, possible), q in zip(right, listed, strict=False)
+        ),
         "entropy_bounds": (math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)),
     }
 
@@ -305,7 +307,7 @@ def crossings(true: Trace, reader: Reader) -> tuple[float, ...]:
 
 def compared(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
     """The truth beside the model at a temperature, before every token of one true answer."""
-    return [point(reader.next(tokens), bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
+    return [point(reader.next(tokens), distribution_bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
 
 
 def beginnings(trace: Trace) -> Iterator[tuple[Tokens, Distribution]]:

@@ -14,6 +14,8 @@ import numpy as np
 from klype.answers.forks import Forks, ForkSettings, forks
 from klype.answers.tree import Tree, TreeSettings, grow_together
 from klype.data.seeds import draw_seed
+from klype.examine.caching_source import Recorder
+from klype.examine.error_feedback import Replaced, Right, outcomes, replaced
 from klype.examine.evidence import (
     Answered,
     ByQuestion,
@@ -27,7 +29,7 @@ from klype.examine.evidence import (
     sums,
     told,
 )
-from klype.examine.feedback import Replaced, Right, outcomes, replaced
+from klype.examine.examined_model import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
 from klype.examine.interventions import (
     Asked,
     FeedbackSettings,
@@ -37,9 +39,7 @@ from klype.examine.interventions import (
     find_matched,
     interventions,
 )
-from klype.examine.recorder import Recorder
 from klype.examine.settings import ExamSettings
-from klype.examine.target import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
 from klype.examine.truth import Point, Reader, Tokens
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace

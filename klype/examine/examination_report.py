@@ -21,9 +21,9 @@ from klype.examine.charts import Picture
 from klype.examine.estimators import effect_of, sureness
 from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.examination import Examined
-from klype.examine.facts import token_facts
 from klype.examine.html import Block, Formula, Part, RichText, Section, Text, texts
 from klype.examine.measures import MEASURES, measure
+from klype.examine.run_figures import token_facts
 from klype.examine.say import Say, is_share
 from klype.examine.survival import Survival, survival_of
 from klype.judge.meaning import label

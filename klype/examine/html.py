@@ -31,8 +31,8 @@ from klype.examine.charts import (
     page_file,
     step_of,
 )
-from klype.examine.facts import FigureFacts
 from klype.examine.measures import KNOWN
+from klype.examine.run_figures import FigureFacts
 from klype.examine.say import NBSP, Say, visible
 from klype.words import LANGUAGES
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from klype.examine import html
 from klype.examine.charts import Picture
-from klype.examine.facts import (
+from klype.examine.html import Block, Cells, Document, Formula, Glossary, Part, RichText, Section, Table, Text, texts
+from klype.examine.run_figures import (
     STAGES,
     CostFacts,
     Facts,
@@ -21,7 +22,6 @@ from klype.examine.facts import (
     figures_of,
     last_model,
 )
-from klype.examine.html import Block, Cells, Document, Formula, Glossary, Part, RichText, Section, Table, Text, texts
 from klype.examine.say import NBSP, Say, is_share
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import status_of, verdict

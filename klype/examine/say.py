@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from klype.examine.facts import FigureFacts, Text
 from klype.examine.measures import KNOWN
+from klype.examine.run_figures import FigureFacts, Text
 from klype.values import Figure
 from klype.words import LANGUAGES, Words, count, interval_decimals, number, percent, words
 from klype.words import figure as figure_text

@@ -21,7 +21,7 @@ from klype.examine.charts import (
     thin,
     whisker_picture,
 )
-from klype.examine.facts import (
+from klype.examine.run_figures import (
     STAGES,
     Facts,
     FigureFacts,

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from klype.answers import bounds
+from klype.answers import distribution_bounds
 from klype.examine.intervals import ends, ratio_of_means
 from klype.values import Distribution, Figure, Floats, Ints
 
@@ -78,7 +78,7 @@ def at_temperature(q: Distribution, temperature: float) -> Floats:
         q_K = np.zeros(len(q.logp))
         q_K[int(np.argmax(q.logp))] = 1.0
         return q_K
-    q_K = np.exp(bounds.relative(q, temperature))
+    q_K = np.exp(distribution_bounds.relative(q, temperature))
     return np.asarray(q_K / q_K.sum() * (1.0 - q.rest))
 
 

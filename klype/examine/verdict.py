@@ -6,7 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from klype.examine.facts import STAGES, Facts, FigureFacts, GateFacts, beyond, changed, clearly, figures_of, last_model
+from klype.examine.run_figures import (
+    STAGES,
+    Facts,
+    FigureFacts,
+    GateFacts,
+    beyond,
+    changed,
+    clearly,
+    figures_of,
+    last_model,
+)
 from klype.examine.say import Say
 
 GOOD, FAIR = 0.8, 0.5

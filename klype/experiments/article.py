@@ -17,12 +17,12 @@ import numpy as np
 
 from klype.examine import html
 from klype.examine.answer_pictures import pictures
+from klype.examine.error_feedback import FEW
 from klype.examine.evidence import Answered
 from klype.examine.examination import Examined
 from klype.examine.examination_report import along, document
-from klype.examine.feedback import FEW
+from klype.examine.hypothesis_tests import ALPHA, Ruling, rulings
 from klype.examine.intervals import mean_by_question
-from klype.examine.rulings import ALPHA, Ruling, rulings
 from klype.examine.say import Say
 from klype.examine.survival import survival
 from klype.examine.truth import Tokens, Truth, mass

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from klype.errors import KlypeError
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, bars, curve_with_band, line, lines
-from klype.examine.facts import FigureFacts, beyond, clearly
 from klype.examine.intervals import ratio_over_seeds
+from klype.examine.run_figures import FigureFacts, beyond, clearly
 from klype.examine.say import Say
 from klype.experiments import framework
 from klype.experiments.bias_targets import TARGETS, WRITTEN, Lab, members, one_hot, target

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from klype.answers.traces import replace as replace_file
+from klype.answers.trace_files import replace as replace_file
 from klype.data.ngram import KneserNey
 from klype.data.seeds import mix
 from klype.engine.engine import Engine

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from klype.examine.error_feedback import FEW, InterventionOutcome
 from klype.examine.evidence import Answered
-from klype.examine.feedback import FEW, InterventionOutcome
-from klype.examine.rulings import (
+from klype.examine.hypothesis_tests import (
     Outcome,
     Ruling,
     constant_hazard,

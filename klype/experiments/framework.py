@@ -24,12 +24,12 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny
 
 from klype import config
-from klype.answers.traces import replace
+from klype.answers.trace_files import replace
 from klype.child_processes import end_with
 from klype.device import memory_policy, set_threads, thread_policy
 from klype.errors import KlypeError, UsageError
-from klype.examine.facts import FigureFacts
 from klype.examine.intervals import student
+from klype.examine.run_figures import FigureFacts
 from klype.examine.truth import Truth
 from klype.experiments.corpus import Corpus, Source, Test
 from klype.experiments.training import LabSettings, TrainingHooks, TrainingSet, train_model, uniform

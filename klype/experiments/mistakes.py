@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from klype.answers.traces import replace as write
+from klype.answers.trace_files import replace as write
 from klype.data.seeds import mix
 from klype.examine.charts import Panel, Picture, axis, line, lines
-from klype.examine.facts import FigureFacts, beyond
 from klype.examine.intervals import ratio_of_means, ratio_over_seeds
 from klype.examine.interventions import FeedbackSettings
+from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say
 from klype.experiments import framework
 from klype.experiments.bias_targets import Lab

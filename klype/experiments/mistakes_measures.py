@@ -20,7 +20,7 @@ from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.answers.decoders import decide
 from klype.answers.decoding import DecodeQuestion, Tuning
 from klype.errors import KlypeError
-from klype.examine.feedback import InterventionOutcome, outcomes
+from klype.examine.error_feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import Asked, FeedbackSettings, Intervention, interventions
 from klype.examine.truth import Reader, Tokens, point
 from klype.experiments.corpus import Ids, Test

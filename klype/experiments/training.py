@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from klype import config
-from klype.data import pools
+from klype.data import example_batches
 from klype.data.seeds import Permutation, mix
 from klype.errors import Interrupted
 from klype.examine.calibration import calibration_error
@@ -28,7 +28,7 @@ from klype.train.objectives import Objective, cross_entropy, soft_cross_entropy
 from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 from klype.values import Batch, Batches, Floats
 
-UNPADDED = pools.PoolSettings(rows=1, multiple=1)  # no wider than the longest document
+UNPADDED = example_batches.PoolSettings(rows=1, multiple=1)  # no wider than the longest document
 PORTION = 64  # documents that teachers read at a time
 HEAD = 16  # width of a head; compiled code wants a multiple of eight
 # (epoch, held-out loss, KL to the truth where it is known), nats per token
@@ -130,7 +130,7 @@ class LabelledBatches(NumberedBatches):
 def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """tokens_BT, targets_BT and weights_BT (0 where nothing is)."""
     examples = [(document, [1.0] * len(document)) for document in documents]
-    tokens_BT, targets_BT, weights_BT = map(torch.from_numpy, pools.padded(examples, UNPADDED))
+    tokens_BT, targets_BT, weights_BT = map(torch.from_numpy, example_batches.padded(examples, UNPADDED))
     return tokens_BT, targets_BT, weights_BT
 
 

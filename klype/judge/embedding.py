@@ -15,7 +15,7 @@ import torch
 
 from klype.errors import KlypeError, UsageError
 from klype.judge.judge import Errors, Judge
-from klype.judge.same import DECIDED, PAIRS
+from klype.judge.rule_judge import DECIDED, PAIRS
 from klype.values import Figure, Floats, Question
 
 Embed = Callable[[Sequence[str]], Floats]  # texts → vectors_NW of length 1

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from klype.judge.judge import Judge, Meaning, Ruling
-from klype.judge.same import RuleJudge
+from klype.judge.rule_judge import RuleJudge
 from klype.judge.text import bare, choices_named, normalise, numbers
 from klype.sources.source import Source, tokens_of
 from klype.values import Figure, Question

@@ -26,8 +26,8 @@ from klype.data.documents import is_held_out
 from klype.data.readers import BadRows, TextDocument, TextOptions, place, read_rows
 from klype.errors import KlypeError
 from klype.examine.evidence import Evidence
-from klype.examine.facts import DataFacts, DictionaryFacts
 from klype.examine.measures import measure
+from klype.examine.run_figures import DataFacts, DictionaryFacts
 from klype.judge.text import normalise
 from klype.values import Question
 from klype.words import in_all_languages

@@ -19,8 +19,8 @@ from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.model.manifest import is_whole
-from klype.sources.find import DEMO, NEWEST_FIRST, located
-from klype.sources.find import RUNS as RUNS
+from klype.sources.find_model import DEMO, NEWEST_FIRST, located
+from klype.sources.find_model import RUNS as RUNS
 from klype.words import words
 from klype.words.plain import aside
 

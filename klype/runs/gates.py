@@ -6,15 +6,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from klype.examine.facts import FewFacts, GateFacts, TextFacts
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
+from klype.examine.run_figures import FewFacts, GateFacts, TextFacts
 from klype.examine.say import Say
 from klype.model.transformer import Transformer
-from klype.runs.aligning import Evaluation, best
+from klype.runs.align_stage import Evaluation, best
 from klype.runs.stages import RunContext
 from klype.runs.task import AnswerSettings, examine_model, examined_on
-from klype.sources.find import is_aligned
+from klype.sources.find_model import is_aligned
 from klype.values import Figure
 from klype.words import LANGUAGES, number, percent, words
 

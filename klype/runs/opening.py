@@ -11,24 +11,24 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from klype.config import make, overridden
-from klype.data.collection import is_hub
 from klype.data.files import files_of
+from klype.data.find_data import is_hub
 from klype.data.readers import KINDS, BadRows
 from klype.durable import hash_file
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import load, read_about, read_config, read_tokenizer, save
-from klype.runs.aligning import align
-from klype.runs.examining import about
+from klype.runs.align_stage import align
+from klype.runs.examine_stage import about
 from klype.runs.folder import MEND, read_run
+from klype.runs.machine_probe import possible
 from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
-from klype.runs.probe import possible
 from klype.runs.recipe import ModelShape, Recipe, read, saved
-from klype.runs.record import Asked, Record, resumed_options
 from klype.runs.reward import functions_of, reward
+from klype.runs.run_json import Asked, Record, resumed_options
 from klype.runs.say import RunListener
 from klype.runs.stages import RunContext, finetune, pretrain, rank
 from klype.runs.task import Task
-from klype.sources.find import Found, called, holds_weights
+from klype.sources.find_model import Found, called, holds_weights
 from klype.sources.opening import find_model
 from klype.text.tokenizer import Tokenizer
 from klype.train import parallel

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from klype.device import Device, a_device
 from klype.errors import UsageError
 from klype.option import Option, Options, a_file
-from klype.sources.find import located
+from klype.sources.find_model import located
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -86,7 +86,7 @@ class InputOptions(WorkOptions):
     def check(self) -> None:
         """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
         before anything is made or started."""
-        from klype.data.collection import Dataset, is_hub  # not when a command only asks what its options are
+        from klype.data.find_data import Dataset, is_hub  # not when a command only asks what its options are
         from klype.sources.opening import find_model
         from klype.words import LANGUAGES
 

@@ -16,10 +16,11 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.preferences.annotators import Taste
 from klype.preferences.annotators import taste as read_taste
-from klype.runs.aligning import Evaluation
-from klype.runs.examining import MODELS, gather, measure_stage
+from klype.runs.align_stage import Evaluation
+from klype.runs.examine_stage import MODELS, gather, measure_stage
 from klype.runs.folder import read_run
 from klype.runs.gates import against_aligning, compare, time_gate, verdict
+from klype.runs.machine_probe import all_cores_seconds, fitting, in_time
 from klype.runs.opening import (
     STAGES,
     as_begun,
@@ -33,14 +34,13 @@ from klype.runs.opening import (
     with_inputs_of,
 )
 from klype.runs.options import RunOptions, StageOptions
-from klype.runs.probe import all_cores_seconds, fitting, in_time
 from klype.runs.recipe import Recipe
-from klype.runs.record import MEANING, meant_otherwise, write_json
 from klype.runs.reward import examined
+from klype.runs.run_json import MEANING, meant_otherwise, write_json
 from klype.runs.say import RunListener
 from klype.runs.stages import RunContext, enough_steps, late_text, precision_of, seconds_for
 from klype.runs.task import Task
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.sources.opening import find_model
 from klype.train import parallel
 from klype.train.objectives import cross_entropy
@@ -54,7 +54,7 @@ from klype.words import LANGUAGES, in_all_languages
 MEASURED = {stage: name for name, stage in MODELS.items()}
 SHORTEST = 1  # minutes of a run that ends in time
 
-Look = Callable[..., float]  # like klype.runs.probe.all_cores_seconds
+Look = Callable[..., float]  # like klype.runs.machine_probe.all_cores_seconds
 
 
 def run(options: RunOptions, say: RunListener) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from klype.errors import KlypeError
 from klype.runs.folder import read_run
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.sources.opening import PATH, find_model, kind_of
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question

@@ -22,7 +22,7 @@ from klype.runs import ranking
 from klype.runs.options import InputOptions, RunOptions
 from klype.runs.ranking import RankedSets
 from klype.runs.recipe import Recipe
-from klype.runs.record import Record
+from klype.runs.run_json import Record
 from klype.runs.say import RunListener
 from klype.runs.stages import RunContext, seconds_for, session_of
 from klype.runs.task import Task

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from klype.data.pools import STEPS
+from klype.data.example_batches import STEPS
 from klype.device import pick_device, usable_cores
 from klype.engine.engine import Engine
 from klype.model import checkpoint
@@ -25,13 +25,13 @@ from klype.model.lora import AdaptedTransformer
 from klype.model.transformer import Transformer
 from klype.planner import Precision, StepBudget, StepPlan, divide
 from klype.runs import ranking
+from klype.runs.best_weights import Validation
+from klype.runs.machine_probe import Cycle, as_planned, best_precision, fitting_steps, model_config, thread_configs
 from klype.runs.options import STAGES, RunOptions, StageOptions
-from klype.runs.probe import Cycle, as_planned, best_precision, fitting_steps, model_config, thread_configs
 from klype.runs.recipe import Recipe
-from klype.runs.record import Record
+from klype.runs.run_json import Record
 from klype.runs.say import RunListener
 from klype.runs.task import Task, examined_on
-from klype.runs.validating import Validation
 from klype.train import parallel
 from klype.train.loop import Measure, TrainResult, TrainSession, TrainSettings, Weights, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal

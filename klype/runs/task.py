@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from klype.data.pools import STEPS, PoolSettings
+from klype.data.example_batches import STEPS, PoolSettings
+from klype.examine.caching_source import Shape
 from klype.examine.examination import Examined, Meters, draw, examine
-from klype.examine.facts import DataFacts, NextFacts, StageName, Text, TextFacts
-from klype.examine.recorder import Shape
+from klype.examine.examined_model import EvalTarget
+from klype.examine.run_figures import DataFacts, NextFacts, StageName, Text, TextFacts
 from klype.examine.settings import ExamSettings
-from klype.examine.target import EvalTarget
 from klype.examine.truth import Reader
 from klype.judge.judge import Judge as Judging
 from klype.model.transformer import Transformer

@@ -21,10 +21,10 @@ from klype.data.readers import TextDocument
 from klype.data.seeds import draw_seed
 from klype.engine.engine import Engine
 from klype.examine.evidence import Answered, Evidence
-from klype.examine.facts import AnswerFacts, NextFacts, NextTokenFacts, TemperatureFacts, TextFacts
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
 from klype.examine.repetition import Index, copied
+from klype.examine.run_figures import AnswerFacts, NextFacts, NextTokenFacts, TemperatureFacts, TextFacts
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer

@@ -12,18 +12,18 @@ from typing import Any
 
 from klype.data.batches import PackedBatches, conversation_batches, fit, once
 from klype.data.documents import Documents, is_sampled, sampled_from, training_shards
-from klype.data.pools import Example
+from klype.data.example_batches import Example
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
 from klype.data.seeds import mix
-from klype.data.tasks import language, make_tasks
+from klype.data.text_tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.examine.facts import DataFacts, NextFacts, StageName, TemperatureFacts, Text, TextFacts
-from klype.judge.same import RuleJudge
+from klype.examine.run_figures import DataFacts, NextFacts, StageName, TemperatureFacts, Text, TextFacts
+from klype.judge.rule_judge import RuleJudge
 from klype.judge.text import normalise
 from klype.model.transformer import Transformer
-from klype.runs import material
+from klype.runs import run_data
 from klype.runs.dictionary import JUDGE, DictionaryExam, WellFormed, is_right
 from klype.runs.options import InputOptions, StageOptions
 from klype.runs.recipe import Recipe
@@ -60,7 +60,7 @@ class TextTask(Task):
         known: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe, self.seed, self.options, self._bad = recipe, seed, options, bad
-        self._material = material.gather(options, recipe.data, bad, known)
+        self._material = run_data.gather(options, recipe.data, bad, known)
         self._split = self._material.split
         length = sum(len(d.text) for d in self._split.train)
         if length < 2 * self.recipe.model.window:
@@ -120,11 +120,11 @@ class TextTask(Task):
         too_long = 0
         for question, conversation in [*((q, None) for q in known), *((_question(row), row) for row in rows)]:
             if not self._fits(question):
-                if conversation and self._fits(replace(question, extra={})) and not material.held_out(question):
+                if conversation and self._fits(replace(question, extra={})) and not run_data.held_out(question):
                     taught.append(conversation)  # its end is learnt from
                 else:
                     too_long += 1
-            elif not material.held_out(question):
+            elif not run_data.held_out(question):
                 learnt.append(question)
                 taught += (
                     [conversation] if conversation else [question.messages(a) for a in question.answers[:EXAMPLES]]
@@ -156,8 +156,8 @@ class TextTask(Task):
     def _preferences(self) -> list[Ranking]:
         """Those that fit and whose question is not held out."""
         given = self._material.rankings
-        kept = {material.whole_prompt(question) for question in (*self.held_out, *self._watched)}
-        fitting = [r for r in given if material.whole_prompt(r.question) not in kept and self._fits(r.question)]
+        kept = {run_data.whole_prompt(question) for question in (*self.held_out, *self._watched)}
+        fitting = [r for r in given if run_data.whole_prompt(r.question) not in kept and self._fits(r.question)]
         if given and not fitting:
             raise KlypeError(
                 f"No preference in {self.options.preferences or self.options.data} fits the model's window."
@@ -294,7 +294,7 @@ class TextTask(Task):
 def _watched(held_out: Sequence[Question]) -> tuple[list[Question], list[Question]]:
     """Held-out questions that are looked at in training, one wording each, and those that the examination may ask: a
     function of the questions, so that no seed mixes them."""
-    keyed = [(material.key_of(question), question) for question in held_out]
+    keyed = [(run_data.key_of(question), question) for question in held_out]
     keys = sorted({key for key, _ in keyed if is_sampled(key, WATCHED_SHARE)}, key=sampled_from)
     chosen = keys[:MOST_WATCHED] if len(keys) >= FEWEST_WATCHED else []
     of_key = dict(keyed)

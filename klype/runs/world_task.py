@@ -12,11 +12,11 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 
 from klype.data.batches import PaddedBatches
-from klype.data.pools import BLOCK, STEPS, Example
+from klype.data.example_batches import BLOCK, STEPS, Example
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
-from klype.examine.facts import DataFacts, NextFacts, NextTokenFacts, StageName
 from klype.examine.intervals import mean_by_question
+from klype.examine.run_figures import DataFacts, NextFacts, NextTokenFacts, StageName
 from klype.examine.truth import Read, Reader, point, s_and_kl
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe

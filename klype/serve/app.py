@@ -24,11 +24,11 @@ from starlette.types import ASGIApp
 import klype
 from klype.errors import UsageError
 from klype.serve import schemas as s
-from klype.serve.choices import ChatWriter, CompletionWriter
+from klype.serve.choice_writer import ChatWriter, CompletionWriter
 from klype.serve.errors import HANDLERS, ApiError
 from klype.serve.guard import Guard, Rules, ServeSettings
 from klype.serve.metrics import Counted, ServerMetrics, health
-from klype.serve.plan import chat_prompt, plan_chat, plan_completion, plan_embedding
+from klype.serve.request_parsing import chat_prompt, plan_chat, plan_completion, plan_embedding
 from klype.serve.responses import EmbeddingResponse, GenerationResponse
 from klype.serve.served import Served
 from klype.serve.worker import Worker

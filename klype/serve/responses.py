@@ -14,10 +14,10 @@ import numpy as np
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from klype.serve.choices import ChoiceWriter, Piece
+from klype.serve.choice_writer import ChoiceWriter, Piece
 from klype.serve.errors import ApiError
 from klype.serve.metrics import ServerMetrics
-from klype.serve.plan import Plan
+from klype.serve.request_parsing import Plan
 from klype.serve.served import Served
 from klype.serve.worker import AT_ONCE, Embedded, Job, Scored, Worker
 from klype.values import Step, Trace

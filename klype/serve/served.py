@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from klype.api.prompts import is_single_turn
+from klype.api.prompt_context import is_single_turn
 from klype.errors import UsageError
 from klype.serve.errors import ApiError
-from klype.sources.find import Found, located
+from klype.sources.find_model import Found, located
 from klype.sources.opening import open_model
 from klype.sources.source import NativeSource
 from klype.values import Constraint

@@ -13,8 +13,8 @@ import httpx
 from klype import words
 from klype.environment import language, server_key, state_folder
 from klype.errors import KlypeError, UsageError
-from klype.sources.dialect import Key, choices
 from klype.sources.http_client import Budget, HttpClient, RefusedError, ResponseCache, count
+from klype.sources.response_parsing import Key, choices
 from klype.words.plain import aside
 
 Kind = Literal["klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other"]

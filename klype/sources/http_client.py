@@ -24,7 +24,7 @@ import httpx
 from klype.durable import private, private_folder
 from klype.errors import BudgetSpentError, KlypeError, UsageError
 from klype.jsons import parsed
-from klype.sources.exchange import Limits, ResponseReader, begin
+from klype.sources.bounded_http import Limits, ResponseReader, begin
 
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # after which the same question may be asked again
 

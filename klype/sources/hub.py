@@ -14,7 +14,7 @@ from typing import Any
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
-from klype.sources.find import HUB, find_named, models_folder, to_fetch
+from klype.sources.find_model import HUB, find_named, models_folder, to_fetch
 
 INSTALL = "Install it: pip install 'klype[hf]'."
 REPOSITORY = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from klype.environment import cache_folder, language
 from klype.errors import UsageError
-from klype.sources.find import NEWEST_FIRST, Found, find_path
+from klype.sources.find_model import NEWEST_FIRST, Found, find_path
 
 if TYPE_CHECKING:
     import torch

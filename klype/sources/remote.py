@@ -16,8 +16,8 @@ from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.samplers import OWN, SAMPLERS, active, needs_counts
 from klype.sources.capabilities import CHAT, Capabilities
-from klype.sources.dialect import ENDS, IDS, LONGEST, UNTOLD, Heard, Key, Said, choice, choices
 from klype.sources.http_client import Call, HttpClient
+from klype.sources.response_parsing import ENDS, IDS, LONGEST, UNTOLD, Heard, Key, Said, choice, choices
 from klype.sources.source import Message
 from klype.values import Distribution, Request, Sampling, Step, Trace
 

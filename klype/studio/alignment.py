@@ -18,13 +18,13 @@ from klype.examine.say import visible
 from klype.jsons import saved
 from klype.runs.folder import read_run
 from klype.runs.provenance import read_questions
-from klype.runs.record import planned_steps
+from klype.runs.run_json import planned_steps
 from klype.studio import elements as el
 from klype.studio.annotation import RankingStore, named
+from klype.studio.background_jobs import MetricsTail, Work, WorkPlan, begin, key_of, new_name, works
 from klype.studio.fields import Check, Minutes, Select
+from klype.studio.page_context import Visit, WorkPart, unless_busy
 from klype.studio.studio import Studio
-from klype.studio.visit import Visit, WorkPart, unless_busy
-from klype.studio.work import MetricsTail, Work, WorkPlan, begin, key_of, new_name, works
 
 ASKED = 4  # held-out questions that the model answers while it is aligned
 FEWEST = 2  # rankings

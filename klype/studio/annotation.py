@@ -29,7 +29,7 @@ from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
 from klype.runs.rankers import HELD_OUT_EVERY, KEYS, SHOWN, differing, now, summary
 from klype.runs.ranking import STORE, open_store
-from klype.runs.record import write_json
+from klype.runs.run_json import write_json
 from klype.words import Words
 
 FILE = "annotators.json"

@@ -13,15 +13,15 @@ from typing import Any
 
 from nicegui import background_tasks, ui
 
-from klype.api.prompts import introduction
+from klype.api.prompt_context import introduction
 from klype.examine.charts import PROBABILITY_EDGES
 from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
 from klype.studio import elements as el
 from klype.studio.conversation import AnswerBranch, Branches, Conversation, Turn
 from klype.studio.fields import Check, Counts, Slider, TextArea, first_steps, open_fold
+from klype.studio.page_context import PagePart, Visit
 from klype.studio.studio import SharedModel
 from klype.studio.tokens import TokenPanel, Tokens, rows_of, shown, tokenizer_view
-from klype.studio.visit import PagePart, Visit
 from klype.words import Words
 
 EVERY_S = 0.05  # new tokens are sent this often

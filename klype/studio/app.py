@@ -25,10 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from klype.examine.charts import page_file
 from klype.serve.guard import COOKIE, DAY_S, Guard, Rules, Sessions, digest, is_encrypted
 from klype.serve.metrics import health
-from klype.studio import answer, divergence, paths, ranking, runs, targets
+from klype.studio import answer, answer_paths, divergence, ranking, runs, targets
 from klype.studio.elements import PAGE_BEGINS, box, text_of
+from klype.studio.page_context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, language_of, text_file, theme
 from klype.studio.studio import Studio
-from klype.studio.visit import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, language_of, text_file, theme
 from klype.words import LANGUAGES, words
 
 
@@ -41,7 +41,7 @@ WORKING = ("look.css", "ranking.css", "work.css")  # styles of the pages with lo
 # In the order of the menu. A new page is a file, a catalogue in each language, and a row.
 PAGES = (
     Page("answer", "/", "forum", answer.build, skips=True),
-    Page("paths", "/paths", "account_tree", paths.build, skips=True),
+    Page("paths", "/paths", "account_tree", answer_paths.build, skips=True),
     Page("divergence", "/divergence", "timeline", divergence.build),
     Page("targets", "/targets", "ads_click", targets.build, WORKING),
     Page("ranking", "/ranking", "format_list_numbered", ranking.build, WORKING),

@@ -22,10 +22,10 @@ from klype.examine.measures import KNOWN
 from klype.examine.say import Say
 from klype.jsons import saved
 from klype.studio import elements as el
+from klype.studio.background_jobs import Work, WorkPlan, begin
 from klype.studio.fields import Counts, Select, Slider, first_steps
+from klype.studio.page_context import PagePart, Visit, WorkPart, unless_busy
 from klype.studio.studio import Studio
-from klype.studio.visit import PagePart, Visit, WorkPart, unless_busy
-from klype.studio.work import Work, WorkPlan, begin
 from klype.words import Words
 
 # An answer's tokens, and forward passes at most: what is examined becomes less until it keeps to that.

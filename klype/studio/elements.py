@@ -15,7 +15,7 @@ from nicegui import ui
 
 from klype.examine.charts import Cell, Option, Panel, Picture
 from klype.examine.say import Say
-from klype.studio.visit import MEANINGS, Visit, text_file
+from klype.studio.page_context import MEANINGS, Visit, text_file
 from klype.words import LANGUAGES
 
 LONGEST_FIGURE = 24  # in a table a number stands in one line, one that says why it is uncertain in several

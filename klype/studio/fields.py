@@ -23,7 +23,7 @@ from nicegui import ui
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
 from klype.studio import elements as el
-from klype.studio.visit import Visit
+from klype.studio.page_context import Visit
 
 # An input's value as an attribute: as a property, Vue would set it again whenever anything on the page changes, and
 # take back what was typed or moved since.

@@ -30,7 +30,7 @@ from klype.studio.annotation import (
     sign_in,
 )
 from klype.studio.fields import Select, TextLine, Upload, UploadedFile, first_steps
-from klype.studio.visit import PagePart, Visit, unless_busy
+from klype.studio.page_context import PagePart, Visit, unless_busy
 from klype.words import Words
 
 IMPORT_MOST, IMPORT_KINDS = 16 << 20, (".jsonl", ".json")

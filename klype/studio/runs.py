@@ -15,11 +15,11 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Cell
 from klype.examine.say import visible
 from klype.studio import elements as el
+from klype.studio.background_jobs import KEY_MOST, Work, WorkPlan, begin, key_of, new_name
 from klype.studio.fields import Minutes, SeedField, Select, Upload, UploadedFile
+from klype.studio.page_context import PagePart, Visit, unless_busy
 from klype.studio.runs_detail import RunDetail, RunInfo, all_runs, family
 from klype.studio.studio import Studio
-from klype.studio.visit import PagePart, Visit, unless_busy
-from klype.studio.work import KEY_MOST, Work, WorkPlan, begin, key_of, new_name
 from klype.words import LANGUAGES
 
 LOOK_S = 1.5

@@ -17,14 +17,14 @@ from klype.examine.report import why_base
 from klype.examine.say import visible
 from klype.runs.folder import read_run
 from klype.runs.options import STAGES
-from klype.runs.record import incomparable, parameters, planned_steps, state_of
-from klype.sources.find import NEWEST_FIRST
+from klype.runs.run_json import incomparable, parameters, planned_steps, state_of
+from klype.sources.find_model import NEWEST_FIRST
 from klype.sources.opening import PATH, kind_of
 from klype.studio import elements as el
+from klype.studio.background_jobs import MetricsTail, Work, key_of, works
 from klype.studio.fields import Select, ask_button
+from klype.studio.page_context import WorkPart
 from klype.studio.studio import Studio, changed
-from klype.studio.visit import WorkPart
-from klype.studio.work import MetricsTail, Work, key_of, works
 
 RunState = Literal["running", "done", "failed", "cancelled", "stopped", "unreadable"]
 FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}  # what run.json calls a stage's figures

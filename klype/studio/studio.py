@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from klype.api.examination import identity, reader_of
 from klype.api.model import Model
-from klype.api.prompts import PromptContext, prompt_after, prompt_context, reading_from, suggestions, world_of
+from klype.api.prompt_context import PromptContext, prompt_after, prompt_context, reading_from, suggestions, world_of
 from klype.device import EnergyMeter
 from klype.engine.engine import Event
 from klype.engine.runner import NativeRunner
@@ -28,7 +28,7 @@ from klype.runs.folder import RUNS
 from klype.runs.provenance import question_in
 from klype.runs.ranking import has_store
 from klype.serve.worker import Job, Worker
-from klype.sources.find import NEWEST_FIRST, located
+from klype.sources.find_model import NEWEST_FIRST, located
 from klype.sources.opening import Opened, find_model, kind_of, open_model
 from klype.sources.source import Around, NativeSource, Source
 from klype.studio.annotation import RankingStore, SummaryCache, named_stores

@@ -16,12 +16,12 @@ from klype.examine.say import Say, visible
 from klype.experiments import bias
 from klype.experiments.bias import BiasBoard
 from klype.runs.folder import RUNS
-from klype.runs.record import QUIET_S
+from klype.runs.run_json import QUIET_S
 from klype.studio import elements as el
+from klype.studio.background_jobs import KEY_MOST, State, Work, WorkPlan, begin, key_of, new_name, works
 from klype.studio.fields import Minutes, SeedField, Select
+from klype.studio.page_context import Visit, WorkPart, unless_busy
 from klype.studio.studio import Studio, changed
-from klype.studio.visit import Visit, WorkPart, unless_busy
-from klype.studio.work import KEY_MOST, State, Work, WorkPlan, begin, key_of, new_name, works
 from klype.words import Words, words
 
 LOOK_S = 1.0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from nicegui import ui
 
-from klype.answers import bounds
+from klype.answers import distribution_bounds
 from klype.api.model import Model
 from klype.engine.sampling import noise, shape_whole
 from klype.examine.charts import Cell, Option, axis, bars, step_of
@@ -23,8 +23,8 @@ from klype.samplers import SAMPLERS, active
 from klype.studio import elements as el
 from klype.studio.conversation import AnswerBranch, Branches
 from klype.studio.fields import Select, TextArea
+from klype.studio.page_context import PagePart, Visit
 from klype.studio.studio import SharedModel
-from klype.studio.visit import PagePart, Visit
 from klype.values import Distribution, Floats, Sampling, Step
 from klype.words import Words
 
@@ -140,7 +140,7 @@ def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: 
     if q.whole:
         found_K: Floats = shape_whole(q, sampling, before, vocabulary).double().exp().numpy()[q.ids]
         return found_K
-    p_K = bounds.tempered(q, sampling.temperature, vocabulary).low_K
+    p_K = distribution_bounds.tempered(q, sampling.temperature, vocabulary).low_K
     logp_1K = torch.from_numpy(np.log(np.maximum(p_K, 1e-300)))[None]
     for name, value in active(sampling).items():
         if (cut := SAMPLERS[name].shape) is not None:

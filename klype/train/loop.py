@@ -2,8 +2,8 @@
 
     batch → objective → backward, micro-batch by micro-batch → sum over ranks → divide once → clip → step → metrics
 
-On one process the model's weights are whole; on several each has its shards (see layout.py), draws all batches of a
-step and computes its part of them. Nothing else differs, so that what N processes saved goes on on M.
+On one process the model's weights are whole; on several each has its shards (see flat_parameters.py), draws all batches
+of a step and computes its part of them. Nothing else differs, so that what N processes saved is resumed on M.
 
 Straight = killed and resumed, bit for bit on one machine: the state holds weights, optimizer, step, the position in the
 data and torch's generator; noise elsewhere is a function of (seed, step). What tells one run from another is in
@@ -33,7 +33,7 @@ from klype import config, durable
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.layout import Layout, Parts, Replicas, Workers
+from klype.train.flat_parameters import Layout, Parts, Replicas, Workers
 from klype.train.objectives import Objective, cross_entropy
 from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor
 from klype.train.resume import Metrics, MetricsFile, State, read_newest, states, write_state

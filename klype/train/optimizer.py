@@ -1,7 +1,7 @@
 """One optimizer for all stages: Muon for the matrices inside the model, AdamW for the rest.
 
 Its arithmetic is on flat float32 buffers; where the model's parameters are in them, and who has which part, is the
-layout's business (layout.py). Both learning rates follow one ``Schedule``.
+layout's business (flat_parameters.py). Both learning rates follow one ``Schedule``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from klype import config
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
-from klype.train.layout import Change, FlatOffsets, GradientBuffer, Layout, Parts, WholeMatrices, Workers
+from klype.train.flat_parameters import Change, FlatOffsets, GradientBuffer, Layout, Parts, WholeMatrices, Workers
 
 # Not the inside of the model: a matrix by shape, but a table of vectors by use.
 TABLES = ("embed", "head", "taps", "norm")

@@ -28,7 +28,7 @@ from klype.jsons import finite
 from klype.model import checkpoint
 from klype.model.packed import SharedPrefixes
 from klype.model.transformer import Transformer
-from klype.sources.find import Found
+from klype.sources.find_model import Found
 from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
 from klype.train.objectives import Ids, wide
 from klype.train.optimizer import OptimizerSettings, Schedule

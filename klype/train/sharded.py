@@ -31,7 +31,15 @@ from klype.durable import hash_file
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.layout import Change, FlatOffsets, GradientBuffer, Layout, WholeMatrices, Workers, round_buffers
+from klype.train.flat_parameters import (
+    Change,
+    FlatOffsets,
+    GradientBuffer,
+    Layout,
+    WholeMatrices,
+    Workers,
+    round_buffers,
+)
 from klype.train.objectives import LossBeside, Objective
 from klype.values import Batch, Loss
 

@@ -12,7 +12,7 @@ from math import fsum
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Branch, Tree, branches
-from klype.api.prompts import PromptContext
+from klype.api.prompt_context import PromptContext
 from klype.examine.charts import Option, branching, canvas, sankey
 from klype.examine.intervals import proportion
 from klype.examine.say import Say, visible

@@ -49,7 +49,7 @@ def pull_command(
 
 def listed(terminal: Terminal) -> dict[str, Any]:
     """What can be fetched, and what is here."""
-    from klype.sources.find import HUB, models_here
+    from klype.sources.find_model import HUB, models_here
 
     here, w = models_here(), terminal.words
     rows: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from klype.serve.plan import Plan
+from klype.serve.request_parsing import Plan
 from klype.serve.worker import AT_ONCE
 from klype.values import Step, Trace
 

@@ -17,8 +17,8 @@ from klype.errors import KlypeError
 from klype.examine.charts import DARK, LIGHT
 from klype.examine.say import Say, visible
 from klype.serve.errors import ApiError
+from klype.studio.background_jobs import Work
 from klype.studio.studio import Studio
-from klype.studio.work import Work
 from klype.words import LANGUAGES, spoken, words
 from klype.words.sentences import Sentences
 

@@ -19,10 +19,10 @@ from klype.examine.repetition import repeated
 from klype.model.lora import frozen
 from klype.model.transformer import Transformer
 from klype.planner import StepPlan
+from klype.runs.best_weights import BestWeights
 from klype.runs.reward import ranked_to_learn, rewards_of
 from klype.runs.stages import RunContext, learn, learner, learnt, precision_of
 from klype.runs.task import AnswerSettings, Task, draw_answers
-from klype.runs.validating import BestWeights
 from klype.train.objectives import Objective, answers_batch, reference_logp
 from klype.train.policy import ActorCritic, align_objective, method
 from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings

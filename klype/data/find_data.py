@@ -22,7 +22,7 @@ from typing import Any, Literal
 from klype.data.files import Paths, files_of, kind_of
 from klype.data.readers import KINDS, TABLES, BadRows, TextOptions, place, read_rows
 from klype.data.rows import Conversation, conversation_of
-from klype.data.tasks import language
+from klype.data.text_tasks import language
 from klype.errors import KlypeError, UsageError
 
 # articles: lemma, definitions; endings: a beginning and its accepted endings; pairs: good and bad sentences side by

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from klype.examine.caching_source import WATTS_PER_CORE, Energy
 from klype.examine.evidence import Evidence
 from klype.examine.examination import Meters
 from klype.examine.examination_report import reliability
-from klype.examine.facts import (
+from klype.examine.measures import in_runs, measure
+from klype.examine.run_figures import (
     AnswerFacts,
     CurveFacts,
     Facts,
@@ -19,8 +21,6 @@ from klype.examine.facts import (
     StageName,
     token_facts,
 )
-from klype.examine.measures import in_runs, measure
-from klype.examine.recorder import WATTS_PER_CORE, Energy
 from klype.examine.survival import survival_of
 from klype.jsons import steps
 from klype.model import checkpoint

@@ -16,7 +16,7 @@ from torch import nn
 from klype import durable
 from klype.errors import KlypeError
 from klype.train import parallel
-from klype.train.layout import weights_of
+from klype.train.flat_parameters import weights_of
 from klype.train.loop import Measure, Weights
 from klype.train.objectives import cross_entropy
 from klype.values import Batch, Batches, end

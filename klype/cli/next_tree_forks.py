@@ -15,7 +15,7 @@ from klype.words import Words, count, figure, number, percent, words
 
 if TYPE_CHECKING:
     from klype.answers.tree import Branch
-    from klype.api.prompts import PromptContext
+    from klype.api.prompt_context import PromptContext
     from klype.api.results import AnswerForks, AnswerTree
 
 
@@ -38,8 +38,8 @@ def next_command(terminal: Terminal, sampling: o.Sampling, asked: NextOptions) -
     name, text = o.asked(terminal, "next", asked, "pretrain")  # the base model continues a text
     with starting(terminal):
         from klype.api.model import Model
-        from klype.api.prompts import is_single_turn
-        from klype.sources.find import is_aligned
+        from klype.api.prompt_context import is_single_turn
+        from klype.sources.find_model import is_aligned
         from klype.sources.opening import open_model
 
         opened = open_model(name, asked.precision, measured=True, device=asked.device)
@@ -116,7 +116,7 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     passes, server = split_budget(asked.budget)
     name, text = o.asked(terminal, "tree", asked)
     with starting(terminal):
-        from klype.answers.gumbel import without_replacement
+        from klype.answers.without_replacement import without_replacement
 
         model, ask = asked.opened(name, text, server)
     tell_unread(terminal, ask)

@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from klype.errors import UsageError
-from klype.examine.feedback import LOOKS
-from klype.examine.recorder import Shape
+from klype.examine.caching_source import Shape
+from klype.examine.error_feedback import LOOKS
 from klype.examine.repetition import Index
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import Reader

@@ -3,8 +3,9 @@
 A piece of work is a folder: ``work.json`` says what is to be done, ``process.json`` who does it, ``ended.json`` how it
 ended; ``N.out`` and ``N.err`` are what its steps said. Nothing of it is kept in the server's memory.
 
-The process (``python -m klype.studio.work FOLDER``) runs the steps one after the other, hands an interruption on to the
-one that runs, and has the model that is being aligned answer a few questions whenever a new state of it is saved.
+The process (``python -m klype.studio.background_jobs FOLDER``) runs the steps one after the other, hands an
+interruption on to the one that runs, and has the model that is being aligned answer a few questions whenever a new
+state of it is saved.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from klype import jsons
 from klype.child_processes import bound
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import thin
-from klype.runs.record import living, process_of, write_json
+from klype.runs.run_json import living, process_of, write_json
 from klype.words.plain import aside
 
 State = Literal["running", "done", "failed", "cancelled", "stopped"]
@@ -203,7 +204,7 @@ def without_options(text: str) -> str:
 def _launch(folder: Path, earlier: float) -> None:
     """In a session of its own, so that neither the server's end nor its Ctrl-C takes it along."""
     with (folder / "chain.err").open("ab") as log:
-        command, none = [sys.executable, "-m", "klype.studio.work", str(folder)], subprocess.DEVNULL
+        command, none = [sys.executable, "-m", "klype.studio.background_jobs", str(folder)], subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=none, stdout=none, stderr=log, start_new_session=True)
     write_json(folder / PROCESS, {**process_of(process.pid), "earlier": earlier})
     # somebody has to wait for it, or its zombie would stand in the list of processes until the server ends

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from klype.data import collection
+from klype.data import find_data
 from klype.data.documents import Split, is_held_out, is_sampled, near_duplicates, split, unique, units
 from klype.data.files import files_of
 from klype.data.readers import KINDS, BadRows, TextDocument, TextOptions, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
-from klype.data.tasks import language
+from klype.data.text_tasks import language
 from klype.durable import hash_file
 from klype.errors import UsageError
-from klype.examine.facts import DataFacts, Text
+from klype.examine.run_figures import DataFacts, Text
 from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
 from klype.runs.options import InputOptions
 from klype.runs.recipe import DataSection
@@ -57,9 +57,9 @@ def gather(
     ``known``: hashes of files, where somebody has computed them (inputs.py).
     """
     place = options.data
-    if place is not None and collection.is_hub(place):
-        place = collection.fetch(str(place), (options.out or Path()) / "data", section.megabytes)
-    found = collection.collect(place)
+    if place is not None and find_data.is_hub(place):
+        place = find_data.fetch(str(place), (options.out or Path()) / "data", section.megabytes)
+    found = find_data.collect(place)
     dictionary = _dictionary(found, section, bad)
     own = files_of(options.text, KINDS) if options.text else []
     texts = [*own, *found["text"]]
@@ -68,7 +68,7 @@ def gather(
     unpacked = round(section.unpacked_megabytes * 1e6)
     rows = [*found["instructions"], *([options.instructions] if options.instructions else [])]
     told = {file: read_instructions([file], bad, unpacked) for file in rows}
-    kept = {f: [row for row in t if collection.in_language(row, section.language)] for f, t in told.items()}
+    kept = {f: [row for row in t if find_data.in_language(row, section.language)] for f, t in told.items()}
     said = list({tuple((m["role"], m["content"]) for m in row): row for of in kept.values() for row in of}.values())
     most, characters = section.memory_megabytes * 1e6, 0
     share = min(1.0, most / max(1, sum(file.stat().st_size for file in texts)))
@@ -145,7 +145,7 @@ def whole_prompt(question: Question) -> str:
     return "\n".join(message["content"] for message in question.messages())
 
 
-def _dictionary(found: collection.FilesByKind, section: DataSection, bad: BadRows) -> Dictionary | None:
+def _dictionary(found: find_data.FilesByKind, section: DataSection, bad: BadRows) -> Dictionary | None:
     """The recipe's dictionary, and articles that lie in the folder; without the first, articles are plain text."""
     if not section.dictionary:
         found["text"] += found.pop("articles", [])
@@ -185,13 +185,13 @@ def _in_language(file: Path, reading: TextOptions) -> Iterator[TextDocument]:
 
 
 def _endings(file: Path, section: DataSection, bad: BadRows) -> Iterator[Question]:
-    for asked, accepted in collection.endings(file, section.language, bad):
+    for asked, accepted in find_data.endings(file, section.language, bad):
         name = hashlib.sha256(asked.encode()).hexdigest()[:12]
         yield Question(name, asked, answers=accepted, extra={"kind": "ending"})
 
 
 def _facts(file: Path, known: Mapping[str, str]) -> DataFacts:
-    licence = collection.licence_of(file)
+    licence = find_data.licence_of(file)
     digest = known.get(os.path.abspath(file)) or hash_file(file)
     facts: DataFacts = {"name": file.name, "sha256": digest, "bytes": file.stat().st_size}
     if licence.name:

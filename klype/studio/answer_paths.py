@@ -13,14 +13,14 @@ from nicegui import background_tasks, ui
 from klype.answers.forks import Forks
 from klype.api.results import judged
 from klype.examine.charts import Cell
-from klype.examine.facts import FigureFacts
+from klype.examine.run_figures import FigureFacts
 from klype.examine.say import Say
 from klype.studio import elements as el
+from klype.studio.answer_paths_search import Drawing, FoundPaths, PathSearch, PathSettings, exact, flow
 from klype.studio.fields import Counts, Select, Slider, TextArea, first_steps
-from klype.studio.paths_search import Drawing, FoundPaths, PathSearch, PathSettings, exact, flow
+from klype.studio.page_context import PagePart, Visit
 from klype.studio.studio import CancelledError
 from klype.studio.tokens import shown
-from klype.studio.visit import PagePart, Visit
 from klype.values import Figure
 from klype.words import Words
 
