@@ -1,1 +1,1 @@
-"""Judges: whether an answer is right, wrong, or cannot be decided."""
+"""Judges: do two answers mean the same, and is one correct? None if undecided."""

@@ -22,7 +22,7 @@ Embed = Callable[[Sequence[str]], Floats]  # texts → vectors_NW of length 1
 INSTALL = "Install it: pip install 'klype[hf]'."
 TOGETHER = 32
 MINILM = "sentence embedding minilm at 0.8"
-UNDECIDED = 0.2  # so much less alike than what counts as the same, nobody can say
+UNDECIDED = 0.2  # width of the undecided band below the threshold
 
 # As for the rules; it reads English, and in Norwegian it is wrong about every third pair.
 MINILM_ERRORS: Errors = {
@@ -34,7 +34,7 @@ MINILM_ERRORS: Errors = {
 
 
 class EmbeddingJudge(Judge):
-    """The same: a cosine of at least ``alike``; not: at most ``unlike``; between: it cannot tell.
+    """Judges by cosine similarity: the same at ≥ ``alike``, different at ≤ ``unlike``, else undecided.
 
     The thresholds are the encoder's own business: encoders differ in how near unrelated texts are.
     """

@@ -21,17 +21,18 @@ UNMEASURED = Figure(None, why="the judge's error was not measured")
 
 
 class Judge(ABC):
-    """Rules on answers to a question; None: it cannot tell. ``name`` stands beside every figure that rests on it.
+    """Rules on answers to a question; None: it cannot tell. ``name`` is shown with every figure that rests on it.
 
     A judge of one's own says in ``compare`` whether two answers, which are neither empty nor equal, say the same.
     """
 
     name: str
     errors: Errors = MappingProxyType({})
-    most: float = math.inf  # so many different answers to a question are compared; the rest mean themselves
+    most: float = math.inf  # how many different answers to a question are compared; the rest mean themselves
 
     @abstractmethod
-    def compare(self, question: Question, a: str, b: str) -> bool | None: ...
+    def compare(self, question: Question, a: str, b: str) -> bool | None:
+        """Whether two answers, neither empty nor equal, say the same; None if undecided."""
 
     def agrees(self, question: Question, answer: str, reference: str) -> bool | None:
         """Whether an answer, which is not the reference itself, says what the reference says."""

@@ -81,7 +81,7 @@ class JudgeModel(Judge):
     where the answers do not fit its ``window``.
     """
 
-    most = 100  # of a tree's hundreds the likeliest
+    most = 100  # the likeliest of a tree's hundreds
 
     def __init__(self, source: Source, window: float = math.inf, least: float = 0.2, margin: float = 0.6) -> None:
         self.source = source

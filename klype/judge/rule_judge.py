@@ -1,6 +1,6 @@
 """Whether two free answers to one question say the same: rules over what each answer claims, no model.
 
-A question asks for yes or no, for a number, for a name or thing, or for an explanation. Of an answer only its claim is
+A question asks for yes or no, for a number, for a name or thing, or for an explanation. Only an answer's claim is
 compared: the polarity, the number, or the content words of the sentence that answers, without the question's own words
 and without what follows in a new clause ("Paris, which …"). ``python -m benchmarks meaning`` measures the rules against
 pairs labelled by reading.
@@ -51,7 +51,7 @@ class Claim:
     sentence: frozenset[str] = frozenset()
     denies: bool = False
     units: frozenset[str] = frozenset()
-    beside: frozenset[float] = frozenset()  # of a date: the numbers beside the year
+    beside: frozenset[float] = frozenset()  # in a date: the numbers besides the year
 
 
 class Sameness:
@@ -362,7 +362,7 @@ ERRORS: dict[tuple[Ruling, str], Figure] = {
 
 
 class RuleJudge(Judge):
-    """klype's default judge."""
+    """Compares claims by rules; klype's default judge."""
 
     name = JUDGE
     errors = ERRORS

@@ -61,8 +61,9 @@ def language_of(question: str) -> str:
 
 
 def surely(question: str) -> str:
-    """``language_of``, but "" where its little words are so few that the question may be in another language: it begins
-    with no word that asks, and a third of its words are others."""
+    """The language of a question where that is certain, else "". It is not where the language's little words are so few
+    that the question may be in another one: it does not begin with a question word, and two thirds of its words or more
+    are others."""
     if not (language := language_of(question)):
         return ""
     lexis, spoken = LANGUAGES[language], words(question)

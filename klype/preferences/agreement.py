@@ -51,7 +51,7 @@ def with_itself(
 
 
 def _signs(one: Ranking, two: Ranking) -> tuple[Ints, Ints]:
-    """Of every pair of the first one's candidates: which of them each ranking puts first (0: tied)."""
+    """For every pair of the first one's candidates: which of the two each ranking puts first (0: tied)."""
     there = ranks(two)
     if one.candidates != two.candidates:
         if len(set(one.candidates)) < len(one.candidates) or set(one.candidates) != set(two.candidates):

@@ -138,7 +138,7 @@ SURE = 1e-3  # a share of first places that chance makes rarer than this is a ha
 class FirstShown:
     """How often the answer shown first was put first alone, how often chance would do so, and how sure that is more.
 
-    ``p`` is exact: the chance that independent questions, each with 1/(number shown), give so many or more.
+    ``p`` is exact: the chance that independent questions, each with 1/(number shown), give this many or more.
     """
 
     times: int
@@ -163,7 +163,7 @@ class Contradictions:
 
 
 def first_shown(entries: Sequence[Entry]) -> FirstShown:
-    """Of entries with one candidate alone at the top; shown in an order of chance, that tells a habit."""
+    """Counted over entries with one candidate alone at the top; as the order shown is random, more tell a habit."""
     decided = [e for e in entries if e.kind == "order" and len(e.asked.candidates) > 1 and len(e.order[0]) == 1]
     chances = [1 / len(e.asked.candidates) for e in decided]
     times = sum(e.order[0] == (0,) for e in decided)

@@ -66,7 +66,7 @@ def file_of(place: str | Path) -> Path | None:
 
 
 class DamagedError(KlypeError):
-    """The store holds something that nobody wrote."""
+    """The store holds something that was never written to it."""
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _url(place: str | Path) -> URL:
 def _sqlite(url: URL, busy_s: float, read_only: bool) -> Engine:
     file = Path(str(url.database)).resolve()
     if read_only:
-        # Without its log beside it nobody writes the file: it can be read where even SQLite's locks cannot be made.
+        # Without a log next to it, nothing writes to the file: it can be read where even SQLite's locks cannot be made.
         alone = not file.with_name(f"{file.name}-wal").exists()
         query = {"mode": "ro", "uri": "true", **({"immutable": "1"} if alone else {})}
         url = URL.create("sqlite", database=f"file:{file}", query=query)

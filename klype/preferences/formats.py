@@ -129,7 +129,7 @@ def pairs(ranking: Ranking) -> list[tuple[str, str]]:
 
 
 def ranked_row(entry: Entry) -> Row:
-    """An entry with its whole question; only what differs from the usual is written beside the order."""
+    """An entry with its whole question; only what differs from the usual is written besides the order."""
     question = entry.asked.question
     row: Row = {
         "id": question.id,

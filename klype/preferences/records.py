@@ -1,6 +1,6 @@
 """What a store holds, as values: questions with their candidates, and what an annotator said about them.
 
-A candidate's trace is kept as a row: its tokens and their log-probabilities, without the distributions beside them.
+A candidate's trace is kept as a row: its tokens and their log-probabilities, without the distributions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ By = Literal["person", "simulated", "model", "imported"]
 PARTS: tuple[Part, ...] = get_args(Part)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BYS: tuple[By, ...] = get_args(By)
-# of a trace, what is kept as it is
+# the fields of a trace that are kept as they are
 PLAIN = ("seed", "sample", "model", "ended", "passes", "seconds", "joules")
 SIMULATED, MODEL = "simulated: ", "model: "
 
@@ -48,10 +48,11 @@ class RankingItem:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one annotator said about one question: an order over the candidates in the order shown.
+    """One ranking in a store (or a skip): what an annotator said about a question's candidates, in the order shown.
 
-    ``order`` holds indices into ``candidates``, best first, tied ones in one inner tuple. ``kind`` "none": none is good
-    (the order still counts: all tied when nothing else was said); "skip": no order. ``seconds``: how long it took.
+    ``order`` holds indices into ``asked.candidates``, best first, tied ones in one inner tuple. ``kind`` "none": none
+    is good (the order still counts: all tied when nothing else was said); "skip": no order. ``seconds``: how long it
+    took.
     """
 
     asked: RankingItem

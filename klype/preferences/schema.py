@@ -177,12 +177,12 @@ def covered(table: Table) -> list[str]:
 
 
 def checksum(name: str, stored: Sequence[Any]) -> str:
-    """Of a row of the table ``name``, from its values as they are stored. No disk makes another that fits."""
+    """Checksum of a stored row of the table ``name``, over its values; disk damage will not match it."""
     return hashlib.sha256(json.dumps([name, *stored], default=repr).encode()).hexdigest()[:12]
 
 
 def sealed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row to insert, with its checksum. What is no number of the database's is nothing."""
+    """The row to insert, with its checksum. Non-finite floats become NULL."""
     values = {name: row.get(name) for name in covered(table)}
     for column in table.columns:
         value = values.get(column.name)
@@ -199,8 +199,8 @@ Row = Mapping[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """Who ranks, in which sitting: two sittings never hold the same question while others are left. Questions that are
-    marked as of the language ``lang`` come first."""
+    """A name in a session: two sessions never hold the same question while others are left. Questions marked with the
+    language ``lang`` come first."""
 
     name: str
     by: By = "person"

@@ -31,15 +31,15 @@ from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
 from klype.values import Batch, Batches, Question, end
 from klype.words import number
 
-TIMES, ASKED = 10, 64  # looks, and questions of each
+TIMES, ASKED = 10, 64  # evaluations, and questions in each
 COLUMNS = ("step", "annotator", "reward", "KL", "tokens", "repeated")
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the watch saw after ``step`` steps. ``truth`` is the annotator's score of each question's answer; ``reward``
-    the mean of what is learnt from; ``kl`` in nats an answer; ``length`` in tokens; ``repetition`` a share of 4-grams;
-    ``rewards`` each reward of each answer, by name."""
+    """Measurements of the model after ``step`` steps. ``truth`` is the annotator's score of each question's answer;
+    ``reward`` the mean of what is learnt from; ``kl`` in nats per answer; ``length`` in tokens; ``repetition`` a share
+    of 4-grams; ``rewards`` each reward of each answer, by name."""
 
     step: int
     truth: tuple[float, ...]
@@ -55,7 +55,7 @@ class Evaluation:
         return {**asdict(self), "truth": float(np.mean(self.truth)), "rewards": means}
 
     def row(self, lang: str) -> tuple[str, ...]:
-        """Of the table whose columns are COLUMNS."""
+        """A row of the table whose columns are COLUMNS."""
         shown = self.json()
         return (str(self.step), *(number(shown[k], lang) for k in ("truth", "reward", "kl", "length", "repetition")))
 
@@ -66,7 +66,7 @@ class RewardHacking(Exception):  # noqa: N818 - an end that was asked for
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Who is asked what, and who judges. ``rewards`` is None where nothing rewards an answer."""
+    """Evaluates a model under alignment on fixed questions. ``rewards`` is None where nothing rewards an answer."""
 
     task: Task
     questions: Sequence[Question]
@@ -99,7 +99,7 @@ class Evaluator:
 
 
 class EvaluatedBatches:
-    """A stage's batches, with a look at the model every ``every`` steps; its weights at the best look are kept."""
+    """A stage's batches, with an evaluation of the model every ``every`` steps; the best weights are kept."""
 
     def __init__(
         self, batches: Batches, watch: Evaluator, model: Transformer, every: int, folder: Path, stops: bool
@@ -127,7 +127,7 @@ class EvaluatedBatches:
         return batch
 
     def look(self) -> None:
-        """Looks at the model as it is; the best so far is kept."""
+        """Evaluates the model as it is; the best so far is kept."""
         if self.seen and self.seen[-1].step == self._index:
             return
         self._model.eval()
@@ -159,7 +159,7 @@ class EvaluatedBatches:
 
 
 def best(seen: Sequence[Evaluation]) -> Evaluation:
-    """The look at which the annotator was happiest; the first of equals."""
+    """The evaluation with the highest mean annotator score; the first of equals."""
     return max(seen, key=lambda s: float(np.mean(s.truth)))
 
 

@@ -25,8 +25,9 @@ FILES = "best-*.safetensors"  # the number is that of the step
 
 
 class BestWeights:
-    """They are in the first process's memory; on the disk only beside a state to resume from, which would be of no use
-    without them. The last two stay there, as the last two states do: the older state's best may be the older one.
+    """The best weights so far: in memory (the first process's, when trained in shards), and on disk only next to a
+    resume state, which would be of no use without them. The last two stay there, as the last two states do: the older
+    state's best may be the older one.
 
     ``weights()`` gives those of ``model``, or, while it is trained in shards, of all processes together.
     """
@@ -82,11 +83,11 @@ class BestWeights:
         return self._folder / FILES.replace("*", f"{step:06d}")
 
 
-LOOKS, SECONDS = 10, 6.0  # looks in all; seconds of training between two, at least
+LOOKS, SECONDS = 10, 6.0  # checks in all; seconds of training between two, at least
 
 
 class ValidatedBatches:
-    """A stage's batches; every so many of them the model is measured on ``held_out``, the same tokens each time, by
+    """A stage's batches; every few of them the model is measured on ``held_out``, the same tokens each time, by
     ``measure``. The best weights are kept in ``best``.
 
     Each batch brings the newest figure along (metric ``validation``, nats a token).
@@ -126,7 +127,7 @@ class ValidatedBatches:
             self.kept = self.seen[-1]
 
     def finish(self) -> bool:
-        """A last look, at the trained model; it is put back to the best weights if those were better."""
+        """A last check, of the trained model; it is put back to the best weights if those were better."""
         self.look()
         if self.kept is None or self.kept[0] == self._drawn:
             return False
@@ -139,7 +140,7 @@ class ValidatedBatches:
         return {"drawn": self._drawn, "seen": self.seen, "kept": self.kept, "batches": self._batches.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """A state that several processes saved before they kept weights has none: the best is that of looks to come."""
+        """A state that several processes saved before they kept weights has none: the best is that of later checks."""
         self._drawn, self.seen = state["drawn"], [(drawn, loss) for drawn, loss in state["seen"]]
         self.kept = tuple(state["kept"]) if state["kept"] else None
         self._batches.restore(state["batches"])
@@ -149,9 +150,9 @@ class ValidatedBatches:
 
 
 class Validation:
-    """The looks of one stage, from its first batch to its best weights; without held-out tokens, none.
+    """The checks of one stage, from its first batch to its best weights; without held-out tokens, none.
 
-    ``what`` is held out, in words; ``micro_batches``: of a step. Several processes look together.
+    ``what`` is held out, in words; ``micro_batches``: per step. Several processes check together.
     """
 
     def __init__(self, held_out: Sequence[Batch], what: str, folder: Path, micro_batches: int) -> None:
@@ -164,7 +165,7 @@ class Validation:
             self._validated.measure, self._validated.best.weights = measure, weights
 
     def along(self, batches: Batches, model: nn.Module, steps: int, seconds: float) -> Batches:
-        """The batches of so many steps, with looks at the model between them."""
+        """The batches of ``steps`` steps, with checks of the model between them."""
         if not self._held_out:
             return batches
         often = self._micro_batches * every(steps, seconds)
@@ -190,6 +191,6 @@ class Validation:
 
 
 def every(steps: int, seconds: float) -> int:
-    """Steps between two looks of a training of so many steps that takes so many seconds (0: nobody knows)."""
+    """Steps between two checks in a training of ``steps`` steps that takes ``seconds`` (0: unknown)."""
     looks = min(LOOKS, max(2, int(seconds / SECONDS))) if seconds else LOOKS
     return max(1, steps // looks)

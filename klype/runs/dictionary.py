@@ -211,7 +211,7 @@ def _definition(text: str) -> str:
 
 
 def _chosen(text: str) -> str:
-    """Of alternatives in square brackets the first: "like [bort i | borti] hogget" → "like bort i hogget"."""
+    """The first of the alternatives in square brackets: "like [bort i | borti] hogget" → "like bort i hogget"."""
     return " ".join(re.sub(r"\[([^|\]]*)[^\]]*\]", r"\1", text).split())
 
 
@@ -338,7 +338,7 @@ def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str],
 
 
 def _met(question: Question, text: str) -> str:
-    """Of the dictionary's answers the one that was given; the first when none was."""
+    """The dictionary's answer that was given; its first when none was."""
     said = normalise(text)
     return next((answer for answer in question.answers if said and normalise(answer) == said), question.answers[0])
 

@@ -193,7 +193,7 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
         t: examine_model(run.task, model, questions, AnswerSettings(t, 2, "distributions"))
         for t in run.recipe.examine.temperatures
     }
-    # The answers that are shown are of the question whose answers change most: of another, all may be the same.
+    # The answers that are shown are those to the question whose answers change most: another's may all be the same.
     shown = _liveliest(run, questions, [found.traces[t] for t, found in found_at.items()])
     rows, survivals = [], []
     for temperature, examined in found_at.items():

@@ -29,7 +29,7 @@ MEND = "Bring it back from a copy."
 
 
 class Measured(TypedDict, total=False):
-    """What is read of a figure."""
+    """The fields of a figure that are read from run.json."""
 
     value: float | None
     low: float | None
@@ -37,7 +37,7 @@ class Measured(TypedDict, total=False):
 
 
 class About(TypedDict, total=False):
-    """What is read of a run.json; whatever else it has is left alone."""
+    """The fields that are read from run.json; whatever else it has is left alone."""
 
     recipe: str | None
     state: str

@@ -20,7 +20,7 @@ from klype.words import LANGUAGES, number, percent, words
 
 FEWEST = 30  # cases; what fewer say is no gate
 KNOWS = 0.5  # A story tells of two to four: who picks one of them by chance is right in no more than half
-CHANCE = 0.5  # of pairs: what nobody's order at all would agree on
+CHANCE = 0.5  # the share of pairs on which a random order would agree
 WORLD = (
     ("base", "retrieval_hard", "retrieval_hard", 0.93),
     ("base", "s", "s", 0.97),
@@ -83,8 +83,8 @@ def figure_of(figures: Mapping[str, Any] | None, name: str) -> Figure:
 
 
 def kept(before: Figure, after: Figure) -> Figure:
-    """What is left of a share, where either end is of one that knows something; its interval holds all that both
-    intervals allow."""
+    """``after`` / ``before``, with a conservative interval (all that both intervals allow); no value if either
+    may be at chance."""
     ends = (before.low, before.high, after.low, after.high)
     if before.value is None or after.value is None or any(end is None or end <= 0 for end in ends):
         return Figure(None, why="nothing is known to be left of")
@@ -95,12 +95,12 @@ def kept(before: Figure, after: Figure) -> Figure:
 
 
 def pair_threshold(run: RunContext) -> float:
-    """Of an annotator whose own noise is known, what the recipe aims at; of people, that it is better than chance."""
+    """The pair accuracy to reach before aligning: the recipe's; chance where the annotator's noise is unknown."""
     return CHANCE if by_people(run) else run.recipe.reward.gate
 
 
 def by_people(run: RunContext) -> bool:
-    """Whether nobody knows how often the annotator errs."""
+    """Whether it is unknown how often the annotator errs, as it is for people."""
     reward = run.record.content.get("reward")
     return reward is not None and figure_of(reward, "ceiling").value is None
 
@@ -108,7 +108,7 @@ def by_people(run: RunContext) -> bool:
 def against_aligning(run: RunContext) -> dict[str, str] | None:
     """Why alignment should not start, in both languages; None when it may: unless the reward model is known to be worse
     than what is aimed at; with people's rankings, when it is known to be better than chance. Where no pair is held out,
-    nobody can tell.
+    that is unknown, and it may start.
     """
     pairs, threshold = run.record.content["reward"]["pair_accuracy"], pair_threshold(run)
     figure = figure_of(run.record.content["reward"], "pair_accuracy")

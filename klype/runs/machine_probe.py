@@ -26,7 +26,7 @@ from klype.train.objectives import Objective
 from klype.values import Batch, Batches
 
 WARM, PROBED = 3, 10  # steps of a probe: those that warm up, and those that count
-PROBE, FEWEST = 0.05, 4  # the part of the time that one probe may take, with so many steps at least that count
+PROBE, FEWEST = 0.05, 4  # the part of the time that one probe may take, with at least this many steps that count
 LONG = 2.0  # seconds of probes from which on not all threads are tried, where the time is short
 # tokens that a model of a million weights learns from, when it begins to be worth more than a smaller one, measured on
 # texts of a few megabytes (docs/laboratory/log.md, "Width and depth by the time")
@@ -54,7 +54,7 @@ def fitting_steps(
     found: list[tuple[float, ThreadConfig]] = []
     try:
         for threading in reversed(thread_configs(cores, training.micro_batches)):
-            # all cores first: where steps are long beside the time there is, nothing else is tried
+            # all cores first: where steps are long compared with the time there is, nothing else is tried
             if found and parallel.any_rank(time.perf_counter() - began > max(LONG, 3 * PROBE * seconds)):
                 break
             tried = StepPlan(WARM + PROBED, 0.0, threading, precision)
@@ -100,7 +100,7 @@ def seconds_per_step(
 
     Leaves the model and torch's generator as they were.
 
-    Batches that are made in a process beside take their part of the cores.
+    Batches that are made in another process take their part of the cores.
     """
     torch.set_num_threads(tried.threading.threads)
     generator = torch.get_rng_state()
@@ -159,7 +159,7 @@ class Cycle:
 
 
 # The shape of a new model, where its recipe leaves it open: the largest that the time can teach. In the same time a
-# larger model learns from fewer tokens; it is worth more than a smaller one from so many tokens on.
+# larger model learns from fewer tokens; from enough tokens on it is worth more than a smaller one.
 
 # (smaller, larger): how many tokens the larger one would learn from, when the smaller one can be tried out.
 Learns = Callable[[ModelConfig, ModelConfig], float]
@@ -204,7 +204,8 @@ def enough_tokens(config: ModelConfig) -> float:
 
 
 def in_time(seconds: float, tokens_a_step: int, step_seconds: Callable[[ModelConfig], float]) -> Learns:
-    """By how long a step of the smaller one takes, trying included: the larger one computes as fast."""
+    """Returns a function: tokens the larger shape would see in the time left (trying the smaller one takes its part of
+    it), supposing that it computes as many FLOPs a second as the smaller one."""
     began = time.perf_counter()
 
     def learns(smaller: ModelConfig, larger: ModelConfig) -> float:

@@ -1,4 +1,4 @@
-"""From what is asked for to a run that is ready to begin or to go on: its files, recipe, start and record."""
+"""From what is asked for to a run that is ready to begin or to resume: its files, recipe, start and record."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ from klype.train import parallel
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``before``: whose model it goes on from; ``needs``: whose findings lie in the run's folder, too. ``shared``:
-    several processes do it together; the others are one process's."""
+    """One stage: its function and prerequisites. ``before``: the stage whose model it starts from; ``needs``: stages
+    whose results must be in the run's folder, too. ``shared``: several processes do it together; the other stages are
+    done by one."""
 
     do: Callable[[RunContext], None]
     before: str = ""
@@ -65,7 +66,7 @@ def open_life_cycle(options: RunOptions, say: RunListener) -> RunContext:
         if not options.recipe and options.recipe_name == "world" and options.preferences:
             raise UsageError(
                 "Rankings alone (--preferences) are nothing to learn a language from: there is no --text.",
-                "Give text beside them: --text FILES, or --data FOLDER.",
+                "Give text as well: --text FILES, or --data FOLDER.",
             )
         if recipe.kind == "world" and (options.text or options.instructions or options.preferences):
             raise UsageError(
@@ -84,7 +85,7 @@ def open_stage(options: StageOptions, say: RunListener) -> RunContext:
         options, recipe = as_begun(options)
     elif start is None or (own := with_inputs_of(start, options)) is options:
         recipe = read(recipe_for(options), options.overrides, options.size)
-    else:  # gone on with as the run was made that is gone on from, where nothing else is given
+    else:  # as the run that it starts from was made, where nothing else is given
         options, recipe = own, recipe_of(start, options)
     return open_run(options, recipe, say, start, options.stage if STAGES[options.stage].before == "finetune" else "")
 
@@ -140,7 +141,7 @@ def open_task(
     if tokenizer is not None and tokenizer.template is None:
         raise KlypeError(
             "The model to start from has no chat template, which says how questions and answers are written.",
-            "Put one beside its weights, as chat_template.jinja (that of its maker's chat model, say).",
+            "Put one next to its weights, as chat_template.jinja (that of its maker's chat model, say).",
         )
     seed: int = getattr(options, "seed", 0)
     if recipe.kind == "world":
@@ -153,7 +154,7 @@ def open_task(
 
 
 def is_begun(options: InputOptions) -> bool:
-    """Whether there is a run in ``options.out``, to be gone on with."""
+    """Whether there is a run in ``options.out``, to be resumed."""
     assert options.out is not None
     return (options.out / "run.json").exists()
 
@@ -203,12 +204,12 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume", "metrics.jsonl"))
 
 
-# the files that a run reads: a resumed run goes on with the same ones, or not at all
+# the files that a run reads: a run is resumed with the same ones, or not at all
 
 
 def input_hashes(options: InputOptions) -> dict[str, str]:
-    """SHA-256 of every file that is given, by its absolute path, for a run is gone on with from any folder. What was
-    fetched from the Hub lies in the run's own folder."""
+    """SHA-256 of every file that is given, by its absolute path, as a run may be resumed from any folder. What was
+    fetched from the Hub is in the run's own folder."""
     given = [*options.text, options.instructions, options.preferences, options.data]
     paths = [path for path in given if path is not None and not is_hub(path)]
     return {os.path.abspath(file): hash_file(file) for file in files_of(paths, KINDS)}
@@ -228,11 +229,11 @@ def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]
     return now
 
 
-# what a stage takes over from the run that it goes on from, where nothing else is given
+# what a stage takes over from the run that it starts from, where nothing else is given
 
 
 def start_of(options: StageOptions) -> Found:
-    """The model that the stage goes on from: of a whole run, the one that its own stage went on from."""
+    """The model that the stage starts from: for a whole run, the one that the same stage of that run started from."""
     found = find_model(options.from_)
     earlier = found.run / STAGES[options.stage].before if found.run else None
     named_run = found.run is not None and Path(options.from_).resolve() == found.run.resolve()
@@ -273,7 +274,7 @@ def suited(recipe: Recipe, options: InputOptions, start: Found | None) -> Recipe
     """
     if options.lora is not None:
         if start is None:
-            raise UsageError("--lora trains adapters beside a model that is there.", "Give it: --from MODEL.")
+            raise UsageError("--lora trains adapters for an existing model.", "Give it: --from MODEL.")
         recipe = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"rank": options.lora})})
     if recipe.lora.rank and recipe.align.how.method == "ppo":
         raise UsageError("The way to align called ppo trains a value head, which goes with no adapters.", "Use grpo.")
@@ -287,7 +288,7 @@ def suited(recipe: Recipe, options: InputOptions, start: Found | None) -> Recipe
 
 
 def dealt_out(recipe: Recipe, processes: int) -> Recipe:
-    """The recipe with as many micro-batches in a step as come out even on so many processes, if its rows allow it."""
+    """The recipe with a number of micro-batches per step that divides evenly among the processes, if its rows allow."""
     lessons = {}
     for name, lesson in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         pieces = -(-lesson.training.micro_batches // processes) * processes
@@ -298,9 +299,9 @@ def dealt_out(recipe: Recipe, processes: int) -> Recipe:
 
 
 def done_already(start: Found, options: InputOptions) -> tuple[str, ...]:
-    """The stages that a whole run leaves out: those behind the model that it goes on from.
+    """The stages that a whole run leaves out: those that the model it starts from has been through.
 
-    Of a model from elsewhere, nobody knows: with a chat template it answers already, and is taught only when
+    For a model from elsewhere they are unknown: with a chat template it answers already, and is taught only when
     there are instructions to teach.
     """
     stage = start.stage or read_about(start.folder).get("stage", "")

@@ -59,7 +59,7 @@ class InputOptions(WorkOptions):
     ] = ""
     lora: Annotated[
         int | None,
-        Option("Train adapters of this rank beside the model's frozen weights.", shown="all"),
+        Option("Train adapters of this rank on the model's frozen weights.", shown="all"),
         Ge(1),
         Le(4096),
     ] = None

@@ -60,7 +60,7 @@ Look = Callable[..., float]  # like klype.runs.machine_probe.all_cores_seconds
 def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
     """The whole life-cycle in ``options.out`` (empty, or to be resumed). Returns the JSON contract of a run.
 
-    Several processes do what can be shared together, then the first goes on alone, and the others return nothing.
+    Several processes do what can be shared together, then the first continues alone, and the others return nothing.
     """
     with parallel.first_alone():
         run = open_life_cycle(options, say)
@@ -412,7 +412,7 @@ def _shaped(run: RunContext, look: Look) -> tuple[Recipe, str]:
     fits, limit = in_time(seconds, tokens_a_step, step_seconds), ""
 
     def learns(smaller: ModelConfig, larger: ModelConfig) -> float:
-        """All processes go on with one shape."""
+        """All processes continue with one shape."""
         nonlocal limit
         tokens: float = parallel.from_first(fits(smaller, larger))
         limit = "this text" if most < tokens else "the time"

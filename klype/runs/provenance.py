@@ -140,8 +140,8 @@ class Reading:
 
 
 def reading_of(found: Found, tokenizer: Tokenizer, seen: frozenset[Path] = frozenset()) -> Reading | None:
-    """None where nobody knows: a model that belongs to no run, or whose run went on from such a one. ``seen``: runs
-    that went on from this one; a folder can be made anew from what was made of it."""
+    """None if unknown: a model that belongs to no run, or whose run started from such a model. ``seen``: runs that
+    started from this one; a folder can be made anew from what was made of it."""
     about = read_run(found.run) if found.run is not None else {}
     names = tuple(str(row["name"]) for row in about.get("data") or () if isinstance(row, dict) and row.get("name"))
     if not names:

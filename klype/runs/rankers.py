@@ -30,7 +30,7 @@ from klype.words import Words, words
 from klype.world import World
 
 SHOWN = 6
-KEYS = 9  # a digit an answer
+KEYS = 9  # one digit per answer
 HELD_OUT_EVERY = 7
 
 
@@ -191,20 +191,21 @@ def check_noise(noise: float) -> None:
 
 
 def by_taste(taste: Taste, judge: Judge, noise: float, name: str) -> Rank:
-    """A simulated annotator who weighs what ``judge`` sees by ``taste``, and errs with chance ``noise``, below .5."""
+    """Returns a Rank function that simulates an annotator: weighs what ``judge`` sees by ``taste``, and errs with
+    probability ``noise``, below .5."""
     check_noise(noise)
     annotator = Scorer(name, lambda question, answer: taste.score(judge(question, answer, True)))
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, noise, rng)
 
 
 def by_model(judge: ModelJudge) -> Rank:
-    """A model that judges; it always says the same."""
+    """Returns a Rank function that orders by a judge model's scores; deterministic."""
     annotator = judge.annotator()
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, 0.0, rng, MODEL)
 
 
 def by_function(reward: Reward, name: str) -> Rank:
-    """A function of questions and answers, as rewards are; equal numbers tied."""
+    """Returns a Rank function that orders by a reward function of questions and answers; equal numbers tied."""
 
     def rank(question: Question, answers: Sequence[str], rng: random.Random) -> Ranking:
         worth = dict(zip(answers, scores(reward, [question.transcript] * len(answers), answers, name), strict=True))
@@ -225,7 +226,7 @@ def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequ
     """Every question that this annotator has not ranked yet, at most ``most`` (0: all), and a tenth twice; how many.
 
     The questions with the ids ``first`` come first. Each batch is durable before the next is begun, and what was ranked
-    is kept when a later question fails, so that a stopped work goes on where it was.
+    is kept when a later question fails, so that interrupted work resumes where it was.
     """
     place = {number: i for i, number in enumerate(first)}
     wanted = sorted(store.questions(), key=lambda asked: place.get(asked.id, len(place)))

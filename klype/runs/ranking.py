@@ -42,8 +42,8 @@ BY_HAND = 40  # questions that a person is asked to rank
 
 @dataclass(frozen=True, slots=True)
 class RankedSets:
-    """Rankings as token ids; ``exact`` are the held-out ones with their texts. ``noise``: the annotator's known chance
-    to err, None for people."""
+    """A run's train and held-out rankings, as token ids; ``exact`` are the held-out ones with their texts.
+    ``noise``: the annotator's known chance to err, None for people."""
 
     train: list[RankedAnswers]
     held_out: list[RankedAnswers]
@@ -60,8 +60,8 @@ def make(
     say: RunListener,
     seconds: float = math.inf,
 ) -> str:
-    """Fills the run's store; what is there already stays (a person's work goes on where it stopped).
-    Simulated ones are as many as fit into ``seconds``."""
+    """Fills the run's store; what is there already stays (a person's work resumes where it stopped).
+    Simulated rankings are as many as fit into ``seconds``."""
     with open_store(folder) as store:
         if given := task.given_rankings():
             parts = _parts([r.question for r in given])
@@ -242,7 +242,7 @@ def _parts(questions: Sequence[Question]) -> list[Part]:
     return ["held-out" if q.prompt in kept else "train" for q in questions]
 
 
-# Rankings beside a run: more answers to a store's questions from any model, and which questions to rank next.
+# Rankings outside a run: more answers to a store's questions from any model, and which questions to rank next.
 
 BATCH = 64  # questions a transaction
 HEADS, STEPS = 8, 300  # of the ensemble whose disagreement says what to rank next
@@ -293,7 +293,7 @@ def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -
 
 
 def prioritise(store: Store, run: Path, seed: int, device: torch.device | None = None) -> list[int]:
-    """Puts the questions that nobody has ranked in the order in which they would teach the most; their ids in it.
+    """Orders the questions that no person has ranked by how much they would teach, most first; their ids in that order.
 
     Raises KlypeError when there are no rankings yet that an ensemble could be fitted to.
     """

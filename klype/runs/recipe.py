@@ -21,9 +21,9 @@ from klype.train.rewards import MODEL, absolute
 
 
 class TokenizerSection(Settings):
-    """``size``: the most tokens that the vocabulary may have. ``megabyte``: how many it has for a text of a megabyte;
-    for other texts it grows with the root of their length, as the words of a text do (Heaps 1978), by doubling.
-    0: as many as there may be, whatever the text.
+    """[tokenizer] of a recipe. ``size``: the most tokens that the vocabulary may have. ``megabyte``: how many it has
+    for a text of a megabyte; for other texts it grows with the root of their length, as the words of a text do (Heaps
+    1978), by doubling. 0: as many as there may be, whatever the text.
     """
 
     size: int = Field(default=2048, ge=262, le=1_000_000)
@@ -38,7 +38,8 @@ class TokenizerSection(Settings):
 
 
 class DataSection(Settings):
-    """What is read beside the user's own text. ``language``: only that of ``--data`` is taken ("": all).
+    """[data] of a recipe: what is read besides the user's own text. ``language``: only texts of ``--data`` in it are
+    taken ("": all).
 
     ``dictionary``: Bokmålsordboka's articles are read, and ``words`` of its words are asked about. ``megabytes``: how
     much of a data set of the Hub is fetched. ``memory_megabytes``: larger texts are trained on from the disk.
@@ -76,7 +77,7 @@ SHAPES: dict[str, ModelShape] = {
 
 
 class ModelSection(Settings):
-    """The transformer. Of its shape (width, layers, heads, hidden) what is 0 is chosen by the time that there is.
+    """The transformer. What is 0 in its shape (width, layers, heads, hidden) is chosen by the time that there is.
 
     ``conv``: taps of the short convolution before attention; with it, positions are not rotated. ``conv_std``: of the
     taps at first.
@@ -132,7 +133,7 @@ class PretrainSection(Lesson):
     grow from two facts to four; ``answer_weight``: see lessons; ``passes``: how often a document is
     met; of a text of one's own: at most, lest it be learnt by heart. ``decay_a_pass``: weight decay for each time that
     such a text will be met, up to 1 in all: what is met often is learnt by heart without. ``decay_tokens``: weight
-    decay is so many over the text's tokens, up to a half, however often they are met: what it forgets over, its time
+    decay is this many over the text's tokens, up to a half, however often they are met: what it forgets over, its time
     scale, is then about the same share of every text (Wang and Aitchison 2024, arXiv:2405.13698)."""
 
     plain: float = Field(default=0.6, ge=0, le=1)
@@ -150,8 +151,8 @@ class Rehearsing(Lesson):
 
 
 class FinetuneSection(Rehearsing):
-    """``rehearsal_weight``: of a rehearsed token beside a learnt one; ``passes``: how often an example is met at most
-    (0: any number), lest it be learnt by heart; the time that is left over is pre-training's."""
+    """``rehearsal_weight``: of a rehearsed token relative to a learnt one; ``passes``: how often an example is met at
+    most (0: any number), lest it be learnt by heart; the time that is left over is pre-training's."""
 
     passes: int = Field(default=0, ge=0)
     rehearsal_weight: float = Field(default=0.5, ge=0)
@@ -211,7 +212,7 @@ class AlignSection(Rehearsing):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The earlier stages that alignment cannot do without, beside fine-tuning."""
+        """The earlier stages that alignment cannot do without, besides fine-tuning."""
         if MODEL in self.weights:
             return frozenset(["rank", "reward"])
         return frozenset(["rank"] if method(self.how.method).learns_from == "rankings" else [])
@@ -259,7 +260,7 @@ class Recipe(Settings):
         return own.model_copy(update={"optimizer": rates})
 
     def pretraining(self, steps: int, tokens: int | None) -> Training:
-        """How so many steps of pre-training go on a text of so many tokens (None: without end)."""
+        """The settings of ``steps`` steps of pre-training on a text of ``tokens`` tokens (None: without end)."""
         own = self.training("pretrain")
         lesson = self.pretrain
         if not tokens or not (lesson.decay_a_pass or lesson.decay_tokens) or self.lora.rank:

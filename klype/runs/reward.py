@@ -160,7 +160,7 @@ UNKNOWN = Figure(None, why="a person's own noise is known only from repeats")
 
 
 def judge_the_judge(model: RewardModel, held_out: Sequence[RankedAnswers]) -> dict[str, Any]:
-    """``tau`` (Kendall's τ-b a question), ``calibration`` (bins of σ(Δs) beside the observed rate of winning) and
+    """``tau`` (Kendall's τ-b a question), ``calibration`` (bins of σ(Δs) with the observed rate of winning) and
     ``calibration_error``: the root mean square gap between the two."""
     scored = [(r, model.scores([r.prompt] * len(r.answers), r.answers) * model.spread) for r in held_out]
     said, won, asked = pairs([(r.ranks, s_NH.mean(1).tolist()) for r, s_NH in scored])
@@ -182,7 +182,7 @@ def judge_the_judge(model: RewardModel, held_out: Sequence[RankedAnswers]) -> di
 def tau_ceiling(
     exact: Sequence[Ranking], noise: float | None, score: Callable[[Question, str], float], seed: int
 ) -> Figure:
-    """Kendall's τ-b of two rankings of the annotator's own, each with its noise; of people nobody knows theirs."""
+    """Kendall's τ-b of two rankings of the annotator's own, each with its noise; unknown for people."""
     if noise is None:
         return UNKNOWN
     annotator, rng = Scorer("ceiling", score), random.Random(seed)
@@ -199,7 +199,7 @@ def tau_ceiling(
 
 
 def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:
-    """Of (ranks, scores) a question, every pair once: σ(s_i - s_j), 1 when i was placed before j (tied: ½), and where.
+    """Every pair of each question's (ranks, scores), once: σ(s_i - s_j), 1 if i is before j (tied: ½), and where.
 
     Every other pair is turned round, so that candidates listed by quality would not all be winners.
     """
@@ -215,7 +215,7 @@ def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list
 
 
 def agreement(model: RewardModel, ranked: RankedSets, task: Task, seed: int) -> dict[str, Figure]:
-    """Held-out pair accuracy, the annotator's agreement with itself, and what the reward leans on beside the taste."""
+    """Held-out pair accuracy, the annotator's agreement with itself, and what the reward leans on besides the taste."""
     figures = {"pair_accuracy": _share_right(pairs_by_ranking(model, ranked.held_out))}
     if ranked.noise is None:
         figures["ceiling"] = UNKNOWN
@@ -242,7 +242,7 @@ def agreement(model: RewardModel, ranked: RankedSets, task: Task, seed: int) -> 
 
 
 def _share_right(pairs: Sequence[tuple[float, float]]) -> Figure:
-    """Of (right, pairs) a ranking; those without an ordered pair say nothing."""
+    """The share of pairs in the right order, from (right, pairs) per ranking; rankings without pairs are left out."""
     if not (ordered := [found for found in pairs if found[1]]):
         return Figure(None, why="no held-out pair is ordered")
     right, of = zip(*ordered, strict=True)

@@ -32,7 +32,8 @@ SHOWN_FILES = 60
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """``questions`` have known answers (a dictionary's, endings of sayings); ``conversations`` are rows of users.
+    """A run's input data. ``questions`` have known answers (a dictionary's, endings of sayings); ``conversations`` are
+    the user's own rows.
 
     ``share``: how much of the texts is in ``split`` (the dictionary's are there whole); below 1 they are too large for
     memory, and what is trained on comes from ``texts()``, which reads all of them, as shards.
@@ -54,7 +55,7 @@ def gather(
 ) -> Material:
     """Everything that is given, sorted by what it is. Raises KlypeError when it cannot be read or is nothing.
 
-    ``known``: hashes of files, where somebody has computed them (inputs.py).
+    ``known``: hashes of files that are computed already, by absolute path (``opening.input_hashes``).
     """
     place = options.data
     if place is not None and find_data.is_hub(place):
@@ -130,7 +131,7 @@ def gather(
 
 
 def held_out(question: Question) -> bool:
-    """A function of the question alone (see ``key_of``)."""
+    """Whether a question is held out; depends on the question alone (see ``key_of``)."""
     return is_held_out(key_of(question), 0.05 if isinstance(question.extra.get("lemma"), str) else HELD_OUT)
 
 

@@ -33,9 +33,9 @@ Asked = TypeVar("Asked", RunOptions, StageOptions)
 FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human", "functions"])
 PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
 
-MEANING = 2  # of figures in a run.json; those without it are of before
-# What meant something else before: right and polite were of stories and of what is always true together, a right answer
-# of one word was polite, S and KL were of other documents, and the annotator's other ranking was free of errors.
+MEANING = 2  # version of what the figures in a run.json mean; older ones have none
+# What meant something else before: right and polite covered stories and what is always true together, a right answer
+# of one word was polite, S and KL covered other documents, and the annotator's other ranking was free of errors.
 OTHERWISE = ("right", "polite", "s", "kl", "ceiling")
 
 
@@ -48,7 +48,7 @@ def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def incomparable(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Of each run.json, the measures that mean something else than in another of them."""
+    """For each run.json, the measures that mean something else than in another of them."""
     found = [meant_otherwise(about) for about in runs]
     found = found if len(set(found)) > 1 else [()] * len(found)
     rights = [[(s or {}).get("right", {}).get("judge") for s in about.get("figures", {}).values()] for about in runs]
@@ -149,7 +149,7 @@ def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
 
 
 def _from_anywhere(place: Any) -> Any:
-    """A path as it is from any folder, since a run is gone on with from another one; other names as they are."""
+    """A path as it is from any folder, since a run may be resumed from another one; other names as they are."""
     if isinstance(place, list | tuple):
         return [_from_anywhere(one) for one in place]
     if not place or kind_of(str(place)) is not PATH:
@@ -209,7 +209,7 @@ def machine() -> dict[str, str]:
 # What a list of runs says of each: how it stands, how far it came, from what, what it reached, how large it is.
 
 FIGURES = ("right", "bits_per_byte", "s", "kl")  # those that a list shows: the first two that the newest model has
-QUIET_S = 90.0  # A run without a process of its own that has not written for so long was stopped
+QUIET_S = 90.0  # A run without a process of its own that has not written for this long was stopped
 State = Literal["done", "running", "stopped", "failed"]
 
 

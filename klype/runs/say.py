@@ -11,7 +11,7 @@ class RunListener(Protocol):
     """A listener. Nothing it does may change the run: no return values, no exceptions of its own."""
 
     def stage_start(self, name: str, total_steps: int) -> None:
-        """A stage begins; ``total_steps`` is 0 when nobody can know. It lasts until ``stage_end``."""
+        """A stage begins; ``total_steps`` is 0 when it is unknown. It lasts until ``stage_end``."""
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """After a step. Known names: step (steps done so far), loss, tokens_per_second; others are shown by name."""

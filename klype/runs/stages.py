@@ -45,7 +45,7 @@ TIMED = 64  # questions whose answers are timed before anything is learnt
 
 @dataclass
 class RunContext:
-    """A run under way. ``start`` is a model's folder from outside that the first stage goes on from. ``settling_s``:
+    """A run under way. ``start`` is the folder of an outside model that the first stage starts from. ``settling_s``:
     what it took to choose a shape. ``functions``: the recipe's rewards by name, without the reward model. ``needs``:
     seconds that the parts without steps of their own still take, by what was measured (``planner.divide``)."""
 
@@ -120,14 +120,14 @@ def pretrain(run: RunContext) -> None:
 
 
 def late_text(run: RunContext) -> Cycle:
-    """For a probe: documents grow, and the pace that counts is that of the longest."""
+    """Batches from late in pre-training, for the probe: documents grow, and the pace of the longest counts."""
     late = run.task.pretraining(1000, False)
     late.restore(run.task.late(1000))
     return Cycle(late, STEPS * run.recipe.pretrain.training.micro_batches)
 
 
 def finetune(run: RunContext) -> None:
-    """Answers only, with older text rehearsed beside."""
+    """Answers only, with pre-training text rehearsed in every step."""
     lesson, pieces = run.recipe.finetune, run.recipe.finetune.training.micro_batches
     whole = copy.deepcopy(run.model("pretrain"))
     run.task.before_finetuning(whole)
@@ -150,7 +150,7 @@ def _teach(
     batches: Callable[[StepPlan | None], Batches],
     about: dict[str, Any],
 ) -> None:
-    """Trains a model, or adapters beside it, on batches of a plan (without one: for a probe), and keeps the weights
+    """Trains a model, or adapters for it, on batches of a plan (without one: for a probe), and keeps the weights
     that are the best on what is held out."""
     model, training = learner(run.recipe, run.options.seed, whole), run.recipe.training(stage)
     what = "text" if stage == "pretrain" else "answers"
@@ -179,7 +179,7 @@ def rank(run: RunContext) -> None:
 
 
 def learner(recipe: Recipe, seed: int, whole: Transformer) -> Transformer:
-    """What a stage trains: the model itself, or adapters beside it."""
+    """What a stage trains: the model itself, or adapters for it."""
     if not recipe.lora.rank:
         return whole
     torch.manual_seed(seed)

@@ -41,7 +41,9 @@ class Task(Protocol):
     deciding: Judging | None = None  # who says what is right, where that can err
     reader: Callable[[Question], Reader] | None = None  # the truth of a question's answers, where it is known
 
-    def pretraining(self, steps: int, background: bool) -> Batches: ...
+    def pretraining(self, steps: int, background: bool) -> Batches:
+        """Batches of text for ``steps`` steps. ``background``: they may be made in another process."""
+        ...
 
     def watched(self, stage: str) -> list[Batch]:
         """What a model is measured on while a stage trains it, in the stage's micro-batches; none where nothing is met
@@ -52,14 +54,16 @@ class Task(Protocol):
         """A state of ``pretraining(steps)`` near its end."""
         ...
 
-    def finetuning(self, background: bool) -> Batches: ...
+    def finetuning(self, background: bool) -> Batches:
+        """Batches of conversations, of which only the answers are learnt. ``background``: as for pre-training."""
+        ...
 
     def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
         """Pre-training text, ``rows`` a step in ``pieces`` micro-batches; its state is the number of the next one."""
         ...
 
     def pools(self, rows: int, pieces: int) -> PoolSettings:
-        """Of padded batches: ``rows`` a step, in ``pieces`` micro-batches."""
+        """Settings of padded batches: ``rows`` per step, in ``pieces`` micro-batches."""
         pad = self.chat.tokenizer.pad
         return PoolSettings(max(1, rows // pieces), STEPS * pieces, pieces, pad=pad, seed=self.seed)
 
@@ -67,13 +71,17 @@ class Task(Protocol):
         """The training side's, endless: for ranking and alignment. ``part`` keeps stages apart."""
         ...
 
-    def judge(self, question: Question, answer: str, finished: bool) -> Verdict: ...
-
-    def scores(self, words: int) -> tuple[float, float]:
-        """The least and the most that ``judge`` gives an answer of at most so many words."""
+    def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
+        """The annotator's verdict on an answer. ``finished``: it came to an end of its own."""
         ...
 
-    def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]: ...
+    def scores(self, words: int) -> tuple[float, float]:
+        """The least and the most that ``judge`` gives an answer of at most this many words."""
+        ...
+
+    def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]:
+        """At most ``n`` wrong answers to the question, as candidates for rankings."""
+        ...
 
     def given_rankings(self) -> list[Ranking]:
         return []
@@ -86,7 +94,9 @@ class Task(Protocol):
         """What the model knows of plain text: against the truth, or in bits per byte."""
         ...
 
-    def next_words(self, model: Transformer) -> list[NextFacts]: ...
+    def next_words(self, model: Transformer) -> list[NextFacts]:
+        """The model's next-token probabilities after a few beginnings of text."""
+        ...
 
     def asked_apart(self, model: StageName) -> Mapping[str, Sequence[Question]]:
         """Further questions of which it is told how many answers are right, by the name of that figure."""
@@ -95,13 +105,15 @@ class Task(Protocol):
     def yardsticks(self) -> TextFacts | None:
         return None
 
-    def data(self) -> list[DataFacts]: ...
+    def data(self) -> list[DataFacts]:
+        """What the run learns from: each source, with its licence where that is known."""
+        ...
 
     def notes(self) -> list[Text]:
         return []
 
     def speak(self, model: Transformer, trained: str) -> str:
-        """A line of what the model says now, for the one who waits."""
+        """A line of what the model says now, for the user who waits."""
         ...
 
     def save_inputs(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is measured of a model of text: bits per byte beside what needs no model, next words, and what it has by heart.
+"""What is measured of a model of text: bits per byte (and those of xz and n-grams), next words, what it has by heart.
 
 All of it on one sample of the held-out documents, in an order of their hashes, so that every source has its part.
 """
@@ -34,7 +34,7 @@ BYTES = 400_000  # of held-out text that are measured; with little time FEW_BYTE
 FEW_BYTES = 60_000
 WRITTEN, BEGUN = 60, 8  # words: free writing, and its beginning
 HOT_PLACES = 30
-PLACES = 80  # beginnings that are gone on from
+PLACES = 80  # beginnings that are continued
 FIGURES = ("repetition", "distinct", "same_text")  # of free writing at each temperature
 
 
@@ -60,7 +60,7 @@ def token_bits(
 
 
 class TextMeasures:
-    """``split``: what was read, and what was held out."""
+    """Measures of a text model on held-out documents. ``split``: what was trained on, and what was held out."""
 
     def __init__(self, split: Split, tokenizer: Tokenizer, window: int) -> None:
         self._train, self._tokenizer, self._window = split.train, tokenizer, window
@@ -79,7 +79,7 @@ class TextMeasures:
         return documents
 
     def bits_per_byte(self, model: Transformer, few: bool) -> Figure:
-        """Of the sample, document by document; a document is read from its own beginning."""
+        """Bits per byte of the sample; each document is read from its own beginning."""
         self._measured = self._sample(FEW_BYTES if few else BYTES)
         bits, sizes = [], []
         for document in self._measured:

@@ -1,4 +1,4 @@
-"""A run about somebody's own text: nobody knows its truth, so that what is measured is said to be measured by rules."""
+"""A run about the user's own text: its truth is unknown, so what is measured is said to be measured by rules."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class TextTask(Task):
         score = 1.0 * whole + liked - 1.0 * repeated - 0.02 * len(words) + 1.0 * bool(right)
         reference = max((len(a.split()) for a in question.answers), default=12)
         concise = whole and len(words) <= max(12, 2 * reference)
-        polite = bool(POLITE.match(answer.strip())) if self.exam is None else None  # nobody is polite in a dictionary
+        polite = bool(POLITE.match(answer.strip())) if self.exam is None else None  # a dictionary has no manners
         return Verdict(right, polite, concise, len(words), score, formed if "kind" in question.extra else None)
 
     def scores(self, words: int) -> tuple[float, float]:
@@ -256,7 +256,7 @@ class TextTask(Task):
         return self.measures.temperatures(model, self.recipe.examine.temperatures, is_word, self.seed % 2**20)
 
     def asked_apart(self, model: StageName) -> dict[str, list[Question]]:
-        """Of a dictionary: words that were learnt from. Before fine-tuning no model knows how one answers."""
+        """With a dictionary: words that were learnt from. Before fine-tuning no model knows how to answer."""
         return {"right_trained": self.exam.trained} if self.exam is not None and model != "base" else {}
 
     def yardsticks(self) -> TextFacts | None:
@@ -267,7 +267,7 @@ class TextTask(Task):
 
     @property
     def languages(self) -> list[str]:
-        """Of the training text, by a sample of it."""
+        """The languages of the training text, by a sample of it."""
         if self.recipe.data.language:
             return [self.recipe.data.language]
         some = random.Random(0).sample(self._split.train, min(50, len(self._split.train)))

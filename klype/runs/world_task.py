@@ -186,7 +186,7 @@ class WorldTask(Task):
         return mean_by_question(right, [str(i) for i in range(len(right))], "share", self.judge_name)
 
     def next_words(self, model: Transformer) -> list[NextFacts]:
-        """The article's example and an English one: the model's bars beside the truth's."""
+        """The article's example and an English one: the model's bars next to the truth's."""
         out: list[NextFacts] = []
         for text in SHOWN:
             words: Filter = self.world.filter()

@@ -39,7 +39,7 @@ State = tuple[Symbols, Env]
 Levels = list[dict[State, float]]
 # weights below this are scaled up before rounding loses them
 LEAST = 1e-150
-# most prefixes with slips that are remembered; one with more states than SMALL is not kept beside others
+# most prefixes with slips that are remembered; one with more states than SMALL is not kept together with others
 REMEMBERED, SMALL = 2000, 5000
 
 
@@ -131,7 +131,7 @@ class Filter:
         return tuple(self._prefix)
 
     def next(self) -> Mapping[str, float]:
-        """{word: probability}; sums to one. After END the only continuation is END again."""
+        """The distribution of the next word, {word: probability}; sums to one. After END only END can follow."""
         if self._next is None:
             out: dict[str, float] = {}
             for state, weight in self.readings.items():

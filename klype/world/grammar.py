@@ -169,7 +169,7 @@ class Grammar:
         return [(p, (RuleCall(self.put, (name, about)),), bound) for p, about in abouts]
 
     def _yes_no_about(self, env: Env, i: int) -> list[tuple[float, Fact]]:
-        """Half of the time what is true, else what is true of another (or of nobody)."""
+        """Half of the time what is true, else what is true of someone else (or of no one)."""
         fact = env.facts[i]
         others = [f for f in env.facts if f[0] == fact[0] and f[2:] != fact[2:]]
         if fact[0] == "did":

@@ -52,7 +52,7 @@ class Kind:
 
     @property
     def relation(self) -> str:
-        """Of the fact asked about; "story", "fixed" or "walk" for the rest."""
+        """The relation of the fact asked about; "story", "fixed" or "walk" for the rest."""
         return str(self.row["about"])
 
     @property
@@ -132,7 +132,7 @@ def names(lang: str, fact: Fact, content: Content) -> str:
     return listed(lang, content)
 
 
-_PARTS: dict[str, tuple[Any, ...]] = {  # what a Kind has beside its row
+_PARTS: dict[str, tuple[Any, ...]] = {  # what a Kind has besides its row
     "where": (only(lambda f: f[2]), lambda f, s, x: x.places, lambda g, f, c: phrase(g, "places", c)),
     "who-is": (right_who, anybody, names, len),
     "what-has": (

@@ -15,7 +15,7 @@ from klype.world.questions import KINDS, fixed_items
 
 
 def vocabulary(grammar: Grammar) -> tuple[str, ...]:
-    """Sorted. A test reads twenty thousand documents and meets no other word."""
+    """All words of the grammar, sorted. A test reads twenty thousand documents and meets no other word."""
     lexicon, said = grammar.lexicon, set[str]()
     facts = list(_facts(lexicon))
     for lang in LANGUAGES:

@@ -66,7 +66,7 @@ class World:
     def document(
         self, rng: random.Random, styled: bool = True, heldout: bool = False, most_facts: int | None = None
     ) -> WorldDocument:
-        """One document. ``heldout``: as many are stories as the language has, and those no other document tells."""
+        """One document. ``heldout``: stories keep their usual share, and are told in no training document."""
 
         def too_long(env: Env) -> bool:
             return most_facts is not None and len(env.facts) > most_facts
@@ -241,7 +241,7 @@ class World:
         """A plain text that ends in a question about its story, and that question.
 
         Held-out story, one other question answered in the manner (so that a model that never saw a chat knows how to
-        answer), then the question: who, what, where or which colour, never a task beside (yes or no, how many, a
+        answer), then the question: who, what, where or which colour, never another task (yes or no, how many, a
         summary). ``hard``: four facts of one relation.
         """
         while True:
@@ -311,8 +311,8 @@ class World:
         return meaning
 
     def judge(self, question: Question, answer: str, finished: bool = True) -> Verdict:
-        """The annotator: likes right, polite and short answers; an unfinished one is wrong. ``polite``: with a
-        courtesy; who was asked for one word pleases as much with the right one."""
+        """The annotator's verdict: right, polite and short answers score high; an unfinished one is wrong. ``polite``:
+        with a courtesy; where one word is asked for, the right one scores as much without."""
         said = self.words_of(answer)
         starts = (tuple(courtesy.split()) for courtesy in WORDS["courtesies"][question.extra["lang"]])
         courtesy = next((start for start in starts if said[: len(start)] == start), ())
@@ -327,7 +327,7 @@ class World:
 
     @staticmethod
     def scores(words: int) -> tuple[float, float]:
-        """The least and the most that ``judge`` gives an answer of at most so many words."""
+        """The least and the most that ``judge`` gives an answer of at most this many words."""
         return -WORD * words - UNFINISHED, RIGHT + POLITE
 
     @lru_cache(maxsize=20_000)  # noqa: B019 — a world lives as long as its process
