@@ -69,13 +69,13 @@ RESAMPLES = 1000
 
 
 def krippendorff(ratings: Sequence[Sequence[float]], level: Level) -> float | None:
-    """α of units' ratings (one inner list a unit). None: nothing to compare, or no variation."""
+    """α of units' ratings (one inner list per unit). None: nothing to compare, or no variation."""
     values = sorted({value for unit in ratings for value in unit})
     return _alpha(_coincidences(ratings, values).sum(0), values, level) if values else None
 
 
 def alpha(groups: Sequence[Sequence[Ranking]], level: Literal["nominal", "ordinal"], seed: int = 0) -> Figure:
-    """α of rankings of the same candidates, one group a question, one ranking an annotator, with a bootstrap interval.
+    """α of rankings of the same candidates, one group per question, one ranking per annotator, with a bootstrap interval.
 
     Units are candidates. "ordinal": their places (the mean place where tied); "nominal": whether they were put first.
     Questions are resampled, since places within one question depend on each other.

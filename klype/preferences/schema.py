@@ -1,4 +1,4 @@
-"""The tables of a store of preferences; values to their rows and back, inside a transaction of somebody else."""
+"""The tables of a store of preferences; values to their rows and back, inside a transaction of the caller's."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ annotators = _table(
 )
 questions = _table(
     "questions",
-    _text("digest", unique=True),  # of all that makes the question
+    _text("digest", unique=True),  # over all that makes the question
     _text("part"),
     Column("priority", Float, nullable=False, server_default="0"),  # the highest is asked first
     _text("question", Json),

@@ -90,7 +90,7 @@ class ValidatedBatches:
     """A stage's batches; every few of them the model is measured on ``held_out``, the same tokens each time, by
     ``measure``. The best weights are kept in ``best``.
 
-    Each batch brings the newest figure along (metric ``validation``, nats a token).
+    Each batch brings the newest figure along (metric ``validation``, nats per token).
     """
 
     def __init__(

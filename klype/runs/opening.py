@@ -137,7 +137,7 @@ def open_run(
 def open_task(
     recipe: Recipe, options: InputOptions, bad: BadRows, tokenizer: Tokenizer | None, hashes: Mapping[str, str]
 ) -> Task:
-    """What the run is about: the demo world, or somebody's own text."""
+    """What the run is about: the demo world, or the user's own text."""
     if tokenizer is not None and tokenizer.template is None:
         raise KlypeError(
             "The model to start from has no chat template, which says how questions and answers are written.",

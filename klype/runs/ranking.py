@@ -32,7 +32,7 @@ from klype.train.preference import NoPreferencesError, RankedAnswers
 from klype.train.reward_model import RewardSettings, fit_reward
 from klype.values import Question, Ranking, Request, Sampling, Trace
 
-STORE = "rankings.db"  # of a run, in its folder rank/
+STORE = "rankings.db"  # a run's, in its folder rank/
 # what older runs have in its place
 BEFORE_STORES: tuple[tuple[str, Part], ...] = (("rankings.jsonl", "train"), ("held-out.jsonl", "held-out"))
 FEWEST = 100  # questions that are ranked however short the time, and by which it is measured
@@ -244,7 +244,7 @@ def _parts(questions: Sequence[Question]) -> list[Part]:
 
 # Rankings outside a run: more answers to a store's questions from any model, and which questions to rank next.
 
-BATCH = 64  # questions a transaction
+BATCH = 64  # questions per transaction
 HEADS, STEPS = 8, 300  # of the ensemble whose disagreement says what to rank next
 
 

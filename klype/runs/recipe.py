@@ -131,7 +131,7 @@ class Lesson(Settings):
 class PretrainSection(Lesson):
     """``plain``: the part of the steps in which answers have only plain manners; ``easy``: the part over which stories
     grow from two facts to four; ``answer_weight``: see lessons; ``passes``: how often a document is
-    met; of a text of one's own: at most, lest it be learnt by heart. ``decay_a_pass``: weight decay for each time that
+    met; for the user's own text: at most, lest it be learnt by heart. ``decay_a_pass``: weight decay for each time that
     such a text will be met, up to 1 in all: what is met often is learnt by heart without. ``decay_tokens``: weight
     decay is this many over the text's tokens, up to a half, however often they are met: what it forgets over, its time
     scale, is then about the same share of every text (Wang and Aitchison 2024, arXiv:2405.13698)."""
@@ -145,7 +145,7 @@ class PretrainSection(Lesson):
 
 
 class Rehearsing(Lesson):
-    """``rehearsal_rows`` rows of pre-training text a step, so that nothing is forgotten."""
+    """``rehearsal_rows`` rows of pre-training text per step, so that nothing is forgotten."""
 
     rehearsal_rows: int = Field(default=0, ge=0)
 
@@ -185,7 +185,7 @@ class RewardSection(Settings):
 
 
 class AlignSection(Rehearsing):
-    """``rows`` questions a step, ``answers`` to each, of at most ``limit`` tokens. ``how``: method and options.
+    """``rows`` questions per step, ``answers`` to each, of at most ``limit`` tokens. ``how``: method and options.
 
     ``stops``: alignment ends when the reward and the annotator's own score part, where the latter is known.
     ``rewards``: {name: weight} of what is learnt from in place of the reward model: ``model`` (that one),

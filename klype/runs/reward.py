@@ -160,7 +160,7 @@ UNKNOWN = Figure(None, why="a person's own noise is known only from repeats")
 
 
 def judge_the_judge(model: RewardModel, held_out: Sequence[RankedAnswers]) -> dict[str, Any]:
-    """``tau`` (Kendall's τ-b a question), ``calibration`` (bins of σ(Δs) with the observed rate of winning) and
+    """``tau`` (Kendall's τ-b per question), ``calibration`` (bins of σ(Δs) with the observed rate of winning) and
     ``calibration_error``: the root mean square gap between the two."""
     scored = [(r, model.scores([r.prompt] * len(r.answers), r.answers) * model.spread) for r in held_out]
     said, won, asked = pairs([(r.ranks, s_NH.mean(1).tolist()) for r, s_NH in scored])

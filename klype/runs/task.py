@@ -1,4 +1,4 @@
-"""What a run is about, the demo world or somebody's own text, and how its models are examined on it."""
+"""What a run is about, the demo world or the user's own text, and how its models are examined on it."""
 
 from __future__ import annotations
 

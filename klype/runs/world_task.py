@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class _Kept(Generic[T]):
-    """The first values of an endless iterator that are dear to make, kept: all models of a run are asked the same."""
+    """The first values of an endless iterator that are costly to make, kept: all models of a run are asked the same."""
 
     def __init__(self, endless: Iterator[T]) -> None:
         self._endless, self._made = endless, list[T]()

@@ -110,7 +110,7 @@ class World:
 
     def _story(self, rng: random.Random, lang: str, hard: bool, heldout: bool) -> tuple[list[str], Env]:
         """Words and what they tell. The last fact is drawn until the story is one of those that are wanted: few are
-        held out, and a story is dear to draw."""
+        held out, and a story is costly to draw."""
         while True:
             env = Env(lang=lang, manner=CHAT, dash=False)
             told: list[str] = []
