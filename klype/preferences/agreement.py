@@ -75,7 +75,7 @@ def krippendorff(ratings: Sequence[Sequence[float]], level: Level) -> float | No
 
 
 def alpha(groups: Sequence[Sequence[Ranking]], level: Literal["nominal", "ordinal"], seed: int = 0) -> Figure:
-    """α of rankings of the same candidates, one group per question, one ranking per annotator, with a bootstrap interval.
+    """α of rankings of the same candidates (one group per question, one ranking per annotator); bootstrap interval.
 
     Units are candidates. "ordinal": their places (the mean place where tied); "nominal": whether they were put first.
     Questions are resampled, since places within one question depend on each other.
