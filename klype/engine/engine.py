@@ -1,4 +1,4 @@
-"""The engine under chat, rollouts, examination and server. Shapes: R running rows, V vocabulary.
+"""The engine under chat, rollouts, examination and server. Shapes: R running rows, A those of one kind, V vocabulary.
 
 Every step reads: schedule (who joins), run (one pass of the model), postprocess (draw, record, end). A row is one
 sample of a request; rows join a running batch and leave it at once. What is computed, and how, is a runner's business.
@@ -105,19 +105,20 @@ class Engine:
         return self._next_id
 
     def check(self, request: Request) -> None:
-        """Raise what is wrong with a request, or with the freshness of what is remembered."""
+        """Raise if the request is invalid, or if the weights changed without ``refresh``."""
         check_request(request, self.runner.window, self.runner.vocab_size, self.decode_bytes is not None)
         self._check_fresh()
 
     def step(self) -> list[Event]:
-        """One token for every running row. When it fails (damaged weights), all that was running is dropped."""
+        """One token for every running row. Where it fails (damaged weights), all running and queued requests are
+        dropped."""
         try:
-            return self._advance(told=True)
+            return self._advance(with_events=True)
         except BaseException:  # half a step cannot be gone on from
             self.abandon()
             raise
 
-    # rows that leave move others in the cache, whose tensors belong to inference mode
+    # removing rows writes in place to the cache, whose tensors were made in inference mode
     @torch.inference_mode()
     def cancel(self, request_id: int) -> list[Trace]:
         """Stop a request at once; returns what its running samples had said. An unknown or finished id is no error."""
@@ -125,7 +126,7 @@ class Engine:
         mine = np.array([job.id == request_id for job in self._rows["job"]], bool)
         traces = [self._trace(int(row), "cancelled") for row in np.flatnonzero(mine)]
         if traces:
-            self._leave(mine)
+            self._remove_rows(mine)
         return traces
 
     def abandon(self) -> None:
@@ -136,6 +137,7 @@ class Engine:
 
     def run(self, requests: Sequence[Request]) -> list[list[Trace]]:
         """Answers to all requests, in order of request and sample. The engine must be idle."""
+        # a local: mypy would take the property for false from here on, and the loop below for unreachable
         occupied = self.busy
         if occupied:
             raise KlypeError("The engine is already answering: finish or cancel its requests first.")
@@ -145,7 +147,7 @@ class Engine:
                 self.add(request)
                 jobs.append(self._queue[-1])
             while self.busy:
-                self._advance(told=False)
+                self._advance(with_events=False)
         except BaseException:
             self.abandon()
             raise
@@ -204,8 +206,8 @@ class Engine:
         if any(np.isnan(values).any() for values in found):
             raise self.not_numbers()
 
-    def _advance(self, told: bool) -> list[Event]:
-        """One step; its events where they are to be ``told``: they cost more than a small model's step."""
+    def _advance(self, with_events: bool) -> list[Event]:
+        """One step; no events unless ``with_events``: they cost more than a small model's step."""
         self._check_fresh()
         with torch.inference_mode():
             joining = self._schedule()
@@ -213,13 +215,14 @@ class Engine:
                 return []
             # a step of a small model is one thread's: waking another takes longer than it saves
             with threads_for(self.runner.operations(len(self._rows))):
-                return self._postprocess(self._run(joining), told)
+                return self._postprocess(self._run(joining), with_events)
 
     def _schedule(self) -> list[tuple[QueuedRequest, int]]:
         """Which samples join: (job, how many), first come first served, as far as there is room."""
         room, joining = self.max_batch - len(self._rows), []
         while room > 0 and self._queue:
             job = self._queue[0]
+            # ``waiting`` falls when the rows are appended (Rows.append), after this loop
             count = min(room, job.waiting)
             joining.append((job, count))
             room -= count
@@ -238,7 +241,7 @@ class Engine:
         """Logits [R, V] of the next token of every row: those that go on, then those that join."""
         parts = [self.runner.decode(self._last_R)] if len(self._rows) else []
         if joining:
-            # prompts that lie in one store are added in one call
+            # prompts of one store side by side: added in one call. Here and at the runner rows have the same order
             joining = [joining[i] for i in self.runner.order([job.read for job, _ in joining])]
             for job, count in joining:
                 parts.append(job.read.logits.expand(count, -1))
@@ -246,8 +249,11 @@ class Engine:
             self.runner.append([job.read for job, _ in joining], [count for _, count in joining])
         return torch.cat(parts)
 
-    def _postprocess(self, logits_RV: Tensor, told: bool) -> list[Event]:
+    def _postprocess(self, logits_RV: Tensor, with_events: bool) -> list[Event]:
+        """Draws a token for every row and records it; rows that end are removed. No events unless ``with_events``."""
         rows = self._rows
+        # a row with no allowed token draws unmasked in the same calls and ends as "cancelled": its last token breaks
+        # the constraint, and who reads the trace discards it (serve/responses.py answers with an error 400)
         stuck = self._constrain(logits_RV)
         noise_R = noise(rows["seed"], rows["sample"], rows["offset"] + rows["count"])
         tokens_R = torch.empty(len(rows), dtype=torch.int64)
@@ -255,7 +261,7 @@ class Engine:
         for kind, alike in rows.by_kind():
             # where all rows are drawn alike none need be gathered
             logits_AV = logits_RV if len(alike) == len(rows) else logits_RV[torch.from_numpy(alike)]
-            seen = self._said(alike, logits_AV.shape[1]) if needs_counts(kind.sampling) else None
+            seen = self._token_counts(alike, logits_AV.shape[1]) if needs_counts(kind.sampling) else None
             drawn_A, logps_2A = sample(logits_AV, kind.sampling, noise_R[alike], seen)
             tokens[alike], logp_2R[:, alike] = drawn_A.numpy(), logps_2A.double().numpy()
             stopped[alike] = (tokens[alike, None] == kind.stop).any(1)
@@ -264,7 +270,7 @@ class Engine:
                 for line, q in zip(rows["line"][alike].tolist(), listed, strict=True):
                     self._records.distributions.setdefault(line, []).append(q)
             for row in alike.tolist() if kind.stop_texts else ():
-                stopped[row] |= self._says(int(rows["line"][row]), int(tokens[row]), kind.stop_texts)
+                stopped[row] |= self._completes_stop_text(int(rows["line"][row]), int(tokens[row]), kind.stop_texts)
         self._check_numbers([logp_2R])
         self._records.write(rows["line"], rows["count"], tokens, logp_2R)
         rows["count"][:] += 1
@@ -277,17 +283,19 @@ class Engine:
             for row in np.flatnonzero(ended).tolist()
         }
         events = []
-        columns = (column.tolist() for column in (rows["job"], rows["sample"], rows["line"], tokens, *logp_2R) if told)
-        for row, (job, number, line, token, p, drawn) in enumerate(zip(*columns, strict=True)):
+        columns = (
+            column.tolist() for column in (rows["job"], rows["sample"], rows["line"], tokens, *logp_2R) if with_events
+        )
+        for row, (job, number, line, token, logp, sampling_logprob) in enumerate(zip(*columns, strict=True)):
             last = self._records.distributions.get(line, [None])[-1]
-            step = Step(token, p, drawn, "drawn", last)
+            step = Step(token, logp, sampling_logprob, "drawn", last)
             events.append(Event(job.id, number, step, traces.get(row)))
         if traces:
-            self._leave(ended)
+            self._remove_rows(ended)
         return events
 
     def _constrain(self, logits_RV: Tensor) -> npt.NDArray[np.bool_]:
-        """Leaves each constrained row only the tokens that are allowed; which rows have none."""
+        """Mask disallowed tokens; return which rows have none allowed, and stay unmasked."""
         stuck = np.zeros(len(logits_RV), bool)
         for row in np.flatnonzero(self._rows["constraint"]).tolist():
             allowed = self._rows["constraint"][row].allowed()
@@ -296,12 +304,13 @@ class Engine:
                 logits_RV[row].masked_fill_(torch.from_numpy(~allowed).to(logits_RV.device), -math.inf)
         return stuck
 
-    def _said(self, rows: Indices, vocabulary: int) -> TokenCounts:
+    def _token_counts(self, rows: Indices, vocabulary: int) -> TokenCounts:
+        """Of prompt and answer so far, for these rows."""
         tokens, table = self._records.steps["token"], self._rows.table[rows]
         said = [tokens[line, :count] for line, count in zip(table["line"], table["count"], strict=True)]
         return count_tokens([job.request.prompt for job in table["job"]], said, vocabulary)
 
-    def _says(self, line: int, token: int, stop_texts: Sequence[str]) -> bool:
+    def _completes_stop_text(self, line: int, token: int, stop_texts: Sequence[str]) -> bool:
         """Whether this token completes one of the texts."""
         assert self.decode_bytes is not None
         text, added = self._records.texts.setdefault(line, bytearray()), self.decode_bytes(token)
@@ -317,7 +326,7 @@ class Engine:
         trace: Trace = job.traces[-1]
         return trace
 
-    def _leave(self, ended: npt.NDArray[np.bool_]) -> None:
+    def _remove_rows(self, ended: npt.NDArray[np.bool_]) -> None:
         for line in self._rows["line"][ended].tolist():
             self._records.close(line)
         if ended.all():

@@ -1,12 +1,19 @@
-"""How long answers stay right: R_n as they are, K_n had they gone on, and what independence would make of it.
+"""How long answers stay right, and what independent errors would make of it.
+
+S is the model's mass on words that can follow a right prefix (``Answered.s``); S̄ is its mean. R_n: the share of answers
+that are right through word n, which an answer that ended right stays. K_n: the Kaplan–Meier survival, had all answers
+gone on.
 
 h_t, the chance that the first error is word t given right and open before it, is the mean of 1 − S over the model's
 own right prefixes when S is known there (exact per prefix), else the observed share. An answer that ended right stays
 right (a competing event: open + ended right + erred = 1 at every t, Aalen–Johansen); only the token limit censors.
-K_n = Π(1 − h_t) (Kaplan–Meier) is compared with Π(1 − h̄_t), each position's own hazard: h̄_t is the mean over
-right beginnings drawn from what can follow, of which those that survive by the chance Π S stand for 1 / Π S each. The
-two agree where errors are independent given the position, whatever the positions are like; S̄^n would mix both. Where
-fewer than ten questions are at risk none of them is told (a hazard of 0 where nobody is left would keep K too high).
+K_n = Π(1 − h_t) is compared with Π(1 − h̄_t), each position's own hazard: h̄_t is the mean over right beginnings
+drawn from what can follow, of which those that survive by the chance Π S stand for 1 / Π S each (inverse-probability
+weights). The two agree where errors are independent given the position, whatever the positions are like; S̄^n would
+mix both. Where fewer than ten questions are at risk, K_n and all it is compared with are withheld (a hazard of 0 where
+nobody is left would keep K too high); R_n, which rests on all questions, is not.
+
+Shapes: M questions, N answers, B tables at once, T positions, E columns of counts (``COLUMNS``).
 """
 
 from __future__ import annotations
@@ -33,6 +40,9 @@ from klype.examine.intervals import (
 )
 from klype.values import Figure
 
+COLUMNS = 6  # of a table of counts, see ``hazards``
+AT_RISK, ERRED, CLEAN, ENDED, WEIGHT, WEIGHED = range(COLUMNS)
+LEAST_S = 1e-6  # who survives a smaller chance stands for as many as one who survived this one
 FEWEST_AT_RISK = 10  # questions still right and open: K, and what it is compared with, stop where there are fewer
 FEW = "fewer than ten questions were still right and open"
 SHARES = "share of answers"
@@ -96,18 +106,13 @@ def survival(answers: Sequence[Answered]) -> Survival:
 
 
 def survival_of(evidence: Evidence) -> Survival:
-    """Of all its answers."""
+    """Survival curves of all answers, cached."""
     return evidence.once("survival", lambda: survival(evidence.answers))
 
 
-COLUMNS = 6
-AT_RISK, ERRED, CLEAN, ENDED, WEIGHT, WEIGHED = range(COLUMNS)
-LEAST_S = 1e-6  # who survives a smaller chance stands for as many as one who survived this one
-
-
 def hazards(answers: Sequence[Answered]) -> Array:
-    """table_MTE by question and position: answers at risk; errors (exact or observed); without error; ended so; how
-    many right beginnings the answers at risk stand for, and the errors of those, where S is known."""
+    """table_MTE by question and position: answers at risk; errors (exact or observed); without error; ended so. Where S
+    is known also WEIGHT, how many right beginnings the answers at risk stand for, and WEIGHED, the errors of those."""
     assert answers
     index_N, questions = index_of(answer.question for answer in answers)
     table_MTE = np.zeros((questions, max(1, *(_positions(answer) for answer in answers)), COLUMNS))
@@ -140,6 +145,7 @@ def _positions(answer: Answered) -> int:
 
 
 def _curves(counts_BTE: Array) -> dict[str, Array]:
+    """The curves of ``Survival`` by name, [B, T] each, from tables of counts."""
     hazard_BT = _ratio(counts_BTE[..., ERRED], counts_BTE[..., AT_RISK])
     ending_BT = _ratio(counts_BTE[..., ENDED], counts_BTE[..., CLEAN])
     # an answer that ended right cannot err any more: a competing event, not a censored one
@@ -166,9 +172,9 @@ def _ratio(top: Array, under: Array) -> Array:
 
 
 UNIT = "shape"
-GROUPS = 100  # questions are left out in so many groups at most: every one is a fit
+GROUPS = 100  # at most so many jackknife groups of questions: every one is a fit
 FEWEST_ERRORS = 10.0  # errors; from fewer there is no interval
-ROUNDS, NEAR = 200, 1e-7  # steps of a fit, and a step so small that it is the last
+ROUNDS, NEAR = 200, 1e-7  # a fit's most iterations, and its tolerance: a smaller step is the last
 WIDEST = 3.0  # ln k lies within ± this; a step is never longer
 
 
@@ -203,12 +209,12 @@ def _fit(counts_BTE: Array) -> Array:
     erred_BT, risk_BT = erred_BT / scale_B1, risk_BT / scale_B1
     at_B2 = np.stack([np.log(np.maximum(1e-6, erred_BT.sum(axis=1))), np.zeros(len(erred_BT))], axis=1)
     damping_B = np.full(len(at_B2), 1e-3)
-    here_B = _unlikely(at_B2, erred_BT, risk_BT)
+    here_B = _neg_log_likelihood(at_B2, erred_BT, risk_BT)
     for _ in range(ROUNDS):
         step_B2 = _step(at_B2, erred_BT, risk_BT, damping_B)
         next_B2 = at_B2 + step_B2
         next_B2[:, 1] = np.clip(next_B2[:, 1], -WIDEST, WIDEST)
-        there_B = _unlikely(next_B2, erred_BT, risk_BT)
+        there_B = _neg_log_likelihood(next_B2, erred_BT, risk_BT)
         better_B = there_B <= here_B
         at_B2[better_B], here_B[better_B] = next_B2[better_B], there_B[better_B]
         # Levenberg: towards Newton's step while it helps, towards a short downhill one where it does not
@@ -219,7 +225,7 @@ def _fit(counts_BTE: Array) -> Array:
     return k_B
 
 
-def _unlikely(at_B2: Array, erred_BT: Array, risk_BT: Array) -> Array:
+def _neg_log_likelihood(at_B2: Array, erred_BT: Array, risk_BT: Array) -> Array:
     """−log-likelihood: Σ_t c_t (at risk − erred) − ln(1 − e^−c_t) erred, c_t the cumulated hazard's growth."""
     growth_BT = np.diff(_cumulated(at_B2, erred_BT.shape[1])[0], axis=1, prepend=0.0)
     log_hazard_BT = np.log(np.maximum(-np.expm1(-growth_BT), 1e-300))
@@ -236,6 +242,7 @@ def _cumulated(at_B2: Array, positions: int) -> tuple[Array, Array]:
 
 
 def _step(at_B2: Array, erred_BT: Array, risk_BT: Array, damping_B: Array) -> Array:
+    """The damped scoring step in (ln λ, ln k), [B, 2]: expected information instead of the second derivative."""
     u_BT, log_BT = _cumulated(at_B2, erred_BT.shape[1])
     growth_BT = np.maximum(np.diff(u_BT, axis=1, prepend=0.0), 1e-300)
     # du/d ln λ = k u, du/d ln k = u ln u

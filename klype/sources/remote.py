@@ -1,4 +1,4 @@
-"""Texts to a server's tokens and back: through its tokenizer, or with pieces of text standing for tokens."""
+"""A model behind an OpenAI-style server, and its codecs: the server's own tokenizer, or pieces of text as tokens."""
 
 from __future__ import annotations
 
@@ -116,6 +116,7 @@ class IdCodec:
         except KlypeError:
             ids = self._ask({"prompt": "a"}, {})
         silent = [i for i in dict.fromkeys(ids) if ids.count(i) == 3 and self._text((i,)) == ""]
+        # without one: the end token of the vocabularies that klype trains
         return tuple(silent) or (2,)
 
 
@@ -125,6 +126,7 @@ class PieceCodec:
     def __init__(self, http: HttpClient, offer: Capabilities) -> None:
         self._http, self._offer = http, offer
         self._pieces: dict[int, tuple[str, bytes]] = {}
+        # "", first: an end that the server keeps to itself (``end``)
         self.stop = tuple(self._number("token", name.encode()) for name in ("", *ENDS))
         self.end = self.stop[0]
 
@@ -170,6 +172,7 @@ class PieceCodec:
 
     def _number(self, kind: str, data: bytes) -> int:
         digest = hashlib.blake2b(kind.encode() + b"\0" + data, digest_size=8).digest()
+        # 62 bits: below IDS, and an integer in numpy's int64 and in SQLite
         number = int.from_bytes(digest, "big") >> 2
         if number not in self._pieces:
             self._pieces[number] = (kind, data)
@@ -186,13 +189,14 @@ class PieceCodec:
 
 LEAST = 1e-9  # mass that a listed distribution leaves at least: whether it is whole is not known
 MASK = 0x7FFFFFFF
-DEFAULTING = ("klype", "vllm", "llama.cpp")
+# kinds that draw with defaults of their own where a request says nothing
+HAS_OWN_DEFAULTS = ("klype", "vllm", "llama.cpp")
 # take any number of answers in one request; llama.cpp no more than it has slots, and others' limit nobody tells
-MANY = ("klype", "vllm")
+TAKES_N = ("klype", "vllm")
 
 
 class RemoteSource:
-    """``vocabulary`` 0: not known. Errors of ``next`` and ``generate``: what the server cannot do, or did wrong."""
+    """A server's model as a source. Errors of ``next`` and ``generate``: what the server cannot do, or did wrong."""
 
     def __init__(self, http: HttpClient, offer: Capabilities) -> None:
         self.http, self.offer = http, offer
@@ -204,7 +208,7 @@ class RemoteSource:
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         """One token is asked for at temperature 1; what it is does not matter, unless it leaves a character unfinished:
-        of such a one llama.cpp tells nothing, and the distribution lists no token."""
+        llama.cpp returns no logprobs then, and the distribution lists no token."""
         asked = list(dict.fromkeys(tuple(prefix) for prefix in prefixes))
         calls = [self._call(Request(prefix, limit=1, top=-1), prefix, 1, 0) for prefix in asked]
         found = {}
@@ -227,10 +231,19 @@ class RemoteSource:
                 [_forced(*one) for one in zip(a, own, strict=True)] for (_, a), own in zip(pairs, found, strict=True)
             ]
         return [
-            Trace(prompt, tuple(said if top else [replace(step, distribution=None) for step in said]), Sampling(), 0, 0,
-                  self.name, "length", 1, 0.0)
+            Trace(
+                prompt=prompt,
+                steps=tuple(said if top else [replace(step, distribution=None) for step in said]),
+                sampling=Sampling(),
+                seed=0,
+                sample=0,
+                model=self.name,
+                ended="length",
+                passes=1,
+                seconds=0.0,
+            )
             for (prompt, _), said in zip(pairs, steps, strict=True)
-        ]  # fmt: skip
+        ]
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         kind = self.offer.kind
@@ -253,23 +266,31 @@ class RemoteSource:
         parts = []  # of each HTTP request: the place of ours, its first sample, how many
         for place, request in enumerate(requests):
             first, n = request.first_sample, request.n
-            together = self.offer.n and self.offer.kind in MANY
+            together = self.offer.n and self.offer.kind in TAKES_N
             parts += [(place, first, n)] if together else [(place, first + i, 1) for i in range(n)]
         calls = [self._call(requests[place], requests[place].prompt, n, first) for place, first, n in parts]
         for done, answer in self.http.many(calls):
             place, first, n = parts[done]
             for said in choices(answer, n, self.http.base, requests[place].limit):
                 steps = self._steps(said, requests[place])
-                yield from self._told(requests[place], steps, said.finish, (place, first + said.index, 0))
+                yield from self._events_of(requests[place], steps, said.finish, (place, first + said.index, 0))
 
-    def _told(
+    def _events_of(
         self, request: Request, steps: Sequence[Step], finish: str | None, at: tuple[int, int, int]
     ) -> Iterator[Event]:
         """The rest of an answer. ``at``: the request's place, the sample, and how many steps were told before."""
         place, sample, told = at
-        ended = "stop" if finish == "stop" else "length"
-        trace = Trace(request.prompt, tuple(steps), request.sampling, request.seed, sample, self.name,
-                      ended, len(steps), 0.0)  # type: ignore[arg-type]  # fmt: skip
+        trace = Trace(
+            prompt=request.prompt,
+            steps=tuple(steps),
+            sampling=request.sampling,
+            seed=request.seed,
+            sample=sample,
+            model=self.name,
+            ended="stop" if finish == "stop" else "length",
+            passes=len(steps),
+            seconds=0.0,
+        )
         for step in steps[told:-1]:
             yield Event(place, sample, step, None)
         yield Event(place, sample, steps[-1], trace)
@@ -277,14 +298,14 @@ class RemoteSource:
     def _streamed(self, request: Request) -> Iterator[Event]:
         """Token by token; the last is held back until it is known how the answer ended."""
         where, steps, text, finish, told = self.http.base, list[Step](), "", None, 0
-        for event in self.http.stream(self._call(request, request.prompt, 1, request.first_sample)):
-            rows = event.get("choices") or []
+        for chunk in self.http.stream(self._call(request, request.prompt, 1, request.first_sample)):
+            rows = chunk.get("choices") or []
             if not isinstance(rows, list):
                 raise KlypeError(f"{where} gave an answer that cannot be read.", "Nothing of it is used.")
             for row in rows:
                 piece = choice(row, where)
                 if piece.index or finish is not None:
-                    raise KlypeError(f"{where} goes on after the end of its answer.", "Ask again.")
+                    raise KlypeError(f"{where} goes on after the end of its answer, or with another one.", "Ask again.")
                 text, finish = text + piece.text, piece.finish
                 steps += self._heard(piece.tokens, request) if piece.tokens else ()
                 if len(steps) > request.limit or len(text) > LONGEST * request.limit:
@@ -294,8 +315,8 @@ class RemoteSource:
             told = max(told, len(steps) - 1)
         if finish is None:
             raise KlypeError(f"{where} cut its answer off before its end.", "Ask again.")
-        steps = self._ended(steps or self._steps(Said(0, text, None, finish), request), finish)
-        yield from self._told(request, steps, finish, (0, request.first_sample, told))
+        steps = self._with_end(steps or self._steps(Said(0, text, None, finish), request), finish)
+        yield from self._events_of(request, steps, finish, (0, request.first_sample, told))
 
     def _call(self, request: Request, prompt: Sequence[int], n: int, first: int) -> Call:
         """The HTTP request for ``n`` samples from ``first`` on."""
@@ -304,6 +325,7 @@ class RemoteSource:
         if n > 1:
             body["n"] = n
         own_numbers = offer.kind == "klype" and first == 0
+        # primes, so that near seeds and samples do not give the same number; 31 bits, which fit a signed 32-bit integer
         body["seed"] = request.seed if own_numbers else (request.seed * 1_000_003 + first * 7919) & MASK
         if request.stop_texts:
             body["stop"] = list(request.stop_texts)
@@ -322,7 +344,7 @@ class RemoteSource:
         told = {
             row.servers[kind] or name: getattr(sampling, name)
             for name, row in SAMPLERS.items()
-            if kind in row.servers and (name in ("temperature", "top_p", *wanted) or kind in DEFAULTING)
+            if kind in row.servers and (name in ("temperature", "top_p", *wanted) or kind in HAS_OWN_DEFAULTS)
         }
         if kind == "vllm" and told["top_k"] == 0:
             told["top_k"] = -1
@@ -342,25 +364,25 @@ class RemoteSource:
 
     def _steps(self, said: Said, request: Request) -> list[Step]:
         if said.tokens is None:  # words stand for tokens whose number and probability nobody tells
-            return [_untold(token) for token in self.codec.words(said.text)] or self._ended([], said.finish)
-        return self._ended(self._heard(said.tokens, request), said.finish)
+            return [_unknown_step(token) for token in self.codec.words(said.text)] or self._with_end([], said.finish)
+        return self._with_end(self._heard(said.tokens, request), said.finish)
 
     def _heard(self, tokens: Sequence[Heard], request: Request) -> list[Step]:
         out: list[Step] = []
         for heard in tokens:
             # tokens before it, parts of one character, are told with it
             if heard.hidden and isinstance(heard.key, int) and self.codec.spell(heard.key) != heard.data:
-                out += map(_untold, self.codec.spelling(heard.data.decode(errors="replace")))
+                out += map(_unknown_step, self.codec.spelling(heard.data.decode(errors="replace")))
                 continue
             listed = self._distribution(heard.top) if request.top and heard.top else None
             token = self.codec.number(heard.key)
             out.append(Step(token, heard.logp, sampling_logprob(heard.logp, request.sampling), "drawn", listed))
         return out
 
-    def _ended(self, steps: list[Step], finish: str | None) -> list[Step]:
+    def _with_end(self, steps: list[Step], finish: str | None) -> list[Step]:
         """An end that the server keeps to itself has a probability that nobody tells."""
         silent = not steps or (finish == "stop" and steps[-1].token not in self.codec.stop)
-        return [*steps, _untold(self.codec.end)] if silent else steps
+        return [*steps, _unknown_step(self.codec.end)] if silent else steps
 
     def _echoed(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[Step]]:
         """One token more is asked for and left out: not every server takes a limit of none."""
@@ -390,7 +412,7 @@ def _forced(token: int, distribution: Distribution) -> Step:
     return Step(token, logp, logp, "forced", distribution)
 
 
-def _untold(token: int) -> Step:
+def _unknown_step(token: int) -> Step:
     """A step whose probability nobody tells."""
     return Step(token, math.nan, math.nan, "drawn")
 

@@ -34,7 +34,7 @@ from klype.studio.page_context import PagePart, Visit, unless_busy
 from klype.words import Words
 
 IMPORT_MOST, IMPORT_KINDS = 16 << 20, (".jsonl", ".json")
-REFRESH_S = 6.0  # how often agreement is computed anew at most, whoever ranks
+REFRESH_S = 6.0  # poll interval of a page; how often agreement is computed anew: RECOUNT_S (annotation.py)
 LISTED_PEOPLE = 40  # annotators, and pairs of them, that are listed
 Act = Callable[[Mapping[str, Any]], Awaitable[None]]
 
@@ -64,6 +64,11 @@ class RankingBoard(ui.element, component="ranking.js"):
 
 @dataclass
 class RankingPage(PagePart):
+    """One visitor's page: who ranks, the board, what has come of it, files in and out, and alignment on it.
+
+    ``session`` None: nobody ranks here. ``found``: what is shown of the store; ``sitting``: the browser tab's own mark.
+    """
+
     store: RankingStore
     session: AnnotatorSession | None = None
     one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -93,7 +98,7 @@ class RankingPage(PagePart):
         self.agree = el.box()
         with el.card(w("in_out")):
             with el.box("k-row"):
-                self.form = Select(w("format"), {f: w(f"form_{f}") for f in formats.FORMATS}, "ranked")
+                self.format_select = Select(w("format"), {f: w(f"form_{f}") for f in formats.FORMATS}, "ranked")
                 el.button(w("export"), self.export)
                 Upload(self.visit, w("import"), IMPORT_MOST, IMPORT_KINDS, self.bring)
             el.small(w("in_out_note"))
@@ -106,6 +111,7 @@ class RankingPage(PagePart):
 
     async def arrive(self, sent: Mapping[str, Any]) -> None:
         """A browser that has been here: its name is there already, and in the same tab the work goes on at once."""
+        # a browser sent it, and it is kept with the store's claims: letters, digits and hyphens only
         self.sitting = re.sub(r"[^0-9a-zA-Z-]", "", str(sent.get("sitting", "")))[:64]
         who = str(sent.get("who", ""))[:NAME_MOST]
         if name := who or str(sent.get("name", ""))[:NAME_MOST]:  # else what is being typed stays
@@ -131,6 +137,7 @@ class RankingPage(PagePart):
             el.retext(self.refused, "")
             self.setup.classes("r-hidden")
             self.table.classes(remove="r-hidden")
+            # the browser remembers the name for the form, and who sits here for a reload of this tab
             self.board.run_method("setName", session.name, session.name)
             self._lay(task)
         await self.count()
@@ -148,13 +155,14 @@ class RankingPage(PagePart):
             if self.session is None:
                 return
             try:
-                await self._done(self.session, str(sent.get("do", "")), sent)
+                await self._dispatch(self.session, str(sent.get("do", "")), sent)
             except KlypeError as error:  # the order stays as it is
                 self.board.run_method("refused", self.visit.why(error))
         await self.count()
 
-    async def _done(self, session: AnnotatorSession, what: str, sent: Mapping[str, Any]) -> None:
+    async def _dispatch(self, session: AnnotatorSession, what: str, sent: Mapping[str, Any]) -> None:
         w = self.w
+        # looked up, not taken over: only then is what a browser sent a ``Kind``
         kind = next((kind for kind in KINDS if kind == what), None)
         if kind is not None:
             kept = await asyncio.to_thread(session.say, sent.get("turn"), kind, sent.get("groups"))
@@ -170,6 +178,7 @@ class RankingPage(PagePart):
                 self._lay(task, w("said_written"))
         elif what == "leave":
             await self.leave()
+            # the name stays in the form; a reload no longer signs in by itself
             self.board.run_method("setName", session.name, "")
             self.table.classes("r-hidden")
             self.setup.classes(remove="r-hidden")
@@ -177,9 +186,9 @@ class RankingPage(PagePart):
     def _lay(self, task: RankingTask | None, said: str = "") -> None:
         more = self.w("nothing_left") if task is None else self.w("again") if task.again else ""
         self.board.lay(task, " ".join(part for part in (said, more) if part))
-        self._tell()
+        self._show_progress()
 
-    def _tell(self) -> None:
+    def _show_progress(self) -> None:
         if self.session is not None:
             el.retext(self.mine, self.w("mine", name=self.session.name, n=self.say.count(self.session.done)))
         if self.found is not None:
@@ -192,22 +201,23 @@ class RankingPage(PagePart):
 
     @unless_busy
     async def count(self) -> None:
-        """Looks whether anybody has ranked since; figures are computed beside the page, one count at a time."""
+        """Looks whether anybody has ranked since; figures are computed in a thread, one count at a time."""
         try:
             found = await asyncio.to_thread(self.studio.summaries.of, self.store)
         except KlypeError as error:
             el.retext(self.refused, self.visit.why(error))
             return
+        # the same object: nothing new; deleted: the visitor left while it was counted
         if found is not self.found and not self.agree.is_deleted:
             self.found = found
-            self._tell()
+            self._show_progress()
             self.learn.know(found.agreement["annotators"])
             self.agree.clear()
             with self.agree:
                 agreement(self.visit, found.agreement)
 
     async def export(self) -> None:
-        form: Any = self.form.value
+        form: Any = self.format_select.value
 
         def exported() -> bytes:
             with self.store.open() as store, tempfile.TemporaryDirectory() as folder:
@@ -221,7 +231,7 @@ class RankingPage(PagePart):
 
     async def bring(self, given: UploadedFile) -> None:
         def brought() -> tuple[int, int]:
-            """An error names the file as its owner calls it, not where it lies here."""
+            """Errors name the uploaded file, not the temp path."""
             try:
                 entries = formats.read(given.file, annotator=Path(given.name).stem[:NAME_MOST] or "imported")
             except KlypeError as error:
@@ -290,7 +300,7 @@ def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]
 
 
 async def build(visit: Visit) -> None:
-    """The page."""
+    """The ranking page of the store that the address names; where there is none, why or how to make one."""
     try:
         found = await asyncio.to_thread(visit.studio.ranking_stores)
     except KlypeError as error:

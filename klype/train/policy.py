@@ -31,10 +31,13 @@ Scaling = Literal["group", "batch", "none", "rloo", "best"]
 
 
 class PolicySettings(config.Settings):
-    """``clip_high`` above ``clip_low`` lets rare tokens grow (DAPO). ``beta`` is the KL penalty, in reward per nat.
+    """``clip_high`` above ``clip_low`` lets rare tokens grow (DAPO). ``beta`` is the KL penalty, in reward per nat;
+    ``kl`` is its estimator, weighted by the importance ratio (rloo always takes k2).
 
     ``average``: over all tokens ("token", DAPO), over tokens of an answer and then answers ("answer", GRPO as first
     published: favours short right answers), or sums of answers over their number ("sum", Dr. GRPO: no length bias).
+
+    For ppo: ``discount`` is GAE's γ, ``trace`` its λ, ``value_weight`` the weight of the value head's squared error.
     """
 
     clip_low: float = Field(default=0.2, ge=0, lt=1)
@@ -53,7 +56,8 @@ def advantages(rewards_QG: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     "group": (r - mean)/std in the group (GRPO); "batch": r - mean in the group, over the batch's standard deviation of
     these; "none": r - mean (Dr. GRPO); "rloo": r - mean of the *other* answers = G/(G-1) (r - mean). A group of equal
     rewards has advantage 0 in each. "best": G for the best answer (equally best ones share it), 0 for all others: the
-    plain policy gradient is then cross-entropy on the best of G.
+    plain policy gradient is then cross-entropy on the best of G. Standard deviations are the population's; the
+    1e-4 added to them keeps the advantages of nearly equal rewards small.
     """
     centred_QG = rewards_QG - rewards_QG.mean(1, keepdim=True)
     if scaling == "group":
@@ -97,7 +101,7 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     """Clipped steps on advantages token by token, from a value head and GAE (Schulman et al. 2015, 2017).
 
     ``model`` is an ActorCritic. The reward comes with an answer's last token; advantages are normalised over answer
-    tokens, padding apart. The head looks at the states but does not move them. Metrics also: ``value_loss``.
+    tokens, padding apart. The value loss trains the head alone: states are detached. Metrics also: ``value_loss``.
     """
     settings = settings or PolicySettings()
     scored = score_answers(model, batch)
@@ -140,7 +144,7 @@ class ActorCritic(Transformer):
         return model.to(self.embed.weight.device)
 
     def values_of(self, states_ND: torch.Tensor) -> torch.Tensor:
-        """[N]; the states are looked at, not moved."""
+        """[N]; the states are detached: the value loss does not train the model below."""
         value_N1: torch.Tensor = self.value_head(states_ND.detach())
         return value_N1[:, 0]
 
@@ -180,18 +184,19 @@ def _clipped(
     batch: Batch,
     advantage_BT: torch.Tensor,
     settings: PolicySettings,
-    beside_BT: torch.Tensor | None = None,
+    extra_loss_BT: torch.Tensor | None = None,
 ) -> Loss:
-    """-min(ρA, clip(ρ)A), ρ being the ratio to what the answers were drawn from, with the penalty and ``beside_BT``."""
+    """-min(ρA, clip(ρ)A), ρ being the ratio to what the answers were drawn from, with the penalty and
+    ``extra_loss_BT``."""
     mask_BT = _mask(batch, logp_BT)
     # outside answers both are 0 and the ratio is 1
     ratio_BT = (logp_BT - batch.extra["old_logp_BT"].to(logp_BT.dtype) * mask_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    # the smaller: clipping takes away gain only, never the way back
+    # the pessimistic bound: it keeps the gradient that pulls the ratio back
     gain_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
-    fresh_BT = ratio_BT.detach()
-    shown = {"clipped": fresh_BT * advantage_BT > gain_BT.detach(), "ratio": fresh_BT}
-    loss = _penalised(-gain_BT, logp_BT, ratio_BT, batch, settings, beside_BT)
+    ratio_detached_BT = ratio_BT.detach()
+    shown = {"clipped": ratio_detached_BT * advantage_BT > gain_BT.detach(), "ratio": ratio_detached_BT}
+    loss = _penalised(-gain_BT, logp_BT, ratio_BT, batch, settings, extra_loss_BT)
     for name, value_BT in shown.items():
         loss.metrics.update({name: float((value_BT * mask_BT).sum()), f"{name}_count": float(mask_BT.sum())})
     return loss
@@ -203,9 +208,10 @@ def _penalised(
     ratio_BT: torch.Tensor,
     batch: Batch,
     settings: PolicySettings,
-    beside_BT: torch.Tensor | None = None,
+    extra_loss_BT: torch.Tensor | None = None,
 ) -> Loss:
-    """A loss per token with the KL penalty, where there is a reference, averaged as the settings say."""
+    """A loss per token with the KL penalty, where there is a reference, and ``extra_loss_BT``, averaged as the settings
+    say."""
     mask_BT, metrics = _mask(batch, logp_BT), dict[str, float]()
     if "reference_logp_BT" in batch.extra:
         reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
@@ -213,8 +219,8 @@ def _penalised(
         metrics = {"kl": float(measured), "kl_count": float(len(mask_BT))}
         if beta := float(batch.extra.get("beta", settings.beta)):
             loss_BT = beta * kl_loss(logp_BT, reference_BT, ratio_BT, settings.kl) + loss_BT
-    if beside_BT is not None:
-        loss_BT = loss_BT + beside_BT
+    if extra_loss_BT is not None:
+        loss_BT = loss_BT + extra_loss_BT
     if settings.average == "token":
         return Loss((loss_BT * mask_BT).sum(), mask_BT.sum(), metrics)
     weight_BT = mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1) if settings.average == "answer" else mask_BT
@@ -243,8 +249,8 @@ MethodName = Literal["grpo", "rloo", "ppo", "expert", "dpo", "ipo", "kto"]
 class AlignSettings(config.Settings):
     """The alignment method and its settings.
 
-    ``target_kl`` (nats an answer): the KL penalty is led so that the model stays about so far from where it was; 0
-    keeps it as ``policy.beta`` says. ``updates``: steps on the same answers, for methods that weigh how stale they are.
+    ``target_kl``: beta is adapted to keep the KL near it (nats per answer); 0 keeps beta at ``policy.beta``.
+    ``updates``: steps on the same answers, for methods that weight by the importance ratio.
     ``kl_in_reward`` and ``drop_equal``: see RolloutSettings.
     """
 
@@ -263,7 +269,8 @@ class AlignMethod:
     """One way to align: by policy gradients on fresh rollouts whose rewards are scaled so, or (``policy`` None) by the
     preference loss of its name, on rankings that are there already.
 
-    ``stale``: whether several updates may be made on the same answers; ``critic``: whether it needs a value head.
+    ``stale``: whether answers may be off-policy, that is several updates made on the same ones; ``critic``: whether it
+    needs a value head.
     """
 
     name: MethodName
@@ -281,6 +288,7 @@ class AlignMethod:
 METHODS = (
     AlignMethod("grpo", grpo, "batch", stale=True),
     AlignMethod("rloo", rloo, "rloo"),
+    # ppo reads rewards_B and never advantages_B, so their scaling does not matter
     AlignMethod("ppo", ppo, "none", stale=True, critic=True),
     # the best answer of each group is imitated, again and again: best-of-n made a habit
     AlignMethod("expert", rloo, "best"),
@@ -291,7 +299,7 @@ METHODS = (
 
 
 def method(name: str) -> AlignMethod:
-    """The row of this name; UsageError for a name there is none of."""
+    """The row of this name; UsageError if unknown."""
     rows = {row.name: row for row in METHODS}
     if name not in rows:
         raise UsageError(f"There is no way to align called {name}.", f"There are: {', '.join(rows)}.")
