@@ -59,7 +59,7 @@ _MODULES = {
 
 
 class _Surface(ModuleType):
-    """``klype.examine`` is the function although a package of that name lies beside it: importing a package would put
+    """Keeps ``klype.examine`` the function although there is a package of that name: importing a package would put
     itself in the function's place. The package's modules are attributes of the function, as they are of the package."""
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -71,14 +71,14 @@ sys.modules[__name__].__class__ = _Surface
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first used: ``klype --help`` shall not wait for torch."""
+    """The public names, imported when they are first used: ``klype --help`` must not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'klype' has no attribute {name!r}")
     if name in ("Figure", "Sampling"):
         return getattr(import_module("klype.values"), name)
     module = next((module for module, names in _MODULES.items() if name in names), "results")
     found = getattr(import_module(f"klype.api.{module}"), name)
-    if name in ("examine", "train"):  # import klype.train.loop; klype.train.loop
+    if name in ("examine", "train"):  # keeps `klype.train.loop` reachable
         found.__dict__ = vars(import_module(f"klype.{name}"))
     return found
 

@@ -1,6 +1,6 @@
-"""What fits into the minutes that are asked for: training, rankings, examinations and experiments all ask here.
+"""Fits work into the minutes requested: training, rankings, examinations and experiments all ask here.
 
-Costs are measured, never guessed, and a plan is put right by what its first part really took.
+Costs are measured, never guessed, and a plan is corrected from what its first part really took.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ Precision = Literal["float32", "bfloat16"]
 MEASURED = (0.15, 0.3)  # the parts of a training's steps between which its pace is measured
 FEWEST_STEPS = 4  # of a stage, however short its time
 CHANGED = 0.04  # a plan that is less off than this is kept
-MOST_RESERVED = 0.5  # of the time that is left may be kept for what takes as long as it takes
+MOST_RESERVED = 0.5  # of the time that is left, at most, is kept for parts without steps of their own
 
 
 def first_that_fits(choices: Iterable[T], cost: Callable[[T], float], most: float) -> T:
-    """The first of the choices, the most wanted one leading, that costs ``most`` or less; the last where none does."""
+    """The first choice that costs ``most`` or less; the last where none does. ``choices``: at least one choice, the
+    most wanted first."""
     for choice in choices:
         if cost(choice) <= most:
             break
@@ -49,7 +50,7 @@ def divide(seconds: float, shares: Mapping[str, float], needs: Mapping[str, floa
 
 @dataclass(frozen=True, slots=True)
 class ThreadConfig:
-    """Who computes: ``workers`` micro-batches side by side, with ``threads`` in each matrix product."""
+    """How work is split: ``workers`` micro-batches side by side, with ``threads`` in each matrix product."""
 
     workers: int = 1
     threads: int = 1
@@ -81,23 +82,23 @@ class StepPlan:
         return StepPlan(known["steps"], known["planned_s"], threading, known["precision"], known.get("fused", False))
 
     def longer(self, seconds: float) -> StepPlan:
-        """With so much more time at the same pace."""
+        """The plan with extra seconds, at the same pace."""
         more = max(0, int(self.steps * seconds / self.seconds)) if self.seconds else 0
         return replace(self, steps=self.steps + more, seconds=self.seconds * (1 + more / self.steps))
 
     def at_most(self, steps: int) -> StepPlan:
-        """Without the steps beyond."""
+        """The plan capped at ``steps``."""
         kept = min(steps, self.steps)
         return replace(self, steps=kept, seconds=self.seconds * kept / self.steps)
 
 
 class StepBudget:
-    """A training's steps within its seconds, put right once, after three tenths of them, by how fast they really go.
+    """Fits a training's steps into its seconds; corrects the step count once, after 30 % of them.
 
-    Other work on the machine, or batches that are dear to make, are only seen then (and no rate or lesson changes
-    before). ``known`` is what the plan's ``json`` gave; the second plan is put beside the first there, and ``keep``
-    makes it last, so that a resumed run changes over at the same step. ``at``: the step that is gone on from.
-    ``most``: steps that are not passed. ``agree``: of several processes, what the first of them says.
+    Other work on the machine, or batches that are expensive to make, are only seen then (and no rate or lesson changes
+    before). ``known`` is what the plan's ``json`` gave. Mutates ``known``: the corrected plan is stored under "then";
+    ``keep`` saves it, so that a resumed run changes over at the same step. ``at``: the step resumed from. ``most``:
+    steps at most. ``agree``: of several processes, what the first of them says.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class StepBudget:
                 self.changed = True
 
     def follow(self, train: Callable[[], T], tell: Callable[[], None] = lambda: None) -> T:
-        """What training by ``plan`` comes to. It is called again, to resume, when the plan has changed."""
+        """What ``train``, which trains by ``plan``, returns. It is called again, to resume, when ``plan`` changes."""
         while True:
             try:
                 return train()

@@ -1,7 +1,7 @@
 """Samplers: every way to shape what the next token is drawn from, declared once, as a field of ``Sampling``.
 
 The command line's options, the API's, the server's request fields, the studio's sliders and what servers of other
-makers are asked for are made from these declarations (``SAMPLERS``). torch is not imported: the command line reads
+makers are sent are made from these declarations (``SAMPLERS``). torch is not imported: the command line reads
 them before anything is computed. Shapes: B rows, V vocabulary.
 """
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What a conversation begins with.
+# Default temperature in chat.
 TEMPERATURE = 0.7
-# In wide vocabularies the nucleus is looked for among so many tokens before all are sorted.
+# In wide vocabularies the nucleus is looked for among this many tokens before all are sorted.
 NUCLEUS = 512
 OWN = {"klype": "", "vllm": ""}
 EVERYWHERE = {kind: "" for kind in ("klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other")}
@@ -25,7 +25,10 @@ EVERYWHERE = {kind: "" for kind in ("klype", "vllm", "llama.cpp", "lmstudio", "o
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """What penalties look at, [B, V]: uses of each token in prompt and answer together, and in the answer alone."""
+    """How often each token was used: what penalties look at.
+
+    ``text``: in prompt and answer together, [B, V]. ``counts``: in the answer alone, [B, V].
+    """
 
     text: Tensor
     counts: Tensor
@@ -60,7 +63,7 @@ class Sampler:
         return isinstance(self.off, int)
 
     def supports(self, value: Any) -> bool:
-        """Whether it can be this value."""
+        """Whether this value is possible."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
         low = self.least < value if self.above else self.least <= value
@@ -68,7 +71,7 @@ class Sampler:
 
     @property
     def range(self) -> str:
-        """What it can be, in words."""
+        """The possible values, in words."""
         if math.isfinite(self.most):
             low, high = f"{self.least:g}", f"{self.most:g}"
             return f"above {low} and at most {high}" if self.above else f"between {low} and {high}"
@@ -79,14 +82,15 @@ class Sampler:
 
 
 def top_k(logp_BV: Tensor, k: int) -> Tensor:
-    """Only the k most probable (Fan et al. 2018, arXiv:1805.04833); tokens equal to the k-th stay too."""
+    """Keep the k most probable (Fan et al. 2018, arXiv:1805.04833); tokens equal to the k-th stay too."""
     if k >= logp_BV.shape[-1]:
         return logp_BV
     return logp_BV.masked_fill(logp_BV < logp_BV.topk(k).values[:, -1:], -math.inf).log_softmax(-1)
 
 
 def top_p(logp_BV: Tensor, p: float) -> Tensor:
-    """The smallest set of most probable tokens with mass at least p (nucleus; Holtzman et al. 2020, 1904.09751)."""
+    """Keep the smallest set of most probable tokens with mass at least p (nucleus; Holtzman et al. 2020,
+    arXiv:1904.09751)."""
     if logp_BV.shape[-1] > 4 * NUCLEUS:
         values_BK, ids_BK = logp_BV.topk(NUCLEUS)
         before_BK = values_BK.exp().cumsum(-1) - values_BK.exp()
@@ -97,20 +101,21 @@ def top_p(logp_BV: Tensor, p: float) -> Tensor:
 
 
 def min_p(logp_BV: Tensor, p: float) -> Tensor:
-    """Tokens at least p times as probable as the most probable (Nguyen et al. 2024, arXiv:2407.01082)."""
+    """Keep tokens at least p times as probable as the most probable (Nguyen et al. 2024, arXiv:2407.01082)."""
     unlikely_BV = logp_BV < logp_BV.amax(-1, keepdim=True) + math.log(p)
     return logp_BV.masked_fill(unlikely_BV, -math.inf).log_softmax(-1)
 
 
 def typical(logp_BV: Tensor, p: float) -> Tensor:
-    """Locally typical: tokens whose surprise is nearest to the entropy, until mass p (Meister et al. 2023,
+    """Keep the tokens whose surprise is nearest to the entropy, until mass p (locally typical; Meister et al. 2023,
     arXiv:2202.00666)."""
     entropy_B1 = -(logp_BV.exp() * logp_BV.clamp_min(-1e30)).sum(-1, keepdim=True)
     return _keep_first(logp_BV, (-logp_BV - entropy_B1).abs(), p)
 
 
 def repetition(logits_BV: Tensor, r: float, seen: TokenCounts) -> Tensor:
-    """Divide positive and multiply negative logits of anything said (CTRL, Keskar et al. 2019, arXiv:1909.05858)."""
+    """Divide positive and multiply negative logits of tokens already in the prompt or answer (CTRL, Keskar et al. 2019,
+    arXiv:1909.05858)."""
     punished_BV = (logits_BV / r).where(logits_BV > 0, logits_BV * r)
     return punished_BV.where(seen.text > 0, logits_BV)
 
@@ -163,7 +168,7 @@ class Sampling:
         slider=(0, 100, 1),
         title={"en": "top-k", "nb": "top-k"},
         help={
-            "en": "Draw only from so many of the most probable tokens (0: all).",
+            "en": "Draw only from this many of the most probable tokens (0: all).",
             "nb": "Trekk bare blant så mange av de mest sannsynlige tokenene (0: alle).",
         },
         shape=top_k,
@@ -256,7 +261,7 @@ PLAIN = Sampling()
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of ``klype.Sampling`` beside the temperature, as arguments (a test holds that they agree)."""
+    """The fields of ``klype.Sampling`` besides the temperature, as arguments (a test checks that they agree)."""
 
     top_k: int
     top_p: float
@@ -279,11 +284,11 @@ def active(sampling: Sampling) -> dict[str, Any]:
 
 
 def needs_counts(sampling: Sampling) -> bool:
-    """Whether what was said before changes what is drawn from."""
+    """Whether tokens already in the prompt or answer change what is drawn from."""
     return any(SAMPLERS[name].adjust is not None for name in active(sampling))
 
 
 def unpenalised(sampling: Sampling) -> Sampling:
-    """The sampling without what looks at what was said before."""
+    """The sampling without penalties for tokens already in the prompt or answer."""
     off: dict[str, Any] = {name: row.off for name, row in SAMPLERS.items() if row.adjust is not None}
     return replace(sampling, **off)

@@ -25,8 +25,9 @@ StepSource = Literal["prompt", "forced", "drawn", "drafted"]
 class Distribution:
     """A next-token distribution, most probable first.
 
-    ``ids_K`` and ``logp_K`` (nats) are the listed tokens; ``rest`` is the probability mass not listed:
-    0 when the distribution is whole, more when only the top was returned (a *partial* distribution).
+    ``ids`` [K] are the listed tokens, ``logp`` [K] their log-probabilities in nats; ``rest`` is the probability mass
+    not listed: 0 when the distribution is whole, more when only the most probable were returned (a *partial*
+    distribution).
     """
 
     ids: Ints
@@ -65,7 +66,7 @@ class Constraint(Protocol):
         ...
 
     def accept(self, token: int) -> bool:
-        """Take the next token; whether the answer is complete with it."""
+        """Takes the next token; returns whether the answer is complete with it."""
         ...
 
 
@@ -73,9 +74,10 @@ class Constraint(Protocol):
 class Request:
     """``n`` answers to one prompt. ``stop`` are token ids that end an answer and are kept as its last step.
 
-    ``stop_texts`` end it at their first appearance in the decoded text. ``top`` asks for the distribution of every
-    step: 0 none, k the k most probable, -1 whole. ``first_sample`` numbers the samples (noise depends on it).
-    ``constraint`` makes what restricts a sample: all probabilities are then those over the tokens that are allowed.
+    ``limit``: tokens of an answer at most. ``stop_texts`` end it at their first appearance in the
+    decoded text. ``top`` asks for the distribution of every step: 0 none, k the k most probable, -1 whole.
+    ``first_sample``: the number of the first sample (noise depends on it). ``constraint`` makes what restricts a
+    sample: all probabilities are then those over the tokens that are allowed.
     """
 
     prompt: tuple[int, ...]
@@ -96,6 +98,8 @@ class Trace:
 
     ``ended`` is "stop" (a stop token or text, or a constraint's end), "length" (the limit) or "cancelled". ``model``
     names the weights (path and version). ``passes`` counts forward passes of the model that this answer needed.
+    ``sample``: its number among the request's samples, which with ``seed`` gives the noise. ``seconds``: from the
+    request's start to this answer's end. ``joules``: energy; None where it was not measured.
     """
 
     prompt: tuple[int, ...]
@@ -128,7 +132,7 @@ class Batch:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch, and batches in ``extra``, where a model computes; batches are made on the CPU."""
+        """The batch, and batches in ``extra``, on ``device``; batches are made on the CPU."""
         if self.tokens_BT.device == device:
             return self
         movable = {name: value for name, value in self.extra.items() if callable(getattr(value, "to", None))}
@@ -138,7 +142,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums, divided once after all micro-batches and workers: loss = total / count."""
+    """Sums, divided once after all micro-batches and workers: loss = total / count, both scalar tensors (shape [])."""
 
     total: torch.Tensor
     count: torch.Tensor
@@ -147,7 +151,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question to be answered. ``answers`` are references (any is right); ``extra`` is the asker's own business,
+    """A question to be answered. ``answers`` are references (any is right); ``extra`` is for the asker's own use,
     except ``before``: the messages (role and content) of a system prompt and of earlier turns.
     """
 
@@ -170,7 +174,7 @@ class Question:
 
     @property
     def transcript(self) -> str:
-        """The user's message for whoever judges its answers: behind all that was said before it, with who said it."""
+        """The user's message as a judge reads it: after all earlier messages, each with its role."""
         before = [f"{message['role'].capitalize()}: {message['content']}" for message in self.extra.get("before", ())]
         return "\n\n".join([*before, f"User: {self.prompt}"]) if before else self.prompt
 
@@ -178,7 +182,8 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What an annotator thinks of one answer; None: cannot decide. ``words`` counts no punctuation; ``well_formed``: by
-    rules of form alone."""
+    rules of form alone. ``score``: points, higher is better; how many there can be is up to the annotator (a task's
+    ``scores`` gives least and most); NaN from a judge that only rules."""
 
     right: bool | None
     polite: bool | None
@@ -190,7 +195,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """An order over candidates, best first; candidates in one inner tuple are tied. Indices into ``candidates``."""
+    """An order over candidates, best first; candidates in one inner tuple are tied. Indices into ``candidates``.
+
+    ``when``: ISO 8601, klype's own in UTC; empty where it is unknown.
+    """
 
     question: Question
     candidates: tuple[str, ...]
@@ -201,7 +209,10 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number with its uncertainty: a 95 % interval that contains it, or certain bounds, or why there is none.
+    """An estimate with a 95 % confidence interval, or certain bounds, or the reason why it is missing.
+
+    ``n`` counts the values that it was estimated from (answers, pairs or questions, as the measure has it; a question
+    may have several). ``why``: the reason why the value, or only its interval, is missing.
 
     ``judge`` says whose judgement it rests on, ``error_rate`` how often that errs (without a value where it was not
     measured; None where it cannot err), and ``bounds`` between what the figure lies when the judge's errors and what it
@@ -255,17 +266,17 @@ class Batches(Protocol):
 
 
 def end(batches: Batches) -> None:
-    """Ends what makes them beside, where anything does: such batches have a ``close``."""
+    """Stops the workers that make the batches, if there are any."""
     close: Callable[[], None] | None = getattr(batches, "close", None)
     if close is not None:
         close()
 
 
-# What answers to questions are worth, in words: one number an answer, higher is better.
+# Reward function: (questions, answers as text) → one number per answer; higher is better.
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Floats]
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
-    """Of those that are not None; None where there are none."""
+    """The mean of the values that are not None; None where there are none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -236,7 +236,7 @@ def test_what_cannot_be_is_one_sentence(model: klype.Model, tmp_path: Path) -> N
         (lambda model: model.tree("Hvem?", budget=3.5), "budget should be a whole number"),
         (lambda model: model.forks("Hvem?", samples="many"), "samples should be a whole number"),
         (lambda model: model.forks("Hvem?", answer=3), "answer should be a string"),
-        (lambda model: model.ask("Hvem?", topk=3), "no option topk"),
+        (lambda model: model.ask("Hvem?", topk=3), "Unknown option topk"),
         (lambda model: model.chat(5), "list of messages"),
         (lambda model: model.chat(iter(())), "list of messages"),
         (lambda model: klype.load(5), "name should be a string"),

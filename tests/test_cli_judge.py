@@ -83,7 +83,7 @@ def test_the_error_that_is_told_is_what_the_benchmark_prints() -> None:
 def test_same_is_public_and_says_who_judged() -> None:
     found = klype.same("Hvor er Kari?", "På skolen.", "Kari er på skolen")
     assert (found.same, found.judge, found.error_rate) == (True, RuleJudge.name, RuleJudge().error_rate("same", "nb"))
-    with pytest.raises(UsageError, match="a should be a text"):
+    with pytest.raises(UsageError, match="a must be a string"):
         klype.same("Where?", None, "there")  # type: ignore[arg-type]
 
 
@@ -92,7 +92,7 @@ def test_same_is_public_and_says_who_judged() -> None:
     [
         ([], "no row"),
         ([{"question": "?", "a": "x"}], "Row 1 has neither"),
-        ([{"question": "?", "a": 1, "b": "x"}], "Row 1: a should be a text"),
+        ([{"question": "?", "a": 1, "b": "x"}], "Row 1: a must be a string"),
         ([{"question": "?", "answer": "x", "answers": "x"}], "Row 1: answers should be a list"),
         ([{"question": "?", "answer": "x", "answers": None}], "Row 1: answers should be a list"),
     ],

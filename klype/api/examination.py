@@ -1,4 +1,5 @@
-"""Examining a model: how often it is right and says the same, where its answers divide, what one error brings."""
+"""Examining a model: how often it is right and says the same, where its answers divide, whether one error leads to the
+next."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ MAIN = (
 
 
 class ExamineOptions(TypedDict, total=False):
-    """What an examination may be told beside its questions and its size.
+    """Further options of ``klype examine``, besides its questions and its size.
 
     temperatures: those at which answers are drawn; by default 0, 0.7, 1 and 1.3. limit: tokens of an answer at most
     (32). budget: forward passes at most; fewer answers and questions where they would be more. most: questions at
@@ -167,7 +168,8 @@ class Exam:
 
 
 def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
-    """After a look at the model's speed, made to fit the budget of passes, or else the minutes (0: as it is)."""
+    """The examination fitted, by the model's measured speed, to the budget of passes, or else to the minutes (0: as it
+    is)."""
     if not one.goes_on:  # these ask what follows the beginning of an answer
         settings = replace(settings, trees=0, forks=0, interventions=0)
     speed = probe(one, settings)
@@ -184,7 +186,7 @@ def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int
 def prepare(
     model: Model, questions: list[Question], settings: ExamSettings, minutes: float, **options: Unpack[ExamineOptions]
 ) -> Exam:
-    """What ``examine`` does before it asks: it puts the questions as the model reads them, and plans."""
+    """The planned examination, as ``examine`` makes it before it asks, with the questions as the model reads them."""
     judge = open_judge(options.get("judge"), model.opened, ("float32", options.get("device", "auto")))
     training = options.get("training", ())
     if (
@@ -192,7 +194,7 @@ def prepare(
         or not isinstance(training, Iterable)
         or not all(isinstance(text, str) for text in training)
     ):
-        raise UsageError("training should be a list of texts.")
+        raise UsageError("training must be a list of strings.")
     one = examinee(model.opened, questions, options.get("raw"), training, judge, settings.limit)
     return planned(one, settings, number("minutes", minutes), options.get("budget"))
 
@@ -206,9 +208,9 @@ def examine(
     **options: Unpack[ExamineOptions],
 ) -> Examination:
     """Asks a model ``questions`` and measures its answers: is it right, would it say the same again, where was it
-    decided, does one error bring the next?
+    decided, does one error lead to the next?
 
-    ``questions``: a file (JSONL rows with question, and where known context, answers, choices, id), a list of texts,
+    ``questions``: a file (JSONL rows with question, and where known context, answers, choices, id), a list of strings,
     or a list of such rows; by default those that the model's run held out. ``n``: answers per question and temperature.
     ``minutes``: trees and forks are made for fewer questions where all would take longer (0: for all). The same seed
     gives the same figures. How the measures are defined: docs/reference/examination.md.
@@ -235,7 +237,7 @@ def examine(
     if questions is None or isinstance(questions, str | Path):
         asked = questions_of(model.opened, None if questions is None else Path(questions), "", 0)
     elif isinstance(questions, Mapping) or not isinstance(questions, Iterable):
-        raise UsageError("questions should be a file, or a list of texts or rows.")
+        raise UsageError("questions should be a file, or a list of strings or rows.")
     else:
         asked = questions_from(questions)
     return Examination.of(prepare(model, asked[: most or None], settings, minutes, **options).measured())
@@ -249,10 +251,11 @@ def examinee(
     judge: Judge | None = None,
     limit: int = 8,
 ) -> EvalTarget:
-    """``judge``: another than the demo world's grammar for its own questions, and the rules for all others.
+    """The questions that fit, their prompts and their judge, as an EvalTarget.
 
-    Questions that leave no room for an answer of ``limit`` tokens in the model's window are skipped and counted; that
-    none is left is an error.
+    ``judge``: by default the demo world's grammar for its own questions, and the rules for all others. Questions that
+    leave no room in the model's window for an answer of ``limit`` tokens, or of ``LEAST_ROOM`` where that is more, are
+    skipped and counted. Raises UsageError when none is left.
     """
     # the demo world's questions bring how they were made
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
@@ -261,14 +264,14 @@ def examinee(
         world = World("small" if of_world[0].extra.get("world") == "small" else "full")
     if world is not None:
         questions = of_world
-    known = None if opened.as_raw(raw) else world  # of a text that is continued nobody knows the truth
-    fitting = []
+    known = None if opened.as_raw(raw) else world  # the truth of a continued text is unknown
+    fitting, least = [], max(limit, LEAST_ROOM)
     for question in questions:
         prompt = opened.put(question.prompt, raw, question.extra.get("before", ()))
-        if len(prompt) + max(limit, LEAST_ROOM) <= opened.window:
+        if len(prompt) + least <= opened.window:
             fitting.append((question, tuple(prompt)))
     if questions and not fitting:
-        raise UsageError(f"No question leaves room for {limit} tokens of answer: the model reads {opened.window}.")
+        raise UsageError(f"No question leaves room for {least} tokens of answer: the model reads {opened.window}.")
 
     def another(number: int) -> tuple[Question, tuple[int, ...]]:
         """A held-out question of the world that was not given, and how it is put."""
@@ -303,7 +306,7 @@ def examinee(
 
 
 def meanings(judge: Judge) -> Callable[[Question], Meaning]:
-    """Each question's meaning, made once: it remembers what it has read."""
+    """The meaning of a question's answers, made once per question: it remembers what it has read."""
     known: dict[str, Meaning] = {}
 
     def meaning(question: Question) -> Meaning:
@@ -315,7 +318,7 @@ def meanings(judge: Judge) -> Callable[[Question], Meaning]:
 
 
 def shape_of(opened: Opened) -> Shape | None:
-    """What its arithmetic costs; None where klype does not know the model's insides."""
+    """The shape from which the cost of answers is computed; None for models that klype does not compute itself."""
     if opened.native is None:
         return None
     from klype.model.prepacked import Int8Linear
@@ -333,8 +336,8 @@ def shape_of(opened: Opened) -> Shape | None:
 
 
 def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> list[Question]:
-    """A file's questions; else the suite's; else those that the model's run kept back, each once, and none of what is
-    always true, which its texts have told.
+    """A file's questions; else the suite's; else the run's held-out questions, deduplicated and without always-true
+    facts, which are in its training text. ``most``: of these, questions at most (0: all).
 
     Suites: world (the demo world's held-out questions); any other is a path, of a file or of a folder of JSONL files.
     """
@@ -371,10 +374,11 @@ def reader_of(opened: Opened, world: World, edits: bool = False) -> Callable[[Qu
 
 
 def identity(opened: Opened) -> str:
-    """The weights' own hash: of the manifest where there is one, else of the files."""
+    """The weights' own hash: of the manifest where there is one, else of the files; behind a server, of the model's
+    name."""
     folder = opened.found.folder
     digest = hashlib.sha256()
-    if not folder.exists():  # behind a server: nobody here can see the weights
+    if not folder.exists():  # behind a server: the weights are unknown
         return hashlib.sha256(opened.source.name.encode()).hexdigest()
     manifest = folder / "manifest.json"
     files = [manifest] if manifest.is_file() else [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))

@@ -23,7 +23,8 @@ PAIR, ANSWER = frozenset({"question", "a", "b"}), frozenset({"question", "answer
 @dataclass(frozen=True, slots=True)
 class Same:
     """``same``: whether two answers say the same, None when the judge cannot tell; ``judge``: its name; ``error_rate``:
-    how often it differs from a reader in the question's language, None where that was not measured."""
+    how often it differs from a reader in the question's language; None means that this was not measured, not that it
+    cannot err."""
 
     same: bool | None
     judge: str
@@ -40,11 +41,11 @@ def same(question: str, a: str, b: str, judge: str | Judge | None = None) -> Sam
     >>> klype.same("Where is Kari?", "At school.", "She is at home.").same
     False
 
-    Errors: a question or an answer that is not text.
+    Raises UsageError for a question or an answer that is not a string.
     """
     for name, text in (("question", question), ("a", a), ("b", b)):
         if not isinstance(text, str):
-            raise UsageError(f"{name} should be a text (it is of type {type(text).__name__}).")
+            raise UsageError(f"{name} must be a string (it is of type {type(text).__name__}).")
     ruling, asked = open_judge(judge) or RuleJudge(), Question("", question)
     return Same(ruling.same(asked, a, b), ruling.name, ruling.error_over("same", [asked]))
 
@@ -53,9 +54,9 @@ def open_judge(
     name: str | Judge | None, own: Opened | None = None, how: tuple[str, str] = ("float32", "auto")
 ) -> Judge | None:
     """The judge of a name: "rules"; "self", the model ``own``; "minilm"; an encoder, by its folder or ``hf:owner/name``
-    and perhaps the likeness from which two say the same (``FOLDER@0.7``); any other MODEL. None when none is named.
+    and perhaps the similarity threshold (``FOLDER@0.7``); any other MODEL. None when none is named.
 
-    ``how``: a model's precision and device. Errors: it cannot be opened, or cannot be asked.
+    ``how``: a model's precision and device. Raises KlypeError when it cannot be opened, or cannot be asked.
     """
     from klype.judge.embedding import EmbeddingJudge, is_encoder, minilm, open_embedding
     from klype.judge.meaning import JudgeModel
@@ -71,7 +72,7 @@ def open_judge(
     if name == "minilm":
         return minilm()
     name = located(name)
-    # FOLDER@0.7: from this likeness on two say the same
+    # FOLDER@0.7: the similarity threshold
     encoder, at, alike = name.rpartition("@") if re.search(r"@-?[01](\.\d+)?$", name) else (name, "", "")
     if kind_of(encoder).find is not None and name != "self":
         folder = Path(encoder) if is_encoder(Path(encoder)) else find_model(encoder).folder
@@ -87,9 +88,10 @@ def open_judge(
 
 def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dict[str, Any]:
     """``klype judge``'s document. A row has ``question``, ``a`` and ``b`` (are they the same?) or ``question``,
-    ``answer`` and ``answers``, perhaps with ``choices`` (is it right?). ``judge``: another than the rules.
+    ``answer`` and ``answers``, perhaps with ``choices`` (is it right?). ``judge``: by default the rules. Its
+    ``error_rate`` is null where it was not measured.
 
-    Errors: a row of neither kind, none at all.
+    Raises UsageError for a row of neither kind, and for no rows at all.
     """
     judge = judge or RuleJudge()
     found: list[dict[str, Any]] = []
@@ -110,14 +112,14 @@ def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dic
 
 
 def _question(row: Mapping[str, Any], number: int) -> Question:
-    """The question of a row, its texts checked."""
+    """The question of a row, whose strings are checked."""
     if not (row.keys() >= PAIR or row.keys() >= ANSWER):
         raise UsageError(f"Row {number} has neither question, a and b nor question, answer and answers.")
     for key in ("question", "a", "b", "answer"):
         if not isinstance(row.get(key, ""), str):
-            raise UsageError(f"Row {number}: {key} should be a text.")
+            raise UsageError(f"Row {number}: {key} must be a string.")
     for key in ("answers", "choices"):
         if not isinstance(row.get(key, []), list) or not all(isinstance(one, str) for one in row.get(key, [])):
-            raise UsageError(f"Row {number}: {key} should be a list of texts.")
+            raise UsageError(f"Row {number}: {key} must be a list of strings.")
     answers, choices = tuple(row.get("answers", ())), tuple(row.get("choices", ()))
     return Question(str(number), row["question"], answers=answers, choices=choices)

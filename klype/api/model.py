@@ -27,12 +27,12 @@ from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Trace
 
 MOST_ANSWERS = 10_000  # each has its own row and record: a slip of the hand would fill the memory
-# Of the truth's most probable next tokens, so many are listed even where the model's own are others.
+# This many of the truth's most probable tokens are always listed.
 LISTED = 5
 
 
 class AnswerStream(Iterator[str]):
-    """The pieces of an answer that is being written; ``answer`` is there when the last one has come."""
+    """The pieces of an answer that is being written; ``answer`` is set when the last one has come."""
 
     def __init__(self, model: Model, pieces: Iterator[tuple[str, Trace | None]]) -> None:
         self._model, self._pieces = model, pieces
@@ -51,8 +51,8 @@ class Model:
     """What ``klype.load`` returns. Text goes in through the chat template; ``raw=True`` gives it as the start of a
     document, and so it is (``raw=None``) with models that have no template or were only pre-trained.
 
-    Every method raises KlypeError with one sentence for what cannot be: an empty text, one that leaves no room in the
-    window, a sampling setting out of its range, a server that does not answer.
+    Every method raises KlypeError with a one-sentence explanation of what is wrong: an empty text, one that leaves no
+    room in the window, a sampling setting out of its range, a server that does not answer.
     """
 
     def __init__(self, opened: Opened) -> None:
@@ -62,7 +62,7 @@ class Model:
         return f"klype.load({self.name!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled is how it was opened; whoever unpickles opens it again."""
+        """Pickles how it was opened; unpickling reopens it."""
         how = self.opened.how
         return load, (self.name, how.precision, how.budget, how.device)
 
@@ -159,8 +159,8 @@ class Model:
         raw: bool | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> NextTokens:
-        """The ``top`` most probable next tokens after ``text``; for models of the demo world beside the truth, whose
-        five most probable tokens are listed too."""
+        """The ``top`` most probable next tokens after ``text``; for models of the demo world also the truth, whose
+        five most probable tokens are listed, too."""
         whole(top=top)
         if top < 0:
             raise UsageError(f"top is {top}: it must be a whole number from 0 up.")
@@ -230,7 +230,7 @@ class Model:
         said = None if answer is None else self.given(text, answer, raw)
         return self.decided(ask, _sampling(temperature, sampling), (limit, samples, seed), said)
 
-    # what command line, server and studio need beside
+    # what the command line, server and studio also need
 
     def request(self, prompt: tuple[int, ...], sampling: Sampling, limit: int, seed: int) -> Request:
         """A request for one answer, cut to what the window leaves."""
@@ -270,7 +270,7 @@ class Model:
         return AnswerStream(self, stream(self.opened, request))
 
     def answer(self, trace: Trace) -> Answer:
-        """What was recorded, as an answer."""
+        """The Answer that a trace records."""
         opened, known = self.opened, all(math.isfinite(step.logp) for step in trace.steps)
         return Answer(
             opened.source.codec.decode(trace.tokens),
@@ -293,12 +293,12 @@ class Model:
         truth: dict[int, float] | None,
         top: int,
     ) -> NextTokens:
-        """A distribution beside the one ``drawn`` from (see ``tempered``), and the truth {token id: p} where it is
-        known."""
+        """The rows of a distribution, each with its probability as ``drawn`` from (see ``tempered``) and the truth
+        {token id: p} where it is known."""
         p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
         low, high = drawn
         listed = distribution.ids[:top].tolist()
-        # what is likely in truth stands in the table even where the model does not think of it
+        # what is likely in truth stands in the table even where the model holds it for unlikely
         truest = sorted(truth, key=lambda token: -truth[token])[:LISTED] if truth else []
         listed += [token for token in truest if token not in listed]
         rows = tuple(
@@ -317,9 +317,9 @@ class Model:
     def tree_settings(
         self, ask: PromptContext, sampling: Sampling, limit: int, budget: int | None, until: Any, eps: float = 0.01
     ) -> TreeSettings:
-        """How the tree of a question is grown: wide batches for small vocabularies."""
+        """The settings by which a question's tree is grown: wide batches for small vocabularies."""
         small = self.vocabulary <= 4096
-        # a wide vocabulary, and a server, make every pass dear
+        # a wide vocabulary, and a server, make every pass expensive
         usual = 4000 if self.opened.exact and self.vocabulary > 0 and small else 500
         most = usual if budget is None else budget
         limit = room(self.opened, ask.prompt, limit)
@@ -370,10 +370,10 @@ def tempered(
 
 
 def _sampling(temperature: float, options: SamplingOptions) -> Sampling:
-    """How answers are drawn. Raises UsageError for an option that there is not."""
+    """The ``Sampling`` of these options. Raises UsageError for an unknown one."""
     known = SamplingOptions.__annotations__
     if unknown := options.keys() - known.keys():
-        raise UsageError(f"There is no option {sorted(unknown)[0]}.", f"Of samplers there are: {', '.join(known)}.")
+        raise UsageError(f"Unknown option {sorted(unknown)[0]}.", f"Available: {', '.join(known)}.")
     return Sampling(temperature, **options)
 
 
@@ -382,14 +382,14 @@ def load(
 ) -> Model:
     """Opens a MODEL: a run's folder (its newest stage), ``RUN/finetune`` for an earlier one, a checkpoint or Hugging
     Face folder, ``hf:owner/name``, a GGUF file, or a server's ``http://host:port/v1#model``; ``demo`` is the one
-    that comes with klype. Without a name it is the newest run in ``runs``, else ``demo``, which is told on stderr. A
+    that comes with klype. Without a name it is the newest run in ``runs``, else ``demo``, and stderr says which. A
     ``Run`` is its folder; a ``Model`` is opened already.
 
     ``precision``: float32, bfloat16, int8 or auto. ``budget``: a server's limits, such as
     "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
     KlypeError when there is no such model or device, or the model is damaged.
     """
-    if isinstance(name, Model):  # whoever is given either need not ask which
+    if isinstance(name, Model):  # callers that take either need not ask which
         return name
     name = default_model(language()) if name is None else name
     for what, value in (("A model's name", name), ("budget", budget), ("device", device)):

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class PromptContext:
     """A question as it is put to an opened model, and how its answers are judged.
 
-    ``right`` is None where nobody knows; ``judge`` names who says what an answer means, and ``error_rate`` how often
-    it errs about that (without a value where that was not measured; None where it cannot). ``unread``: why the demo
-    world's grammar does not know the question of a model that was made of it."""
+    ``right`` is None where that is unknown; ``judge`` names who says what an answer means, and ``error_rate`` how often
+    it errs about that (without a value where that was not measured; None means that it cannot err). ``unread``: why the
+    demo world's grammar does not know the question of a model that was made of it."""
 
     source: Source
     prompt: tuple[int, ...]
@@ -41,8 +41,8 @@ class PromptContext:
 
 
 def prompt_context(opened: Opened, text: str, raw: bool | None, judge: Judge | None = None) -> PromptContext:
-    """The world's question where its language has the text, else plain text judged by what answers claim; ``judge``:
-    another that says what they mean."""
+    """The PromptContext of ``text``: a question of the demo world if its grammar parses it, or one that the run held
+    out, else free text, judged by what answers claim. ``judge``: another that says what they mean."""
     from klype.judge.meaning import judge_of
     from klype.runs.provenance import question_in
     from klype.values import Question
@@ -60,7 +60,7 @@ def prompt_context(opened: Opened, text: str, raw: bool | None, judge: Judge | N
 
 
 def not_empty(text: str) -> str:
-    """The text of a question. Errors: one that says nothing, or is none."""
+    """The text of a question. Raises UsageError if empty or not a string."""
     if not isinstance(text, str):
         raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
     if not text.strip():
@@ -83,12 +83,12 @@ def number(name: str, value: object) -> float:
 
 
 def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:
-    """A text as the model is asked it. Raises UsageError when it says nothing."""
+    """The tokens of a text as the model is asked it. Raises UsageError if it is empty or not a string."""
     return tuple(opened.put(not_empty(text), raw))
 
 
 def reading_from(opened: Opened) -> Reading | None:
-    """What a run's model has read; None where nobody knows."""
+    """What a run's model has read; None where that is unknown."""
     from klype.runs.provenance import reading_of
 
     return None if opened.native is None else reading_of(opened.found, opened.loaded.tokenizer)
@@ -142,7 +142,7 @@ def fit(
 
 
 def introduction(opened: Opened, lang: str) -> str:
-    """What the model has read, and whether each question stands alone; empty where nobody knows."""
+    """What the model has read, and whether each question stands alone; empty where that is unknown."""
     from klype.words import words
 
     reading = reading_from(opened)
@@ -156,7 +156,7 @@ TRIED = 12  # questions that are drawn for the shortest of different kinds among
 
 def suggestions(opened: Opened, lang: str, count: int = 3, seed: int | None = None) -> list[str]:
     """A few questions that the model can be asked, in this language, of different kinds: drawn new from the demo
-    world's language, of another run from its held-out ones. None where nobody knows any."""
+    world's language, of another run from its held-out ones. Empty if none are known."""
     from klype.runs.provenance import read_questions
 
     rng, world, run = random.Random(seed), world_of(opened), opened.found.run
@@ -173,7 +173,7 @@ def suggestions(opened: Opened, lang: str, count: int = 3, seed: int | None = No
 
 
 def suite_files(suite: str) -> list[Path]:
-    """The JSONL files of a suite that is a path. Errors: nothing there, or no such file in it."""
+    """The JSONL files of a suite that is a path. Raises UsageError when there is none."""
     place = Path(suite)
     files = [place] if place.is_file() else sorted(place.glob("*.jsonl"))
     if not files:

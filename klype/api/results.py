@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def judged(judge: str, error_rate: Figure | None) -> Row:
-    """Who says what means the same, and where it can err, how often it does."""
+    """The fields ``judge``, who says what means the same, and ``error_rate``, which is left out where it cannot err."""
     return {"judge": judge} | ({} if error_rate is None else {"error_rate": error_rate.json()})
 
 
@@ -161,7 +161,7 @@ class AnswerTree:
 
     ``tree`` holds answers (text, low, high, meaning), clusters of one meaning, the unexplored probability mass and
     entropies in nats, all most probable first. ``judge`` says which answers mean the same, ``error_rate`` how often it
-    errs about that: without a value where that was not measured, None where it cannot.
+    errs about that: without a value where that was not measured; None means that it cannot err.
     """
 
     tree: Tree
@@ -218,7 +218,8 @@ class AnswerTree:
 @dataclass(frozen=True, slots=True)
 class AnswerForks:
     """Where the meaning of one answer was decided. ``tokens``: its tokens' texts, as long as ``found.positions``;
-    ``others``: the texts of the tokens that were likely at the fork."""
+    ``others``: the texts of the tokens that were likely at the fork. ``judge``, ``error_rate``: see
+    ``AnswerTree``."""
 
     found: Forks
     tokens: tuple[str, ...]

@@ -38,13 +38,13 @@ Rewards = Iterable[Reward] | Mapping[Any, float]  # a mapping's keys are functio
 
 
 class TrainOptions(TypedDict, total=False):
-    """What ``klype run`` may be told beside, under the same names.
+    """Further options of ``klype run``, under the same names.
 
     data: a folder of texts, questions and rankings, or ``hf:owner/name``. out: the run's folder (runs/RECIPE-DATE-N).
     instructions, preferences: JSONL files. from_: a MODEL to go on from. size: tiny … large. lora: rank of adapters.
     resume: go on with the run in ``out``. force: align to a weak reward model, too. device: see ``klype.load``. lang:
-    the report's language, "en" or "nb". set: settings of the recipe, {"pretrain.rows": 32}. progress: what is told of
-    it (an object with the methods of ``klype.runs.say.RunListener``); by default nothing.
+    the report's language, "en" or "nb". set: settings of the recipe, {"pretrain.rows": 32}. progress: receives
+    progress events (an object with the methods of ``klype.runs.say.RunListener``); by default nothing does.
     """
 
     data: str | Path
@@ -63,8 +63,13 @@ class TrainOptions(TypedDict, total=False):
 
 
 class AlignOptions(TypedDict, total=False):
-    """What ``klype align`` may be told beside, under the same names; steps or minutes: how long a round takes (half a
-    minute). target_kl, beta: nats an answer, and what each costs. The rest: see ``TrainOptions``."""
+    """Further options of ``klype align``, under the same names.
+
+    steps or minutes: how long a round takes (half a minute). rounds: how often answers are ranked and learned from, 1
+    to 50 (1); of several each has its folder in ``out``. taste: the simulated annotator first ranks again, by these
+    values ("word=-0.1" likes long answers). target_kl: target KL, nats per answer. beta: KL penalty per nat. seed: the
+    same seed gives the same result (0). The rest: see ``TrainOptions``.
+    """
 
     steps: int
     minutes: float
@@ -82,7 +87,7 @@ class AlignOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a stage's training measured: ``rows``, one a step (loss in nats a token, learning rate, reward …)."""
+    """What a stage's training measured: ``rows``, one per step (loss in nats per token, learning rate, reward …)."""
 
     rows: tuple[Row, ...]
 
@@ -262,11 +267,12 @@ class Run:
         out: str | Path | None = None,
         **options: Unpack[AlignOptions],
     ) -> Run:
-        """The run's fine-tuned model aligned, as ``klype align`` does it: a new Run in ``out`` (runs/align-DATE-N), or
+        """Aligns the run's fine-tuned model, as ``klype align`` does: a new Run in ``out`` (runs/align-DATE-N), or
         that of the last round.
 
-        ``method``: grpo (the usual one), rloo, ppo, expert, dpo, ipo or kto. ``rewards``: in place of the reward model,
-        or weighed beside it; see ``klype.train``. Raises KlypeError when the reward model that is used is too weak.
+        ``method``: grpo (the default), rloo, ppo, expert, dpo, ipo or kto. ``rewards``: in place of the reward model,
+        or together with it, by weight; see ``klype.train``. Raises KlypeError when the reward model that is used is
+        too weak.
         """
         asked: dict[str, Any] = dict(options)
         rounds, flaw = asked.pop("rounds", 1), asked.pop("taste", "")
@@ -299,14 +305,15 @@ def train(
     seed: int = 0,
     **options: Unpack[TrainOptions],
 ) -> Run:
-    """A language model through all stages, as ``klype run`` does it: pre-training, fine-tuning, rankings, a reward
+    """Trains a language model through all stages, as ``klype run`` does: pre-training, fine-tuning, rankings, a reward
     model, alignment, each measured. It takes about ``minutes`` minutes.
 
     ``text``: files, folders or globs to learn from; ``data``: a folder of texts, questions and rankings, or
     ``hf:owner/name``; without either the demo world. ``recipe``: a recipe's name or TOML file. ``rewards``: functions
     ``(questions, answers) -> list of floats`` that alignment learns from in place of the reward model, or {function:
     weight}, where "model" is the reward model. ``out``: the run's folder (runs/RECIPE-DATE-N). The same seed and the
-    same number of steps give the same weights. Raises KlypeError, with one sentence, for what cannot be.
+    same number of steps give the same weights. Raises KlypeError with a one-sentence explanation of what is
+    wrong.
 
     >>> def short(questions, answers):
     ...     return [-len(answer.split()) for answer in answers]
@@ -360,7 +367,7 @@ def _listener(progress: RunListener | None) -> RunListener:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Threads and random numbers of the calling program as they were."""
+    """Restores the calling program's threads and random numbers afterwards."""
     import torch
 
     threads = torch.get_num_threads()

@@ -84,17 +84,17 @@ class Judge(ABC):
 
     def error_rate(self, ruling: Ruling, language: str) -> Figure | None:
         """How often it differs from a reader: the share of pairs whose sameness it judges otherwise, or of the answers
-        that it decides, those decided wrongly. None where that was not measured."""
+        that it decides, those decided wrongly. None means that this was not measured; one that cannot err gives 0."""
         return self.errors.get((ruling, language))
 
     def error_over(self, ruling: Ruling, questions: Iterable[Question]) -> Figure | None:
-        """The same for free questions that are all in one language which was measured."""
+        """The same for free questions that are all in one language which was measured; else None: not measured."""
         languages = {"" if question.choices else surely(question.question) for question in questions}
         return self.error_rate(ruling, languages.pop()) if len(languages) == 1 else None
 
     def errs(self, ruling: Ruling, questions: Iterable[Question]) -> Figure | None:
         """How often it errs about any questions: as in the language in which it does most. No value where that was not
-        measured for nine of ten; None where it cannot err."""
+        measured for nine of ten; None means that it cannot err."""
         known = [self.error_over(ruling, [question]) for question in questions]
         measured = [error for error in known if error is not None]
         if not measured or 10 * len(measured) < 9 * len(known):

@@ -1,1 +1,1 @@
-"""Training: objectives, optimizer, one loop for all stages, rollouts, the reward model, and the table of stages."""
+"""Training: objectives, optimizer, one loop for all stages, rollouts and the reward model."""
