@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from klype.answers import traces as t
+from klype.answers import trace_files as t
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
 from klype.values import Request, Sampling, Trace

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from klype.answers import traces as store
+from klype.answers import trace_files as store
 from klype.device import EnergyMeter
 from klype.engine.engine import Event
 from klype.sources.source import Around, Source, answers
