@@ -41,9 +41,9 @@ TINY = (
 )
 
 
-def life(folder: Path, name: str, data: Path | None = None, *more: str) -> dict[str, Any]:
+def life(folder: Path, name: str, data: Path | None = None, *more: str, minutes: float = 0.05) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    options = RunOptions(minutes=0.05, recipe=name, data=data, out=folder, overrides=(*TINY, *more), force=True)
+    options = RunOptions(minutes=minutes, recipe=name, data=data, out=folder, overrides=(*TINY, *more), force=True)
     return pipeline.run(options, Silent())
 
 
@@ -129,8 +129,8 @@ def test_texts_too_short_to_tell_are_in_the_language_of_their_file(tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_english_recipe_goes_through_all_stages_and_its_run_can_be_moved(folder: Path, tmp_path: Path) -> None:
-    # one micro-batch: in three seconds it makes more steps, and learns to write words enough to be looked up
-    document = life(tmp_path / "run", "english", folder, "pretrain.training.micro_batches=1")
+    # twice the time, and one micro-batch, which makes more steps: it learns to write words enough to be looked up
+    document = life(tmp_path / "run", "english", folder, "pretrain.training.micro_batches=1", minutes=0.1)
     assert all(document["stages"][name]["bits_per_byte"]["value"] > 0 for name in ("base", "finetuned", "aligned"))
     told = [*document["gates"], *document["too_few"]]  # of so short a text hardly anything is held out
     assert {gate["name"] for gate in told} >= {"bits_below_ngram", "bits_below_xz", "reward_pairs"}

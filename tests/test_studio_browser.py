@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,8 @@ def fill(visitor: Visitor, name: str) -> None:
         go = page.get_by_role("button", name=visitor.w("divergence", "go"), exact=True)
         page.wait_for_timeout(700)
         if go.is_visible():
-            go.click()
+            with suppress(playwright.TimeoutError):  # it goes where another page's examination is found meanwhile
+                go.click(timeout=5_000)
         page.wait_for_selector(f"h2:has-text('{visitor.w('divergence', 'greedy_title')}')", timeout=120_000)
     if name == "ranking":
         page.wait_for_selector(".r-setup input[type=text]")
