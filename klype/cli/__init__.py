@@ -1,4 +1,4 @@
 """The command line: a file a group of commands, each of which reads its options, calls the rooms, and prints.
 
-Only this room reads the environment; torch is imported inside the commands that compute.
+torch is imported inside the commands that compute.
 """
