@@ -93,8 +93,8 @@ def test_same_is_public_and_says_who_judged() -> None:
         ([], "no row"),
         ([{"question": "?", "a": "x"}], "Row 1 has neither"),
         ([{"question": "?", "a": 1, "b": "x"}], "Row 1: a must be a string"),
-        ([{"question": "?", "answer": "x", "answers": "x"}], "Row 1: answers should be a list"),
-        ([{"question": "?", "answer": "x", "answers": None}], "Row 1: answers should be a list"),
+        ([{"question": "?", "answer": "x", "answers": "x"}], "Row 1: answers must be a list"),
+        ([{"question": "?", "answer": "x", "answers": None}], "Row 1: answers must be a list"),
     ],
 )
 def test_rows_of_neither_kind_are_refused(rows: list[dict[str, object]], why: str) -> None:
