@@ -122,7 +122,7 @@ def test_a_chat_model_from_elsewhere_is_taught_only_where_there_is_something_to_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": 4}, "a model that is there"),
+        ({"lora": 4}, "an existing model"),
         ({"lora": 4, "from_": "BASE", "overrides": ("align.how.method=ppo",)}, "ppo"),
     ],
 )
