@@ -50,7 +50,9 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
     with suppress(RuntimeError):  # a user who has no home has nothing there
         durable.tighten(state_folder())
     code = guarded(command, sys.argv[1:], name)
-    gc.freeze()  # else the interpreter looks through all of torch's objects before it ends, twice: 0.45 s
+    # each of several processes (torchrun) has a process group, which has to end before the interpreter does
+    if "WORLD_SIZE" not in os.environ:
+        gc.freeze()  # else the interpreter looks through all of torch's objects before it ends, twice: 0.45 s
     sys.exit(code)
 
 
