@@ -13,7 +13,7 @@ import typer
 
 from klype import __version__, durable
 from klype.cli import ask, chat, doctor, examine, next_tree_forks, pull_export, rank, runs, serve, train
-from klype.cli.guard import guarded, speech
+from klype.cli.guard import guarded, is_launched, speech
 from klype.cli.options import expanded
 from klype.cli.terminal import Terminal, any_character, program
 from klype.device import memory_policy, thread_policy
@@ -51,7 +51,7 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
         durable.tighten(state_folder())
     code = guarded(command, sys.argv[1:], name)
     # each of several processes (torchrun) has a process group, which has to end before the interpreter does
-    if "WORLD_SIZE" not in os.environ:
+    if not is_launched(sys.argv[1:]):
         gc.freeze()  # else the interpreter looks through all of torch's objects before it ends, twice: 0.45 s
     sys.exit(code)
 
