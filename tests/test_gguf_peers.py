@@ -64,15 +64,25 @@ def test_a_file_says_whether_a_space_leads(tmp_path: Path) -> None:
     assert bare.tokenizer.decode(bare.tokenizer.encode(" Ja.")) == " Ja."
 
 
-@pytest.mark.parametrize("scaling", [None, LLAMA3, {"kind": "linear", "factor": 4.0}], ids=["none", "llama3", "linear"])
-def test_positions_are_those_of_llama_cpp(tmp_path: Path, scaling: dict[str, Any] | None) -> None:
+WRITTEN: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama3": {"rope_scaling": LLAMA3},
+    "linear": {"rope_scaling": {"kind": "linear", "factor": 4.0}},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 32, "tie": True},
+}
+
+
+@pytest.mark.parametrize("shape", WRITTEN.values(), ids=WRITTEN)
+def test_llama_cpp_goes_on_as_klype_does(tmp_path: Path, shape: dict[str, Any]) -> None:
     """A text longer than the first window: exported, read again by klype, and gone on with by llama.cpp."""
     xllamacpp = pytest.importorskip("xllamacpp")
     size = {"vocab_size": MERGES.vocab_size, "width": 64, "hidden": 64, "window": 128}
-    ours = toys.toy("llama", rope_scaling=scaling, **size)
+    ours = toys.toy("llama", **size, **shape)
     save(tmp_path / "m", ours, MERGES, {})
     load(tmp_path / "m").to_gguf(tmp_path / "m.gguf")
-    assert load(tmp_path / "m.gguf").config.rope_scaling == ours.config.rope_scaling
+    read = load(tmp_path / "m.gguf").config
+    assert {field: getattr(read, field) for field in shape} == {field: getattr(ours.config, field) for field in shape}
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(tmp_path / "m.gguf")
     parameters.n_ctx, parameters.warmup, parameters.cpuparams.n_threads = 128, False, 1
