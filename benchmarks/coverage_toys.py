@@ -199,7 +199,7 @@ def _ratios() -> list[Case]:
         found = []
         for i, (wrong, right) in enumerate(zip(rng.beta(4, 6, n), rng.beta(1, 9, n), strict=True)):
             errors: dict[Arm, tuple[float, ...]] = {a: (float(wrong if a == "wrong" else right),) for a in ARMS}
-            found.append(InterventionOutcome(Intervention(str(i), (), (1, 2, 2), 0.9), errors, errors, errors, (None,)))
+            found.append(InterventionOutcome(Intervention(str(i), (), (1, 2, 2)), errors, errors, errors, (None,)))
         told = effect(found)
         return {"difference": (told.difference[0], 0.3), "ratio": (told.ratio[0], 4.0)}
 

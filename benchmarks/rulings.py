@@ -131,13 +131,13 @@ def outcomes(world: World, rng: np.random.Generator) -> list[InterventionOutcome
     out = []
     for i, (wrong_D, near_D) in enumerate(zip(wrong_ND, near_ND, strict=True)):
         errors: dict[Arm, tuple[float, ...]] = {"wrong": tuple(wrong_D), "right": nothing, "near": tuple(near_D)}
-        intervention = Intervention(f"pair {i}", (), (1, 2, 2), 0.9, by_rule=False)
+        intervention = Intervention(f"pair {i}", (), (1, 2, 2), by_rule=False)
         out.append(InterventionOutcome(intervention, errors, errors, errors, (None,) * DISTANCES))
     flat: dict[Arm, tuple[float, ...]] = {"wrong": nothing, "right": nothing, "near": nothing}
     for i in range(SHOCKED):
         said_ND = rng.geometric(0.5, (4, DISTANCES))
         said_ND[:2] += 100 * (rng.random(DISTANCES) < world.turned)
-        intervention = Intervention(f"rule {i}", (), (1, 2, 2), 0.9, rarity=9.0)
+        intervention = Intervention(f"rule {i}", (), (1, 2, 2), rarity=9.0)
         out.append(
             InterventionOutcome(
                 intervention, flat, flat, flat, (None,) * DISTANCES, parted=parted(said_ND[:2], said_ND[2:])

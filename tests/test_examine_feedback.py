@@ -76,7 +76,7 @@ def test_who_never_recovers_has_recovery_zero_and_who_always_does_one() -> None:
     settings = FeedbackSettings(distances=3, samples=2)
     for a, recovery in ((1.0, 0.0), (0.0, 1.0)):
         source = chain(a, 1e-9)
-        forced = [Intervention(f"q{i}", (), (ERR, OK, OK), 1.0) for i in range(8)]
+        forced = [Intervention(f"q{i}", (), (ERR, OK, OK)) for i in range(8)]
         found = effect(outcomes(source, asked(8), forced, settings))
         assert [figure.value for figure in found.recovery] == pytest.approx([recovery] * 3)
 
@@ -106,14 +106,6 @@ def test_the_forced_tokens_are_wrong_right_and_near_and_never_the_end() -> None:
     assert {intervention.tokens[1] for intervention in forced} == {1, 2}
     for intervention in forced:
         assert intervention.tokens[2] == (1 if intervention.tokens[0] == 3 else 2)
-        assert intervention.s == pytest.approx(0.75, abs=1e-5)
-
-
-def test_errors_where_they_occur_weigh_by_one_less_s() -> None:
-    settings = FeedbackSettings(distances=1, samples=1)
-    forced = [Intervention("q0", (), (ERR, OK, OK), 0.5), Intervention("q1", (), (ERR, OK, OK), 1.0)]
-    found = outcomes(chain(0.7, 0.2), asked(2), forced, settings)
-    assert effect(found, "errors").difference[0].value == pytest.approx(0.5, abs=1e-5)
 
 
 def test_the_reader_remembers_and_agrees_with_reading_anew() -> None:
@@ -142,7 +134,7 @@ def test_a_number_of_errors_has_no_interval_below_none() -> None:
     found = []
     for i in range(162):
         edits: dict[Arm, tuple[float, ...]] = {arm: (float(rng.random() * 1e-3 + 1.3 * (i < 3)),) for arm in ARMS}
-        intervention = Intervention(f"q{i}", (), (1, 2, 2), 0.9)
+        intervention = Intervention(f"q{i}", (), (1, 2, 2))
         found.append(InterventionOutcome(intervention, edits, edits, edits, (None,), edits=edits))
     for name, figure in effect(found).further.items():
         assert figure.low is not None, name

@@ -116,7 +116,7 @@ def test_the_search_ends_when_there_are_enough() -> None:
 
 @pytest.mark.parametrize(("ratio", "matched"), [(2.9, True), (1 / 2.9, True), (3.1, False), (1 / 3.1, False)])
 def test_a_factor_of_three_is_as_rare(ratio: float, matched: bool) -> None:
-    assert Intervention("q", (), (1, 2, 3), 0.9, math.log(ratio)).matched is matched
+    assert Intervention("q", (), (1, 2, 3), math.log(ratio)).matched is matched
 
 
 def test_errors_by_edits_are_counted_beside_errors_word_by_word() -> None:

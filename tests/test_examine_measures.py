@@ -20,7 +20,7 @@ from klype.examine.interventions import Intervention
 from klype.examine.measures import MEASURES, OF_RUNS, measure
 from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.say import Say
-from klype.examine.survival import survival
+from klype.examine.survival import AT_RISK, CLEAN, ENDED, ERRED, hazards, survival
 from klype.examine.truth import Read, divergence, point, s_and_kl, s_corpus
 from klype.values import Distribution, Figure
 from klype.words import LANGUAGES
@@ -123,14 +123,18 @@ chains = st.lists(
 
 
 @given(chains)
-def test_open_ended_and_erred_sum_to_one_and_survival_never_rises(rows: list[tuple[int, int, str]]) -> None:
+def test_who_is_open_or_ended_right_has_survived_and_survival_never_rises(rows: list[tuple[int, int, str]]) -> None:
     answers = [
         answered(str(q), length, "stop" if end == "stop" else "length", length if end == "error" else None)
         for q, length, end in rows
     ]
     curves = survival(answers)
-    for parts in zip(curves.open, curves.ended, curves.erred, strict=True):
-        assert sum(parts) == pytest.approx(1)
+    still_open, ended = 1.0, 0.0
+    for row, r in zip(hazards(answers).mean(axis=0), curves.r, strict=True):
+        clean = 1 - row[ERRED] / max(row[AT_RISK], 1e-9)
+        ends = row[ENDED] / max(row[CLEAN], 1e-9)
+        still_open, ended = still_open * clean * (1 - ends), ended + still_open * clean * ends
+        assert r.value == pytest.approx(still_open + ended)
     for figures in (curves.r, curves.k):
         told = [figure for figure in figures if figure.value is not None]
         assert all(b.value <= a.value + 1e-12 for a, b in itertools.pairwise(told))
@@ -304,7 +308,7 @@ def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: i
 
 def more_evidence() -> dict[str, Any]:
     """What experiments, trees and truths add."""
-    intervention = Intervention("q", (), (1, 2, 2), 0.9)
+    intervention = Intervention("q", (), (1, 2, 2))
     arms = [{"wrong": (0.5 + i / 99,) * 3, "right": (0.1 + i / 99,) * 3, "near": (0.2,) * 3} for i in range(40)]
     after = [
         InterventionOutcome(dataclasses.replace(intervention, question=str(i)), arm, arm, arm, (0.3,) * 3)

@@ -10,22 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from klype.examine.intervals import (
-    FEWEST,
-    MISSED,
-    NORMAL,
-    ONE,
-    SAME,
-    Array,
-    Limits,
-    exp_limits,
-    figure_with,
-    index_of,
-    jackknife_limits,
-    mean_by_question,
-    ratio_of_means,
-    without_each,
-)
+from klype.examine import intervals
+from klype.examine.intervals import NORMAL, ONE, Array, Limits, Values, figure_with, index_of
 from klype.examine.truth import of, possible
 from klype.values import Distribution, Figure
 
@@ -33,9 +19,7 @@ IN_A_BIN = 10  # questions, for each bin: there are no more bins than this allow
 PLAIN = 5000.0  # squared gaps beside chance's part of them, beyond which their root is as good as normal
 
 
-def bins(
-    said: Sequence[float] | Array, came_true: Sequence[float] | Array, questions: Sequence[Any], count: int = 10
-) -> list[tuple[float, Figure]]:
+def bins(said: Values, came_true: Values, questions: Sequence[Any], count: int = 10) -> list[tuple[float, Figure]]:
     """Reliability by bins of equal mass: (mean probability said, how often it came true).
 
     ``came_true`` is 0 or 1, or the true probability itself where it is known. Equal values share a bin. ``count``: at
@@ -46,16 +30,11 @@ def bins(
     for b in np.unique(where_N := bin_of(said_N, len(set(questions)), count)):
         inside = where_N == b
         asked = [questions[i] for i in np.flatnonzero(inside).tolist()]
-        found.append((float(said_N[inside].mean()), mean_by_question(true_N[inside], asked, "share")))
+        found.append((float(said_N[inside].mean()), intervals.mean_by_question(true_N[inside], asked, "share")))
     return found
 
 
-def calibration_error(
-    said: Sequence[float] | Array,
-    came_true: Sequence[float] | Array,
-    questions: Sequence[Any],
-    count: int = 10,
-) -> Figure:
+def calibration_error(said: Values, came_true: Values, questions: Sequence[Any], count: int = 10) -> Figure:
     """Root mean square gap over bins of equal mass, less what chance alone would show (Kumar et al. 2019).
 
     Bins as in ``bins``. The interval inverts the distribution of the squared gaps' sum (noncentral χ², its degrees of
@@ -122,20 +101,19 @@ FEW = "too few: fewer than ten answers are right, or fewer are wrong"
 
 def risk_coverage(uncertainty: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float]]:
     """(share kept, share wrong among them), the most certain first; equal uncertainties share their risk."""
-    order, starts = _by_score(np.asarray(uncertainty, dtype=float))
-    wrong_N = 1.0 - np.asarray(right, dtype=float)[order]
-    sizes = np.diff(np.r_[starts, len(order)])
-    # within a group of equal scores errors are spread evenly
-    spread_N = np.repeat(np.add.reduceat(wrong_N, starts) / sizes, sizes)
-    risk_N = np.cumsum(spread_N) / np.arange(1, len(order) + 1)
+    risk_N = _risks(np.asarray(uncertainty, dtype=float), 1.0 - np.asarray(right, dtype=float))
     return [((i + 1) / len(risk_N), float(risk)) for i, risk in enumerate(risk_N)]
 
 
-def _by_score(score_N: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The order of the scores, and where groups of equal ones begin in it: their order is nobody's knowledge."""
+def _risks(score_N: Array, wrong_N: Array) -> Array:
+    """The share wrong among the 1, 2, … surest."""
     order = np.argsort(score_N, kind="stable")
     sorted_N = score_N[order]
-    return order, np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
+    # within a group of equal scores errors are spread evenly: their order is nobody's knowledge
+    starts = np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
+    sizes = np.diff(np.r_[starts, len(order)])
+    spread_N = np.repeat(np.add.reduceat(wrong_N[order], starts) / sizes, sizes)
+    return np.asarray(np.cumsum(spread_N) / np.arange(1, len(order) + 1))
 
 
 def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questions: Sequence[Hashable]) -> Figure:
@@ -146,47 +124,29 @@ def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questio
     """
     score_N, wrong_N = np.asarray(uncertainty, dtype=float), 1.0 - np.asarray(right, dtype=float)
     n, unit = len(wrong_N), "share of what knowing gains"
-    order, starts = _by_score(score_N)
     index_N, m = index_of(questions)
     # two questions or more a group, as far as ten groups allow
-    groups = min(m, GROUPS, max(10, m // 2))
-    group_N, ordered_N = (index_N % groups)[order], wrong_N[order]
+    group_N = index_N % (groups := min(m, GROUPS, max(10, m // 2)))
 
-    def ratio(times_G: npt.NDArray[np.int64]) -> float | None:
-        """With each group of questions taken so often; None: all right, or all wrong."""
-        times_N = times_G[group_N]
-        kept, wrong = np.add.reduceat(times_N, starts), np.add.reduceat(times_N * ordered_N, starts)
-        total, errors = int(kept.sum()), float(wrong.sum())
-        if errors in (0.0, float(total)):
+    def ratio(kept_N: npt.NDArray[np.bool_]) -> float | None:
+        """Of these answers; None: all right, or all wrong."""
+        some_N = wrong_N[kept_N]
+        if some_N.all() or not some_N.any():
             return None
-        base = errors / total
         # who knows keeps all that is right first
-        best = _mean_risk(np.array([total - round(errors), round(errors)]), np.array([0.0, errors]))
-        return (base - _mean_risk(kept, wrong)) / (base - best)
+        base, best = float(some_N.mean()), float(_risks(some_N, some_N).mean())
+        return (base - float(_risks(score_N[kept_N], some_N).mean())) / (base - best)
 
-    value = ratio(np.ones(groups, int))
+    value = ratio(np.ones(n, bool))
     if value is None:
         return Figure(None, n=n, unit=unit, why="all answers are right, or all are wrong")
     if m == 1:
         return figure_with(value, None, n, unit, why=ONE)
-    without = [again for again in map(ratio, 1 - np.eye(groups, dtype=int)) if again is not None]
+    without = [again for group in range(groups) if (again := ratio(group_N != group)) is not None]
     limits = None
     if min(wrong_N.sum(), n - wrong_N.sum()) >= LEAST and len(without) == groups:
-        limits = jackknife_limits(np.array(value), np.array(without))
+        limits = intervals.jackknife_limits(np.array(value), np.array(without))
     return figure_with(value, limits and (limits[0], min(1.0, limits[1])), n, unit, why=FEW)
-
-
-def _mean_risk(kept_G: npt.NDArray[np.int64], wrong_G: Array) -> float:
-    """Mean over n of the share wrong among the n surest, of groups of equal scores. Within a group errors are spread
-    evenly, so that the risks of its n₀ + 1 … n₁ kept ones, (E₀ + r (j − n₀)) / j, sum to r (n₁ − n₀) +
-    (E₀ − r n₀) (H(n₁) − H(n₀)), H the harmonic sums."""
-    there = kept_G > 0
-    kept_G, wrong_G = kept_G[there], wrong_G[there]
-    end_G, rate_G = np.cumsum(kept_G), wrong_G / kept_G
-    begin_G, before_G = end_G - kept_G, np.cumsum(wrong_G) - wrong_G
-    # H(n) = ψ(n + 1) + γ: sums of 1 / j without a loop
-    harmonic = special.digamma(end_G + 1.0) - special.digamma(begin_G + 1.0)
-    return float((rate_G * kept_G + (before_G - rate_G * begin_G) * harmonic).sum() / end_G[-1])
 
 
 TEMPERATURES = tuple(float(t) for t in np.exp(np.linspace(math.log(0.25), math.log(4.0), 49)))
@@ -201,8 +161,7 @@ def cross_entropies(p: Mapping[int, float], q: Distribution) -> Array:
     most = float(q.logp.max())
     weight_GK = np.multiply.outer(cold_G, q.logp.astype(np.float64) - most)
     norm_G = most * cold_G + np.log(np.exp(weight_GK, out=weight_GK).sum(axis=1))
-    found: Array = norm_G * p_A[listed_A].sum() - cold_G * float(p_A[listed_A] @ logq_A[listed_A])
-    return found
+    return np.asarray(norm_G * p_A[listed_A].sum() - cold_G * float(p_A[listed_A] @ logq_A[listed_A]))
 
 
 def best_temperature(table_MG: Array) -> Figure:
@@ -211,16 +170,17 @@ def best_temperature(table_MG: Array) -> Figure:
     if questions == 0:
         return Figure(None, unit="temperature", why="nothing was measured")
     value, limits = float(_least(table_MG.mean(axis=0)[None])[0]), None
-    if questions >= FEWEST:
-        limits = exp_limits(jackknife_limits(np.log(value), np.log(_least(without_each(table_MG)))))
-    why = ONE if questions == 1 else MISSED if questions < FEWEST else SAME
+    if questions >= intervals.FEWEST:
+        without_M = np.log(_least(intervals.without_each(table_MG)))
+        limits = intervals.exp_limits(intervals.jackknife_limits(np.log(value), without_M))
+    why = ONE if questions == 1 else intervals.MISSED if questions < intervals.FEWEST else intervals.SAME
     return figure_with(value, limits, questions, "temperature", why=why)
 
 
 def excess_error(own: Sequence[float], true: Sequence[float]) -> Figure:
     """ExAccErr (Arora et al. 2022, arXiv:2204.01171): 100 (ρ − 1) %, ρ = mean Σ KL(p‖q) over one's own open beginnings
     ÷ the same over true ones; one sum a question in each."""
-    ratio = ratio_of_means(own, true, "ratio")
+    ratio = intervals.ratio_of_means(own, true, "ratio")
     if ratio.value is None:
         return Figure(None, n=ratio.n, unit="% more", why=ratio.why)
     low, high = (None if end is None else 100 * (end - 1) for end in (ratio.low, ratio.high))
@@ -235,5 +195,4 @@ def _least(mean_BG: Array) -> Array:
     bend = before - 2 * here + after
     shift = np.divide(before - after, 2 * bend, out=np.zeros_like(bend), where=bend > 0)
     step = math.log(TEMPERATURES[1] / TEMPERATURES[0])
-    found: Array = np.exp(np.log(np.array(TEMPERATURES))[at_B] + step * np.clip(shift, -1, 1))
-    return found
+    return np.asarray(np.exp(np.log(np.array(TEMPERATURES))[at_B] + step * np.clip(shift, -1, 1)))

@@ -18,17 +18,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
 from klype.answers.backspace import EditableText, answers_with_backspace
-from klype.examine.intervals import index_of, ratio_of_means
+from klype.examine.intervals import Values, index_of, ratio_of_means
 from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, Asked, FeedbackSettings, Intervention, going_on
 from klype.examine.truth import Reader, Tokens, at_temperature, mass
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Figure, Ints, Trace
+
+FEW = 30  # fewer matched pairs than this are too few for a figure
+LOOKS = 8  # positions of an answer that are looked at
+DIFFERENCE = "difference of shares"
+BY_DISTANCE = ("difference", "ratio", "beside_near", "cautious", "recovery", "moved")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,39 +64,40 @@ def outcomes(
     """What follows each intervention. ``forced`` may come from another model."""
     if not forced:
         return []
-    by_name = {one.question: one for one in asked}
-    distances = settings.distances
+    by_name, distances = {one.question: one for one in asked}, settings.distances
+
+    def begun(one: Intervention, token: int) -> Tokens:
+        return (*by_name[one.question].prompt, *one.before, token)
+
     requests = [
-        going_on(source, (*by_name[intervention.question].prompt, *intervention.before, token), distances, settings,
-                 f"{intervention.question} {arm}", n=settings.samples, top=-1)
-        for intervention in forced
-        for arm, token in zip(ARMS, intervention.tokens, strict=True)
-    ]  # fmt: skip
+        going_on(source, begun(one, token), distances, settings, f"{one.question} {arm}", n=settings.samples, top=-1)
+        for one in forced
+        for arm, token in zip(ARMS, one.tokens, strict=True)
+    ]
     if settings.back is None:
         groups = iter(answers(source, requests))
     else:
-        own = [len(intervention.before) + 1 for intervention in forced for _ in ARMS]
+        own = [len(one.before) + 1 for one in forced for _ in ARMS]
         groups = iter(answers_with_backspace(source, requests, own, settings.back))
     drawn: list[dict[Arm, list[Trace]]] = [{arm: next(groups) for arm in ARMS} for _ in forced]
-    moved: list[list[float | None]] = [[] for _ in forced]
+    moved: list[list[float | None]] = [[None] * distances for _ in forced]
     if settings.back is None:  # what was taken back is no longer before the next word: nothing to compare
         # the first right continuation, read again after the wrong token: what differs is what the model makes of that
         said = [arms["right"][0] for arms in drawn]
-        after = [(*by_name[one.question].prompt, *one.before, one.tokens[ARMS.index("wrong")]) for one in forced]
-        again = source.score(after, [trace.tokens for trace in said], -1)
+        again = source.score([begun(one, one.tokens[0]) for one in forced], [trace.tokens for trace in said], -1)
         for row, right, wrong in zip(moved, said, again, strict=True):
-            for a, b in ((a.distribution, b.distribution) for a, b in zip(right.steps, wrong.steps, strict=True)):
-                row.append(None if a is None or b is None else variation(a, b, settings.temperature))
+            for d, (a, b) in enumerate(zip(right.steps, wrong.steps, strict=True)):
+                if a.distribution is not None and b.distribution is not None:
+                    row[d] = variation(a.distribution, b.distribution, settings.temperature)
     out = []
-    for intervention, arms, change in zip(forced, drawn, moved, strict=True):
-        one = by_name[intervention.question]
-        errors, ended, clean, standing = _means(one.reader, intervention, arms, settings)
-        edits = _means(one.edits, intervention, arms, settings)[0] if one.edits is not None else {}
+    for one, arms, change in zip(forced, drawn, moved, strict=True):
+        about = by_name[one.question]
+        errors, ended, clean, standing = _means(about.reader, one, arms, settings)
+        edits = _means(about.edits, one, arms, settings)[0] if about.edits is not None else {}
         # what was said at each distance; after an answer's end, the end
         words = [np.array([[*trace.tokens, *[-1] * distances][:distances] for trace in arms[arm]], dtype=np.int64)
                  for arm in ("wrong", "right")]  # fmt: skip
-        told = tuple([*change, *[None] * distances][:distances])
-        out.append(InterventionOutcome(intervention, errors, ended, clean, told, standing, edits, parted(*words)))
+        out.append(InterventionOutcome(one, errors, ended, clean, tuple(change), standing, edits, parted(*words)))
     return out
 
 
@@ -157,9 +162,6 @@ def variation(a: Distribution, b: Distribution, temperature: float) -> float:
     return float(np.abs(p_2V[0] - p_2V[1]).sum() / 2)
 
 
-FEW = 30  # fewer matched pairs than this are too few for a figure
-
-
 @dataclass(frozen=True, slots=True)
 class Effect:
     """By distance: *wrong* less *right*, wrong ÷ right, *wrong* less *near* over matched pairs (``cautious``: errors
@@ -176,49 +178,41 @@ class Effect:
     further: dict[str, Figure]
 
 
-def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention", "errors"] = "intervention") -> Effect:
-    """Figures by distance, over questions. ``weights``: every beginning alike (an intervention), or ∝ 1 − S (errors
-    where they occur by themselves)."""
+def effect(found: Sequence[InterventionOutcome]) -> Effect:
+    """Figures by distance, over questions; every beginning counts alike."""
     ruled = [one for one in found if one.intervention.by_rule]
     matched = [one for one in found if one.intervention.matched]
-    every = range(len(found[0].moved) if found else 0)
-    difference = "difference of shares"
 
-    def ratio(rows: Sequence[InterventionOutcome], top: Sequence[float], under: Sequence[float], unit: str) -> Figure:
-        weight_N = np.array([1.0 if weights == "intervention" else 1.0 - one.intervention.s for one in rows])
+    def ratio(rows: Sequence[InterventionOutcome], top: Values, under: Values, unit: str) -> Figure:
         # questions are what varies: several beginnings of one are one cluster
         index_N, questions = index_of([one.intervention.question for one in rows])
-        above, below = (np.zeros(questions) for _ in range(2))
-        np.add.at(above, index_N, weight_N * np.asarray(top))
-        np.add.at(below, index_N, weight_N * np.asarray(under))
+        above, below = (np.bincount(index_N, np.asarray(part, float), questions).astype(float) for part in (top, under))
         return replace(ratio_of_means(above, below, unit), n=len(rows))
 
-    def mean(rows: Sequence[InterventionOutcome], values: Sequence[float], unit: str = difference) -> Figure:
+    def mean(rows: Sequence[InterventionOutcome], values: Values, unit: str = DIFFERENCE) -> Figure:
         return ratio(rows, values, [1.0] * len(rows), unit)
 
-    def of_matched(values: Sequence[float], unit: str = difference) -> Figure:
+    def of_matched(values: Values, unit: str = DIFFERENCE) -> Figure:
         if len(matched) < FEW:
             return Figure(None, n=len(matched), unit=unit, why=f"fewer than {FEW} matched pairs")
         return mean(matched, values, unit)
 
-    def less(errors: Mapping[Arm, Sequence[float]], other: Arm, d: int) -> float:
-        return errors["wrong"][d] - errors[other][d]
+    def at(d: int) -> dict[str, Figure]:
+        wrong, right = ([one.errors[arm][d] for one in ruled] for arm in ("wrong", "right"))
+        moved = [value for one in ruled if (value := one.moved[d]) is not None]
+        return {
+            "difference": mean(ruled, np.subtract(wrong, right)),
+            "ratio": _within(ratio(ruled, wrong, right, "times as likely"), math.inf),
+            "beside_near": of_matched([one.errors["wrong"][d] - one.errors["near"][d] for one in matched]),
+            "cautious": of_matched([one.cautious()["wrong"][d] - one.cautious()["near"][d] for one in matched]),
+            "recovery": _within(mean(ruled, [one.clean["wrong"][d] for one in ruled], "share of answers")),
+            "moved": _within(ratio_of_means(moved, [1.0] * len(moved), "share")),
+        }
 
-    def at(arm: Arm, d: int) -> list[float]:
-        return [one.errors[arm][d] for one in ruled]
-
-    def moved(d: int) -> Figure:
-        known = [value for one in ruled if (value := one.moved[d]) is not None]
-        return _within(ratio_of_means(known, [1.0] * len(known), "share"))
-
+    every = range(len(found[0].moved) if found else 0)
+    figures = [at(d) for d in every]
     return Effect(
-        difference=tuple(mean(ruled, [less(one.errors, "right", d) for one in ruled]) for d in every),
-        ratio=tuple(_within(ratio(ruled, at("wrong", d), at("right", d), "times as likely"), math.inf) for d in every),
-        beside_near=tuple(of_matched([less(one.errors, "near", d) for one in matched]) for d in every),
-        cautious=tuple(of_matched([less(one.cautious(), "near", d) for one in matched]) for d in every),
-        recovery=tuple(_within(mean(ruled, [one.clean["wrong"][d] for one in ruled], "share of answers"))
-                       for d in every),
-        moved=tuple(map(moved, every)),
+        **{name: tuple(row[name] for row in figures) for name in BY_DISTANCE},
         ended={arm: tuple(float(np.mean([one.ended[arm][d] for one in ruled] or [0.0])) for d in every)
                for arm in ARMS},
         further={
@@ -232,12 +226,11 @@ def effect(found: Sequence[InterventionOutcome], weights: Literal["intervention"
 
 def _within(figure: Figure, most: float = 1.0) -> Figure:
     """A share lies between 0 and 1, and so does its interval; a ratio or a number of errors is not below 0."""
-    if figure.value is None or figure.low is None or figure.high is None:
+    if figure.low is None or figure.high is None:
         return figure
-    return Figure(figure.value, max(0.0, figure.low), min(most, figure.high), figure.n, figure.unit)
+    return replace(figure, low=max(0.0, figure.low), high=min(most, figure.high))
 
 
-LOOKS = 8  # positions of an answer that are looked at
 Right = Callable[[str, bool], bool | None]  # (text, finished) → right, wrong, or None: undecided
 RightAnswer = tuple[str, Trace, Right]  # a question, an answer that was judged right, its judge
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import special
 
-from klype.examine.intervals import NORMAL, Array, index_of, pseudo_values
+from klype.examine.intervals import NORMAL, Array, Values, index_of, pseudo_values
 from klype.examine.survival import AT_RISK, ERRED, WEIGHED, WEIGHT
 
 Ruling = Literal["supports", "does_not_support", "undetermined"]
@@ -94,7 +94,7 @@ def _normal(test: str, beyond: float, spread: float, n: int, margin: float) -> O
     return Outcome(test, z, n, float(special.ndtr(-z)), float(special.ndtr(z)), margin)
 
 
-def effect(values: Sequence[float] | Array, questions: Sequence[Any], margin: float) -> Outcome | None:
+def effect(values: Values, questions: Sequence[Any], margin: float) -> Outcome | None:
     """That a mean is above ``margin``. Student's t over questions, each weighted by its number of values; None: fewer
     than two questions, or no spread."""
     value_N, (index_N, clusters) = np.asarray(values, dtype=float), index_of(questions)
@@ -128,8 +128,7 @@ def independent_errors(table_MTE: Array) -> Outcome | None:
             np.prod(1 - sums_BTE[..., error] / np.maximum(sums_BTE[..., risk], 1e-300), axis=1)
             for error, risk in ((ERRED, AT_RISK), (WEIGHED, WEIGHT))
         )
-        found: Array = np.log((1 - k_B) / (1 - reference_B))[:, None]
-        return found
+        return np.asarray(np.log((1 - k_B) / (1 - reference_B))[:, None])
 
     return _alike(table_MTE, 2, excess, -math.log(1 - PART), PART)
 
@@ -139,8 +138,7 @@ def constant_hazard(table_MTE: Array) -> Outcome | None:
 
     def log_ratios(sums_BTE: Array) -> Array:
         stretch_BS = _stretches(sums_BTE)
-        found: Array = np.log(stretch_BS / stretch_BS.mean(axis=1, keepdims=True))
-        return found
+        return np.asarray(np.log(stretch_BS / stretch_BS.mean(axis=1, keepdims=True)))
 
     return _alike(table_MTE, STRETCHES, log_ratios, math.log(TIMES), TIMES)
 

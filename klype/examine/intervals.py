@@ -30,6 +30,7 @@ from scipy import special
 from klype.values import Figure
 
 Array = npt.NDArray[np.floating[Any]]
+Values = Sequence[float] | Array
 Limits = tuple[float, float]
 SHARES = (0.0, 1.0)
 ONE = "one question only: nothing is known about others"
@@ -77,11 +78,7 @@ def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:
 
 
 def mean_by_question(
-    values: Sequence[float] | Array,
-    questions: Sequence[Any],
-    unit: str = "",
-    judge: str = "",
-    within: Limits | None = None,
+    values: Values, questions: Sequence[Any], unit: str = "", judge: str = "", within: Limits | None = None
 ) -> Figure:
     """Mean over questions of each question's mean value; ``questions[i]`` names the question of ``values[i]``.
 
@@ -98,13 +95,7 @@ def mean_by_question(
     return figure_of(mean_M, np.ones_like(mean_M), value_N.size, unit, judge, within)
 
 
-def paired(
-    a: Sequence[float] | Array,
-    b: Sequence[float] | Array,
-    questions: Sequence[Any],
-    unit: str = "",
-    within: Limits | None = None,
-) -> Figure:
+def paired(a: Values, b: Values, questions: Sequence[Any], unit: str = "", within: Limits | None = None) -> Figure:
     """Mean over questions of b − a on the same questions and samples: positive when b is more.
 
     Of shares, of values ``within`` known bounds, and of others that nearly all change alike: Bonett–Price, on the scale
@@ -120,12 +111,8 @@ def paired(
     if (not unit or "share" in unit) and bool(((both_N >= 0) & (both_N <= 1)).all()):
         within = SHARES
     seen = float(np.abs(change_M).max())
-    alike = (
-        change_M.size >= FEWEST
-        and seen > 0
-        and few_differ(change_M, seen)
-        and np.count_nonzero(change_M) > (change_M.size - DISTINCT)
-    )
+    most = np.count_nonzero(change_M) > change_M.size - DISTINCT
+    alike = change_M.size >= FEWEST and seen > 0 and most and few_differ(change_M, seen)
     if change_M.size > 1 and (within is not None or alike):
         scale = seen if within is None else within[1] - within[0]
         low, high = difference_limits(change_M / scale)
@@ -133,7 +120,7 @@ def paired(
     return figure_of(change_M, np.ones_like(change_M), a_N.size, unit)
 
 
-def mcnemar(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float:
+def mcnemar(a: Values, b: Values) -> float:
     """Exact two-sided p-value that two sets of right-or-wrong trials on the same questions differ by chance."""
     a_N, b_N = np.asarray(a), np.asarray(b)
     gained, lost = int((b_N > a_N).sum()), int((b_N < a_N).sum())
@@ -143,9 +130,7 @@ def mcnemar(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float:
     return float(min(1.0, 2 * special.bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
-def ratio_of_means(
-    numerators: Sequence[float] | Array, denominators: Sequence[float] | Array, unit: str = ""
-) -> Figure:
+def ratio_of_means(numerators: Values, denominators: Values, unit: str = "") -> Figure:
     """Σ numerators / Σ denominators over independent clusters (documents, questions); n counts clusters.
 
     A share is a ratio in a unit that begins so, with every numerator between 0 and its denominator. Nothing below the
@@ -157,7 +142,7 @@ def ratio_of_means(
     return figure_of(top_M, under_M, top_M.size, unit, within=SHARES if _share(unit, top_M, under_M) else None)
 
 
-def ratio_over_seeds(numerators: Sequence[float] | Array, denominators: Sequence[float] | Array, unit: str) -> Figure:
+def ratio_over_seeds(numerators: Values, denominators: Values, unit: str) -> Figure:
     """Σ numerators / Σ denominators over training runs, one a seed: Fieller's interval; n counts runs."""
     top_S, under_S = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     if (why := _no_ratio(top_S, under_S)) is not None:
@@ -273,8 +258,7 @@ def student(centre: float, value_M: Array) -> Limits:
 def pseudo_values(value: Array, without_M: Array) -> Array:
     """The jackknife's: what each question weighs in a figure. ``without_M``: the figure without it, one a row."""
     m = len(without_M)
-    found: Array = m * value - (m - 1) * without_M
-    return found
+    return np.asarray(m * value - (m - 1) * without_M)
 
 
 def jackknife_limits(value: Array, without_M: Array) -> Limits | None:
@@ -292,15 +276,13 @@ def exp_limits(limits: Limits | None) -> Limits | None:
 def without_each(table_MK: Array) -> Array:
     """The mean of all rows but one, for each row."""
     m = len(table_MK)
-    found: Array = (table_MK.sum(axis=0) - table_MK) / (m - 1)
-    return found
+    return np.asarray((table_MK.sum(axis=0) - table_MK) / (m - 1))
 
 
 def means(value_N: Array, questions: Sequence[Any]) -> Array:
     """Each question's mean, in the order of first appearance."""
     index_N, _ = index_of(questions)
-    found: Array = np.bincount(index_N, weights=value_N) / np.bincount(index_N)
-    return found
+    return np.asarray(np.bincount(index_N, weights=value_N) / np.bincount(index_N))
 
 
 def index_of(questions: Iterable[Any]) -> tuple[npt.NDArray[np.int64], int]:

@@ -19,7 +19,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from klype.examine.truth import Reader, Tokens, among, mass
+from klype.examine.truth import Reader, Tokens, among
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Request, Sampling
 
@@ -68,8 +68,8 @@ class MatchedSearch:
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """A beginning of the model's own and the three tokens forced there; ``s``: mass on right tokens before it;
-    ``rarity``: log q of *near* less that of *wrong*; ``by_rule``: not one that was looked for to be matched.
+    """A beginning of the model's own and the three tokens forced there; ``rarity``: log q of *near* less that of
+    *wrong*; ``by_rule``: not one that was looked for to be matched.
 
     Models are compared on the same interventions.
     """
@@ -77,7 +77,6 @@ class Intervention:
     question: str
     before: Tokens
     tokens: tuple[int, int, int]
-    s: float
     rarity: float = 0.0
     by_rule: bool = True
 
@@ -117,12 +116,11 @@ def interventions(
     among them, or nothing wrong (or nothing right but the end) could follow."""
     stop = tuple(source.codec.stop)
     # by the question's number, so that no answer decides where it is looked at
-    lengths = [i % settings.positions for i in range(len(asked))]
-    begun = zip(asked, lengths, strict=True)
+    begun = [(one, i % settings.positions) for i, one in enumerate(asked)]
     drawn = iter(answers(source, [going_on(source, one.prompt, length, settings, f"{one.question} begin")
                                   for one, length in begun if length]))  # fmt: skip
     places = []
-    for one, length in zip(asked, lengths, strict=True):
+    for one, length in begun:
         before = next(drawn)[0].tokens if length else ()
         if not set(before) & set(stop) and one.reader.first_error(before) is None:
             places.append((one, before))
@@ -133,7 +131,7 @@ def interventions(
         # each question its own: another question more changes no other's words
         rng = np.random.default_rng([settings.seed, crc32(one.question.encode())])
         if (intervention := force(one, before, q, word_V, rng)) is not None:
-            found.append(replace(intervention, s=mass(q, settings.temperature, one.reader.next(before))))
+            found.append(intervention)
     return found
 
 
@@ -155,11 +153,10 @@ def force(
 ) -> Intervention | None:
     """The tokens that are forced after a beginning; None: nothing wrong, or nothing right but the end, can follow.
 
-    ``matched``: the wrong one is among those that some right one is as rare as. ``s`` is that of temperature 1.
+    ``matched``: the wrong one is among those that some right one is as rare as.
     """
     p_K = np.exp(q.logp.astype(np.float64))
-    possible = one.reader.next(before)
-    possible_K = among(q.ids, possible)
+    possible_K = among(q.ids, one.reader.next(before))
     right, wrong = (np.where(word_V[q.ids] & mask_K, p_K, 0.0) for mask_K in (possible_K, ~possible_K))
     if right.sum() <= LEAST or wrong.sum() <= LEAST:
         return None
@@ -178,7 +175,7 @@ def force(
         rarity_K = np.where(right > 0, np.log(right) - math.log(wrong[w]), np.inf)
     near = int(np.argmin(np.abs(rarity_K)))
     tokens = int(q.ids[w]), int(q.ids[r]), int(q.ids[near])
-    return Intervention(one.question, before, tokens, mass(q, 1.0, possible), float(rarity_K[near]))
+    return Intervention(one.question, before, tokens, float(rarity_K[near]))
 
 
 def find_matched(

@@ -110,10 +110,9 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """Words in the longest run; mean words of runs of at least SHORTEST; share of all words that lie in such runs."""
+    """Words in the longest run, and its text; share of all words that lie in runs of at least SHORTEST."""
 
     longest: int
-    mean: float
     share: float
     text: str
 
@@ -155,18 +154,14 @@ def copied(answer: str, index: Index) -> Copied | None:
     said = words(answer)
     if len(said) < SHORTEST:
         return None
-    runs: list[tuple[int, int]] = []
-    inside, end = 0, 0
+    longest, start, inside, end = 0, 0, 0, 0
     for at in range(len(said)):
         length = index.run(said, at)
         if at + length > end:  # not merely the tail of the run before
-            if length:
-                runs.append((length, at))
+            longest, start = max((longest, start), (length, at))
             inside += max(0, at + length - max(end, at))
             end = max(end, at + length)
-    longest, start = max(runs, default=(0, 0))
-    mean = sum(length for length, _ in runs) / len(runs) if runs else 0.0
-    return Copied(longest, mean, inside / len(said), " ".join(said[start : start + longest]))
+    return Copied(longest, inside / len(said), " ".join(said[start : start + longest]))
 
 
 def words(text: str) -> list[str]:

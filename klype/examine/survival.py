@@ -23,21 +23,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from klype.examine import intervals
 from klype.examine.evidence import Answered, Evidence
-from klype.examine.intervals import (
-    FEWEST,
-    ONE,
-    Array,
-    difference_limits,
-    exp_limits,
-    figure_with,
-    index_of,
-    jackknife_limits,
-    pseudo_values,
-    ratio_of_means,
-    share_limits,
-    without_each,
-)
+from klype.examine.intervals import ONE, Array, figure_with
 from klype.values import Figure
 
 COLUMNS = 6  # of a table of counts, see ``hazards``
@@ -50,7 +38,7 @@ SHARES = "share of answers"
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """Curves over t = 1, 2, … (index 0 is t = 1). ``open``, ``ended`` and ``erred`` are shares that sum to one."""
+    """Curves over t = 1, 2, … (index 0 is t = 1)."""
 
     s: Figure
     r: tuple[Figure, ...]
@@ -58,9 +46,6 @@ class Survival:
     independent: tuple[Figure, ...]  # S̄^t
     by_position: tuple[Figure, ...]  # Π(1 − h̄_t)
     difference: tuple[Figure, ...]  # K less that
-    open: tuple[float, ...]
-    ended: tuple[float, ...]
-    erred: tuple[float, ...]
 
 
 def survival(answers: Sequence[Answered]) -> Survival:
@@ -70,8 +55,8 @@ def survival(answers: Sequence[Answered]) -> Survival:
     curves = _curves(table_MTE.mean(axis=0)[None])
     weighed = {}
     if questions > 1:
-        without = _curves(without_each(table_MTE))
-        weighed = {name: pseudo_values(curves[name], without[name]) for name in curves}
+        without = _curves(intervals.without_each(table_MTE))
+        weighed = {name: intervals.pseudo_values(curves[name], without[name]) for name in curves}
     risk_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
     known = any(answer.s for answer in answers)
 
@@ -89,19 +74,14 @@ def survival(answers: Sequence[Answered]) -> Survival:
             return figure_with(value, None, n, unit, why=ONE)
         # where few are still at risk a further question would weigh as much as one of them
         part_M, size = weighed[name][:, t], questions / (at_risk or questions)
-        limits = (
-            difference_limits(part_M, size) if name == "difference" else share_limits(part_M, np.ones(questions), size)
-        )
-        return figure_with(value, limits, n, unit)
+        if name == "difference":
+            return figure_with(value, intervals.difference_limits(part_M, size), n, unit)
+        return figure_with(value, intervals.share_limits(part_M, np.ones(questions), size), n, unit)
 
     at_risk_M, erred_M = (table_MTE[:, :, column].sum(axis=1) for column in (AT_RISK, ERRED))
-    names = ("r", "k", "independent", "by_position", "difference")
     return Survival(
-        s=replace(ratio_of_means(at_risk_M - erred_M, at_risk_M, "share a word"), n=len(answers)),
-        **{name: tuple(figure(name, t) for t in range(length)) for name in names},
-        open=tuple(curves["open"][0].tolist()),
-        ended=tuple(curves["ended"][0].tolist()),
-        erred=tuple((1 - curves["r"])[0].tolist()),
+        s=replace(intervals.ratio_of_means(at_risk_M - erred_M, at_risk_M, "share a word"), n=len(answers)),
+        **{name: tuple(figure(name, t) for t in range(length)) for name in curves},
     )
 
 
@@ -114,7 +94,7 @@ def hazards(answers: Sequence[Answered]) -> Array:
     """table_MTE by question and position: answers at risk; errors (exact or observed); without error; ended so. Where S
     is known also WEIGHT, how many right beginnings the answers at risk stand for, and WEIGHED, the errors of those."""
     assert answers
-    index_N, questions = index_of(answer.question for answer in answers)
+    index_N, questions = intervals.index_of(answer.question for answer in answers)
     table_MTE = np.zeros((questions, max(1, *(_positions(answer) for answer in answers)), COLUMNS))
     for m, answer in zip(index_N.tolist(), answers, strict=True):
         positions = _positions(answer)
@@ -156,9 +136,7 @@ def _curves(counts_BTE: Array) -> dict[str, Array]:
     k_BT = np.cumprod(1 - hazard_BT, axis=1)
     by_position_BT = np.cumprod(1 - _ratio(counts_BTE[..., WEIGHED], counts_BTE[..., WEIGHT]), axis=1)
     return {
-        "open": open_BT,
         "r": 1 - np.cumsum(before_BT * hazard_BT, axis=1),
-        "ended": np.cumsum(before_BT * (1 - hazard_BT) * ending_BT, axis=1),
         "k": k_BT,
         "independent": s_BT ** np.arange(1, s_BT.shape[1] + 1),
         "by_position": by_position_BT,
@@ -193,11 +171,12 @@ def weibull_shape(answers: Sequence[Answered]) -> Figure:
         return Figure(None, n=len(answers), unit=UNIT, why="too few errors")
     value, limits = float(_fit(counts_TE[None])[0]), None
     questions = table_MTE.shape[0]
-    if questions >= FEWEST and counts_TE[:, ERRED].sum() >= FEWEST_ERRORS:
+    if questions >= intervals.FEWEST and counts_TE[:, ERRED].sum() >= FEWEST_ERRORS:
         grouped = np.zeros((min(questions, GROUPS), *counts_TE.shape))
         np.add.at(grouped, np.arange(questions) % len(grouped), table_MTE)
         # of ln k: its interval holds no negative shape
-        limits = exp_limits(jackknife_limits(np.log(value), np.log(_fit(without_each(grouped)))))
+        without_G = np.log(_fit(intervals.without_each(grouped)))
+        limits = intervals.exp_limits(intervals.jackknife_limits(np.log(value), without_G))
     return figure_with(value, limits, len(answers), UNIT, why=ONE if questions == 1 else "too few errors")
 
 
@@ -207,52 +186,40 @@ def _fit(counts_BTE: Array) -> Array:
     # a share of those at risk: damping and the last step mean the same for few and many
     scale_B1 = np.maximum(1e-9, risk_BT.sum(axis=1, keepdims=True))
     erred_BT, risk_BT = erred_BT / scale_B1, risk_BT / scale_B1
+    log_T = np.log(np.arange(1, erred_BT.shape[1] + 1))
+
+    def cumulated(at_B2: Array) -> tuple[Array, Array]:
+        """u = (λt)^k, and its logarithm."""
+        # exp(60) is far beyond any hazard, and its square is still a number
+        log_BT = np.clip(np.exp(at_B2[:, 1:]) * (at_B2[:, :1] + log_T), -60, 60)
+        return np.exp(log_BT), log_BT
+
+    def neg_log_likelihood(at_B2: Array) -> Array:
+        """Σ_t c_t (at risk − erred) − ln(1 − e^−c_t) erred, c_t the cumulated hazard's growth."""
+        growth_BT = np.diff(cumulated(at_B2)[0], axis=1, prepend=0.0)
+        log_hazard_BT = np.log(np.maximum(-np.expm1(-growth_BT), 1e-300))
+        return np.asarray((growth_BT * (risk_BT - erred_BT) - log_hazard_BT * erred_BT).sum(axis=1))
+
     at_B2 = np.stack([np.log(np.maximum(1e-6, erred_BT.sum(axis=1))), np.zeros(len(erred_BT))], axis=1)
-    damping_B = np.full(len(at_B2), 1e-3)
-    here_B = _neg_log_likelihood(at_B2, erred_BT, risk_BT)
+    damping_B, here_B = np.full(len(at_B2), 1e-3), neg_log_likelihood(at_B2)
     for _ in range(ROUNDS):
-        step_B2 = _step(at_B2, erred_BT, risk_BT, damping_B)
+        u_BT, log_BT = cumulated(at_B2)
+        # du/d ln λ = k u, du/d ln k = u ln u
+        moved_2BT = np.diff(np.stack([np.exp(at_B2[:, 1:]) * u_BT, u_BT * log_BT]), axis=2, prepend=0.0)
+        odds_BT = np.maximum(np.expm1(np.maximum(np.diff(u_BT, axis=1, prepend=0.0), 1e-300)), 1e-300)
+        gradient_B2 = np.einsum("ibt,bt->bi", moved_2BT, risk_BT - erred_BT - erred_BT / odds_BT)
+        # expected information instead of the second derivative
+        curve_B22 = np.einsum("ibt,jbt,bt->bij", moved_2BT, moved_2BT, risk_BT / odds_BT)
+        spread_B2 = np.einsum("bii->bi", curve_B22)
+        curve_B22 = curve_B22 + np.eye(2) * (damping_B[:, None] * spread_B2 + 1e-12)[:, None]
+        step_B2 = np.clip(np.linalg.solve(curve_B22, -gradient_B2[..., None])[..., 0], -WIDEST, WIDEST)
         next_B2 = at_B2 + step_B2
         next_B2[:, 1] = np.clip(next_B2[:, 1], -WIDEST, WIDEST)
-        there_B = _neg_log_likelihood(next_B2, erred_BT, risk_BT)
+        there_B = neg_log_likelihood(next_B2)
         better_B = there_B <= here_B
         at_B2[better_B], here_B[better_B] = next_B2[better_B], there_B[better_B]
         # Levenberg: towards Newton's step while it helps, towards a short downhill one where it does not
         damping_B = np.clip(np.where(better_B, damping_B / 5, damping_B * 10), 1e-12, 1e12)
         if np.abs(step_B2).max() < NEAR:
             break
-    k_B: Array = np.exp(at_B2[:, 1])
-    return k_B
-
-
-def _neg_log_likelihood(at_B2: Array, erred_BT: Array, risk_BT: Array) -> Array:
-    """−log-likelihood: Σ_t c_t (at risk − erred) − ln(1 − e^−c_t) erred, c_t the cumulated hazard's growth."""
-    growth_BT = np.diff(_cumulated(at_B2, erred_BT.shape[1])[0], axis=1, prepend=0.0)
-    log_hazard_BT = np.log(np.maximum(-np.expm1(-growth_BT), 1e-300))
-    found: Array = (growth_BT * (risk_BT - erred_BT) - log_hazard_BT * erred_BT).sum(axis=1)
-    return found
-
-
-def _cumulated(at_B2: Array, positions: int) -> tuple[Array, Array]:
-    """u = (λt)^k, and its logarithm."""
-    log_BT = np.exp(at_B2[:, 1:]) * (at_B2[:, :1] + np.log(np.arange(1, positions + 1)))
-    # exp(60) is far beyond any hazard, and its square is still a number
-    log_BT = np.clip(log_BT, -60, 60)
-    return np.exp(log_BT), log_BT
-
-
-def _step(at_B2: Array, erred_BT: Array, risk_BT: Array, damping_B: Array) -> Array:
-    """The damped scoring step in (ln λ, ln k), [B, 2]: expected information instead of the second derivative."""
-    u_BT, log_BT = _cumulated(at_B2, erred_BT.shape[1])
-    growth_BT = np.maximum(np.diff(u_BT, axis=1, prepend=0.0), 1e-300)
-    # du/d ln λ = k u, du/d ln k = u ln u
-    moved_2BT = np.stack([np.exp(at_B2[:, 1:]) * u_BT, u_BT * log_BT])
-    moved_2BT = np.diff(moved_2BT, axis=2, prepend=0.0)
-    odds_BT = np.maximum(np.expm1(growth_BT), 1e-300)
-    slope_BT = risk_BT - erred_BT - erred_BT / odds_BT
-    gradient_B2 = np.einsum("ibt,bt->bi", moved_2BT, slope_BT)
-    curve_B22 = np.einsum("ibt,jbt,bt->bij", moved_2BT, moved_2BT, risk_BT / odds_BT)
-    spread_B2 = np.einsum("bii->bi", curve_B22)
-    curve_B22 = curve_B22 + np.eye(2) * (damping_B[:, None] * spread_B2 + 1e-12)[:, None]
-    step_B2: Array = np.clip(np.linalg.solve(curve_B22, -gradient_B2[..., None])[..., 0], -WIDEST, WIDEST)
-    return step_B2
+    return np.asarray(np.exp(at_B2[:, 1]))

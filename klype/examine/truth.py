@@ -32,21 +32,19 @@ class Reader:
     """One question's truth at any beginning of an answer."""
 
     def __init__(self, start: Callable[[], Truth]) -> None:
-        self._truths: dict[Tokens, Truth] = {(): start()}
-        self._right: dict[Tokens, bool] = {(): True}
+        self._truths: dict[Tokens, tuple[Truth, bool]] = {(): (start(), True)}
         self._next: dict[Tokens, Mapping[int, float]] = {}
         self._errors: dict[Tokens, int | None] = {(): None}
 
     def next(self, tokens: Tokens) -> Mapping[int, float]:
         """{token: p} after these tokens; its keys are A(x)."""
         if tokens not in self._next:
-            self._next[tokens] = self._at(tokens).next()
+            self._next[tokens] = self._at(tokens)[0].next()
         return self._next[tokens]
 
     def is_right(self, tokens: Tokens) -> bool:
         """Whether the last of these tokens could follow the others."""
-        self._at(tokens)
-        return self._right[tokens]
+        return self._at(tokens)[1]
 
     def first_error(self, tokens: Tokens) -> int | None:
         """The position (1, 2, …) of the first token that could not follow."""
@@ -59,15 +57,15 @@ class Reader:
             self._errors[tokens[:t]] = error
         return error
 
-    def _at(self, tokens: Tokens) -> Truth:
+    def _at(self, tokens: Tokens) -> tuple[Truth, bool]:
+        """What is true after these tokens, and whether the last of them could follow the others."""
         known = len(tokens)
         while tokens[:known] not in self._truths:
             known -= 1
         for t in range(known, len(tokens)):
             # a snapshot: other answers go on from the same beginning with other words
-            truth = copy.copy(self._truths[tokens[:t]])
-            self._right[tokens[: t + 1]] = truth.push(tokens[t]) > 0.0
-            self._truths[tokens[: t + 1]] = truth
+            truth = copy.copy(self._truths[tokens[:t]][0])
+            self._truths[tokens[: t + 1]] = truth, truth.push(tokens[t]) > 0.0
         return self._truths[tokens]
 
 
