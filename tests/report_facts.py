@@ -182,7 +182,6 @@ def hostile_facts(text: str) -> Facts:
     facts["annotator"] = text
     facts["notes"] = [text]
     facts["copied_example"] = text
-    facts["commands"] = [{"command": text, "what": text}]
     facts["gates"][0]["label"] = text
     for question in facts["questions"]:
         question["question"] = question["context"] = text

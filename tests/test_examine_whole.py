@@ -14,10 +14,10 @@ import torch
 
 from klype.answers import distribution_bounds
 from klype.errors import KlypeError, UsageError
-from klype.examine.caching_source import Shape
+from klype.examine.caching_source import Meters, Shape
 from klype.examine.compare import failed, parse
 from klype.examine.evidence import DistributionCache, answered, read_distributions
-from klype.examine.examination import Examined, Meters, examine, probe
+from klype.examine.examination import Examined, examine, probe
 from klype.examine.examination_report import document, verdict
 from klype.examine.examined_model import SHARE, EvalTarget, ExamSpeed, in_time, plan, within
 from klype.examine.say import Say
@@ -223,6 +223,15 @@ def test_the_trees_hold_the_enumeration(erring: Examined) -> None:
     for tree in erring.trees:
         for answer in tree.answers:
             assert answer.low <= exact[answer.text] <= answer.high
+
+
+def test_after_an_answer_without_a_word_the_next_keeps_its_own_fork(erring: Examined) -> None:
+    (first, *others), *rest = erring.traces[1.0]
+    traces = [[replace(first, steps=()), *others], *rest]
+    found = replace(erring, traces={**erring.traces, 1.0: traces}, forks=erring.forks[1:])
+    without, second = document(found)["examples"][:2]
+    assert without["own"] is None
+    assert len(second["own"]) == 1 + len(rest[0][0].steps)
 
 
 def test_a_second_start_asks_nothing_that_is_kept(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from klype.config import make
 from klype.data.rows import questions_from, read_questions
 from klype.device import EnergyMeter
 from klype.errors import UsageError
-from klype.examine.caching_source import Shape
-from klype.examine.examination import Examined, Meters, Progress, probe
+from klype.examine.caching_source import Meters, Shape
+from klype.examine.examination import Examined, Progress, probe
 from klype.examine.examination import examine as run_examination
 from klype.examine.examination_report import document, render, verdict
 from klype.examine.examined_model import EvalTarget, ExamPlan, in_time, plan, within

@@ -6,23 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from klype.examine.charts import (
-    Cell,
-    Option,
-    Panel,
-    Picture,
-    Row,
-    axis,
-    branching,
-    canvas,
-    curve_with_band,
-    figure_table,
-    formula_curves,
-    line,
-    rule,
-    sankey,
-    shares,
-)
+from klype.examine import charts
+from klype.examine.charts import Cell, Option, Panel, Picture, Row, axis, canvas, curve_with_band, figure_table, shares
 from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say, visible
 
@@ -46,17 +31,11 @@ def pictures(document: Document, say: Say) -> dict[str, Picture]:
     bins, error = document["calibration"].get(main), figures[main].get("calibration")
     made = [
         survival(by_t, say, float(main), 10),
-        survival({float(main): document["documents"]}, say, float(main), 50, "documents")
-        if document.get("documents")
-        else None,
-        feedback(document, say),
+        survival({float(main): long} if (long := document.get("documents")) else {}, say, float(main), 50, "documents"),
         temperatures(dict(sorted((float(t), row) for t, row in figures.items())), say),
         calibration([(document["model"], "accent", bins, error)] if bins and error is not None else [], say),
-        selective(document, say),
-        tree(document, say),
-        flow(document, say),
-        cost(document, say),
         formula(say),
+        *(draw(document, say) for draw in (feedback, selective, tree, flow, cost)),
     ]
     return {picture.id: picture for picture in made if picture is not None}
 
@@ -70,12 +49,11 @@ def survival(
         return None
     panels, rows = [], list[Row]()
     for temperature, curves in found.items():
-        series: list[Option] = []
+        series = list[Option]()
         for key, word, colour, dash in LINES:
-            at = [(f.get("t", i), f) for i, f in enumerate(curves.get(key, []), 1)]
-            if at:
-                series += curve_with_band(say(f"survival.{word}"), at, colour, dash)
-            rows += [(say(f"survival.{word}"), f"{say.plain(temperature)}, {t}", f) for t, f in at]
+            label, at = say(f"survival.{word}"), [(f.get("t", i), f) for i, f in enumerate(curves.get(key, []), 1)]
+            series += curve_with_band(label, at, colour, dash) if at else []
+            rows += [(label, f"{say.plain(temperature)}, {t}", f) for t, f in at]
         drawn = shares(axis(say("axis.words"), min=1), series)
         panels.append(Panel(say("panel.temperature", t=say.plain(temperature)), drawn, 300))
     title = _survival_title(found.get(main) or next(iter(found.values())), say, most)
@@ -104,32 +82,30 @@ def _survival_title(curves: Curves, say: Say, most: int) -> str:
 
 def temperatures(found: Temperatures, say: Say) -> Picture | None:
     """Right, S, real words, repetition and agreement (by meaning, where it was judged) against the temperature."""
-    series: list[Option] = []
-    rows: list[Row] = []
-    agreement = "same_meaning" if any("same_meaning" in figures for figures in found.values()) else "same_text"
+    series, rows = list[Option](), list[Row]()
+    known = {name: [(t, f[name]) for t, f in found.items() if name in f and f[name]["value"] is not None]
+             for name, _, _ in SWEEP}  # fmt: skip
+    if any("same_meaning" in figures for figures in found.values()):
+        known["same_text"] = []
     for name, colour, dash in SWEEP:
-        known = [(t, f[name]) for t, f in found.items() if name in f and f[name]["value"] is not None]
-        if not known or (name.startswith("same_") and name != agreement):
-            continue
-        series += curve_with_band(say.measure(name), known, colour, dash, showSymbol=True, symbolSize=7)
-        rows += [(say.measure(name), say.plain(t), f) for t, f in known]
+        if known[name]:
+            series += curve_with_band(say.measure(name), known[name], colour, dash, showSymbol=True, symbolSize=7)
+        rows += [(say.measure(name), say.plain(t), f) for t, f in known[name]]
     if len(found) < 2 or not series:
         return None
     drawn = shares(axis(say("axis.temperature"), min=0), series)
-    # from the lowest to the highest: right answers, else what becomes of words and of repetition
-    title, none, figures = say("picture.temperatures"), FigureFacts(value=None), [*found.values()]
-    rights = [(t, f["right"]["value"]) for t, f in found.items() if f.get("right", none)["value"] is not None]
-    written = {
-        name: {f"{name}{i}": figures[end].get(name, none)["value"] for i, end in enumerate((0, -1))}
-        for name in ("real_words", "repetition")
-    }
+
+    def ends(name: str) -> dict[str, str]:
+        """At the lowest temperature and at the highest."""
+        return say.apart({f"{name}{i}": known[name][-i][1]["value"] for i in (0, 1)})
+
+    # right answers, else what becomes of words and of repetition
+    title, rights = say("picture.temperatures"), known["right"]
     if len(rights) > 1:
-        (t0, right0), (t1, right1) = rights[0], rights[-1]
-        shown = say.apart({"right0": right0, "right1": right1})
-        title = say("picture.temperatures_right", t0=say.plain(t0), t1=say.plain(t1), **shown)
-    elif not any(None in pair.values() for pair in written.values()):
-        shown = {place: text for pair in written.values() for place, text in say.apart(pair).items()}
-        title = say("picture.temperatures_text", **shown)
+        ts = {"t0": say.plain(rights[0][0]), "t1": say.plain(rights[-1][0])}
+        title = say("picture.temperatures_right", **ts, **ends("right"))
+    elif all({min(found), max(found)} <= {t for t, _ in known[name]} for name in ("real_words", "repetition")):
+        title = say("picture.temperatures_text", **ends("real_words"), **ends("repetition"))
     table = figure_table(say, rows, "column.measure", "axis.temperature")
     return Picture("temperatures", title, say("how.temperatures"), [Panel("", drawn, 340)], *table, wide=True)
 
@@ -144,7 +120,7 @@ def calibration(
         figures = [(b["p"], b["observed"]) for b in bins]
         series = [
             *curve_with_band(name, figures, colour, showSymbol=True, symbolSize=7),
-            rule(say("calibration.honest"), [(0, 0), (1, 1)]),
+            charts.rule(say("calibration.honest"), [(0, 0), (1, 1)]),
         ]
         x = axis(say("axis.said"), percent=True, min=0, max=1)
         panels.append(Panel(visible(name), shares(x, series), 300))
@@ -161,7 +137,7 @@ def formula(say: Say) -> Picture:
     s, n = 0.99999, 100
     names = [say("formula.right"), say("formula.article")]
     curves = [(name, [(i, base**i) for i in range(1, n + 1)]) for name, base in zip(names, (s, 1 - s), strict=True)]
-    panel = Panel("", formula_curves(axis(say("axis.words"), min=1), curves), 320)
+    panel = Panel("", charts.formula_curves(axis(say("axis.words"), min=1), curves), 320)
     rows: list[list[Cell]] = [[i, s**i, (1 - s) ** i] for i in (1, 10, 50, 100)]
     columns = [say("axis.words"), *names]
     return Picture("formula", say("picture.formula"), say("how.formula"), [panel], columns, rows, wide=True)
@@ -176,8 +152,7 @@ def feedback(document: Document, say: Say) -> Picture | None:
         return None
     first = found.get(document["main"]) or next(iter(found.values()))
     beside = "cautious" if _known(first.get("cautious")) else "difference"
-    series: list[Option] = []
-    rows: list[Row] = []
+    series, rows = list[Option](), list[Row]()
     for (t, one), colour in zip(found.items(), colours, strict=False):
         name = say("panel.temperature", t=say.plain(float(t)))
         if _known(one.get(beside)):
@@ -203,8 +178,8 @@ def selective(document: Document, say: Say) -> Picture | None:
     whole = curve[-1]["wrong"]
     half = min(curve, key=lambda row: abs(row["kept"] - 0.5))
     series = [
-        line(document["model"], [(row["kept"], row["wrong"]) for row in curve], "accent"),
-        rule(say("exam.at_random"), [(0, whole), (1, whole)]),
+        charts.line(document["model"], [(row["kept"], row["wrong"]) for row in curve], "accent"),
+        charts.rule(say("exam.at_random"), [(0, whole), (1, whole)]),
     ]
     drawn = shares(axis(say("exam.kept"), percent=True, min=0, max=1), series, min=0)
     title = say("exam.selective", **say.apart({"all": whole, "half": half["wrong"]}))
@@ -220,10 +195,7 @@ def flow(document: Document, say: Say) -> Picture | None:
     if one is None:
         return None
     root = one["branches"]
-    nodes: list[Option] = []
-    links: list[Option] = []
-    rows: list[Row] = []
-    meanings: dict[str, float] = {}
+    nodes, links, rows, meanings = list[Option](), list[Option](), list[Row](), dict[str, float]()
 
     def node(name: str, text: str, colour: str) -> None:
         nodes.append({"name": name, "label": {"formatter": text}, "itemStyle": {"color": f"${colour}"}})
@@ -251,7 +223,7 @@ def flow(document: Document, say: Say) -> Picture | None:
     room = _room([label["formatter"] for label in ends])
     for label in ends:
         label["width"] = room - 8
-    series = sankey(
+    series = charts.sankey(
         nodes, links, left=12, right=room, nodeGap=12, emphasis={"disabled": True},
         lineStyle={"color": "source", "opacity": 0.25}, label={"width": BETWEEN, "overflow": "truncate"},
     )  # fmt: skip
@@ -265,8 +237,7 @@ def flow(document: Document, say: Say) -> Picture | None:
 
 def tree(document: Document, say: Say) -> Picture | None:
     """The likeliest whole answers to some questions, as branching trees."""
-    panels = []
-    rows: list[Row] = []
+    panels, rows = [], list[Row]()
     for one in document["trees"]:
         panels.append(_tree(_short(one["question"]), one["branches"], say))
         rows += [
@@ -306,7 +277,7 @@ def _tree(title: str, root: Document, say: Say) -> Panel:
     drawn = node(root, levels)
     drawn["label"] = {"position": "top", "align": "left", "width": step // 2 - 8, "overflow": "truncate"}
     accent = {"color": "$accent", "borderColor": "$accent"}
-    series = branching(
+    series = charts.branching(
         drawn, left=12, right=room, symbolSize=7, itemStyle=accent, lineStyle={"color": "$muted"},
         leaves={"width": room - 12, "overflow": "truncate"},
     )  # fmt: skip
@@ -328,7 +299,7 @@ def _branch_text(branch: Document) -> str:
 
 def cost(document: Document, say: Say) -> Picture | None:
     """Operations for one right answer, by temperature."""
-    rows: list[Row] = []
+    rows = list[Row]()
     for t, figures in document["figures"].items():
         flops, right = (figures.get(name, {}).get("value") for name in ("flops", "right"))
         if flops is not None and right:

@@ -17,20 +17,21 @@ from klype.sources.source import Around, Source, answers
 from klype.values import Distribution, Request, Trace
 
 
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """``clock``: seconds; ``joules``: what the machine has used so far, where that can be read."""
+
+    clock: Callable[[], float] = time.perf_counter
+    joules: Callable[[], float | None] = lambda: None
+
+
 class Recorder(Around):
     """``identity`` names the weights: what other weights said is not used. ``passes`` counts a forward pass for every
     token drawn, beginning read and answer scored, whether it was done now or remembered."""
 
-    def __init__(
-        self,
-        source: Source,
-        identity: str,
-        folder: Path | None,
-        clock: Callable[[], float],
-        joules: Callable[[], float | None] = lambda: None,
-    ) -> None:
+    def __init__(self, source: Source, identity: str, folder: Path | None, meters: Meters) -> None:
         super().__init__(source)
-        self._identity, self._folder, self._clock, self._joules = identity, folder, clock, joules
+        self._identity, self._folder, self._meters = identity, folder, meters
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="traces")  # disks are slow: the model does not wait
         self._saving: Future[None] | None = None
         self.passes = 0
@@ -39,9 +40,9 @@ class Recorder(Around):
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         self.passes += len(prefixes)
-        began = self._clock()
+        began = self._meters.clock()
         found = self._source.next(prefixes, top)
-        self.model_s += self._clock() - began
+        self.model_s += self._meters.clock() - began
         return found
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
@@ -68,11 +69,11 @@ class Recorder(Around):
         found = None if self._folder is None else store.saved(self._folder, name, about)
         if found is not None:
             return list(found.traces)
-        began, used = self._clock(), self._joules()
+        began, used = self._meters.clock(), self._meters.joules()
         traces = ask()
-        took = self._clock() - began
+        took = self._meters.clock() - began
         self.model_s += took
-        traces = shared(traces, used, self._joules(), took)
+        traces = shared(traces, used, self._meters.joules(), took)
         self.finish()
         if self._folder is not None:
             self._saving = self._beside.submit(store.save, self._folder, name, traces, about)

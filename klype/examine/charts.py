@@ -10,7 +10,8 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,8 @@ from klype.examine.say import Say
 Option = dict[str, Any]
 Cell = str | float | int | None
 Row = tuple[str, str, FigureFacts]  # of a table below a picture: what was measured, of what, and the figure
+# Figures of one measure, side by side in a panel: its title, the measure, the axis, and rows (label, figure, colour).
+Group = tuple[str, str, Option, Sequence[tuple[str, FigureFacts, str]]]
 NARROW_PX = 330  # the width of a drawing on a phone: a legend's rows are counted for it
 # a spike is so many times as high as what is usual; so many of them can be told apart on a phone
 TOWERING, MOST_SPIKES = 3, 8
@@ -39,6 +42,12 @@ def page_file(name: str) -> str:
 
 _COLOURS: Mapping[str, tuple[str, str]] = tomllib.loads(page_file("colours.toml"))
 LIGHT, DARK = ({name: pair[theme] for name, pair in _COLOURS.items()} for theme in (0, 1))
+_LOOKS: Mapping[str, Option] = tomllib.loads(page_file("looks.toml"))
+
+
+def look(part: str, **more: Any) -> Option:
+    """A part of an option as ``looks.toml`` has it, and ``more`` of its own."""
+    return {**deepcopy(_LOOKS[part]), **more}
 
 
 @dataclass(frozen=True)
@@ -67,31 +76,17 @@ class Picture:
 
 def canvas(**more: Any) -> Option:
     """What all charts share."""
-    tooltip = {"trigger": "item", "renderMode": "richText", "confine": True, "backgroundColor": "$card",
-               "borderColor": "$line", "textStyle": {"color": "$ink", "fontSize": 13}}  # fmt: skip
-    option: Option = {
-        "animation": False,
-        "textStyle": {"fontFamily": "inherit", "color": "$ink"},
-        "grid": {"left": 8, "right": 16, "top": 34, "bottom": 30, "containLabel": True},
-        "tooltip": {**tooltip, **more.pop("tooltip", {})},
-    }
+    option = look("canvas")
+    option["tooltip"] |= more.pop("tooltip", {})
     return {**option, **more}
 
 
 def axis(name: str = "", kind: str = "value", percent: bool = False, **more: Any) -> Option:
     """An axis with its name and unit in the middle below or beside it."""
-    found: Option = {
-        "type": kind,
-        "name": name,
-        "nameLocation": "middle",
-        "nameGap": 28,
-        "nameTextStyle": {"color": "$muted", "fontSize": 12},
-        "axisLabel": {"color": "$muted", "fontSize": 12, "hideOverlap": True, "margin": 10},
-        "axisLine": {"show": False},
-        "axisTick": {"show": False},
-        "splitLine": {"show": kind != "category", "lineStyle": {"color": "$line"}},
-    }
-    if kind != "category":
+    found = look("axis", type=kind, name=name)
+    if kind == "category":
+        found["splitLine"]["show"] = False
+    else:
         found["axisLabel"]["formatter"] = "fn:percent" if percent else "fn:number"
         found["splitNumber"] = 4
     if percent and more.get("max") == 1:
@@ -112,23 +107,13 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, at: f
         dots.append({"value": [figure["value"], i], "name": text, "symbol": MARKS.get(colour, "triangle"), **style})
         if figure.get("low") is not None and figure.get("high") is not None:
             spans.append({"value": [figure["low"], figure["high"], i], **style})
-    series: list[Option] = [
-        {"type": "custom", "renderItem": "fn:whisker", "data": spans, "encode": {"x": [0, 1], "y": 2}, "silent": True},
-        {"type": "scatter", "data": dots, "symbolSize": 11, "tooltip": {"formatter": "{b}"}},
-    ]
+    series = [look("intervals", data=spans), look("dots", data=dots)]
     if at is not None:
-        dashed = {"color": "$muted", "type": "dashed"}
-        series[1]["markLine"] = {"symbol": "none", "silent": True, "label": {"show": False}, "lineStyle": dashed,
-                                 "data": [{"xAxis": at}]}  # fmt: skip
+        series[1]["markLine"] = look("mark", label={"show": False}, data=[{"xAxis": at}])
     labels = [f"{{name|{label}}}\n{{figure|{text}}}" for label, _, text, _ in rows]
-    name, below = (
-        {"color": colour, "fontSize": size, "lineHeight": height, "align": "right"}
-        for colour, size, height in (("$ink", 13, 18), ("$muted", 12, 16))
-    )
-    y = axis(kind="category", data=labels, inverse=True)
-    y["axisLabel"] = {"interval": 0, "margin": 13, "rich": {"name": name, "figure": below}}
-    grid = {"left": 156, "right": 22, "top": 6, "bottom": 50, "containLabel": False}
-    return canvas(xAxis=x, yAxis=y, series=series, grid=grid)
+    looks = look("whiskers")
+    y = axis(kind="category", data=labels, inverse=True, axisLabel=looks["axisLabel"])
+    return canvas(xAxis=x, yAxis=y, series=series, grid=looks["grid"])
 
 
 def lines(x: Option, y: Option, series: Sequence[Option], values: str = "value") -> Option:
@@ -136,15 +121,10 @@ def lines(x: Option, y: Option, series: Sequence[Option], values: str = "value")
     share, as what stands beside the pointer."""
     names = [s["name"] for s in series if s.get("type") == "line" and not s.get("stack")]
     rows = math.ceil(sum(34 + 7 * len(name) for name in names) / NARROW_PX) if len(names) > 1 else 0
-    return canvas(
-        xAxis=x,
-        yAxis={**y, "nameGap": 42},
-        series=list(series),
-        tooltip={"trigger": "axis", "valueFormatter": f"fn:{values}"},
-        legend={"show": len(names) > 1, "data": names, "top": 0, "left": 0, "textStyle": {"color": "$ink"},
-                "icon": "rect", "itemWidth": 16, "itemHeight": 3},
-        grid={"left": 26, "right": 20, "top": 14 + 19 * rows, "bottom": 30, "containLabel": True},
-    )  # fmt: skip
+    looks, tooltip = look("lines"), {"trigger": "axis", "valueFormatter": f"fn:{values}"}
+    looks["legend"] |= {"show": len(names) > 1, "data": names}
+    looks["grid"]["top"] = 14 + 19 * rows
+    return canvas(xAxis=x, yAxis={**y, "nameGap": 42}, series=list(series), tooltip=tooltip, **looks)
 
 
 def shares(x: Option, series: Sequence[Option], **y: Any) -> Option:
@@ -155,23 +135,13 @@ def shares(x: Option, series: Sequence[Option], **y: Any) -> Option:
 def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **more: Any) -> Option:
     """A curve through (x, y); None breaks it. ``more`` of the series, and ``dash`` (dashed, dotted) and ``width``."""
     style = {"color": f"${colour}", "width": more.pop("width", 2), "type": more.pop("dash", "solid")}
-    found: Option = {
-        "type": "line",
-        "name": name,
-        "data": [list(p) for p in points],
-        "showSymbol": False,
-        "lineStyle": style,
-        "itemStyle": {"color": f"${colour}"},
-        "connectNulls": False,
-    }
+    found = look("line", name=name, data=[list(p) for p in points], lineStyle=style, itemStyle={"color": f"${colour}"})
     return {**found, **more}
 
 
 def events(happened: Sequence[tuple[int, str]]) -> Option:
     """Of a line: a dashed one upwards at each step, with what happened there written along it."""
-    label = {"position": "insideEndTop", "color": "$muted", "fontSize": 11}
-    return {"symbol": "none", "silent": True, "lineStyle": {"color": "$muted", "type": "dashed"},
-            "data": [{"xAxis": x, "label": {**label, "formatter": what}} for x, what in happened]}  # fmt: skip
+    return look("mark", data=[{"xAxis": x, "label": {"formatter": what}} for x, what in happened])
 
 
 def spikes(points: Sequence[Sequence[float]], say: Say) -> Option:
@@ -184,13 +154,8 @@ def spikes(points: Sequence[Sequence[float]], say: Say) -> Option:
     for point in high[:MOST_SPIKES]:
         if all(abs(point[0] - other[0]) > span / MOST_SPIKES for other in chosen):
             chosen.append(point)
-    label = {"position": "top", "color": "$muted", "fontSize": 11}
-    return {
-        "symbol": "circle",
-        "symbolSize": 5,
-        "silent": True,
-        "data": [{"coord": [*point], "label": {**label, "formatter": say.number(point[1], 1)}} for point in chosen],
-    }
+    marks = [{"coord": [*point], "label": {"formatter": say.number(point[1], 1)}} for point in chosen]
+    return look("spikes", data=marks)
 
 
 def rule(name: str, points: Sequence[Sequence[float | None]]) -> Option:
@@ -205,9 +170,7 @@ def curve_with_band(
     known = [(x, f) for x, f in figures if f["value"] is not None]
     spans = [(x, low, high) for x, f in known
              if (low := f.get("low")) is not None and (high := f.get("high")) is not None]  # fmt: skip
-    unseen: Option = {"type": "line", "name": f"{name} 95 %", "stack": f"{name} band", "stackStrategy": "all",
-                      "lineStyle": {"opacity": 0}, "silent": True, "tooltip": {"show": False},
-                      "symbol": "none"}  # fmt: skip
+    unseen = look("unseen", name=f"{name} 95 %", stack=f"{name} band")
     shade = {"color": f"${colour}", "opacity": 0.16}
     band = [
         {**unseen, "data": [[x, low] for x, low, _ in spans]},
@@ -232,17 +195,15 @@ def formula_curves(x: Option, curves: Sequence[tuple[str, Sequence[tuple[float, 
 
 def sankey(nodes: Sequence[Option], links: Sequence[Option], **own: Any) -> Option:
     """A series: probability that flows from left to right."""
-    label = {"color": "$ink", "fontSize": 12}
-    return {"type": "sankey", "data": list(nodes), "links": list(links), "top": 8, "bottom": 8, "nodeWidth": 10,
-            "draggable": False, **own, "label": {**label, **own.get("label", {})}}  # fmt: skip
+    found = look("sankey", data=list(nodes), links=list(links))
+    return {**found, **own, "label": {**found["label"], **own.get("label", {})}}
 
 
 def branching(root: Option, **own: Any) -> Option:
     """A series: a tree from left to right, its leaves' texts beside them."""
-    leaves = {"position": "right", "align": "left", "verticalAlign": "middle", **own.pop("leaves", {})}
-    return {"type": "tree", "data": [root], "top": 8, "bottom": 8, "initialTreeDepth": -1, "expandAndCollapse": False,
-            "roam": False, "label": {"position": "top", "distance": 4, "color": "$ink", "fontSize": 12},
-            "leaves": {"label": leaves}, **own}  # fmt: skip
+    found = look("tree", data=[root])
+    found["leaves"] = {"label": {**found["leaves"], **own.pop("leaves", {})}}
+    return {**found, **own}
 
 
 def bars(
@@ -250,46 +211,28 @@ def bars(
 ) -> Option:
     """Horizontal bars from the top, name → (colour, values): the second series hollow, the others filled.
     ``numbers``: each value beside its bar."""
-    y = axis(kind="category", data=list(labels), inverse=True)
-    y["axisLabel"] = {"color": "$ink", "fontSize": 13, "width": 110, "overflow": "truncate"}
-    beside = {"show": True, "position": "right", "color": "$muted", "fontSize": 11, "formatter": "fn:bar"}
-    several, drawn = len(series) > 1, []
+    looks, several, drawn = look("bars"), len(series) > 1, []
+    y = axis(kind="category", data=list(labels), inverse=True, axisLabel=looks.pop("axisLabel"))
+    label = looks.pop("label")
     for filled, (name, (colour, values)) in zip((True, False, True), series.items(), strict=False):
         style = {"color": f"${colour}" if filled else "$card", "borderColor": f"${colour}", "borderWidth": 1.5}
         drawn.append({"type": "bar", "name": name, "data": list(values), "barMaxWidth": 13, "barGap": "12%",
-                      "itemStyle": style, **({"label": beside} if numbers else {})})  # fmt: skip
-    return canvas(
-        xAxis=x,
-        yAxis=y,
-        series=drawn,
-        legend={"show": several, "top": 0, "left": 0, "textStyle": {"color": "$ink"}, "itemWidth": 12,
-                "itemHeight": 12, "itemGap": 14 if numbers else 10},
-        tooltip={"trigger": "axis", "valueFormatter": "fn:share"},
-        grid={"left": 8, "right": 52 if numbers else 20, "top": 34 if several else 8, "bottom": 30,
-              "containLabel": True},
-    )  # fmt: skip
+                      "itemStyle": style, **({"label": label} if numbers else {})})  # fmt: skip
+    looks["legend"] |= {"show": several, "itemGap": 14 if numbers else 10}
+    looks["grid"] |= {"right": 52 if numbers else 20, "top": 34 if several else 8}
+    return canvas(xAxis=x, yAxis=y, series=drawn, **looks)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Figures of one measure, side by side in a panel: (label, figure, colour)."""
-
-    name: str
-    measure: str
-    across: Option
-    rows: Sequence[tuple[str, FigureFacts, str]]
-
-
-def whisker_picture(picture: Picture, groups: Sequence[Group], of: str, say: Say, at: float | None = None) -> Picture:
-    """The picture with a panel a group, and the table of what is in them; ``of``: the word's key of what labels are."""
+def whisker_panels(
+    groups: Sequence[Group], of: str, say: Say, at: float | None = None
+) -> tuple[list[Panel], list[str], list[list[Cell]]]:
+    """A picture's panels, one a group, and its table's columns and rows; ``of``: the word's key of what labels are."""
     panels, rows = [], list[Row]()
-    for group in groups:
-        drawn = [(label, figure, say.figure(figure, group.measure), colour) for label, figure, colour in group.rows]
-        option = whiskers(drawn, group.across, at)
-        panels.append(Panel(group.name if len(groups) > 1 else "", option, 66 + 48 * len(drawn)))
-        rows += [(group.name, label, figure) for label, figure, _ in group.rows]
-    columns, cells = figure_table(say, rows, "column.measure", of)
-    return replace(picture, panels=panels, columns=columns, rows=cells)
+    for name, measure, across, figures in groups:
+        drawn = [(label, figure, say.figure(figure, measure), colour) for label, figure, colour in figures]
+        panels.append(Panel(name if len(groups) > 1 else "", whiskers(drawn, across, at), 66 + 48 * len(drawn)))
+        rows += [(name, label, figure) for label, figure, _ in figures]
+    return panels, *figure_table(say, rows, "column.measure", of)
 
 
 def figure_table(say: Say, rows: Sequence[Row], what: str, *place: str) -> tuple[list[str], list[list[Cell]]]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import operator
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from klype.config import nearest
 from klype.errors import KlypeError, UsageError
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.estimators import by_question
+from klype.examine.evidence import Evidence
 from klype.examine.examination import Examined
 from klype.examine.intervals import allowing, ends, mcnemar, paired
 from klype.examine.measures import MEASURES
 
-PAIRED = ("right", "word_for_word", "polite", "concise", "score", "tokens", "entropy")
-UNITS = {"score": "points", "tokens": "tokens", "entropy": "nats"}
+SHARES = dict.fromkeys(("right", "word_for_word", "polite", "concise"), "difference of shares")
+PAIRED = {**SHARES, "score": "points", "tokens": "tokens", "entropy": "nats"}
 
 
 def compare(a: Examined, b: Examined) -> dict[str, Any]:
@@ -28,10 +28,8 @@ def compare(a: Examined, b: Examined) -> dict[str, Any]:
     shared = [t for t in a.evidence if t in b.evidence]
     if not shared:
         raise UsageError("The two examinations have no temperature in common.")
-    out: dict[str, Any] = {"a": a.target.name, "b": b.target.name, "differences": {}}
-    for t in shared:
-        out["differences"][f"{t:g}"] = differences(a.evidence[t], b.evidence[t])
-    return out
+    changes = {f"{t:g}": differences(a.evidence[t], b.evidence[t]) for t in shared}
+    return {"a": a.target.name, "b": b.target.name, "differences": changes}
 
 
 def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
@@ -39,12 +37,12 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
 
     ``feedback``: of beginnings and forced words that both were given.
     """
-    left, right = _numbered(a.answers), _numbered(b.answers)
-    rows = [(place[0], answer, right[place]) for place, answer in left.items() if place in right]
+    left, right = by_question(a), by_question(b)
+    rows = [(q, one, other) for q in left for one, other in zip(left[q], right.get(q, ()), strict=False)]
     if not rows:
         raise UsageError("The two examinations have no question in common.")
     out = {}
-    for name in PAIRED:
+    for name, unit in PAIRED.items():
         known = [
             (q, float(x), float(y))
             for q, one, other in rows
@@ -53,8 +51,7 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         if not known:
             continue
         questions, before, after = zip(*known, strict=True)
-        within = a.points if name == "score" else None
-        figure = paired(before, after, questions, UNITS.get(name, "difference of shares"), within)
+        figure = paired(before, after, questions, unit, a.points if name == "score" else None)
         if name == "right" and a.errors is not None:
             figure = allowing(replace(figure, judge=a.judge), a.errors["right"], *ends(figure), 2, (-1.0, 1.0))
         out[name] = figure.json()
@@ -70,16 +67,6 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
     if both := [place for place in mine if place in theirs]:
         effects = [[side[place] for place in both] for side in (mine, theirs)]
         out["feedback"] = paired(effects[0], effects[1], [q for q, _ in both], "difference of shares").json()
-    return out
-
-
-def _numbered(answers: Sequence[Answered]) -> dict[tuple[str, int], Answered]:
-    """By question and which of its samples it is."""
-    seen: Counter[str] = Counter()
-    out = {}
-    for answer in answers:
-        out[answer.question, seen[answer.question]] = answer
-        seen[answer.question] += 1
     return out
 
 

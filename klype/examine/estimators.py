@@ -12,27 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import partial
 from operator import attrgetter
 from statistics import fmean
 from typing import Literal
 
 import numpy as np
 
-from klype.examine import repetition
-from klype.examine.calibration import best_temperature, calibration_error, excess_error, rejection_ratio
+from klype.examine import calibration as probabilities
+from klype.examine import intervals, repetition
 from klype.examine.error_feedback import Effect, effect
 from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
-from klype.examine.intervals import (
-    Limits,
-    allowing,
-    clopper_pearson,
-    ends,
-    mean_by_question,
-    paired,
-    proportion,
-    ratio_of_means,
-)
+from klype.examine.intervals import Limits, allowing, ends, mean_by_question, paired
 from klype.examine.survival import survival, survival_of, weibull_shape
 from klype.examine.truth import divergence, s_corpus
 from klype.judge.judge import Ruling
@@ -46,10 +36,7 @@ BY_RULE = {"word_for_word": "word for word", "well_formed": FORM}
 MOST_ERRORS = 0.1  # with more, what has no bounds for a judge's errors is withheld
 WITHHELD = "the judge errs in more than one in ten"
 DIFFERENCE = (-1.0, 1.0)  # what a difference of shares can be
-
-
-def nothing() -> Figure:
-    return Figure(None, why=NOTHING)
+NO_FIGURE = Figure(None, why=NOTHING)
 
 
 def per_answer(
@@ -105,18 +92,16 @@ def over_meanings(function: Callable[[list[Hashable]], float | None], unit: str,
 def s_own(evidence: Evidence) -> Figure:
     """Mass on words that can follow, on the model's own right prefixes."""
     if evidence.answers and all(answer.s_bounds for answer in evidence.answers):
-        low, high = (
-            survival([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers]).s for i in (0, 1)
-        )
-        return between(low, high)
+        sides = ([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers] for i in (0, 1))
+        return between(*(survival(side).s for side in sides))
     known = evidence.answers and all(answer.s for answer in evidence.answers)
-    return survival_of(evidence).s if known else nothing()
+    return survival_of(evidence).s if known else NO_FIGURE
 
 
 def beside_truth(evidence: Evidence, given: Sequence[object], make: Callable[[], Figure]) -> Figure:
     """A figure of how near probabilities are to the truth's, made from what is ``given``."""
     if not given:
-        return nothing()
+        return NO_FIGURE
     # they cannot be near where alignment taught other manners
     return Figure(None, why=OTHER_MANNERS) if evidence.other_manners else make()
 
@@ -129,35 +114,39 @@ def of_truth(name: str, evidence: Evidence) -> Figure:
 
 def s_of_corpus(evidence: Evidence) -> Figure:
     """S on the corpus' own prefixes, when p is known."""
-    return s_corpus(evidence.documents) if evidence.documents else nothing()
+    return s_corpus(evidence.documents) if evidence.documents else NO_FIGURE
+
+
+def forecasts(evidence: Evidence) -> tuple[list[float], list[float], list[str]]:
+    """Probabilities said, how often they came true, and of which questions."""
+    told = evidence.told
+    return [one.said for one in told], [one.true for one in told], [one.question for one in told]
 
 
 def calibration(evidence: Evidence) -> Figure:
-    said, true = [t.said for t in evidence.told], [t.true for t in evidence.told]
-    asked = [t.question for t in evidence.told]
-    return beside_truth(evidence, said, lambda: calibration_error(said, true, asked))
+    return beside_truth(evidence, evidence.told, lambda: probabilities.calibration_error(*forecasts(evidence)))
 
 
 def temperature(evidence: Evidence) -> Figure:
     rows = [one.cross_entropies for one in evidence.sums if one.cross_entropies]
-    return beside_truth(evidence, rows, lambda: best_temperature(np.array(rows)))
+    return beside_truth(evidence, rows, lambda: probabilities.best_temperature(np.array(rows)))
 
 
 def excess(evidence: Evidence) -> Figure:
     pairs = [(one.own_kl, one.true_kl) for one in evidence.sums if one.own_kl is not None and one.true_kl is not None]
-    return beside_truth(evidence, pairs, lambda: excess_error([own for own, _ in pairs], [true for _, true in pairs]))
+    return beside_truth(evidence, pairs, lambda: probabilities.excess_error(*zip(*pairs, strict=True)))
 
 
 def surviving(curve: Literal["r", "k", "difference"], evidence: Evidence) -> Figure:
     """R, K or K − Π(1 − h̄_t) at one word, or at the last before it that is told, where errors are judged by word."""
     if not evidence.by_word:
-        return nothing()
+        return NO_FIGURE
     figures: Sequence[Figure] = getattr(survival_of(evidence), curve)
     return next((figure for figure in figures[:AT][::-1] if figure.value is not None), figures[0])
 
 
 def shape(evidence: Evidence) -> Figure:
-    return weibull_shape(evidence.answers) if evidence.by_word else nothing()
+    return weibull_shape(evidence.answers) if evidence.by_word else NO_FIGURE
 
 
 def effect_of(evidence: Evidence) -> Effect:
@@ -170,7 +159,7 @@ def feedback(
 ) -> Figure:
     """The experiment's effect at one distance."""
     if not evidence.outcomes:
-        return nothing()
+        return NO_FIGURE
     figures: Sequence[Figure] = getattr(effect_of(evidence), part)
     return figures[min(distance, len(figures)) - 1]
 
@@ -180,14 +169,14 @@ def feedback(
 
 def repeats_beyond(evidence: Evidence) -> Figure:
     """seq-rep-4 less that of the language's own answers to the same questions."""
-    own: dict[str, list[float]] = {}
-    for answer in evidence.answers:
-        if (value := repetition.repeated(answer.words)) is not None:
-            own.setdefault(answer.question, []).append(value)
-    language = {q: repetition.repeated(words) for q, words in (evidence.language or {}).items()}
-    both = [(q, fmean(values), known) for q, values in own.items() if (known := language.get(q)) is not None]
+    both = []
+    for question, answers in by_question(evidence).items():
+        own = [value for answer in answers if (value := repetition.repeated(answer.words)) is not None]
+        language = repetition.repeated((evidence.language or {}).get(question, ()))
+        if own and language is not None:
+            both.append((question, fmean(own), language))
     if not both:
-        return nothing()
+        return NO_FIGURE
     questions, model, truth = zip(*both, strict=True)
     return paired(truth, model, questions, "difference of shares")
 
@@ -221,11 +210,8 @@ def same_text(evidence: Evidence) -> Figure:
 def answer_entropy(evidence: Evidence) -> Figure:
     """Mean of Σ_t H(q_t) over draws: unbiased for the entropy of token sequences."""
     if evidence.answers and all(a.entropy_bounds is not None for a in evidence.answers):
-
-        def bound(end: int, answer: Answered) -> float | None:
-            return answer.entropy_bounds[end] if answer.entropy_bounds else None
-
-        return between(*(per_answer(evidence, partial(bound, end), "nats") for end in (0, 1)))
+        ends = (lambda a: a.entropy_bounds and a.entropy_bounds[0], lambda a: a.entropy_bounds and a.entropy_bounds[1])
+        return between(*(per_answer(evidence, end, "nats") for end in ends))
     return mean_of("entropy", "nats", evidence)
 
 
@@ -274,7 +260,7 @@ def unexplored(evidence: Evidence) -> Figure:
 def certain(bounds: Sequence[tuple[float, float]], unit: str) -> Figure:
     """The mean of figures that are known to lie between bounds."""
     if not bounds:
-        return nothing()
+        return NO_FIGURE
     least, most = (fmean(ends) for ends in zip(*bounds, strict=True))
     return Figure((least + most) / 2, least, most, len(bounds), unit, certain=True)
 
@@ -302,7 +288,7 @@ def decided(yes: bool, evidence: Evidence) -> Figure:
     """Share of answers that the judge could (``yes``), or could not, decide, where it may not be able to."""
     answers = evidence.asked.answers
     if not answers or (evidence.errors is None and all(a.right is not None for a in answers)):
-        return nothing()
+        return NO_FIGURE
     return per_answer(evidence.asked, lambda a: (a.right is not None) == yes, "share", evidence.judge)
 
 
@@ -324,15 +310,15 @@ def joules_per_right(evidence: Evidence) -> Figure:
     """Σ energy / Σ right. None right: no figure, but a lower bound in ``why``."""
     known = [a for a in evidence.answers if a.joules is not None and a.right is not None]
     if not known:
-        return nothing()
+        return NO_FIGURE
     groups = by_question(replace(evidence, answers=known)).values()
     energy = [sum((a.joules or 0.0 for a in group), 0.0) for group in groups]
     rights = [float(sum(bool(a.right) for a in group)) for group in groups]
     if not any(rights):
         # with 0 of n right, at most so many are (Clopper–Pearson)
-        least = sum(energy) / (len(known) * clopper_pearson(0, len(groups))[1])
+        least = sum(energy) / (len(known) * intervals.clopper_pearson(0, len(groups))[1])
         return Figure(None, n=len(known), unit="J", why=f"none was right: at least {least:.3g} J")
-    figure = replace(ratio_of_means(energy, rights, "J per right answer"), judge=evidence.judge)
+    figure = replace(intervals.ratio_of_means(energy, rights, "J per right answer"), judge=evidence.judge)
     share = verdict("right", evidence)
     if figure.value is None or share.bounds is None:
         return figure
@@ -374,7 +360,7 @@ def entropy_bounds(evidence: Evidence, figure: Figure, same: float | None, texts
 def replaced(evidence: Evidence) -> Figure:
     """How much rarer right answers are when one of their words was replaced by another as rare."""
     if not (found := evidence.replaced):
-        return nothing()
+        return NO_FIGURE
     other, own, asked = zip(*((one.other, one.own, one.question) for one in found), strict=True)
     figure = replace(paired(other, own, asked, "difference of shares"), judge=evidence.judge)
     if evidence.errors is None:
@@ -387,7 +373,7 @@ def tree_entropy(evidence: Evidence) -> Figure:
     """Entropy over meanings, mean of its certain bounds."""
     bounds = [tree.meaning_entropy for tree in evidence.trees]
     if not bounds or not all(math.isfinite(high) for _, high in bounds):
-        return nothing()
+        return NO_FIGURE
     # the chance that two draws mean the same, at most: all that is unexplored means what is likeliest
     alike = []
     for tree in evidence.trees:
@@ -405,9 +391,9 @@ def tree_entropy(evidence: Evidence) -> Figure:
 def forked(evidence: Evidence) -> Figure:
     """Share of answers whose meaning was decided at one word, by the permutation test; one answer a question."""
     if not evidence.forks:
-        return nothing()
+        return NO_FIGURE
     k, n = sum(one.fork is not None for one in evidence.forks), len(evidence.forks)
-    return by_judge(evidence, proportion(k, n, "share of answers"), "same")
+    return by_judge(evidence, intervals.proportion(k, n, "share of answers"), "same")
 
 
 def fork_word(evidence: Evidence) -> Figure:
@@ -421,9 +407,9 @@ def fork_word(evidence: Evidence) -> Figure:
 def selective(evidence: Evidence) -> Figure:
     """Prediction–rejection ratio of the answer's own log-probability a token."""
     if not (known := sureness(evidence)):
-        return nothing()
+        return NO_FIGURE
     scores, rights, questions = zip(*known, strict=True)
-    return by_judge(evidence, rejection_ratio(scores, rights, questions), "right")
+    return by_judge(evidence, probabilities.rejection_ratio(scores, rights, questions), "right")
 
 
 def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:

@@ -157,16 +157,13 @@ class DistributionCache:
         return self._s[tokens]
 
     def kl(self, tokens: Tokens, q: Distribution) -> float:
-        """KL(p‖q) in nats, also after mistakes."""
+        """KL(p‖q) in nats, also after mistakes; at temperatures above 0."""
         if tokens not in self._kl:
             assert self.reader is not None
             ids_A, p_A = possible(self.reader.next(tokens))
-            if self.temperature == 0.0:
-                logq_A = np.where(ids_A == q.ids[int(np.argmax(q.logp))], 0.0, -np.inf)
-            else:
-                with np.errstate(over="ignore"):
-                    logq_A = (of(q, ids_A) - float(q.logp.max())) / self.temperature
-                logq_A = logq_A + math.log(self._at(tokens, q)[1])
+            with np.errstate(over="ignore"):
+                logq_A = (of(q, ids_A) - float(q.logp.max())) / self.temperature
+            logq_A = logq_A + math.log(self._at(tokens, q)[1])
             self._kl[tokens] = max(0.0, float((p_A * (np.log(p_A) - logq_A)).sum()))
         return self._kl[tokens]
 
@@ -268,32 +265,23 @@ def pieces(target: EvalTarget, trace: Trace) -> tuple[str, ...]:
 def told(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Told]:
     """The likeliest next token on the model's own right beginnings: how likely it says it is, and how likely it is."""
     out: list[Told] = []
-    if (reader := cache.reader) is None:
+    if (reader := cache.reader) is None or not all(map(whole, traces)):
         return out
     for trace in traces:
-        tokens = trace.tokens
-        for t, step in enumerate(trace.steps):
-            before, q = tokens[:t], step.distribution
-            if q is None or not q.whole:
-                return []
-            if t and not reader.is_right(before):
+        for before, q in beginnings(trace):
+            if not reader.is_right(before):
                 break
             out.append(Told(cache.said(before, q), reader.next(before).get(int(q.ids[0]), 0.0), question))
     return out
 
 
 def sums(own: Sequence[Trace], true: Trace, cache: DistributionCache, crossed: tuple[float, ...]) -> ByQuestion:
-    """KL(p‖q) along one's own answers (their mean) and along a true one; ``crossed`` as ``crossings`` gives it."""
+    """KL(p‖q) along one's own answers (their mean) and along a true one; ``crossed`` as ``crossings`` gives it. Not at
+    temperature 0, where KL is infinite wherever the truth leaves a choice."""
 
     def kl(trace: Trace) -> float:
         """Σ over open beginnings, also after mistakes; not finite where it cannot be known."""
-        total, tokens = 0.0, trace.tokens
-        for t, step in enumerate(trace.steps):
-            # at temperature 0 KL is infinite wherever the truth leaves a choice
-            if step.distribution is None or not step.distribution.whole or cache.temperature == 0:
-                return math.inf
-            total += cache.kl(tokens[:t], step.distribution)
-        return total
+        return sum(cache.kl(tokens, q) for tokens, q in beginnings(trace)) if whole(trace) else math.inf
 
     own_kl, true_kl = math.fsum(map(kl, own)) / len(own) if own else math.inf, kl(true)
     return ByQuestion(own_kl if math.isfinite(own_kl) else None, true_kl if math.isfinite(true_kl) else None, crossed)
@@ -308,6 +296,11 @@ def crossings(true: Trace, reader: Reader) -> tuple[float, ...]:
 def compared(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
     """The truth beside the model at a temperature, before every token of one true answer."""
     return [point(reader.next(tokens), distribution_bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
+
+
+def whole(trace: Trace) -> bool:
+    """Whether what the model said of the next token is known before every token, and all of it."""
+    return all(step.distribution is not None and step.distribution.whole for step in trace.steps)
 
 
 def beginnings(trace: Trace) -> Iterator[tuple[Tokens, Distribution]]:

@@ -6,39 +6,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from klype.answers.forks import Forks, ForkSettings, forks
 from klype.answers.tree import Tree, TreeSettings, grow_together
 from klype.data.seeds import draw_seed
-from klype.examine.caching_source import Recorder
+from klype.examine import evidence, interventions
+from klype.examine.caching_source import Meters, Recorder
 from klype.examine.error_feedback import Replaced, Right, outcomes, replaced
-from klype.examine.evidence import (
-    Answered,
-    ByQuestion,
-    DistributionCache,
-    Evidence,
-    Told,
-    answered,
-    compared,
-    crossings,
-    pieces,
-    sums,
-    told,
-)
+from klype.examine.evidence import DistributionCache, Evidence
 from klype.examine.examined_model import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
-from klype.examine.interventions import (
-    Asked,
-    FeedbackSettings,
-    Intervention,
-    MatchedPairs,
-    MatchedSearch,
-    find_matched,
-    interventions,
-)
+from klype.examine.interventions import Asked, FeedbackSettings, Intervention, MatchedPairs, MatchedSearch
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import Point, Reader, Tokens
 from klype.sources.source import Source, answers
@@ -47,6 +29,7 @@ from klype.values import Question, Request, Sampling, Trace
 AT_ONCE = 100  # further questions that are asked at once in search of matched pairs
 PROBED = 8  # questions from whose answers the time is estimated
 Progress = Callable[[str, int, int], None]  # part, done (0: it begins), of how many
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -68,31 +51,21 @@ class Examined:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Meters:
-    """``clock``: seconds; ``joules``: what the machine has used so far, where that can be read."""
-
-    clock: Callable[[], float] = time.perf_counter
-    joules: Callable[[], float | None] = lambda: None
-
-
 def examine(
     target: EvalTarget,
     settings: ExamSettings,
     folder: Path | None = None,
     progress: Progress = lambda part, done, of: None,
     given: Mapping[float, list[Intervention]] | None = None,
-    meters: Meters | None = None,
+    meters: Meters = Meters(),
 ) -> Examined:
     """Asks, judges, and measures what the settings want. Traces land in ``folder/traces``, where there is a folder;
     what is there from before, of the same weights, is not asked again.
 
     ``given``: another model's interventions by temperature; models are compared on the same beginnings and words.
     """
-    meters = meters or Meters()
     began = meters.clock()
-    kept = None if folder is None else folder / "traces"
-    source = Recorder(target.source, target.identity, kept, meters.clock, meters.joules)
+    source = Recorder(target.source, target.identity, None if folder is None else folder / "traces", meters)
     context = EvalContext(target, settings, source, progress)
     found = Examined(target, settings, true=context.true)
     for t in settings.temperatures:
@@ -140,35 +113,32 @@ def draw(target: EvalTarget, settings: ExamSettings, temperature: float) -> list
     return EvalContext(target, settings, target.source).answers(temperature)
 
 
+@dataclass(frozen=True)
 class EvalContext:
-    """Where the examination is at: its source, all questions' readers, what depends on no temperature.
+    """Where the examination is at: its source, and what depends on no temperature and is found out once."""
 
-    ``matched``: the pairs of the feedback experiment, looked for once.
-    """
+    target: EvalTarget
+    settings: ExamSettings
+    source: Source
+    progress: Progress = lambda part, done, of: None
+    crossed: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        target: EvalTarget,
-        settings: ExamSettings,
-        source: Source,
-        progress: Progress = lambda part, done, of: None,
-    ) -> None:
-        self.target, self.settings, self.source, self.progress = target, settings, source, progress
-        self.readers: dict[str, Reader] = {}
-        self.crossed: dict[int, tuple[float, ...]] = {}
-        self.matched: MatchedPairs | None = None
+    @cached_property
+    def readers(self) -> list[Reader | None]:
+        """Of each question; None where nobody knows the truth, or its distributions are not kept."""
+        reader = None if self.settings.keeps == "answers" else self.target.reader
+        return [None if reader is None else reader(question) for question in self.target.questions]
 
     @cached_property
     def true(self) -> list[Trace]:
         """One answer of the truth's own to each question, and what the model thinks of it token by token; none where
         the truth is not known."""
         target, settings, said = self.target, self.settings, list[Tokens]()
-        if target.reader is None or not target.whole or settings.keeps != "truth":
+        readers = [reader for reader in self.readers if reader is not None]
+        if not readers or not target.whole or settings.keeps != "truth":
             return []
-        self.begin("truth", len(target.prompts))
-        for place in range(len(target.prompts)):
-            reader = self.reader(place)
-            assert reader is not None
+        self.progress("truth", 0, len(readers))
+        for place, reader in enumerate(readers):
             rng = np.random.default_rng([settings.seed, place, 17])
             tokens: Tokens = ()
             while len(tokens) < settings.limit and not set(tokens[-1:]) & set(target.source.codec.stop):
@@ -179,11 +149,6 @@ class EvalContext:
         traces = self.source.score(target.prompts, said, -1)
         self.progress("truth", len(said), len(said))
         return traces
-
-    @cached_property
-    def language(self) -> dict[str, tuple[str, ...]]:
-        """Those answers token by token."""
-        return {q.id: pieces(self.target, trace) for q, trace in zip(self.target.questions, self.true, strict=False)}
 
     def request(self, place: int, temperature: float) -> Request:
         target, settings = self.target, self.settings
@@ -199,103 +164,95 @@ class EvalContext:
             top=-1 if listed else 0,
         )
 
-    def begin(self, part: str, of: int) -> None:
-        if of:
-            self.progress(part, 0, of)
-
-    def reader(self, place: int) -> Reader | None:
-        question = self.target.questions[place]
-        if self.target.reader is None or self.settings.keeps == "answers":
-            return None
-        if question.id not in self.readers:
-            self.readers[question.id] = self.target.reader(question)
-        return self.readers[question.id]
-
-    def answers(self, temperature: float) -> list[list[Trace]]:
-        """In chunks of questions: what was drawn before an interruption stays."""
-        total, part = len(self.target.prompts), f"answers {temperature:g}"
-        out: list[list[Trace]] = []
-        self.begin(part, total)
-        for first in range(0, total, self.settings.chunk):
-            places = range(first, min(total, first + self.settings.chunk))
-            out += answers(self.source, [self.request(i, temperature) for i in places])
-            self.progress(part, len(out), total)
+    def in_parts(self, part: str, total: int, size: int, make: Callable[[range], list[Found]]) -> list[Found]:
+        """``size`` questions at a time, told as they are done: what was drawn before an interruption stays."""
+        out: list[Found] = []
+        if total:
+            self.progress(part, 0, total)
+        for first in range(0, total, size):
+            places = range(first, min(total, first + size))
+            out += make(places)
+            self.progress(part, places.stop, total)
         return out
 
+    def answers(self, temperature: float) -> list[list[Trace]]:
+        def drawn(places: range) -> list[list[Trace]]:
+            return answers(self.source, [self.request(place, temperature) for place in places])
+
+        return self.in_parts(f"answers {temperature:g}", len(self.target.prompts), self.settings.chunk, drawn)
+
     def evidence(self, temperature: float, groups: Sequence[Sequence[Trace]]) -> Evidence:
-        target = self.target
-        judged: list[Answered] = []
-        said: list[Told] = []
-        by_question: list[ByQuestion] = []
+        target, true = self.target, self.true
+        judged, told, sums = list[evidence.Answered](), list[evidence.Told](), list[evidence.ByQuestion]()
         documents: list[list[Point]] = []
-        for place, (question, traces) in enumerate(zip(target.questions, groups, strict=True)):
-            reader = self.reader(place)
+        for place, (question, traces, reader) in enumerate(zip(target.questions, groups, self.readers, strict=True)):
             cache = DistributionCache(reader, temperature)
-            judged += answered(target, question, traces, cache)
-            said += told(question.id, traces, cache)
-            if reader is not None and self.true and temperature > 0:
+            judged += evidence.answered(target, question, traces, cache)
+            told += evidence.told(question.id, traces, cache)
+            if reader is not None and true and temperature > 0:
                 # they are of the truth's answers, the same at every temperature
                 if place not in self.crossed:
-                    self.crossed[place] = crossings(self.true[place], reader)
-                by_question.append(sums(traces[:4], self.true[place], cache, self.crossed[place]))
-                documents.append(compared(self.true[place], reader, temperature))
+                    self.crossed[place] = evidence.crossings(true[place], reader)
+                sums.append(evidence.sums(traces[:4], true[place], cache, self.crossed[place]))
+                documents.append(evidence.compared(true[place], reader, temperature))
         return Evidence(
             judged,
             documents,
             judge=target.judge_name,
             errors=target.errors,
-            told=said,
-            sums=by_question,
-            language=self.language or None,
+            told=told,
+            sums=sums,
+            language={q.id: evidence.pieces(target, t) for q, t in zip(target.questions, true, strict=False)} or None,
             other_manners=target.other_manners,
             points=None if target.scores is None else target.scores(self.settings.limit),
         )
+
+    @cached_property
+    def asked(self) -> list[Asked]:
+        """The questions of the feedback experiment."""
+        rows = zip(self.target.questions, self.target.prompts, self.readers, strict=True)
+        return [self._asked(*row) for row in islice(rows, self.settings.interventions)]
+
+    def _asked(self, question: Question, prompt: Tokens, reader: Reader | None = None) -> Asked:
+        target = self.target
+        assert target.reader is not None
+        edits = target.edits(question) if target.edits is not None else None
+        return Asked(question.id, prompt, reader or target.reader(question), edits)
+
+    @cached_property
+    def matched(self) -> MatchedPairs:
+        """Matched pairs, in answers to questions that were not given where such can be made, else in further ones."""
+        settings, another = self.settings, self.target.another
+        # else every round asks the same questions, and draws other answers
+        rounds = max(1, settings.pairs * PER_PAIR // (len(self.asked) if another is None else AT_ONCE))
+        search = MatchedSearch(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
+
+        def ask(round_: int) -> list[Asked]:
+            if another is None:
+                return self.asked
+            return [self._asked(*another(round_ * AT_ONCE + i)) for i in range(AT_ONCE)]
+
+        return interventions.find_matched(self.source, ask, search, self.target.is_word)
+
+    def feedback_settings(self, temperature: float) -> FeedbackSettings:
+        distances, samples, seed = self.settings.distances, self.settings.intervention_samples, self.settings.seed
+        return FeedbackSettings(temperature, distances=distances, samples=samples, seed=seed)
 
     def feedback(
         self, temperature: float, given: list[Intervention] | None
     ) -> tuple[list[Intervention], dict[str, Any]]:
         """What was forced by rule; and for the evidence, what followed it and the matched pairs."""
-        settings, target = self._feedback_settings(temperature), self.target
-        total, part = min(self.settings.interventions, len(target.questions)), f"feedback {temperature:g}"
-        self.begin(part, total)
-        asked = [self._asked(target.questions[i], target.prompts[i], self.reader(i)) for i in range(total)]
-        known = {one.question for one in asked}
+        settings, total, part = self.feedback_settings(temperature), len(self.asked), f"feedback {temperature:g}"
+        self.progress(part, 0, total)
         if given is None:
-            forced = interventions(self.source, asked, settings, target.is_word)
+            forced = interventions.interventions(self.source, self.asked, settings, self.target.is_word)
         else:
+            known = {one.question for one in self.asked}
             forced = [one for one in given if one.question in known and one.by_rule]
-        after = outcomes(self.source, asked, forced, settings)
-        if self.matched is None:  # once: it depends on no temperature, and is compared over all of them
-            self.matched = self._matching(asked)
+        after = outcomes(self.source, self.asked, forced, settings)
         after += outcomes(self.source, self.matched.asked, self.matched.found, settings)
         self.progress(part, total, total)
         return forced, {"outcomes": after, "dropped": self.matched.dropped}
-
-    def _matching(self, asked: list[Asked]) -> MatchedPairs:
-        """Matched pairs, in answers to questions that were not given where such can be made, else in further ones."""
-        settings, another = self.settings, self.target.another
-        # else every round asks the same questions, and draws other answers
-        rounds = max(1, settings.pairs * PER_PAIR // (len(asked) if another is None else AT_ONCE))
-        search = MatchedSearch(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
-
-        def ask(round_: int) -> list[Asked]:
-            if another is None:
-                return asked
-            return [self._asked(*another(round_ * AT_ONCE + i), None) for i in range(AT_ONCE)]
-
-        return find_matched(self.source, ask, search, self.target.is_word)
-
-    def _feedback_settings(self, temperature: float) -> FeedbackSettings:
-        settings = self.settings
-        return FeedbackSettings(
-            temperature, distances=settings.distances, samples=settings.intervention_samples, seed=settings.seed
-        )
-
-    def _asked(self, question: Question, prompt: Tokens, reader: Reader | None) -> Asked:
-        target = self.target
-        assert target.reader is not None
-        edits = target.edits(question) if target.edits is not None else None
-        return Asked(question.id, prompt, reader or target.reader(question), edits)
 
     def replaced(self, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[Replaced]:
         """The first right answer of each question, with one word replaced."""
@@ -305,23 +262,20 @@ class EvalContext:
             rights = [trace for trace, answer in [(t, next(judged)) for t in traces] if answer.right]
             if rights and len(rows) < self.settings.interventions:
                 rows.append((question.id, rights[0], partial(_right, target, question)))
+        if not rows:
+            return []
         part = f"feedback {temperature:g}"
-        self.begin(part, len(rows))
-        out = replaced(self.source, rows, self._feedback_settings(temperature), self.settings.limit)
+        self.progress(part, 0, len(rows))
+        out = replaced(self.source, rows, self.feedback_settings(temperature), self.settings.limit)
         self.progress(part, len(rows), len(rows))
         return out
 
     def trees(self) -> list[Tree]:
-        out: list[Tree] = []
-        asked = min(self.settings.trees, len(self.target.questions))
-        together = self.target.trees_together(self.settings.limit)
-        self.begin("trees", asked)
-        for first in range(0, asked, together):
-            out += self.grown(range(first, min(asked, first + together)), self.settings.tree_budget)
-            self.progress("trees", len(out), asked)
-        return out
+        settings, together = self.settings, self.target.trees_together(self.settings.limit)
+        asked = min(settings.trees, len(self.target.prompts))
+        return self.in_parts("trees", asked, together, lambda places: self.grown(places, settings.tree_budget))
 
-    def grown(self, places: Sequence[int], budget: int) -> list[Tree]:
+    def grown(self, places: range, budget: int) -> list[Tree]:
         target, limit, sampling = self.target, self.settings.limit, Sampling(temperature=self.settings.main)
         grown = TreeSettings(sampling, limit, budget, vocabulary=target.vocabulary, batch=target.tree_batch)
         prompts = [target.prompts[place] for place in places]
@@ -330,21 +284,18 @@ class EvalContext:
 
     def forks(self, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
         target, settings = self.target, self.settings
-        out: list[Forks] = []
-        asked = min(settings.forks, len(target.questions))
-        self.begin("forks", asked)
-        for place in range(asked):
+
+        def forked(places: range) -> list[Forks]:
+            (place,), sampling = places, Sampling(temperature=settings.main)
             question, trace = target.questions[place], groups[place][0]
             # an empty answer has no word at which it was decided
             if not trace.steps:
-                continue
-            chosen = ForkSettings(
-                Sampling(temperature=settings.main), settings.limit, settings.fork_samples, settings.seed + place
-            )
+                return []
+            chosen = ForkSettings(sampling, settings.limit, settings.fork_samples, settings.seed + place)
             right = partial(_right, target, question) if question.answers else None
-            out.append(forks(self.source, trace, chosen, target.meaning(question), right))
-            self.progress("forks", place + 1, asked)
-        return out
+            return [forks(self.source, trace, chosen, target.meaning(question), right)]
+
+        return self.in_parts("forks", min(settings.forks, len(target.questions)), 1, forked)
 
 
 def _right(target: EvalTarget, question: Question, text: str, finished: bool = True) -> bool | None:

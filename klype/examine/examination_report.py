@@ -7,18 +7,19 @@ differ in nothing but what stands under ``time`` and in measured seconds. Words 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from klype.answers.tree import Branch, Tree, branches
 from klype.examine import html
-from klype.examine.answer_pictures import CURVES, flow, pictures
+from klype.examine.answer_pictures import CURVES, Document, flow, pictures
 from klype.examine.answer_pictures import tree as tree_picture
 from klype.examine.calibration import bins, risk_coverage
 from klype.examine.charts import Picture
-from klype.examine.estimators import effect_of, sureness
+from klype.examine.error_feedback import BY_DISTANCE
+from klype.examine.estimators import effect_of, forecasts, sureness
 from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.examination import Examined
 from klype.examine.html import Block, Formula, Part, RichText, Section, Text, texts
@@ -39,14 +40,15 @@ LONGEST = 40  # positions that curves go to
 DRAWN = 0.005  # answers that are less likely are not drawn; they belong to what is left
 
 Made = dict[str, Any]
-Document = Mapping[str, Any]
+Decode = Callable[[Sequence[int]], str]
 
 
 def document(found: Examined) -> Made:
     """The stable names are those of the JSON contract; the rest is what the report shows besides."""
-    target, settings = found.target, found.settings
-    measured = {key(t): measure(evidence) for t, evidence in found.evidence.items()}
-    evidence = {key(t): one for t, one in found.evidence.items()}
+    target, settings, decode = found.target, found.settings, found.target.source.codec.decode
+    # temperatures as they are typed: 0, 0.7, 1
+    main, evidence = f"{settings.main:g}", {f"{t:g}": one for t, one in found.evidence.items()}
+    measured = {t: measure(one) for t, one in evidence.items()}
     after = {t: after_error(one) for t, one in evidence.items() if one.outcomes}
     # R, K and their references by position, where errors are judged word by word
     curves = {t: along(survival_of(one), LONGEST) for t, one in evidence.items() if one.by_word}
@@ -66,21 +68,19 @@ def document(found: Examined) -> Made:
         # only where what it says can be compared with how often it comes true
         "calibration": {t: reliability(one) for t, one in evidence.items() if one.told and not one.other_manners},
         "selective": {t: kept(one) for t, one in evidence.items()},
-        "main": key(settings.main),
+        "main": main,
         "skipped": target.skipped,
         "goes_on": target.goes_on,
         "judge": target.judge_name,
         "settings": {
             "temperatures": list(settings.temperatures),
-            "n": settings.n,
-            "limit": settings.limit,
-            "seed": settings.seed,
-            "trees": len(found.trees),
-            "forks": len(found.forks),
+            **{name: getattr(settings, name) for name in ("n", "limit", "seed")},
+            **{name: len(getattr(found, name)) for name in ("trees", "forks")},
         },
-        "trees": trees(found),
+        "trees": [shown_tree(tree, q.prompt, decode, 20, 10)
+                  for q, tree in zip(target.questions, found.trees[:TREES], strict=False)],
         "examples": examples(found),
-        "missing": [row.name for row in MEASURES if row.name not in {*measured[key(settings.main)], *TIMED}],
+        "missing": [row.name for row in MEASURES if row.name not in {*measured[main], *TIMED}],
         "time": {
             "seconds": found.seconds,
             "model_seconds": found.model_s,
@@ -88,12 +88,7 @@ def document(found: Examined) -> Made:
             "tokens": found.tokens,
             "figures": figures(timed=True),
         },
-    }
-
-
-def key(temperature: float) -> str:
-    """A temperature as it is typed: 0, 0.7, 1."""
-    return f"{temperature:g}"
+    }  # fmt: skip
 
 
 def along(curve: Survival, longest: int) -> dict[str, list[Made]]:
@@ -109,8 +104,7 @@ def along(curve: Survival, longest: int) -> dict[str, list[Made]]:
 
 def reliability(evidence: Evidence) -> list[Made]:
     """Equal-mass bins: probability said, how often it came true."""
-    said, true = [t.said for t in evidence.told], [t.true for t in evidence.told]
-    return [{"p": p, "observed": f.json()} for p, f in bins(said, true, [t.question for t in evidence.told])]
+    return [{"p": p, "observed": f.json()} for p, f in bins(*forecasts(evidence))]
 
 
 def kept(evidence: Evidence) -> list[Made]:
@@ -124,27 +118,10 @@ def kept(evidence: Evidence) -> list[Made]:
     return [{"kept": curve[i][0], "wrong": curve[i][1]} for i in places]
 
 
-def trees(found: Examined) -> list[Made]:
-    """The first few trees, their likeliest answers drawn as branches."""
-    decode = found.target.source.codec.decode
-    return [
-        {
-            "question": question.prompt,
-            "answers": [
-                {"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)} for a in tree.answers[:20]
-            ],
-            "meanings": [{"text": c.text, "low": c.low, "high": c.high} for c in tree.clusters[:8]],
-            "unexplored": tree.unexplored,
-            "expansions": tree.expansions,
-            "branches": drawn(tree, decode, 10),
-        }
-        for question, tree in zip(found.target.questions, found.trees[:TREES], strict=False)
-    ]
-
-
-def drawn(tree: Tree, decode: Callable[[Sequence[int]], str], most: int) -> Made:
-    """The likeliest answers as branches; a meaning goes by the likeliest answer that has it."""
+def shown_tree(tree: Tree, question: str, decode: Decode, listed: int, most: int) -> Made:
+    """Its likeliest answers, ``most`` of them drawn as branches; a meaning goes by the likeliest answer that has it."""
     names = {cluster.meaning: cluster.text for cluster in tree.clusters}
+    answers = [{"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)} for a in tree.answers]
 
     def shown(one: Branch) -> Made:
         out: Made = {"text": one.text, "mass": one.mass, "children": [shown(child) for child in one.children]}
@@ -153,7 +130,14 @@ def drawn(tree: Tree, decode: Callable[[Sequence[int]], str], most: int) -> Made
         return out
 
     likely = sum(answer.low >= DRAWN for answer in tree.answers)
-    return shown(branches(tree, decode, max(1, min(most, likely))))
+    return {
+        "question": question,
+        "answers": answers[:listed],
+        "meanings": [{"text": c.text, "low": c.low, "high": c.high} for c in tree.clusters[:8]],
+        "unexplored": tree.unexplored,
+        "expansions": tree.expansions,
+        "branches": shown(branches(tree, decode, max(1, min(most, likely)))),
+    }
 
 
 def examples(found: Examined) -> list[Made]:
@@ -167,32 +151,26 @@ def examples(found: Examined) -> list[Made]:
         said = [(step.token, min(1.0, math.exp(step.logp))) for step in trace.steps if step.token not in codec.stop]
         if spell is None:
             return [{"text": f" {codec.decode([token])}", "p": p} for token, p in said]
-        return [{**one} for one in token_facts((spell(token), p) for token, p in said)]
+        return token_facts((spell(token), p) for token, p in said)
 
-    out = []
-    for place, (question, traces) in enumerate(zip(target.questions, found.traces[t][:EXAMPLES], strict=False)):
+    out, decided = [], iter(found.forks)
+    for question, traces in zip(target.questions, found.traces[t][:EXAMPLES], strict=False):
         judged = [next(evidence) for _ in traces]
-        forks = found.forks[place] if place < len(found.forks) else None
-        out.append(
-            {
-                "question": question.question,
-                "context": question.context,
-                "references": list(question.answers[:4]),
-                "answers": [
-                    {"text": codec.decode(trace.tokens), "right": a.right, "ended": trace.ended,
-                     "tokens": tokens(trace)}
-                    for trace, a in list(zip(traces, judged, strict=True))[:3]
-                ],
-                "fork": None if forks is None else forks.fork,
-                "fork_p": None if forks is None else forks.p,
-                "own": None if forks is None else [forks.before[0], *(p.own for p in forks.positions)],
-                "others": [] if forks is None else [
-                    {"token": codec.decode([other.token]).strip(), "p": other.p,
-                     "meanings": [{"text": label(m), "share": share} for m, share in other.meanings[:3]]}
-                    for other in forks.others
-                ],
-            }
-        )  # fmt: skip
+        forks = next(decided, None) if traces[0].steps else None  # an empty answer has no word that decided it
+        fork: Made = {"fork": None, "fork_p": None, "own": None, "others": []}
+        if forks is not None:
+            fork = {"fork": forks.fork, "fork_p": forks.p, "own": [forks.before[0], *(p.own for p in forks.positions)]}
+            fork["others"] = [
+                {"token": codec.decode([other.token]).strip(), "p": other.p,
+                 "meanings": [{"text": label(m), "share": share} for m, share in other.meanings[:3]]}
+                for other in forks.others
+            ]  # fmt: skip
+        said = [
+            {"text": codec.decode(trace.tokens), "right": a.right, "ended": trace.ended, "tokens": tokens(trace)}
+            for trace, a in zip(traces[:3], judged, strict=False)
+        ]
+        about = {"question": question.question, "context": question.context, "references": list(question.answers[:4])}
+        out.append({**about, "answers": said, **fork})
     return out
 
 
@@ -200,8 +178,7 @@ def after_error(evidence: Evidence) -> Made:
     """The feedback experiment's figures by distance, and its pairs."""
     shown = effect_of(evidence)
     return {
-        **{name: [{**f.json(), "distance": d} for d, f in enumerate(getattr(shown, name), 1)]
-           for name in ("difference", "ratio", "beside_near", "cautious", "recovery", "moved")},
+        **{name: [{**f.json(), "distance": d} for d, f in enumerate(getattr(shown, name), 1)] for name in BY_DISTANCE},
         "ended": [{"distance": d, **{arm: row[d - 1] for arm, row in shown.ended.items()}}
                   for d in range(1, len(shown.difference) + 1)],
         "further": {name: figure.json() for name, figure in shown.further.items()},
@@ -232,15 +209,9 @@ def render(document: Document, lang: str = "en") -> str:
     return html.render([_page(document, Say(code)) for code in LANGUAGES], lang, document["model"])
 
 
-def tree_page(tree: Tree, question: str, decode: Callable[[Sequence[int]], str], lang: str) -> str:
+def tree_page(tree: Tree, question: str, decode: Decode, lang: str) -> str:
     """A page of its own for one tree of answers."""
-    one = {
-        "question": question,
-        "answers": [{"text": a.text, "low": a.low, "high": a.high} for a in tree.answers[:50]],
-        "unexplored": tree.unexplored,
-        "branches": drawn(tree, decode, 20),
-    }
-    document, pages = {"trees": [one]}, []
+    document, pages = {"trees": [shown_tree(tree, question, decode, 50, 20)]}, []
     for say in map(Say, LANGUAGES):
         shown = Section([tree_picture(document, say), flow(document, say)])
         pages.append(html.Document(say, say("exam.tree_title"), say("quote", text=question), [shown]))
@@ -321,11 +292,6 @@ def feedback(document: Document, say: Say) -> list[str]:
     if "wrong_edits" in further:
         out.append(say("exam.further", m=len(found["cautious"]), **further))
     return out
-
-
-def measured(document: Document) -> list[str]:
-    """The measures that it has figures of, in the table's order."""
-    return html.measures_of(list(document["figures"].values()))
 
 
 def _page(document: Document, say: Say) -> html.Document:

@@ -17,20 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
-from klype.examine.charts import (
-    DARK,
-    LIGHT,
-    PROBABILITY_EDGES,
-    Picture,
-    echarts_script,
-    page_file,
-    step_of,
-)
+from klype.examine.charts import DARK, LIGHT, PROBABILITY_EDGES, Picture, echarts_script, page_file, step_of
 from klype.examine.measures import KNOWN
 from klype.examine.run_figures import FigureFacts
 from klype.examine.say import NBSP, Say, visible
@@ -156,10 +148,8 @@ def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say
         unit = unit if unit.casefold() != title.casefold() else ""
         rows.append([RichText(title, unit, explained), *(_value(one.get(name), name, say) for one in found)])
         if known and explained:
-            told = (figure for one in found if (figure := one.get(name)) is not None and "judge" in figure)
-            by = say.judged(next(told, FigureFacts(value=None))) or (
-                say("exam.by_truth") if known.judge == "truth" else ""
-            )
+            by = next((say.judged(one[name]) for one in found if "judge" in one.get(name, {})), "")
+            by = by or (say("exam.by_truth") if known.judge == "truth" else "")
             meanings.append((RichText(title, f"({by})" if by else ""), explained))
     return [
         Table("", [say("column.measure"), *columns], rows, "figures", range(1, 1 + len(columns))),
@@ -195,35 +185,22 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
         raise UsageError(f"There is no report in “{lang}”.", f"Languages: {', '.join(LANGUAGES)}.")
     environment = Environment(
         loader=PackageLoader("klype.examine", "page"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "step_of": step_of, "notes": _notes}
     by_lang = {one.say.lang: one for one in documents}
-    charts = {code: {key: asdict(p) for key, p in one.pictures.items()} for code, one in by_lang.items()}
+    pictures = {code: {key: asdict(p) for key, p in one.pictures.items()} for code, one in by_lang.items()}
     words = {  # the script fills in n
         code: {"zero": one.say("formula.zero"), "half": one.say("formula.half", n="{n}")}
         for code, one in by_lang.items()
     }
-    light, dark = (";".join(f"--{name}:{colour}" for name, colour in theme.items()) for theme in (LIGHT, DARK))
-    dark = f"{{color-scheme:dark;{dark}}}"
-    theme = (
-        f":root{{color-scheme:light;{light}}}\n"
-        f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"
-        f"@media screen{{:root[data-theme=dark]{dark}}}\n"
-    )
     spoken = {wish: code for code, row in LANGUAGES.items() for wish in (code, *row.also, *row.reads)}
     scripts = [echarts_script(), page_file("formats.js"), page_file("page.js")]
-    # these scripts and nothing else; images from the page itself (for saving); no net
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    policy = (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     # JSON that cannot end its script element
-    told = {"charts": charts, "words": words, "spoken": spoken}
+    told = {"charts": pictures, "words": words, "spoken": spoken}
     data = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         data = data.replace(char, f"\\u{ord(char):04x}")
@@ -233,9 +210,10 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
         documents=documents,
         title=title or by_lang[lang].title,
         edges=PROBABILITY_EDGES,
-        style=Markup(theme + page_file("page.css")),
+        themes={"light": LIGHT, "dark": DARK},
+        style=Markup(page_file("page.css")),
         scripts=[Markup(script) for script in scripts],
-        policy=policy,
+        hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
         data=Markup(data),
     )
 

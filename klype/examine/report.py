@@ -11,17 +11,7 @@ from typing import Any
 from klype.examine import html
 from klype.examine.charts import Picture
 from klype.examine.html import Block, Cells, Document, Formula, Glossary, Part, RichText, Section, Table, Text, texts
-from klype.examine.run_figures import (
-    STAGES,
-    CostFacts,
-    Facts,
-    FigureFacts,
-    GateFacts,
-    PlanFacts,
-    check,
-    figures_of,
-    last_model,
-)
+from klype.examine.run_figures import STAGES, Facts, FigureFacts, JsonObject, StageName, check, figures_of, last_model
 from klype.examine.say import NBSP, Say, is_share
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import status_of, verdict
@@ -29,7 +19,7 @@ from klype.words import LANGUAGES
 
 OF_THE_BASE = ("s", "kl", "bits_per_byte")
 KEY_FIGURES = ("right", "right_fixed", "well_formed", "right_trained", "polite", "annotator", *OF_THE_BASE)
-TRAINING = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
+TRAINING: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
 NEXT_TO_NOTHING = 0.05
 STEPS = ("pretrain", "finetune", "rank", "reward", "align", "examine", "total")
 
@@ -57,16 +47,18 @@ def _page(facts: Facts, say: Say) -> Document:
         return Section(parts, say(f"section.{name}"), name)
 
     models = {stage: found for stage in STAGES if (found := facts["stages"].get(stage))}
-    base = texts([why] if (why := why_base(figures_of(facts, "base"), say)) else [], "note")
+    base = [Text(why, "note")] if (why := why_base(figures_of(facts, "base"), say)) else []
     answers: list[Part] = [
         Block("question", {**one, "answers": {stage: one["answers"].get(stage) for stage in STAGES}})
         for one in facts.get("questions", [])
     ]
     if answers:
         answers = [Text(f"{say('answers.how')} {say('answers.how_more')}"), *base, Block("legend"), *answers]
-    held_out = say("text.held_out", bytes=say.count(facts["text"]["held_out_bytes"])) if "text" in facts else ""
+    text: list[Part] = []
+    if "text" in shown:
+        text = [Text(say("text.held_out", bytes=say.count(facts["text"]["held_out_bytes"]))), shown["text"]]
     passage = facts.get("copied_example", "")
-    copied: list[Part] = [Text(say("text.copied")), Text(passage, "quote")] if passage else []
+    copied = [Text(say("text.copied")), Text(passage, "quote")] if passage else []
     # of its own answers, as in the picture of Sⁿ; where that is not known, of text
     own = [curve["s"]["value"] for curve in facts.get("survival", [])[:1]]
     own += [f["s"]["value"] for f in (figures_of(facts, last_model(facts)), figures_of(facts, "base")) if "s" in f]
@@ -79,7 +71,7 @@ def _page(facts: Facts, say: Say) -> Document:
         section("scores", shown.get("stages"), *base, shown.get("reward"), rewards(facts, say),
                 *html.figures([*models.values()], [*map(say.stage, models)], say)),
         section("words", *dictionary(facts, say, shown.get("dictionary"))),
-        section("text", Text(held_out) if "text" in shown else None, shown.get("text")),
+        section("text", *text),
         section("heart", shown.get("copied"), *copied),
         section("next", shown.get("next"), shown.get("truth")),
         section("temperature", *temperatures(facts, say, shown.get("temperatures"))),
@@ -127,12 +119,13 @@ def gates(facts: Facts, say: Say) -> Iterator[Part]:
         yield Text(f"{say('gates.how')} {few}".strip(), "note")
 
 
-def gate_row(gate: GateFacts, say: Say) -> tuple[str, str, str, RichText]:
+def gate_row(gate: JsonObject, say: Say) -> tuple[str, str, str, RichText]:
     """Name, measured, required, and the result with its sign."""
     name = say.text(gate["label"]) if "label" in gate else _gate_name(gate["name"], say)
     seconds = gate["name"] == "seconds" or gate.get("unit") == "s"
-    share = gate["name"].startswith(("retrieval", "finetuned_", "reward_", "aligned_right", "aligned_polite"))
-    share = share or is_share({"unit": gate.get("unit", "")})
+    share = is_share(gate) or gate["name"].startswith(
+        ("retrieval", "finetuned_", "reward_", "aligned_right", "aligned_polite")
+    )
 
     def written(value: float, more: int) -> str:
         if seconds:
@@ -164,13 +157,12 @@ def too_few(facts: Facts, say: Say) -> str:
 
 def stages(facts: Facts, say: Say) -> Part:
     """A card for each stage of training: what it does, who ranked, why it is missing, what it took."""
-    planned = facts["provenance"].get("plan", []) if "provenance" in facts else []
-    plan, cards = {row["stage"]: row for row in planned}, []
+    plan, cards = {row["stage"]: row for row in facts.get("provenance", {}).get("plan", [])}, []
     for stage, step in TRAINING.items():
-        told, row = [Text(say(f"life.{step}"))], plan.get(step, PlanFacts(stage=step))
+        told, row = [Text(say(f"life.{step}"))], plan.get(step, {})
         if step == "align" and "annotator" in facts:
             told.append(Text(f"{say('life.annotator')} {say.text(facts['annotator'])}", "small"))
-        if not figures_of(facts, stage) and (why := facts.get("missing", {}).get(stage)):  # type: ignore[call-overload]
+        if not figures_of(facts, stage) and (why := facts.get("missing", {}).get(stage)):
             told.append(Text(say("life.missing", why=say.text(why)), "note"))
         took = [say("life.steps", steps=say.count(row["steps"]))] if row.get("steps") else []
         took += [say("life.tokens", tokens=say.big(row["tokens"]))] if row.get("tokens") else []
@@ -184,7 +176,7 @@ def rewards(facts: Facts, say: Say) -> Part | None:
     keys = ("before", "after", "gain")
     rows = [
         [say("rewards.model") if name == "model" else name, say.plain(one["weight"]),
-         *(say.figure(one[key], "reward") for key in keys)]  # type: ignore[literal-required]
+         *(say.figure(one[key], "reward") for key in keys)]
         for name, one in facts.get("rewards", {}).items()
     ]  # fmt: skip
     columns = [say(f"rewards.{key}") for key in ("reward", "weight", *keys)]
@@ -262,7 +254,7 @@ def _spent(name: str, figure: FigureFacts | None, say: Say) -> str:
     return say.big(value) if name == "flops" else say.seconds(value) if name == "seconds" else say.figure(figure, name)
 
 
-def energy(cost: CostFacts, say: Say) -> str:
+def energy(cost: JsonObject, say: Say) -> str:
     """Where the joules come from; empty where there are none."""
     if "watts" in cost:
         return say("cost.watts", watts=say.plain(cost["watts"]))
@@ -316,9 +308,6 @@ def quoted(text: str) -> str:
 
 def commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
     """How to go on: commands as they are typed, and what each does."""
-    if given := facts.get("commands"):
-        return [(command["command"], say.text(command["what"])) for command in given]
-
     run = quoted(facts.get("address", facts["run"]))
     prompt = facts["next"][0]["prompt"] if facts.get("next") else "Jeg gikk en tur på"
     first = facts["questions"][0] if facts.get("questions") else None

@@ -7,11 +7,12 @@ Texts that a person reads are ``Text``: one string for all languages, or ``{"en"
 A *figure* is what ``klype.values.Figure.json()`` returns. A model is named after the stage that made it: ``base``,
 ``finetuned``, ``aligned``; the stages of training are ``pretrain``, ``finetune``, ``rank``, ``reward``, ``align``.
 
-``check(facts)`` refuses unknown fields, wrong types, and numbers that are not finite.
+``check(facts)`` refuses unknown sections, what is no figure among the stages', and numbers that are not finite.
 """
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -25,17 +26,13 @@ from klype.jsons import finite
 Text = str | Mapping[str, str]
 StageName = Literal["base", "finetuned", "aligned"]
 STAGES: tuple[StageName, ...] = ("base", "finetuned", "aligned")
-
-
-class BoundsFacts(TypedDict):
-    """Where a figure lies when its judge's errors and what was left undecided are allowed for; None: without an end."""
-
-    low: float | None
-    high: float | None
+JsonObject = dict[str, Any]  # a part of the facts, with the names that stand beside it in ``Facts``
 
 
 class FigureFacts(TypedDict):
-    """``klype.values.Figure.json()``: ``value`` None needs ``why``; ``t`` and ``distance`` place it on an axis."""
+    """``klype.values.Figure.json()``: ``value`` None needs ``why``; ``t`` and ``distance`` place it on an axis.
+    ``bounds``: where it lies when its judge's errors and what was left undecided are allowed for; None: without an
+    end."""
 
     value: float | None
     low: NotRequired[float | None]
@@ -45,7 +42,7 @@ class FigureFacts(TypedDict):
     certain: NotRequired[bool]
     judge: NotRequired[str]
     error_rate: NotRequired[FigureFacts]
-    bounds: NotRequired[BoundsFacts]
+    bounds: NotRequired[dict[Literal["low", "high"], float | None]]
     why: NotRequired[str]
     t: NotRequired[int]
     distance: NotRequired[int]
@@ -60,273 +57,7 @@ class FigureFacts(TypedDict):
 StageFacts = dict[str, FigureFacts]
 
 
-class RewardFacts(TypedDict):
-    """Pair accuracy against the annotator; ``ceiling``: how often two rankings of the annotator's own agree, which is
-    no bound where held-out rankings are free of its noise; ``threshold``: what is aimed at."""
-
-    pair_accuracy: FigureFacts
-    ceiling: FigureFacts
-    threshold: NotRequired[float]
-
-
-class WeightedRewardFacts(TypedDict):
-    """A reward that alignment learnt from: its mean over answers before and after, without its weight, and the gain
-    question by question. ``sha256``: of the function's source file."""
-
-    weight: float
-    sha256: NotRequired[str]
-    before: FigureFacts
-    after: FigureFacts
-    gain: FigureFacts
-
-
-class GateFacts(TypedDict):
-    """``name``: retrieval_hard, finetuned_right, reward_pairs, aligned_right, aligned_polite, aligned_score_up,
-    retrieval_kept, seconds, kl, s, … (``label`` for one of your own). ``value`` None: it was not reached.
-
-    ``status``: all of the interval is beyond the threshold, some of it, none; ``passed``: it is the first. Runs of
-    earlier versions have values only."""
-
-    name: str
-    value: float | None
-    low: NotRequired[float | None]
-    high: NotRequired[float | None]
-    n: NotRequired[int]
-    threshold: float
-    status: NotRequired[Literal["passed", "within", "missed"]]
-    passed: bool
-    label: NotRequired[Text]
-    unit: NotRequired[str]
-    below: NotRequired[bool]  # True: passed when value <= threshold (seconds, kl)
-
-
-class FewFacts(TypedDict):
-    """What had too few cases to be a gate."""
-
-    name: str
-    n: int
-
-
-class EventFacts(TypedDict):
-    """What changed at a step of a training, so that its curve jumps there."""
-
-    step: int
-    what: Text
-
-
-class CurveFacts(TypedDict):
-    """A stage's training: ``step`` and every series have one length. Series: ``loss`` (required in practice),
-    ``held_out``, ``reward``, ``score``, ``kl``, ``right``, ``polite``; None where nothing was measured."""
-
-    stage: Literal["pretrain", "finetune", "rank", "reward", "align"]
-    step: list[int]
-    series: dict[str, list[float | None]]
-    units: NotRequired[dict[str, str]]
-    tokens_per_second: NotRequired[float]
-    events: NotRequired[list[EventFacts]]
-
-
-class TokenFacts(TypedDict):
-    """One token of an answer: its text (with its leading space), its probability under the model at temperature 1."""
-
-    text: str
-    p: float
-    bytes: NotRequired[str]  # where several tokens are one character: theirs, in hexadecimal
-
-
-def token_facts(pieces: Iterable[tuple[bytes, float]]) -> list[TokenFacts]:
-    """An answer's tokens, of their bytes and probabilities. Those that are one character together stand at the first of
-    them, with the probability of all; the others are empty, so that every token keeps its place."""
-    found: list[TokenFacts] = []
-    begun, first, likely = b"", 0, 1.0
-    for data, p in pieces:
-        if not begun:
-            first, likely = len(found), 1.0
-        begun, likely = begun + data, likely * p
-        found.append({"text": "", "p": p})
-        try:
-            text = begun.decode("utf-8")
-        except UnicodeDecodeError as error:
-            text = begun.decode("utf-8", "replace")
-            whole = error.end < len(begun) or error.reason != "unexpected end of data"
-        else:
-            whole = True
-        found[first] = {"text": text, "p": likely}
-        if len(found) > first + 1:
-            found[first]["bytes"] = begun.hex(" ").upper()
-        begun = b"" if whole else begun
-    return found
-
-
-class AnswerFacts(TypedDict):
-    """One drawn answer. right, polite, concise: None when the judge cannot decide."""
-
-    text: str
-    tokens: NotRequired[list[TokenFacts]]
-    right: NotRequired[bool | None]
-    polite: NotRequired[bool | None]
-    concise: NotRequired[bool | None]
-    score: NotRequired[float | None]
-    ended: NotRequired[Literal["stop", "length", "cancelled"]]
-
-
-class QuestionFacts(TypedDict):
-    """One question with the answer of each model (None or absent: no such model)."""
-
-    question: str
-    context: NotRequired[str]
-    references: NotRequired[list[str]]
-    answers: dict[StageName, AnswerFacts | None]
-
-
-class NextTokenFacts(TypedDict):
-    token: str
-    p: float
-    truth: NotRequired[float]
-    id: NotRequired[int]
-    p_tempered: NotRequired[float]
-
-
-class NextFacts(TypedDict):
-    """The next word after ``prompt``, most probable first; ``rest``: the mass not listed, ``truth_rest``: that of p."""
-
-    prompt: str
-    lang: NotRequired[str]  # of the prompt: a reader sees the one in their language first
-    tokens: list[NextTokenFacts]
-    rest: float
-    truth_rest: NotRequired[float]
-    s: NotRequired[float]
-    kl: NotRequired[float]
-
-
-class TemperatureFacts(TypedDict):
-    """One temperature: figures (right, s, repetition, distinct, same_text, …) and some answers."""
-
-    temperature: float
-    figures: dict[str, FigureFacts]
-    samples: list[AnswerFacts]
-
-
-class TemperaturesFacts(TypedDict):
-    stage: StageName
-    prompt: NotRequired[str]  # what all samples answer or continue
-    chosen_of: NotRequired[int]  # the questions of which this one's answers differ most
-    rows: list[TemperatureFacts]
-
-
-class SurvivalFacts(TypedDict):
-    """By word ``t`` = 1, 2, …: R (no error yet), K (had the answers gone on), by_position (K if errors depended on the
-    position only), difference (K less that), independent (mean S to the power t). Runs of earlier versions have no
-    by_position, and K stands alone."""
-
-    temperature: float
-    stage: StageName
-    s: FigureFacts
-    r: list[FigureFacts]
-    k: list[FigureFacts]
-    by_position: NotRequired[list[FigureFacts]]
-    difference: NotRequired[list[FigureFacts]]
-    independent: list[FigureFacts]
-
-
-class BinFacts(TypedDict):
-    """Mean probability said, and how often it came true."""
-
-    p: float
-    observed: FigureFacts
-
-
-class CalibrationFacts(TypedDict):
-    stage: StageName
-    bins: list[BinFacts]
-    error: FigureFacts
-
-
-class CostFacts(TypedDict):
-    """One model's answers: figures per answer (passes, tokens, flops, seconds, joules, joules_per_right)."""
-
-    parameters: int
-    figures: dict[str, FigureFacts]
-    joules_estimated: NotRequired[bool]
-    watts: NotRequired[float]  # a core in use, where energy is estimated
-
-
-class TextFacts(TypedDict):
-    """Own text: bits per byte on held-out text beside what needs no language model."""
-
-    held_out_bytes: int
-    xz: float
-    ngram: float
-    ngram_order: NotRequired[int]
-
-
-class DictionarySideFacts(TypedDict):
-    """``well_formed``: by stated rules of form; ``right``: in the dictionary's own words."""
-
-    well_formed: FigureFacts
-    right: FigureFacts
-
-
-class DictionaryAnswerFacts(TypedDict):
-    question: str
-    text: str
-    reference: str
-    trained: bool  # whether the word was learnt from
-    right: bool
-    well_formed: bool
-
-
-class DictionaryFacts(TypedDict):
-    """One kind of question about words: meaning, example, class, idiom, ending (of a saying)."""
-
-    kind: Literal["meaning", "example", "class", "idiom", "ending"]
-    held_out: NotRequired[DictionarySideFacts]
-    trained: NotRequired[DictionarySideFacts]
-    samples: list[DictionaryAnswerFacts]
-
-
-class CopiedFacts(TypedDict):
-    """What stands word for word in the training text: of what the model writes freely after held-out beginnings, of
-    its answers, and of the held-out text itself (so much the language repeats anyway). ``longest``: words."""
-
-    free: FigureFacts
-    held_out: FigureFacts
-    answers: NotRequired[FigureFacts]
-    longest: int
-    temperature: float
-
-
-class DataFacts(TypedDict):
-    name: str
-    sha256: NotRequired[str]
-    bytes: NotRequired[int]
-    licence: NotRequired[str]
-    attribution: NotRequired[Text]
-
-
-class PlanFacts(TypedDict):
-    stage: str
-    steps: NotRequired[int]
-    tokens: NotRequired[int]
-    planned_s: NotRequired[float]
-
-
-class ProvenanceFacts(TypedDict):
-    data: list[DataFacts]
-    seed: int
-    versions: dict[str, str]
-    machine: dict[str, str]  # e.g. {"cpu": "...", "cores": "2", "memory": "7.6 GB", "system": "Linux"}
-    plan: NotRequired[list[PlanFacts]]
-    when: NotRequired[str]  # ISO date and time
-    model: NotRequired[dict[str, str | int | float]]  # parameters, width, layers, vocabulary, precision, ...
-
-
-class CommandFacts(TypedDict):
-    command: str
-    what: Text
-
-
-@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))  # and so all that is in them
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 class Facts(TypedDict):
     """One run. ``run`` is the run's name (its folder), ``kind`` says whether the truth is known.
 
@@ -344,24 +75,77 @@ class Facts(TypedDict):
     missing: NotRequired[dict[StageName, Text]]  # why a stage is None
     annotator: NotRequired[Text]  # who ranked: simulated (by which rule), or a person
     gains: NotRequired[StageFacts]  # aligned less fine-tuned, question by question: right, polite, annotator
-    reward: NotRequired[RewardFacts | None]
-    rewards: NotRequired[dict[str, WeightedRewardFacts]]  # by name: model, file.py:function, …
-    gates: NotRequired[list[GateFacts]]
-    too_few: NotRequired[list[FewFacts]]
-    curves: NotRequired[list[CurveFacts]]
-    questions: NotRequired[list[QuestionFacts]]
-    next: NotRequired[list[NextFacts]]
-    temperatures: NotRequired[TemperaturesFacts]
-    survival: NotRequired[list[SurvivalFacts]]
-    calibration: NotRequired[list[CalibrationFacts]]
-    cost: NotRequired[dict[StageName, CostFacts]]
-    text: NotRequired[TextFacts]
-    dictionary: NotRequired[list[DictionaryFacts]]  # of the newest model
-    copied: NotRequired[CopiedFacts]
+    # pair_accuracy: against the annotator; ceiling: how often two rankings of the annotator's own agree, which is no
+    # bound where held-out rankings are free of its noise; threshold: what is aimed at
+    reward: NotRequired[JsonObject | None]
+    # The rewards that alignment learnt from, by name (model, file.py:function, …): weight; before and after (its mean
+    # over answers, without its weight) and gain (question by question); sha256 of the function's source file.
+    rewards: NotRequired[dict[str, JsonObject]]
+    # name: retrieval_hard, finetuned_right, reward_pairs, aligned_right, aligned_polite, aligned_score_up,
+    # retrieval_kept, seconds, kl, s, … (label for one of your own); value (None: it was not reached), low, high, n,
+    # unit, threshold; below: passed when value <= threshold (seconds, kl). status: "passed" when all of the interval is
+    # beyond the threshold, "within" when some of it is, "missed"; passed: it is the first. Runs of earlier versions
+    # have values only.
+    gates: NotRequired[list[JsonObject]]
+    too_few: NotRequired[list[JsonObject]]  # what had too few cases to be a gate: name, n
+    # A stage's training: stage; step and every one of series have one length: loss (required in practice), held_out,
+    # reward, score, kl, right, polite; None where nothing was measured. events: what changed at a step, so that its
+    # curve jumps there (step, what: Text).
+    curves: NotRequired[list[JsonObject]]
+    # question, context, references, answers: one of each model (None: no such model). An answer: text, ended, score,
+    # tokens as ``token_facts`` gives them; right, polite, concise: None when the judge cannot decide.
+    questions: NotRequired[list[JsonObject]]
+    # The next word after prompt, most probable first. tokens: token, p, truth, id, p_tempered; rest: the mass not
+    # listed, truth_rest: that of p; s, kl; lang of the prompt: a reader sees the one in their language first.
+    next: NotRequired[list[JsonObject]]
+    # stage; prompt: what all samples answer or continue; chosen_of: the questions of which this one's answers differ
+    # most; rows: temperature, figures (right, s, repetition, distinct, same_text, …), samples (some answers).
+    temperatures: NotRequired[JsonObject]
+    # temperature, stage, s; by word t = 1, 2, …: r (no error yet), k (had the answers gone on), by_position (k if
+    # errors depended on the position only), difference (k less that), independent (mean s to the power t). Runs of
+    # earlier versions have no by_position, and k stands alone.
+    survival: NotRequired[list[JsonObject]]
+    # stage, error, bins: mean probability said (p), and how often it came true (observed)
+    calibration: NotRequired[list[JsonObject]]
+    # figures per answer (passes, tokens, flops, seconds, joules, joules_per_right), parameters, joules_estimated;
+    # watts: a core in use, where energy is estimated
+    cost: NotRequired[dict[StageName, JsonObject]]
+    # Own text: bits per byte on held_out_bytes beside what needs no language model: xz, ngram (of ngram_order).
+    text: NotRequired[JsonObject]
+    # Of the newest model, by kind of question: meaning, example, class, idiom, ending (of a saying). held_out, trained:
+    # well_formed (by stated rules of form), right (in the dictionary's own words); samples: question, text, reference,
+    # trained (whether the word was learnt from), right, well_formed.
+    dictionary: NotRequired[list[JsonObject]]
+    # What stands word for word in the training text: of what the model writes freely after held-out beginnings (free),
+    # of its answers, and of the text held_out itself (so much the language repeats anyway); longest: words;
+    # temperature.
+    copied: NotRequired[JsonObject]
     copied_example: NotRequired[str]  # the longest run found verbatim in the training text
     notes: NotRequired[list[Text]]  # honest remarks, e.g. that the questions were made from the text itself
-    provenance: NotRequired[ProvenanceFacts]
-    commands: NotRequired[list[CommandFacts]]  # how to go on; sensible ones are filled in when absent
+    # data: name, sha256, bytes, licence, attribution: Text; seed; versions; machine, e.g. {"cpu": "...", "cores": "2",
+    # "memory": "7.6 GB", "system": "Linux"}; plan: stage, steps, tokens, planned_s; when: ISO date and time; model:
+    # parameters, width, layers, vocabulary, precision, ...
+    provenance: NotRequired[JsonObject]
+
+
+def token_facts(pieces: Iterable[tuple[bytes, float]]) -> list[JsonObject]:
+    """An answer's tokens, of their bytes and probabilities. Those that are one character together stand at the first of
+    them, with the probability of all; the others are empty, so that every token keeps its place."""
+    found: list[JsonObject] = []
+    begun, first, likely = b"", 0, 1.0
+    decoder = getincrementaldecoder("utf-8")("replace")
+    for data, p in pieces:
+        if not begun:
+            first, likely = len(found), 1.0
+        begun, likely = begun + data, likely * p
+        found.append({"text": "", "p": p})
+        found[first] = {"text": begun.decode("utf-8", "replace"), "p": likely}
+        if len(found) > first + 1:
+            found[first]["bytes"] = begun.hex(" ").upper()
+        decoder.decode(data)
+        if not decoder.getstate()[0]:  # nothing waits for its other bytes
+            begun = b""
+    return found
 
 
 def check(facts: Any) -> Facts:
@@ -385,19 +169,18 @@ def read(path: Path) -> Facts:
 
 
 def by_stage(facts: Facts, name: str) -> list[tuple[StageName, FigureFacts]]:
-    found = [(stage, (facts["stages"].get(stage) or {}).get(name)) for stage in STAGES]
-    return [(stage, figure) for stage, figure in found if figure is not None and figure["value"] is not None]
+    """Of the models that have a value."""
+    return [(stage, found[name]) for stage in STAGES if name in (found := figures_of(facts, stage))]
 
 
-def last_model(facts: Facts) -> str:
+def last_model(facts: Facts) -> StageName:
     """The newest stage there is a model of."""
-    return next((s for s in ("aligned", "finetuned", "base") if facts["stages"].get(s)), "base")
+    return next((stage for stage in reversed(STAGES) if facts["stages"].get(stage)), "base")
 
 
-def figures_of(facts: Facts, stage: str) -> StageFacts:
+def figures_of(facts: Facts, stage: StageName) -> StageFacts:
     """Those that have a value."""
-    found: StageFacts = facts["stages"].get(stage) or {}  # type: ignore[call-overload]
-    return {name: figure for name, figure in found.items() if figure["value"] is not None}
+    return {name: f for name, f in (facts["stages"].get(stage) or {}).items() if f["value"] is not None}
 
 
 def clearly(before: FigureFacts, after: FigureFacts) -> int:
@@ -418,5 +201,5 @@ def changed(facts: Facts, name: str) -> int:
     gain = facts.get("gains", {}).get(name)
     if gain is not None:
         return beyond(gain, 0.0)
-    before, after = (figures_of(facts, stage).get(name) for stage in ("finetuned", "aligned"))
-    return 0 if before is None or after is None else clearly(before, after)
+    found = dict(by_stage(facts, name))
+    return clearly(found["finetuned"], found["aligned"]) if {"finetuned", "aligned"} <= found.keys() else 0

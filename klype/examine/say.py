@@ -43,12 +43,12 @@ class Say:
         """``83% [79, 87]`` for shares, ``0.83 [0.79, 0.87]`` for other numbers; why, when there is none."""
         if figure is None:
             return "–"
-        value = figure["value"]
+        value, low, high = figure["value"], figure.get("low"), figure.get("high")
+        why = f" ({self.why(figure['why'])})" if figure.get("why") else ""
         if value is None:
-            return f"– ({self.why(figure.get('why', ''))})" if figure.get("why") else "–"
-        low, high = figure.get("low"), figure.get("high")
-        if low is None and figure.get("why"):
-            return f"{self.value(figure, name)} ({self.why(figure.get('why', ''))})"
+            return f"–{why}"
+        if low is None and why:
+            return f"{self.value(figure, name)}{why}"
         if is_share(figure, name) and _unit(name) != EXACT:
             if low is None or high is None:
                 return self.share(value, self.decimals)

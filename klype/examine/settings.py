@@ -10,6 +10,9 @@ from annotated_types import Ge
 from klype.errors import UsageError
 from klype.option import Option, Options
 
+Temperatures = Annotated[tuple[Annotated[float, Ge(0)], ...], Option("A list: 0,0.7,1,1.3", commas=True)]
+Samples = Annotated[int, Option("Answers per question and temperature.", "-n", also="--samples"), Ge(1)]
+
 
 @dataclass(frozen=True)
 class ExamSettings(Options):
@@ -18,10 +21,8 @@ class ExamSettings(Options):
     left is not measured. ``keeps``: what is kept of the model's next-token distributions: none, those before every
     token of an answer, or also those along answers drawn from the truth."""
 
-    temperatures: Annotated[tuple[Annotated[float, Ge(0)], ...], Option("A list: 0,0.7,1,1.3", commas=True)] = (
-        0.0, 0.7, 1.0, 1.3,
-    )  # fmt: skip
-    n: Annotated[int, Option("Answers per question and temperature.", "-n", also="--samples"), Ge(1)] = 16
+    temperatures: Temperatures = (0.0, 0.7, 1.0, 1.3)
+    n: Samples = 16
     limit: Annotated[int, Option("Max tokens per answer."), Ge(1)] = 32
     seed: Annotated[int, Option("Same seed, same result.", least=0), Ge(0)] = 0
     trees: int = 16
@@ -56,9 +57,7 @@ class ExamSettings(Options):
 class ArticleSettings(ExamSettings):
     """Those of ``klype article``, whose claims need few trees and no forks."""
 
-    temperatures: Annotated[tuple[Annotated[float, Ge(0)], ...], Option("A list: 0,0.7,1.3", commas=True)] = (
-        0.0, 0.7, 1.3,
-    )  # fmt: skip
-    n: Annotated[int, Option("Answers per question and temperature.", "-n", also="--samples"), Ge(1)] = 8
+    temperatures: Temperatures = (0.0, 0.7, 1.3)
+    n: Samples = 8
     trees: int = 4
     forks: int = 0

@@ -6,32 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from klype.examine import answer_pictures as answers
-from klype.examine.charts import (
-    Cell,
-    Group,
-    Option,
-    Panel,
-    Picture,
-    axis,
-    bars,
-    events,
-    line,
-    lines,
-    spikes,
-    thin,
-    whisker_picture,
-)
-from klype.examine.run_figures import (
-    STAGES,
-    Facts,
-    FigureFacts,
-    NextTokenFacts,
-    beyond,
-    by_stage,
-    changed,
-    figures_of,
-    last_model,
-)
+from klype.examine import charts
+from klype.examine.charts import Cell, Group, Option, Panel, Picture, axis, whisker_panels
+from klype.examine.run_figures import STAGES, Facts, FigureFacts, beyond, by_stage, changed, figures_of, last_model
 from klype.examine.say import Say, is_share, visible
 
 CURVE_COLOURS = {"loss": "accent", "held_out": "aligned", "reward": "finetuned", "score": "accent", "kl": "bad",
@@ -41,23 +18,8 @@ LEAST_SHOWN = 0.0005  # less than this reads 0.0 %
 
 
 def pictures(facts: Facts, say: Say) -> dict[str, Picture]:
-    """Every picture that the facts allow, by its place in the page."""
-    made = [
-        curves(facts, say),
-        stages(facts, say),
-        reward(facts, say),
-        truth(facts, say),
-        next_words(facts, say),
-        *of_answers(facts, say),
-        text(facts, say),
-        dictionary(facts, say),
-        by_heart(facts, say),
-    ]
-    return {picture.id: picture for picture in made if picture is not None}
-
-
-def of_answers(facts: Facts, say: Say) -> list[Picture | None]:
-    """Those of answers, in the form in which an examination has its figures."""
+    """Every picture that the facts allow, by its place in the page; those of answers from figures in the form in which
+    an examination has them."""
     by_t: dict[float, Any] = {
         curve["temperature"]: {**curve, "survival": curve["r"], "would_survive": curve["k"]}
         for curve in facts.get("survival", [])
@@ -66,13 +28,15 @@ def of_answers(facts: Facts, say: Say) -> list[Picture | None]:
     swept = {row["temperature"]: row["figures"] for row in facts.get("temperatures", {}).get("rows", [])}
     told = [c for c in facts.get("calibration", []) if c["bins"]]
     manners = facts["stages"].get("aligned") and told and told[-1]["stage"] == "finetuned"
-    return [
+    made = [
+        *(draw(facts, say) for draw in (curves, stages, reward, truth, next_words, text, dictionary, by_heart)),
         answers.temperatures(swept, say),
         answers.formula(say),
         answers.survival(by_t, say, next(iter(by_t), 0.0)),
         answers.calibration([(say.stage(c["stage"]), c["stage"], c["bins"], c["error"]) for c in told], say,
                             say("how.calibration_finetuned") if manners else ""),
     ]  # fmt: skip
+    return {picture.id: picture for picture in made if picture is not None}
 
 
 def curves(facts: Facts, say: Say) -> Picture | None:
@@ -87,7 +51,7 @@ def curves(facts: Facts, say: Say) -> Picture | None:
         for name, values in shown.items():
             known = [(x, y) for x, y in zip(curve["step"], values, strict=True) if y is not None]
             # during training, KL is to where alignment began, not to the truth
-            label, points = say.measure("kl_reference" if name == "kl" else name), thin(known, MOST_POINTS)
+            label, points = say.measure("kl_reference" if name == "kl" else name), charts.thin(known, MOST_POINTS)
             ends = {"first": say.number(known[0][1]), "last": say.number(known[-1][1])}
             change[name] = {"name": label.lower(), **ends}
             if (curve["stage"], name) == ("pretrain", "loss") and len(known) > 1:
@@ -95,13 +59,13 @@ def curves(facts: Facts, say: Say) -> Picture | None:
             # marks on what was measured now and then
             more: Option = {"showSymbol": True, "symbolSize": 6} if len(known) < len(values) / 2 else {}
             if name == "kl":
-                more["markPoint"] = spikes(points, say)
-            series.append(line(label, points, CURVE_COLOURS.get(name, "muted"), **more))
+                more["markPoint"] = charts.spikes(points, say)
+            series.append(charts.line(label, points, CURVE_COLOURS.get(name, "muted"), **more))
             rows += [[stage, label, x, y] for x, y in points]
         happened = [(one["step"], say.text(one["what"])) for one in curve.get("events", [])]
-        series[0]["markLine"] = events(happened)
+        series[0]["markLine"] = charts.events(happened)
         told += [say("how.event", step=say.count(step), what=what) for step, what in happened]
-        drawn = lines(axis(say("axis.step")), axis(scale="loss" in shown and len(shown) == 1), series)
+        drawn = charts.lines(axis(say("axis.step")), axis(scale="loss" in shown and len(shown) == 1), series)
         main = next((name for name in ("loss", "score", "reward") if name in shown), next(iter(shown)))
         panels.append(Panel(f"{stage} – {say('panel.change', **change[main])}", drawn, 250))
     if not panels:
@@ -113,11 +77,10 @@ def curves(facts: Facts, say: Say) -> Picture | None:
 
 def stages(facts: Facts, say: Say) -> Picture | None:
     """Right, polite, concise and the annotator's score of the three models."""
-    names = ("right", "right_fixed", "well_formed", "right_trained", "polite", "concise", "annotator")
-    axes = {name: axis(say("axis.points")) for name in names}
-    for name in names:
-        if any(is_share(figure, name) for _, figure in by_stage(facts, name)):
-            axes[name] = _from_none_to_all("axis.share", say)
+    axes = {}
+    for name in ("right", "right_fixed", "well_formed", "right_trained", "polite", "concise", "annotator"):
+        shares = any(is_share(figure, name) for _, figure in by_stage(facts, name))
+        axes[name] = _from_none_to_all("axis.share", say) if shares else axis(say("axis.points"))
     right, polite, title = dict(by_stage(facts, "right")), dict(by_stage(facts, "polite")), say("picture.stages")
     last = next((stage for stage in reversed(STAGES) if stage in right), None)
     if last == "aligned" and {"finetuned", "aligned"} <= set(polite) and changed(facts, "polite") > 0:
@@ -125,7 +88,7 @@ def stages(facts: Facts, say: Say) -> Picture | None:
         title = say("picture.stages_aligned", right=say.value(right["aligned"], "right"), **shown)
     elif last is not None:
         title = say("picture.stages_last", model=say.stage(last), right=say.value(right[last], "right"))
-    return _by_stage(Picture("stages", title, say("how.stages")), axes, facts, say)
+    return _by_stage("stages", title, axes, facts, say)
 
 
 def reward(facts: Facts, say: Say) -> Picture | None:
@@ -135,18 +98,17 @@ def reward(facts: Facts, say: Say) -> Picture | None:
         return None
     known = found["ceiling"]["value"] is not None
     figures = [(say.measure("pair_accuracy"), found["pair_accuracy"], "accent")]
-    shown = {"accuracy": found["pair_accuracy"]["value"], "ceiling": found["ceiling"]["value"]}
     how = [say("how.reward")]
     if known:
         figures.append((say.measure("ceiling"), found["ceiling"], "muted"))
         how.append(say("how.reward_self"))
     if "threshold" in found:
         how.append(say("how.reward_line" if known else "how.reward_line_people"))
-    title = say("picture.reward" if known else "picture.reward_alone", **say.apart(shown))
-    across = axis(say("axis.pairs"), percent=True, min=0.5, max=1)
-    group = Group(say("axis.pairs"), "pair_accuracy", across, figures)
-    made = Picture("reward", title, " ".join(how))
-    return whisker_picture(made, [group], "column.model", say, found.get("threshold"))
+    shown = say.apart({"accuracy": found["pair_accuracy"]["value"], "ceiling": found["ceiling"]["value"]})
+    title = say("picture.reward" if known else "picture.reward_alone", **shown)
+    group = say("axis.pairs"), "pair_accuracy", axis(say("axis.pairs"), percent=True, min=0.5, max=1), figures
+    panels = whisker_panels([group], "column.model", say, found.get("threshold"))
+    return Picture("reward", title, " ".join(how), *panels)
 
 
 def truth(facts: Facts, say: Say) -> Picture | None:
@@ -156,7 +118,7 @@ def truth(facts: Facts, say: Say) -> Picture | None:
     if len(first) == 2:
         s, kl = (first[name]["value"] or 0.0 for name in axes)
         title = say("picture.truth", s=say.share(s, 1), kl=say.number(kl, 3))
-    return _by_stage(Picture("truth", title, say("how.truth")), axes, facts, say)
+    return _by_stage("truth", title, axes, facts, say)
 
 
 def next_words(facts: Facts, say: Say) -> Picture | None:
@@ -170,16 +132,13 @@ def next_words(facts: Facts, say: Say) -> Picture | None:
     for prompt in prompts:
         # those that are drawn, and all others as one; what would read 0.0 % is one of those
         told = [t for t in prompt["tokens"][:10] if max(t["p"], t.get("truth", 0.0)) >= LEAST_SHOWN]
-        known = any("truth" in t for t in told)
-        rest = NextTokenFacts(token=say("panel.rest"), p=max(0.0, 1 - sum(t["p"] for t in told)))
-        if known:
-            rest["truth"] = max(0.0, 1 - sum(t.get("truth", 0.0) for t in told))
-        told += [rest] if max(rest["p"], rest.get("truth", 0.0)) >= LEAST_SHOWN else []
-        series: dict[str, tuple[str, Sequence[float]]] = {say("column.model"): ("accent", [t["p"] for t in told])}
-        if known:
-            series[say("column.truth")] = ("ink", [t.get("truth", 0.0) for t in told])
-        names = [visible(t["token"].strip()) or "␣" for t in told]
-        drawn = bars(names, series, axis(say("axis.probability"), percent=True, min=0))
+        names = [name for name in ("p", "truth") if any(name in t for t in told)] or ["p"]
+        rest = {name: max(0.0, 1 - sum(t.get(name, 0.0) for t in told)) for name in names}
+        told += [{"token": say("panel.rest"), **rest}] if max(rest.values()) >= LEAST_SHOWN else []
+        looks = {"p": ("column.model", "accent"), "truth": ("column.truth", "ink")}
+        series = {say(looks[name][0]): (looks[name][1], [t.get(name, 0.0) for t in told]) for name in names}
+        words = [visible(t["token"].strip()) or "␣" for t in told]
+        drawn = charts.bars(words, series, axis(say("axis.probability"), percent=True, min=0))
         text = visible(prompt["prompt"])
         panels.append(Panel(say("panel.next", prompt=text), drawn, 70 + 34 * len(told)))
         rows += [[text, visible(t["token"]), t["p"], t.get("truth")] for t in told]
@@ -204,30 +163,26 @@ def text(facts: Facts, say: Say) -> Picture | None:
     rows += [(name, FigureFacts(value=value), "muted") for name, value in peers.items()]
     newest = models[-1][1]  # the least of several would be partly luck
     key = {-1: "below", 0: "open", 1: "above"}[beyond(newest, min(peers.values()))]
-    bits, ngram, xz = say.number(newest["value"] or 0.0), say.number(found["ngram"]), say.number(found["xz"])
-    made = Picture("text", say(f"picture.text_{key}", bits=bits, ngram=ngram, xz=xz), say("how.text"))
-    group = Group(say("axis.bits"), "", axis(say("axis.bits"), min=0), rows)
-    return whisker_picture(made, [group], "column.model", say)
+    shown = {"bits": newest["value"] or 0.0, "ngram": found["ngram"], "xz": found["xz"]}
+    title = say(f"picture.text_{key}", **{name: say.number(value) for name, value in shown.items()})
+    group = say("axis.bits"), "", axis(say("axis.bits"), min=0), rows
+    return Picture("text", title, say("how.text"), *whisker_panels([group], "column.model", say))
 
 
 def dictionary(facts: Facts, say: Say) -> Picture | None:
     """By kind of question: held-out words well-formed, and right in the dictionary's words of both sides."""
-    across, groups = _from_none_to_all("axis.share", say), []
+    across, groups = _from_none_to_all("axis.share", say), list[Group]()
     for side, what, colour in (("held_out", "well_formed", "accent"), ("held_out", "right", "bad"),
                                ("trained", "right", "aligned")):  # fmt: skip
-        rows = [
-            (say(f"words.{row['kind']}"), row[side][what], colour)  # type: ignore[literal-required]
-            for row in facts.get("dictionary", [])
-            if side in row
-        ]
-        if rows:
-            groups.append(Group(say(f"words.{side}_{what}"), "right", across, rows))
+        kinds = [row for row in facts.get("dictionary", []) if side in row]
+        rows = [(say(f"words.{row['kind']}"), row[side][what], colour) for row in kinds]
+        groups += [(say(f"words.{side}_{what}"), "right", across, rows)] if rows else []
     if not groups:
         return None
     last = figures_of(facts, last_model(facts))
     shown = {name: say.value(last[name], name) for name in ("well_formed", "right_trained") if name in last}
     title = say("picture.dictionary", **shown) if len(shown) == 2 else say("section.words")
-    return whisker_picture(Picture("dictionary", title, say("how.dictionary")), groups, "column.kind", say)
+    return Picture("dictionary", title, say("how.dictionary"), *whisker_panels(groups, "column.kind", say))
 
 
 def by_heart(facts: Facts, say: Say) -> Picture | None:
@@ -236,24 +191,26 @@ def by_heart(facts: Facts, say: Say) -> Picture | None:
     if found is None:
         return None
     rows = [
-        (say(f"heart.{name}"), found[name], colour)  # type: ignore[literal-required]
+        (say(f"heart.{name}"), found[name], colour)
         for name, colour in (("free", "accent"), ("answers", "aligned"), ("held_out", "muted"))
         if name in found
     ]
     title = say("picture.copied", **say.apart({"free": found["free"]["value"], "own": found["held_out"]["value"]}))
-    group = Group(say.measure("copied"), "copied", _from_none_to_all("axis.words_share", say), rows)
-    made = Picture("copied", title, say("how.copied", t=say.plain(found["temperature"])))
-    return whisker_picture(made, [group], "column.what", say)
+    group = say.measure("copied"), "copied", _from_none_to_all("axis.words_share", say), rows
+    how = say("how.copied", t=say.plain(found["temperature"]))
+    return Picture("copied", title, how, *whisker_panels([group], "column.what", say))
 
 
-def _by_stage(made: Picture, axes: Mapping[str, Option], facts: Facts, say: Say) -> Picture | None:
+def _by_stage(name: str, title: str, axes: Mapping[str, Option], facts: Facts, say: Say) -> Picture | None:
     """A panel for each measure that was taken, with a figure for each model."""
-    groups = [
-        Group(say.measure(name), name, across, [(say.stage(stage), figure, stage) for stage, figure in found])
-        for name, across in axes.items()
-        if (found := by_stage(facts, name))
+    groups: Sequence[Group] = [
+        (say.measure(measure), measure, across, [(say.stage(stage), figure, stage) for stage, figure in found])
+        for measure, across in axes.items()
+        if (found := by_stage(facts, measure))
     ]
-    return whisker_picture(made, groups, "column.model", say) if groups else None
+    if not groups:
+        return None
+    return Picture(name, title, say(f"how.{name}"), *whisker_panels(groups, "column.model", say))
 
 
 def _from_none_to_all(name: str, say: Say) -> Option:

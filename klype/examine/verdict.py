@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator
 
-from klype.examine.run_figures import (
-    STAGES,
-    Facts,
-    FigureFacts,
-    GateFacts,
-    beyond,
-    changed,
-    clearly,
-    figures_of,
-    last_model,
-)
+from klype.examine.run_figures import STAGES, Facts, JsonObject, beyond, changed, clearly, figures_of, last_model
 from klype.examine.say import Say
 
 GOOD, FAIR = 0.8, 0.5
@@ -84,8 +73,8 @@ def _language(facts: Facts, say: Say) -> Iterator[str]:
         key = "verdict.text_base" if "bits_per_byte" in base else "verdict.text"
         yield say(key, n=text.get("ngram_order", 5), **shown)
     elif "s" in base and "kl" in base:
-        s = FigureFacts(**{**base["s"], "unit": "share"})  # in percent, with its interval
-        yield say("verdict.truth", s=say.figure(s), kl=say.figure(base["kl"], "kl"))
+        s = say.figure({**base["s"], "unit": "share"})  # in percent, with its interval
+        yield say("verdict.truth", s=s, kl=say.figure(base["kl"], "kl"))
     rows = facts.get("temperatures", {}).get("rows", [])
     rights = [(row["temperature"], f) for row in rows if (f := row["figures"].get("right")) and f["value"] is not None]
     if len(rights) > 1 and clearly(rights[0][1], rights[-1][1]) < 0:
@@ -95,17 +84,16 @@ def _language(facts: Facts, say: Say) -> Iterator[str]:
     for found in facts.get("calibration", [])[-1:]:
         # of ten bins the one that is furthest off, when it is so by more than twice the interval's half-width: some bin
         # always is a little
-        off = [(o["value"] - b["p"], b["p"], o) for b in found["bins"] if (o := b["observed"])["value"] is not None]
         off = [
-            (gap, said, o)
-            for gap, said, o in off
-            if (low := o.get("low")) is not None and (high := o.get("high")) is not None and abs(gap) > high - low
+            (o["value"] - b["p"], b["p"], o)
+            for b in found["bins"]
+            if (o := b["observed"]).get("low") is not None and abs(o["value"] - b["p"]) > o["high"] - o["low"]
         ]
         if off:
             gap, said, observed = max(off, key=lambda row: abs(row[0]))
             shown = {"said": say.share(said), "observed": say.figure(observed, "right")}
-            model = say.stage(found["stage"]).lower()
-            yield say("verdict.overconfident" if gap < 0 else "verdict.underconfident", model=model, **shown)
+            key = f"verdict.{'over' if gap < 0 else 'under'}confident"
+            yield say(key, model=say.stage(found["stage"]).lower(), **shown)
 
 
 def _gates(facts: Facts, say: Say) -> Iterator[str]:
@@ -117,9 +105,9 @@ def _gates(facts: Facts, say: Say) -> Iterator[str]:
         yield say(key, all=len(gates), passed=count["passed"], within=count["within"], missed=count["missed"])
 
 
-def status_of(gate: GateFacts) -> Literal["passed", "within", "missed"]:
+def status_of(gate: JsonObject) -> str:
     """Of an earlier version's run only the value was compared."""
-    return gate.get("status", "passed" if gate["passed"] else "missed")
+    return str(gate.get("status", "passed" if gate["passed"] else "missed"))
 
 
 def caution(facts: Facts, say: Say) -> list[str]:
@@ -143,19 +131,19 @@ def _abilities(facts: Facts, say: Say) -> Iterator[str]:
     if (formed := figures_of(facts, last_model(facts)).get("well_formed")) is not None:
         degree = "good" if beyond(formed, GOOD) > 0 else {1: "fair", 0: "open", -1: "poor"}[beyond(formed, FAIR)]
         yield say(f"caution.form_{degree}", share=say.figure(formed, "well_formed"))
-    rows: dict[str, Mapping[str, Any]] = {row["kind"]: row for row in facts.get("dictionary", [])}
-
-    def right(kind: str, side: str) -> FigureFacts | None:
-        found: FigureFacts | None = rows.get(kind, {}).get(side, {}).get("right")
-        return found
-
-    if (figure := right("class", "held_out")) is not None:
+    rights = {
+        (row["kind"], side): row[side]["right"]
+        for row in facts.get("dictionary", [])
+        for side in ("held_out", "trained")
+        if side in row
+    }
+    if (figure := rights.get(("class", "held_out"))) is not None:
         # how often it infers the class of a word that it has never met
         yield say("caution.class", share=say.figure(figure, "right"))
-    if (figure := right("meaning", "held_out")) is not None:
+    if (figure := rights.get(("meaning", "held_out"))) is not None:
         key = "caution.new_meaning" if beyond(figure, FAIR) < 0 else "caution.new_meaning_some"
         yield say(key, share=say.figure(figure, "right"))
-    if (figure := right("meaning", "trained")) is not None:
+    if (figure := rights.get(("meaning", "trained"))) is not None:
         degree = "most" if beyond(figure, FAIR) > 0 else "few" if beyond(figure, REMEMBERED) < 0 else "some"
         yield say(f"caution.remembers_{degree}", share=say.figure(figure, "right"))
     if (found := facts.get("copied")) is not None:

@@ -27,7 +27,7 @@ from klype.data.readers import BadRows, TextDocument, TextOptions, place, read_r
 from klype.errors import KlypeError
 from klype.examine.evidence import Evidence
 from klype.examine.measures import measure
-from klype.examine.run_figures import DataFacts, DictionaryFacts
+from klype.examine.run_figures import JsonObject
 from klype.judge.text import normalise
 from klype.values import Question
 from klype.words import in_all_languages
@@ -84,7 +84,7 @@ class Dictionary:
 
     def __init__(self) -> None:
         self.words: dict[str, Headword] = {}
-        self.sources: list[DataFacts] = []
+        self.sources: list[JsonObject] = []
 
     def add(
         self, lemma: str, word_class: str, definitions: Iterable[str], examples: Iterable[str], forms: Iterable[str]
@@ -315,10 +315,10 @@ class DictionaryExam:
         self.trained = [q for kind in KINDS for q in [q for q in mixed if q.extra["kind"] == kind][:EXAMINED]]
 
 
-def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str], Evidence]]) -> list[DictionaryFacts]:
+def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str], Evidence]]) -> list[JsonObject]:
     """One row a kind of question, with the figures of both sides and some answers. ``sides``: of ``held_out`` and
     ``trained`` words the questions, one answer to each, and what is known of the answers."""
-    rows: list[DictionaryFacts] = []
+    rows: list[JsonObject] = []
     for kind in KINDS:
         row: dict[str, Any] = {"kind": kind, "samples": []}
         for side, (questions, texts, evidence) in sides.items():
@@ -333,7 +333,7 @@ def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str],
                 judged = {"right": answer.right, "well_formed": answer.well_formed}
                 row["samples"].append({**said, "trained": side == "trained", **judged})
         if row["samples"]:
-            rows.append(row)  # type: ignore[arg-type]
+            rows.append(row)
     return rows
 
 

@@ -7,20 +7,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from klype.examine.caching_source import WATTS_PER_CORE, Energy
+from klype.examine.caching_source import WATTS_PER_CORE, Energy, Meters
 from klype.examine.evidence import Evidence
-from klype.examine.examination import Meters
 from klype.examine.examination_report import reliability
 from klype.examine.measures import in_runs, measure
-from klype.examine.run_figures import (
-    AnswerFacts,
-    CurveFacts,
-    Facts,
-    FigureFacts,
-    QuestionFacts,
-    StageName,
-    token_facts,
-)
+from klype.examine.run_figures import Facts, FigureFacts, JsonObject, StageName, token_facts
 from klype.examine.survival import survival_of
 from klype.jsons import steps
 from klype.model import checkpoint
@@ -120,9 +111,9 @@ def gather(run: RunContext) -> Facts:
     return facts  # type: ignore[return-value]
 
 
-def curves(run: RunContext) -> list[CurveFacts]:
+def curves(run: RunContext) -> list[JsonObject]:
     """The loss (and reward) of every stage, thinned to a few hundred points."""
-    out: list[CurveFacts] = []
+    out: list[JsonObject] = []
     for stage in STAGES:
         file = run.folder / stage / "metrics.jsonl"
         lines = list(steps(file.read_bytes().splitlines())) if file.exists() else []
@@ -143,11 +134,11 @@ def curves(run: RunContext) -> list[CurveFacts]:
     return out
 
 
-def side_by_side(run: RunContext) -> list[QuestionFacts]:
+def side_by_side(run: RunContext) -> list[JsonObject]:
     """A few held-out questions with the answer of each model, token by token with its probability."""
     questions = run.task.held_out[:SIDE_BY_SIDE]
     asking = AnswerSettings(run.recipe.examine.temperature)
-    answers: dict[StageName, list[AnswerFacts]] = {}
+    answers: dict[StageName, list[JsonObject]] = {}
     for name, stage in MODELS.items():
         if run.record.content["figures"].get(name):
             groups = draw_answers(run.task, run.model(stage), questions, asking)
@@ -167,7 +158,7 @@ def _text(task: Task, trace: Trace) -> str:
     return task.chat.tokenizer.decode_answer(trace.tokens)
 
 
-def _answer(run: RunContext, question: Question, trace: Trace) -> AnswerFacts:
+def _answer(run: RunContext, question: Question, trace: Trace) -> JsonObject:
     tokenizer = run.task.chat.tokenizer
     text = _text(run.task, trace)
     verdict = run.task.judge(question, text, trace.ended == "stop")

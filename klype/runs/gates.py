@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
-from klype.examine.run_figures import FewFacts, GateFacts, TextFacts
+from klype.examine.run_figures import JsonObject
 from klype.examine.say import Say
 from klype.model.transformer import Transformer
 from klype.runs.align_stage import Evaluation, best
@@ -33,11 +33,11 @@ KEPT = 0.90
 Status = Literal["passed", "within", "missed"]
 
 
-def gates(run: RunContext, yardsticks: TextFacts | None = None) -> tuple[list[GateFacts], list[FewFacts]]:
+def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[JsonObject], list[JsonObject]]:
     """The gates of what was learnt, never hidden, and what had too few cases to be one."""
     figures = run.record.content["figures"]
-    found: list[GateFacts] = []
-    few: list[FewFacts] = []
+    found: list[JsonObject] = []
+    few: list[JsonObject] = []
 
     def gate(name: str, figure: Figure, threshold: float, below: bool = False) -> None:
         if figure.value is not None and (figure.n < FEWEST or figure.low is None):
@@ -61,7 +61,7 @@ def gates(run: RunContext, yardsticks: TextFacts | None = None) -> tuple[list[Ga
     return found, few
 
 
-def time_gate(run: RunContext) -> GateFacts:
+def time_gate(run: RunContext) -> JsonObject:
     """Whether the run kept to its minutes, by a clock that has been stopped."""
     took = round(run.record.elapsed, 2)
     return _row("seconds", Figure(took, took, took, 1, "s"), 1.15 * 60 * (run.options.minutes or 5), below=True)
@@ -125,11 +125,11 @@ def against_aligning(run: RunContext) -> dict[str, str] | None:
     return {lang: words(lang, "align")("like_chance" if people else "too_weak", **shown[lang]) for lang in LANGUAGES}
 
 
-def _row(name: str, figure: Figure, threshold: float, below: bool) -> GateFacts:
+def _row(name: str, figure: Figure, threshold: float, below: bool) -> JsonObject:
     found = status(figure, threshold, below)
     row: dict[str, Any] = {"name": name, **{key: getattr(figure, key) for key in ("value", "low", "high", "n")}}
     row |= {"threshold": threshold, "status": found, "passed": found == "passed", **({"below": True} if below else {})}
-    return row  # type: ignore[return-value]
+    return row
 
 
 def _less(yardstick: float, bits: Figure) -> Figure:

@@ -17,7 +17,7 @@ from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.text_tasks import language
 from klype.durable import hash_file
 from klype.errors import UsageError
-from klype.examine.run_figures import DataFacts, Text
+from klype.examine.run_figures import JsonObject, Text
 from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
 from klype.runs.options import InputOptions
 from klype.runs.recipe import DataSection
@@ -44,7 +44,7 @@ class Material:
     questions: list[Question]
     rankings: list[Ranking]
     dictionary: Dictionary | None
-    data: list[DataFacts]
+    data: list[JsonObject]
     notes: list[Text]
     share: float
     texts: Callable[[], Iterator[TextDocument]]
@@ -191,10 +191,10 @@ def _endings(file: Path, section: DataSection, bad: BadRows) -> Iterator[Questio
         yield Question(name, asked, answers=accepted, extra={"kind": "ending"})
 
 
-def _facts(file: Path, known: Mapping[str, str]) -> DataFacts:
+def _facts(file: Path, known: Mapping[str, str]) -> JsonObject:
     licence = find_data.licence_of(file)
     digest = known.get(os.path.abspath(file)) or hash_file(file)
-    facts: DataFacts = {"name": file.name, "sha256": digest, "bytes": file.stat().st_size}
+    facts: JsonObject = {"name": file.name, "sha256": digest, "bytes": file.stat().st_size}
     if licence.name:
         facts["licence"] = licence.name
     if licence.attribution:

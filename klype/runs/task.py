@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from klype.data.example_batches import STEPS, PoolSettings
-from klype.examine.caching_source import Shape
-from klype.examine.examination import Examined, Meters, draw, examine
+from klype.examine.caching_source import Meters, Shape
+from klype.examine.examination import Examined, draw, examine
 from klype.examine.examined_model import EvalTarget
-from klype.examine.run_figures import DataFacts, NextFacts, StageName, Text, TextFacts
+from klype.examine.run_figures import JsonObject, StageName, Text
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import Reader
 from klype.judge.judge import Judge as Judging
@@ -94,7 +94,7 @@ class Task(Protocol):
         """What the model knows of plain text: against the truth, or in bits per byte."""
         ...
 
-    def next_words(self, model: Transformer) -> list[NextFacts]:
+    def next_words(self, model: Transformer) -> list[JsonObject]:
         """The model's next-token probabilities after a few beginnings of text."""
         ...
 
@@ -102,10 +102,10 @@ class Task(Protocol):
         """Further questions of which it is told how many answers are right, by the name of that figure."""
         ...
 
-    def yardsticks(self) -> TextFacts | None:
+    def yardsticks(self) -> JsonObject | None:
         return None
 
-    def data(self) -> list[DataFacts]:
+    def data(self) -> list[JsonObject]:
         """What the run learns from: each source, with its licence where that is known."""
         ...
 
@@ -159,7 +159,7 @@ class AnswerSettings:
 
 
 def examine_model(
-    task: Task, model: Transformer, questions: Sequence[Question], asking: AnswerSettings, meters: Meters | None = None
+    task: Task, model: Transformer, questions: Sequence[Question], asking: AnswerSettings, meters: Meters = Meters()
 ) -> Examined:
     """The answers of a run's model through the chat template, with their verdicts and what they cost."""
     return examine(target_of(task, model, questions), asking.settings(task, len(questions)), meters=meters)

@@ -24,7 +24,7 @@ from klype.examine.evidence import Answered, Evidence
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
 from klype.examine.repetition import Index, copied
-from klype.examine.run_figures import AnswerFacts, NextFacts, NextTokenFacts, TemperatureFacts, TextFacts
+from klype.examine.run_figures import JsonObject
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ class TextMeasures:
         """Every word of the training text."""
         return words_of(document.text for document in self._train)
 
-    def yardsticks(self) -> TextFacts:
+    def yardsticks(self) -> JsonObject:
         """xz and a byte 5-gram on the very documents that the model was measured on."""
         held_out = "\n\n".join(d.text for d in self._measured).encode()
         train = "\n\n".join(d.text for d in self._train).encode()
@@ -112,14 +112,14 @@ class TextMeasures:
         text = self._held_out[place % len(self._held_out)].text
         return " " + " ".join(text.split(" ")[:words])
 
-    def next_words(self, model: Transformer) -> list[NextFacts]:
+    def next_words(self, model: Transformer) -> list[JsonObject]:
         """After the first words of three held-out texts."""
-        shown: list[NextFacts] = []
+        shown: list[JsonObject] = []
         for place in range(min(3, len(self._held_out))):
             start = self.beginning(BEGUN, place)
             prompt = self._prompt(start)
             q = Engine(model).next([prompt], top=8)[0]
-            tokens: list[NextTokenFacts] = [
+            tokens: list[JsonObject] = [
                 {"token": self._tokenizer.decode([int(i)]), "id": int(i), "p": float(math.exp(lp))}
                 for i, lp in zip(q.ids[:8], q.logp[:8], strict=True)
             ]
@@ -157,12 +157,12 @@ class TextMeasures:
 
     def temperatures(
         self, model: Transformer, temperatures: Sequence[float], is_word: Callable[[str], bool], seed: int
-    ) -> list[TemperatureFacts]:
+    ) -> list[JsonObject]:
         """Free writing after the same beginnings: how much it repeats, and how many of its words are words."""
         places = range(min(HOT_PLACES, len(self._held_out)))
         prompts = [self._prompt(self.beginning(BEGUN, place)) for place in places]
         engine = Engine(model, decode_bytes=self._tokenizer.token_bytes)
-        rows: list[TemperatureFacts] = []
+        rows: list[JsonObject] = []
         for temperature in temperatures:
             sampling, ends = Sampling(temperature=temperature), self._tokenizer.ends
             requests = [
@@ -182,7 +182,7 @@ class TextMeasures:
             rows.append({"temperature": temperature, "figures": shown, "samples": samples})
         return rows
 
-    def _written(self, trace: Trace) -> AnswerFacts:
+    def _written(self, trace: Trace) -> JsonObject:
         decode, steps = self._tokenizer.decode, [s for s in trace.steps if s.token not in self._tokenizer.ends]
         return {
             "text": self._tokenizer.decode_answer(trace.tokens),

@@ -19,7 +19,7 @@ from klype.data.seeds import mix
 from klype.data.text_tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.examine.run_figures import DataFacts, NextFacts, StageName, TemperatureFacts, Text, TextFacts
+from klype.examine.run_figures import JsonObject, StageName, Text
 from klype.judge.rule_judge import RuleJudge
 from klype.judge.text import normalise
 from klype.model.transformer import Transformer
@@ -247,10 +247,10 @@ class TextTask(Task):
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
         return {"bits_per_byte": self.measures.bits_per_byte(model, few)}
 
-    def next_words(self, model: Transformer) -> list[NextFacts]:
+    def next_words(self, model: Transformer) -> list[JsonObject]:
         return self.measures.next_words(model)
 
-    def temperatures(self, model: Transformer) -> list[TemperatureFacts]:
+    def temperatures(self, model: Transformer) -> list[JsonObject]:
         """Words are those of the training text and the dictionary, and their compounds."""
         is_word = self.exam.well_formed.is_word if self.exam else WellFormed(self.measures.vocabulary(), {}).is_word
         return self.measures.temperatures(model, self.recipe.examine.temperatures, is_word, self.seed % 2**20)
@@ -259,10 +259,10 @@ class TextTask(Task):
         """With a dictionary: words that were learnt from. Before fine-tuning no model knows how to answer."""
         return {"right_trained": self.exam.trained} if self.exam is not None and model != "base" else {}
 
-    def yardsticks(self) -> TextFacts | None:
+    def yardsticks(self) -> JsonObject | None:
         return self.measures.yardsticks()
 
-    def data(self) -> list[DataFacts]:
+    def data(self) -> list[JsonObject]:
         return self._material.data
 
     @property

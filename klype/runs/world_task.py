@@ -16,7 +16,7 @@ from klype.data.example_batches import BLOCK, STEPS, Example
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.examine.intervals import mean_by_question
-from klype.examine.run_figures import DataFacts, NextFacts, NextTokenFacts, StageName
+from klype.examine.run_figures import JsonObject, StageName
 from klype.examine.truth import Read, Reader, point, s_and_kl
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
@@ -185,9 +185,9 @@ class WorldTask(Task):
         right = [float(bool(self.world.judge(q, text).right)) for (_, q), text in zip(asked, said, strict=True)]
         return mean_by_question(right, [str(i) for i in range(len(right))], "share", self.judge_name)
 
-    def next_words(self, model: Transformer) -> list[NextFacts]:
+    def next_words(self, model: Transformer) -> list[JsonObject]:
         """The article's example and an English one: the model's bars next to the truth's."""
-        out: list[NextFacts] = []
+        out: list[JsonObject] = []
         for text in SHOWN:
             words: Filter = self.world.filter()
             tokens = [self.chat.tokenizer.begin]
@@ -198,7 +198,7 @@ class WorldTask(Task):
             q = Engine(model).next([tokens])[0]
             compared = point(truth, q)
             assert compared.kl is not None
-            shown: list[NextTokenFacts] = []
+            shown: list[JsonObject] = []
             for token in dict.fromkeys([*q.ids[:6].tolist(), *sorted(truth, key=lambda t: -truth[t])[:8]]):
                 p = q.p(int(token))
                 assert p is not None
@@ -221,7 +221,7 @@ class WorldTask(Task):
         """About what is always true, which the text has told often."""
         return {"right_fixed": self.held_out_fixed}
 
-    def data(self) -> list[DataFacts]:
+    def data(self) -> list[JsonObject]:
         return [
             {
                 "name": f"klype's demo world ({len(self.world.words)} words)",

@@ -15,9 +15,9 @@ from typing import Any
 from nicegui import ui
 
 from klype.examine.answer_pictures import pictures
-from klype.examine.charts import Group, Option, Picture, axis, formula_curves, whisker_picture
-from klype.examine.examination_report import key as temperature_key
-from klype.examine.examination_report import measured, verdict
+from klype.examine.charts import Option, Picture, axis, formula_curves, whisker_panels
+from klype.examine.examination_report import verdict
+from klype.examine.html import measures_of
 from klype.examine.measures import KNOWN
 from klype.examine.say import Say
 from klype.jsons import saved
@@ -191,7 +191,7 @@ class DivergencePage(WorkPart):
             for one in (*(found[name] for name in SHOWN if name in found), *([greedy] if greedy.panels else [])):
                 el.picture(self.visit, one, lambda one=one: one.rows)  # type: ignore[misc]
             titles = {}
-            for name in measured(document):  # a row each, a column a temperature
+            for name in measures_of([*document["figures"].values()]):  # a row each, a column a temperature
                 title, unit = self.say.measure(name), self.say.unit(KNOWN[name].unit)
                 titles[name] = title if unit.lower() in title.lower() else f"{title} ({unit})"
             columns, label = document["figures"], self.say("exam.figures")
@@ -206,12 +206,11 @@ def greedy_picture(figures: Mapping[str, Any], w: Words, say: Say) -> Picture:
     groups = []
     names = {t: w("greedy") if t == "0" else f"τ = {say.plain(float(t))}" for t in figures}
     colours = dict(zip(figures, COLOURS * 4, strict=False))
-    for name in COMPARED if temperature_key(0.0) in figures else ():
+    for name in COMPARED if "0" in figures else ():
         rows = [(names[t], row[name], colours[t]) for t, row in figures.items() if el.known(row.get(name))]
         if len(rows) > 1:
-            groups.append(Group(say.measure(name), name, axis(percent=True, min=0, max=1), rows))
-    made = Picture("greedy", w("greedy_title"), w("how_greedy"))
-    return whisker_picture(made, groups, "axis.temperature", say)
+            groups.append((say.measure(name), name, axis(percent=True, min=0, max=1), rows))
+    return Picture("greedy", w("greedy_title"), w("how_greedy"), *whisker_panels(groups, "axis.temperature", say))
 
 
 def clean(s: float, words: int) -> float:
