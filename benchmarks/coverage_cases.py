@@ -13,7 +13,7 @@ from benchmarks.coverage_toys import Array, Case, Rng, Told, Toy, of_values, one
 from klype.answers.forks import strength
 from klype.examine.calibration import TEMPERATURES, best_temperature, calibration_error, rejection_ratio
 from klype.examine.estimators import verdict
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import Evidence, JudgedAnswer
 from klype.examine.intervals import ratio_of_means
 from klype.examine.repetition import good_turing
 from klype.examine.survival import survival, weibull_shape
@@ -76,7 +76,7 @@ def _survived(rng: Rng, hazard: Array, end: float, samples: int, k: list[float],
 NOBODY = Figure(None, why="nobody was at risk")
 
 
-def _answers(rng: Rng, hazard_MT: Array, end: float, samples: int) -> list[Answered]:
+def _answers(rng: Rng, hazard_MT: Array, end: float, samples: int) -> list[JudgedAnswer]:
     """Answers that err by these hazards, end right with ``end`` from the third word on, or reach the limit."""
     questions, length = hazard_MT.shape
     shape = (questions, samples, length)
@@ -86,10 +86,10 @@ def _answers(rng: Rng, hazard_MT: Array, end: float, samples: int) -> list[Answe
     for m in range(questions):
         for erred, over in zip(wrong[m].tolist(), ended[m].tolist(), strict=True):
             if erred <= min(over, length):
-                out.append(Answered(str(m), ("w",) * erred, "length", first_error=erred))
+                out.append(JudgedAnswer(str(m), ("w",) * erred, "length", first_error=erred))
             else:  # the end is a word, too
                 out.append(
-                    Answered(str(m), ("w",) * (min(over, length + 1) - 1), "stop" if over <= length else "length")
+                    JudgedAnswer(str(m), ("w",) * (min(over, length + 1) - 1), "stop" if over <= length else "length")
                 )
     return out
 
@@ -160,7 +160,7 @@ def _others() -> list[Case]:
             right = np.where(undecided | wrongly, not favours, rng.random((n, 3)) < _rest(favours))
             said = np.where(wrongly, favours, right)
             answers = [
-                Answered(str(q), ("a",), "stop", right=None if undecided[q, i] else bool(said[q, i]))
+                JudgedAnswer(str(q), ("a",), "stop", right=None if undecided[q, i] else bool(said[q, i]))
                 for q in range(n)
                 for i in range(3)
             ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from klype.examine.error_feedback import InterventionOutcome, effect, outcomes
-from klype.examine.interventions import ARMS, Arm, Asked, FeedbackSettings, Intervention, interventions
+from klype.examine.interventions import ARMS, Arm, FeedbackSettings, Intervention, Query, interventions
 from klype.examine.truth import Reader
 from klype.sources.source import NativeSource
 from tests.toy_sources import table_source
@@ -36,8 +36,8 @@ def chain(a: float, b: float, end: float = 0.0) -> NativeSource:
     return table_source(np.array([[1, 0, 0], [end, going * (1 - b), going * b], [end, going * (1 - a), going * a]]))[0]
 
 
-def asked(n: int) -> list[Asked]:
-    return [Asked(f"q{i}", (OK,), Reader(Always)) for i in range(n)]
+def asked(n: int) -> list[Query]:
+    return [Query(f"q{i}", (OK,), Reader(Always)) for i in range(n)]
 
 
 def test_the_two_state_chain_gives_its_closed_form() -> None:
@@ -99,7 +99,7 @@ def test_the_forced_tokens_are_wrong_right_and_near_and_never_the_end() -> None:
         def next(self) -> dict[int, float]:
             return {OK: 0.4, 2: 0.4, END: 0.2}
 
-    questions = [Asked(f"q{i}", (OK,), Reader(Two)) for i in range(60)]
+    questions = [Query(f"q{i}", (OK,), Reader(Two)) for i in range(60)]
     forced = interventions(source, questions, FeedbackSettings(positions=1), lambda t: True)
     assert len(forced) == 60
     assert {intervention.tokens[0] for intervention in forced} == {3, 4}

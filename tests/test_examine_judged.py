@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.data.readers import BadRows
-from klype.examine.error_feedback import Replaced
+from klype.examine.error_feedback import WordSwap
 from klype.examine.estimators import WITHHELD
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import Evidence, JudgedAnswer
 from klype.examine.examined_model import ErrorRates
 from klype.examine.measures import measure
 from klype.examine.say import Say
@@ -33,10 +33,10 @@ def errors(rate: float | None) -> ErrorRates:
     return {"right": known, "same": known}
 
 
-def answered(rights: list[bool | None], meanings: list[int] | None = None, asked: bool = True) -> list[Answered]:
+def answered(rights: list[bool | None], meanings: list[int] | None = None, asked: bool = True) -> list[JudgedAnswer]:
     """One question's answers, each in words of its own."""
     return [
-        Answered("q", (f"word{i}",), "stop", right=right, meaning=meanings[i] if meanings else i, asked=asked,
+        JudgedAnswer("q", (f"word{i}",), "stop", right=right, meaning=meanings[i] if meanings else i, asked=asked,
                  drawn_logp=-2.0 - i, entropy=2.0 + i, joules=1.0, tokens=2)
         for i, right in enumerate(rights)
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def test_what_has_no_reference_is_neither_decided_nor_undecided() -> None:
 def test_a_judge_that_errs_in_one_of_ten_or_more_bounds_or_withholds_every_figure() -> None:
     """Every measure that rests on it has its error rate, and bounds or no value; an exact one needs neither."""
     answers = answered([i % 3 > 0 for i in range(30)], [i % 2 for i in range(30)])
-    rest = more_evidence() | {"replaced": [Replaced("q", 0.5, 0.5, 0.25), Replaced("r", 1.0, 0.5)]}
+    rest = more_evidence() | {"replaced": [WordSwap("q", 0.5, 0.5, 0.25), WordSwap("r", 1.0, 0.5)]}
     found = measure(Evidence(answers, judge="a judge", errors=errors(0.11), **rest))
     judged = {name: figure.json() for name, figure in found.items() if figure.judge == "a judge"}
     assert judged.keys() >= {"right", "same_meaning", "meaning_entropy", "tree_entropy", "feedback_meaning", "fork",

@@ -13,10 +13,10 @@ from klype.examine.evidence import Evidence
 from klype.examine.examination_report import pairs
 from klype.examine.interventions import (
     AS_RARE,
-    Asked,
     FeedbackSettings,
     Intervention,
     MatchedSearch,
+    Query,
     find_matched,
     interventions,
 )
@@ -48,8 +48,8 @@ def rarity_alone() -> NativeSource:
     return table_source(np.array([[1, 0, 0, 0, 0], after_likely, after_likely, after_rare, after_rare]))[0]
 
 
-def questions(n: int, first: int = 0) -> list[Asked]:
-    return [Asked(f"q{first + i}", (START,), Reader(Open)) for i in range(n)]
+def questions(n: int, first: int = 0) -> list[Query]:
+    return [Query(f"q{first + i}", (START,), Reader(Open)) for i in range(n)]
 
 
 def test_rarity_is_not_taken_for_wrongness() -> None:
@@ -104,7 +104,7 @@ def test_where_nothing_is_as_rare_all_are_dropped_and_nothing_is_said() -> None:
 def test_the_search_ends_when_there_are_enough() -> None:
     asked: list[int] = []
 
-    def ask(round_: int) -> list[Asked]:
+    def ask(round_: int) -> list[Query]:
         asked.append(round_)
         return questions(50, 50 * round_)
 
@@ -126,7 +126,7 @@ def test_errors_by_edits_are_counted_beside_errors_word_by_word() -> None:
         def next(self) -> dict[int, float]:
             return {LIKELY: 0.5, RARE: 0.3, WRONG: 0.2}
 
-    asked = [Asked(f"q{i}", (START,), Reader(Open), Reader(All)) for i in range(40)]
+    asked = [Query(f"q{i}", (START,), Reader(Open), Reader(All)) for i in range(40)]
     settings = FeedbackSettings(distances=3)
     found = find_matched(rarity_alone(), lambda round_: asked, MatchedSearch(1.0, rounds=1, limit=3), lambda t: True)
     shown = effect(outcomes(rarity_alone(), asked, found.found, settings))

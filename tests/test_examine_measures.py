@@ -14,14 +14,14 @@ from klype.answers.forks import Forks
 from klype.answers.tree import Tree, TreeAnswer, TreeSettings
 from klype.examine.caching_source import Shape, answer_bytes, answer_flops
 from klype.examine.calibration import TEMPERATURES, bins, calibration_error
-from klype.examine.error_feedback import InterventionOutcome, Replaced
-from klype.examine.evidence import Answered, ByQuestion, Evidence, Told
+from klype.examine.error_feedback import InterventionOutcome, WordSwap
+from klype.examine.evidence import ByQuestion, Evidence, Forecast, JudgedAnswer
 from klype.examine.interventions import Intervention
 from klype.examine.measures import MEASURES, OF_RUNS, measure
 from klype.examine.repetition import agreement, distinct, loop, repeated
 from klype.examine.say import Say
 from klype.examine.survival import AT_RISK, CLEAN, ENDED, ERRED, hazards, survival
-from klype.examine.truth import Read, divergence, point, s_and_kl, s_corpus
+from klype.examine.truth import DocumentTruth, divergence, point, s_and_kl, s_corpus
 from klype.values import Distribution, Figure
 from klype.words import LANGUAGES
 
@@ -94,7 +94,7 @@ def test_sum_of_kl_over_a_chain_is_the_kl_of_its_sequences() -> None:
     assert 2 * divergence(points, "kl").value == pytest.approx(exact)
     assert s_corpus(points).value == pytest.approx(1)
     # the same of all tokens at a time, where a second, impossible word takes a part of q
-    whole = [Read.of([9, a, 0], [truth(p1), truth(p2[a])], 1) for a in [0] * 30 + [1] * 70]
+    whole = [DocumentTruth.of([9, a, 0], [truth(p1), truth(p2[a])], 1) for a in [0] * 30 + [1] * 70]
     logp = [np.log([[*q1, 0.0001], [*q2[a], 0.25]]) - np.log([[1.0001], [1.25]]) for a in [0] * 30 + [1] * 70]
     flat = s_and_kl(whole, logp)
     assert flat["kl"].value == pytest.approx(exact + math.log(1.0001) + math.log(1.25))
@@ -111,8 +111,8 @@ def test_what_a_partial_or_impossible_distribution_leaves_undefined_says_why() -
     assert divergence(infinite, "jensen_shannon").value == pytest.approx(by_hand)
 
 
-def answered(question: str, said: int, ended: str, error: int | None = None, **more: object) -> Answered:
-    return Answered(question, ("w",) * said, ended, first_error=error, **more)  # type: ignore[arg-type]
+def answered(question: str, said: int, ended: str, error: int | None = None, **more: object) -> JudgedAnswer:
+    return JudgedAnswer(question, ("w",) * said, ended, first_error=error, **more)  # type: ignore[arg-type]
 
 
 chains = st.lists(
@@ -184,7 +184,7 @@ def test_questions_that_differ_bend_the_curve_up_and_positions_that_differ_down(
     assert [figure.value for figure in positions.difference] == pytest.approx([0] * 20, abs=1e-9)
 
 
-def simulate(rng: np.random.Generator, question: str, errors: list[float]) -> Answered:
+def simulate(rng: np.random.Generator, question: str, errors: list[float]) -> JudgedAnswer:
     hit = next((t for t, e in enumerate(errors, 1) if rng.random() < e), None)
     s = tuple(1 - e for e in errors[: hit or len(errors)])
     return dataclasses.replace(answered(question, hit or len(errors), "length", hit), s=s)
@@ -275,7 +275,7 @@ def test_bytes_add_up_pass_by_pass(prompt: int, answer: int) -> None:
 
 @pytest.mark.parametrize(("text", "share"), [("a b c d", 0), ("a b a b a b", 4 / 6), ("x y y y y", 3 / 5)])
 def test_a_loop_is_what_only_repeats_the_words_before(text: str, share: float) -> None:
-    said = Evidence([Answered(q, tuple(text.split()), "length") for q in "ab"])
+    said = Evidence([JudgedAnswer(q, tuple(text.split()), "length") for q in "ab"])
     assert measure(said)["loops"].value == pytest.approx(share)
 
 
@@ -284,7 +284,7 @@ def test_a_loop_is_what_only_repeats_the_words_before(text: str, share: float) -
 def test_every_measure_is_left_out_or_has_a_value_inside_its_interval(samples: int) -> None:
     """A full evidence has them all; an empty one has none; each is explained in every language."""
     answers = [
-        Answered(
+        JudgedAnswer(
             f"q{i}", tuple(f"the dog drank {i} of {j}".split()), "stop", right=(i + j) % 3 > 0, word_for_word=i % 2 > 0,
             polite=True, concise=j > 0, score=float(i), s=(0.9,) * 7, passes=7, tokens=7, flops=7e6, bytes_moved=3e6,
             seconds=0.1, joules=0.5, meaning=j % 2, entropy=1.0 + j, drawn_logp=-4.0 - i - j, copied=0.1,
@@ -319,8 +319,8 @@ def more_evidence() -> dict[str, Any]:
     forks = [Forks("a", (), (0.5, None), i % 4 if i % 3 else None, 0.01, (), None, 8) for i in range(12)]
     scale = np.log(np.array(TEMPERATURES)) ** 2
     sums = [ByQuestion(2.0 + i, 1.0 + i, tuple((scale * (1 + i)).tolist())) for i in range(9)]
-    other = [Replaced(str(i), 0.9, i / 20) for i in range(9)]
-    told = [Told(0.1 * (i % 10), float(i % 2), f"q{i % 9}") for i in range(90)]
+    other = [WordSwap(str(i), 0.9, i / 20) for i in range(9)]
+    told = [Forecast(0.1 * (i % 10), float(i % 2), f"q{i % 9}") for i in range(90)]
     return {"told": told, "sums": sums, "outcomes": after, "trees": [tree], "forks": forks, "replaced": other}
 
 
@@ -333,7 +333,7 @@ def test_every_measure_is_explained_in_both_languages() -> None:
 
 
 def test_energy_of_no_right_answer_is_a_bound() -> None:
-    wrong = [Answered(str(i), ("x",), "stop", right=False, joules=2.0) for i in range(10)]
+    wrong = [JudgedAnswer(str(i), ("x",), "stop", right=False, joules=2.0) for i in range(10)]
     figure = measure(Evidence(wrong)).get("joules_per_right")
     assert figure is not None
     assert "at least" in figure.why
@@ -344,11 +344,11 @@ def test_energy_of_no_right_answer_is_a_bound() -> None:
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_who_speaks_as_the_language_does_repeats_no_more_than_it(repeats: int) -> None:
     language = {f"q{i}": ("a", "b", "c", "d", str(i)) * repeats for i in range(5)}
-    same = [Answered(question, words, "stop") for question, words in language.items()]
+    same = [JudgedAnswer(question, words, "stop") for question, words in language.items()]
     figure = measure(Evidence(same, language=language))["repetition_beyond"]
     assert figure.value == 0
     assert (figure.low or 0) <= 0 <= (figure.high or 0)
-    loops = [Answered(question, ("a",) * 8, "stop") for question in language]
+    loops = [JudgedAnswer(question, ("a",) * 8, "stop") for question in language]
     own = {1: 0.0, 3: 1 - 5 / 12}[repeats]
     found = measure(Evidence(loops, language=language))["repetition_beyond"].value
     assert found == pytest.approx(1 - 1 / 5 - own)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.rulings import RULED, WORLDS, World, run
 from benchmarks.rulings import texts as table_of
-from klype.examine.evidence import Answered
+from klype.examine.evidence import JudgedAnswer
 from klype.examine.hypothesis_tests import (
     ALPHA,
     LEFT,
@@ -124,9 +124,9 @@ def test_z_is_taken_from_the_side_that_faces_the_bound() -> None:
 def test_on_equal_beginnings_both_hazards_are_the_same_and_the_rest_stand_for_those_that_erred() -> None:
     """One text in two errs half of the time at word 1, the other never: at word 2 the survivors are a third of it, the
     beginnings half."""
-    hard = [Answered(f"h{i}", ("w",) * 2, "length", s=(0.5, 0.5)) for i in range(10)]
-    gone = [Answered(f"g{i}", ("w",), "length", first_error=1, s=(0.5,)) for i in range(10)]
-    easy = [Answered(f"e{i}", ("w",) * 2, "length", s=(1.0, 1.0)) for i in range(20)]
+    hard = [JudgedAnswer(f"h{i}", ("w",) * 2, "length", s=(0.5, 0.5)) for i in range(10)]
+    gone = [JudgedAnswer(f"g{i}", ("w",), "length", first_error=1, s=(0.5,)) for i in range(10)]
+    easy = [JudgedAnswer(f"e{i}", ("w",) * 2, "length", s=(1.0, 1.0)) for i in range(20)]
     total = hazards([*hard, *gone, *easy]).sum(axis=0)
     assert total[1, ERRED] / total[1, 0] == pytest.approx(0.5 / 3)
     assert total[1, WEIGHED] / total[1, 4] == pytest.approx(0.25)
@@ -136,14 +136,14 @@ def test_on_equal_beginnings_both_hazards_are_the_same_and_the_rest_stand_for_th
 
 
 def test_where_s_is_not_known_there_is_no_reference() -> None:
-    answers = [Answered(f"q{i}", ("w",) * 3, "length", first_error=3 if i % 2 else None) for i in range(40)]
+    answers = [JudgedAnswer(f"q{i}", ("w",) * 3, "length", first_error=3 if i % 2 else None) for i in range(40)]
     found = survival(answers)
     assert {figure.why for figure in (*found.by_position, *found.difference)} == {"S is not known"}
     assert found.independent[0].value is not None
 
 
 def test_too_few_texts_are_not_tested() -> None:
-    answers = [Answered(f"q{i}", ("w",) * 9, "length", s=(0.9,) * 9) for i in range(20)]
+    answers = [JudgedAnswer(f"q{i}", ("w",) * 9, "length", s=(0.9,) * 9) for i in range(20)]
     table = hazards(answers)
     assert last_position(table) == 0
     assert constant_hazard(table) is None

@@ -18,7 +18,7 @@ from klype.examine.calibration import (
     rejection_ratio,
     risk_coverage,
 )
-from klype.examine.evidence import Answered, ByQuestion, Evidence
+from klype.examine.evidence import ByQuestion, Evidence, JudgedAnswer
 from klype.examine.intervals import mean_by_question
 from klype.examine.measures import measure
 from klype.examine.repetition import Index, agreement, chao_shen, common_prefix, copied, good_turing, unseen_known
@@ -31,16 +31,16 @@ def whole(p: np.ndarray) -> Distribution:
     return Distribution(order, np.log(p[order]))
 
 
-def hazard(rng: np.random.Generator, question: str, errors: list[float]) -> Answered:
+def hazard(rng: np.random.Generator, question: str, errors: list[float]) -> JudgedAnswer:
     hit = next((t for t, e in enumerate(errors, 1) if rng.random() < e), None)
-    return Answered(question, ("w",) * (hit or len(errors)), "length", first_error=hit)
+    return JudgedAnswer(question, ("w",) * (hit or len(errors)), "length", first_error=hit)
 
 
 # independence
 
 
 def test_an_equal_hazard_has_shape_one_and_no_difference() -> None:
-    answers = [Answered(f"q{i}", ("w",) * 9, "length", s=(0.9,) * 9) for i in range(50)]
+    answers = [JudgedAnswer(f"q{i}", ("w",) * 9, "length", s=(0.9,) * 9) for i in range(50)]
     figure = weibull_shape(answers)
     assert figure.value == pytest.approx(1, abs=0.01)
     assert measure(Evidence(answers))["independence"].value == pytest.approx(0, abs=1e-9)
@@ -51,7 +51,7 @@ def test_the_shape_of_a_weibull_hazard_is_found(k: float) -> None:
     """Exact hazards of a discrete Weibull give its shape back."""
     t = np.arange(1, 13)
     h = 1 - np.exp(-(0.05**k) * (t**k - (t - 1) ** k))
-    answers = [Answered(f"q{i}", ("w",) * 12, "length", s=tuple((1 - h).tolist())) for i in range(40)]
+    answers = [JudgedAnswer(f"q{i}", ("w",) * 12, "length", s=tuple((1 - h).tolist())) for i in range(40)]
     assert weibull_shape(answers).value == pytest.approx(k, rel=0.01)
 
 
@@ -63,7 +63,7 @@ def test_questions_that_differ_bend_the_shape_below_one() -> None:
 
 
 def test_without_errors_there_is_no_shape() -> None:
-    assert weibull_shape([Answered("q", ("w",) * 5, "stop")]).why == "too few errors"
+    assert weibull_shape([JudgedAnswer("q", ("w",) * 5, "stop")]).why == "too few errors"
 
 
 def test_the_shape_covers_the_truth() -> None:
@@ -110,7 +110,7 @@ def test_an_entropy_known_between_bounds_has_an_interval_that_holds_both_of_thei
     """From the lower bounds' interval to the upper ones'; where they have none, what is certain of these questions."""
     rng = np.random.default_rng(4)
     ends = [(float(low), float(low + gap)) for low, gap in zip(rng.gamma(4, 1, 40), rng.random(40), strict=True)]
-    answers = [Answered(f"q{i}", ("w",), "stop", entropy_bounds=both) for i, both in enumerate(ends)]
+    answers = [JudgedAnswer(f"q{i}", ("w",), "stop", entropy_bounds=both) for i, both in enumerate(ends)]
     found = measure(Evidence(answers))["answer_entropy"]
     low, high = (mean_by_question([both[i] for both in ends], range(40), "nats") for i in (0, 1))
     assert (found.low, found.value, found.high) == (low.low, pytest.approx((low.value + high.value) / 2), high.high)
@@ -140,7 +140,7 @@ def test_ten_draws_that_all_differ_do_not_show_that_all_is_unseen() -> None:
 
 
 def test_unseen_is_good_turings_where_probabilities_are_not_told() -> None:
-    said = [Answered(q, (w,), "stop") for q, words in (("a", "xxyz"), ("b", "xxxx")) for w in words]
+    said = [JudgedAnswer(q, (w,), "stop") for q, words in (("a", "xxyz"), ("b", "xxxx")) for w in words]
     assert measure(Evidence(said))["unseen"].value == pytest.approx((2 / 4 + 0 / 4) / 2)
     alone = measure(Evidence(said[:4]))["unseen"]
     assert alone.value == pytest.approx(2 / 4)
@@ -176,8 +176,12 @@ def test_duplicates_change_no_entropy_of_the_tree_kind() -> None:
     figures = [
         measure(
             Evidence(
-                [Answered("q", ("a",), "stop", meaning=m, drawn_logp=math.log(0.5)) for m in (1, 2) for _ in range(n)]
-                + [Answered("r", ("a",), "stop", meaning=1, drawn_logp=math.log(0.5)) for _ in range(n)]
+                [
+                    JudgedAnswer("q", ("a",), "stop", meaning=m, drawn_logp=math.log(0.5))
+                    for m in (1, 2)
+                    for _ in range(n)
+                ]
+                + [JudgedAnswer("r", ("a",), "stop", meaning=1, drawn_logp=math.log(0.5)) for _ in range(n)]
             )
         )
         for n in (1, 3)

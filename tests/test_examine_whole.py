@@ -17,7 +17,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.caching_source import Meters, Shape
 from klype.examine.compare import failed, parse
 from klype.examine.evidence import DistributionCache, answered, read_distributions
-from klype.examine.examination import Examined, examine, probe
+from klype.examine.exam import ExamResult, examine, probe
 from klype.examine.examination_report import document, verdict
 from klype.examine.examined_model import SHARE, EvalTarget, ExamSpeed, in_time, plan, within
 from klype.examine.say import Say
@@ -94,16 +94,16 @@ SETTINGS = ExamSettings(
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Examined:
+def honest(tmp_path_factory: pytest.TempPathFactory) -> ExamResult:
     return examine(examinee(TRUTH), SETTINGS, tmp_path_factory.mktemp("honest"))
 
 
 @pytest.fixture(scope="module")
-def erring(tmp_path_factory: pytest.TempPathFactory) -> Examined:
+def erring(tmp_path_factory: pytest.TempPathFactory) -> ExamResult:
     return examine(examinee(ERRING), SETTINGS, tmp_path_factory.mktemp("erring"))
 
 
-def test_the_truth_itself_has_no_error_no_divergence_and_the_most_honest_temperature(honest: Examined) -> None:
+def test_the_truth_itself_has_no_error_no_divergence_and_the_most_honest_temperature(honest: ExamResult) -> None:
     figures = document(honest)["figures"]["1"]
     assert figures["s"]["value"] == pytest.approx(1)
     assert figures["survival"]["value"] == pytest.approx(1)
@@ -113,7 +113,7 @@ def test_the_truth_itself_has_no_error_no_divergence_and_the_most_honest_tempera
     assert "feedback" not in figures  # nothing wrong could be forced
 
 
-def test_the_truth_beside_itself_has_the_least_log_score_and_whole_overlap(honest: Examined) -> None:
+def test_the_truth_beside_itself_has_the_least_log_score_and_whole_overlap(honest: ExamResult) -> None:
     figures = document(honest)["figures"]["1"]
     assert figures["kl"]["value"] == pytest.approx(0, abs=1e-5)
     assert figures["overlap"]["value"] == pytest.approx(1, abs=1e-5)
@@ -136,7 +136,7 @@ def test_energy_is_shared_out_by_passes_where_it_can_be_read(tmp_path: Path) -> 
     assert document(found)["time"]["figures"]["1"]["joules"]["value"] > 0
 
 
-def test_the_curve_of_risk_ends_at_the_share_wrong(erring: Examined) -> None:
+def test_the_curve_of_risk_ends_at_the_share_wrong(erring: ExamResult) -> None:
     made = document(erring)
     curve, right = made["selective"]["1"], made["figures"]["1"]["right"]["value"]
     assert curve[-1]["kept"] == 1
@@ -144,7 +144,7 @@ def test_the_curve_of_risk_ends_at_the_share_wrong(erring: Examined) -> None:
     assert [row["kept"] for row in curve] == sorted(row["kept"] for row in curve)
 
 
-def test_a_constant_error_survives_as_s_to_the_n(erring: Examined) -> None:
+def test_a_constant_error_survives_as_s_to_the_n(erring: ExamResult) -> None:
     made = document(erring)
     assert made["figures"]["1"]["s"]["value"] == pytest.approx(0.9, abs=1e-5)
     pairs = list(zip(made["would_survive"]["1"], made["independent"]["1"], strict=True))
@@ -180,7 +180,7 @@ def test_products_of_s_over_right_answers_are_the_probability_of_no_error() -> N
         assert products == pytest.approx(no_error)
 
 
-def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: Examined) -> None:
+def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: ExamResult) -> None:
     reader = Reader(lambda: Chain(TRUTH, 1))
     for trace in [trace for group in erring.traces[1.0] for trace in group]:
         read = read_distributions(trace, DistributionCache(reader, 1.0), 4)
@@ -200,7 +200,7 @@ def test_however_near_to_0_a_temperature_is_it_is_like_0(temperature: float) -> 
     assert np.exp(distribution_bounds.whole_at(q, temperature).logp).tolist() == [1, 0, 0, 0]
 
 
-def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: Examined) -> None:
+def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: ExamResult) -> None:
     asked: list[tuple[str, bool]] = []
 
     def judge(question: Question, text: str, finished: bool) -> Verdict:
@@ -218,14 +218,14 @@ def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: Examin
     assert together == alone
 
 
-def test_the_trees_hold_the_enumeration(erring: Examined) -> None:
+def test_the_trees_hold_the_enumeration(erring: ExamResult) -> None:
     exact = {"".join(".abc"[t] for t in tokens): p for tokens, p in enumerate_answers(ERRING, 1, 8).items()}
     for tree in erring.trees:
         for answer in tree.answers:
             assert answer.low <= exact[answer.text] <= answer.high
 
 
-def test_after_an_answer_without_a_word_the_next_keeps_its_own_fork(erring: Examined) -> None:
+def test_after_an_answer_without_a_word_the_next_keeps_its_own_fork(erring: ExamResult) -> None:
     (first, *others), *rest = erring.traces[1.0]
     traces = [[replace(first, steps=()), *others], *rest]
     found = replace(erring, traces={**erring.traces, 1.0: traces}, forks=erring.forks[1:])
@@ -312,7 +312,7 @@ def test_the_probe_foretells_what_forks_draw(tmp_path: Path) -> None:
     assert planned / 1.5 < spent < planned * 1.5
 
 
-def test_conditions_read_measure_temperature_sign_and_number(honest: Examined) -> None:
+def test_conditions_read_measure_temperature_sign_and_number(honest: ExamResult) -> None:
     made = document(honest)
     assert str(parse(" right@0.70 <= 0.8 ")) == "right@0.7<=0.8"
     assert failed(parse("s<1.1"), made)

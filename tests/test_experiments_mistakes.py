@@ -16,8 +16,8 @@ from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.examine.error_feedback import effect, outcomes
-from klype.examine.interventions import Asked as Shocked
 from klype.examine.interventions import FeedbackSettings, interventions
+from klype.examine.interventions import Query as Shocked
 from klype.examine.say import Say
 from klype.examine.truth import Reader
 from klype.experiments.corpus import Corpus, WorldSource

@@ -233,7 +233,7 @@ def test_a_measure_of_a_run(place: Place) -> None:
     figures, page = place("""
 import torch
 from klype.examine.measures import in_runs, measure
-from klype.examine.report import render
+from klype.examine.run_report import render
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.recipe import read
@@ -288,7 +288,7 @@ def test_a_language(place: Place, pages: dict[str, str]) -> None:
     shown, refused, spoken, report = place("""
 from klype.environment import language
 from klype.errors import UsageError
-from klype.examine.report import render
+from klype.examine.run_report import render
 from tests.report_facts import text_facts
 try:
     klype("next", RUN, "Hvem?", "--lang", "xx")

@@ -13,7 +13,7 @@ from report_facts import dictionary_facts, hostile_facts, smallest_facts, text_f
 
 from klype.examine.answer_pictures import tree
 from klype.examine.html import Document, Section, render
-from klype.examine.report import write
+from klype.examine.run_report import write
 from klype.examine.say import Say
 from klype.words import LANGUAGES
 from scripts.chromium import CHROMIUM, QUIET

@@ -18,7 +18,7 @@ from report_facts import hostile_facts, smallest_facts, text_facts, world_facts
 
 from klype.cli.terminal import program
 from klype.errors import KlypeError, UsageError
-from klype.examine import answer_pictures, html, report
+from klype.examine import answer_pictures, html, run_report
 from klype.examine.charts import (
     DARK,
     LIGHT,
@@ -27,8 +27,8 @@ from klype.examine.charts import (
     echarts_script,
     step_of,
 )
-from klype.examine.report import render, write
 from klype.examine.run_figures import check, read
+from klype.examine.run_report import render, write
 from klype.examine.say import Say, visible
 from klype.examine.training_pictures import pictures, reward
 from klype.examine.verdict import verdict
@@ -479,7 +479,7 @@ def test_its_commands_can_be_typed_as_they_stand(called: str, address: str) -> N
     question = {"context": "Per kom.", "question": 'Hvor er "Per" ($HOME, `ls`)?', "answers": {}}
     facts = {**world_facts(), "address": address, "program": called, "questions": [question]}
     facts.pop("commands", None)
-    typed = [shlex.split(command) for command, _ in report.commands(facts, Say("en"))]  # type: ignore[arg-type]
+    typed = [shlex.split(command) for command, _ in run_report.commands(facts, Say("en"))]  # type: ignore[arg-type]
     assert all(words[0] == called and words[2] == address for words in typed)
     assert {words[1] for words in typed} == {"chat", "ask", "next", "tree", "examine", "studio"}
     assert {words[1]: words[3] for words in typed if words[1] in ("ask", "tree")} == dict.fromkeys(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from report_facts import dictionary_facts, text_facts, world_facts
 
-from klype.examine.report import render, write
 from klype.examine.run_figures import read, token_facts
+from klype.examine.run_report import render, write
 from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import caution, verdict

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from klype.data.readers import BadRows, TextDocument
 from klype.errors import KlypeError
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import Evidence, JudgedAnswer
 from klype.examine.measures import in_runs, measure
 from klype.runs.dictionary import (
     JUDGE,
@@ -167,7 +167,7 @@ def test_right_is_the_dictionarys_own_words() -> None:
 def answered(exam: DictionaryExam, *pairs: tuple[Question, str]) -> tuple[list[Question], list[str], Evidence]:
     """Finished answers with the verdicts of an exam, as an examination hands them on."""
     judged = [
-        Answered(
+        JudgedAnswer(
             str(i),
             tuple(text.split()),
             "stop",

@@ -27,7 +27,7 @@ from klype.examine.answer_pictures import pictures as examination_pictures
 from klype.examine.evidence import OTHER_MANNERS
 from klype.examine.examination_report import verdict as examination_verdict
 from klype.examine.hypothesis_tests import Outcome, rulings
-from klype.examine.report import energy, gate_row, too_few
+from klype.examine.run_report import energy, gate_row, too_few
 from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import verdict

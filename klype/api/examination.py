@@ -25,8 +25,8 @@ from klype.data.rows import questions_from, read_questions
 from klype.device import EnergyMeter
 from klype.errors import UsageError
 from klype.examine.caching_source import Meters, Shape
-from klype.examine.examination import Examined, Progress, probe
-from klype.examine.examination import examine as run_examination
+from klype.examine.exam import ExamResult, Progress, probe
+from klype.examine.exam import examine as run_examination
 from klype.examine.examination_report import document, render, verdict
 from klype.examine.examined_model import EvalTarget, ExamPlan, in_time, plan, within
 from klype.examine.interventions import Intervention
@@ -93,10 +93,10 @@ class Examination:
     """
 
     document: Row
-    found: Examined | None
+    found: ExamResult | None
 
     @staticmethod
-    def of(found: Examined) -> Examination:
+    def of(found: ExamResult) -> Examination:
         """What was measured, as figures and a document."""
         return Examination(document(found) | {"report": None}, found)
 
@@ -159,7 +159,7 @@ class Exam:
         folder: Path | None = None,
         progress: Progress = lambda part, done, of: None,
         given: Mapping[float, list[Intervention]] | None = None,
-    ) -> Examined:
+    ) -> ExamResult:
         """Asks the questions. In ``folder`` answers are kept as traces: those that are there already are not asked
         again. ``given``: the forced words of the model that this one is compared with."""
         with TemporaryDirectory(ignore_cleanup_errors=True) if folder is None else nullcontext(folder) as place:

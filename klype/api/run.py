@@ -17,8 +17,8 @@ from klype.api.results import Row, data_frame, figure_rows, figure_table, html_t
 from klype.config import make
 from klype.environment import cache_folder
 from klype.errors import KlypeError, UsageError
-from klype.examine.report import render
 from klype.examine.run_figures import read as read_facts
+from klype.examine.run_report import render
 from klype.jsons import steps
 from klype.preferences import formats
 from klype.preferences.annotators import taste

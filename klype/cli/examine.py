@@ -32,8 +32,8 @@ from klype.words import Words, count, number, percent, short, words
 from klype.words.plain import harmless
 
 if TYPE_CHECKING:
-    from klype.examine.evidence import Answered
-    from klype.examine.examination import Examined, Progress
+    from klype.examine.evidence import JudgedAnswer
+    from klype.examine.exam import ExamResult, Progress
     from klype.examine.examined_model import ExamPlan
     from klype.experiments.article import Writing
     from klype.sources.opening import Opened
@@ -110,7 +110,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     judge = asked.judge if asked.judge == "self" else open_judge(asked.judge, how=(asked.precision, asked.device))
     folder = asked.out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
     check_place(folder)
-    found: list[Examined] = []
+    found: list[ExamResult] = []
     documents: list[dict[str, Any]] = []
     for name, place in zip(models, apart(folder, models) if asked.compare else [folder], strict=True):
         with patiently(w("examine.planning", model=Path(name).name or name)):
@@ -193,7 +193,7 @@ def watched(terminal: Terminal) -> Iterator[Progress]:
         say.stage_end()
 
 
-def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) -> dict[str, Any]:
+def written(terminal: Terminal, found: ExamResult, folder: Path, parquet: bool) -> dict[str, Any]:
     """report.html, figures.json, and the answers as a table where it is asked for."""
     from klype.answers.trace_files import export_parquet
     from klype.api.examination import Examination
@@ -209,7 +209,7 @@ def written(terminal: Terminal, found: Examined, folder: Path, parquet: bool) ->
     return made
 
 
-def compared(terminal: Terminal, w: Words, found: list[Examined], folder: Path) -> dict[str, Any]:
+def compared(terminal: Terminal, w: Words, found: list[ExamResult], folder: Path) -> dict[str, Any]:
     from klype.examine.compare import compare
     from klype.examine.say import Say
 
@@ -300,7 +300,7 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
 
 def long_texts(
     terminal: Terminal, opened: Opened, writing: Writing, how: QuestionOptions
-) -> tuple[list[Answered], str]:
+) -> tuple[list[JudgedAnswer], str]:
     """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
     from klype.api.examination import spellings_of
     from klype.api.prompt_context import world_of

@@ -12,7 +12,7 @@ from klype.config import nearest
 from klype.errors import KlypeError, UsageError
 from klype.examine.estimators import by_question
 from klype.examine.evidence import Evidence
-from klype.examine.examination import Examined
+from klype.examine.exam import ExamResult
 from klype.examine.intervals import allowing, ends, mcnemar, paired
 from klype.examine.measures import MEASURES
 
@@ -20,7 +20,7 @@ SHARES = dict.fromkeys(("right", "word_for_word", "polite", "concise"), "differe
 PAIRED = {**SHARES, "score": "points", "tokens": "tokens", "entropy": "nats"}
 
 
-def compare(a: Examined, b: Examined) -> dict[str, Any]:
+def compare(a: ExamResult, b: ExamResult) -> dict[str, Any]:
     """By temperature and measure: b − a on the same questions; McNemar's exact p where each has one trial a question.
 
     Errors: no question or temperature in common.

@@ -24,7 +24,7 @@ import numpy as np
 
 from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.examine.intervals import Values, index_of, ratio_of_means
-from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, Asked, FeedbackSettings, Intervention, going_on
+from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, FeedbackSettings, Intervention, Query, going_on
 from klype.examine.truth import Reader, Tokens, at_temperature, mass
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Figure, Ints, Trace
@@ -59,7 +59,7 @@ class InterventionOutcome:
 
 
 def outcomes(
-    source: Source, asked: Sequence[Asked], forced: Sequence[Intervention], settings: FeedbackSettings
+    source: Source, asked: Sequence[Query], forced: Sequence[Intervention], settings: FeedbackSettings
 ) -> list[InterventionOutcome]:
     """What follows each intervention. ``forced`` may come from another model."""
     if not forced:
@@ -236,7 +236,7 @@ RightAnswer = tuple[str, Trace, Right]  # a question, an answer that was judged 
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
+class WordSwap:
     """One question: the share of right answers with its own word kept, and with another in its place;
     ``undecided``: the shares of those that could not be decided, added."""
 
@@ -248,7 +248,7 @@ class Replaced:
 
 def replaced(
     source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings, limit: int
-) -> list[Replaced]:
+) -> list[WordSwap]:
     """Answers without a position where another word is as rare, and those whose continuations cannot be decided, are
     left out."""
     kept = _replacements(source, right_answers, settings, limit)
@@ -268,7 +268,7 @@ def replaced(
             shares.append(sum(known) / len(known) if known else None)
             undecided += 1 - len(known) / len(said)
         if shares[0] is not None and shares[1] is not None:
-            out.append(Replaced(question, shares[0], shares[1], undecided))
+            out.append(WordSwap(question, shares[0], shares[1], undecided))
     return out
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from klype.examine import calibration as probabilities
 from klype.examine import intervals, repetition
 from klype.examine.error_feedback import Effect, effect
-from klype.examine.evidence import OTHER_MANNERS, Answered, Evidence
+from klype.examine.evidence import OTHER_MANNERS, Evidence, JudgedAnswer
 from klype.examine.intervals import Limits, allowing, ends, mean_by_question, paired
 from klype.examine.survival import survival, survival_of, weibull_shape
 from klype.examine.truth import divergence, s_corpus
@@ -41,7 +41,7 @@ NO_FIGURE = Figure(None, why=NOTHING)
 
 def per_answer(
     evidence: Evidence,
-    value: Callable[[Answered], float | None],
+    value: Callable[[JudgedAnswer], float | None],
     unit: str,
     judge: str = "",
     within: Limits | None = None,
@@ -57,15 +57,15 @@ def mean_of(name: str, unit: str, evidence: Evidence) -> Figure:
 
 
 def per_question(
-    evidence: Evidence, function: Callable[[list[Answered]], float | None], unit: str, judge: str = ""
+    evidence: Evidence, function: Callable[[list[JudgedAnswer]], float | None], unit: str, judge: str = ""
 ) -> Figure:
     """The mean of a number per question, from all of its answers."""
     values = {q: value for q, answers in by_question(evidence).items() if (value := function(answers)) is not None}
     return mean_by_question(list(values.values()), list(values), unit, judge)
 
 
-def by_question(evidence: Evidence) -> dict[str, list[Answered]]:
-    groups: dict[str, list[Answered]] = {}
+def by_question(evidence: Evidence) -> dict[str, list[JudgedAnswer]]:
+    groups: dict[str, list[JudgedAnswer]] = {}
     for answer in evidence.answers:
         groups.setdefault(answer.question, []).append(answer)
     return groups
@@ -79,7 +79,7 @@ def over_texts(function: Callable[[list[tuple[str, ...]]], float | None], unit: 
 def over_meanings(function: Callable[[list[Hashable]], float | None], unit: str, evidence: Evidence) -> Figure:
     """The same from what they mean, of the questions all of whose answers have a meaning."""
 
-    def found(answers: list[Answered]) -> float | None:
+    def found(answers: list[JudgedAnswer]) -> float | None:
         meanings = [answer.meaning for answer in answers]
         return None if None in meanings else function(meanings)
 
@@ -237,7 +237,7 @@ def unseen(evidence: Evidence) -> Figure:
     if len({a.question for a in evidence.answers}) == 1 and any(a.drawn_logp is None for a in evidence.answers):
         return repetition.good_turing([(a.words, a.ended) for a in evidence.answers])
 
-    def left(answers: list[Answered]) -> float | None:
+    def left(answers: list[JudgedAnswer]) -> float | None:
         known = [(a, a.drawn_logp) for a in answers if a.drawn_logp is not None]
         if len(known) < len(answers):
             return repetition.good_turing([(a.words, a.ended) for a in answers]).value if len(answers) > 1 else None

@@ -17,7 +17,7 @@ from klype.answers.forks import Forks
 from klype.answers.tree import Tree
 from klype.examine.caching_source import answer_bytes, answer_flops
 from klype.examine.calibration import cross_entropies
-from klype.examine.error_feedback import InterventionOutcome, Replaced
+from klype.examine.error_feedback import InterventionOutcome, WordSwap
 from klype.examine.examined_model import ErrorRates, EvalTarget
 from klype.examine.repetition import copied
 from klype.examine.truth import Point, Reader, Tokens, mass, of, point, possible
@@ -28,7 +28,7 @@ OTHER_MANNERS = "alignment gave it other manners than the truth has, which is th
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class JudgedAnswer:
     """One judged answer. A verdict is None when the judge cannot decide; a cost is None when it was not measured.
 
     ``words`` without the end. ``first_error`` is the position (1, 2, …, the end of text counting as a word) of the
@@ -67,7 +67,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Forecast:
     """What was said to be so probable, how often it comes true (0 or 1, or the truth itself), and where."""
 
     said: float
@@ -97,17 +97,17 @@ class Evidence:
     ``dropped``: beginnings of the feedback experiment at which no right word was as rare as the wrong one.
     """
 
-    answers: Sequence[Answered] = ()
+    answers: Sequence[JudgedAnswer] = ()
     documents: Sequence[Sequence[Point]] = ()
     judge: str = ""
     errors: ErrorRates | None = None
-    told: Sequence[Told] = ()
+    told: Sequence[Forecast] = ()
     sums: Sequence[ByQuestion] = ()
     outcomes: Sequence[InterventionOutcome] = ()
     dropped: int = 0
     trees: Sequence[Tree] = ()
     forks: Sequence[Forks] = ()
-    replaced: Sequence[Replaced] = ()
+    replaced: Sequence[WordSwap] = ()
     language: Mapping[str, Sequence[str]] | None = None
     other_manners: bool = False
     points: tuple[float, float] | None = None
@@ -183,10 +183,10 @@ class DistributionCache:
 
 def answered(
     target: EvalTarget, question: Question, traces: Sequence[Trace], cache: DistributionCache
-) -> list[Answered]:
+) -> list[JudgedAnswer]:
     """One question's answers, judged. Equal ones are read and judged once: only what they cost is each one's own."""
     meaning, shape = target.meaning(question), target.shape
-    known: dict[tuple[Tokens, bool], Answered] = {}
+    known: dict[tuple[Tokens, bool], JudgedAnswer] = {}
     out = []
     for trace in traces:
         tokens, finished = trace.tokens, trace.ended == "stop"
@@ -195,7 +195,7 @@ def answered(
             verdict = target.judge(question, text, finished)
             found = copied(text, target.training) if target.training is not None else None
             seen = read_distributions(trace, cache, target.vocabulary)
-            one = known[tokens, finished] = Answered(
+            one = known[tokens, finished] = JudgedAnswer(
                 question=question.id,
                 words=pieces(target, trace) if seen.get("s") or seen.get("s_bounds") else tuple(text.split()),
                 ended=trace.ended,
@@ -233,7 +233,7 @@ def answered(
 
 
 def read_distributions(trace: Trace, cache: DistributionCache, vocabulary: int) -> dict[str, Any]:
-    """What the distributions along an answer tell, by the names of Answered: S before every token up to the first
+    """What the distributions along an answer tell, by the names of JudgedAnswer: S before every token up to the first
     error, where that is, and Σ_t H(q_t); of partial ones from low to high. What cannot be known is left out."""
     tokens, reader = trace.tokens, cache.reader
     listed = [q for _, q in beginnings(trace)]
@@ -262,16 +262,16 @@ def pieces(target: EvalTarget, trace: Trace) -> tuple[str, ...]:
     return tuple(codec.decode([t]) for t in trace.tokens if t not in codec.stop)
 
 
-def told(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Told]:
+def told(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Forecast]:
     """The likeliest next token on the model's own right beginnings: how likely it says it is, and how likely it is."""
-    out: list[Told] = []
+    out: list[Forecast] = []
     if (reader := cache.reader) is None or not all(map(whole, traces)):
         return out
     for trace in traces:
         for before, q in beginnings(trace):
             if not reader.is_right(before):
                 break
-            out.append(Told(cache.said(before, q), reader.next(before).get(int(q.ids[0]), 0.0), question))
+            out.append(Forecast(cache.said(before, q), reader.next(before).get(int(q.ids[0]), 0.0), question))
     return out
 
 

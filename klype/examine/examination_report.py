@@ -21,7 +21,7 @@ from klype.examine.charts import Picture
 from klype.examine.error_feedback import BY_DISTANCE
 from klype.examine.estimators import effect_of, forecasts, sureness
 from klype.examine.evidence import OTHER_MANNERS, Evidence
-from klype.examine.examination import Examined
+from klype.examine.exam import ExamResult
 from klype.examine.html import Block, Formula, Part, RichText, Section, Text, texts
 from klype.examine.measures import MEASURES, measure
 from klype.examine.run_figures import token_facts
@@ -43,7 +43,7 @@ Made = dict[str, Any]
 Decode = Callable[[Sequence[int]], str]
 
 
-def document(found: Examined) -> Made:
+def document(found: ExamResult) -> Made:
     """The stable names are those of the JSON contract; the rest is what the report shows besides."""
     target, settings, decode = found.target, found.settings, found.target.source.codec.decode
     # temperatures as they are typed: 0, 0.7, 1
@@ -140,7 +140,7 @@ def shown_tree(tree: Tree, question: str, decode: Decode, listed: int, most: int
     }
 
 
-def examples(found: Examined) -> list[Made]:
+def examples(found: ExamResult) -> list[Made]:
     """Answers at the main temperature, token by token with probability; with the fork of the first where it has one."""
     target, t = found.target, found.settings.main
     codec, spell = target.source.codec, target.spell

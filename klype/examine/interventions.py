@@ -30,7 +30,7 @@ AS_RARE = math.log(3)  # |Δ log q| up to which a right word is as rare as a wro
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Query:
     """A question with its truth. ``edits``: what can follow where errors are counted by edit distance, if known."""
 
     question: str
@@ -90,7 +90,7 @@ class MatchedPairs:
     """``found``: matched interventions; ``asked``: their questions; ``dropped``: beginnings where there was no pair."""
 
     found: tuple[Intervention, ...] = ()
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[Query, ...] = ()
     dropped: int = 0
 
 
@@ -110,7 +110,7 @@ def going_on(
 
 
 def interventions(
-    source: Source, asked: Sequence[Asked], settings: FeedbackSettings, is_word: Callable[[int], bool]
+    source: Source, asked: Sequence[Query], settings: FeedbackSettings, is_word: Callable[[int], bool]
 ) -> list[Intervention]:
     """One a question, after the first i mod ``positions`` tokens of an answer to it; none where an error or the end is
     among them, or nothing wrong (or nothing right but the end) could follow."""
@@ -144,7 +144,7 @@ def words_among(
 
 
 def force(
-    one: Asked,
+    one: Query,
     before: Tokens,
     q: Distribution,
     word_V: npt.NDArray[np.bool_],
@@ -179,12 +179,12 @@ def force(
 
 
 def find_matched(
-    source: Source, ask: Callable[[int], Sequence[Asked]], settings: MatchedSearch, is_word: Callable[[int], bool]
+    source: Source, ask: Callable[[int], Sequence[Query]], settings: MatchedSearch, is_word: Callable[[int], bool]
 ) -> MatchedPairs:
     """``ask(round)`` are the questions of a round: others each time, or the same, to which other answers are drawn. A
     round counts whole; a beginning, once."""
     found: list[Intervention] = []
-    asked: dict[str, Asked] = {}
+    asked: dict[str, Query] = {}
     seen: set[tuple[str, Tokens]] = set()
     dropped = 0
     for round_ in range(settings.rounds):

@@ -109,7 +109,7 @@ Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class CopiedText:
     """Words in the longest run, and its text; share of all words that lie in runs of at least SHORTEST."""
 
     longest: int
@@ -149,7 +149,7 @@ class Index:
         return best if best >= SHORTEST else 0
 
 
-def copied(answer: str, index: Index) -> Copied | None:
+def copied(answer: str, index: Index) -> CopiedText | None:
     """None: the answer is too short to tell."""
     said = words(answer)
     if len(said) < SHORTEST:
@@ -161,7 +161,7 @@ def copied(answer: str, index: Index) -> Copied | None:
             longest, start = max((longest, start), (length, at))
             inside += max(0, at + length - max(end, at))
             end = max(end, at + length)
-    return Copied(longest, inside / len(said), " ".join(said[start : start + longest]))
+    return CopiedText(longest, inside / len(said), " ".join(said[start : start + longest]))
 
 
 def words(text: str) -> list[str]:

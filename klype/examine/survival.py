@@ -1,8 +1,8 @@
 """How long answers stay right, and what independent errors would make of it.
 
-S is the model's mass on words that can follow a right prefix (``Answered.s``); S̄ is its mean. R_n: the share of answers
-that are right through word n, which an answer that ended right stays. K_n: the Kaplan–Meier survival, had all answers
-gone on.
+S is the model's mass on words that can follow a right prefix (``JudgedAnswer.s``); S̄ is its mean. R_n: the share of
+answers that are right through word n, which an answer that ended right stays. K_n: the Kaplan–Meier survival, had all
+answers gone on.
 
 h_t, the chance that the first error is word t given right and open before it, is the mean of 1 − S over the model's
 own right prefixes when S is known there (exact per prefix), else the observed share. An answer that ended right stays
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from klype.examine import intervals
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import Evidence, JudgedAnswer
 from klype.examine.intervals import ONE, Array, figure_with
 from klype.values import Figure
 
@@ -48,7 +48,7 @@ class Survival:
     difference: tuple[Figure, ...]  # K less that
 
 
-def survival(answers: Sequence[Answered]) -> Survival:
+def survival(answers: Sequence[JudgedAnswer]) -> Survival:
     """The curves up to the longest answer; intervals from what each question weighs in them (``pseudo_values``)."""
     table_MTE = hazards(answers)
     questions, length = table_MTE.shape[:2]
@@ -90,7 +90,7 @@ def survival_of(evidence: Evidence) -> Survival:
     return evidence.once("survival", lambda: survival(evidence.answers))
 
 
-def hazards(answers: Sequence[Answered]) -> Array:
+def hazards(answers: Sequence[JudgedAnswer]) -> Array:
     """table_MTE by question and position: answers at risk; errors (exact or observed); without error; ended so. Where S
     is known also WEIGHT, how many right beginnings the answers at risk stand for, and WEIGHED, the errors of those."""
     assert answers
@@ -117,7 +117,7 @@ def hazards(answers: Sequence[Answered]) -> Array:
     return table_MTE
 
 
-def _positions(answer: Answered) -> int:
+def _positions(answer: JudgedAnswer) -> int:
     """How many positions it was right and open before: to its first error, its end, or the limit."""
     if answer.first_error is not None:
         return answer.first_error
@@ -156,7 +156,7 @@ ROUNDS, NEAR = 200, 1e-7  # a fit's most iterations, and its tolerance: a smalle
 WIDEST = 3.0  # ln k lies within ± this; a step is never longer
 
 
-def weibull_shape(answers: Sequence[Answered]) -> Figure:
+def weibull_shape(answers: Sequence[JudgedAnswer]) -> Figure:
     """The shape k of a discrete Weibull hazard (Nakagawa & Osaki 1975), 1 − h_t = exp(−λ^k (t^k − (t − 1)^k)): k = 1
     when the hazard is constant (K_n = S^n), below 1 when it falls with t.
 

@@ -169,7 +169,7 @@ def of(q: Distribution, ids_A: Ints) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class DocumentTruth:
     """A document and the truth before each of its tokens but the first, laid flat: token ``ids_E`` has probability
     ``p_E`` before token ``at_E`` + 1. ``words``: how many it has, its end counted."""
 
@@ -180,13 +180,14 @@ class Read:
     words: int
 
     @staticmethod
-    def of(tokens: Sequence[int], following: Sequence[Mapping[int, float]], words: int) -> Read:
+    def of(tokens: Sequence[int], following: Sequence[Mapping[int, float]], words: int) -> DocumentTruth:
         found = [possible(p) for p in following]
         ids_E, p_E = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return Read(tokens, ids_E, p_E, np.repeat(np.arange(len(found)), [len(ids) for ids, _ in found]), words)
+        at_E = np.repeat(np.arange(len(found)), [len(ids) for ids, _ in found])
+        return DocumentTruth(tokens, ids_E, p_E, at_E, words)
 
 
-def s_and_kl(documents: Sequence[Read], logp_DTV: Sequence[Floats]) -> dict[str, Figure]:
+def s_and_kl(documents: Sequence[DocumentTruth], logp_DTV: Sequence[Floats]) -> dict[str, Figure]:
     """``s`` and ``kl`` of documents and what a model says of each: as of ``point``, many at a time."""
     mass, lost = [], []
     for read, logp_TV in zip(documents, logp_DTV, strict=True):

@@ -18,8 +18,8 @@ import numpy as np
 from klype.examine import html
 from klype.examine.answer_pictures import pictures
 from klype.examine.error_feedback import FEW
-from klype.examine.evidence import Answered
-from klype.examine.examination import Examined
+from klype.examine.evidence import JudgedAnswer
+from klype.examine.exam import ExamResult
 from klype.examine.examination_report import along, document
 from klype.examine.hypothesis_tests import ALPHA, Ruling, rulings
 from klype.examine.intervals import mean_by_question
@@ -47,7 +47,7 @@ LONGEST = 100
 SHARE = "share of answers"
 
 
-def article(found: Examined, texts: Sequence[Answered] = (), writer: str = "") -> dict[str, Any]:
+def article(found: ExamResult, texts: Sequence[JudgedAnswer] = (), writer: str = "") -> dict[str, Any]:
     """The examination's document with the claims: name, ruling, figures and tests. ``texts``: long ones, written by
     the base model ``writer``; without them answers are what errors are counted along."""
     made = {**document(found), "extra": {k: f.json() for k, f in extras(found).items()}}
@@ -74,7 +74,7 @@ def article(found: Examined, texts: Sequence[Answered] = (), writer: str = "") -
     return made
 
 
-def extras(found: Examined) -> dict[str, Figure]:
+def extras(found: ExamResult) -> dict[str, Figure]:
     """What only the article asks for: words drawn that were not the likeliest, questions answered both ways, what
     judging by meaning adds to judging word for word, and what the experiment says beyond its own figures: by how much
     the cautious effect grows a word; how much more of the words differ after another word than by chance; how often
@@ -237,9 +237,9 @@ def write_texts(
     begin: int,
     settings: Writing,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Answered]:
+) -> list[JudgedAnswer]:
     """Each text with S before every token up to its first error: of what may be drawn, which the end is not."""
-    out: list[Answered] = []
+    out: list[JudgedAnswer] = []
     begun = list(openings(world, settings))
     end = source.codec.stop[0]
     for first in range(0, len(begun), CHUNK):
@@ -266,7 +266,7 @@ def after(truth: TokenFilter, opening: Tokens) -> TokenFilter:
     return truth
 
 
-def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) -> Answered:
+def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) -> JudgedAnswer:
     """Up to the first token that cannot follow, or to where the language has to end."""
     s: list[float] = []
     error = None
@@ -284,4 +284,4 @@ def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) 
             break
         truth.push(step.token)
     words = tuple(str(token) for token in trace.tokens[: len(s)])
-    return Answered(name, words, "length", first_error=error, s=tuple(s))
+    return JudgedAnswer(name, words, "length", first_error=error, s=tuple(s))

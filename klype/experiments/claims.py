@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from klype.examine.error_feedback import FEW, InterventionOutcome
-from klype.examine.evidence import Answered
+from klype.examine.evidence import JudgedAnswer
 from klype.examine.hypothesis_tests import (
     Outcome,
     Ruling,
@@ -276,7 +276,7 @@ def targets(made: Document) -> Claimed:
 # what they are tested on
 
 
-def along_texts(texts: Sequence[Answered]) -> dict[str, Outcome | None]:
+def along_texts(texts: Sequence[JudgedAnswer]) -> dict[str, Outcome | None]:
     """Whether all positions are alike, and whether errors are independent given the position."""
     if not any(text.s for text in texts):
         return {}
@@ -284,7 +284,7 @@ def along_texts(texts: Sequence[Answered]) -> dict[str, Outcome | None]:
     return {"constant": constant_hazard(table_MTE), "independent": independent_errors(table_MTE)}
 
 
-def dependence_facts(texts: Sequence[Answered], of: str) -> dict[str, Any] | None:
+def dependence_facts(texts: Sequence[JudgedAnswer], of: str) -> dict[str, Any] | None:
     """The figures beside those tests, at the last position that they look at."""
     n = last_position(table_MTE := hazards(texts)) if any(text.s for text in texts) else 0
     if n < 1:

@@ -21,7 +21,7 @@ from klype.answers.decoders import decide
 from klype.answers.decoding import DecodeQuestion, Tuning
 from klype.errors import KlypeError
 from klype.examine.error_feedback import InterventionOutcome, outcomes
-from klype.examine.interventions import Asked, FeedbackSettings, Intervention, interventions
+from klype.examine.interventions import FeedbackSettings, Intervention, Query, interventions
 from klype.examine.truth import Reader, Tokens, point
 from klype.experiments.corpus import Ids, Test
 from klype.experiments.mistakes_methods import Student, up_to_slips
@@ -59,7 +59,7 @@ class MistakesExam:
     went on; ``forced``: the feedback experiment's interventions, of the model that all start from."""
 
     test: Test
-    asked: tuple[Asked, ...]
+    asked: tuple[Query, ...]
     rest: tuple[Ids, ...]
     forced: tuple[Intervention, ...]
     settings: FeedbackSettings
@@ -71,7 +71,7 @@ def exam(
 ) -> MistakesExam:
     """The beginnings, and the interventions of this model. ``reader(prompt)`` is the truth after a prompt."""
     long = [d for d in test.documents if len(d) > OPENING + 1]
-    asked = tuple(Asked(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long))
+    asked = tuple(Query(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long))
     is_word = lambda token: token not in (test.documents[0][0], *student.codec.stop, back)
     forced = interventions(student, asked, settings, is_word)
     if not forced:

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.examine.interventions import Asked, FeedbackSettings, interventions
+from klype.examine.interventions import FeedbackSettings, Query, interventions
 from klype.examine.truth import Reader, Tokens, Truth
 from klype.experiments.corpus import Corpus, Ids
 from klype.experiments.training import (
@@ -270,7 +270,7 @@ def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list
     begun = [document[: rng.randint(1, min(OPENING, len(document) - 1))]
              for document in rng.choices(context.corpus.train, k=context.settings.own)]  # fmt: skip
     half = len(begun) // 2
-    asked = [Asked(f"{round_} {i}", begun[i], labeller.reader(begun[i])) for i in range(half, len(begun))]
+    asked = [Query(f"{round_} {i}", begun[i], labeller.reader(begun[i])) for i in range(half, len(begun))]
     settings = FeedbackSettings(positions=PLACES, seed=mix(context.seed, 12, round_) % 2**31)
     forced = interventions(context.student, asked, settings, context.is_word)
     by_name = {one.question: one.prompt for one in asked}

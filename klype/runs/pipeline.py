@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from klype.errors import KlypeError, UsageError
-from klype.examine import report
+from klype.examine import run_report as report
 from klype.examine.say import Say as Words
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer

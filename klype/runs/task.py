@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from klype.data.example_batches import STEPS, PoolSettings
 from klype.examine.caching_source import Meters, Shape
-from klype.examine.examination import Examined, draw, examine
+from klype.examine.exam import ExamResult, draw, examine
 from klype.examine.examined_model import EvalTarget
 from klype.examine.run_figures import JsonObject, StageName, Text
 from klype.examine.settings import ExamSettings
@@ -160,7 +160,7 @@ class AnswerSettings:
 
 def examine_model(
     task: Task, model: Transformer, questions: Sequence[Question], asking: AnswerSettings, meters: Meters = Meters()
-) -> Examined:
+) -> ExamResult:
     """The answers of a run's model through the chat template, with their verdicts and what they cost."""
     return examine(target_of(task, model, questions), asking.settings(task, len(questions)), meters=meters)
 

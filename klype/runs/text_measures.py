@@ -20,7 +20,7 @@ from klype.data.ngram import ngram_bits_per_byte, xz_bits_per_byte
 from klype.data.readers import TextDocument
 from klype.data.seeds import draw_seed
 from klype.engine.engine import Engine
-from klype.examine.evidence import Answered, Evidence
+from klype.examine.evidence import Evidence, JudgedAnswer
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
 from klype.examine.repetition import Index, copied
@@ -171,7 +171,7 @@ class TextMeasures:
             ]
             groups = engine.run(requests)
             answered = [
-                Answered(str(i), tuple(self._tokenizer.decode_answer(t.tokens).split()), t.ended)
+                JudgedAnswer(str(i), tuple(self._tokenizer.decode_answer(t.tokens).split()), t.ended)
                 for i, traces in enumerate(groups)
                 for t in traces
             ]
@@ -195,7 +195,7 @@ class TextMeasures:
         return tokens[: max(1, self._window - 1)]
 
 
-def real_words(answered: Sequence[Answered], is_word: Callable[[str], bool]) -> Figure:
+def real_words(answered: Sequence[JudgedAnswer], is_word: Callable[[str], bool]) -> Figure:
     """The share of words that are words, punctuation and the last (which may be cut) apart."""
     found: list[tuple[str, float]] = []
     for answer in answered:

@@ -17,7 +17,7 @@ from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.examine.intervals import mean_by_question
 from klype.examine.run_figures import JsonObject, StageName
-from klype.examine.truth import Read, Reader, point, s_and_kl
+from klype.examine.truth import DocumentTruth, Reader, point, s_and_kl
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
 from klype.runs.task import Asked, Task
@@ -147,7 +147,7 @@ class WorldTask(Task):
             yield self.world.retrieval(rng, "bare", hard)
             yield self.world.retrieval(rng, "sentence", hard)
 
-    def _reading(self) -> Iterator[Read]:
+    def _reading(self) -> Iterator[DocumentTruth]:
         """Documents drawn from the language, with stories that no stage has read, and the truth before every token."""
         rng, samples = random.Random(mix(self.seed, 0, 6)), self._documents(0)
         while True:
@@ -157,7 +157,7 @@ class WorldTask(Task):
             for token in tokens[1:]:
                 following.append(truth.next())
                 truth.push(token)
-            yield Read.of(tokens, following, len(document.words) + 1)
+            yield DocumentTruth.of(tokens, following, len(document.words) + 1)
 
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
         """S and KL(p‖q) on documents drawn from p, and retrieval from hard and ordinary stories told as plain text."""

@@ -13,7 +13,7 @@ from nicegui import ui
 
 from klype.errors import KlypeError
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, spikes
-from klype.examine.report import why_base
+from klype.examine.run_report import why_base
 from klype.examine.say import visible
 from klype.runs.folder import read_run
 from klype.runs.options import STAGES

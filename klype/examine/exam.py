@@ -17,10 +17,10 @@ from klype.answers.tree import Tree, TreeSettings, grow_together
 from klype.data.seeds import draw_seed
 from klype.examine import evidence, interventions
 from klype.examine.caching_source import Meters, Recorder
-from klype.examine.error_feedback import Replaced, Right, outcomes, replaced
+from klype.examine.error_feedback import Right, WordSwap, outcomes, replaced
 from klype.examine.evidence import DistributionCache, Evidence
 from klype.examine.examined_model import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
-from klype.examine.interventions import Asked, FeedbackSettings, Intervention, MatchedPairs, MatchedSearch
+from klype.examine.interventions import FeedbackSettings, Intervention, MatchedPairs, MatchedSearch, Query
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import Point, Reader, Tokens
 from klype.sources.source import Source, answers
@@ -33,7 +33,7 @@ Found = TypeVar("Found")
 
 
 @dataclass
-class Examined:
+class ExamResult:
     """Everything that was found out, by temperature where it depends on it. ``true``: answers of the truth's own, and
     what the model thinks of them."""
 
@@ -58,7 +58,7 @@ def examine(
     progress: Progress = lambda part, done, of: None,
     given: Mapping[float, list[Intervention]] | None = None,
     meters: Meters = Meters(),
-) -> Examined:
+) -> ExamResult:
     """Asks, judges, and measures what the settings want. Traces land in ``folder/traces``, where there is a folder;
     what is there from before, of the same weights, is not asked again.
 
@@ -67,7 +67,7 @@ def examine(
     began = meters.clock()
     source = Recorder(target.source, target.identity, None if folder is None else folder / "traces", meters)
     context = EvalContext(target, settings, source, progress)
-    found = Examined(target, settings, true=context.true)
+    found = ExamResult(target, settings, true=context.true)
     for t in settings.temperatures:
         found.traces[t] = context.answers(t)
         evidence = context.evidence(t, found.traces[t])
@@ -183,7 +183,7 @@ class EvalContext:
 
     def evidence(self, temperature: float, groups: Sequence[Sequence[Trace]]) -> Evidence:
         target, true = self.target, self.true
-        judged, told, sums = list[evidence.Answered](), list[evidence.Told](), list[evidence.ByQuestion]()
+        judged, told, sums = list[evidence.JudgedAnswer](), list[evidence.Forecast](), list[evidence.ByQuestion]()
         documents: list[list[Point]] = []
         for place, (question, traces, reader) in enumerate(zip(target.questions, groups, self.readers, strict=True)):
             cache = DistributionCache(reader, temperature)
@@ -208,16 +208,16 @@ class EvalContext:
         )
 
     @cached_property
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[Query]:
         """The questions of the feedback experiment."""
         rows = zip(self.target.questions, self.target.prompts, self.readers, strict=True)
         return [self._asked(*row) for row in islice(rows, self.settings.interventions)]
 
-    def _asked(self, question: Question, prompt: Tokens, reader: Reader | None = None) -> Asked:
+    def _asked(self, question: Question, prompt: Tokens, reader: Reader | None = None) -> Query:
         target = self.target
         assert target.reader is not None
         edits = target.edits(question) if target.edits is not None else None
-        return Asked(question.id, prompt, reader or target.reader(question), edits)
+        return Query(question.id, prompt, reader or target.reader(question), edits)
 
     @cached_property
     def matched(self) -> MatchedPairs:
@@ -227,7 +227,7 @@ class EvalContext:
         rounds = max(1, settings.pairs * PER_PAIR // (len(self.asked) if another is None else AT_ONCE))
         search = MatchedSearch(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
 
-        def ask(round_: int) -> list[Asked]:
+        def ask(round_: int) -> list[Query]:
             if another is None:
                 return self.asked
             return [self._asked(*another(round_ * AT_ONCE + i)) for i in range(AT_ONCE)]
@@ -254,7 +254,7 @@ class EvalContext:
         self.progress(part, total, total)
         return forced, {"outcomes": after, "dropped": self.matched.dropped}
 
-    def replaced(self, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[Replaced]:
+    def replaced(self, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[WordSwap]:
         """The first right answer of each question, with one word replaced."""
         target, judged = self.target, iter(evidence.answers)
         rows: list[tuple[str, Trace, Right]] = []
