@@ -34,9 +34,7 @@ class Recorder(Around):
         self._identity, self._folder, self._meters = identity, folder, meters
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="traces")  # disks are slow: the model does not wait
         self._saving: Future[None] | None = None
-        self.passes = 0
-        self.tokens = 0
-        self.model_s = 0.0
+        self.passes, self.tokens, self.model_s = 0, 0, 0.0
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         self.passes += len(prefixes)

@@ -37,15 +37,10 @@ MOST_ERRORS = 0.1  # with more, what has no bounds for a judge's errors is withh
 WITHHELD = "the judge errs in more than one in ten"
 DIFFERENCE = (-1.0, 1.0)  # what a difference of shares can be
 NO_FIGURE = Figure(None, why=NOTHING)
+OfAnswer = Callable[[JudgedAnswer], float | None]
 
 
-def per_answer(
-    evidence: Evidence,
-    value: Callable[[JudgedAnswer], float | None],
-    unit: str,
-    judge: str = "",
-    within: Limits | None = None,
-) -> Figure:
+def per_answer(evidence: Evidence, value: OfAnswer, unit: str, judge: str = "", within: Limits | None = None) -> Figure:
     """The mean over questions of a number per answer; answers without one are left out."""
     known = [(answer.question, found) for answer in evidence.answers if (found := value(answer)) is not None]
     return mean_by_question([float(v) for _, v in known], [q for q, _ in known], unit, judge, within)

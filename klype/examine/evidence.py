@@ -135,8 +135,7 @@ class DistributionCache:
     """One question's distributions at one temperature, each looked at once: answers share their beginnings."""
 
     def __init__(self, reader: Reader | None, temperature: float) -> None:
-        self.reader = reader
-        self.temperature = temperature
+        self.reader, self.temperature = reader, temperature
         self._looked: dict[Tokens, tuple[float, float]] = {}
         self._s: dict[Tokens, float] = {}
         self._kl: dict[Tokens, float] = {}

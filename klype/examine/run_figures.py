@@ -3,7 +3,7 @@
 The pipeline fills a ``Facts`` dictionary, section by section; the report leaves out sections that are absent.
 A probability is a number from 0 to 1, a duration is in seconds, a KL divergence in nats, unless a unit is given.
 
-Texts that a person reads are ``Text``: one string for all languages, or ``{"en": ..., "nb": ...}``.
+Texts that a person reads are ``LocalText``: one string for all languages, or ``{"en": ..., "nb": ...}``.
 A *figure* is what ``klype.values.Figure.json()`` returns. A model is named after the stage that made it: ``base``,
 ``finetuned``, ``aligned``; the stages of training are ``pretrain``, ``finetune``, ``rank``, ``reward``, ``align``.
 
@@ -23,7 +23,7 @@ from typing_extensions import TypedDict  # pydantic refuses typing's own before 
 from klype.errors import KlypeError
 from klype.jsons import finite
 
-Text = str | Mapping[str, str]
+LocalText = str | Mapping[str, str]
 StageName = Literal["base", "finetuned", "aligned"]
 STAGES: tuple[StageName, ...] = ("base", "finetuned", "aligned")
 JsonObject = dict[str, Any]  # a part of the facts, with the names that stand beside it in ``Facts``
@@ -72,8 +72,8 @@ class Facts(TypedDict):
     planned_s: NotRequired[float]
     seconds: dict[str, float]  # "total", and one for each stage
     stages: dict[StageName, StageFacts | None]
-    missing: NotRequired[dict[StageName, Text]]  # why a stage is None
-    annotator: NotRequired[Text]  # who ranked: simulated (by which rule), or a person
+    missing: NotRequired[dict[StageName, LocalText]]  # why a stage is None
+    annotator: NotRequired[LocalText]  # who ranked: simulated (by which rule), or a person
     gains: NotRequired[StageFacts]  # aligned less fine-tuned, question by question: right, polite, annotator
     # pair_accuracy: against the annotator; ceiling: how often two rankings of the annotator's own agree, which is no
     # bound where held-out rankings are free of its noise; threshold: what is aimed at
@@ -90,7 +90,7 @@ class Facts(TypedDict):
     too_few: NotRequired[list[JsonObject]]  # what had too few cases to be a gate: name, n
     # A stage's training: stage; step and every one of series have one length: loss (required in practice), held_out,
     # reward, score, kl, right, polite; None where nothing was measured. events: what changed at a step, so that its
-    # curve jumps there (step, what: Text).
+    # curve jumps there (step, what: LocalText).
     curves: NotRequired[list[JsonObject]]
     # question, context, references, answers: one of each model (None: no such model). An answer: text, ended, score,
     # tokens as ``token_facts`` gives them; right, polite, concise: None when the judge cannot decide.
@@ -121,10 +121,10 @@ class Facts(TypedDict):
     # temperature.
     copied: NotRequired[JsonObject]
     copied_example: NotRequired[str]  # the longest run found verbatim in the training text
-    notes: NotRequired[list[Text]]  # honest remarks, e.g. that the questions were made from the text itself
-    # data: name, sha256, bytes, licence, attribution: Text; seed; versions; machine, e.g. {"cpu": "...", "cores": "2",
-    # "memory": "7.6 GB", "system": "Linux"}; plan: stage, steps, tokens, planned_s; when: ISO date and time; model:
-    # parameters, width, layers, vocabulary, precision, ...
+    notes: NotRequired[list[LocalText]]  # honest remarks, e.g. that the questions were made from the text itself
+    # data: name, sha256, bytes, licence, attribution: LocalText; seed; versions; machine, e.g. {"cpu": "...",
+    # "cores": "2", "memory": "7.6 GB", "system": "Linux"}; plan: stage, steps, tokens, planned_s; when: ISO date and
+    # time; model: parameters, width, layers, vocabulary, precision, ...
     provenance: NotRequired[JsonObject]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from klype.examine.measures import KNOWN
-from klype.examine.run_figures import FigureFacts, Text
+from klype.examine.run_figures import FigureFacts, LocalText
 from klype.values import Figure
 from klype.words import LANGUAGES, Words, count, interval_decimals, number, percent, words
 from klype.words import figure as figure_text
@@ -33,7 +33,7 @@ class Say:
         """What the catalogue has under a key, if it has it."""
         return self.words.messages.get(key, otherwise)
 
-    def text(self, text: Text) -> str:
+    def text(self, text: LocalText) -> str:
         """In the reader's language, or the one there is; hidden characters made visible."""
         if isinstance(text, str):
             return visible(text)

@@ -17,7 +17,7 @@ from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.text_tasks import language
 from klype.durable import hash_file
 from klype.errors import UsageError
-from klype.examine.run_figures import JsonObject, Text
+from klype.examine.run_figures import JsonObject, LocalText
 from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
 from klype.runs.options import InputOptions
 from klype.runs.recipe import DataSection
@@ -45,7 +45,7 @@ class Material:
     rankings: list[Ranking]
     dictionary: Dictionary | None
     data: list[JsonObject]
-    notes: list[Text]
+    notes: list[LocalText]
     share: float
     texts: Callable[[], Iterator[TextDocument]]
 
@@ -102,7 +102,7 @@ def gather(
     used += [file for files in (kept, orders, endings) for file, of in files.items() if of]
     used += found["articles"] if dictionary else []
     facts = [_facts(file, known or {}) for file in dict.fromkeys(used[:SHOWN_FILES])]
-    notes: list[Text] = []
+    notes: list[LocalText] = []
     if foreign := sum(map(len, told.values())) - sum(map(len, kept.values())):
         notes.append(in_all_languages("run", f"note.foreign_{section.language}", n=foreign))
     if pairs := found["pairs"]:

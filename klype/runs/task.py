@@ -12,7 +12,7 @@ from klype.data.example_batches import STEPS, PoolSettings
 from klype.examine.caching_source import Meters, Shape
 from klype.examine.exam import ExamResult, draw, examine
 from klype.examine.examined_model import EvalTarget
-from klype.examine.run_figures import JsonObject, StageName, Text
+from klype.examine.run_figures import JsonObject, LocalText, StageName
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import Reader
 from klype.judge.judge import Judge as Judging
@@ -35,7 +35,7 @@ class Task(Protocol):
     held_out_fixed: Sequence[Question] = ()  # about what is always true
     tokens: int | None = None  # of the text to pre-train on; None: it has no end
     examples: int | None = None  # to fine-tune on; None: as many as are asked for
-    annotator: Text
+    annotator: LocalText
     annotator_name: str
     judge_name: str
     deciding: Judging | None = None  # who says what is right, where that can err
@@ -109,7 +109,7 @@ class Task(Protocol):
         """What the run learns from: each source, with its licence where that is known."""
         ...
 
-    def notes(self) -> list[Text]:
+    def notes(self) -> list[LocalText]:
         return []
 
     def speak(self, model: Transformer, trained: str) -> str:

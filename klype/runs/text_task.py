@@ -19,7 +19,7 @@ from klype.data.seeds import mix
 from klype.data.text_tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.examine.run_figures import JsonObject, StageName, Text
+from klype.examine.run_figures import JsonObject, LocalText, StageName
 from klype.judge.rule_judge import RuleJudge
 from klype.judge.text import normalise
 from klype.model.transformer import Transformer
@@ -273,7 +273,7 @@ class TextTask(Task):
         some = random.Random(0).sample(self._split.train, min(50, len(self._split.train)))
         return sorted({language(d.text) for d in some})
 
-    def notes(self) -> list[Text]:
+    def notes(self) -> list[LocalText]:
         bad = self._bad
         skipped = [in_all_languages("run", "note.skipped", n=bad.count, first=bad.shown[0])] if bad.count else []
         return [*self._notes, *skipped]
