@@ -25,30 +25,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
-    "Answer",
-    "AnswerForks",
-    "AnswerStream",
-    "AnswerTree",
-    "Examination",
-    "Figure",
-    "Judge",
-    "KlypeError",
-    "Metrics",
-    "Model",
-    "NextToken",
-    "NextTokens",
-    "Rankings",
-    "Run",
-    "RunReport",
-    "Same",
-    "Sampling",
-    "Token",
-    "__version__",
-    "examine",
-    "load",
-    "same",
-    "train",
-]
+    "Answer", "AnswerForks", "AnswerStream", "AnswerTree", "Examination", "Figure", "Judge", "KlypeError", "Metrics",
+    "Model", "NextToken", "NextTokens", "Rankings", "Run", "RunReport", "Same", "Sampling", "Token", "__version__",
+    "examine", "load", "same", "train",
+]  # fmt: skip
 # the modules of klype.api in which public names are; the others are in klype.api.results
 _MODULES = {
     "examination": ("Examination", "examine"),

@@ -53,7 +53,12 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str,
     new = deepcopy(dict(values))
     for override in overrides:
         keys, value = parse_override(override)
-        _put(new, keys, value, override)
+        inner = new
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"'{override}': {key} is a value, not a section.")
+        inner[keys[-1]] = value
     return new
 
 
@@ -90,23 +95,13 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 def toml_table(values: Mapping[str, float]) -> str:
     """Numbers by name as TOML writes them inline, for an override's value."""
-    return (
-        "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)} = {number!r}" for name, number in values.items()) + "}"
-    )
+    rows = (f"{json.dumps(name, ensure_ascii=False)} = {number!r}" for name, number in values.items())
+    return f"{{{', '.join(rows)}}}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most like this one; "" when none is."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), "")
-
-
-def _put(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        inner = values.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise UsageError(f"'{override}': {key} is a value, not a section.")
-        values = inner
-    values[keys[-1]] = value
 
 
 def _explain(kind: type[Any], error: ValidationError, where: str) -> UsageError:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import psutil
 
@@ -23,7 +23,8 @@ from klype.option import Option
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["float32", "bfloat16", "int8", "auto"]
+Computed = Literal["float32", "bfloat16", "int8"]
+Precision = Literal[Computed, "auto"]
 POLICY = (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000"), ("KMP_BLOCKTIME", "0"))
 POWERCAP = Path("/sys/class/powercap")
 # Operations of a product in float32 that pay for a second thread (docs/laboratory/log.md has what was measured).
@@ -80,14 +81,14 @@ def threads_for(operations: float) -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
-    alone = threads > 1 and operations < WAKING
-    if alone:
-        torch.set_num_threads(1)
+    if threads == 1 or operations >= WAKING:
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if alone:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
 
 
 def a_device(name: str) -> str:
@@ -129,12 +130,10 @@ def rank_device(local_rank: int) -> torch.device:
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> Literal["float32", "bfloat16", "int8"]:
+def pick_precision(name: str, device: torch.device) -> Computed:
     """ "auto" is bfloat16 where a short GEMM probe finds it clearly faster, float32 elsewhere."""
-    explicit: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32", "bfloat16", "int8")
-    for precision in explicit:
-        if name == precision:
-            return precision
+    if name in get_args(Computed):
+        return cast(Computed, name)
     if name != "auto":
         raise UsageError(f"There is no precision '{name}': use float32, bfloat16, int8 or auto.")
     fast = gemm_gflops("bfloat16", 512, 0.1, device) > 1.5 * gemm_gflops("float32", 512, 0.1, device)

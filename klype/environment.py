@@ -11,18 +11,18 @@ from klype.words import spoken
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where klype keeps its own notes: KLYPE_HOME, or XDG_STATE_HOME/klype, or ~/.local/state/klype."""
-    if environ.get("KLYPE_HOME"):
-        return Path(environ["KLYPE_HOME"]).expanduser()
-    base = environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "klype"
+    return _folder(environ, "", "XDG_STATE_HOME", ".local/state")
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where klype keeps what it can make again: KLYPE_HOME/cache, or XDG_CACHE_HOME/klype, or ~/.cache/klype."""
+    return _folder(environ, "cache", "XDG_CACHE_HOME", ".cache")
+
+
+def _folder(environ: Mapping[str, str], part: str, variable: str, usual: str) -> Path:
     if environ.get("KLYPE_HOME"):
-        return Path(environ["KLYPE_HOME"]).expanduser() / "cache"
-    base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "klype"
+        return Path(environ["KLYPE_HOME"]).expanduser() / part
+    return Path(environ.get(variable) or Path.home() / usual) / "klype"
 
 
 def server_key(host: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -35,7 +35,6 @@ def server_key(host: str, environ: Mapping[str, str] = os.environ) -> str:
 def language(environ: Mapping[str, str] = os.environ) -> str:
     """The language that KLYPE_LANG or the locale says, where klype speaks it; else English."""
     for name in ("KLYPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
-        value = environ.get(name, "")
-        if value:
+        if value := environ.get(name):
             return spoken(value) or "en"
     return "en"

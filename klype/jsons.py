@@ -12,20 +12,18 @@ from typing import Any
 DIGITS = 308
 
 
-def parsed(data: str | bytes) -> Any:
-    """What JSON says. ValueError for whatever is none, also for what is nested too deeply to be read, or too large."""
+def parsed(data: str | bytes, **parsers: Any) -> Any:
+    """What JSON says. ValueError for whatever is none, also for what is nested too deeply to be read, or too large.
+    ``parsers``: further ones of ``json.loads``."""
     try:
-        return json.loads(data, parse_int=_whole)
+        return json.loads(data, parse_int=_whole, **parsers)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
 def finite(data: str | bytes) -> Any:
     """The same of klype's own files, in which every number is finite."""
-    try:
-        return json.loads(data, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    return parsed(data, parse_float=_finite, parse_constant=_finite)
 
 
 def rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

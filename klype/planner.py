@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from klype.errors import Interrupted
@@ -71,9 +71,8 @@ class StepPlan:
     fused: bool = False
 
     def json(self) -> dict[str, Any]:
-        planned: dict[str, Any] = {"steps": self.steps, "planned_s": round(self.seconds, 1)}
-        threading = {"workers": self.threading.workers, "threads": self.threading.threads}
-        return {**planned, "precision": self.precision, "fused": self.fused, **threading}
+        own = {"steps": self.steps, "planned_s": round(self.seconds, 1), "precision": self.precision}
+        return {**own, "fused": self.fused, **asdict(self.threading)}
 
     @staticmethod
     def parse(known: Mapping[str, Any]) -> StepPlan:
