@@ -36,17 +36,17 @@ def app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     bench.callback()(_group)
-    bench.command("generate")(o.expanded(generate))
-    bench.command("align")(o.expanded(align))
-    bench.command("coverage")(o.expanded(coverage))
-    bench.command("cures")(o.expanded(cures_command.command))
-    bench.command("meaning")(o.expanded(meaning))
-    bench.command("minutes")(o.expanded(minutes))
-    bench.command("quality")(o.expanded(quality_command.command))
-    bench.command("rulings")(o.expanded(rulings))
-    bench.command("serve")(o.expanded(serve))
-    bench.command("startup")(o.expanded(startup))
-    bench.command("train")(o.expanded(train))
+    bench.command("generate")(o.as_typer(generate))
+    bench.command("align")(o.as_typer(align))
+    bench.command("coverage")(o.as_typer(coverage))
+    bench.command("cures")(o.as_typer(cures_command.command))
+    bench.command("meaning")(o.as_typer(meaning))
+    bench.command("minutes")(o.as_typer(minutes))
+    bench.command("quality")(o.as_typer(quality_command.command))
+    bench.command("rulings")(o.as_typer(rulings))
+    bench.command("serve")(o.as_typer(serve))
+    bench.command("startup")(o.as_typer(startup))
+    bench.command("train")(o.as_typer(train))
     return bench
 
 

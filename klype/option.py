@@ -1,7 +1,7 @@
 """Options: how a field of a settings class is spelled, explained and shown on the command line.
 
 A settings class is a frozen dataclass of the base ``Options``; a field annotated with an ``Option`` is an option of
-every command that takes the class (``klype.cli.options.expanded``). pydantic checks the values (``klype.config.make``)
+every command that takes the class (``klype.cli.options.as_typer``). pydantic checks the values (``klype.config.make``)
 and is not imported here: the command line lists its options before anything is checked.
 """
 

@@ -40,14 +40,14 @@ class Sampler:
 
     ``off``: the value that shapes nothing. ``least`` to ``most`` (``above``: not ``least`` itself) are possible;
     ``served``: what klype's server takes where that is another range. ``slider``: from, to and step in the studio.
-    ``title`` and ``help`` are by language. ``shape(logp_BV, value)`` is applied after the temperature, in the order
-    of the fields; ``adjust(logits_BV, value, seen)`` before it. ``servers``: the field's name in requests to each
-    kind of server that has it ("": the same name); others are never asked for it.
+    ``title`` is by language (``help``: see ``klype.words.sentences``). ``shape(logp_BV, value)`` is applied after the
+    temperature, in the order of the fields; ``adjust(logits_BV, value, seen)`` before it. ``servers``: the field's
+    name in requests to each kind of server that has it ("": the same name); others are never asked for it.
     """
 
     off: float
     title: Mapping[str, str]
-    help: Mapping[str, str]
+    help: str
     slider: tuple[float, float, float]
     least: float = -math.inf
     most: float = math.inf
@@ -153,107 +153,45 @@ class Sampling:
     """
 
     temperature: float = sampler(
-        1.0,
-        least=0.0,
-        served=(0.0, 2.0),
-        slider=(0.0, 2.0, 0.05),
-        title={"en": "Temperature", "nb": "Temperatur"},
-        help={"en": "0: always the most probable token.", "nb": "0: alltid det mest sannsynlige tokenet."},
-        servers=EVERYWHERE,
-    )
+        1.0, least=0.0, served=(0.0, 2.0), slider=(0.0, 2.0, 0.05), servers=EVERYWHERE,
+        title={"en": "Temperature", "nb": "Temperatur"}, help="0: always the most probable token.",
+    )  # fmt: skip
     top_k: int = sampler(
-        0,
-        least=0,
-        served=(-1, 2**31 - 1),
-        slider=(0, 100, 1),
-        title={"en": "top-k", "nb": "top-k"},
-        help={
-            "en": "Draw only from this many of the most probable tokens (0: all).",
-            "nb": "Trekk bare blant så mange av de mest sannsynlige tokenene (0: alle).",
-        },
-        shape=top_k,
-        servers={**OWN, "llama.cpp": "", "lmstudio": ""},
-    )
+        0, least=0, served=(-1, 2**31 - 1), slider=(0, 100, 1), shape=top_k,
+        servers={**OWN, "llama.cpp": "", "lmstudio": ""}, title={"en": "top-k", "nb": "top-k"},
+        help="Draw only from this many of the most probable tokens (0: all).",
+    )  # fmt: skip
     top_p: float = sampler(
-        1.0,
-        least=0.0,
-        most=1.0,
-        above=True,
-        served=(0.0, 1.0),
-        slider=(0.05, 1.0, 0.05),
-        title={"en": "top-p", "nb": "top-p"},
-        help={
-            "en": "Draw only from the most probable tokens of this mass.",
-            "nb": "Trekk bare blant de mest sannsynlige tokenene som til sammen har denne sannsynligheten.",
-        },
-        shape=top_p,
-        servers=EVERYWHERE,
-    )
+        1.0, least=0.0, most=1.0, above=True, served=(0.0, 1.0), slider=(0.05, 1.0, 0.05), shape=top_p,
+        servers=EVERYWHERE, title={"en": "top-p", "nb": "top-p"},
+        help="Draw only from the most probable tokens of this mass.",
+    )  # fmt: skip
     min_p: float = sampler(
-        0.0,
-        least=0.0,
-        most=1.0,
-        slider=(0.0, 0.5, 0.01),
+        0.0, least=0.0, most=1.0, slider=(0.0, 0.5, 0.01), shape=min_p, servers={**OWN, "llama.cpp": ""},
         title={"en": "min-p", "nb": "min-p"},
-        help={
-            "en": "Draw only tokens at least this probable, relative to the most probable one.",
-            "nb": "Trekk bare tokener som er minst så sannsynlige, målt mot det mest sannsynlige.",
-        },
-        shape=min_p,
-        servers={**OWN, "llama.cpp": ""},
-    )
+        help="Draw only tokens at least this probable, relative to the most probable one.",
+    )  # fmt: skip
     typical_p: float = sampler(
-        1.0,
-        least=0.0,
-        most=1.0,
-        above=True,
-        slider=(0.05, 1.0, 0.05),
-        title={"en": "typical-p", "nb": "typical-p"},
-        help={
-            "en": "Draw only from the tokens of this mass whose surprise is nearest to the entropy.",
-            "nb": "Trekk bare blant tokenene med overraskelse nærmest entropien, til de har denne sannsynligheten.",
-        },
-        shape=typical,
-        servers={"klype": "", "llama.cpp": ""},
-    )
+        1.0, least=0.0, most=1.0, above=True, slider=(0.05, 1.0, 0.05), shape=typical,
+        servers={"klype": "", "llama.cpp": ""}, title={"en": "typical-p", "nb": "typical-p"},
+        help="Draw only from the tokens of this mass whose surprise is nearest to the entropy.",
+    )  # fmt: skip
     repetition_penalty: float = sampler(
-        1.0,
-        least=0.0,
-        above=True,
-        served=(0.1, 10.0),
-        slider=(1.0, 2.0, 0.05),
-        title={"en": "Repetition penalty", "nb": "Straff for gjentakelse"},
-        help={
-            "en": "Make tokens of prompt and answer less probable: their logits are divided by this (1: off).",
-            "nb": "Gjør tokener fra spørsmål og svar mindre sannsynlige: Logitene deles på dette (1: av).",
-        },
-        adjust=repetition,
+        1.0, least=0.0, above=True, served=(0.1, 10.0), slider=(1.0, 2.0, 0.05), adjust=repetition,
         servers={**OWN, "llama.cpp": "repeat_penalty", "lmstudio": "repeat_penalty"},
-    )
+        title={"en": "Repetition penalty", "nb": "Straff for gjentakelse"},
+        help="Make tokens of prompt and answer less probable: their logits are divided by this (1: off).",
+    )  # fmt: skip
     presence_penalty: float = sampler(
-        0.0,
-        served=(-2.0, 2.0),
-        slider=(-2.0, 2.0, 0.1),
+        0.0, served=(-2.0, 2.0), slider=(-2.0, 2.0, 0.1), adjust=presence, servers=EVERYWHERE,
         title={"en": "Presence penalty", "nb": "Straff for tokener som er brukt"},
-        help={
-            "en": "Subtract this from the logit of every token that the answer has used.",
-            "nb": "Trekk dette fra logiten til hvert token som svaret alt har brukt.",
-        },
-        adjust=presence,
-        servers=EVERYWHERE,
-    )
+        help="Subtract this from the logit of every token that the answer has used.",
+    )  # fmt: skip
     frequency_penalty: float = sampler(
-        0.0,
-        served=(-2.0, 2.0),
-        slider=(-2.0, 2.0, 0.1),
+        0.0, served=(-2.0, 2.0), slider=(-2.0, 2.0, 0.1), adjust=frequency, servers=EVERYWHERE,
         title={"en": "Frequency penalty", "nb": "Straff for hver bruk"},
-        help={
-            "en": "Subtract this from a token's logit for each time that the answer has used it.",
-            "nb": "Trekk dette fra logiten til et token for hver gang svaret har brukt det.",
-        },
-        adjust=frequency,
-        servers=EVERYWHERE,
-    )
+        help="Subtract this from a token's logit for each time that the answer has used it.",
+    )  # fmt: skip
     logit_bias: tuple[tuple[int, float], ...] = ()
 
 

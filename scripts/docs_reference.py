@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import klype  # noqa: E402
-from klype.cli.main import app, spoken  # noqa: E402
+from klype.cli.main import app, in_language  # noqa: E402
 from klype.config import schema  # noqa: E402
 from klype.examine import measures  # noqa: E402
 from klype.examine import say as reports  # noqa: E402
@@ -79,7 +79,7 @@ def commands(lang: str) -> str:
     }[lang]
     title, takes, options, *head = words
     parts = [f"# {title}\n\n{EDITED[lang]}"]
-    for name, command in leaves(spoken(app(), lang), "klype"):
+    for name, command in leaves(in_language(app(), lang), "klype"):
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         usage = " ".join([name, *(one.metavar for one in arguments), command.options_metavar])
         parts.append(f"## {name}\n\n{html.escape(inspect.cleandoc(command.help or ''), quote=False)}\n\n`{usage}`")

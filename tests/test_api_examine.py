@@ -15,7 +15,7 @@ import pytest
 
 import klype
 from klype.api.examination import questions_of
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.data.rows import questions_from, read_questions
 from klype.examine.examination_report import verdict
@@ -219,6 +219,6 @@ def test_without_a_name_the_newest_run_with_a_model_is_opened(run: Path, elsewhe
         capsys, "ask", "runs/a", "Hvem?", "--limit", "5"
     ) | {"seconds": 0, "joules": 0}
     for alone in ("runs/b", "hf:owner/name", "http://127.0.0.1:9/v1"):
-        assert guard.guarded(call, ["ask", alone, "--json"]) == 2
+        assert exits.exit_code(call, ["ask", alone, "--json"]) == 2
         assert "is a model; what should it be asked?" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert questions_of(klype.load().opened, None, "", 1)[0].prompt

@@ -22,7 +22,7 @@ import torch
 import klype
 from klype.api import examination as api_examination
 from klype.api import model as api_model
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
@@ -166,7 +166,7 @@ def test_the_command_line_says_what_the_model_says(
     run: Path, model: klype.Model, capsys: pytest.CaptureFixture[str], typed: Callable[[str], None]
 ) -> None:
     def told_by(*argv: str) -> dict[str, Any]:
-        assert guard.guarded(call, [*argv, "--limit", "9", "--seed", "4", "--json"]) == 0
+        assert exits.exit_code(call, [*argv, "--limit", "9", "--seed", "4", "--json"]) == 0
         return dict(json.loads(capsys.readouterr().out))
 
     (one,) = model.ask("Hvem?", 1, 0.9, 9, 4)
@@ -260,7 +260,7 @@ def test_options_are_named_as_whoever_reads_of_them_gives_them(
     for limit in (0, -3):
         with pytest.raises(klype.KlypeError, match=rf"^limit should be at least 1 \(it is {limit}\)\.$"):
             model.ask("Hvem?", limit=limit)
-        assert guard.guarded(call, ["ask", str(run), "Hvem?", "--limit", str(limit), "--json"]) == 2
+        assert exits.exit_code(call, ["ask", str(run), "Hvem?", "--limit", str(limit), "--json"]) == 2
         assert json.loads(capsys.readouterr().out)["error"]["message"].startswith("--limit should")
     for said, told in (
         ("Use --raw to go without it.", "Use raw=True to go without it."),
@@ -304,7 +304,7 @@ def test_a_reward_model_is_no_language_model(run: Path, tmp_path: Path, capsys: 
         with pytest.raises(klype.KlypeError, match=r"is a reward model, which weighs answers.* Name its run"):
             doing()
     for argv in (["ask", place, "Hvem?"], ["train", "finetune", "--from", place], ["export", place, "--gguf", "m"]):
-        assert guard.guarded(call, [*argv, "--json"]) == 2
+        assert exits.exit_code(call, [*argv, "--json"]) == 2
         assert "is a reward model" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 

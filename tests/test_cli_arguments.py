@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import call
-from klype.cli.options import quoted
+from klype.cli.options import quote
 from klype.cli.terminal import program
 from klype.sources.find_model import NEWEST_FIRST, demo_run, located, near
 from klype.words import words
@@ -22,7 +22,7 @@ ASKING = ("ask", "next", "tree", "forks")
 
 
 def refused(capsys: Captured, *argv: str) -> str:
-    assert guarded(call, [*argv, "--lang", "en"]) == 2
+    assert exit_code(call, [*argv, "--lang", "en"]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     return told.err
@@ -52,7 +52,7 @@ def test_a_model_is_meant_where_names_are_near(elsewhere: Path) -> None:
 @pytest.mark.parametrize(("lang", "missing"), [("en", "There is no text."), ("nb", "Det er ingen tekst.")])
 @pytest.mark.parametrize("command", ASKING)
 def test_without_a_text_an_example_is_given(command: str, lang: str, missing: str, capsys: Captured) -> None:
-    assert guarded(call, [command, "--lang", lang]) == 2
+    assert exit_code(call, [command, "--lang", lang]) == 2
     told, example = capsys.readouterr().err, words(lang)("example.text" if command == "next" else "example.question")
     assert told.startswith(f"klype: {missing}")
     assert told.endswith(f'{program()} {command} "{example}"\n')
@@ -74,13 +74,13 @@ def test_a_text_without_quotes_is_told_how_to_be_typed(elsewhere: Path, capsys: 
 
 @pytest.mark.parametrize("text", ['He said "no"', "it's", "costs $5 `x`", "back\\slash", "plain", "Oh!"])
 def test_the_line_to_type_reaches_klype_as_it_was_meant(text: str) -> None:
-    assert shlex.split(quoted(text)) == [text]
-    done = subprocess.run(["bash", "-c", f"printf %s {quoted(text)}"], capture_output=True, text=True, check=True)
+    assert shlex.split(quote(text)) == [text]
+    done = subprocess.run(["bash", "-c", f"printf %s {quote(text)}"], capture_output=True, text=True, check=True)
     assert done.stdout == text
 
 
 def test_the_example_is_a_text_that_the_demo_model_answers(elsewhere: Path, capsys: Captured) -> None:
-    assert guarded(call, ["ask", words("nb")("example.question"), "--temperature", "0", "--lang", "nb"]) == 0
+    assert exit_code(call, ["ask", words("nb")("example.question"), "--temperature", "0", "--lang", "nb"]) == 0
     assert "Kari er i hagen" in capsys.readouterr().out
 
 
@@ -93,7 +93,7 @@ def test_help_says_what_may_be_left_out(capsys: Captured) -> None:
     }  # fmt: skip
     for command, arguments in shown.items():
         for lang, options in (("en", "OPTIONS"), ("nb", "VALG")):
-            assert guarded(call, [*command.split(), "--help", "--lang", lang]) == 0
+            assert exit_code(call, [*command.split(), "--help", "--lang", lang]) == 0
             lines = capsys.readouterr().out
             assert f" klype {command} [{options}] {arguments} " in lines
             assert ("│ *    " in lines) == (not arguments.startswith("["))
@@ -101,14 +101,14 @@ def test_help_says_what_may_be_left_out(capsys: Captured) -> None:
 
 def test_the_first_steps_are_told_in_the_language_asked_for(capsys: Captured) -> None:
     for lang in ("en", "nb"):
-        assert guarded(call, ["--lang", lang]) == 0
+        assert exit_code(call, ["--lang", lang]) == 0
         assert capsys.readouterr().out == words(lang)("first.steps", program=program()) + "\n"
     assert "There is no language 'fr'" in refused(capsys, "--lang", "fr", "doctor")
 
 
 UNLOADED = """
 import sys
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import call
 for argv in (
     ["examine", "demo", "--questions", "missing"], ["examine", "demo", "--training", "missing"],
@@ -118,7 +118,7 @@ for argv in (
     ["export", "missing", "--gguf", "x"], ["judge", "missing"], ["align", "missing"],
     ["rank", "demo", "--import", "missing"],
 ):
-    assert guarded(call, argv) == 2, argv
+    assert exit_code(call, argv) == 2, argv
     assert "torch" not in sys.modules, argv
 """
 
@@ -139,7 +139,7 @@ def test_a_run_without_rankings_is_told_what_to_do_and_nothing_is_made(elsewhere
         ["align", "demo"],
         ["train", "reward", "--from", "demo"],
     ):
-        assert guarded(call, [*argv, "--lang", "en"]) in (1, 2)
+        assert exit_code(call, [*argv, "--lang", "en"]) in (1, 2)
         told = capsys.readouterr().err.splitlines()[-1]
         assert told.startswith("klype: demo has no ")
         assert re.search(r"klype (train rank --from|align) demo", told)

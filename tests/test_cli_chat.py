@@ -12,8 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.api.model import Model
-from klype.api.model import tempered as as_drawn
+from klype.api.model import Model, sampling_bounds
 from klype.api.prompt_context import fit, suggestions
 from klype.cli.chat import ChatSession
 from klype.cli.next_tree_forks import bar_of, visible
@@ -279,7 +278,7 @@ def test_next_is_a_distribution_before_and_after_temperature(opened: Opened, tem
     distribution = opened.engine.next([opened.plain("Hunden drakk")])[0]
     sampling = Sampling(temperature=temperature)
     size = opened.loaded.config.vocab_size
-    drawn = as_drawn(distribution, sampling, (), size)
+    drawn = sampling_bounds(distribution, sampling, (), size)
     tempered = torch.tensor(list(drawn[0].values()), dtype=torch.float64)
     logp = torch.full((size,), float("-inf"), dtype=torch.float64)
     logp[torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float64)

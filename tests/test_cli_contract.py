@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from tests import contract
 from tests.test_cli_models import SENTENCE, Captured, Typed, document, question, run, world
@@ -75,7 +75,7 @@ WRONG = [
 def test_what_went_wrong_is_told_in_the_same_words(
     argv: list[str], code: int, run: Path, capsys: Captured, elsewhere: Path
 ) -> None:
-    assert guard.guarded(call, [*[str(run) if part == "RUN" else part for part in argv], "--json"]) == code
+    assert exits.exit_code(call, [*[str(run) if part == "RUN" else part for part in argv], "--json"]) == code
     contract.holds(contract.Error, json.loads(capsys.readouterr().out))
     assert list(elsewhere.iterdir()) == []
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from klype.answers.decoders import DECODERS
 from klype.api.prompt_context import PromptContext
@@ -26,7 +24,7 @@ def told(name: str, budget: float = 8.0) -> dict[str, Any]:
     ask = PromptContext(source, (1,), Question("q", "a"), lambda text: merged.get(text, text), "text", None)
     opened = cast(Any, SimpleNamespace(source=source, stop=(0,), as_raw=lambda raw: True, plain=codec.encode))
     request = Request(ask.prompt, limit=4, sampling=Sampling(0.7), seed=1)
-    found = command.decided(opened, ask, request, (name, budget), None)
+    found = command.decide(opened, ask, request, (name, budget), None)
     return command.decision(found, name, budget)
 
 
@@ -43,23 +41,22 @@ def test_what_was_chosen_why_and_at_what_cost() -> None:
 @pytest.mark.parametrize("lang", ["en", "nb"])
 def test_every_decoder_has_words(lang: str) -> None:
     assert all(row.about[lang] for row in DECODERS.values())
-    out = io.StringIO()
-    command.tell_decision(cast(Any, SimpleNamespace(lang=lang, console=Console(file=out, width=200))), told("search"))
-    assert "60" in out.getvalue()
-    assert "b" in out.getvalue()
+    lines = "\n".join(command.decision_lines(told("search"), lang))
+    assert "60" in lines
+    assert "b" in lines
 
 
 def test_budgets_for_decoders_and_for_servers() -> None:
-    assert command.split("consensus", "8×") == (8.0, "")
-    assert command.split("consensus", "8x,500requests") == (8.0, "500requests")
-    assert command.split("search", "") == (command.BUDGET, "")
-    assert command.split("", "500requests,20000tokens")[1] == "500requests,20000tokens"
+    assert command.decoder_budget("consensus", "8×") == (8.0, "")
+    assert command.decoder_budget("consensus", "8x,500requests") == (8.0, "500requests")
+    assert command.decoder_budget("search", "") == (command.BUDGET, "")
+    assert command.decoder_budget("", "500requests,20000tokens")[1] == "500requests,20000tokens"
     with pytest.raises(UsageError, match="for a decoder"):
-        command.split("", "8×")
+        command.decoder_budget("", "8×")
     with pytest.raises(UsageError, match="no decoder"):
-        command.split("guess", "8×")
+        command.decoder_budget("guess", "8×")
     with pytest.raises(UsageError, match="plain answers"):
-        command.split("search", "lots")
+        command.decoder_budget("search", "lots")
     with pytest.raises(UsageError, match="nothing to check with"):
         told("verify-yes")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import app, call
 from klype.config import load
 from klype.errors import KlypeError, UsageError
@@ -31,7 +31,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 def klype(*argv: str) -> int:
-    return guard.guarded(call, list(argv))
+    return exits.exit_code(call, list(argv))
 
 
 def raising(error: BaseException) -> Callable[[list[str]], object]:
@@ -68,12 +68,12 @@ def raising(error: BaseException) -> Callable[[list[str]], object]:
     ],
 )
 def test_each_error_is_one_line_and_its_code(error: BaseException, code: int, sentence: str, capsys: Captured) -> None:
-    assert guard.guarded(raising(error), []) == code
+    assert exits.exit_code(raising(error), []) == code
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(sentence)
     assert said.err.count("\n") == 1
-    assert guard.guarded(raising(error), ["--json"]) == code
+    assert exits.exit_code(raising(error), ["--json"]) == code
     said = capsys.readouterr()
     assert said.err == ""
     document = json.loads(said.out)
@@ -85,9 +85,9 @@ def test_each_error_is_one_line_and_its_code(error: BaseException, code: int, se
 def test_torch_without_memory_is_no_bug() -> None:
     script = (
         "import resource, sys, torch\n"
-        "from klype.cli.guard import guarded\n"
+        "from klype.cli.exits import exit_code\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))\n"
-        "sys.exit(guarded(lambda argv: torch.empty(1 << 34), []))"
+        "sys.exit(exit_code(lambda argv: torch.empty(1 << 34), []))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     hint = "This process may use 8.6 GB (ulimit -v), which is too little: raise that limit."
@@ -145,7 +145,7 @@ def test_examples_of_settings_work(command: str, read: Callable[[tuple[str, ...]
 
 
 def test_a_bug_leaves_its_traceback_in_a_file(home: Path, capsys: Captured) -> None:
-    assert guard.guarded(raising(ValueError("odd")), ["run", "--seed", "3"]) == 1
+    assert exits.exit_code(raising(ValueError("odd")), ["run", "--seed", "3"]) == 1
     (file,) = (home / "errors").iterdir()
     assert str(file) in capsys.readouterr().err
     text = file.read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def test_a_bug_leaves_its_traceback_in_a_file(home: Path, capsys: Captured) -> N
 
 def test_a_bug_is_told_even_where_no_file_can_be_written(home: Path, capsys: Captured) -> None:
     (home / "errors").write_text("", encoding="utf-8")
-    assert guard.guarded(raising(ValueError("odd")), []) == 1
+    assert exits.exit_code(raising(ValueError("odd")), []) == 1
     assert "could not be written" in capsys.readouterr().err
 
 
@@ -260,7 +260,7 @@ def test_ctrl_c_gives_130() -> None:
         "    print('computing', file=sys.stderr, flush=True)\n"
         "    time.sleep(60)\n"
         "doctor.machine = compute\n"
-        "sys.exit(main.guarded(main.call, ['doctor', '--json']))"
+        "sys.exit(main.exit_code(main.call, ['doctor', '--json']))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -292,7 +292,7 @@ def test_help_is_light() -> None:
     heavy = ("torch", "scipy", "numpy", "pydantic", "transformers", "pyarrow", "tokenizers", "nicegui", "jinja2")
     script = (
         "import sys, klype.cli.main as m\n"
-        "code = m.guarded(m.call, ['--help'])\n"
+        "code = m.exit_code(m.call, ['--help'])\n"
         f"print('HEAVY', [h for h in {heavy!r} if h in sys.modules], code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -350,7 +350,7 @@ def test_a_bad_file_of_questions_is_bad_input(
     (folder / "run.json").write_text(json.dumps({"settings": {"kind": "world", "world": "small"}}))
     file = (folder if command[0] == "ask" else tmp_path) / "questions.jsonl"
     file.write_bytes(content)
-    code = guard.guarded(call, [part.format(run=folder, file=file) for part in command])
+    code = exits.exit_code(call, [part.format(run=folder, file=file) for part in command])
     if command[0] == "ask":
         assert code == 0  # a run's own file that is damaged keeps no question back, and nobody has to answer for it
         return

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from uvicorn.logging import AccessFormatter
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.cli.terminal import plain_console, to_json
 from klype.text.chat import TEMPLATE
@@ -46,7 +46,7 @@ def clean(text: str) -> None:
 
 def klype(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str]:
     """The exit code, and all that was printed: none of it can harm."""
-    code = guard.guarded(call, [str(word) for word in argv])
+    code = exits.exit_code(call, [str(word) for word in argv])
     said = capsys.readouterr()
     clean(said.out)
     clean(said.err)

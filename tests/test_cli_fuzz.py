@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 
 COMMANDS = ["run", "train", "rank", "chat", "ask", "next", "runs", "config", "list", "compare", "schema", "--", ""]
@@ -38,6 +38,6 @@ words = (
 def test_no_words_break_the_command_line(argv: list[str], home: Path, elsewhere: Path) -> None:
     """A last option keeps whatever these words spell from starting: a run or a stage of no minutes."""
     starts = {"run", "train", "rank"} & set(argv)
-    assert guard.guarded(call, [*argv, "--minutes=0"] if starts else argv) in (0, 1, 2)
+    assert exits.exit_code(call, [*argv, "--minutes=0"] if starts else argv) in (0, 1, 2)
     bugs = sorted((home / "errors").glob("*"))
     assert not bugs, bugs[0].read_text(encoding="utf-8")

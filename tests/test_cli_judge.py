@@ -10,8 +10,8 @@ import pytest
 
 import klype
 from benchmarks import meaning
-from klype.api.judging import judged, open_judge
-from klype.cli import guard
+from klype.api.judging import judge_rows, open_judge
+from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import UsageError
 from klype.judge.embedding import minilm
@@ -31,18 +31,18 @@ ROWS = [
 
 
 def test_rows_are_judged_in_order_and_the_judge_is_named() -> None:
-    document = judged(ROWS)
+    document = judge_rows(ROWS)
     assert [row.get("same", row.get("right")) for row in document["rows"]] == [True, False, True, True, None]
     assert [sorted(row) for row in document["rows"][1:3]] == [["judge", "same"], ["judge", "right"]]
     assert {row["judge"] for row in document["rows"]} == {document["judge"]} == {RuleJudge.name}
     assert document["error_rate"] is None  # pairs and references have each their own
     for rows in (ROWS[:2], ROWS[2:3]):
-        error = judged(rows)["error_rate"]
+        error = judge_rows(rows)["error_rate"]
         assert error["low"] < error["value"] < error["high"]
-    assert judged(ROWS[3:4])["error_rate"] is None  # choices were not measured
+    assert judge_rows(ROWS[3:4])["error_rate"] is None  # choices were not measured
     french = {"question": "Quelle est la capitale?", "a": "Paris", "b": "Lyon"}
-    assert judged([french])["error_rate"] is None
-    both = judged([ROWS[0], {"question": "Hva er hovedstaden i Norge?", "a": "Oslo", "b": "Det er Oslo."}])
+    assert judge_rows([french])["error_rate"] is None
+    both = judge_rows([ROWS[0], {"question": "Hva er hovedstaden i Norge?", "a": "Oslo", "b": "Det er Oslo."}])
     assert both["rows"][1]["same"] is True
     assert both["error_rate"] is None
 
@@ -57,9 +57,9 @@ class Longer(Judge):
 
 
 def test_a_judge_of_ones_own_rules_on_pairs_and_references() -> None:
-    document = judged(ROWS[:3], Longer())
+    document = judge_rows(ROWS[:3], Longer())
     assert [row.get("same", row.get("right")) for row in document["rows"]] == [False, False, False]
-    assert judged([{"question": "?", "answer": "Oslo", "answers": ["Roma"]}], Longer())["rows"][0]["right"] is True
+    assert judge_rows([{"question": "?", "answer": "Oslo", "answers": ["Roma"]}], Longer())["rows"][0]["right"] is True
     assert document["judge"] == "length"
     assert document["error_rate"] is None
 
@@ -99,7 +99,7 @@ def test_same_is_public_and_says_who_judged() -> None:
 )
 def test_rows_of_neither_kind_are_refused(rows: list[dict[str, object]], why: str) -> None:
     with pytest.raises(UsageError, match=why):
-        judged(rows)
+        judge_rows(rows)
 
 
 @pytest.mark.slow
@@ -107,8 +107,8 @@ def test_rows_of_neither_kind_are_refused(rows: list[dict[str, object]], why: st
 def test_the_command_prints_verdicts_and_one_document(capsys: Captured, tmp_path: Path, lang: str) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    assert document(capsys, "judge", str(file)) == judged(ROWS)
-    assert guard.guarded(call, ["judge", str(file), "--lang", lang]) == 0
+    assert document(capsys, "judge", str(file)) == judge_rows(ROWS)
+    assert exits.exit_code(call, ["judge", str(file), "--lang", lang]) == 0
     told = capsys.readouterr().out
     assert "Paris  =  The capital of France is Paris." in told
     assert "Paris  ≠  Lyon" in told

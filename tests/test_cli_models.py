@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
@@ -71,7 +71,7 @@ def run(world: World, question: Question, tmp_path_factory: pytest.TempPathFacto
 
 
 def document(capsys: Captured, *argv: str) -> dict[str, Any]:
-    assert guard.guarded(call, [*argv, "--json"]) == 0
+    assert exits.exit_code(call, [*argv, "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -86,7 +86,7 @@ def test_ask_answers_with_its_cost(run: Path, capsys: Captured, tmp_path: Path) 
     assert first["flops"] > 0
     again = document(capsys, "ask", str(run), "Hvem?", "--limit", "9")
     assert again["answer"] == first["answer"]
-    assert guard.guarded(call, ["ask", str(run), "Hvem?", "--limit", "9"]) == 0
+    assert exits.exit_code(call, ["ask", str(run), "Hvem?", "--limit", "9"]) == 0
     assert capsys.readouterr().out.removesuffix("\n").removesuffix(" …").strip() == first["answer"].strip()
     seeds = {document(capsys, "ask", str(run), "Hvem?", "--limit", "9", "--seed", str(s))["answer"] for s in range(4)}
     assert len(seeds) > 1
@@ -140,7 +140,7 @@ def test_a_model_without_a_run_has_no_truth(run: Path, tmp_path: Path, capsys: C
     save(tmp_path / "model", Tokenizer.train(["a b c " * 9], 300, None))
     rows = document(capsys, "next", str(tmp_path / "model"), "a b")["tokens"]
     assert set(rows[0]) == {"token", "id", "p", "p_tempered"}
-    assert guard.guarded(call, ["chat", str(tmp_path / "model")]) == 1
+    assert exits.exit_code(call, ["chat", str(tmp_path / "model")]) == 1
     assert "has no chat template" in capsys.readouterr().err
 
 
@@ -165,7 +165,7 @@ def test_questions_are_found_by_their_text(run: Path, question: Question) -> Non
 
 @pytest.mark.parametrize("lang", ["en", "nb"])
 def test_the_chart_fits_and_says_what_it_shows(run: Path, lang: str, capsys: Captured) -> None:
-    assert guard.guarded(call, ["next", str(run / "pretrain"), SENTENCE, "--lang", lang]) == 0
+    assert exits.exit_code(call, ["next", str(run / "pretrain"), SENTENCE, "--lang", lang]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert SENTENCE in lines[0]
     assert max(map(len, lines)) <= 80
@@ -177,7 +177,7 @@ def test_the_chart_fits_and_says_what_it_shows(run: Path, lang: str, capsys: Cap
 
 def test_chat_reads_lines_and_prints_one_document(run: Path, capsys: Captured, typed: Typed) -> None:
     typed("Hvem drakk?\n/again\n/temperature 0\nHvor?\n/quit\nnever read\n")
-    assert guard.guarded(call, ["chat", str(run), "--limit", "6", "--json"]) == 0
+    assert exits.exit_code(call, ["chat", str(run), "--limit", "6", "--json"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert [m["role"] for m in found["messages"]] == ["user", "assistant"] * 2
@@ -210,7 +210,7 @@ def test_chat_reads_lines_and_prints_one_document(run: Path, capsys: Captured, t
 )
 def test_what_cannot_be_asked(run: Path, argv: list[str], code: int, sentence: str, capsys: Captured) -> None:
     argv = [word.replace("RUN", str(run)) for word in argv]
-    assert guard.guarded(call, argv) == code
+    assert exits.exit_code(call, argv) == code
     told = capsys.readouterr().err.splitlines()[-1]  # after what is told of compiling
     assert told.startswith(f"klype: {sentence.replace('RUN', str(run))}")
 
@@ -226,7 +226,7 @@ def test_a_damaged_checkpoint_is_one_sentence(run: Path, tmp_path: Path, capsys:
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
     weights.write_bytes(data)
-    assert guard.guarded(call, ["ask", str(tmp_path / "model"), "Hvem?"]) == 1
+    assert exits.exit_code(call, ["ask", str(tmp_path / "model"), "Hvem?"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert told(said.err).count("\n") == 1
@@ -247,7 +247,7 @@ def test_a_truncated_or_missing_file_is_one_sentence(
             (folder / "run.json").unlink()
         file = folder / cut
         file.unlink() if gone else file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        assert guard.guarded(call, ["ask", str(folder), "Hvem?"]) in (1, 2)
+        assert exits.exit_code(call, ["ask", str(folder), "Hvem?"]) in (1, 2)
         said = capsys.readouterr()
         assert said.out == ""
         assert told(said.err).count("\n") == 1
@@ -270,7 +270,7 @@ def test_a_draft_with_another_vocabulary_is_refused(
     (swapped / "tokenizer.json").write_text(json.dumps(definition))
     for draft in ("other", "swapped"):
         argv = [*(word.replace("RUN", str(run)) for word in command), "--speculate", str(tmp_path / draft)]
-        assert guard.guarded(call, argv) == 2
+        assert exits.exit_code(call, argv) == 2
         said = capsys.readouterr()
         assert "do not share a tokenizer" in said.err
         assert said.out == ""  # nothing was answered first
@@ -282,7 +282,7 @@ def test_a_conversation_with_guesses_is_the_one_without(run: Path, draft: str, c
     found = []
     for extra in ([], ["--speculate", draft.replace("RUN", str(run))]):
         typed("Hvem drakk?\n/again\nHva?\n")
-        assert guard.guarded(call, ["chat", str(run), "--temperature", "0", "--limit", "12", "--json", *extra]) == 0
+        assert exits.exit_code(call, ["chat", str(run), "--temperature", "0", "--limit", "12", "--json", *extra]) == 0
         found.append(json.loads(capsys.readouterr().out))
     assert found[0]["messages"] == found[1]["messages"]
     assert found[0]["tokens"] == found[1]["tokens"]
@@ -296,7 +296,7 @@ def test_a_conversation_with_guesses_is_the_one_without(run: Path, draft: str, c
 def test_guessing_ahead_says_the_same_and_counts(run: Path, draft: str, capsys: Captured) -> None:
     argv = ["ask", str(run), SENTENCE, "--temperature", "0", "--limit", "20", "--json"]
     argv += ["--speculate", draft.replace("RUN", str(run))]
-    assert guard.guarded(call, argv) == 0
+    assert exits.exit_code(call, argv) == 0
     found = json.loads(capsys.readouterr().out)["speculation"]
     assert found["same_tokens"] is True
     assert found["passes"] <= found["plain_passes"]
@@ -305,7 +305,7 @@ def test_guessing_ahead_says_the_same_and_counts(run: Path, draft: str, capsys: 
 
 def test_a_draft_without_text_is_named(run: Path, tmp_path: Path, capsys: Captured) -> None:
     shutil.copytree(run / "finetune", tmp_path / "alone")
-    assert guard.guarded(call, ["ask", str(tmp_path / "alone"), "Hei", "--speculate", "ngram"]) == 1
+    assert exits.exit_code(call, ["ask", str(tmp_path / "alone"), "Hei", "--speculate", "ngram"]) == 1
     assert "no text at hand" in capsys.readouterr().err
-    assert guard.guarded(call, ["ask", str(run), "Hei", "--speculate", "ngram:/none"]) == 2
+    assert exits.exit_code(call, ["ask", str(run), "Hei", "--speculate", "ngram:/none"]) == 2
     assert "/none of the n-gram draft cannot be read" in capsys.readouterr().err

@@ -14,10 +14,10 @@ from annotated_types import Le
 from klype.api.model import Model
 from klype.cli.ask import AskOptions
 from klype.cli.examine import ArticleOptions, ExaminationOptions
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import app
 from klype.cli.next_tree_forks import ForkOptions, NextOptions, TreeOptions
-from klype.cli.options import expanded
+from klype.cli.options import as_typer
 from klype.cli.rank import RankOptions
 from klype.cli.terminal import Terminal
 from klype.cli.train import AlignmentOptions
@@ -56,15 +56,15 @@ def test_a_new_option_is_one_field(capsys: Captured) -> None:
         seen.append(asked)
 
     typed = typer.Typer(pretty_exceptions_enable=False)
-    typed.command()(expanded(command))
+    typed.command()(as_typer(command))
     call: Callable[[list[str]], object] = lambda argv: typed(argv, standalone_mode=False)
     option = parameters(typed)["--cups-of-tea"]
     assert (option.help, option.default) == ("How many while it trains.", 2)
     assert next(iter(parameters(typed))) == "--cups-of-tea"  # what is the class's own stands first
     for argv in ([], ["--cups-of-tea", "7", "--minutes", "2", "--text", "a", "--text", "b"]):
-        assert guarded(call, argv) == 0
+        assert exit_code(call, argv) == 0
     assert seen == [More(), More(cups_of_tea=7, minutes=2.0, text=("a", "b"))]
-    assert guarded(call, ["--cups-of-tea", "10"]) == 2
+    assert exit_code(call, ["--cups-of-tea", "10"]) == 2
     assert capsys.readouterr().err == "klype: --cups-of-tea should be less than or equal to 9 (it is 10).\n"
     with pytest.raises(UsageError, match=r"^There is no setting cup_of_tea\.") as unknown:
         make(More, {"cup_of_tea": 1})
@@ -140,7 +140,7 @@ def test_a_list_with_commas_is_one_option() -> None:
         seen.append(asked.temperatures)
 
     typed = typer.Typer()
-    typed.command()(expanded(command))
+    typed.command()(as_typer(command))
     for argv in ([], ["--temperatures", " 1, 0.5,"]):
         typed(argv, standalone_mode=False)
     assert seen == [ExamSettings().temperatures, (1.0, 0.5)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from klype.cli.guard import wants_json
+from klype.cli.exits import wants_json
 from klype.cli.terminal import LiveProgress, PlainProgress, Terminal, listener, print_table, to_json
 from klype.environment import language, state_folder
 from klype.runs.say import RunListener, Silent

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.environment import state_folder
 from klype.model.checkpoint import save
@@ -129,7 +129,7 @@ def test_it_is_whole_or_not_there_and_goes_on_where_it_was_killed(hub: Hub, caps
     first.kill()
     first.communicate()
     assert find_named("gpt2") is None
-    assert guarded(call, ["ask", "gpt2", "hei"]) == 2
+    assert exit_code(call, ["ask", "gpt2", "hei"]) == 2
     assert "Fetch it: klype pull gpt2" in capsys.readouterr().err
     hub.most, before = 1 << 40, hub.sent
     second = pull("gpt2", "--json", **hub.environ)
@@ -163,9 +163,9 @@ def test_any_repository_by_its_own_name(hub: Hub, capsys: Captured) -> None:
     out, err = fine.communicate(timeout=120)
     assert fine.returncode == 0, err
     assert out.endswith(f"Tiny is here: {find_named('Tiny')}\n") or "Tiny is here" in out
-    assert guarded(call, ["pull", "other/Tiny"]) == 2
+    assert exit_code(call, ["pull", "other/Tiny"]) == 2
     assert "The name Tiny is taken by someone/Tiny." in capsys.readouterr().err
-    assert guarded(call, ["ask", "tinny", "hei"]) == 2
+    assert exit_code(call, ["ask", "tinny", "hei"]) == 2
     assert "Did you mean Tiny?" in capsys.readouterr().err
     hub.sha = "0" * 64
     damaged = pull("someone/Else", **hub.environ)
@@ -189,11 +189,11 @@ def test_offline_it_says_so_in_one_sentence(lang: str) -> None:
 def test_names_that_there_are_not(capsys: Captured, elsewhere: Path) -> None:
     for name, told in (("smolm2", "Did you mean smollm2"), ("gtp2", "Did you mean gpt2? Fetch it: klype pull gpt2"),
                        ("dmeo", "Did you mean demo?"), ("xyzzy", "There is no model xyzzy. If it")):  # fmt: skip
-        assert guarded(call, ["ask", name, "hei"]) == 2
+        assert exit_code(call, ["ask", name, "hei"]) == 2
         assert told in capsys.readouterr().err
-    assert guarded(call, ["pull", "smolm2"]) == 2
+    assert exit_code(call, ["pull", "smolm2"]) == 2
     assert "There is no model called smolm2 to fetch. Did you mean smollm2" in capsys.readouterr().err
-    assert guarded(call, ["pull", "../x"]) == 2
+    assert exit_code(call, ["pull", "../x"]) == 2
     capsys.readouterr()
     for name in ("..", ".", "a/b", "x" * 300, "", "~"):
         assert find_named(name) is None

@@ -13,7 +13,7 @@ import pexpect
 import pytest
 import torch
 
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def klype(*words: str | Path) -> int:
-    return guarded(call, [str(word) for word in words])
+    return exit_code(call, [str(word) for word in words])
 
 
 def document(captured: Captured, *words: str | Path) -> dict[str, object]:

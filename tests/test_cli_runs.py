@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.manifest import MANIFEST
@@ -109,7 +109,7 @@ def test_a_folder_is_one_process_s_until_it_ends_however_it_ends(tmp_path: Path,
         assert p.stdout is not None
         p.stdout.readline()
         for argv in (["run", "--resume"], ["train", "pretrain", "--steps", "1", "--resume"]):
-            assert guard.guarded(call, [*argv, "--out", str(run)]) == 2
+            assert exits.exit_code(call, [*argv, "--out", str(run)]) == 2
             assert capsys.readouterr().err == (
                 f"klype: {run} is being trained by process {p.pid}. Wait for it or stop it, or choose another --out.\n"
             )
@@ -141,7 +141,7 @@ def test_a_disk_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch: pytes
 def test_an_existing_run_stops_the_command(tmp_path: Path, capsys: Captured) -> None:
     run = run_of(tmp_path / "run")
     for argv in (["run", "--out", str(run)], ["train", "pretrain", "--steps", "1", "--text", ".", "--out", str(run)]):
-        assert guard.guarded(call, argv) == 2
+        assert exits.exit_code(call, argv) == 2
         assert capsys.readouterr().err == (
             f"klype: {run} exists already. Add --resume to continue it, or choose another --out.\n"
         )
@@ -203,7 +203,7 @@ def test_runs_are_listed_also_when_one_is_broken(elsewhere: Path, capsys: Captur
     gates = [{"name": "kl", "passed": True}, {"name": "s", "passed": False}]
     run_of(elsewhere / "runs" / "a", "pretrain", recipe="world", state="done", seconds={"total": 301.4}, gates=gates)
     run_of(elsewhere / "runs" / "b").joinpath("run.json").write_text("{", encoding="utf-8")
-    assert guard.guarded(call, ["runs", "list", "--json"]) == 0
+    assert exits.exit_code(call, ["runs", "list", "--json"]) == 0
     good, bad = json.loads(capsys.readouterr().out)["runs"]
     assert (
         good.items()
@@ -219,7 +219,7 @@ def test_runs_are_listed_also_when_one_is_broken(elsewhere: Path, capsys: Captur
     )
     assert bad["run"] == "runs/b"
     assert "cannot be read" in bad["why"]
-    assert guard.guarded(call, ["runs", "list", "--lang", "nb"]) == 0
+    assert exits.exit_code(call, ["runs", "list", "--lang", "nb"]) == 0
     shown = capsys.readouterr().out
     assert "parametre" in shown
     assert "ferdig" in shown
@@ -235,7 +235,7 @@ def test_a_list_tells_how_runs_stand_and_what_they_are(tmp_path: Path, capsys: C
         (run / "pretrain" / "metrics.jsonl").write_text('{"step": 200, "seconds": 41.5}\n{"st', encoding="utf-8")
         save_file({"w": np.zeros((3, 4), np.float32)}, run / "pretrain" / "model.safetensors")
     run_of(tmp_path / "failed", state="failed", failure="The disk is full.")
-    assert guard.guarded(call, ["runs", "list", "--folder", str(tmp_path), "--json"]) == 0
+    assert exits.exit_code(call, ["runs", "list", "--folder", str(tmp_path), "--json"]) == 0
     alive, failed, gone_run = json.loads(capsys.readouterr().out)["runs"]
     assert (alive["state"], failed["state"], gone_run["state"]) == ("running", "failed", "stopped")
     assert failed["failure"] == "The disk is full."
@@ -244,7 +244,7 @@ def test_a_list_tells_how_runs_stand_and_what_they_are(tmp_path: Path, capsys: C
     }  # fmt: skip
     assert list(gone_run["figures"]) == ["right"]
     assert gone_run["bytes"] > 100
-    assert guard.guarded(call, ["runs", "list", "--folder", str(tmp_path), "--lang", "en"]) == 0
+    assert exits.exit_code(call, ["runs", "list", "--folder", str(tmp_path), "--lang", "en"]) == 0
     assert "200/500" in "".join(capsys.readouterr().out.split())
 
 
@@ -261,12 +261,12 @@ def test_a_failed_run_says_so_and_an_interrupted_one_is_no_failure(tmp_path: Pat
 def test_runs_are_compared_stage_by_stage(tmp_path: Path, capsys: Captured) -> None:
     a = run_of(tmp_path / "a", recipe="world", figures={"base": figures(0.5), "aligned": None})
     b = run_of(tmp_path / "b", recipe="world", figures={"base": figures(0.8), "aligned": figures(0.9)})
-    assert guard.guarded(call, ["runs", "compare", str(a), str(b), "--json", "--out", str(tmp_path / "c.json")]) == 0
+    assert exits.exit_code(call, ["runs", "compare", str(a), str(b), "--json", "--out", str(tmp_path / "c.json")]) == 0
     document = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8")) == document
     assert document["runs"][1]["stages"]["aligned"] == figures(0.9)
     assert document["runs"][0]["stages"]["finetuned"] is None
-    assert guard.guarded(call, ["runs", "compare", str(a), str(b)]) == 0
+    assert exits.exit_code(call, ["runs", "compare", str(a), str(b)]) == 0
     shown = capsys.readouterr().out
     assert "0.50 [0.46, 0.54]" in shown
     assert "0.80 [0.76, 0.84]" in shown
@@ -286,14 +286,14 @@ def test_what_meant_something_else_in_an_older_run_is_not_compared(
     now = {"aligned": {**figures(0.93), "concise": figures(0.94)["right"]}}
     new = run_of(tmp_path / "new", settings=settings, figures=now, meaning=MEANING)
     text = run_of(tmp_path / "text", settings={"kind": "text"}, figures={"aligned": figures(0.75)})
-    assert guard.guarded(call, ["runs", "compare", str(old), str(new), str(text), "--lang", lang]) == 0
+    assert exits.exit_code(call, ["runs", "compare", str(old), str(new), str(text), "--lang", lang]) == 0
     both = capsys.readouterr()
     shown = " ".join((both.out + both.err).split())
     assert f"old {'was made' if lang == 'en' else 'er laget'}" in shown
     assert said in shown
     assert number(0.31, lang) not in shown
     assert all(number(value, lang) in shown for value in (0.42, 0.93, 0.94, 0.75))
-    assert guard.guarded(call, ["runs", "compare", str(old), str(old), "--lang", lang]) == 0
+    assert exits.exit_code(call, ["runs", "compare", str(old), str(old), "--lang", lang]) == 0
     alone = capsys.readouterr()
     assert number(0.31, lang) in alone.out
     assert said not in alone.out + alone.err
@@ -308,5 +308,5 @@ def test_a_run_with_facts_apart_means_what_is_meant_now() -> None:
 
 
 def test_a_document_is_written_whole_or_refused(tmp_path: Path, capsys: Captured) -> None:
-    assert guard.guarded(call, ["runs", "list", "--out", str(tmp_path / "none" / "x.json")]) == 2
+    assert exits.exit_code(call, ["runs", "list", "--out", str(tmp_path / "none" / "x.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -16,7 +16,7 @@ UNNEEDED = ("torch._dynamo", "sympy", "scipy", "httpx", "transformers", "sqlalch
 def test_what_an_answer_does_not_need_is_not_loaded(argv: list[str]) -> None:
     script = (
         "import sys, klype.cli.main as m\n"
-        f"code = m.guarded(m.call, {argv!r})\n"
+        f"code = m.exit_code(m.call, {argv!r})\n"
         f"print('LOADED', [name for name in {UNNEEDED!r} if name in sys.modules], code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

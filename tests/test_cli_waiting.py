@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.cli.terminal import patiently
 from klype.model import checkpoint
@@ -65,7 +65,7 @@ def test_a_model_that_opens_slowly_is_waited_for_with_a_word(
     monkeypatch.setattr(checkpoint, "load", slowly)
     typed("")
     texts = [] if command == "chat" else ["Hvor er Kari?"]
-    assert guarded(call, [command, "demo", *texts, "--json", "--lang", lang]) == 0
+    assert exit_code(call, [command, "demo", *texts, "--json", "--lang", lang]) == 0
     said = capsys.readouterr()
     assert said.err.splitlines()[0] == words(lang)("model.starting")
     json.loads(said.out)

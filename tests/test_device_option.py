@@ -7,7 +7,7 @@ import torch
 import typer
 
 import klype
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import app, call
 from klype.device import pick_device
 from klype.errors import UsageError
@@ -33,7 +33,7 @@ def test_every_command_that_computes_has_it() -> None:
      "examine {m}", "run --minutes 0.1", "train pretrain", "align {m}", "rank {m}", "article {m}", "bias", "mistakes"],
 )  # fmt: skip
 def test_what_is_not_there_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code = guarded(call, [*line.format(m="nowhere").split(), "--device", "cuda"])
+    code = exit_code(call, [*line.format(m="nowhere").split(), "--device", "cuda"])
     told = capsys.readouterr().err
     assert code == 2
     assert "cuda" in told
@@ -42,7 +42,7 @@ def test_what_is_not_there_is_refused(line: str, capsys: pytest.CaptureFixture[s
 
 
 def test_no_such_kind_of_device(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(call, ["next", "nowhere", "Hei", "--device", "abacus"]) == 2
+    assert exit_code(call, ["next", "nowhere", "Hei", "--device", "abacus"]) == 2
     assert "abacus" in capsys.readouterr().err
     with pytest.raises(UsageError, match="abacus"):
         klype.load("nowhere", device="abacus")

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from benchmarks.rulings import FAMILY, RULED
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.examine.hypothesis_tests import rulings
 from klype.examine.say import Say
@@ -205,5 +205,5 @@ def test_the_command_rules_and_writes_its_page(run: Path, capsys: Captured, tmp_
     assert "claim by claim" in page
     assert "påstand for påstand" in page
     assert json.loads((tmp_path / "article.json").read_text(encoding="utf-8"))["claims"] == found["claims"]
-    assert guard.guarded(call, [*argv, "--lang", "nb"]) == 0
+    assert exits.exit_code(call, [*argv, "--lang", "nb"]) == 0
     assert "Sⁿ" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.examine import agree
 from klype.cli.main import call
 from klype.errors import KlypeError
@@ -39,7 +39,7 @@ def test_tree_keeps_its_contract(run: Path, capsys: Captured, tmp_path: Path) ->
     assert all({"text", "low", "high", "meaning"} <= set(row) for row in found["answers"])
     assert sum(row["low"] for row in found["answers"]) + found["unexplored"] == pytest.approx(1, abs=1e-3)
     assert "<script" in page.read_text(encoding="utf-8")
-    assert guard.guarded(call, ["tree", str(run), text_of(run), "--budget", "9", "--limit", "3", "--lang", "nb"]) == 0
+    assert exits.exit_code(call, ["tree", str(run), text_of(run), "--budget", "9", "--limit", "3", "--lang", "nb"]) == 0
     assert "ikke utforsket" in capsys.readouterr().out.replace("\n", " ")
 
 
@@ -57,7 +57,7 @@ def test_forks_keeps_its_contract(run: Path, capsys: Captured) -> None:
         assert row["strength"]["low"] <= row["strength"]["value"] <= row["strength"]["high"]
     given = document(capsys, "forks", str(run), text_of(run), "--answer", "Kari.", "-n", "4", "--limit", "6")
     assert given["answer"] == "Kari."
-    assert guard.guarded(call, ["forks", str(run), text_of(run), "--limit", "4", "-n", "4"]) == 0
+    assert exits.exit_code(call, ["forks", str(run), text_of(run), "--limit", "4", "-n", "4"]) == 0
     capsys.readouterr()
 
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_is_one_sentence(argv: list[str], run: Path, capsys: Capt
     argv = [str(run) if part == "RUN" else part for part in argv]
     if argv[0] == "examine":
         argv += ["--out", str(tmp_path / "out")]
-    assert guard.guarded(call, [*argv, "--json"]) == 2
+    assert exits.exit_code(call, [*argv, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["message"]
 
 
@@ -94,7 +94,7 @@ def test_a_place_that_cannot_be_is_refused_before_anything_is_asked(
 ) -> None:
     (tmp_path / "taken").write_text("")
     for out in (tmp_path / "taken", tmp_path / "taken" / "below"):
-        assert guard.guarded(call, ["examine", str(run), *SMALL, "--out", str(out), "--json"]) == 2
+        assert exits.exit_code(call, ["examine", str(run), *SMALL, "--out", str(out), "--json"]) == 2
         assert "taken is a file, not a folder" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
 
@@ -130,17 +130,17 @@ def test_examine_keeps_its_contract_repeats_and_goes_on(run: Path, capsys: Captu
 @pytest.mark.slow
 def test_a_condition_that_holds_is_exit_one(run: Path, capsys: Captured, tmp_path: Path) -> None:
     argv = ["examine", str(run), *SMALL, "--out", str(tmp_path / "a"), "--json"]
-    assert guard.guarded(call, [*argv, "--fail-if", "right<1.1", "--fail-if", "s@1>0"]) == 1
+    assert exits.exit_code(call, [*argv, "--fail-if", "right<1.1", "--fail-if", "s@1>0"]) == 1
     failed = json.loads(capsys.readouterr().out)["failed"]
     assert len(failed) == 2
-    assert guard.guarded(call, [*argv, "--fail-if", "right>1.1"]) == 0
+    assert exits.exit_code(call, [*argv, "--fail-if", "right>1.1"]) == 0
     assert json.loads(capsys.readouterr().out)["failed"] == []
 
 
 @pytest.mark.slow
 def test_two_stages_are_compared_on_the_same_questions(run: Path, capsys: Captured, tmp_path: Path) -> None:
     argv = [str(run / "finetune"), str(run / "finetune"), "--compare", *SMALL, "--out", str(tmp_path)]
-    assert guard.guarded(call, ["examine", *argv, "--fail-if", "right<1.1", "--json"]) == 1
+    assert exits.exit_code(call, ["examine", *argv, "--fail-if", "right<1.1", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert len(found["failed"]) == 2
     assert all(why.startswith(f"{run / 'finetune'}: right is") for why in found["failed"])
@@ -173,7 +173,7 @@ def test_plain_questions_without_a_truth_are_examined_too(run: Path, capsys: Cap
 def test_a_wrong_row_is_named(run: Path, capsys: Captured, tmp_path: Path) -> None:
     file = tmp_path / "asked.jsonl"
     file.write_text('{"question": "Hvem?"}\n{"text": "no question"}\n', encoding="utf-8")
-    assert guard.guarded(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) == 2
+    assert exits.exit_code(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) == 2
     assert "line 2" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
@@ -189,7 +189,7 @@ def test_a_question_too_long_for_the_model_is_left_out_and_counted(run: Path, ca
     assert (found["questions"], found["skipped"]) == (1, 1)
     assert "1 questions were too long" in Path(found["report"]).read_text(encoding="utf-8")
     argv = ["examine", str(run), "--questions", str(asked(tmp_path / "l.jsonl", [long])), "--out", str(tmp_path)]
-    assert guard.guarded(call, [*argv, "--json"]) == 2
+    assert exits.exit_code(call, [*argv, "--json"]) == 2
     assert "leaves room" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
@@ -217,7 +217,7 @@ def test_another_model_judges_and_is_named(run: Path, capsys: Captured, tmp_path
     assert found["figures"]["1"].get("undecided", {"value": 1})["value"] > 0  # weights at random decide nothing
     for wrong in (["--judge", str(tmp_path)], ["--judge", "no"]):
         argv = ["examine", str(run), "--questions", str(file), "--out", str(tmp_path / "x"), *wrong, "--json"]
-        assert guard.guarded(call, argv) in (1, 2)
+        assert exits.exit_code(call, argv) in (1, 2)
         assert json.loads(capsys.readouterr().out)["error"]["message"]
 
 
@@ -234,7 +234,7 @@ def test_wrong_fields_are_named_with_their_row(
     row: dict[str, Any], says: str, run: Path, capsys: Captured, tmp_path: Path
 ) -> None:
     file = asked(tmp_path / "q.jsonl", [row])
-    assert guard.guarded(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) in (
+    assert exits.exit_code(call, ["examine", str(run), "--questions", str(file), "--out", str(tmp_path), "--json"]) in (
         1,
         2,
     )

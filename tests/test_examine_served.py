@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.examine.examined_model import fork_tokens
 from klype.values import Sampling, Step, Trace
@@ -60,7 +60,7 @@ def address(run: Path, home: Path) -> Iterator[str]:
 
 
 def examined(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
-    code = guard.guarded(call, ["examine", *argv, "--json"])
+    code = exits.exit_code(call, ["examine", *argv, "--json"])
     said = capsys.readouterr()
     assert code == 0, said.out
     return dict(json.loads(said.out))

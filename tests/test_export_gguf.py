@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.cli.pull_export import push, write_repository
 from klype.errors import KlypeError
@@ -45,7 +45,7 @@ def test_the_convolution_is_refused_by_name(tmp_path: Path, capsys: pytest.Captu
     save(tmp_path / "m", toy("conv", vocab_size=TOKENIZER.vocab_size), TOKENIZER, {})
     with pytest.raises(KlypeError, match=r"a convolution before attention, which llama\.cpp cannot compute"):
         load(tmp_path / "m").to_gguf(tmp_path / "m.gguf")
-    assert guard.guarded(call, ["export", str(tmp_path / "m"), "--gguf", str(tmp_path / "m.gguf")]) == 1
+    assert exits.exit_code(call, ["export", str(tmp_path / "m"), "--gguf", str(tmp_path / "m.gguf")]) == 1
     assert "convolution" in capsys.readouterr().err
     assert not (tmp_path / "m.gguf").exists()
 
@@ -58,7 +58,7 @@ def test_the_hub_folder_is_a_checkpoint_with_a_card(tmp_path: Path, capsys: pyte
     (run / "run.json").write_text(json.dumps({"stages": {"aligned": {"right": figure}}, "seconds": {"total": 12.0}}))
     out = tmp_path / "pushed"
     argv = ["export", str(run), "--hub", "owner/name", "--dry-run", "--out", str(out), "--json"]
-    assert guard.guarded(call, argv) == 0
+    assert exits.exit_code(call, argv) == 0
     pushed = json.loads(capsys.readouterr().out)
     contract.holds(contract.Exported, pushed)
     files = pushed["files"]
@@ -69,9 +69,9 @@ def test_the_hub_folder_is_a_checkpoint_with_a_card(tmp_path: Path, capsys: pyte
     card = (out / "README.md").read_text()
     for part in ('license: "mit"', "## Intended use", "| aligned | right | 0.5 | 0.4 to 0.6 | 400 |", "Not measured."):
         assert part in card
-    assert guard.guarded(call, argv) == 2
-    assert guard.guarded(call, ["export", str(run), "--hub", "nobody"]) == 2
-    assert guard.guarded(call, ["export", str(run)]) == 2
+    assert exits.exit_code(call, argv) == 2
+    assert exits.exit_code(call, ["export", str(run), "--hub", "nobody"]) == 2
+    assert exits.exit_code(call, ["export", str(run)]) == 2
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -120,7 +120,7 @@ def test_what_is_pushed_is_the_folder_and_loads_again(tmp_path: Path, capsys: py
     huggingface_hub = pytest.importorskip("huggingface_hub")
     model = toy("llama", vocab_size=TOKENIZER.vocab_size)
     save(tmp_path / "m", model, TOKENIZER, {"licence": "mit", "name": "m"})
-    assert guard.guarded(call, ["export", str(tmp_path / "m"), "--hub", "owner/name", "--json"]) == 1
+    assert exits.exit_code(call, ["export", str(tmp_path / "m"), "--hub", "owner/name", "--json"]) == 1
     assert "Nobody is logged in" in capsys.readouterr().out
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from hostile import Target, attack
 from test_preferences_store import KARI, New, asked, new, postgres_url, said  # noqa: F401 (fixtures)
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.preferences import database, formats
@@ -154,14 +154,14 @@ def test_a_command_says_so_and_export_saves_what_is_whole(
     rank: list[Any] = ["rank", str(model), "--json", "--store"]
     for more in ([], ["--export", str(saved)]):
         assert (
-            guard.guarded(call, [*rank, str(place), *more, "--import", str(tmp_path / "none.jsonl")][: 5 + len(more)])
+            exits.exit_code(call, [*rank, str(place), *more, "--import", str(tmp_path / "none.jsonl")][: 5 + len(more)])
             == 1
         )
         error = json.loads(capsys.readouterr().out)["error"]
         assert "is damaged: row 3 of its rankings is not what was written" in error["message"]
         assert "--export" in error["hint"] if not more else str(saved) in error["hint"]
     assert len(formats.read(saved)) == 2 * N - 2
-    assert guard.guarded(call, [*rank, str(anew), "--import", str(saved)]) == 0
+    assert exits.exit_code(call, [*rank, str(anew), "--import", str(saved)]) == 0
     assert json.loads(capsys.readouterr().out)["entries"] == 2 * N - 2
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import klype
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.serve.app import app
 from klype.serve.guard import Rules
@@ -44,7 +44,7 @@ def test_what_was_said_before_changes_nothing_for_the_demo_model(
     assert found[0]["choices"] == found[1]["choices"]
     assert found[0]["usage"] == found[1]["usage"]
     typed(f"Eva har en ball. Hvem har en ball?\n/temperature 0\n{QUESTION}\n")
-    assert guarded(call, ["chat", "demo", "--json"]) == 0
+    assert exit_code(call, ["chat", "demo", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)["messages"][-1]["content"]
     assert said == model.chat(LAST, temperature=0).text
 

@@ -24,7 +24,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from klype.cli.main import call
-from klype.cli.serve import listening
+from klype.cli.serve import bind
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.serve.app import app
@@ -361,12 +361,12 @@ def test_addresses_are_bound_however_they_are_written() -> None:
     except KlypeError:
         pytest.skip("this machine has no IPv6")
     for host in ("[::1]", "::1", "127.0.0.1", "localhost"):
-        entrance = listening(host, 0, None, "key")
+        entrance = bind(host, 0, None, "key")
         with entrance.socket, running_at(entrance.socket) as port:
             assert entrance.url == f"http://{'[::1]' if '::' in host else host}:{port}/"
             assert httpx.get(f"{entrance.url}health").json() == {"status": "ok"}
     with pytest.raises(UsageError, match="can be reached from other machines"):
-        listening("[::]", 0, None, "key")
+        bind("[::]", 0, None, "key")
 
 
 @pytest.mark.slow

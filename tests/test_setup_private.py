@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from klype import durable
-from klype.cli.guard import guarded
+from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.sources.http_client import ResponseCache
 
@@ -40,7 +40,7 @@ def test_a_bugs_traceback_is_its_finders_alone(home: Path) -> None:
     def broken(argv: list[str]) -> None:
         raise RuntimeError("secret")
 
-    assert guarded(broken, []) == 1
+    assert exit_code(broken, []) == 1
     assert len(list((home / "errors").iterdir())) == 1
     assert readable(home.parent) == []
 
@@ -107,7 +107,7 @@ def test_who_has_no_home_is_served_all_the_same() -> None:
 
 def test_a_studio_needs_no_place_to_write(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home.parent.write_text("")
-    assert guarded(call, ["studio", "nowhere", "--no-open", "--port", "0"]) == 2
+    assert exit_code(call, ["studio", "nowhere", "--no-open", "--port", "0"]) == 2
     assert "There is no model nowhere" in capsys.readouterr().err
 
 

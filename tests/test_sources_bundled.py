@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import klype
 from klype.api.examination import questions_of
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.runs.folder import default_model, read_run
@@ -168,14 +168,14 @@ def test_commands_take_it_where_no_model_is_named(
         ["forks", question, "-n", "4", "--limit", "8"],
         ["chat"],
     ):
-        assert guard.guarded(call, [*argv, "--json"]) == 0
+        assert exits.exit_code(call, [*argv, "--json"]) == 0
         told = capsys.readouterr()
         taken = "demo/pretrain" if argv[0] == "next" else "demo"  # what continues a text
         assert told.err.startswith(f"Model: {taken} (it comes with klype).\n")
         assert argv[0] == "next" or "i hagen" in told.out
         assert json.loads(told.out)
     for name in ("demo", "demo/pretrain"):
-        assert guard.guarded(call, ["ask", name]) == 2
+        assert exits.exit_code(call, ["ask", name]) == 2
         assert f"{name} is a model; what should it be asked?" in capsys.readouterr().err
 
 
@@ -189,6 +189,6 @@ def test_what_takes_a_run_takes_it(home: Path, elsewhere: Path, capsys: Captured
     assert open_served("demo").name == "demo"
     assert open_served("mine=demo/finetune").name == "mine"
     assert len(questions_of(klype.load("demo").opened, None, "", 50)) == 50
-    assert guard.guarded(call, ["rank", "demo", "--simulate"]) == 1
+    assert exits.exit_code(call, ["rank", "demo", "--simulate"]) == 1
     assert "demo has no answers to rank" in capsys.readouterr().err
     assert files_in(BUNDLED / "demo") == LISTED

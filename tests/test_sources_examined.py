@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from klype.answers import distribution_bounds
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
-from klype.cli.terminal import split_budget
+from klype.cli.terminal import pass_budget
 from klype.errors import UsageError
 from klype.sources.http_client import ResponseCache
 from klype.sources.opening import open_model
@@ -55,9 +55,9 @@ def test_examined_through_the_server_as_it_is_here(run: Path, capsys: Captured, 
     guarded_app = app([Served("toy", open_model(str(run)).source)], ServeSettings(completion_top=20))  # type: ignore[arg-type]
     with serving(guarded_app) as address:
         argv = ["examine", address, "--questions", questions, *SMALL, "--out", str(tmp_path / "there"), "--json"]
-        assert guard.guarded(call, [*argv, "--budget", "1requests"]) == 1
+        assert exits.exit_code(call, [*argv, "--budget", "1requests"]) == 1
         assert "budget is used up" in capsys.readouterr().out
-        assert guard.guarded(call, argv) == 0
+        assert exits.exit_code(call, argv) == 0
         said = capsys.readouterr()
     assert "requests" in said.err
     theirs = json.loads(said.out)
@@ -97,12 +97,12 @@ def test_every_figure_is_the_models_own_or_bounds_it(run: Path, capsys: Captured
 
 
 def test_a_budget_is_of_passes_or_of_a_server() -> None:
-    assert split_budget("300") == (300, "")
-    assert split_budget("500requests,20000tokens") == (None, "500requests,20000tokens")
-    assert split_budget("300, 5requests") == (300, "5requests")
+    assert pass_budget("300") == (300, "")
+    assert pass_budget("500requests,20000tokens") == (None, "500requests,20000tokens")
+    assert pass_budget("300, 5requests") == (300, "5requests")
     for wrong in ("0", "-3", "1.5", "many", "5eggs"):
         with pytest.raises(UsageError, match="budget"):
-            split_budget(wrong)
+            pass_budget(wrong)
 
 
 def test_a_killed_process_loses_no_answer_that_it_had(tmp_path: Path) -> None:

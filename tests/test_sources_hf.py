@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from test_cli_models import document
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import load, save
@@ -199,7 +199,7 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, capsys: pytest.Ca
     TOKENIZER.save(tmp_path)
     with pytest.raises(KlypeError, match=r"transformers cannot load .* 't5'"):
         open_hf(tmp_path)
-    assert guard.guarded(call, ["ask", str(tmp_path), "hei"]) == 1
+    assert exits.exit_code(call, ["ask", str(tmp_path), "hei"]) == 1
     assert "Traceback" not in capsys.readouterr().err
     with pytest.raises(UsageError, match="precision"):
         open_hf(tmp_path, dtype="float4")
@@ -215,7 +215,7 @@ def test_an_encoder_is_refused(kind: str, tmp_path: Path, capsys: pytest.Capture
     config = getattr(transformers, f"{kind}Config")(vocab_size=V, max_position_embeddings=64, **sizes)
     transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
     TOKENIZER.save(tmp_path)
-    assert guard.guarded(call, ["ask", str(tmp_path), "hei", "--raw"]) == 1
+    assert exits.exit_code(call, ["ask", str(tmp_path), "hei", "--raw"]) == 1
     assert "it is an encoder" in " ".join(capsys.readouterr().err.split())
     decoder = getattr(transformers, f"{kind}Config")(vocab_size=V, max_position_embeddings=64, is_decoder=True, **sizes)
     transformers.AutoModelForCausalLM.from_config(decoder).save_pretrained(tmp_path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.sources.capabilities import Capabilities
@@ -227,7 +227,7 @@ def test_the_command_ends(capsys: pytest.CaptureFixture[str]) -> None:
 
     handling: Handle = handle
     with foreign(handling) as address:
-        assert guard.guarded(call, ["ask", address, "Hi", "--limit", "8"]) == 1
+        assert exits.exit_code(call, ["ask", address, "Hi", "--limit", "8"]) == 1
     told = capsys.readouterr().err
     assert "more than 4 MiB" in told
     assert told.count("\n") == 1

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 import klype
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from tests.foreign_server import foreign, free_port, send
 from tests.test_cli_models import Captured, document
@@ -109,7 +109,7 @@ def test_llama_cpp_is_as_the_file_is_here(llama_cpp: str, smollm: Path, capsys: 
 
 
 def test_llama_cpp_with_every_command(llama_cpp: str, capsys: Captured, tmp_path: Path) -> None:
-    assert guard.guarded(call, ["doctor", llama_cpp, "--json"]) == 0
+    assert exits.exit_code(call, ["doctor", llama_cpp, "--json"]) == 0
     (offer,) = json.loads(capsys.readouterr().out)["endpoints"]
     assert (offer["kind"], offer["echo"], offer["ids"]) == ("llama.cpp", False, True)
     answer = document(capsys, "ask", llama_cpp, ASKED, "--limit", "8", "--temperature", "0", "--sure")
@@ -202,14 +202,14 @@ def test_llama_cpp_within_a_character(llama_cpp: str, capsys: Captured) -> None:
 
 def test_a_server_without_probabilities(hf_serve: str, capsys: Captured, tmp_path: Path) -> None:
     """What it offers is measured; the rest is refused in one sentence, or left out and named."""
-    assert guard.guarded(call, ["doctor", hf_serve, "--json"]) == 0
+    assert exits.exit_code(call, ["doctor", hf_serve, "--json"]) == 0
     measures = json.loads(capsys.readouterr().out)["endpoints"][0]["measures"]
     assert (measures["answers"], measures["next"], measures["tree"]) == ("whole", "unavailable", "unavailable")
     answer = document(capsys, "ask", hf_serve, "hvor?", "--limit", "4", "--sure")  # no [DONE] ends its stream
     assert answer["sure"]["why"] == "server"
     assert answer["sure"]["same"]["n"] == 32
     for command in ("next", "tree", "forks"):
-        assert guard.guarded(call, [command, hf_serve, "hvor?"]) == 1
+        assert exits.exit_code(call, [command, hf_serve, "hvor?"]) == 1
         assert "See what it offers" in (said := capsys.readouterr().err) or "See: klype doctor" in said
     argv = ("examine", hf_serve, "--questions", questions(tmp_path), "--limit", "4", "-n", "2", "--temperatures", "1")
     found = document(capsys, *argv, "--out", str(tmp_path / "out"))

@@ -21,7 +21,7 @@ from benchmarks.contenders import Klype
 from benchmarks.task import Files
 from klype.api.examination import prepare
 from klype.api.judging import open_judge
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.ask import make_draft
 from klype.cli.main import call
 from klype.data.rows import questions_from
@@ -88,7 +88,7 @@ def command(*line: str) -> Way:
         argv = [word.format(m=model, out=out) for word in line]
         said, errors = io.StringIO(), io.StringIO()
         with redirect_stdout(said), redirect_stderr(errors):
-            code = guard.guarded(call, [*argv, "--json"])
+            code = exits.exit_code(call, [*argv, "--json"])
         told = json.loads(said.getvalue())
         assert "Traceback" not in errors.getvalue()
         assert code == 0 or code in (1, 2)

@@ -15,7 +15,7 @@ import pytest
 
 from klype.answers import distribution_bounds
 from klype.answers.tree import TreeSettings, grow
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import BudgetSpentError
 from klype.examine.caching_source import Meters, Recorder
@@ -165,7 +165,7 @@ def test_the_truth_lies_within_the_bounds(remote: RemoteSource, temperature: flo
     "address", ["there/v1", "http://", "http://:1/v1", "http://127.0.0.1:65536/v1", "http://[::/v1"]
 )
 def test_what_is_no_address_is_not_asked(address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert guard.guarded(call, ["doctor", address, "--json"]) == 2
+    assert exits.exit_code(call, ["doctor", address, "--json"]) == 2
     assert "is not the address of a server" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
@@ -173,7 +173,7 @@ def test_what_is_no_address_is_not_asked(address: str, capsys: pytest.CaptureFix
 def test_the_same_over_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fastapi")
     with serving(served()) as address:
-        assert guard.guarded(call, ["doctor", address, "--json"]) == 0
+        assert exits.exit_code(call, ["doctor", address, "--json"]) == 0
         (endpoint,) = json.loads(capsys.readouterr().out)["endpoints"]
         assert (endpoint["kind"], endpoint["measures"]["tree"]) == ("klype", "bounded")
         for argv in (
@@ -182,7 +182,7 @@ def test_the_same_over_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
             ["tree", address, "hvor gikk hun?", "--budget", "5", "--limit", "3"],
             ["forks", address, "hvor?", "-n", "4", "--limit", "3", "--answer", "hun gikk"],
         ):
-            assert guard.guarded(call, [*argv, "--json"]) == 0
+            assert exits.exit_code(call, [*argv, "--json"]) == 0
             found = json.loads(capsys.readouterr().out)
             if argv[0] == "ask":
                 prompt = tuple(own().codec.prompt([{"role": "user", "content": "hvor gikk hun?"}]))

@@ -210,10 +210,10 @@ def test_a_given_answer_to_plain_text_is_spelled_as_the_model_would(folder: Path
         prompt = tuple(model.opened.plain(text))
         spelled = [[*model.opened.say(said), 2] for said in (answer, f" {answer}")]
         likely = [sum(step.logp for step in trace.steps) for trace in model.opened.source.score([prompt] * 2, spelled)]
-        assert model.given(text, answer, raw=True) == spelled[likely[1] > likely[0]]
+        assert model.answer_tokens(text, answer, raw=True) == spelled[likely[1] > likely[0]]
         assert model.score(text, answer, raw=True).text == answer
     for text, answer in (("Norge er ", "Oslo"), ("Norge er", " Oslo"), ("Norge er", "\nOslo")):
-        assert model.given(text, answer, raw=True) == [*model.opened.say(answer), 2]
+        assert model.answer_tokens(text, answer, raw=True) == [*model.opened.say(answer), 2]
 
 
 def test_klypes_own_begins_with_a_space_as_ever() -> None:
@@ -239,7 +239,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     """--raw, a given answer, what decoders put together, the server's completions, and a client of that server."""
-    from klype.cli.ask import joined
+    from klype.cli.ask import statement
     from klype.serve.app import app
     from klype.serve.guard import ServeSettings
     from klype.serve.served import Served
@@ -257,7 +257,7 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
         ids = theirs(text)["input_ids"]
         assert opened.put(text, True) == ids == remote.codec.encode(text)
         assert opened.say(text) == ids == remote.codec.say(text)
-        first, then = joined(opened, "Hunden drakk.", text)
+        first, then = statement(opened, "Hunden drakk.", text)
         assert [*first, *then] == theirs(f"Hunden drakk. {text.strip()}")["input_ids"]
     body = {"prompt": TEXTS[0], "max_tokens": 1, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
     told = post(server, "/v1/completions", json={"model": "qwen", **body}).json()["choices"][0]["logprobs"]
@@ -269,10 +269,10 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
 def test_the_next_token_is_the_one_of_transformers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    from klype.cli import guard
+    from klype.cli import exits
     from klype.cli.main import call
 
-    assert guard.guarded(call, ["next", str(folder), "Hovedstaden i Norge er", "--raw", "--json", "--top", "5"]) == 0
+    assert exits.exit_code(call, ["next", str(folder), "Hovedstaden i Norge er", "--raw", "--json", "--top", "5"]) == 0
     ours = {row["id"]: row["p"] for row in json.loads(capsys.readouterr().out)["tokens"]}
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = transformers.AutoTokenizer.from_pretrained(folder)("Hovedstaden i Norge er", return_tensors="pt")["input_ids"]

@@ -23,7 +23,7 @@ from full_disk import full_disk
 from torch import nn
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
-from klype.cli import guard
+from klype.cli import exits
 from klype.cli.train import team as launched
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.compiled import compiled_backend
@@ -319,9 +319,9 @@ def test_a_launcher_is_known_by_its_variables() -> None:
     assert launched(told) == parallel.ProcessRank(3, 8, 3, 8, 0)
     own = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "4"}
     assert launched({**told, **own}) == parallel.ProcessRank(3, 8, 1, 2, 4)
-    assert guard.speaks(["train", "pretrain"], {})
-    assert guard.speaks(["ask", "model"], told)
-    assert not guard.speaks(["train", "pretrain"], told)
+    assert exits.speaks(["train", "pretrain"], {})
+    assert exits.speaks(["ask", "model"], told)
+    assert not exits.speaks(["train", "pretrain"], told)
     with pytest.raises(UsageError, match="RANK=x"):
         launched({**told, "RANK": "x"})
 

@@ -18,8 +18,7 @@ from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.prompt_context import PromptContext
 from klype.api.results import AnswerForks, AnswerTree
-from klype.cli.ask import tell_decision as tell_decided
-from klype.cli.ask import tell_sure
+from klype.cli.ask import decision_lines, sure_lines
 from klype.cli.next_tree_forks import forks_chart, tree_chart
 from klype.cli.rank import tell_habits
 from klype.cli.terminal import Terminal
@@ -350,13 +349,13 @@ def sure(why: str = "", same: int = 20, errs: dict[str, Any] | None = None) -> T
     if why:
         found["decided"] = None
     found["same"] |= errs or {}  # type: ignore[operator]
-    return lambda lang: printed(lang, lambda terminal: tell_sure(terminal, found))
+    return lambda lang: " ".join(sure_lines(found, lang))
 
 
 def decided(changed: bool) -> Told:
     numbers = {"passes": 8, "plain_passes": 2, "times": 4.0, "positions": 9, "plain_positions": 3}
     found = {"name": "consensus", "shares": [], "changed": changed, "plain": "b", **numbers}
-    return lambda lang: printed(lang, lambda terminal: tell_decided(terminal, found))
+    return lambda lang: " ".join(decision_lines(found, lang))
 
 
 def paths(*drawn: int) -> FoundPaths:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import typer
 
-from klype.cli.guard import guarded
-from klype.cli.main import app, call, spoken
+from klype.cli.exits import exit_code
+from klype.cli.main import app, call, in_language
 from klype.experiments.bias import BIAS
 from klype.experiments.framework import Experiment
 from klype.experiments.mistakes import MISTAKES
@@ -126,7 +126,7 @@ def help_of(command: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("lang", OTHERS)
 def test_all_help_is_said_in_every_language(lang: str) -> None:
-    english, other = list(help_of(typer.main.get_command(app()))), list(help_of(spoken(app(), lang)))
+    english, other = list(help_of(typer.main.get_command(app()))), list(help_of(in_language(app(), lang)))
     names = re.compile(r"grpo|KLYPE_API_KEY|200|[a-z]+/[A-Za-z/-]+|JSONL: [a-z, ;]+\.?")
     same = {text for text in set(english) & set(other) if text and not names.fullmatch(text)}
     assert not same
@@ -155,9 +155,9 @@ def test_errors_are_told_in_the_language_asked_for(
     argv: list[str], english: str, norwegian: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for lang, expected in (("en", english), ("nb", norwegian)):
-        assert guarded(call, [*argv, f"--lang={lang}"]) == 2
+        assert exit_code(call, [*argv, f"--lang={lang}"]) == 2
         assert expected in capsys.readouterr().err
-    assert guarded(call, [*argv, "--lang", "nb", "--json"]) == 2
+    assert exit_code(call, [*argv, "--lang", "nb", "--json"]) == 2
     assert norwegian not in (out := capsys.readouterr().out)  # programs are told in English
     assert "message" in out
 
@@ -198,7 +198,7 @@ CHOSEN = {"nb": NORWEGIAN, "en": ENGLISH}
 def test_one_term_for_each_thing(lang: str) -> None:
     """In what a person reads: both catalogues, help, errors and the pages but for the laboratory's notes."""
     said = {f"{name}.{key}": text for name, _ in catalogues() for key, text in words(lang, name).messages.items()}
-    said |= {text: text for text in help_of(spoken(app(), lang))}
+    said |= {text: text for text in help_of(in_language(app(), lang))}
     for table in (table for other in OTHERS for table in tables(other).values()):
         said |= {english: english for english in table} if lang == "en" else table
     for page in (*KLYPE.parent.glob("README*.md"), *(KLYPE.parent / "docs").rglob("*.md")):

@@ -23,6 +23,7 @@ from klype.api.results import Row, data_frame, figure_rows, figure_table
 from klype.config import make
 from klype.data.rows import questions_from, read_questions
 from klype.device import EnergyMeter
+from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.examine.caching_source import Meters, Shape
 from klype.examine.exam import ExamResult, Progress, probe
@@ -51,17 +52,8 @@ Questions = str | Path | Sequence[str | Mapping[str, Any]]
 LEAST_ROOM = 8  # tokens of an answer that the feedback experiment needs at least
 # measures that are shown where there is no room for all
 MAIN = (
-    "decided",
-    "right",
-    "word_for_word",
-    "s",
-    "survival",
-    "same_meaning",
-    "unseen",
-    "feedback_rare",
-    "recovery",
-    "fork",
-)
+    "decided", "right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback_rare", "recovery", "fork"
+)  # fmt: skip
 
 
 class ExamineOptions(TypedDict, total=False):
@@ -154,7 +146,7 @@ class Exam:
     settings: ExamSettings
     plan: ExamPlan
 
-    def measured(
+    def run(
         self,
         folder: Path | None = None,
         progress: Progress = lambda part, done, of: None,
@@ -167,36 +159,27 @@ class Exam:
             return run_examination(self.target, self.settings, Path(place), progress, given, meters)
 
 
-def planned(one: EvalTarget, settings: ExamSettings, minutes: float, budget: int | None) -> Exam:
-    """The examination fitted, by the model's measured speed, to the budget of passes, or else to the minutes (0: as it
-    is)."""
+def prepare(
+    model: Model, questions: list[Question], settings: ExamSettings, minutes: float, **options: Unpack[ExamineOptions]
+) -> Exam:
+    """The examination, with the questions as the model reads them, fitted by the model's measured speed to the budget
+    of passes, or else to the minutes (0: as it is)."""
+    judge = open_judge(options.get("judge"), model.opened, ("float32", options.get("device", "auto")))
+    training, budget = options.get("training", ()), options.get("budget")
+    listed = isinstance(training, Iterable) and not isinstance(training, str)
+    if not listed or not all(isinstance(text, str) for text in training):
+        raise UsageError("training must be a list of strings.")
+    one = target_of(model.opened, questions, options.get("raw"), training, judge, settings.limit)
+    minutes = number("minutes", minutes)
     if not one.goes_on:  # these ask what follows the beginning of an answer
         settings = replace(settings, trees=0, forks=0, interventions=0)
-    speed = probe(one, settings)
-    known = one.reader is not None and one.whole
-    asked = len(one.questions)
+    speed, known, asked = probe(one, settings), one.reader is not None and one.whole, len(one.questions)
     if budget is not None:
         settings, asked = within(budget, asked, settings, speed, known)
         one = replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked])
     elif minutes:
         settings = in_time(60 * minutes, asked, settings, speed, known)
     return Exam(one, settings, plan(asked, settings, speed, known))
-
-
-def prepare(
-    model: Model, questions: list[Question], settings: ExamSettings, minutes: float, **options: Unpack[ExamineOptions]
-) -> Exam:
-    """The planned examination, as ``examine`` makes it before it asks, with the questions as the model reads them."""
-    judge = open_judge(options.get("judge"), model.opened, ("float32", options.get("device", "auto")))
-    training = options.get("training", ())
-    if (
-        isinstance(training, str)
-        or not isinstance(training, Iterable)
-        or not all(isinstance(text, str) for text in training)
-    ):
-        raise UsageError("training must be a list of strings.")
-    one = examinee(model.opened, questions, options.get("raw"), training, judge, settings.limit)
-    return planned(one, settings, number("minutes", minutes), options.get("budget"))
 
 
 def examine(
@@ -240,16 +223,16 @@ def examine(
         raise UsageError("questions should be a file, or a list of strings or rows.")
     else:
         asked = questions_from(questions)
-    return Examination.of(prepare(model, asked[: most or None], settings, minutes, **options).measured())
+    return Examination.of(prepare(model, asked[: most or None], settings, minutes, **options).run())
 
 
-def examinee(
+def target_of(
     opened: Opened,
     questions: list[Question],
-    raw: bool | None = None,
-    training: Sequence[str] = (),
-    judge: Judge | None = None,
-    limit: int = 8,
+    raw: bool | None,
+    training: Iterable[str],
+    judge: Judge | None,
+    limit: int,
 ) -> EvalTarget:
     """The questions that fit, their prompts and their judge, as an EvalTarget.
 
@@ -281,28 +264,19 @@ def examinee(
 
     deciding = judge or (WorldJudge(world) if world is not None else RuleJudge())
     return EvalTarget(
-        source=opened.source,
-        name=opened.name,
-        identity=identity(opened),
-        vocabulary=opened.vocabulary,
-        questions=tuple(question for question, _ in fitting),
-        prompts=tuple(prompt for _, prompt in fitting),
-        judge=world.judge if world is not None and judge is None else judged_by(deciding),
-        judge_name=deciding.name,
-        deciding=deciding,
-        meaning=meanings(deciding),
-        reader=reader_of(opened, known) if known is not None else None,
-        edits=reader_of(opened, known, edits=True) if known is not None else None,
-        another=another if known is not None else None,
-        spell=opened.spell if opened.exact else None,
-        partial=opened.native is None and not opened.exact,
-        shape=shape_of(opened),
-        training=Index(list(training)) if training else None,
-        skipped=len(questions) - len(fitting),
-        goes_on=opened.goes_on,
+        source=opened.source, name=opened.name, identity=identity(opened), vocabulary=opened.vocabulary,
+        questions=tuple(question for question, _ in fitting), prompts=tuple(prompt for _, prompt in fitting),
+        judge=world.judge if world is not None and judge is None else verdict_of(deciding),
+        judge_name=deciding.name, deciding=deciding, meaning=meanings(deciding),
+        reader=None if known is None else reader_of(opened, known),
+        edits=None if known is None else reader_of(opened, known, edits=True),
+        another=None if known is None else another,
+        spell=opened.spell if opened.exact else None, partial=opened.native is None and not opened.exact,
+        shape=shape_of(opened), training=Index(list(training)) if training else None,
+        skipped=len(questions) - len(fitting), goes_on=opened.goes_on,
         other_manners=world is not None and is_aligned(opened.found.folder),
-        scores=world.scores if world is not None else None,
-    )
+        scores=None if world is None else world.scores,
+    )  # fmt: skip
 
 
 def meanings(judge: Judge) -> Callable[[Question], Meaning]:
@@ -376,19 +350,14 @@ def reader_of(opened: Opened, world: World, edits: bool = False) -> Callable[[Qu
 def identity(opened: Opened) -> str:
     """The weights' own hash: of the manifest where there is one, else of the files; behind a server, of the model's
     name."""
-    folder = opened.found.folder
-    digest = hashlib.sha256()
+    folder, manifest = opened.found.folder, opened.found.folder / "manifest.json"
     if not folder.exists():  # behind a server: the weights are unknown
         return hashlib.sha256(opened.source.name.encode()).hexdigest()
-    manifest = folder / "manifest.json"
     files = [manifest] if manifest.is_file() else [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
-    for file in files:
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(bytes.fromhex(hash_file(file)) for file in files)).hexdigest()
 
 
-def judged_by(judge: Judge) -> Callable[[Question, str, bool], Verdict]:
+def verdict_of(judge: Judge) -> Callable[[Question, str, bool], Verdict]:
     """A judge's ruling as an annotator's verdict, on what was said, whether or not a token limit cut it off."""
     known: dict[tuple[str, str], bool | None] = {}
 

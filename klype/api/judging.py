@@ -86,7 +86,7 @@ def open_judge(
     return JudgeModel(opened.source, opened.window)
 
 
-def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dict[str, Any]:
+def judge_rows(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dict[str, Any]:
     """``klype judge``'s document. A row has ``question``, ``a`` and ``b`` (are they the same?) or ``question``,
     ``answer`` and ``answers``, perhaps with ``choices`` (is it right?). ``judge``: by default the rules. Its
     ``error_rate`` is null where it was not measured.
@@ -98,7 +98,7 @@ def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dic
     asked: list[Question] = []
     kinds: set[Ruling] = set()
     for number, row in enumerate(rows, 1):
-        question = _question(row, number)
+        question = question_of_row(row, number)
         asked.append(question)
         kind: Ruling = "same" if row.keys() >= PAIR else "right"
         kinds.add(kind)
@@ -111,7 +111,7 @@ def judged(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dic
     return {"rows": found, "judge": judge.name, "error_rate": None if error is None else error.json()}
 
 
-def _question(row: Mapping[str, Any], number: int) -> Question:
+def question_of_row(row: Mapping[str, Any], number: int) -> Question:
     """The question of a row, whose strings are checked."""
     if not (row.keys() >= PAIR or row.keys() >= ANSWER):
         raise UsageError(f"Row {number} has neither question, a and b nor question, answer and answers.")

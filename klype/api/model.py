@@ -24,7 +24,7 @@ from klype.samplers import SamplingOptions
 from klype.sources.find_model import located
 from klype.sources.opening import Opened, open_model, room, stream
 from klype.sources.source import Message, NativeCodec, answers
-from klype.values import Distribution, Request, Sampling, Trace
+from klype.values import Distribution, Request, Sampling, Step, Trace
 
 MOST_ANSWERS = 10_000  # each has its own row and record: a slip of the hand would fill the memory
 # This many of the truth's most probable tokens are always listed.
@@ -110,7 +110,7 @@ class Model:
         whole(n=n)
         if n > MOST_ANSWERS:
             raise UsageError(f"n should be at most {MOST_ANSWERS} (it is {n}).", "Ask again with another seed.")
-        return self.drawn(replace(request, n=n))
+        return self.draw(replace(request, n=n))
 
     def stream(
         self,
@@ -149,7 +149,7 @@ class Model:
         if not messages or messages[-1].get("role") != "user":
             raise UsageError("A conversation ends with a user's message.")
         prompt = tuple(self.opened.prompt(read_of(messages, is_single_turn(self.opened))))
-        return self.drawn(self.request(prompt, _sampling(temperature, sampling), limit, seed))[0]
+        return self.draw(self.request(prompt, _sampling(temperature, sampling), limit, seed))[0]
 
     def next(
         self,
@@ -175,13 +175,13 @@ class Model:
             from klype.runs.provenance import next_truth
 
             truth = next_truth(self.opened.found, self.opened.loaded.tokenizer, text, self.opened.as_raw(raw))
-        return self.table(distribution, tempered(distribution, drawn, prompt, self.vocabulary), truth, top)
+        return self.table(distribution, sampling_bounds(distribution, drawn, prompt, self.vocabulary), truth, top)
 
     def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
         """A given answer, token by token with its probability under the model; nothing is drawn. The end is scored,
         too, where the model has a token for it."""
         prompt = prompt_of(self.opened, text, raw)
-        said = self.given(text, answer, raw)
+        said = self.answer_tokens(text, answer, raw)
         if len(said) > room(self.opened, prompt, len(said)):
             raise UsageError(f"The answer has {len(said)} tokens: more than the window of {self.window} leaves.")
         (trace,) = self.opened.source.score([prompt], [said])
@@ -205,7 +205,7 @@ class Model:
         who says what means the same, as for ``klype.examine``.
         """
         whole(limit=limit, budget=1 if budget is None else budget)
-        ask = prompt_context(self.opened, text, raw, open_judge(judge, self.opened))
+        ask = self.context(text, raw, judge)
         return self.grow(ask, self.tree_settings(ask, _sampling(temperature, sampling), limit, budget, until))
 
     def forks(
@@ -226,11 +226,16 @@ class Model:
         ``tree``.
         """
         whole(limit=limit, samples=samples, seed=seed)
-        ask = prompt_context(self.opened, text, raw, open_judge(judge, self.opened))
-        said = None if answer is None else self.given(text, answer, raw)
-        return self.decided(ask, _sampling(temperature, sampling), (limit, samples, seed), said)
+        ask = self.context(text, raw, judge)
+        said = None if answer is None else self.answer_tokens(text, answer, raw)
+        return self.find_forks(ask, _sampling(temperature, sampling), (limit, samples, seed), said)
 
     # what the command line, server and studio also need
+
+    def context(self, text: str, raw: bool | None = None, judge: str | Judge | None = None) -> PromptContext:
+        """How ``text`` is put, and how its answers are judged; a judge that is a MODEL is opened as this one was."""
+        how = self.opened.how
+        return prompt_context(self.opened, text, raw, open_judge(judge, self.opened, (how.precision, how.device)))
 
     def request(self, prompt: tuple[int, ...], sampling: Sampling, limit: int, seed: int) -> Request:
         """A request for one answer, cut to what the window leaves."""
@@ -240,7 +245,7 @@ class Model:
             prompt, limit=room(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
         )
 
-    def given(self, text: str, answer: str, raw: bool | None = None) -> list[int]:
+    def answer_tokens(self, text: str, answer: str, raw: bool | None = None) -> list[int]:
         """A given answer as tokens, its end included, spelled as the model would: as its template writes answers;
         behind plain text with a space or without, whichever it finds more probable."""
         if not isinstance(answer, str):
@@ -260,7 +265,7 @@ class Model:
         likely = [sum(step.logp for step in trace.steps) for trace in found]
         return spaced if likely[1] > likely[0] else bare
 
-    def drawn(self, request: Request) -> list[Answer]:
+    def draw(self, request: Request) -> list[Answer]:
         """The answers to a request, all at once."""
         (traces,) = answers(self.opened.source, [request])
         return [self.answer(trace) for trace in traces]
@@ -271,20 +276,15 @@ class Model:
 
     def answer(self, trace: Trace) -> Answer:
         """The Answer that a trace records."""
-        opened, known = self.opened, all(math.isfinite(step.logp) for step in trace.steps)
-        return Answer(
-            opened.source.codec.decode(trace.tokens),
-            tuple(
-                Token(
-                    self.opened.spelled(s.token), s.token, math.exp(min(0.0, s.logp)) if math.isfinite(s.logp) else None
-                )
-                for s in trace.steps
-                if s.token not in opened.stop
-            ),
-            trace.logp if known else None,
-            trace.ended,
-            trace,
-        )
+        opened = self.opened
+
+        def token(step: Step) -> Token:
+            p = math.exp(min(0.0, step.logp)) if math.isfinite(step.logp) else None
+            return Token(opened.spelled(step.token), step.token, p)
+
+        tokens = tuple(token(step) for step in trace.steps if step.token not in opened.stop)
+        logp = trace.logp if math.isfinite(trace.logp) else None
+        return Answer(opened.source.codec.decode(trace.tokens), tokens, logp, trace.ended, trace)
 
     def table(
         self,
@@ -293,7 +293,7 @@ class Model:
         truth: dict[int, float] | None,
         top: int,
     ) -> NextTokens:
-        """The rows of a distribution, each with its probability as ``drawn`` from (see ``tempered``) and the truth
+        """The rows of a distribution, each with its probability as ``drawn`` from (``sampling_bounds``) and the truth
         {token id: p} where it is known."""
         p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
         low, high = drawn
@@ -301,18 +301,12 @@ class Model:
         # what is likely in truth stands in the table even where the model holds it for unlikely
         truest = sorted(truth, key=lambda token: -truth[token])[:LISTED] if truth else []
         listed += [token for token in truest if token not in listed]
-        rows = tuple(
-            NextToken(
-                self.opened.spelled(token),
-                token,
-                p.get(token, 0.0),
-                low[token],
-                None if distribution.whole else high[token],
-                None if truth is None else truth.get(token, 0.0),
-            )
-            for token in listed
-        )
-        return NextTokens(rows, max(0.0, 1.0 - sum(p.get(token, 0.0) for token in listed)))
+
+        def row(token: int) -> NextToken:
+            most, true = None if distribution.whole else high[token], None if truth is None else truth.get(token, 0.0)
+            return NextToken(self.opened.spelled(token), token, p.get(token, 0.0), low[token], most, true)
+
+        return NextTokens(tuple(map(row, listed)), max(0.0, 1.0 - sum(p.get(token, 0.0) for token in listed)))
 
     def tree_settings(
         self, ask: PromptContext, sampling: Sampling, limit: int, budget: int | None, until: Any, eps: float = 0.01
@@ -333,7 +327,7 @@ class Model:
         tree = grow(ask.source, ask.prompt, settings, spell, ask.meaning, progress)
         return AnswerTree(tree, ask.judge, ask.error_rate)
 
-    def decided(
+    def find_forks(
         self, ask: PromptContext, sampling: Sampling, size: tuple[int, int, int], answer: list[int] | Trace | None
     ) -> AnswerForks:
         """The forks of a question's answer: of given tokens, of what was drawn before, or of one that is drawn.
@@ -353,7 +347,7 @@ class Model:
         return AnswerForks(found, tokens, others, ask.judge, ask.error_rate)
 
 
-def tempered(
+def sampling_bounds(
     distribution: Distribution, sampling: Sampling, prompt: Sequence[int], vocabulary: int
 ) -> tuple[dict[int, float], dict[int, float]]:
     """The probability of every listed token as it would be drawn after ``prompt``, from the function that answers are

@@ -130,14 +130,11 @@ def fit(
     does not fit.
     """
     head = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
-    tail = list(messages[len(head) :])
-    while tail:  # the oldest is left out, with the answer that it had
-        ids = prompt([*head, *tail])
-        if len(ids) + reserve <= window:
-            return [*head, *tail], ids
-        tail = tail[1:]
-        while tail and tail[0]["role"] != "user":
-            tail = tail[1:]
+    starts = [i for i in range(len(head), len(messages)) if i == len(head) or messages[i]["role"] == "user"]
+    for start in starts:  # the oldest is left out, with the answer that it had
+        kept = [*head, *messages[start:]]
+        if len(ids := prompt(kept)) + reserve <= window:
+            return kept, ids
     return None
 
 

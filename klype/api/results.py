@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from klype.answers.forks import Forks
+from klype.answers.forks import Forks, Other
 from klype.answers.tree import Tree
 from klype.errors import KlypeError
 from klype.judge.meaning import label
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def judged(judge: str, error_rate: Figure | None) -> Row:
+def judge_and_error(judge: str, error_rate: Figure | None) -> Row:
     """The fields ``judge``, who says what means the same, and ``error_rate``, which is left out where it cannot err."""
     return {"judge": judge} | ({} if error_rate is None else {"error_rate": error_rate.json()})
+
+
+def picked(value: object, *names: str) -> Row:
+    return {name: getattr(value, name) for name in names}
 
 
 def data_frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -37,16 +41,16 @@ def data_frame(rows: Sequence[Row]) -> pd.DataFrame:
 def html_table(rows: Sequence[Row], columns: Sequence[str], bars: Sequence[str] = ()) -> str:
     """An HTML table; all text is escaped, numbers have four significant digits. ``bars``: columns of probabilities,
     which are also drawn."""
+
+    def cell(value: object, bar: bool) -> str:
+        if not isinstance(value, float):
+            return f'<td style="text-align:left">{escape("" if value is None else str(value))}</td>'
+        filled = f"background:linear-gradient(90deg,rgba(66,133,244,.4) {value:.1%},transparent 0);min-width:7em"
+        return f'<td style="text-align:left;{filled if bar else ""}">{value:.4g}</td>'
+
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(_cell(row.get(c), c in bars) for c in columns) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(cell(row.get(c), c in bars) for c in columns) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(value: object, bar: bool) -> str:
-    if not isinstance(value, float):
-        return f'<td style="text-align:left">{escape("" if value is None else str(value))}</td>'
-    filled = f"background:linear-gradient(90deg,rgba(66,133,244,.4) {value:.1%},transparent 0);min-width:7em"
-    return f'<td style="text-align:left;{filled if bar else ""}">{value:.4g}</td>'
 
 
 def figure_rows(key: str, figures: Mapping[Any, Mapping[str, Row]]) -> list[Row]:
@@ -100,8 +104,7 @@ class Answer:
         return self.text
 
     def to_json(self) -> Row:
-        tokens = [asdict(token) for token in self.tokens]
-        return {"text": self.text, "logprob": self.logprob, "ended": self.ended, "tokens": tokens}
+        return {**picked(self, "text", "logprob", "ended"), "tokens": [asdict(token) for token in self.tokens]}
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per token: text, id, p."""
@@ -182,28 +185,17 @@ class AnswerTree:
         return self.tree.unexplored
 
     def to_json(self) -> Row:
-        """As ``klype tree --json`` prints; an entropy without an upper bound has null there."""
+        """As ``klype tree --json`` prints; an entropy without an upper bound has null there: JSON knows no infinity."""
         tree = self.tree
-
-        # JSON knows no infinity
-        def ends(bounds: tuple[float, float]) -> list[float | None]:
-            return [end if math.isfinite(end) else None for end in bounds]
-
+        bounds = {"entropy": tree.entropy, "meaning_entropy": tree.meaning_entropy}
         return {
-            "answers": [
-                {"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)} for a in tree.answers
-            ],
-            "unexplored": tree.unexplored,
-            "expansions": tree.expansions,
-            "lost": tree.lost,
-            "stopped": tree.stopped,
+            "answers": [{**picked(a, "text", "low", "high"), "meaning": label(a.meaning)} for a in tree.answers],
+            **picked(tree, "unexplored", "expansions", "lost", "stopped"),
             "meanings": [
-                {"meaning": label(c.meaning), "low": c.low, "high": c.high, "text": c.text, "answers": c.answers}
-                for c in tree.clusters
+                {"meaning": label(c.meaning), **picked(c, "low", "high", "text", "answers")} for c in tree.clusters
             ],
-            "entropy": ends(tree.entropy),
-            "meaning_entropy": ends(tree.meaning_entropy),
-            **judged(self.judge, self.error_rate),
+            **{name: [end if math.isfinite(end) else None for end in ends] for name, ends in bounds.items()},
+            **judge_and_error(self.judge, self.error_rate),
         }
 
     def to_pandas(self) -> pd.DataFrame:
@@ -238,27 +230,26 @@ class AnswerForks:
 
     def to_json(self) -> Row:
         """As ``klype forks --json`` prints."""
-        found, measured = self.found, ("variation", "own", "right")
+        found = self.found
+
+        def meanings(other: Other) -> list[Row]:
+            return [{"meaning": label(meaning), "share": share} for meaning, share in other.meanings[:5]]
+
         return {
             "answer": found.text,
             "positions": [
-                {"token": token, "strength": p.strength.json(), **{key: getattr(p, key) for key in measured}}
+                {"token": token, "strength": p.strength.json(), **picked(p, "variation", "own", "right")}
                 for token, p in zip(self.tokens, found.positions, strict=True)
             ],
-            "fork": found.fork,
-            "p": found.p,
-            "before": {"own": found.before[0], "right": found.before[1]},
+            **picked(found, "fork", "p"),
+            "before": dict(zip(("own", "right"), found.before, strict=True)),
             "lost": found.lost,
             "others": [
-                {
-                    "token": token,
-                    "p": other.p,
-                    "meanings": [{"meaning": label(m), "share": share} for m, share in other.meanings[:5]],
-                }
+                {"token": token, "p": other.p, "meanings": meanings(other)}
                 for token, other in zip(self.others, found.others, strict=True)
             ],
             "samples": found.samples,
-            **judged(self.judge, self.error_rate),
+            **judge_and_error(self.judge, self.error_rate),
         }
 
     def to_pandas(self) -> pd.DataFrame:

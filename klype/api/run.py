@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from klype.api.model import Model, load
 from klype.api.prompt_context import number, whole
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 # Functions ``(questions, answers) -> list of floats``, or {function, "file.py:function" or "model": weight}.
 Rewards = Iterable[Reward] | Mapping[Any, float]  # a mapping's keys are functions and texts: no type holds both
+Work = TypeVar("Work", RunOptions, StageOptions)
 
 
 class TrainOptions(TypedDict, total=False):
@@ -261,11 +261,7 @@ class Run:
         return Rankings(new, {**about, **rankers.summary(entries)})
 
     def align(
-        self,
-        method: str = "",
-        rewards: Rewards = (),
-        out: str | Path | None = None,
-        **options: Unpack[AlignOptions],
+        self, method: str = "", rewards: Rewards = (), out: str | Path | None = None, **options: Unpack[AlignOptions]
     ) -> Run:
         """Aligns the run's fine-tuned model, as ``klype align`` does: a new Run in ``out`` (runs/align-DATE-N), or
         that of the last round.
@@ -274,17 +270,11 @@ class Run:
         or together with it, by weight; see ``klype.train``. Raises KlypeError when the reward model that is used is
         too weak.
         """
-        asked: dict[str, Any] = dict(options)
+        asked: dict[str, Any] = {**options, "stage": "align", "from_": str(self.path), "out": out}
         rounds, flaw = asked.pop("rounds", 1), asked.pop("taste", "")
-        weights, functions = named(rewards)
+        weights, asked["functions"] = named(rewards)
         how = overrides(method, weights, asked.pop("beta", None), asked.pop("target_kl", None))
-        asked |= {"stage": "align", "from_": str(self.path), "functions": functions}
-        asked["overrides"] = (*how, *_settings(asked.pop("set", {})))
-        out, say = _path("out", out) if out is not None else None, _listener(asked.pop("progress", None))
-        checked = make(StageOptions, asked)
-        checked.check()
-        with folder.chosen("align", out, checked.resume, date.today()) as place, _undisturbed():
-            align_rounds(replace(checked, out=place), rounds, flaw, say)
+        place = _work(StageOptions, asked, how, lambda stage, say: align_rounds(stage, rounds, flaw, say))
         # several rounds have a folder each
         return Run(place if rounds == 1 else place / f"round-{rounds}")
 
@@ -325,54 +315,46 @@ def train(
     >>> run.metrics["align"].rows[0]["step"]
     1
     """
-    asked: dict[str, Any] = dict(options)
-    weights, functions = named(rewards)
-    out = _path("out", asked.pop("out")) if asked.get("out") is not None else None
-    say = _listener(asked.pop("progress", None))
     texts = (text,) if isinstance(text, str | Path) else text
     if not isinstance(texts, Sequence) or not all(isinstance(one, str | Path) for one in texts):
         raise UsageError(f"text should be a file, or a list of files, folders or globs (it is {text!r}).")
-    asked |= {"text": tuple(map(str, texts)), "recipe": recipe, "minutes": minutes, "seed": seed}
-    asked |= {"functions": functions, "cache": cache_folder()}
-    asked["overrides"] = (*as_settings(weights), *_settings(asked.pop("set", {})))
+    asked: dict[str, Any] = {**options, "recipe": recipe, "minutes": minutes, "seed": seed, "cache": cache_folder()}
+    asked["text"] = tuple(map(str, texts))
+    weights, asked["functions"] = named(rewards)
     if "from_" in asked:
         asked["from_"] = str(asked["from_"] if isinstance(asked["from_"], str) else _path("from_", asked["from_"]))
-    checked = make(RunOptions, asked)
-    checked.check()
-    with folder.chosen(checked.recipe_name, out, checked.resume, date.today()) as place, _undisturbed():
-        pipeline.run(replace(checked, out=place), say)
-    return Run(place)
+    return Run(_work(RunOptions, asked, as_settings(weights), pipeline.run))
 
 
-def _settings(given: Mapping[str, object]) -> tuple[str, ...]:
-    """{"pretrain.rows": 32} as ``--set pretrain.rows=32``."""
+def _work(
+    kind: type[Work], asked: dict[str, Any], how: tuple[str, ...], work: Callable[[Work, RunListener], object]
+) -> Path:
+    """Does what is asked for, in a folder that is returned. The calling program's threads and
+    random numbers are afterwards what they were. ``how``: settings of the recipe that go before those that are asked
+    for."""
+    import torch
+
+    given, out, say = asked.pop("set", {}), asked.pop("out", None), asked.pop("progress", None) or Silent()
     if not isinstance(given, Mapping):
         raise UsageError("set should be a mapping of settings.", 'For example {"pretrain.rows": 32}.')
-    return tuple(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items())
+    if not callable(getattr(say, "note", None)):
+        raise UsageError("progress should be an object with the methods of klype.runs.say.RunListener.")
+    values: dict[str, object] = {
+        name: str(value).lower() if isinstance(value, bool) else value for name, value in given.items()
+    }
+    asked["overrides"] = (*how, *(f"{name}={value}" for name, value in values.items()))
+    out, options = None if out is None else _path("out", out), make(kind, asked)
+    options.check()
+    name, threads = options.recipe_name if isinstance(options, RunOptions) else "align", torch.get_num_threads()
+    try:
+        with folder.chosen(name, out, options.resume, date.today()) as place, torch.random.fork_rng(devices=[]):
+            work(replace(options, out=place), say)
+    finally:
+        torch.set_num_threads(threads)
+    return place
 
 
 def _path(name: str, value: object) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{name} should be a path (it is {value!r}).")
     return Path(value)
-
-
-def _listener(progress: RunListener | None) -> RunListener:
-    if progress is None:
-        return Silent()
-    if not callable(getattr(progress, "note", None)):
-        raise UsageError("progress should be an object with the methods of klype.runs.say.RunListener.")
-    return progress
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Restores the calling program's threads and random numbers afterwards."""
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)

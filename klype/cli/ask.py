@@ -6,14 +6,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
 from klype.cli.next_tree_forks import visible
-from klype.cli.terminal import Terminal, starting, tell_cost, tell_unread
+from klype.cli.terminal import Terminal, budget_parts, starting, tell_cost, tell_unread
 from klype.errors import KlypeError, UsageError
 from klype.option import Option
 from klype.words import number, percent, plain, short, words
@@ -54,31 +54,31 @@ class AskOptions(o.MeaningOptions):
 
 def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None:
     """Ask MODEL one thing."""
-    name, text = o.asked(terminal, "ask", asked)
+    name, text = o.model_and_text(terminal, "ask", asked)
     if asked.decoder and (asked.best_of > 1 or asked.speculate is not None or asked.sure):
         raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
     if asked.judge and not (asked.sure or asked.decoder):
         raise UsageError("--judge is for --sure and --decoder: a single answer is compared with nothing.")
     with starting(terminal):
         from klype.api.prompt_context import reading_from
-        from klype.api.results import judged
+        from klype.api.results import judge_and_error
         from klype.device import EnergyMeter
 
-        times, server = split(asked.decoder, asked.budget)
+        times, server = decoder_budget(asked.decoder, asked.budget)
         model, ask = asked.opened(name, text, server)
     opened, request = model.opened, model.request(ask.prompt, sampling, asked.limit, asked.seed)
-    if asked.speculate is not None:
-        draft = make_draft(opened, asked.speculate)  # one that cannot be had is refused before anything is said
-    reading = reading_from(opened)
-    if reading is not None:
+    # a draft that cannot be had is refused before anything is said
+    draft = None if asked.speculate is None else (asked.speculate, make_draft(opened, asked.speculate))
+    if (reading := reading_from(opened)) is not None:
         plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
         if not reading.unknown(text):
             tell_unread(terminal, ask)
     meter, started = EnergyMeter(), time.perf_counter()
     document: dict[str, Any]
     if asked.decoder:
-        found = decided(opened, ask, request, (asked.decoder, times), asked.raw)
-        told, chosen = decision(found, asked.decoder, times) | judged(ask.judge, ask.error_rate), found.choice.chosen
+        found = decide(opened, ask, request, (asked.decoder, times), asked.raw)
+        told, chosen = decision(found, asked.decoder, times), found.choice.chosen
+        told |= judge_and_error(ask.judge, ask.error_rate)
         document = {
             "answer": chosen.text,
             "tokens": len(chosen.tokens),
@@ -88,8 +88,7 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
             "decoder": told,
         }
         terminal.answer(chosen.text + ("" if chosen.ended else " …"))
-        if not terminal.as_json:
-            tell_decision(terminal, told)
+        terminal.lines(decision_lines(told, terminal.lang))
         tell_cost(opened)
         terminal.document(document, asked.out)
         return
@@ -117,17 +116,15 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
         document["unknown"] = reading.unknown(text)
     if picked is not None:
         document["best_of"] = picked
-    if asked.speculate is not None:
-        document["speculation"] = sped = beside_plain(opened, request, asked.speculate, draft)
-        told = {"tokens": sped["tokens_per_pass"], "speedup": sped["speedup"], "predicted": sped["predicted_speedup"]}
-        said = {key: "–" if value is None else number(value, terminal.lang, 2) for key, value in told.items()}
+    if draft is not None:
+        document["speculation"] = sped = beside_plain(opened, request, *draft)
+        ratios = {"tokens": sped["tokens_per_pass"], "speedup": sped["speedup"], "predicted": sped["predicted_speedup"]}
+        said = {key: "–" if value is None else number(value, terminal.lang, 2) for key, value in ratios.items()}
         said["alpha"] = "–" if sped["alpha"] is None else percent(sped["alpha"], terminal.lang)
-        passes = {"passes": sped["passes"], "plain": sped["plain_passes"]}
-        terminal.say("ask.speculated", draft=asked.speculate, **passes, **said)
+        terminal.say("ask.speculated", draft=draft[0], passes=sped["passes"], plain=sped["plain_passes"], **said)
     if asked.sure:
-        document["sure"] = certainty = sure_of(opened, ask, trace, request.limit)
-        if not terminal.as_json:
-            tell_sure(terminal, certainty)
+        document["sure"] = sure_of(opened, ask, trace, request.limit)
+        terminal.lines(sure_lines(document["sure"], terminal.lang))
     tell_cost(opened)
     terminal.document(document, asked.out)
 
@@ -136,37 +133,34 @@ def best_of_drawn(model: Model, request: Request, n: int) -> tuple[Answer, dict[
     """The answer that the run's reward model likes best, and what ``--json`` tells of the choice."""
     from klype.train.reward_model import best_of_n
 
-    found = model.drawn(replace(request, n=n))
+    found = model.draw(replace(request, n=n))
     best = best_of_n(reward_model(model.opened), [answer.trace for answer in found])
     scores = {"score": best.scores[best.chosen], "scores": list(best.scores), "kl_most": best.kl_most}
     return found[best.chosen], {"n": n, "tokens": sum(len(one.trace.steps) for one in found), **scores}
 
 
-def split(decoder: str, budget: str) -> tuple[float, str]:
+def decoder_budget(decoder: str, budget: str) -> tuple[float, str]:
     """``--budget`` as what a decoder may spend, and what a server may be asked for: "8×", "500requests", or both.
 
     Errors: plain answers without a decoder, a decoder that does not exist.
     """
-    parts = budget.split(",") if budget else []
-    server = [part for part in parts if part.strip().endswith(("requests", "tokens"))]
-    own = ",".join(part for part in parts if part not in server)
+    own, of_server = budget_parts(budget)
     if not decoder:
-        if own.strip()[-1:] in ("×", "x", "X"):
+        if own[-1:] in ("×", "x", "X") and own:
             raise UsageError(f"--budget {own} is for a decoder.", "Name one: --decoder consensus.")
         return BUDGET, budget
     from klype.answers.decoders import decoder as find
     from klype.answers.decoding import parse_budget
 
     find(decoder)
-    return (parse_budget(own) if own else BUDGET), ",".join(server)
+    return (parse_budget(own) if own else BUDGET), of_server
 
 
-def decided(
+def decide(
     opened: Opened, ask: PromptContext, request: Request, decoder: tuple[str, float], raw: bool | None
 ) -> Decided:
     """One question decided by a decoder within its budget. UsageError where it needs what this model has not."""
-    from klype.answers import verifiers
-    from klype.answers.decoders import decide
+    from klype.answers import decoders, verifiers
     from klype.answers.decoding import DecodeQuestion, Tuning
 
     text = ask.question.prompt
@@ -174,49 +168,48 @@ def decided(
     if not opened.as_raw(raw):
         known |= yes_check(opened, text)
     if decoder[0] == "verify-statement":
-        known["statement"] = verifiers.given(lambda answer: joined(opened, text, answer))
+        known["statement"] = verifiers.given(lambda answer: statement(opened, text, answer))
     if decoder[0] == "verify-reward":
         judge = reward_model(opened)
         known["reward"] = verifiers.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
     sampling, seed = request.sampling, request.seed
     # decoders that draw need a temperature: at 0 all answers are one
     posed = DecodeQuestion(ask.prompt, ask.meaning, request.limit, opened.stop, seed, sampling=sampling, checks=known)
-    return decide(opened.source, [posed], *decoder, Tuning(temperature=sampling.temperature or 1.0))[0]
+    return decoders.decide(opened.source, [posed], *decoder, Tuning(temperature=sampling.temperature or 1.0))[0]
 
 
 def decision(found: Decided, name: str, budget: float) -> dict[str, Any]:
     """What ``--json`` tells of the choice."""
+    from klype.api.results import picked
     from klype.judge.meaning import label
 
-    shares = [{"text": one.text, "meaning": label(one.meaning), "share": one.share} for one in found.choice.shares]
-    counts = ("passes", "plain_passes", "positions", "plain_positions")
     return {
         "name": name,
         "budget": budget,
         "plain": found.plain.chosen.text,
         "changed": found.choice.chosen.meaning != found.plain.chosen.meaning,
-        "shares": shares,
-        **{count: getattr(found, count) for count in counts},
+        "shares": [
+            {"text": one.text, "meaning": label(one.meaning), "share": one.share} for one in found.choice.shares
+        ],
+        **picked(found, "passes", "plain_passes", "positions", "plain_positions"),
         "times": found.passes / max(1, found.plain_passes),
     }
 
 
-def tell_decision(terminal: Terminal, told: dict[str, Any]) -> None:
+def decision_lines(told: dict[str, Any], lang: str) -> Iterator[str]:
     """Why, and at what cost, in a few lines."""
     from klype.answers.decoders import decoder
     from klype.examine.say import Say
 
-    w, lang = words(terminal.lang, "deciding"), terminal.lang
-    row = decoder(told["name"])
-    lines = [w("chosen", about=row.about.get(lang, row.about["en"]))]
+    w, row = words(lang, "deciding"), decoder(told["name"])
+    yield w("chosen", about=row.about.get(lang, row.about["en"]))
     if row.spends:
         for share in told["shares"][:SHOWN]:
-            lines.append(w("share", share=percent(share["share"], lang), text=share["text"]))
-        lines.append(w("changed", plain=told["plain"]) if told["changed"] else w("same"))
-        lines += [w("judged", judge=Say(lang).judged(told))] if "judge" in told else []
-    lines.append(w("cost", **{**told, "times": number(told["times"], lang, 1)}))
-    for line in lines:
-        terminal.console.print(line)
+            yield w("share", share=percent(share["share"], lang), text=share["text"])
+        yield w("changed", plain=told["plain"]) if told["changed"] else w("same")
+        if "judge" in told:
+            yield w("judged", judge=Say(lang).judged(told))
+    yield w("cost", **{**told, "times": number(told["times"], lang, 1)})
 
 
 def reward_model(opened: Opened) -> RewardModel:
@@ -226,7 +219,7 @@ def reward_model(opened: Opened) -> RewardModel:
     return open_reward_model(opened.found, pick_device(opened.how.device))
 
 
-def joined(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def statement(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Two texts as one, with a space between them, cut where the second begins; of an empty one, a full stop."""
     return tuple(opened.plain(first.strip() or ".")), tuple(opened.say(f" {then.strip() or '.'}"))
 
@@ -241,9 +234,9 @@ def yes_check(opened: Opened, question: str) -> dict[str, Check]:
         return tuple(opened.prompt([{"role": "user", "content": text}]))
 
     def whole(word: str) -> list[int]:
-        said = [opened.say(spelled) for spelled in (word, f" {word}")]
-        firsts = {ids[0] for ids in said if opened.source.codec.decode(ids[:1]).strip() == word}
-        return sorted(firsts | tokens_of(opened.source.codec, word))
+        firsts = {opened.say(spelled)[0] for spelled in (word, f" {word}")}
+        codec = opened.source.codec
+        return sorted({token for token in firsts if codec.decode([token]).strip() == word} | tokens_of(codec, word))
 
     yes, no = whole("Yes"), whole("No")
     return {"yes": verifiers.yes(put, yes, no)} if yes and no else {}
@@ -261,7 +254,7 @@ def sure_of(opened: Opened, ask: PromptContext, trace: Trace, limit: int) -> dic
     from klype.sources.source import answers
     from klype.values import Request
 
-    def p(logps: list[float]) -> float | None:
+    def p(logps: Iterable[float]) -> float | None:
         total = sum(logps)
         return math.exp(min(0.0, total)) if math.isfinite(total) else None
 
@@ -275,8 +268,8 @@ def sure_of(opened: Opened, ask: PromptContext, trace: Trace, limit: int) -> dic
         least = ends(proportion(texts.count(own), len(texts)))[0]
         same = allowing(same, error, *((least, 1.0) if error.value is None else ends(same)), within=(least, 1.0))
     found: dict[str, Any] = {
-        "p": p([step.sampling_logprob for step in trace.steps]),
-        "p_learnt": p([step.logp for step in trace.steps]),
+        "p": p(step.sampling_logprob for step in trace.steps),
+        "p_learnt": p(step.logp for step in trace.steps),
         "temperature": hot.temperature,
         "same": same.json(),
         "decided": None,
@@ -286,40 +279,36 @@ def sure_of(opened: Opened, ask: PromptContext, trace: Trace, limit: int) -> dic
     if not 1 < len(trace.steps) <= LONGEST:
         return {**found, "why": "too short" if len(trace.steps) < 2 else "too long"}
     settings = ForkSettings(hot, max(limit, len(trace.steps)), SAMPLES, trace.seed)
-    decided = forks(ask.source, trace, settings, ask.meaning)
-    if decided.fork is None:
+    looked = forks(ask.source, trace, settings, ask.meaning)
+    if looked.fork is None:
         return {**found, "why": "by chance" if same.value is not None and same.value < 1 else "all the same"}
-    at = decided.positions[decided.fork]
-    before = decided.positions[decided.fork - 1].own if decided.fork else decided.before[0]
+    at = looked.positions[looked.fork]
+    before = looked.positions[looked.fork - 1].own if looked.fork else looked.before[0]
     if at.own <= before:  # it moved other meanings, not this one
         return {**found, "why": "by chance"}
-    word = {"token": opened.spelled(at.token), "index": decided.fork, "before": before, "after": at.own, "p": decided.p}
+    word = {"token": opened.spelled(at.token), "index": looked.fork, "before": before, "after": at.own, "p": looked.p}
     return {**found, "decided": word}
 
 
-def tell_sure(terminal: Terminal, found: dict[str, Any]) -> None:
+def sure_lines(found: dict[str, Any], lang: str) -> Iterator[str]:
     """Three plain sentences."""
     from klype.examine.say import Say
     from klype.values import Figure
 
-    lang, say, same = terminal.lang, Say(terminal.lang), found["same"]
-    w, figure, decided = words(lang, "sure"), Figure.of(same), found["decided"]
-    value, low, high = figure.value or 0.0, figure.low or 0.0, figure.high or 0.0
+    say, same, w, word = Say(lang), found["same"], words(lang, "sure"), found["decided"]
+    figure = Figure.of(same)
+    value, low, high = (end or 0.0 for end in (figure.value, figure.low, figure.high))
     shares = {"share": percent(value, lang), "ends": f"{percent(low, lang)} – {percent(high, lang)}"}
     counts = {"n": figure.n, "k": round(value * figure.n), "t": short(found["temperature"], lang)}
-    said = [
-        w("p", p=share_of(found["p"], lang), learnt=share_of(found["p_learnt"], lang)),
-        w("same", **counts, **shares, judge=say.judged(same)),
-    ]
+    yield w("p", p=share_of(found["p"], lang), learnt=share_of(found["p_learnt"], lang))
+    yield w("same", **counts, **shares, judge=say.judged(same))
     if bounds := say.bounds(same):
-        said.append(w("allowing", bounds=bounds))
-    if decided is None:
-        said.append(w(f"undecided.{found['why'].replace(' ', '_')}", longest=LONGEST))
+        yield w("allowing", bounds=bounds)
+    if word is None:
+        yield w(f"undecided.{found['why'].replace(' ', '_')}", longest=LONGEST)
     else:
-        shares = {name: percent(decided[name], lang) for name in ("before", "after")}
-        said.append(w("decided", word=visible(decided["token"]).strip(), n=decided["index"] + 1, **shares))
-    for sentence in said:
-        terminal.console.print(sentence)
+        shares = {name: percent(word[name], lang) for name in ("before", "after")}
+        yield w("decided", word=visible(word["token"]).strip(), n=word["index"] + 1, **shares)
 
 
 def share_of(p: float | None, lang: str) -> str:
@@ -362,20 +351,9 @@ def beside_plain(opened: Opened, request: Request, name: str, draft: Draft) -> d
 
 def speculation(name: str, counts: Speculation) -> dict[str, Any]:
     """What ``--json`` tells of guesses."""
-    measured = ("gamma", "alpha", "tokens_per_pass", "cost", "predicted_speedup")
-    return {"draft": name, **{key: getattr(counts, key) for key in measured}}
+    from klype.api.results import picked
 
-
-def speculated(
-    opened: Opened, request: Request, draft: Draft, counts: Speculation
-) -> Iterator[tuple[str, Trace | None]]:
-    """As ``klype.sources.opening.stream``, written with a draft's guesses, which are counted."""
-    from klype.engine.speculation import passes
-    from klype.sources.opening import Pieces
-
-    pieces = Pieces()
-    for steps, trace in passes(opened.engine, request, draft, counts):
-        yield pieces.add(b"".join(opened.spell(step.token) for step in steps), trace is not None), trace
+    return {"draft": name, **picked(counts, "gamma", "alpha", "tokens_per_pass", "cost", "predicted_speedup")}
 
 
 def make_draft(opened: Opened, name: str) -> Draft:
@@ -383,17 +361,26 @@ def make_draft(opened: Opened, name: str) -> Draft:
 
     Errors: a draft that cannot be had, or that has another vocabulary.
     """
+    from klype.api.prompt_context import world_of
     from klype.engine.speculation import LookupDraft, ModelDraft, NgramDraft
-
-    own = opened.loaded  # of klype's own models only
-    if name == "lookup":
-        return LookupDraft()
-    if name == "ngram" or name.startswith("ngram:"):
-        file = name.partition(":")[2]
-        texts = documents_of(file) if file else world_texts(opened)
-        return NgramDraft(own.tokenizer.encode_documents(texts), own.config.vocab_size)
     from klype.sources.opening import open_model
 
+    own = opened.loaded  # of klype's own models only
+    kind, _, file = name.partition(":")
+    if name == "lookup":
+        return LookupDraft()
+    if kind == "ngram":
+        if file:
+            texts = documents_of(file)
+        elif world := world_of(opened):
+            rng = random.Random(0)
+            texts = [world.text(world.document(rng).words) for _ in range(DOCUMENTS)]
+        else:
+            raise KlypeError(
+                f"There is no text at hand to count for {opened.name}.",
+                "Name one: --speculate ngram:FILE, or use lookup.",
+            )
+        return NgramDraft(own.tokenizer.encode_documents(texts), own.config.vocab_size)
     loaded = open_model(name, opened.how.precision, device=str(own.model.device)).loaded
     if loaded.config.vocab_size != own.config.vocab_size or not loaded.tokenizer.agrees(own.tokenizer):
         raise UsageError(
@@ -411,14 +398,3 @@ def documents_of(file: str) -> list[str]:
         raise UsageError(f"The text {file} of the n-gram draft cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise UsageError(f"The text {file} of the n-gram draft is not UTF-8: {error}.") from None
-
-
-def world_texts(opened: Opened) -> list[str]:
-    from klype.api.prompt_context import world_of
-
-    world, rng = world_of(opened), random.Random(0)
-    if world is None:
-        raise KlypeError(
-            f"There is no text at hand to count for {opened.name}.", "Name one: --speculate ngram:FILE, or use lookup."
-        )
-    return [world.text(world.document(rng).words) for _ in range(DOCUMENTS)]

@@ -6,11 +6,11 @@ import codecs
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
-from klype.cli.ask import GAMMA, make_draft, speculated, speculation, sure_of, tell_sure
+from klype.cli.ask import GAMMA, make_draft, speculation, sure_lines, sure_of
 from klype.cli.next_tree_forks import visible
 from klype.cli.terminal import Terminal, print_table, starting
 from klype.errors import KlypeError
@@ -53,10 +53,8 @@ def command(
 
         opened = load(model, precision, device=device).opened
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
-    talk = ChatSession(terminal, opened, sampling, limit, seed)
-    talk.sure = sure
-    if speculate is not None:
-        talk.draft = speculate, make_draft(opened, speculate)
+    draft = None if speculate is None else (speculate, make_draft(opened, speculate))
+    talk = ChatSession(terminal, opened, sampling, limit, seed, draft, sure)
     terminal.say("chat.hello", name=kind_of(model).short(model))
     if talk.reading is not None:
         terminal.aside(harmless(introduction(opened, terminal.lang)))
@@ -68,27 +66,31 @@ def command(
     terminal.document(talk.document(), out)
 
 
+@dataclass
 class ChatSession:
-    """The conversation's state: what was said, how answers are drawn, and the last answer's trace.
+    """The conversation's state: what was said, how answers are drawn, and their traces.
 
     ``draft``: by name, what guesses ahead; ``sure``: whether it is told how sure the model is of its answers.
     """
 
-    def __init__(self, terminal: Terminal, opened: Opened, sampling: Sampling, limit: int, seed: int) -> None:
-        from klype.api.model import Model
+    terminal: Terminal
+    opened: Opened
+    sampling: Sampling
+    limit: int
+    seed: int
+    draft: tuple[str, Draft] | None = None
+    sure: bool = False
+    messages: list[Message] = field(default_factory=list)
+    traces: list[Trace] = field(default_factory=list)
+    guesses: list[dict[str, Any]] = field(default_factory=list)
+    certainties: list[dict[str, Any]] = field(default_factory=list)
+    answers: int = 0
+    dropped: int = 0  # messages of which it was told that they are left out
+
+    def __post_init__(self) -> None:
         from klype.api.prompt_context import is_single_turn, reading_from
 
-        self.terminal, self.opened, self.model = terminal, opened, Model(opened)
-        self.sampling, self.limit, self.seed = sampling, limit, seed
-        self.messages: list[Message] = []
-        self.traces: list[Trace] = []
-        self.sure = False
-        self.draft: tuple[str, Draft] | None = None
-        self.reading, self.alone = reading_from(opened), is_single_turn(opened)
-        self.guesses: list[dict[str, Any]] = []
-        self.certainties: list[dict[str, Any]] = []
-        self._dropped = 0  # messages of which it was told that they are left out
-        self._answers = 0
+        self.reading, self.alone = reading_from(self.opened), is_single_turn(self.opened)
 
     def take(self, line: str) -> bool:
         """One line of the user's: a message or a command. False: it was /quit."""
@@ -103,13 +105,14 @@ class ChatSession:
             case "/quit" | "/exit":
                 return False
             case "/help":
+                said = Sentences(self.terminal.lang)
                 for sampler, row in SAMPLERS.items():
-                    about = row.help.get(self.terminal.lang, row.help["en"])
-                    now = self._number(getattr(self.sampling, sampler))
-                    self.terminal.say("chat.sampler", command=f"/{sampler} X".ljust(24), about=about, value=now)
+                    now = short(getattr(self.sampling, sampler), self.terminal.lang)
+                    typed = f"/{sampler} X".ljust(24)
+                    self.terminal.say("chat.sampler", command=typed, about=said(row.help), value=now)
                 self.terminal.say("chat.help")
             case _ if name[1:] in SAMPLERS:
-                self._set(name[1:], value.strip())
+                self.set_sampler(name[1:], value.strip())
             case "/again" if self.messages:
                 self.messages.pop()
                 self._answer()
@@ -121,7 +124,7 @@ class ChatSession:
             case "/again" | "/probs":
                 self.terminal.say("chat.nothing")
             case "/reset":
-                self.messages, self.traces, self._dropped = [], [], 0
+                self.messages, self.traces, self.dropped = [], [], 0
                 self.terminal.say("chat.forgotten")
             case _:
                 self.terminal.say("chat.unknown", command=name)
@@ -138,79 +141,72 @@ class ChatSession:
         }
 
     def _answer(self) -> None:
-        from klype.api.model import AnswerStream
-        from klype.api.prompt_context import prompt_after
+        from klype.api.model import AnswerStream, Model
+        from klype.api.prompt_context import prompt_after, prompt_context
 
-        window = self.opened.window
+        terminal, model, window = self.terminal, Model(self.opened), self.opened.window
         # a quarter of the window is kept for the answer, or as much as it may need
         fitting = prompt_after(self.opened, self.messages, min(self.limit, window // 4))
         if fitting is None:
             self.messages.pop()
-            self.terminal.say("chat.too_long", window=window)
+            terminal.say("chat.too_long", window=window)
             return
         kept, prompt = fitting
         if not self.alone:
-            if (dropped := len(self.messages) - len(kept)) > self._dropped:
-                self.terminal.say("chat.full", window=window, dropped=dropped)
-            self._dropped = dropped
+            if (dropped := len(self.messages) - len(kept)) > self.dropped:
+                terminal.say("chat.full", window=window, dropped=dropped)
+            self.dropped = dropped
         limit = min(self.limit, window - len(prompt))
-        request = self.model.request(tuple(prompt), self.sampling, limit, self.seed)
+        request = model.request(tuple(prompt), self.sampling, limit, self.seed)
         # what else was likely is for /probs; each answer has noise of its own, so that /again is another one
-        request = replace(request, top=3, first_sample=self._answers)
-        self._answers += 1
+        request = replace(request, top=3, first_sample=self.answers)
+        self.answers += 1
         said = ""
         try:
-            pieces = self.model.write(request)
+            pieces = model.write(request)
             if self.draft is not None:
-                from klype.engine.speculation import Speculation
+                from klype.engine.speculation import Speculation, passes
+                from klype.sources.opening import Pieces
 
-                counts = Speculation(GAMMA)
-                pieces = AnswerStream(self.model, speculated(self.opened, request, self.draft[1], counts))
+                counts, text, spell = Speculation(GAMMA), Pieces(), self.opened.spell
+                written = passes(self.opened.engine, request, self.draft[1], counts)
+                spoken = ((b"".join(spell(step.token) for step in steps), trace) for steps, trace in written)
+                pieces = AnswerStream(model, ((text.add(said, trace is not None), trace) for said, trace in spoken))
             for piece in pieces:
                 said += piece
-                self.terminal.answer(piece, end="")
+                terminal.answer(piece, end="")
             assert pieces.answer is not None, "what is written to the end is an answer"
             self.traces.append(pieces.answer.trace)
-            self.terminal.answer("")
+            terminal.answer("")
             if pieces.answer.ended == "length":
-                self.terminal.say("chat.cut", limit=limit)
+                terminal.say("chat.cut", limit=limit)
             if self.draft is not None:
                 self.guesses.append(speculation(self.draft[0], counts))
                 if counts.tokens_per_pass is not None:
-                    alpha = "–" if counts.alpha is None else percent(counts.alpha, self.terminal.lang)
-                    tokens = number(counts.tokens_per_pass, self.terminal.lang, 2)
-                    self.terminal.say("chat.guessed", draft=self.draft[0], alpha=alpha, tokens=tokens)
+                    alpha = "–" if counts.alpha is None else percent(counts.alpha, terminal.lang)
+                    tokens = number(counts.tokens_per_pass, terminal.lang, 2)
+                    terminal.say("chat.guessed", draft=self.draft[0], alpha=alpha, tokens=tokens)
             if self.sure:
-                self._tell_sure(prompt, limit)
+                ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
+                self.certainties.append(sure_of(self.opened, ask, self.traces[-1], limit))
+                terminal.lines(sure_lines(self.certainties[-1], terminal.lang))
         except KeyboardInterrupt:
-            self.terminal.answer("")
-            self.terminal.say("chat.stopped")
+            terminal.answer("")
+            terminal.say("chat.stopped")
         self.messages.append({"role": "assistant", "content": said})
 
-    def _tell_sure(self, prompt: list[int], limit: int) -> None:
-        from klype.api.prompt_context import prompt_context
-
-        ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
-        self.certainties.append(sure_of(self.opened, ask, self.traces[-1], limit))
-        if not self.terminal.as_json:
-            tell_sure(self.terminal, self.certainties[-1])
-
-    def _set(self, name: str, text: str) -> None:
-        row = SAMPLERS[name]
+    def set_sampler(self, name: str, text: str) -> None:
+        terminal, row = self.terminal, SAMPLERS[name]
         try:
             given = float(text.replace(",", "."))
-            value = o.checked(name, int(given) if row.whole and given.is_integer() else given)
+            value = o.check_sampler(name, int(given) if row.whole and given.is_integer() else given)
         except ValueError:
-            self.terminal.say("chat.needs_number", command=f"/{name}", example=f"/{name} {row.slider[1]:g}")
+            terminal.say("chat.needs_number", command=f"/{name}", example=f"/{name} {row.slider[1]:g}")
         except KlypeError as error:
-            self.terminal.say("chat.refused", why=Sentences(self.terminal.lang)(error.message))
+            terminal.say("chat.refused", why=Sentences(terminal.lang)(error.message))
         else:
             self.sampling = replace(self.sampling, **{name: value})
-            self.terminal.say("chat.set", what=name, value=self._number(value))
-
-    def _number(self, value: float) -> str:
-
-        return short(value, self.terminal.lang)
+            terminal.say("chat.set", what=name, value=short(value, terminal.lang))
 
 
 def weighed(trace: Trace, opened: Opened, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:

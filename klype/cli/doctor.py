@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import shutil
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, patiently, print_table, to_json
+from klype.errors import UsageError
 from klype.option import Option
 from klype.words import number
 
@@ -27,14 +29,10 @@ def command(
 ) -> None:
     """Show versions, cores, memory, and the measured speed of multiplication and memory; or what servers offer."""
     if addresses:
-        endpoints = [endpoint(address) for address in addresses]
-        if not terminal.as_json:
-            for found in endpoints:
-                show_endpoint(terminal, found)
-        terminal.document({"versions": versions(), "endpoints": endpoints}, out)
-        return
-    with patiently(terminal.words("doctor.measuring")):
-        document = {"versions": versions(), "machine": machine()}
+        document: dict[str, Any] = {"versions": versions(), "endpoints": [endpoint(address) for address in addresses]}
+    else:
+        with patiently(terminal.words("doctor.measuring")):
+            document = {"versions": versions(), "machine": machine()}
     if not terminal.as_json:
         show(terminal, document)
     terminal.document(document, out)
@@ -42,7 +40,6 @@ def command(
 
 def endpoint(address: str) -> dict[str, Any]:
     """What a server offers, asked anew, and what is therefore whole, bounded or unavailable."""
-    from klype.errors import UsageError
     from klype.sources.capabilities import capabilities_of, client_of
     from klype.sources.opening import SERVER, kind_of
 
@@ -52,26 +49,12 @@ def endpoint(address: str) -> dict[str, Any]:
     return {"address": http.base, **capabilities_of(http, model, again=True).json()}
 
 
-def show_endpoint(terminal: Terminal, found: dict[str, Any]) -> None:
-    w = terminal.words
-    said = {"True": w("doctor.yes"), "False": w("doctor.no")}
-    shown = {name: value for name, value in found.items() if name not in ("address", "measures")}
-    texts = {name: ", ".join(value) if isinstance(value, list) else str(value) for name, value in shown.items()}
-    rows = [[w(f"endpoint.{name}"), said.get(text, text)] for name, text in texts.items()]
-    print_table(terminal.console, found["address"], [w("doctor.what"), w("doctor.value")], rows)
-    terminal.console.print()
-    rows = [[w(f"endpoint.{name}"), w(f"doctor.{how}")] for name, how in found["measures"].items()]
-    print_table(terminal.console, "", [w("doctor.measure"), w("doctor.therefore")], rows)
-
-
 def versions() -> dict[str, str | None]:
     """Versions of Python and of what klype stands on; None: not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys((*PACKAGES, *OPTIONAL))}
     for name in (*PACKAGES, *OPTIONAL):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
     return found
 
 
@@ -101,18 +84,25 @@ def machine() -> dict[str, Any]:
 
 
 def show(terminal: Terminal, document: dict[str, Any]) -> None:
-
-    w, lang, m = terminal.words, terminal.lang, document["machine"]
-    memory = w(
-        "doctor.memory_value",
-        available=number(m["memory_available_gib"], lang, 1),
-        total=number(m["memory_gib"], lang, 1),
-    )
-    rows = {
+    w, lang, console = terminal.words, terminal.lang, terminal.console
+    head = [w("doctor.what"), w("doctor.value")]
+    for found in document.get("endpoints", ()):
+        said = {"True": w("doctor.yes"), "False": w("doctor.no")}
+        shown = {name: value for name, value in found.items() if name not in ("address", "measures")}
+        texts = {name: ", ".join(v) if isinstance(v, list) else str(v) for name, v in shown.items()}
+        rows = [[w(f"endpoint.{name}"), said.get(text, text)] for name, text in texts.items()]
+        print_table(console, found["address"], head, rows)
+        console.print()
+        rows = [[w(f"endpoint.{name}"), w(f"doctor.{how}")] for name, how in found["measures"].items()]
+        print_table(console, "", [w("doctor.measure"), w("doctor.therefore")], rows)
+    if (m := document.get("machine")) is None:
+        return
+    free, total = (number(m[f"memory{kind}_gib"], lang, 1) for kind in ("_available", ""))
+    told = {
         "processor": f"{m['processor']} ({m['system']})",
         "cores": str(m["cores"]),
         "threads": str(m["threads"]),
-        "memory": memory,
+        "memory": w("doctor.memory_value", available=free, total=total),
         "disk": w("doctor.disk_value", free=number(m["disk_free_gib"], lang, 1)),
         "device": m["device"],
         "gemm_float32": f"{number(m['gemm_float32_gflops'], lang, 0)} GFLOP/s",
@@ -122,11 +112,10 @@ def show(terminal: Terminal, document: dict[str, Any]) -> None:
         "energy": w("doctor.energy_yes" if m["energy_counter"] else "doctor.energy_no"),
         "policy": ", ".join(f"{name}={value}" for name, value in m["thread_policy"].items()),
     }
-    head = [w("doctor.what"), w("doctor.value")]
-    print_table(terminal.console, w("doctor.title"), head, [[w(f"doctor.{key}"), text] for key, text in rows.items()])
-    terminal.console.print()
+    print_table(console, w("doctor.title"), head, [[w(f"doctor.{key}"), text] for key, text in told.items()])
+    console.print()
     installed = [[name, version or w("doctor.missing")] for name, version in document["versions"].items()]
-    print_table(terminal.console, w("doctor.versions"), head, installed)
+    print_table(console, w("doctor.versions"), head, installed)
 
 
 def schema_command(out: o.OutFile = None, as_json: o.Json = False) -> None:

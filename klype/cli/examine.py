@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,17 +12,8 @@ import typer
 
 from klype.cli import options as o
 from klype.cli.runs import shown
-from klype.cli.terminal import (
-    Terminal,
-    listener,
-    patiently,
-    print_table,
-    split_budget,
-    starting,
-    tell_cost,
-    to_json,
-    write,
-)
+from klype.cli.terminal import Terminal, part_progress, pass_budget, patiently, print_table, starting, tell_cost
+from klype.cli.terminal import write_json as write
 from klype.errors import KlypeError, UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
 from klype.option import Option, Options
@@ -33,7 +22,7 @@ from klype.words.plain import harmless
 
 if TYPE_CHECKING:
     from klype.examine.evidence import JudgedAnswer
-    from klype.examine.exam import ExamResult, Progress
+    from klype.examine.exam import ExamResult
     from klype.examine.examined_model import ExamPlan
     from klype.experiments.article import Writing
     from klype.sources.opening import Opened
@@ -58,10 +47,7 @@ class QuestionOptions(Options):
 class ExaminationOptions(QuestionOptions):
     """``klype examine``, beside how many answers are drawn."""
 
-    models: Annotated[
-        tuple[str, ...],
-        Option("One MODEL; with --compare two.", argument=True, metavar="[MODEL…]", shown=o.DEFAULT),
-    ] = ()
+    models: Annotated[tuple[str, ...], o.models("One MODEL; with --compare two.")] = ()
     questions: Annotated[Path | None, Option("JSONL: question, context, answers, choices.")] = None
     suite: Annotated[str, Option("world, or a JSONL file, or a folder of them.")] = ""
     most: Annotated[int, Option("Max questions (0: all).", least=0, shown="200")] = 200
@@ -90,7 +76,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
 
     if asked.suite not in ("", "world"):
         suite_files(asked.suite)
-    passes, limits = split_budget(asked.budget)
+    passes, limits = pass_budget(asked.budget)
     models = [o.a_model(model) for model in asked.models] or [o.default_model(terminal)]
     if len(models) != 1 + asked.compare:
         raise UsageError("Give one MODEL, or two with --compare.")
@@ -108,11 +94,14 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     texts = [document.text for document in read_texts(asked.training)] if asked.training else []
     # a model that judges itself is opened with the model
     judge = asked.judge if asked.judge == "self" else open_judge(asked.judge, how=(asked.precision, asked.device))
-    folder = asked.out or Path("examinations") / "-".join(Path(name).name or "model" for name in models)
+    names = [Path(model).name or "model" for model in models]
+    folder = asked.out or Path("examinations") / "-".join(names)
     check_place(folder)
+    if len(set(names)) < len(names):  # those that are called alike are numbered
+        names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
     found: list[ExamResult] = []
     documents: list[dict[str, Any]] = []
-    for name, place in zip(models, apart(folder, models) if asked.compare else [folder], strict=True):
+    for name, place in zip(models, names, strict=True):
         with patiently(w("examine.planning", model=Path(name).name or name)):
             model = load(name, asked.precision, limits, asked.device)
             questions = questions_of(model.opened, asked.questions, asked.suite, asked.most)
@@ -122,13 +111,14 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         tell_plan(terminal, w, exam.plan)
         if exam.plan.seconds > LONG_S and passes is None and not asked.yes and sys.stdin.isatty():
             agree(w)
-        with watched(terminal) as progress:
+        own = folder / place if asked.compare else folder
+        with part_progress(terminal) as progress:
             # the second model is forced to say the first one's words: differences are paired
-            found.append(exam.measured(place, progress, found[0].interventions if found else None))
-        documents.append(written(terminal, found[-1], place, asked.parquet))
+            found.append(exam.run(own, progress, found[0].interventions if found else None))
+        documents.append(write_examination(terminal, found[-1], own, asked.parquet))
         tell_cost(model.opened)
     if asked.compare:
-        shown = compared(terminal, w, found, folder)
+        shown = show_comparison(terminal, w, found, folder)
     else:
         shown = documents[0]
         show_verdict(terminal, w, shown)
@@ -145,6 +135,13 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         raise typer.Exit(1)
 
 
+def agree(w: Words) -> None:
+    """Asks whether to go on, in the reader's language, which typer's own question is not. Errors: if not."""
+    answer = typer.prompt(w("examine.ask"), default="", show_default=False, prompt_suffix=" ", err=True)
+    if not answer.strip().casefold().startswith(("y", "j")):  # yes, ja
+        raise KlypeError("Nothing was begun.")
+
+
 def check_place(folder: Path) -> None:
     """Whether a folder can be made there is known before minutes are spent. Errors: it cannot."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -154,46 +151,16 @@ def check_place(folder: Path) -> None:
         raise UsageError(f"--out {folder}: nothing may be written in {there}.")
 
 
-def apart(folder: Path, models: Sequence[str]) -> list[Path]:
-    """A folder for each model; those that are called alike are numbered."""
-    names = [Path(model).name or "model" for model in models]
-    alike = len(set(names)) < len(names)
-    return [folder / (f"{name}-{number}" if alike else name) for number, name in enumerate(names, 1)]
-
-
-def agree(w: Words) -> None:
-    """Asks whether to go on, in the reader's language, which typer's own question is not. Errors: if not."""
-    answer = typer.prompt(w("examine.ask"), default="", show_default=False, prompt_suffix=" ", err=True)
-    if not answer.strip().casefold().startswith(("y", "j")):  # yes, ja
-        raise KlypeError("Nothing was begun.")
-
-
 def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
-
     asked, settings = found.questions, found.settings
-    counts = {"trees": min(settings.trees, asked), "forks": min(settings.forks, asked), "passes": found.total}
-    shown = {name: count(value, terminal.lang) for name, value in {"questions": asked, **counts}.items()}
-    told = w("examine.plan", **shown, seconds=number(found.seconds, terminal.lang, 0))
-    terminal.console.print(told, soft_wrap=True)  # the studio shows it as one line
+    counts = {"questions": asked, "trees": min(settings.trees, asked), "forks": min(settings.forks, asked)}
+    told = {name: count(value, terminal.lang) for name, value in {**counts, "passes": found.total}.items()}
+    # the studio shows it as one line
+    line = w("examine.plan", **told, seconds=number(found.seconds, terminal.lang, 0))
+    terminal.console.print(line, soft_wrap=True)
 
 
-@contextmanager
-def watched(terminal: Terminal) -> Iterator[Progress]:
-    """How an examination tells its progress, part by part."""
-    with listener(terminal) as say:
-        part = [""]
-
-        def progress(name: str, done: int, of: int) -> None:
-            if name != part[0]:
-                part[0] = name
-                say.stage_start(name, of)
-            say.step({"step": done})
-
-        yield progress
-        say.stage_end()
-
-
-def written(terminal: Terminal, found: ExamResult, folder: Path, parquet: bool) -> dict[str, Any]:
+def write_examination(terminal: Terminal, found: ExamResult, folder: Path, parquet: bool) -> dict[str, Any]:
     """report.html, figures.json, and the answers as a table where it is asked for."""
     from klype.answers.trace_files import export_parquet
     from klype.api.examination import Examination
@@ -201,7 +168,7 @@ def written(terminal: Terminal, found: ExamResult, folder: Path, parquet: bool) 
 
     made = Examination.of(found).to_json()
     made["report"] = str(write_report(folder, made, terminal.lang))
-    write(folder / "figures.json", to_json(made) + "\n")
+    write(folder / "figures.json", made)
     if parquet:
         drawn = [trace for groups in found.traces.values() for group in groups for trace in group]
         decode = found.target.source.codec.decode
@@ -209,18 +176,17 @@ def written(terminal: Terminal, found: ExamResult, folder: Path, parquet: bool) 
     return made
 
 
-def compared(terminal: Terminal, w: Words, found: list[ExamResult], folder: Path) -> dict[str, Any]:
+def show_comparison(terminal: Terminal, w: Words, found: list[ExamResult], folder: Path) -> dict[str, Any]:
     from klype.examine.compare import compare
     from klype.examine.say import Say
 
-    say, lang = Say(terminal.lang), terminal.lang
-    made = compare(found[0], found[1])
-    write(folder / "compared.json", to_json(made) + "\n")
-    rows = []
-    for t, figures in made["differences"].items():
-        for name, figure in figures.items():
-            p = short(float(f"{figure['p']:.3g}"), lang) if "p" in figure else ""
-            rows.append([f"{say.measure(name)}, τ = {say.plain(float(t))}", shown(figure, lang), p])
+    say, lang, made = Say(terminal.lang), terminal.lang, compare(*found)
+    write(folder / "compared.json", made)
+    rows = [
+        (f"{say.measure(name)}, τ = {say.plain(float(t))}", shown(figure, lang),
+         short(float(f"{figure['p']:.3g}"), lang) if "p" in figure else "")
+        for t, figures in made["differences"].items() for name, figure in figures.items()
+    ]  # fmt: skip
     title = w("examine.compared", a=found[0].target.name, b=found[1].target.name)
     print_table(terminal.console, title, [w("examine.measure"), w("examine.difference"), "p"], rows)
     return made
@@ -232,7 +198,7 @@ def show_verdict(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     from klype.examine.examination_report import verdict
     from klype.examine.say import Say
 
-    say = Say(terminal.lang)
+    say, lang, spent = Say(terminal.lang), terminal.lang, made["time"]
     for paragraph in verdict(made, say):
         terminal.console.print(paragraph)
     columns = list(made["figures"])
@@ -240,19 +206,14 @@ def show_verdict(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     for name in MAIN:
         found = [made["figures"][t].get(name) for t in columns]
         if any(found):
-            rows.append([say.measure(name), *(shown(figure, terminal.lang) for figure in found)])
+            rows.append([say.measure(name), *(shown(figure, lang) for figure in found)])
         if any(bounds := [say.bounds(figure, name) if figure else "" for figure in found]):
             rows.append([say("exam.allowing_row"), *bounds])
     print_table(terminal.console, "", [w("examine.measure"), *(f"τ = {say.plain(float(t))}" for t in columns)], rows)
-    spent = made["time"]
     seconds = max(spent["seconds"], 1e-9)
-    share, speed = (
-        percent(1 - spent["model_seconds"] / seconds, say.lang),
-        count(round(spent["tokens"] / seconds), say.lang),
-    )
-    passes, took = count(spent["passes"], say.lang), number(spent["seconds"], say.lang, 0)
-    told = w("examine.done", seconds=took, passes=passes, speed=speed, share=share, report=made["report"])
-    terminal.console.print(told)
+    told = {"seconds": number(spent["seconds"], lang, 0), "passes": count(spent["passes"], lang)}
+    told |= {"speed": count(round(spent["tokens"] / seconds), lang), "report": made["report"]}
+    terminal.console.print(w("examine.done", **told, share=percent(1 - spent["model_seconds"] / seconds, lang)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,24 +230,23 @@ class ArticleOptions(QuestionOptions):
 def article_command(terminal: Terminal, settings: ArticleSettings, asked: ArticleOptions) -> None:
     """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
     o.a_file("--questions", asked.questions)
-    from klype.api.examination import examinee, planned, questions_of
+    from klype.api.examination import prepare, questions_of
+    from klype.api.model import load
     from klype.experiments.article import Writing, article, sentences
     from klype.experiments.article import write as write_page
-    from klype.sources.opening import open_model
 
-    w = words(terminal.lang, "examination")
-    opened = open_model(asked.model, asked.precision, device=asked.device)
-    questions = questions_of(opened, asked.questions, "", asked.most)
-    one = examinee(opened, questions, asked.raw, limit=settings.limit)
+    model = load(asked.model, asked.precision, device=asked.device)
+    questions = questions_of(model.opened, asked.questions, "", asked.most)
     writing = Writing(asked.documents, temperature=settings.main, seed=settings.seed)
     if asked.budget:  # a quarter of the passes at most are for long texts
         writing = replace(writing, number=min(writing.number, asked.budget // (4 * writing.words)))
-    exam = planned(one, settings, 0, asked.budget - writing.passes if asked.budget else None)
-    tell_plan(terminal, w, exam.plan)
+    budget = asked.budget - writing.passes if asked.budget else None
+    exam = prepare(model, questions, settings, 0, raw=asked.raw, budget=budget)
+    tell_plan(terminal, words(terminal.lang, "examination"), exam.plan)
     folder = asked.out or Path("examinations") / Path(asked.model).name
-    with watched(terminal) as progress:
-        found = exam.measured(folder, progress)
-    made = article(found, *long_texts(terminal, opened, writing, asked))
+    with part_progress(terminal) as progress:
+        found = exam.run(folder, progress)
+    made = article(found, *long_texts(terminal, model.opened, writing, asked))
     made["report"] = str(write_page(folder, made, terminal.lang))
     if not terminal.as_json:
         for says, ruled, why, how in sentences(made, terminal.lang):
@@ -294,7 +254,7 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
             terminal.console.print(f"  {ruled}. {why}")
             if how:
                 terminal.console.print(f"  {how}", style="dim")
-        terminal.console.print(str(made["report"]))
+        terminal.console.print(made["report"])
     terminal.document(made, folder / "article.json")
 
 
@@ -316,7 +276,7 @@ def long_texts(
         base = open_model(str(run / "pretrain"), how.precision, device=how.device)
     if base.window < writing.words + LEAST:
         return [], ""
-    with watched(terminal) as progress:
+    with part_progress(terminal) as progress:
         spelled, begin, of = spellings_of(base, world), base.loaded.tokenizer.begin, writing.number
         progress("documents", 0, of)
         texts = write_texts(base.source, world, spelled, begin, writing, lambda done: progress("documents", done, of))
@@ -332,26 +292,25 @@ def judge_command(
     out: o.OutFile = None,
 ) -> None:
     """Judge answers: do two say the same, is one right? By rules over what each claims, or by another judge."""
-    from klype.api.judging import judged, open_judge
+    from klype.api.judging import judge_rows, open_judge
     from klype.data.readers import read_rows
 
     if not file.is_file():
         raise UsageError(f"There is no file {file}.", "Give JSONL rows with question, a and b.")
     other = open_judge(judge, how=(precision, device))
     rows = [row for _, row in read_rows(file)]
-    document = judged(rows, other)
+    document = judge_rows(rows, other)
     if not terminal.as_json:
         w, lang = words(terminal.lang, "judge"), terminal.lang
         verdicts = [found.get("same", found.get("right")) for found in document["rows"]]
         for row, verdict in zip(rows, verdicts, strict=True):
             said = (row["a"], row["b"]) if "a" in row else (row["answer"], " | ".join(row["answers"]))
-            line = f"{on_one_line(said[0])}  {SIGNS[verdict]}  {on_one_line(said[1])}"
-            terminal.console.print(line)
+            first, other_one = (on_one_line(text) for text in said)
+            terminal.console.print(f"{first}  {SIGNS[verdict]}  {other_one}")
         counts = {name: verdicts.count(value) for name, value in (("yes", True), ("no", False), ("unsure", None))}
         terminal.console.print(w("counts", n=len(verdicts), **counts))
         if (error := document["error_rate"]) is not None:
-            ends = {key: percent(error[key], lang) for key in ("value", "low", "high")}
-            terminal.console.print(w("error", **ends))
+            terminal.console.print(w("error", **{key: percent(error[key], lang) for key in ("value", "low", "high")}))
     terminal.document(document, out)
 
 

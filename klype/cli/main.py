@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -13,12 +13,11 @@ import typer
 
 from klype import __version__, durable
 from klype.cli import ask, chat, doctor, examine, next_tree_forks, pull_export, rank, runs, serve, train
-from klype.cli.guard import guarded, is_launched, speech
-from klype.cli.options import expanded
+from klype.cli.exits import exit_code, is_launched, speech
+from klype.cli.options import as_typer
 from klype.cli.terminal import Terminal, any_character, program
 from klype.device import memory_policy, thread_policy
 from klype.environment import state_folder
-from klype.samplers import SAMPLERS
 from klype.words import LANGUAGES
 from klype.words.plain import harmless_log, tell
 from klype.words.sentences import Sentences
@@ -39,31 +38,31 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
 
     ``name`` is what the user typed, for the hint at its --help.
     """
+
+    def collect_as_usual(phase: str, info: object) -> None:
+        gc.set_threshold(10_000)
+        gc.callbacks.remove(collect_as_usual)
+
     thread_policy()
     memory_policy()
     # What is imported stays: a start makes a million objects and no garbage, and looking for some takes 0.17 s.
     gc.set_threshold(FIRST_COLLECTION)
-    gc.callbacks.append(_collect_as_usual)
+    gc.callbacks.append(collect_as_usual)
     any_character()
     harmless_log()
     os.environ["KLYPE_LANG"] = speech(sys.argv[1:])  # whatever the locale says, for the processes that it starts, too
     with suppress(RuntimeError):  # a user who has no home has nothing there
         durable.tighten(state_folder())
-    code = guarded(command, sys.argv[1:], name)
+    code = exit_code(command, sys.argv[1:], name)
     # each of several processes (torchrun) has a process group, which has to end before the interpreter does
     if not is_launched(sys.argv[1:]):
         gc.freeze()  # else the interpreter looks through all of torch's objects before it ends, twice: 0.45 s
     sys.exit(code)
 
 
-def _collect_as_usual(phase: str, info: object) -> None:
-    gc.set_threshold(10_000)
-    gc.callbacks.remove(_collect_as_usual)
-
-
 def call(argv: list[str]) -> object:
     """One command; its exceptions come out, and typer's own exits are returned as a number."""
-    return spoken(app(), speech(argv))(argv, prog_name="klype", standalone_mode=False)
+    return in_language(app(), speech(argv))(argv, prog_name="klype", standalone_mode=False)
 
 
 def app() -> typer.Typer:
@@ -75,100 +74,77 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": HELP},
     )
-    klype.callback(invoke_without_command=True)(_options)
+    klype.callback(invoke_without_command=True)(common_options)
     of_runs = {"list": runs.list_runs, "compare": runs.compare, "tensorboard": runs.tensorboard}
     commands: dict[str, Any] = {
-        "run": train.run_command,
-        "chat": chat.command,
-        "ask": ask.command,
-        "next": next_tree_forks.next_command,
-        "tree": next_tree_forks.tree_command,
-        "forks": next_tree_forks.forks_command,
-        "examine": examine.command,
-        "article": examine.article_command,
-        "judge": examine.judge_command,
-        "bias": train.bias_command,
-        "mistakes": train.mistakes_command,
-        "train": train.train_command,
-        "rank": rank.command,
-        "align": train.align_command,
-        "runs": ("List runs, or compare them.", of_runs),
-        "serve": serve.serve_command,
-        "studio": serve.studio_command,
-        "pull": pull_export.pull_command,
-        "export": pull_export.export_command,
-        "config": ("What can be set.", {"schema": doctor.schema_command}),
-        "doctor": doctor.command,
-    }
+        "run": train.run_command, "chat": chat.command, "ask": ask.command, "next": next_tree_forks.next_command,
+        "tree": next_tree_forks.tree_command, "forks": next_tree_forks.forks_command, "examine": examine.command,
+        "article": examine.article_command, "judge": examine.judge_command, "bias": train.bias_command,
+        "mistakes": train.mistakes_command, "train": train.train_command, "rank": rank.command,
+        "align": train.align_command, "runs": ("List runs, or compare them.", of_runs), "serve": serve.serve_command,
+        "studio": serve.studio_command, "pull": pull_export.pull_command, "export": pull_export.export_command,
+        "config": ("What can be set.", {"schema": doctor.schema_command}), "doctor": doctor.command,
+    }  # fmt: skip
     for name, command in commands.items():
         if not isinstance(command, tuple):
-            klype.command(name)(expanded(command))
+            klype.command(name)(as_typer(command))
             continue
         group = typer.Typer(help=command[0], no_args_is_help=True, pretty_exceptions_enable=False)
         group.callback()(lambda: None)  # typer takes a group of one command for that command
         for inner, one in command[1].items():
-            group.command(inner)(expanded(one))
+            group.command(inner)(as_typer(one))
         klype.add_typer(group, name=name)
     return klype
 
 
-def _options(
+def common_options(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     lang: Annotated[
-        str | None,
-        typer.Option("--lang", help=f"{' or '.join(LANGUAGES)}.", show_default="by the locale"),
+        str | None, typer.Option("--lang", help=f"{' or '.join(LANGUAGES)}.", show_default="by the locale")
     ] = None,
 ) -> None:
     """Train a small language model through all its stages, and see and reduce the divergence of its answers."""
-    terminal = Terminal(lang=lang) if lang or context.invoked_subcommand is None else None
-    if terminal and context.invoked_subcommand is None:
-        tell(terminal.words("first.steps", program=program()))
-
-
-def _version(asked: bool) -> None:
-    if asked:
+    if version:
         tell(f"klype {__version__}")
         raise typer.Exit
+    if lang or context.invoked_subcommand is None:
+        terminal = Terminal(lang=lang)  # refuses a language that there is not
+        if context.invoked_subcommand is None:
+            tell(terminal.words("first.steps", program=program()))
 
 
-def spoken(app: typer.Typer, lang: str) -> Any:
+def in_language(app: typer.Typer, lang: str) -> Any:
     """The commands, with all that their help says in this language."""
-    command = typer.main.get_command(app)
-    _name_arguments(command)
-    if lang != "en":
-        from typer import rich_utils
-
-        said = Sentences(lang)
-        rich_utils.DEFAULT_STRING = said(rich_utils.DEFAULT_STRING)
-        rich_utils.REQUIRED_LONG_STRING = said(rich_utils.REQUIRED_LONG_STRING)
-        _translate(command, said, {row.help["en"]: row.help.get(lang, "") for row in SAMPLERS.values()})
-    return command
-
-
-def _name_arguments(command: Any) -> None:
-    """In usage lines and lists arguments are called as they say themselves: [MODEL] may be left out."""
-    for param in command.params:
-        if param.param_type_name == "argument":
+    whole: Any = typer.main.get_command(app)
+    commands = list(_with_inner(whole))
+    for param in (param for command in commands for param in command.params):
+        if param.param_type_name == "argument":  # in usage and lists as it says itself: [MODEL] may be left out
             param.get_usage_pieces = lambda ctx, name=param.metavar: [name]
             param.display_type_rich = lambda ctx: None
+    if lang == "en":
+        return whole
+    from typer import rich_utils  # rich takes its time
+
+    said = Sentences(lang)
+    rich_utils.DEFAULT_STRING = said(rich_utils.DEFAULT_STRING)
+    rich_utils.REQUIRED_LONG_STRING = said(rich_utils.REQUIRED_LONG_STRING)
+    for command in commands:
+        command.help, command.options_metavar = said(command.help or ""), said(command.options_metavar)
+        command.rich_help_panel = said("Commands")
+        command.get_usage = lambda context, usage=command.get_usage: usage(context).replace("Usage:", said("Usage:"), 1)
+        for param in (*command.params, command.get_help_option(command.context_class(command, help_option_names=HELP))):
+            kind = "Arguments" if param.param_type_name == "argument" else "Options"
+            param.help = said(param.help or "")
+            param.rich_help_panel = said(param.rich_help_panel or kind)
+            if isinstance(param.show_default, str):
+                param.show_default = said(param.show_default)
+        if isinstance(command, typer.core.TyperGroup):
+            command.subcommand_metavar = said(command.subcommand_metavar)
+    return whole
+
+
+def _with_inner(command: Any) -> Iterator[Any]:
+    yield command
     for inner in getattr(command, "commands", {}).values():
-        _name_arguments(inner)
-
-
-def _translate(command: Any, said: Sentences, samplers: dict[str, str]) -> None:
-    command.help, command.options_metavar = said(command.help or ""), said(command.options_metavar)
-    command.rich_help_panel = said("Commands")
-    command.get_usage = lambda context, usage=command.get_usage: usage(context).replace("Usage:", said("Usage:"), 1)
-    for param in (*command.params, command.get_help_option(command.context_class(command, help_option_names=HELP))):
-        kind = "Arguments" if param.param_type_name == "argument" else "Options"
-        param.help = samplers.get(param.help or "") or said(param.help or "")
-        param.rich_help_panel = said(param.rich_help_panel or kind)
-        if isinstance(param.show_default, str):
-            param.show_default = said(param.show_default)
-    if isinstance(command, typer.core.TyperGroup):
-        command.subcommand_metavar = said(command.subcommand_metavar)
-        for inner in command.commands.values():
-            _translate(inner, said, samplers)
+        yield from _with_inner(inner)

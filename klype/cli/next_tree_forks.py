@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, patiently, split_budget, starting, tell_cost, tell_unread, write
+from klype.cli.terminal import Terminal, pass_budget, patiently, starting, tell_cost, tell_unread, write
 from klype.errors import UsageError
 from klype.option import Option
 from klype.words import Words, count, figure, number, percent, words
@@ -24,7 +24,7 @@ LEAST_SHOWN = 0.0005  # what would read 0.0 % is one of all others
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextOptions(o.TextOptions):
+class NextOptions(o.PromptOptions):
     """``klype next``, beside how tokens are drawn."""
 
     top: Annotated[int, Option("How many tokens are shown.", least=1)] = 12
@@ -35,7 +35,7 @@ def next_command(terminal: Terminal, sampling: o.Sampling, asked: NextOptions) -
 
     Nothing is drawn, so --seed changes nothing.
     """
-    name, text = o.asked(terminal, "next", asked, "pretrain")  # the base model continues a text
+    name, text = o.model_and_text(terminal, "next", asked, "pretrain")  # the base model continues a text
     with starting(terminal):
         from klype.api.model import Model
         from klype.api.prompt_context import is_single_turn
@@ -46,10 +46,10 @@ def next_command(terminal: Terminal, sampling: o.Sampling, asked: NextOptions) -
     document = Model(opened).next(text, asked.top, raw=asked.raw, **asdict(sampling)).to_json()
     if not terminal.as_json:
         next_chart(terminal, document, text, sampling.temperature)
-        known = "truth" in document["tokens"][0]
-        if known and not opened.as_raw(asked.raw) and is_aligned(opened.found.folder):
-            terminal.say("next.manners")
-        if not known and is_single_turn(opened):
+        if "truth" in document["tokens"][0]:
+            if not opened.as_raw(asked.raw) and is_aligned(opened.found.folder):
+                terminal.say("next.manners")
+        elif is_single_turn(opened):
             terminal.say("next.not_said")
     terminal.document(document, asked.out)
 
@@ -113,8 +113,8 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     """
     if not 0 < asked.eps < 1:
         raise UsageError(f"--eps should be between 0 and 1 (it is {asked.eps}).")
-    passes, server = split_budget(asked.budget)
-    name, text = o.asked(terminal, "tree", asked)
+    passes, server = pass_budget(asked.budget)
+    name, text = o.model_and_text(terminal, "tree", asked)
     with starting(terminal):
         from klype.answers.without_replacement import without_replacement
 
@@ -173,24 +173,22 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptConte
     if 0 < len(clusters) < len(tree.answers):
         console.print(Text(w("tree.meanings", judge=who(found, lang)), style="bold"))
         for cluster in clusters:
-            line = Text(bar_of(cluster.low, 20), style="blue")
-            line.append(f" {interval(cluster.low, cluster.high, lang)}  {cluster.text}", style="default")
-            console.print(line)
+            said = f" {interval(cluster.low, cluster.high, lang)}  {cluster.text}"
+            console.print(Text.assemble((bar_of(cluster.low, 20), "blue"), said))
     left = percent(tree.unexplored, lang, 2)
     console.print(w(f"tree.{tree.stopped}", left=left, passes=count(tree.expansions, lang)))
 
 
 def who(found: AnswerTree | AnswerForks, lang: str) -> str:
     """Who says what means the same, and how often that judge errs."""
-    from klype.api.results import judged
+    from klype.api.results import judge_and_error
     from klype.examine.say import Say
 
-    return Say(lang).judged(judged(found.judge, found.error_rate))
+    return Say(lang).judged(judge_and_error(found.judge, found.error_rate))
 
 
 def interval(low: float, high: float, lang: str) -> str:
     """A certain interval in percent; one number when both ends read alike."""
-
     ends = [percent(end, lang, 1) for end in (low, high)]
     return ends[0] if ends[0] == ends[1] else f"{ends[0].removesuffix('%').rstrip()}–{ends[1]}"
 
@@ -206,14 +204,14 @@ class ForkOptions(o.MeaningOptions):
 
 def forks_command(terminal: Terminal, sampling: o.Sampling, asked: ForkOptions) -> None:
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
-    name, text = o.asked(terminal, "forks", asked)
+    name, text = o.model_and_text(terminal, "forks", asked)
     with starting(terminal):
         model, ask = asked.opened(name, text, asked.budget)
     tell_unread(terminal, ask)
     w = words(terminal.lang, "examination")
     with patiently(w("forks.looking", n=asked.samples)):
-        said = None if asked.answer is None else model.given(text, asked.answer, asked.raw)
-        found = model.decided(ask, sampling, (asked.limit, asked.samples, asked.seed), said)
+        said = None if asked.answer is None else model.answer_tokens(text, asked.answer, asked.raw)
+        found = model.find_forks(ask, sampling, (asked.limit, asked.samples, asked.seed), said)
     if not terminal.as_json:
         forks_chart(terminal, w, found, model.opened.stop)
     tell_cost(model.opened)
@@ -233,18 +231,13 @@ def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collecti
         return w("tree.end") if token in stop else visible(text)
 
     console.print(Text(w("forks.title", answer=found.text), style="bold"))
-    rows = [
-        ("…", found.before[0], None),
-        *((named(p.token, text), p.own, p.strength) for text, p in zip(forks.tokens, found.positions, strict=True)),
-    ]
-    width = min(20, max(len(name) for name, *_ in rows) + 1)
-    for i, (name, own, strength) in enumerate(rows, -1):
-        line = Text(f"{'▶' if i == found.fork else ' '} {name[: width - 1].ljust(width)}")
-        line.append(bar_of(own, 20), style="blue")
-        line.append(f" {percent(own, lang):>5}", style="blue")
-        if strength is not None:
-            line.append(f"   {figure(strength, lang)}")
-        console.print(line)
+    names = ["…", *(named(p.token, text) for text, p in zip(forks.tokens, found.positions, strict=True))]
+    width = min(20, max(map(len, names)) + 1)
+    for i, name in enumerate(names, -1):
+        own = found.before[0] if i < 0 else found.positions[i].own
+        word = f"{'▶' if i == found.fork else ' '} {name[: width - 1].ljust(width)}"
+        strength = "" if i < 0 else f"   {figure(found.positions[i].strength, lang)}"
+        console.print(Text.assemble(word, (f"{bar_of(own, 20)} {percent(own, lang):>5}", "blue"), strength))
     if found.fork is None:
         console.print(w("forks.none", p=number(found.p, lang, 3)))
     else:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from klype.api.prompt_context import PromptContext
 
 
-def checked(name: str, value: Any) -> Any:
+def check_sampler(name: str, value: Any) -> Any:
     """The value of the sampler ``name``, or one sentence about what is wrong with it."""
     row = SAMPLERS[name]
     if not row.supports(value):
@@ -40,7 +40,7 @@ def checked(name: str, value: Any) -> Any:
     return value
 
 
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
+def as_typer(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer takes it, its options spelled out.
 
     A parameter that is a settings class (or the sampling, or the terminal, whose options stand last) is made from
@@ -56,9 +56,16 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         # typer says None where nothing was typed: the settings' own default holds
         known = {name: value for name, value in given.items() if value is not None}
         for name, parameter in signature.parameters.items():
-            if _is_made(parameter.annotation):
-                values = {part.name: known.pop(part.name) for part in parts[name] if part.name in known}
-                known[name] = _make(parameter.annotation, values)
+            if not _is_made(kind := parameter.annotation):
+                continue
+            values = {part.name: known.pop(part.name) for part in parts[name] if part.name in known}
+            # what is typed for an answer typer has checked: it shall not wait for pydantic
+            if issubclass(kind, Options) and not issubclass(kind, PromptOptions):
+                from klype.config import make
+
+                known[name] = make(kind, values)
+            else:
+                known[name] = kind(**values)
         command(**known)
 
     signed: Any = expanding
@@ -77,7 +84,7 @@ def _options(asked: inspect.Parameter) -> list[inspect.Parameter]:
         return [_parameter("lang", Lang, None), _parameter("as_json", Json, False)]
     if kind is Sampling:
         starts = {name: TEMPERATURE if name == "temperature" else row.off for name, row in SAMPLERS.items()}
-        return [_parameter(name, _sampler(name), start) for name, start in starts.items()]
+        return [_parameter(name, sampler_option(name), start) for name, start in starts.items()]
     if _is_made(kind):
         defaults = {field.name: field.default for field in fields(kind)}
         return [_parameter(name, annotation, defaults[name]) for name, annotation in options_of(kind).items()]
@@ -103,7 +110,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
         "min": option.least,
         "max": option.most,
         "hidden": option.hidden,
-        "callback": option.check,
+        "callback": list_of if option.commas else option.check,
         "rich_help_panel": option.panel,
     }
     flags = () if option.argument else filter(None, (option.spelled(name), option.also))
@@ -112,40 +119,34 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=declared)
 
 
-def _sampler(name: str) -> Any:
+def list_of(text: str) -> list[str]:
+    """ "1, 2," → ["1", "2"]."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def sampler_option(name: str) -> Any:
+    """A sampler's type, annotated with the option that it is."""
     row = SAMPLERS[name]
-    option = Option(row.help["en"], panel="How tokens are drawn", check=lambda value: checked(name, value))
+    option = Option(row.help, panel="How tokens are drawn", check=lambda value: check_sampler(name, value))
     return Annotated[type(row.off), option]
 
 
-def _make(kind: Any, values: dict[str, Any]) -> Any:
-    # typer has checked all that there is to check of what is typed for an answer, which shall not wait for pydantic
-    if issubclass(kind, TextOptions) or not issubclass(kind, Options):
-        return kind(**values)
-    from klype.config import make
-
-    options = {name: option_in(annotation) for name, annotation in options_of(kind).items()}
-    parts = {name: [part.strip() for part in value.split(",") if part.strip()]
-             for name, value in values.items() if (option := options[name]) and option.commas}  # fmt: skip
-    return make(kind, values | parts)
-
-
-def asked(terminal: Terminal, command: str, options: TextOptions, stage: str = "") -> tuple[str, str]:
+def model_and_text(terminal: Terminal, command: str, options: PromptOptions, stage: str = "") -> tuple[str, str]:
     """MODEL and TEXT as they are meant: one argument alone is the text, for that ``stage`` of the MODEL that is taken
     then. Errors: it is a MODEL, or nearly; there is no text, or it is not in quotes. They name the line to type."""
     typed, model, text = f"{program()} {command}", options.model, options.text
     if model is None:
-        line = f"{typed} {quoted(terminal.words('example.text' if stage else 'example.question'))}"
+        line = f"{typed} {quote(terminal.words('example.text' if stage else 'example.question'))}"
         raise UsageError("There is no text.", f"For example: {line}")
     there = _is_model(model)
     meant = "" if there else near(model)
-    line = f"{typed} {quoted(' '.join([model, *text]))}"
+    line = f"{typed} {quote(' '.join([model, *text]))}"
     if len(text) > 1:
-        line = f"{typed} {model} {quoted(' '.join(text))}" if there else line
+        line = f"{typed} {model} {quote(' '.join(text))}" if there else line
         raise UsageError("The text should be in quotes.", f"Type: {line}")
     if text:
         if not there and _is_model(text[0]):
-            line = f"{typed} {text[0]} {quoted(model)}"
+            line = f"{typed} {text[0]} {quote(model)}"
             raise UsageError("The model stands before the text.", f"Type: {line}")
         if not_empty(text[0]) and not there and (meant or is_bare(model)) and not to_fetch(model):
             whole = f"If it begins the text, put all of it in quotes: {line}"
@@ -154,7 +155,7 @@ def asked(terminal: Terminal, command: str, options: TextOptions, stage: str = "
     if there:
         raise UsageError(f"{model} is a model; what should it be asked?", "Write the text behind it, in quotes.")
     if meant or not is_bare(model):
-        line = f"{typed} {meant or DEMO} {quoted(model)}"
+        line = f"{typed} {meant or DEMO} {quote(model)}"
         as_text = f"If it is the text: {line}"
         as_model = f"Did you mean {meant}? If it is the text: {line}"
         raise UsageError(f"There is no model {model[:200]}.", as_model if meant else as_text)
@@ -174,7 +175,7 @@ def _is_model(name: str) -> bool:
     return os.path.exists(os.path.expanduser(known)) or kind_of(known) is not PATH
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """As a shell takes it: in double quotes, where it has none of what they let through."""
     return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
@@ -194,32 +195,28 @@ MODEL = f"A model: {spelled()}."
 DEFAULT = "the newest run, or demo"
 ModelName = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True, check=a_model)]
 AnyModel = Annotated[str | None, Option(MODEL, argument=True, metavar="[MODEL]", shown=DEFAULT)]
+
+
+def models(help: str) -> Option:
+    return Option(help, argument=True, metavar="[MODEL…]", shown=DEFAULT)
+
+
 Text = Annotated[
     tuple[str, ...], Option("The question, or the text to continue, in quotes.", argument=True, metavar="TEXT")
 ]
 Limit = Annotated[int, Option("Max tokens per answer.")]
 Raw = Annotated[
-    bool | None,
-    Option("The text as it is, or as a user's message.", "--raw/--chat-template", shown="by the stage"),
+    bool | None, Option("The text as it is, or as a user's message.", "--raw/--chat-template", shown="by the stage")
 ]
 Precision = Annotated[str, Option("float32, bfloat16, int8 or auto (what is fastest here).")]
 Speculate = Annotated[
-    str | None,
-    Option("Speculative decoding with lookup, ngram, ngram:FILE or a MODEL, compared with plain decoding."),
+    str | None, Option("Speculative decoding with lookup, ngram, ngram:FILE or a MODEL, compared with plain decoding.")
 ]
 SpeculateChat = Annotated[str | None, Option("Speculative decoding with lookup, ngram, ngram:FILE or a MODEL.")]
 ServerBudget = Annotated[str, Option("Limits for a server: 500requests,20000tokens.")]
-Budget = Annotated[
-    str | None,
-    Option("Max forward passes; for a server also 500requests,20000tokens."),
-]
+Budget = Annotated[str | None, Option("Max forward passes; for a server also 500requests,20000tokens.")]
 JudgeName = Annotated[
-    str,
-    Option(
-        "Who says what means the same: rules, minilm, self, a MODEL, an encoder (FOLDER@0.8).",
-        "--judge",
-        metavar="NAME",
-    ),
+    str, Option("Who says what means the same: rules, minilm, self, a MODEL, an encoder (FOLDER@0.8).", metavar="NAME")
 ]
 Sure = Annotated[
     bool,
@@ -229,13 +226,13 @@ Reward = Annotated[
     tuple[str, ...],
     Option(
         "FILE.py:FUNCTION of questions and answers, in place of the reward model; =0.5 is its weight. Repeated, they "
-        "are added; model is the reward model.",
+        "are added; model is the reward model."
     ),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions(Options):
+class PromptOptions(Options):
     """A MODEL, how it is opened, and a TEXT as it is given to it."""
 
     model: AnyModel = None
@@ -248,7 +245,7 @@ class TextOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeaningOptions(TextOptions):
+class MeaningOptions(PromptOptions):
     """The same where answers are compared; ``limit``: tokens of an answer."""
 
     limit: Limit = 32
@@ -256,9 +253,7 @@ class MeaningOptions(TextOptions):
 
     def opened(self, name: str, text: str, server: str) -> tuple[Model, PromptContext]:
         """The MODEL called ``name``, which may be asked as much as ``server`` says, and the question that it is put."""
-        from klype.api.judging import open_judge
         from klype.api.model import load
-        from klype.api.prompt_context import prompt_context
 
-        model, how = load(name, self.precision, server, self.device), (self.precision, self.device)
-        return model, prompt_context(model.opened, text, self.raw, open_judge(self.judge, model.opened, how))
+        model = load(name, self.precision, server, self.device)
+        return model, model.context(text, self.raw, self.judge)

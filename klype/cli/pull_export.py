@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,32 +36,33 @@ def pull_command(
 ) -> None:
     """Fetch a small open model from the Hugging Face hub, to be used by its short name. Without NAME: list them."""
     if name is None:
-        terminal.document(listed(terminal), out)
+        terminal.document(list_models(terminal), out)
         return
     from klype.sources.hub import look_up, pulled
 
     if (folder := pulled(name)) is None:
         download = look_up(name)
-        with watched(terminal, download):
+        with download_progress(terminal, download):
             folder = download.run()
     terminal.say("pull.done", name=folder.name, folder=folder)
     terminal.document({"name": folder.name, "path": str(folder)}, out)
 
 
-def listed(terminal: Terminal) -> dict[str, Any]:
+def list_models(terminal: Terminal) -> dict[str, Any]:
     """What can be fetched, and what is here."""
     from klype.sources.find_model import HUB, models_here
 
     here, w = models_here(), terminal.words
     rows: list[dict[str, Any]] = []
-    shown = []
     for name in (*HUB, *(set(here) - set(HUB))):
-        known, path = HUB.get(name), here.get(name)
-        about = {key: getattr(known, key) for key in ("repository", "gigabytes", "licence")} if known else {}
-        rows.append({"name": name, **about, "path": str(path) if path else None})
-        size = size_of(known.gigabytes, terminal.lang) if known else ""
-        shown.append([name, size, known.licence if known else "", w("pull.yes") if path else ""])
+        about = asdict(HUB[name]) if name in HUB else {}
+        rows.append({"name": name, **about, "path": str(here[name]) if name in here else None})
     if not terminal.as_json:
+        shown = [
+            [row["name"], size_of(row["gigabytes"], terminal.lang) if "gigabytes" in row else "",
+             row.get("licence", ""), w("pull.yes") if row["path"] else ""]
+            for row in rows
+        ]  # fmt: skip
         columns = [w(f"pull.{key}") for key in ("name", "size", "licence", "here")]
         print_table(terminal.console, w("pull.title"), columns, shown)
         terminal.say("pull.how")
@@ -68,7 +70,7 @@ def listed(terminal: Terminal) -> dict[str, Any]:
 
 
 @contextmanager
-def watched(terminal: Terminal, download: Download) -> Iterator[None]:
+def download_progress(terminal: Terminal, download: Download) -> Iterator[None]:
     """How much has come, while it is being fetched: as a bar where somebody looks, else as a line now and then."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
@@ -123,9 +125,7 @@ def export_command(
         assert hub is not None
         folder, loaded = out or Path(hub.rpartition("/")[2]) if dry_run else None, load(found.folder)
         document = {"model": str(loaded.folder), **to_hub(loaded, found.run, hub, folder)}
-    for name, value in document.items():
-        if not terminal.as_json and name != "model":
-            terminal.console.print(f"{name}: {value}")
+    terminal.lines(f"{name}: {value}" for name, value in document.items() if name != "model")
     terminal.document(document)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.guard import INTERRUPTED
+from klype.cli.exits import INTERRUPTED
 from klype.cli.terminal import PlainProgress, Terminal, print_table, starting
 from klype.errors import KlypeError, UsageError
 from klype.option import Option, Options
@@ -27,8 +27,7 @@ class RankOptions(Options):
     run: o.ModelName
     simulate: Annotated[bool, Option("Simulated annotators rank, instead of you.")] = False
     taste: Annotated[
-        tuple[str, ...],
-        Option("right=2,polite=.7,concise=0,word=.04. Repeated: annotators who disagree."),
+        tuple[str, ...], Option("right=2,polite=.7,concise=0,word=.04. Repeated: annotators who disagree.")
     ] = ()
     noise: Annotated[float, Option("How often a simulated annotator swaps neighbours.")] = 0.1
     judge: Annotated[str, Option("A MODEL that ranks, instead of you.")] = ""
@@ -53,7 +52,7 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
     with starting(terminal):
         from klype.preferences import formats
         from klype.preferences.database import DamagedError
-        from klype.preferences.store import Store
+        from klype.preferences.store import Store, whole_entries
         from klype.runs import rankers, ranking
         from klype.sources.find_model import called
         from klype.sources.opening import find_model
@@ -78,14 +77,20 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
         )
     try:
         with Store.open(asked.store) if folder is None or asked.store else ranking.open_store(folder) as store:
-            tell_agreement(store, terminal, asked, ranked(store, terminal, asked, run))
+            tell_agreement(store, terminal, asked, rank(store, terminal, asked, run))
     except DamagedError as damaged:
         if asked.export is None:
             raise
-        salvaged(damaged, asked.store or f"{folder}/{ranking.STORE}", asked.export, asked.form)
+        entries, lost = whole_entries(asked.store or f"{folder}/{ranking.STORE}")
+        form: Any = asked.form
+        formats.export(asked.export, entries, form)
+        kept = f"What is whole of it, {len(entries)} rankings, is in {asked.export}; {lost} are damaged."
+        raise KlypeError(
+            damaged.message, f"{kept} Put the store away, and take them into a new one with --import {asked.export}."
+        ) from None
 
 
-def ranked(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None) -> int:
+def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None) -> int:
     """Adds answers where it is asked for, and rankings by whom it is asked for; how many of these."""
     from klype.device import pick_device
     from klype.preferences import formats
@@ -100,30 +105,26 @@ def ranked(store: Store, terminal: Terminal, asked: RankOptions, run: Path | Non
     for name in asked.from_:
         new = draw_into(store, name, open_model(name, device=asked.device).source, settings)
         terminal.say("rank.drawn", model=name, new=new)
-    first: list[int] = []
-    if asked.active:
-        if run is None:
-            raise UsageError("--active needs a run, whose fine-tuned model reads the answers.", "Give a run's folder.")
-        first = prioritise(store, run, asked.seed, pick_device(asked.device))
+    if asked.active and run is None:
+        raise UsageError("--active needs a run, whose fine-tuned model reads the answers.", "Give a run's folder.")
+    first = prioritise(store, run, asked.seed, pick_device(asked.device)) if asked.active and run is not None else []
     if asked.import_ is not None:
         return store.put(formats.read(asked.import_))
     if asked.simulate or asked.taste:
-        world, wanted = rankers.world_of(run), [taste(text) for text in asked.taste or ("",)]
+        world, wanted, done = rankers.world_of(run), [taste(text) for text in asked.taste or ("",)], 0
         rankers.checked(store)
-        done = 0
         for number, one in enumerate(wanted):
             label = rankers.label(asked.annotator if len(wanted) == 1 else "", one)
-            rank = rankers.by_taste(one, world.judge, asked.noise, label)
+            by = rankers.by_taste(one, world.judge, asked.noise, label)
             # each errs in other places
-            done += rankers.rank_all(store, rank, "simulated", asked.steps, asked.seed + number, first)
+            done += rankers.rank_all(store, by, "simulated", asked.steps, asked.seed + number, first)
         return done
-    if asked.judge:
-        rankers.checked(store)
-        rank = rankers.by_model(ModelJudge(open_model(asked.judge, device=asked.device).source))
-        return rankers.rank_all(store, rank, "model", asked.steps, asked.seed, first)
-    if asked.export is not None or asked.from_:
+    if not asked.judge and (asked.export is not None or asked.from_):
         return 0
     rankers.checked(store)
+    if asked.judge:
+        by = rankers.by_model(ModelJudge(open_model(asked.judge, device=asked.device).source))
+        return rankers.rank_all(store, by, "model", asked.steps, asked.seed, first)
     # two sittings of one person are told apart, each with the questions that it has claimed
     name, new_id = asked.annotator or "you", uuid.uuid4().hex
     sitting = rankers.Sitting(name, asked.steps, again_every=asked.repeats, lang=terminal.lang, id=new_id)
@@ -138,19 +139,6 @@ class RankingInterrupted(KlypeError):  # noqa: N818 - an end that was asked for
     """Stopped by Ctrl-C, with everything that was ranked saved."""
 
     exit_code = INTERRUPTED
-
-
-def salvaged(damaged: KlypeError, place: str, export: Path, form: Any) -> None:
-    """Writes what is whole, and says so: it is a failure all the same."""
-    from klype.preferences import formats
-    from klype.preferences.store import whole_entries
-
-    entries, lost = whole_entries(place)
-    formats.export(export, entries, form)
-    kept = f"What is whole of it, {len(entries)} rankings, is in {export}; {lost} are damaged."
-    raise KlypeError(
-        damaged.message, f"{kept} Put the store away, and take them into a new one with --import {export}."
-    )
 
 
 def tell_agreement(store: Store, terminal: Terminal, asked: RankOptions, done: int) -> None:
@@ -173,8 +161,8 @@ def tell_agreement(store: Store, terminal: Terminal, asked: RankOptions, done: i
         columns = [w(f"rank.{column}") for column in ("who", "rankings", "with_oneself")]
         print_table(terminal.console, "", columns, rows)
     for pair in document["between"]:
-        a, b = pair["annotators"]
         if pair["tau_b"]["value"] is not None:
+            a, b = pair["annotators"]
             terminal.say("rank.between", a=a, b=b, tau=shown(pair["tau_b"]))
     tell_habits(terminal, document["annotators"])
     terminal.document(document)

@@ -38,21 +38,17 @@ def compare(
 
     if len(runs) < 2:
         raise UsageError("A comparison needs two runs at least.")
-    abouts = {str(run): read_run(run) for run in runs}
-    document = {
-        "runs": [
-            {"run": run, "recipe": about.get("recipe"), "stages": stages_of(about), "incomparable": list(otherwise)}
-            for (run, about), otherwise in zip(abouts.items(), incomparable(list(abouts.values())), strict=True)
-        ]
-    }
+    abouts, rows = {str(run): read_run(run) for run in runs}, []
+    for (run, about), otherwise in zip(abouts.items(), incomparable(list(abouts.values())), strict=True):
+        stages = {stage: about.get("figures", {}).get(stage) for stage in STAGES}
+        rows.append({"run": run, "recipe": about.get("recipe"), "stages": stages, "incomparable": list(otherwise)})
     if not terminal.as_json:
-        show_comparison(terminal, document["runs"])
-    terminal.document(document, out)
+        show_comparison(terminal, rows)
+    terminal.document({"runs": rows}, out)
 
 
 def tensorboard(
-    terminal: Terminal,
-    run: Annotated[Path, Option("A run, finished or in progress.", argument=True)],
+    terminal: Terminal, run: Annotated[Path, Option("A run, finished or in progress.", argument=True)]
 ) -> None:
     """Write a run's metrics as TensorBoard's event files, into its folder tensorboard."""
     from klype.runs.folder import read_run
@@ -60,55 +56,39 @@ def tensorboard(
 
     read_run(run)
     steps = write_events(run)
-    if not terminal.as_json:
-        terminal.console.print(f"tensorboard --logdir {run / TENSORBOARD}")
+    terminal.lines([f"tensorboard --logdir {run / TENSORBOARD}"])
     terminal.document({"run": str(run), "folder": str(run / TENSORBOARD), "steps": steps})
 
 
-def stages_of(about: dict[str, Any]) -> dict[str, Any]:
-    """The figures of every stage that a run.json holds; None for a stage that was not reached."""
-    stages = about.get("figures")
-    return {stage: stages.get(stage) if isinstance(stages, dict) else None for stage in STAGES}
-
-
 def show_list(terminal: Terminal, folder: Path, found: list[dict[str, Any]]) -> None:
-    w = terminal.words
+    w, lang, width, none = terminal.words, terminal.lang, terminal.console.width, "\u2013"
     if not found:
         terminal.say("runs.none", folder=folder)
         return
-    width = terminal.console.width
     keys = ["run", "state", "seconds", "figures"]
     keys += [*(["parameters", "megabytes"] if width >= 80 else []), *(["parent"] if width >= 100 else [])]
     keys += ["recipe"] if width >= 120 else []
-    columns = [w(f"runs.{key}") for key in keys]
-    rows = [[row.get(key, "") for key in keys] for row in (_cells(terminal, run) for run in found)]
-    print_table(terminal.console, w("runs.title", folder=folder), columns, rows)
+    rows = []
+    for run in found:
+        cells = {"run": Path(run["run"]).name, "state": w(f"runs.{run.get('state', 'unreadable')}")}
+        if "why" not in run:
+            if run["state"] != "done" and run["stage"]:
+                of = f" {run['step'] or 0}/{run['steps']}" if run["steps"] else ""
+                cells["state"] += f": {run['stage']}{of}"
+            figures = [f"{name} {number(figure['value'], lang)}" for name, figure in run["figures"].items()]
+            cells |= {
+                "seconds": number(run["trained_s"], lang, 0),
+                "figures": ", ".join(figures) or none,
+                "parameters": count(run["parameters"], lang) if run["parameters"] else none,
+                "megabytes": number(run["bytes"] / 1e6, lang, 1),
+                "parent": Path(run["parent"]).name if run["parent"] else none,
+                "recipe": run["recipe"] or none,
+            }
+        rows.append([cells.get(key, "") for key in keys])
+    print_table(terminal.console, w("runs.title", folder=folder), [w(f"runs.{key}") for key in keys], rows)
     for run in found:
         if why := run.get("why") or run.get("failure"):
             terminal.say("runs.because", run=Path(run["run"]).name, why=Sentences(terminal.lang)(why))
-
-
-def _cells(terminal: Terminal, run: dict[str, Any]) -> dict[str, str]:
-    """What a run's row says, by column."""
-    w, lang, none = terminal.words, terminal.lang, "\u2013"
-    cells = {"run": Path(run["run"]).name}
-    if "why" in run:
-        return {**cells, "state": w("runs.unreadable")}
-    state = w(f"runs.{run['state']}")
-    if run["state"] != "done" and run["stage"]:
-        of = f" {run['step'] or 0}/{run['steps']}" if run["steps"] else ""
-        state = f"{state}: {run['stage']}{of}"
-    figures = ", ".join(f"{name} {number(f['value'], lang)}" for name, f in run["figures"].items())
-    return {
-        **cells,
-        "state": state,
-        "seconds": number(run["trained_s"], lang, 0),
-        "figures": figures or none,
-        "parameters": count(run["parameters"], lang) if run["parameters"] else none,
-        "megabytes": number(run["bytes"] / 1e6, lang, 1),
-        "parent": Path(run["parent"]).name if run["parent"] else none,
-        "recipe": run["recipe"] or none,
-    }
 
 
 def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:

@@ -34,6 +34,7 @@ class ListenOptions(Options):
     name: Annotated[
         tuple[str, ...], Option("A host name under which it is reached. May be repeated.", "--host-name")
     ] = ()
+    key_file: Annotated[Path | None, Option("Holds the API key.", shown="KLYPE_API_KEY")] = None
     precision: o.Precision = "float32"
     device: o.Device = "auto"
 
@@ -42,17 +43,8 @@ class ListenOptions(Options):
 class ServeOptions(ListenOptions):
     """``klype serve``."""
 
-    models: Annotated[
-        tuple[str, ...],
-        Option(
-            f"Each {spelled(files=True)}; NAME=MODEL gives one another name.",
-            argument=True,
-            metavar="[MODEL…]",
-            shown=o.DEFAULT,
-        ),
-    ] = ()
+    models: Annotated[tuple[str, ...], o.models(f"Each {spelled(files=True)}; NAME=MODEL gives one another name.")] = ()
     port: Annotated[int, Option("0: any free port.")] = 8000
-    key_file: Annotated[Path | None, Option("Holds the API key.", shown="KLYPE_API_KEY")] = None
     allow_origin: Annotated[
         tuple[str, ...], Option("A site whose pages may ask, as https://example.org. May be repeated.")
     ] = ()
@@ -68,15 +60,9 @@ class StudioOptions(ListenOptions):
 
     models: Annotated[
         tuple[str, ...],
-        Option(
-            f"Each {spelled()}; of a run all stages are shown. NAME=MODEL gives one another name.",
-            argument=True,
-            metavar="[MODEL…]",
-            shown=o.DEFAULT,
-        ),
+        o.models(f"Each {spelled()}; of a run all stages are shown. NAME=MODEL gives one another name."),
     ] = ()
     port: Annotated[int, Option("0: any free port.")] = 8080
-    key_file: Annotated[Path | None, Option("Holds the key.", shown="KLYPE_API_KEY")] = None
     store: Annotated[str, Option("Rankings are kept there: a file or postgresql:// url.", shown="RUN's own")] = ""
     runs: Annotated[Path | None, Option("Where runs lie and are made.", shown="runs/, klype's own")] = None
     no_open: Annotated[bool, Option("Do not open the browser.")] = False
@@ -84,7 +70,7 @@ class StudioOptions(ListenOptions):
 
 def serve_command(terminal: Terminal, asked: ServeOptions) -> None:
     """Serve models to any client of OpenAI's API, until Ctrl-C; what runs is finished then."""
-    entrance = listening(asked.host, asked.port, asked.key_file, "API key")
+    entrance = bind(asked.host, asked.port, asked.key_file, "API key")
     from klype.device import set_threads
     from klype.serve.app import app
     from klype.serve.guard import Rules, ServeSettings
@@ -113,7 +99,7 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
 
     Only this machine can reach it, unless --host says otherwise. It ends with Ctrl-C.
     """
-    entrance, runs = listening(asked.host, asked.port, asked.key_file, "key"), asked.runs
+    entrance, runs = bind(asked.host, asked.port, asked.key_file, "key"), asked.runs
     if runs is not None and runs.exists() and not runs.is_dir():
         raise UsageError(f"{runs} is not a folder.", "--runs names the folder in which runs lie.")
     os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
@@ -176,7 +162,7 @@ class Endpoint:
         return False
 
 
-def listening(host: str, port: int, key_file: Path | None, what: str) -> Endpoint:
+def bind(host: str, port: int, key_file: Path | None, what: str) -> Endpoint:
     """Bound before anything is loaded. UsageError beyond loopback without a key (``what``: how it is called)."""
     key, host = read_key(key_file), host.removeprefix("[").removesuffix("]")  # as addresses of IPv6 are written in urls
     from klype.serve.guard import is_loopback

@@ -20,7 +20,7 @@ from klype import durable
 from klype.environment import language
 from klype.errors import UsageError
 from klype.words import LANGUAGES, Words, count, number, words
-from klype.words.plain import aside, escaped, harmless, tell
+from klype.words.plain import aside, escape, harmless, tell
 from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ class Terminal:
         """A message of the catalogue, as plain text."""
         self.console.print(self.words(key, **values))
 
+    def lines(self, lines: Iterable[str]) -> None:
+        """What is told of the answer, a line each; with --json it is in the document."""
+        if not self.as_json:
+            for line in lines:
+                self.console.print(line)
+
     def aside(self, text: str, underlined: Sequence[str] = ()) -> None:
         """How it goes, for whoever waits; some of its words may be underlined."""
         from rich.text import Text
@@ -72,16 +78,19 @@ class Terminal:
 
     def document(self, document: dict[str, Any], out: Path | None = None) -> None:
         """The result for programs: on stdout with --json, and in a file when one is named."""
-        text = to_json(document)
         if out is not None:
-            write(out, text + "\n")
+            write_json(out, document)
         if self.as_json:
-            tell(text)
+            tell(to_json(document))
 
 
 def to_json(document: dict[str, Any]) -> str:
     """JSON without NaN or infinities: those are a programmer's error here. It says all, and is harmless to print."""
-    return escaped(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2))
+    return escape(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2))
+
+
+def write_json(file: Path, document: dict[str, Any]) -> None:
+    write(file, to_json(document) + "\n")
 
 
 def write(file: Path, text: str) -> None:
@@ -110,28 +119,23 @@ def any_character() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def silence_stdout() -> None:
-    """The reader of stdout has gone: let the interpreter's last flush go nowhere instead of failing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def budget_parts(text: str) -> tuple[str, str]:
+    """``--budget``: what it says of the work here, and what a server may be asked for: "300,500requests" → ("300",
+    "500requests")."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    of_server = [part for part in parts if part.casefold().endswith(("requests", "tokens"))]
+    return ",".join(part for part in parts if part not in of_server), ",".join(of_server)
 
 
-def split_budget(text: str | None) -> tuple[int | None, str]:
-    """``--budget``: forward passes of a plain number (None: not said), and what a server may be asked for.
-
-    "300" → (300, ""); "500requests,20000tokens" → (None, the same); "300,500requests" both.
-    """
+def pass_budget(text: str | None) -> tuple[int | None, str]:
+    """``--budget`` as forward passes of a plain number (None: not said), and what a server may be asked for."""
     from klype.sources.http_client import Budget
 
-    passes, asked = None, []
-    for part in (text or "").replace(" ", "").split(","):
-        if re.fullmatch(r"[0-9]*[1-9][0-9]*", part):  # 0 is no budget
-            passes = int(part)
-        elif part and not part.casefold().endswith(("requests", "tokens")):
-            raise UsageError(f"--budget should be a whole number of passes from 1 up (it is {part}).")
-        elif part:
-            asked.append(part)
-    Budget.parse(",".join(asked))
-    return passes, ",".join(asked)
+    own, of_server = budget_parts((text or "").replace(" ", ""))
+    if own and not re.fullmatch(r"[0-9]*[1-9][0-9]*", own):  # 0 is no budget
+        raise UsageError(f"--budget should be a whole number of passes from 1 up (it is {own}).")
+    Budget.parse(of_server)
+    return int(own) if own else None, of_server
 
 
 def tell_unread(terminal: Terminal, ask: PromptContext) -> None:
@@ -176,6 +180,22 @@ def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
             yield live
     else:
         yield PlainProgress(terminal.console, terminal.lang, time.monotonic)
+
+
+@contextmanager
+def part_progress(terminal: Terminal) -> Iterator[Callable[[str, int, int], None]]:
+    """Tells how work of several parts goes: called with a part's name, how much of it is done, and of how much."""
+    with listener(terminal) as say:
+        part = [""]
+
+        def progress(name: str, done: int, of: int) -> None:
+            if name != part[0]:
+                part[0] = name
+                say.stage_start(name, of)
+            say.step({"step": done})
+
+        yield progress
+        say.stage_end()
 
 
 @contextmanager
@@ -255,9 +275,8 @@ class LiveProgress(ProgressPrinter):
     def step(self, metrics: Mapping[str, float]) -> None:
         if self._task is None:
             self.stage_start("", 0)
-        if self._task is not None:
-            numbers = self.measures(metrics, fewest=True)
-            self.progress.update(self._task, completed=metrics.get("step"), numbers=numbers)
+        assert self._task is not None
+        self.progress.update(self._task, completed=metrics.get("step"), numbers=self.measures(metrics, fewest=True))
 
     def stage_end(self, summary: str = "") -> None:
         if self._task is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from klype.cli import options as o
-from klype.cli.terminal import PLAIN_EVERY_S, Terminal, grid, listener, program, starting, to_json, write
+from klype.cli.terminal import PLAIN_EVERY_S, Terminal, grid, listener, program, starting, write_json
 from klype.environment import cache_folder
 from klype.errors import UsageError
 from klype.experiments.experiment_options import BiasOptions, MistakesOptions
@@ -206,20 +206,19 @@ def conduct(
         numbers = {"seeds": plan.seeds, f"{experiment.noun}s": len(plan.arms), "cores": cores}
         steps, minutes = count(experiment.steps(plan), lang), number(plan.seconds / 60, lang, 1)
         terminal.console.print(own("plan", documents=several, steps=steps, minutes=minutes, **numbers))
-        with watching(terminal, table, progress) as tell:
+        with live_board(terminal, table, progress) as tell:
             board = experiment.run(source, plan, place, tell, cores, cache_folder())
         page = str(report.write(place, board, lang))
         made = {**board.document(), "report": page, "plan": plan.document(experiment.noun, experiment.one_size)}
-        write(place / f"{experiment.name}.json", to_json(made) + "\n")
+        write_json(place / f"{experiment.name}.json", made)
     if not terminal.as_json:
         terminal.console.print(table(board))
-        for sentence in (*report.verdict(board, say, own), own(report.notes[0]), page):
-            terminal.console.print(sentence)
+    terminal.lines((*report.verdict(board, say, own), own(report.notes[0]), page))
     terminal.document(made)
 
 
 @contextmanager
-def watching(
+def live_board(
     terminal: Terminal, table: Callable[[B], Table], progress: Callable[[B], str]
 ) -> Iterator[Callable[[B], None]]:
     """Where somebody looks, a table that fills; elsewhere a line now and then."""

@@ -41,7 +41,7 @@ def _sampler(row: Sampler) -> Any:
     low, high = row.served or (row.least, row.most)
     bounds: Any = {"gt" if row.above and row.served is None else "ge": low, "le": high}
     kind: Any = int if row.whole else float
-    return kind | None, Field(None, description=row.help["en"], **bounds)
+    return kind | None, Field(None, description=row.help, **bounds)
 
 
 def _anything(names: tuple[str, ...], description: str) -> dict[str, Any]:

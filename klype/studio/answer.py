@@ -23,6 +23,7 @@ from klype.studio.page_context import PagePart, Visit
 from klype.studio.studio import SharedModel
 from klype.studio.tokens import TokenPanel, Tokens, rows_of, shown, tokenizer_view
 from klype.words import Words
+from klype.words.sentences import Sentences
 
 EVERY_S = 0.05  # new tokens are sent this often
 LONGEST = 20_000  # characters of a message
@@ -102,13 +103,13 @@ class AnswerPage(PagePart):
 
     def _samplers(self, penalties: bool) -> None:
         """A slider for each sampler: those that look at what was said before, or the others."""
-        say = self.say
+        say, said = self.say, Sentences(self.say.lang)
         for name, row in SAMPLERS.items():
             if (row.adjust is not None) == penalties:
                 written = (lambda v: say.count(round(v))) if row.whole else (lambda v: say.number(v, 2))
                 first = TEMPERATURE if name == "temperature" else row.off
                 slider = Slider(say.text(row.title), row.slider, first, written)
-                slider.props["title"] = say.text(row.help)
+                slider.props["title"] = said(row.help)
                 self.sliders[name] = slider.moved(lambda: self.panel.draw())
 
     def sampling(self) -> Sampling:

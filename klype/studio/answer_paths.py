@@ -11,7 +11,7 @@ from functools import partial
 from nicegui import background_tasks, ui
 
 from klype.answers.forks import Forks
-from klype.api.results import judged
+from klype.api.results import judge_and_error
 from klype.examine.charts import Cell
 from klype.examine.run_figures import FigureFacts
 from klype.examine.say import Say
@@ -182,7 +182,7 @@ class PathsPage(PagePart):
         el.table(self.visit, [w("meaning"), w("drawn_share"), w("certain_share")], rows, numeric=(1, 2))
         if len(listed) > LISTED:
             el.small(w("more", n=say.count(len(listed) - LISTED)))
-        judge = say.judged(judged(found.asking.judge, found.asking.error_rate))
+        judge = say.judged(judge_and_error(found.asking.judge, found.asking.error_rate))
         el.small(w("how_meanings", judge=judge, left=say.share(found.tree.unexplored, 1)))
 
     def _meant(self, found: FoundPaths, place: int) -> None:

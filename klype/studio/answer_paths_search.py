@@ -124,7 +124,7 @@ class PathSearch:
         """The word at which this answer was decided."""
         size, source = (settings.limit, SAMPLES, settings.seed), WatchedSource(source, self._look)
         sampling = Sampling(temperature=settings.temperature)
-        return self.model.decided(replace(self.asking, source=source), sampling, size, trace).found
+        return self.model.find_forks(replace(self.asking, source=source), sampling, size, trace).found
 
     def _look(self) -> None:
         if self.cancelled.is_set() or self.model.stopped.is_set():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import unicodedata
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -18,16 +19,17 @@ KEPT = frozenset("\n\t\u200d")
 
 def harmless(text: str) -> str:
     """The text with U+FFFD for control characters, those that turn the direction of writing, and half characters."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in KEPT or _is_space(c) else "\ufffd" for c in text.replace("\r\n", "\n"))
+    return _replaced(text.replace("\r\n", "\n"), lambda character: "\ufffd")
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     r"""JSON with ``\uXXXX`` for the same characters: it says the same."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in KEPT or _is_space(c) else _escape(c) for c in text)
+
+    def code(character: str) -> str:
+        data = character.encode("utf-16-be", "surrogatepass").hex()
+        return "".join(f"\\u{data[i : i + 4]}" for i in range(0, len(data), 4))
+
+    return _replaced(text, code)
 
 
 def tell(text: str, end: str = "\n", file: TextIO | None = None) -> None:
@@ -59,10 +61,7 @@ def harmless_log() -> None:
     logging.setLogRecordFactory(HarmlessRecord)
 
 
-def _is_space(character: str) -> bool:
-    return unicodedata.category(character) == "Zs"
-
-
-def _escape(character: str) -> str:
-    data = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{data[i]:02x}{data[i + 1]:02x}" for i in range(0, len(data), 2))
+def _replaced(text: str, new: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in KEPT or unicodedata.category(c) == "Zs" else new(c) for c in text)

@@ -8,17 +8,16 @@ from __future__ import annotations
 import errno
 import math
 import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import typer
 
 from klype import durable
-from klype.cli.terminal import silence_stdout, to_json
+from klype.cli.terminal import to_json
 from klype.environment import language, state_folder
 from klype.errors import KlypeError
 from klype.words import LANGUAGES, plain
@@ -29,50 +28,36 @@ INTERRUPTED = 130
 # what errors say, in small letters: torch's own on Linux and macOS, the system's, Windows', a GPU's, C++'s; those of
 # libraries' loaders on Linux and on Windows; oneDNN's
 NO_MEMORY = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "failed to map segment",
-    "paging file is too small",
-    "could not create a primitive",
-)
+    "can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc",
+    "failed to map segment", "paging file is too small", "could not create a primitive",
+)  # fmt: skip
 # torch maps more than this; where OpenMP finds no room for a thread it ends the process without a word of ours.
 LEAST = 1e9
 
 
-def guarded(command: Callable[[list[str]], object], argv: list[str], name: str = "klype") -> int:
+def exit_code(command: Callable[[list[str]], object], argv: list[str], name: str = "klype") -> int:
     """Run the command ``name``; return its exit code, having told what went wrong if something did."""
-    as_json = wants_json(argv) and not is_launched(argv)  # started again, it has a result yet: stdout is for that
-    tell = partial(_tell, as_json, speaks(argv), "en" if as_json else speech(argv))
     try:
         if _limit() < LEAST:
             raise MemoryError
         code = command(argv)
     except KlypeError as error:
-        return tell(error.message, error.hint, error.exit_code)
+        return _tell(argv, error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         message = error.format_message()
         if not message:  # help is out already
             return error.exit_code
         where = getattr(error, "ctx", None)
-        return tell(message, f"See: {where.command_path if where else name} --help", error.exit_code)
+        return _tell(argv, message, f"See: {where.command_path if where else name} --help", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:
-        silence_stdout()
+    except BrokenPipeError:  # stdout's reader has gone: the interpreter's last flush goes nowhere, and does not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if _lacks_memory(error):
-            hint, most = "Close other programs or choose a smaller model.", _limit()
-            if not math.isinf(most):  # then it is not other programs that take the room
-                hint = f"This process may use {most / 1e9:.1f} GB (ulimit -v), which is too little: raise that limit."
-            return tell("There is not enough memory for this.", hint, 1)
-        told = _explain(error) if isinstance(error, OSError) else _bug(error, state_folder(), argv)
-        return tell(*told, 1)
+        return _tell(argv, *explanation(error, argv), 1)
     if code == INTERRUPTED:
-        return tell("Interrupted.", "What was saved stays; --resume goes on from there.", INTERRUPTED)
+        return _tell(argv, "Interrupted.", "What was saved stays; --resume goes on from there.", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
@@ -104,12 +89,13 @@ def _before_dashes(argv: list[str]) -> list[str]:
     return argv[: argv.index("--")] if "--" in argv else argv
 
 
-def _tell(as_json: bool, speaks: bool, lang: str, message: str, hint: str, code: int) -> int:
-    """Programs are told in English, whatever language the terminal speaks."""
-    said = Sentences(lang)  # read where something went wrong, not at every start
+def _tell(argv: list[str], message: str, hint: str, code: int) -> int:
+    as_json = wants_json(argv) and not is_launched(argv)  # started again, it has a result yet: stdout is for that
+    said = Sentences("en" if as_json else speech(argv))  # programs are told in English
     message, hint = said(message), said(hint)
     message = message if message.endswith((".", "?", "!", ")")) else f"{message}."
-    if not speaks:  # of several processes one speaks for all; of the others only what is their own trouble is told
+    # of several processes one speaks for all; of the others only what is their own trouble is told
+    if not speaks(argv):
         if code == 1:
             aside(f"klype (another process): {message} {hint}".rstrip())
     elif as_json:
@@ -117,17 +103,6 @@ def _tell(as_json: bool, speaks: bool, lang: str, message: str, hint: str, code:
     else:
         aside(f"klype: {message} {hint}".rstrip())
     return code
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether Python, the system, a library that was loaded or torch (told by name: it is not imported here) had no
-    memory to give."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno == errno.ENOMEM
-    said, told = str(error).lower(), isinstance(error, RuntimeError | ImportError | OSError)
-    return told and "static tls" not in said and any(words in said for words in NO_MEMORY)
 
 
 def _limit() -> float:
@@ -140,26 +115,39 @@ def _limit() -> float:
     return math.inf if most == resource.RLIM_INFINITY else most
 
 
-def _explain(error: OSError) -> tuple[str, str]:
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"The disk is full{where}.", "Make room, then go on with --resume."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"This may not be read or written here{where}.", "Check the permissions or choose another --out."
-    return f"The system refused: {error.strerror or error}{where}.", ""
+def lacks_memory(error: Exception) -> bool:
+    """Whether Python, the system, a library that was loaded or torch (told by name: it is not imported here) had no
+    memory to give."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    said, told = str(error).lower(), isinstance(error, RuntimeError | ImportError | OSError)
+    return told and "static tls" not in said and any(words in said for words in NO_MEMORY)
 
 
-def _bug(error: Exception, folder: Path, argv: list[str]) -> tuple[str, str]:
-    """The traceback goes to a file, its place into the message."""
+def explanation(error: Exception, argv: list[str]) -> tuple[str, str]:
+    """What went wrong, and what to do about it; a bug's traceback goes to a file, whose place is told."""
+    if lacks_memory(error):
+        hint, most = "Close other programs or choose a smaller model.", _limit()
+        if not math.isinf(most):  # then it is not other programs that take the room
+            hint = f"This process may use {most / 1e9:.1f} GB (ulimit -v), which is too little: raise that limit."
+        return "There is not enough memory for this.", hint
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            return f"The disk is full{where}.", "Make room, then go on with --resume."
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"This may not be read or written here{where}.", "Check the permissions or choose another --out."
+        return f"The system refused: {error.strerror or error}{where}.", ""
     name = f"{type(error).__name__}: {error}".splitlines()[0][:200]  # a library's message may fill a page
-    text = f"klype {' '.join(argv)}\n\n{''.join(traceback.format_exception(error))}"
-    file = folder / "errors" / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.txt"
+    file = state_folder() / "errors" / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.txt"
     try:
-        durable.private_folder(folder)
-        durable.private_folder(file.parent)
+        for folder in (file.parent.parent, file.parent):
+            durable.private_folder(folder)
         # an argument may hold bytes that are no text
         with open(file, "w", encoding="utf-8", errors="backslashreplace", opener=durable.private) as out:
-            out.write(text)
+            out.write(f"klype {' '.join(argv)}\n\n{''.join(traceback.format_exception(error))}")
     except OSError:
         return f"This is a bug in klype ({name}).", f"Its traceback could not be written to {file.parent}."
     return f"This is a bug in klype ({name}).", f"The full traceback is in {file}"
