@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from klype.device import set_threads, thread_policy
 from klype.durable import hash_file
-from klype.model import checkpoint, manifest
+from klype.model import atomic_folder, checkpoint
 from klype.runs.examine_stage import MODELS, measure_stage
 from klype.runs.folder import RUNS, read_run
 from klype.runs.opening import open_life_cycle
@@ -42,14 +42,14 @@ def rounded(source: Path, target: Path) -> None:
     """A checkpoint as it is, but for the weights and the type that the configuration tells."""
 
     def write(new: Path) -> None:
-        for name in json.loads((source / manifest.MANIFEST).read_bytes())["sha256"]:
+        for name in json.loads((source / atomic_folder.MANIFEST).read_bytes())["sha256"]:
             shutil.copyfile(source / name, new / name)
         weights = {name: w.half() for name, w in load_file(source / "model.safetensors").items()}
         save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((source / "config.json").read_bytes()) | {"torch_dtype": "float16"}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    manifest.put(target, write)
+    atomic_folder.put(target, write)
 
 
 def reward(source: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ from tests.toys import toy
 def folder(tmp_path: Path) -> Path:
     """A small model with a window long enough for the comparison."""
     tokenizer = Tokenizer.train(["the woman of the world was a man in the wood"] * 3, 300)
-    model = toy(vocab_size=tokenizer.vocab_size, window=256, width=64, hidden=64)  # step.c takes multiples of 16
+    model = toy(vocab_size=tokenizer.vocab_size, window=256, width=64, hidden=64)  # few_tokens.c takes multiples of 16
     checkpoint.save(tmp_path / "model", model, tokenizer, {})
     return tmp_path / "model"
 

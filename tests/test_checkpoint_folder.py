@@ -19,7 +19,7 @@ from full_disk import full_disk
 from safetensors.torch import load_file, save_file
 
 from klype.errors import KlypeError, UsageError
-from klype.model import manifest
+from klype.model import atomic_folder
 from klype.model.checkpoint import load, memory_needed, read_config, save
 from klype.model.convert import config_from_hf, config_to_hf, hf_shapes, weights_from_hf, weights_to_hf
 from klype.model.transformer import Transformer
@@ -93,9 +93,9 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
         at = rng.randrange(len(raw))
         file.write_bytes(raw[:at] + bytes([raw[at] ^ (1 << rng.randrange(8))]) + raw[at + 1 :])
         with pytest.raises(KlypeError, match=f"{file.name} is damaged"):
-            manifest.verify(folder)
+            atomic_folder.verify(folder)
         file.write_bytes(raw)
-    manifest.verify(folder)
+    atomic_folder.verify(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(KlypeError, match=r"tokenizer\.json is missing"):
         load(folder)
@@ -104,7 +104,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 def test_a_folder_without_its_manifest_is_unfinished(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     (folder / "manifest.json").unlink()
-    assert not manifest.is_whole(folder)
+    assert not atomic_folder.is_whole(folder)
     with pytest.raises(KlypeError, match="unfinished"):
         load(folder)
 

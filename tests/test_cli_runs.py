@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import Interrupted, KlypeError, UsageError
-from klype.model.manifest import MANIFEST
+from klype.model.atomic_folder import MANIFEST
 from klype.runs import folder
 from klype.runs.run_json import MEANING, Record, meant_otherwise, process_of
 from klype.sources.opening import find_model

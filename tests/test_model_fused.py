@@ -17,7 +17,7 @@ from klype.model import compiled as compiling
 from klype.model.attention import TORCH
 from klype.model.compiled import CompiledBackend, compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
-from klype.model.packed import ROUND, SharedPrefixes, pack, pack_branches
+from klype.model.packed_texts import ROUND, SharedPrefixes, pack, pack_branches
 from klype.model.transformer import Transformer
 from klype.planner import Precision, StepPlan, ThreadConfig
 from klype.train.loop import TrainSession, TrainSettings, train

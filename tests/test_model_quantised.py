@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -15,10 +16,9 @@ from torch import Tensor
 
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.model.attention import Backend
 from klype.model.cache import Cache
 from klype.model.checkpoint import load, memory_needed
-from klype.model.compiled import DeferredBackend, compiled_backend
+from klype.model.compiled import CompiledBackend, compiled_backend, compiled_library
 from klype.model.gguf import SCALES, open_gguf
 from klype.model.prepacked import FEW, Kernel, kernel, prepack
 from klype.model.quantised import QuantisedEmbedding, QuantisedLinear, quantised_weights
@@ -114,14 +114,14 @@ def test_log_probabilities_are_those_of_the_expanded_file(
 
 @torch.inference_mode()
 def test_few_rows_wait_for_no_other_compilation(tmp_path: Path, home: Path, compiled: Kernel) -> None:
-    made: list[Backend] = []
+    made: list[ctypes.CDLL | None] = []
 
-    def make() -> Backend:
-        made.append(compiled_backend(home / "cache"))
+    def make() -> ctypes.CDLL | None:
+        made.append(compiled_library(home / "cache"))
         return made[-1]
 
     packed, _ = pair(file_of(tmp_path, "Q4_1"), compiled)
-    deferred = packed.using(DeferredBackend(make), packed.decoder)
+    deferred = packed.using(CompiledBackend(make), packed.decoder)
     for rows, compilations in ((1, 0), (FEW, 0), (FEW + 1, 1), (FEW + 5, 1)):
         at_once = packed.using(compiled_backend(home / "cache"), packed.decoder)
         caches = deferred.new_cache(rows), at_once.new_cache(rows)

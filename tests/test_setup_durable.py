@@ -65,8 +65,8 @@ def test_others_may_read_it_as_any_file(tmp_path: Path) -> None:
 
 WRITES = {
     "file": "klype.durable.os.fsync = waits; durable.write(place / 'best.safetensors', bytes(1000))",
-    "new": "manifest.put(place / 'fresh', fill)",
-    "beside": "manifest.put(place, fill)",
+    "new": "atomic_folder.put(place / 'fresh', fill)",
+    "beside": "atomic_folder.put(place, fill)",
 }
 WRITER = """
 import sys, time
@@ -74,7 +74,7 @@ from pathlib import Path
 import klype.durable
 from klype import durable
 from klype.runs import folder
-from klype.model import manifest
+from klype.model import atomic_folder
 
 def waits(*about):
     print("half", flush=True)

@@ -12,7 +12,7 @@ from klype.answers import trace_files
 from klype.data.readers import read_rows
 from klype.errors import KlypeError
 from klype.examine import run_figures
-from klype.model import checkpoint, manifest
+from klype.model import atomic_folder, checkpoint
 from klype.preferences import formats
 from klype.runs.folder import read_run
 from klype.runs.provenance import read_questions
@@ -52,7 +52,7 @@ def test_every_reader_of_a_file_says_in_one_sentence_that_it_cannot_be_read(tmp_
         lambda: checkpoint.read_config(tmp_path),
         lambda: Tokenizer.load(tmp_path),
         lambda: read_run(tmp_path),
-        lambda: manifest.verify(tmp_path),
+        lambda: atomic_folder.verify(tmp_path),
         lambda: run_figures.read(tmp_path / "figures.json"),
         lambda: formats.read(tmp_path / "rows.jsonl"),
         lambda: trace_files.load(tmp_path, "traces"),

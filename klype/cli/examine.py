@@ -265,7 +265,7 @@ def long_texts(
     from klype.api.examination import spellings_of
     from klype.api.prompt_context import world_of
     from klype.experiments.article import LEAST, write_texts
-    from klype.model.manifest import is_whole
+    from klype.model.atomic_folder import is_whole
     from klype.sources.opening import open_model
 
     run, world = opened.found.run, world_of(opened)

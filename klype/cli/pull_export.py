@@ -147,8 +147,8 @@ def write_repository(loaded: Loaded, run: Path | None, name: str, folder: Path) 
 
     The hashes are not of the card: who has it on a hub may edit it.
     """
+    from klype.model.atomic_folder import put
     from klype.model.checkpoint import model_card
-    from klype.model.manifest import put
     from klype.runs.folder import read_run
 
     if not loaded.folder.is_dir():

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
-from klype.model.cache import Cache, Indices, Readers, to_device
+from klype.model.cache import Cache, Readers, to_device
 from klype.model.config import ModelConfig
-from klype.model.packed import PackedTexts
+from klype.model.packed_texts import PackedTexts
 
 # cos and sin for every position [window, K], or gathered so that they broadcast against heads
 Rope = tuple[Tensor, Tensor]
@@ -50,6 +50,16 @@ class AttentionPass:
         u_ND: Tensor = norm(x_ND)
         return x_ND, u_ND if taps_JD is None else self.convolve(u_ND, taps_JD, layer)
 
+    def heads(self, heads_MBTK: Tensor, norms: Sequence[nn.RMSNorm | None]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [H, B, T, K], keys and values [G, B, T, K], normed and rotated, of all M heads of B texts."""
+        H, G = self.config.heads, self.config.kv_heads
+        qk, (q_norm, k_norm) = heads_MBTK[: H + G], norms
+        if q_norm is not None and k_norm is not None:
+            qk = torch.cat((q_norm(qk[:H]), k_norm(qk[H:])))
+        if self.rope is not None:
+            qk = rotate(qk, *self.rope)
+        return qk[:H], qk[H:], heads_MBTK[H + G :]
+
     def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
         """The short convolution of each text."""
         raise NotImplementedError
@@ -60,7 +70,8 @@ class AttentionPass:
 
     def swiglu(self, gate_up_NF: Tensor) -> Tensor:
         """silu(gate) * up."""
-        return swiglu(gate_up_NF)
+        gate, up = gate_up_NF.chunk(2, -1)
+        return silu(gate) * up
 
     def add(self, x_ND: Tensor, added_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stream and what is still to be added to it: a kernel does so while it norms the sum."""
@@ -106,52 +117,17 @@ class WholeTexts(AttentionPass):
     """Rows of whole texts, as in training. ``mask``: see ``attend``; ``position_BT`` where documents are packed."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        rope: Rope | None,
-        shape: tuple[int, int],
-        mask: Tensor | None,
-        position_BT: Tensor | None,
+        self, config: ModelConfig, rope: Rope | None, shape: tuple[int, int], mask: Tensor | None, at_BT: Tensor | None
     ) -> None:
         super().__init__(config, rope)
-        self.shape, self.mask, self.position_BT = shape, mask, position_BT
+        self.shape, self.mask, self.position_BT = shape, mask, at_BT
 
     def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
         return convolve(u_ND.view(*self.shape, -1), taps_JD, self.position_BT).flatten(0, 1)
 
     def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
-        return attend(*heads(qkv_NE.view(*self.shape, -1), self.config, norms, self.rope), self.mask).flatten(0, 1)
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up."""
-    gate, up = gate_up.chunk(2, -1)
-    return silu(gate) * up
-
-
-def heads(
-    qkv_BTE: Tensor, config: ModelConfig, norms: Sequence[nn.RMSNorm | None], rope: Rope | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [H, B, T, K], keys and values [G, B, T, K], normed and rotated."""
-    B, T, _ = qkv_BTE.shape
-    return _rotated(qkv_BTE.view(B, T, -1, config.head_dim).permute(2, 0, 1, 3).contiguous(), config, norms, rope)
-
-
-def _rotated(
-    heads_MBTK: Tensor, config: ModelConfig, norms: Sequence[nn.RMSNorm | None], rope: Rope | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    H, G = config.heads, config.kv_heads
-    q_norm, k_norm = norms
-    if q_norm is not None and k_norm is not None:
-        q, k = q_norm(heads_MBTK[:H]), k_norm(heads_MBTK[H : H + G])
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-    elif rope is not None:
-        rotated = rotate(heads_MBTK[: H + G], *rope)
-        q, k = rotated[:H], rotated[H:]
-    else:
-        q, k = heads_MBTK[:H], heads_MBTK[H : H + G]
-    return q, k, heads_MBTK[H + G :]
+        heads_MBTK = qkv_NE.view(*self.shape, -1, self.config.head_dim).permute(2, 0, 1, 3).contiguous()
+        return attend(*self.heads(heads_MBTK, norms), self.mask).flatten(0, 1)
 
 
 def written_up_to(dtype: torch.dtype) -> int:
@@ -278,17 +254,15 @@ class CachedRows(AttentionPass):
     def __init__(self, cache: Cache, T: int, rope: Rope | None) -> None:
         own, readers = cache.lengths - cache.shared, cache.readers()
         R, J = cache.rows, cache.config.conv
-        G, capacity = cache.config.kv_heads, cache.keys[0].shape[2]
+        G, capacity = cache.config.kv_heads, cache.keys.shape[-2]
         self.cache, self.readers, self.T = cache, readers, T
         self.S, self.P = int(own.max(initial=0)) + T, max((g.P for g in readers), default=0)
         enough = -(-SMALLEST // cache.config.head_dim)
         if T == 1 and enough > self.S:  # a few unused ones too, where torch's kernel for the smallest products is slow
             self.S = min(enough, capacity)
-        same = R == 0 or bool((own == own[0]).all())
-        self.start = (int(own[0]) if R else 0) if same else None
+        same = bool((own == own[:1]).all())
+        self.start = int(own.max(initial=0)) if same else None
         columns_RT = own[:, None] + np.arange(T)
-        # padding may lie past the window, for which there are no angles
-        positions = np.minimum(cache.shared[:, None] + columns_RT, cache.config.window - 1)
         if not same:
             row = np.arange(R)[:, None]
             head_RTG = (row * G)[:, :, None] + np.arange(G)
@@ -297,8 +271,17 @@ class CachedRows(AttentionPass):
                 self.input_places = to_device((row * (J + capacity) + J + columns_RT).ravel(), cache.device)
                 window = row * (J + capacity) + own[:, None] + np.arange(J + T)
                 self.window_places = to_device(window.ravel(), cache.device)
-        at = to_device(positions, cache.device)
-        self.mask = _mask(cache, own, (T, self.S, self.P), same)
+        # one row's mask is every row's where all are of the same lengths
+        rows = slice(0, 1) if same and (cache.shared == cache.shared[:1]).all() else slice(None)
+        seen = np.arange(self.S) <= columns_RT[rows, :, None]
+        before = np.broadcast_to(np.arange(self.P) < cache.shared[rows, None, None], (*seen.shape[:2], self.P))
+        seen = np.concatenate((before, seen), -1)
+        self.mask: Tensor | None = None
+        if not seen.all():
+            zeros = torch.zeros(seen.shape, dtype=cache.dtype, device=cache.device)
+            self.mask = zeros.masked_fill_(to_device(~seen, cache.device), float("-inf"))
+        # padding may lie past the window, for which there are no angles
+        at = to_device(np.minimum(cache.shared[:, None] + columns_RT, cache.config.window - 1), cache.device)
         super().__init__(cache.config, None if rope is None else (rope[0][at], rope[1][at]))
 
     def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
@@ -323,7 +306,7 @@ class CachedRows(AttentionPass):
     def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
         """Store the new keys and values, then attend to all of the row."""
         R, T, K = self.cache.rows, self.T, self.config.head_dim
-        q_HRTK, k_GRTK, v_GRTK = _rotated(qkv_NE.view(R, T, -1, K).permute(2, 0, 1, 3), self.config, norms, self.rope)
+        q_HRTK, k_GRTK, v_GRTK = self.heads(qkv_NE.view(R, T, -1, K).permute(2, 0, 1, 3), norms)
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         for kept, new_GRTK in ((keys, k_GRTK), (values, v_GRTK)):
             if self.start is not None:
@@ -377,24 +360,6 @@ class CachedRows(AttentionPass):
             else:
                 out[group.rows, ..., : group.P] = back
         return out
-
-
-def _mask(cache: Cache, own: Indices, sizes: tuple[int, int, int], same: bool) -> Tensor | None:
-    """[R or 1, T, P+S] to add to the scores, or None when every position may be seen."""
-    (T, S, P), readers = sizes, cache.readers()
-    ragged = any(group.rows is None and bool((group.lengths != group.P).any()) for group in readers)
-    partial = bool(readers) and (len(readers) > 1 or readers[0].rows is not None)
-    if T == 1 and same and not ragged and not partial and (cache.rows == 0 or own[0] + 1 == S):
-        return None
-    last = (own[:1] if same and not ragged and not partial else own)[:, None, None] + np.arange(T)[:, None]
-    seen = np.arange(S) <= last
-    if P:
-        shared = cache.shared if seen.shape[0] != 1 or cache.rows == 1 else np.full(1, P)
-        front = np.broadcast_to((np.arange(P) < shared[:, None])[:, None, :], (seen.shape[0], T, P))
-        seen = np.concatenate((front, seen), -1)
-    allowed = to_device(seen, cache.device)
-    zeros = torch.zeros(allowed.shape, dtype=cache.dtype, device=cache.device)
-    return zeros.masked_fill_(~allowed, float("-inf"))
 
 
 def _by_store(group: Readers, x_RGQC: Tensor) -> Tensor:

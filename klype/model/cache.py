@@ -34,39 +34,32 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 class SharedKV:
     """KV of texts that many rows share: N slots, read-only.
 
-    Per layer: keys and values [N, G, P, K]; inputs [N, J + P, D], J leading zeros (none without taps).
+    Keys and values [L, N, G, P, K]; inputs [L, N, J + P, D], J leading zeros (of no layer without taps).
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    inputs: list[Tensor]
+    keys: Tensor
+    values: Tensor
+    inputs: Tensor
     lengths: Indices
 
     @property
-    def device(self) -> torch.device:
-        return self.keys[0].device
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [*self.keys, *self.values, *self.inputs]
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.keys, self.values, self.inputs
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.tensors)
+        return sum(t.nbytes for t in self.tensors)
 
     def changed(self, change: Callable[[Tensor], Tensor], lengths: Indices, P: int) -> SharedKV:
         """Other slots, of these lengths: each tensor cut to P positions, then ``change``d."""
-        spare = self.keys[0].shape[2] - P
-        keys, values, inputs = (
-            [change(t.narrow(-2, 0, t.shape[-2] - spare)) for t in part]
-            for part in (self.keys, self.values, self.inputs)
-        )
+        spare = self.keys.shape[-2] - P
+        keys, values, inputs = (change(t.narrow(-2, 0, t.shape[-2] - spare)) for t in self.tensors)
         return SharedKV(keys, values, inputs, lengths)
 
     def take(self, slots: Indices) -> SharedKV:
         """A copy of some slots, cut to their longest."""
-        index, lengths = to_device(slots, self.device), self.lengths[slots]
-        return self.changed(lambda t: t.index_select(0, index), lengths, int(lengths.max(initial=0)))
+        index, lengths = to_device(slots, self.keys.device), self.lengths[slots]
+        return self.changed(lambda t: t.index_select(1, index), lengths, int(lengths.max(initial=0)))
 
     def alike(self, other: SharedKV) -> bool:
         """Same power of two of positions, and sizes within a factor of two: worth one store."""
@@ -76,21 +69,19 @@ class SharedKV:
 
     def joined(self, other: SharedKV) -> SharedKV:
         """Both stores' slots, the other's last."""
-
-        def cat(mine: list[Tensor], theirs: list[Tensor]) -> list[Tensor]:
-            return [
-                torch.cat([pad(t, (0, 0, 0, max(a.shape[-2], b.shape[-2]) - t.shape[-2])) for t in (a, b)])
-                for a, b in zip(mine, theirs, strict=True)
-            ]
-
-        lengths = np.concatenate((self.lengths, other.lengths))
-        return SharedKV(
-            cat(self.keys, other.keys), cat(self.values, other.values), cat(self.inputs, other.inputs), lengths
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        longest = ((max(t.shape[-2] for t in pair), pair) for pair in pairs)
+        keys, values, inputs = (
+            torch.cat([pad(t, (0, 0, 0, most - t.shape[-2])) for t in pair], 1) for most, pair in longest
         )
+        return SharedKV(keys, values, inputs, np.concatenate((self.lengths, other.lengths)))
 
 
 class Cache:
-    """Rows of text that ``Transformer.hidden`` continues. Rows join, leave, fork and are cut; nothing is recomputed."""
+    """Rows of text that ``Transformer.hidden`` continues. Rows join, leave, fork and are cut; nothing is recomputed.
+
+    Tensors are as in ``SharedKV``, of the rows' own parts.
+    """
 
     def __init__(
         self,
@@ -104,23 +95,23 @@ class Cache:
         self.dtype = dtype
         self.device = device
         self.lengths: Indices = np.zeros(rows, np.int64)  # whole length of every row
-        self.shared: Indices = np.zeros(rows, np.int64)  # how much of it is shared
-        self.stores: list[SharedKV] = []
-        self.store_of: Indices = np.full(rows, -1, np.int64)
-        self.slot_of: Indices = np.zeros(rows, np.int64)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.inputs: list[Tensor] = []
-        self.plans: dict[str, Any] = {}  # what backends have worked out of who reads what, until that changes
+        self._share_nothing()
         self._allocate(rows, 0)
+
+    def _share_nothing(self) -> None:
+        self.shared: Indices = np.zeros_like(self.lengths)  # how much of each row is shared
+        self.stores: list[SharedKV] = []
+        self.store_of: Indices = np.full_like(self.lengths, -1)
+        self.slot_of: Indices = np.zeros_like(self.lengths)
+        self.plans: dict[str, Any] = {}  # what backends have worked out of who reads what, until that changes
 
     @property
     def rows(self) -> int:
         return len(self.lengths)
 
     @property
-    def tensors(self) -> list[Tensor]:
-        return [*self.keys, *self.values, *self.inputs]
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.keys, self.values, self.inputs
 
     def append(self, store: SharedKV, slots: Sequence[int], lengths: Sequence[int]) -> None:
         """Add rows that continue the first ``lengths`` tokens of these slots; only the last J inputs are copied."""
@@ -137,7 +128,7 @@ class Cache:
         self._reserve(first + count, 0)
         self._lead(np.arange(first, first + count))
         self._merge_stores()
-        self._rearranged()
+        self.plans = {}
 
     def remove(self, ended: npt.NDArray[np.bool_]) -> Indices:
         """Drop rows at once; returns the old index of every row that stays, in its new order.
@@ -152,11 +143,24 @@ class Cache:
         if len(holes):
             to, source = to_device(holes, self.device), to_device(movers, self.device)
             for own in self.tensors:
-                own[to] = own[source]
+                own[:, to] = own[:, source]
         self.lengths, self.shared = self.lengths[order], self.shared[order]
         self.store_of, self.slot_of = self.store_of[order], self.slot_of[order]
-        self._rearranged()
-        self._tidy_stores()
+        self.plans = {}
+        # stores that nobody reads are forgotten, and of one that is mostly unread the living half is copied
+        kept: list[SharedKV] = []
+        for index, store in enumerate(self.stores):
+            readers = np.flatnonzero(self.store_of == index)
+            if not len(readers):
+                continue
+            slots, renamed = np.unique(self.slot_of[readers], return_inverse=True)
+            # each copy at least halves the store, so that copying stays linear in what was ever stored
+            if 2 * len(slots) <= len(store.lengths):
+                store = store.take(slots)
+                self.slot_of[readers] = renamed
+            self.store_of[readers] = len(kept)
+            kept.append(store)
+        self.stores = kept
         return order
 
     def truncate(self, lengths: Sequence[int] | Indices) -> None:
@@ -170,28 +174,26 @@ class Cache:
         if len(inside):
             self.shared = np.minimum(self.shared, new)
             self._lead(inside)
-            self._rearranged()
+            self.plans = {}
 
     def to_shared(self) -> SharedKV:
         """These rows as shared KV. Without shared parts no copy is made: do not continue this cache."""
         if self.shared.any():
             return self._flattened()
         own = SharedKV(self.keys, self.values, self.inputs, self.lengths)
-        return own.changed(lambda t: t[: self.rows], self.lengths.copy(), int(self.lengths.max(initial=0)))
+        return own.changed(lambda t: t[:, : self.rows], self.lengths.copy(), int(self.lengths.max(initial=0)))
 
     def unshare(self) -> None:
         """Copy what is shared into the rows: one that nobody shares is then read in one piece, and faster."""
         whole = self._flattened()
-        self.keys, self.values, self.inputs = whole.keys, whole.values, whole.inputs
-        self.shared, self.stores = np.zeros_like(self.shared), []
-        self.store_of, self.slot_of = np.full_like(self.store_of, -1), np.zeros_like(self.slot_of)
-        self._rearranged()
+        self.keys, self.values, self.inputs = whole.tensors
+        self._share_nothing()
 
     def share(self) -> None:
         """The way back: the texts become shared KV, so that rows that are added need not be as wide as the longest."""
         whole = self.to_shared()
-        self.lengths = self.shared = np.zeros(0, np.int64)
-        self.store_of, self.slot_of, self.stores = np.zeros(0, np.int64), np.zeros(0, np.int64), []
+        self.lengths = np.zeros(0, np.int64)
+        self._share_nothing()
         self._allocate(0, 0)
         self.append(whole, range(len(whole.lengths)), whole.lengths.tolist())
 
@@ -228,32 +230,12 @@ class Cache:
             row_at = np.zeros(N * n, np.int64)
             row_at[place] = rows
             straight = everyone and N * n == len(rows) and bool((place == np.arange(len(rows))).all())
-            place_of_row, row_of_place = (None if straight else to_device(a, store.device) for a in (place, row_at))
-            some = None if everyone else to_device(rows, store.device)
+            place_of_row, row_of_place = (None if straight else to_device(a, self.device) for a in (place, row_at))
+            some = None if everyone else to_device(rows, self.device)
             groups.append(
                 Readers(store, int(self.shared[rows].max()), N, n, some, row_of_place, place_of_row, self.shared[rows])
             )
         return groups
-
-    def _rearranged(self) -> None:
-        """Drop the backends' plans: rows or stores have changed."""
-        self.plans = {}
-
-    def _tidy_stores(self) -> None:
-        """Forget stores nobody reads, and copy the living half of one that is mostly unread."""
-        kept: list[SharedKV] = []
-        for index, store in enumerate(self.stores):
-            readers = np.flatnonzero(self.store_of == index)
-            if not len(readers):
-                continue
-            slots, renamed = np.unique(self.slot_of[readers], return_inverse=True)
-            # each copy at least halves the store, so that copying stays linear in what was ever stored
-            if 2 * len(slots) <= len(store.lengths):
-                store = store.take(slots)
-                self.slot_of[readers] = renamed
-            self.store_of[readers] = len(kept)
-            kept.append(store)
-        self.stores = kept
 
     def _merge_stores(self) -> None:
         """Put stores of alike length and size together, so that a busy server has few of them, at amortised cost."""
@@ -287,39 +269,34 @@ class Cache:
             if len(here):
                 slot = to_device(self.slot_of[here, None], self.device)
                 column = to_device(self.shared[here, None] + np.arange(J), self.device)
-                row = to_device(here, self.device)
-                for mine, theirs in zip(self.inputs, store.inputs, strict=True):
-                    mine[row, :J] = theirs[slot, column]
+                self.inputs[:, to_device(here, self.device), :J] = store.inputs[:, slot, column]
 
     def _flattened(self) -> SharedKV:
-        S, P = self.keys[0].shape[2], int(self.lengths.max(initial=0))
-
-        def empty(t: Tensor) -> Tensor:
-            return t.new_zeros(self.rows, *t.shape[1:-2], t.shape[-2] - S + P, t.shape[-1])
-
-        keys, values, inputs = (list(map(empty, part)) for part in (self.keys, self.values, self.inputs))
+        S, P = self.keys.shape[-2], int(self.lengths.max(initial=0))
+        shapes = [(len(t), self.rows, *t.shape[2:-2], t.shape[-2] - S + P, t.shape[-1]) for t in self.tensors]
+        keys, values, inputs = map(self.keys.new_zeros, shapes)
         whole = SharedKV(keys, values, inputs, self.lengths.copy())
         for number, (mine, out) in enumerate(zip(self.tensors, whole.tensors, strict=True)):
             lead = mine.shape[-2] - S  # convolution inputs begin with J of what came before
             for row, (length, shared) in enumerate(zip(self.lengths.tolist(), self.shared.tolist(), strict=True)):
                 if shared:
-                    theirs = self.stores[self.store_of[row]].tensors[number][self.slot_of[row]]
-                    out[row, ..., lead : lead + shared, :] = theirs[..., lead : lead + shared, :]
-                own = mine[row, ..., lead : lead + length - shared, :]
-                out[row, ..., lead + shared : lead + length, :] = own
+                    theirs = self.stores[self.store_of[row]].tensors[number][:, self.slot_of[row]]
+                    out[:, row, ..., lead : lead + shared, :] = theirs[..., lead : lead + shared, :]
+                own = mine[:, row, ..., lead : lead + length - shared, :]
+                out[:, row, ..., lead + shared : lead + length, :] = own
         return whole
 
     def _allocate(self, rows: int, columns: int) -> None:
         c = self.config
-        shape = (rows, c.kv_heads, columns, c.head_dim)
-        inputs, taps = (rows, c.conv + columns, c.width), range(c.layers if c.conv else 0)
-        self.keys = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(c.layers)]
-        self.values = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(c.layers)]
-        self.inputs = [torch.zeros(inputs, dtype=self.dtype, device=self.device) for _ in taps]
+        shape = (c.layers, rows, c.kv_heads, columns, c.head_dim)
+        inputs = (c.layers if c.conv else 0, rows, c.conv + columns, c.width)
+        self.keys, self.values, self.inputs = (
+            torch.zeros(each, dtype=self.dtype, device=self.device) for each in (shape, shape, inputs)
+        )
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Grow by half, at least to what is asked, columns in whole blocks. Zeros, since a masked NaN stays a NaN."""
-        R, _, S, _ = self.keys[0].shape
+        _, R, _, S, _ = self.keys.shape
         if rows <= R and columns <= S:
             return
         new_rows = max(rows, R + R // 2) if rows > R else R
@@ -327,7 +304,7 @@ class Cache:
         old = self.tensors
         self._allocate(new_rows, new_columns)
         for before, after in zip(old, self.tensors, strict=True):
-            after[:R, ..., : before.shape[-2], :] = before
+            after[:, :R, ..., : before.shape[-2], :] = before
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 import klype
 from klype.errors import KlypeError, UsageError
-from klype.model import manifest
+from klype.model import atomic_folder
 from klype.model.config import ModelConfig
 from klype.model.convert import (
     config_from_hf,
@@ -107,7 +107,7 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
         except SafetensorError as error:  # what the system said stands in its words
             raise OSError(str(error).rpartition("I/O error: ")[2]) from error
 
-    manifest.put(folder, write)
+    atomic_folder.put(folder, write)
 
 
 def load(
@@ -136,9 +136,9 @@ def load(
         if not folder.is_dir():
             raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
         # another process may have ended between arriving and moving up
-        manifest.finish(folder)
-        if whole := manifest.is_whole(folder):
-            manifest.verify(folder)
+        atomic_folder.finish(folder)
+        if whole := atomic_folder.is_whole(folder):
+            atomic_folder.verify(folder)
         about = read_about(folder)
         if "versions" in about and not whole:
             raise KlypeError(f"The checkpoint {folder} is unfinished: its manifest is missing.", "Use an earlier one.")
@@ -252,27 +252,8 @@ def model_card(config: ModelConfig, about: dict[str, Any], run: dict[str, Any] |
 
     page = Environment(loader=PackageLoader("klype.model", "."), trim_blocks=True, keep_trailing_newline=True)
     page.filters["json"] = partial(json.dumps, ensure_ascii=False, default=str)
-    told = run or {}
-    data = told.get("data") or about.get("data") or []
-    figures = [
-        (stage, name, figure)
-        for stage, measured in (told.get("stages") or {}).items()
-        if isinstance(measured, dict)
-        for name, figure in measured.items()
-        if isinstance(figure, dict) and isinstance(figure.get("value"), int | float) and figure.get("low") is not None
-    ]
-    return page.get_template("card.md.jinja").render(
-        config=config,
-        about=about,
-        kind=model_type(config),
-        name=about.get("name") or "A klype model",
-        made={k: v for k, v in about.items() if k not in ("name", "licence", "language", "summary")},
-        hub=run is not None,
-        data=data if isinstance(data, list) else [data],
-        figures=figures,
-        energy=told.get("joules") or about.get("joules"),
-        seconds=(told.get("seconds") or {}).get("total"),
-    )
+    content = {"config": config, "kind": model_type(config), "about": about, "run": run}
+    return page.get_template("card.md.jinja").render(content)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""C code compiled once per machine, and cached where nobody else can write."""
+"""C code compiled once per machine, cached where nobody else can write, and called with tensors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from klype import durable
 from klype.durable import hash_file
@@ -23,6 +27,44 @@ TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 # inside a container, the owner shown for files that belong to users outside it
 NOBODY = 65534
+
+
+class Struct(ctypes.Structure):
+    """A struct of C. Its pointers are given as tensors, which whoever makes it keeps alive."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self.put(**fields)
+
+    def put(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            setattr(self, name, address(value) if isinstance(value, Tensor) else value)
+
+
+def struct_fields(kind: Any, *names: str) -> tuple[tuple[str, Any], ...]:
+    """Fields of one type, for ``Struct._fields_``."""
+    return tuple((name, kind) for name in names)
+
+
+def address(tensor: Tensor) -> int:
+    """Where a contiguous tensor's data lies."""
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
+def call(library: ctypes.CDLL, name: str, *arguments: Tensor | Struct | bool | int | None) -> None:
+    """A function of the library that takes pointers, ``int64_t`` and (for a bool) ``int``, and returns 0 or, without
+    memory, 1."""
+    given: list[Any] = []
+    for one in arguments:
+        if isinstance(one, Tensor):
+            given.append(ctypes.c_void_p(address(one)))
+        elif isinstance(one, int):
+            given.append(ctypes.c_int(one) if isinstance(one, bool) else ctypes.c_int64(one))
+        else:
+            given.append(None if one is None else ctypes.byref(one))
+    if getattr(library, name)(*given, ctypes.c_int(torch.get_num_threads())):
+        raise MemoryError
 
 
 def library(
@@ -44,40 +86,37 @@ def library(
     if sys.platform == "linux":
         cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         instructions = next((line for line in cpus if line.startswith(("flags", "Features"))), "")
-    about = (*texts, compiler, *FLAGS, platform.platform(), instructions)
-    name = f"{sources[-1].stem}-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}"
+    made_from = (*texts, compiler, *FLAGS, platform.platform(), instructions)
+    name = f"{sources[-1].stem}-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = folder.resolve()
-        if not _mine(folder) or any(_open_to_others(parent) for parent in folder.parents):
+        if not _mine(folder):
             return None
-        file = _kept(folder, name)
-        if file is None:
-            announce()
-            file = _compile(compiler, [str(source) for source in sources if source.suffix == ".c"], folder / name)
-        return ctypes.CDLL(str(file))
+        for about in (parent.stat() for parent in folder.parents):
+            # somebody else may put another folder in the place of one that lies in it: its owner, or anybody (inside a
+            # container, what belongs to nobody there is the system's)
+            anybody = about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX
+            if anybody or about.st_uid not in (0, os.getuid(), NOBODY):
+                return None
+        for file in folder.glob(f"{name}-*.so"):
+            if not file.is_symlink() and _mine(file):
+                if file.stem == f"{name}-{hash_file(file)}":
+                    return ctypes.CDLL(str(file))
+                file.unlink()  # damaged
+        announce()
+        return ctypes.CDLL(str(_compile([compiler, *FLAGS], [s for s in sources if s.suffix == ".c"], folder / name)))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _kept(folder: Path, name: str) -> Path | None:
-    """The cached library if its hash is still the one in its name; damaged files are removed."""
-    for file in folder.glob(f"{name}-*.so"):
-        if file.is_symlink() or not _mine(file):
-            continue
-        if file.stem == f"{name}-{hash_file(file)}":
-            return file
-        file.unlink()
-    return None
-
-
-def _compile(compiler: str, sources: list[str], place: Path) -> Path:
+def _compile(command: list[str], sources: Sequence[Path], place: Path) -> Path:
     """The library, named for its hash: a loader maps a file as it is, and ends the process where half is missing."""
     with tempfile.TemporaryDirectory(dir=place.parent) as beside:
         new = Path(beside) / "new.so"
         for tuned in TUNED:
-            command = [compiler, *FLAGS, *tuned, *sources, "-o", str(new), "-lm"]
-            if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0:
+            tried = [*command, *tuned, *map(str, sources), "-o", str(new), "-lm"]
+            if subprocess.run(tried, capture_output=True, timeout=120, check=False).returncode == 0:
                 break
         else:
             raise subprocess.SubprocessError
@@ -91,11 +130,3 @@ def _mine(path: Path) -> bool:
     """Whether nobody else can have written it."""
     about = path.stat()
     return about.st_uid == os.getuid() and not about.st_mode & 0o022
-
-
-def _open_to_others(folder: Path) -> bool:
-    """Whether somebody else may put another folder in the place of one that lies in it: its owner, or anybody. (Inside
-    a container, what belongs to nobody there is the system's.)"""
-    about = folder.stat()
-    anybody = about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX
-    return bool(anybody) or about.st_uid not in (0, os.getuid(), NOBODY)

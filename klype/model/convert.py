@@ -29,15 +29,34 @@ ARCHITECTURES = {
 # probability is a number
 MOST = 1e15
 PREFIX = "transformer."  # of klype's own names in a file of model_type "klype"
-_NAMES = {  # ours to Hugging Face's, but for the fused ones
-    "attention_norm.weight": "input_layernorm.weight",
-    "q_norm.weight": "self_attn.q_norm.weight",
-    "k_norm.weight": "self_attn.k_norm.weight",
-    "out.weight": "self_attn.o_proj.weight",
-    "mlp_norm.weight": "post_attention_layernorm.weight",
-    "down.weight": "mlp.down_proj.weight",
+_NAMES = {  # ours to Hugging Face's, one or several
+    "embed": ["model.embed_tokens"],
+    "norm": ["model.norm"],
+    "head": ["lm_head"],
+    "attention_norm": ["input_layernorm"],
+    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "q_norm": ["self_attn.q_norm"],
+    "k_norm": ["self_attn.k_norm"],
+    "out": ["self_attn.o_proj"],
+    "mlp_norm": ["post_attention_layernorm"],
+    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+    "down": ["mlp.down_proj"],
+}
+_SCALING: dict[str, dict[str, str]] = {  # of stretched positions, by how: ours to theirs
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        **{name: name for name in ("factor", "low_freq_factor", "high_freq_factor")},
+        "original_window": "original_max_position_embeddings",
+    },
 }
 _INITIAL = ("embed_std", "matrix_gain", "conv_std")
+_OWN_FIELDS = ("conv", "qkv_bias", "qk_norm")
+_FALSE = {  # what else a configuration says of a kind
+    "llama": ("attention_bias", "mlp_bias"),
+    "qwen2": ("use_sliding_window",),
+    "qwen3": ("attention_bias", "use_sliding_window"),
+}
 _FIELDS = {  # of the configuration: ours to Hugging Face's
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -70,19 +89,10 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     out |= {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
     out |= {"hidden_act": "silu", "klype_initial": {name: getattr(config, name) for name in _INITIAL}}
     if (scaling := config.rope_scaling) is not None:
-        out["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind == "llama3":
-            out["rope_scaling"] |= {n: getattr(scaling, n) for n in ("low_freq_factor", "high_freq_factor")}
-            out["rope_scaling"]["original_max_position_embeddings"] = scaling.original_window
-    if kind == "llama":
-        out |= {"attention_bias": False, "mlp_bias": False}
-    if kind == "qwen2":
-        out |= {"use_sliding_window": False}
-    if kind == "qwen3":
-        out |= {"attention_bias": False, "use_sliding_window": False}
-    if kind == OWN:
-        out |= {"conv": config.conv, "qkv_bias": config.qkv_bias, "qk_norm": config.qk_norm}
-    return out
+        names = _SCALING[scaling.kind].items()
+        out["rope_scaling"] = {"rope_type": scaling.kind, **{theirs: getattr(scaling, ours) for ours, theirs in names}}
+    out |= {name: False for name in _FALSE.get(kind, ())}
+    return out | {name: getattr(config, name) for name in _OWN_FIELDS if kind == OWN}
 
 
 def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
@@ -104,19 +114,23 @@ def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
         slides = data.get("sliding_window") if kind == "mistral" or data.get("use_sliding_window") else None
         # transformers 5 writes both in one, under another name
         rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        stretch = rope.get("rope_type", rope.get("type", "default"))
+        if stretch not in _SCALING:
+            raise KlypeError(f"{where} stretches its positions by {stretch!r:.60}; klype has linear and llama3.")
+        scaling = {ours: rope[theirs] for ours, theirs in _SCALING[stretch].items()}
         fields = {
             **{ours: data[_FIELDS[ours]] for ours in ("vocab_size", "width", "layers", "heads", "hidden")},
             "kv_heads": data.get("num_key_value_heads") or 0,
             "head_dim": data.get("head_dim") or 0,
             "window": min(window, slides) if slides else window,
             "rope_theta": rope.get("rope_theta", data.get("rope_theta", 10_000.0)),
-            "rope_scaling": _scaling_from_hf(rope, where),
+            "rope_scaling": None if stretch == "default" else {"kind": stretch, **scaling},
             "norm_eps": data.get("rms_norm_eps", 1e-6),
             "tie": data.get("tie_word_embeddings", False),
             "conv": 0,
             "qkv_bias": kind == "qwen2",
             "qk_norm": kind == "qwen3",
-            **{name: data[name] for name in ("conv", "qkv_bias", "qk_norm") if kind == OWN and name in data},
+            **{name: data[name] for name in _OWN_FIELDS if kind == OWN and name in data},
             **{k: v for k, v in (data.get("klype_initial") or {}).items() if k in _INITIAL},
         }
     except (KeyError, TypeError, AttributeError) as error:
@@ -132,11 +146,10 @@ def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
         return {PREFIX + name: p.contiguous() for name, p in own.items()}
     out: dict[str, Tensor] = {}
     for name, theirs, rows in pieces(config):
-        start = 0
-        for their, count in zip(theirs, rows, strict=True):
-            # a copy: safetensors refuses tensors that share memory
-            piece = own[name][start : start + count] if len(theirs) > 1 else own[name]
-            out[their], start = piece.contiguous().clone() if len(theirs) > 1 else piece.contiguous(), start + count
+        if len(theirs) == 1:
+            out[theirs[0]] = own[name].contiguous()
+        else:  # copies: safetensors refuses tensors that share memory
+            out |= {their: part.clone() for their, part in zip(theirs, own[name].split(rows), strict=True)}
     return out
 
 
@@ -169,36 +182,16 @@ def pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
     layer += ["qkv.bias"] * config.qkv_bias + ["q_norm.weight", "k_norm.weight"] * config.qk_norm
     layer += ["taps"] * bool(config.conv)
     numbered = (f"layers.{number}.{name}" for number in range(config.layers) for name in layer)
-    names = chain(["embed.weight"], numbered, ["norm.weight"], [] if config.tie else ["head.weight"])
-    if model_type(config) == OWN:
-        yield from ((name, [PREFIX + name], [0]) for name in names)
-        return
     query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    for name in names:
-        if not name.startswith("layers."):
-            their = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-            yield name, [their.get(name, "lm_head.weight")], [0]
-            continue
-        _, number, rest = name.split(".", 2)
-        at, last = f"model.layers.{number}.", rest.rsplit(".", 1)[-1]
-        if rest.startswith("qkv."):
-            yield name, [f"{at}self_attn.{p}_proj.{last}" for p in "qkv"], [query, key, key]
-        elif rest.startswith("gate_up."):
-            yield name, [f"{at}mlp.{p}_proj.{last}" for p in ("gate", "up")], [config.hidden] * 2
+    rows = {"qkv": [query, key, key], "gate_up": [config.hidden] * 2}
+    own = model_type(config) == OWN
+    for name in chain(["embed.weight"], numbered, ["norm.weight"], [] if config.tie else ["head.weight"]):
+        if own:
+            yield name, [PREFIX + name], [0]
         else:
-            yield name, [at + _NAMES[rest]], [0]
-
-
-def _scaling_from_hf(rope: dict[str, Any], where: str) -> dict[str, Any] | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return {"kind": kind, "factor": rope["factor"]}
-    if kind == "llama3":
-        known = {n: rope[n] for n in ("factor", "low_freq_factor", "high_freq_factor")}
-        return {"kind": kind, **known, "original_window": rope["original_max_position_embeddings"]}
-    raise KlypeError(f"{where} stretches its positions by {kind!r:.60}; klype has linear and llama3.")
+            *at, part, last = name.split(".")
+            before = f"model.layers.{at[1]}." if at else ""
+            yield name, [f"{before}{their}.{last}" for their in _NAMES[part]], rows.get(part, [0])
 
 
 def is_finite(weight: Tensor) -> bool:

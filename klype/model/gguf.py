@@ -27,7 +27,7 @@ from klype.durable import clear, draft_folder
 from klype.errors import KlypeError
 from klype.model.attention import rope_frequencies
 from klype.model.config import ModelConfig
-from klype.model.convert import OWN, config_from_hf, is_finite, model_type, weights_to_hf
+from klype.model.convert import OWN, is_finite, model_type, weights_to_hf
 from klype.model.transformer import Transformer
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_files import CONTROL, NORMAL, read_gguf
@@ -41,7 +41,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _CUT = "it is cut short, or a length in it is wrong"
 ROPE = "rope_freqs.weight"
-# GGUF's numbers of the types of blocks that step.c reads, Q4_0, Q4_1, Q8_0, Q4_K and Q6_K: where their float16 lie
+# GGUF's numbers of the types of blocks that few_tokens.c reads, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K: where their float16 lie
 SCALES = {2: (0,), 3: (0, 2), 8: (0,), 12: (0, 2), 14: (208,)}
 _INFINITE = 0x7C00  # bits that a float16 has all set when it is infinite or no number
 _KINDS = ("llama", "qwen2", "qwen3")
@@ -62,6 +62,20 @@ _NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _SHORT = {name: short for short, name in _NAMES.items()}
+# of the configuration: GGUF's keys to our fields, in the order in which they are written
+_FIELDS = {
+    "block_count": "layers",
+    "context_length": "window",
+    "embedding_length": "width",
+    "feed_forward_length": "hidden",
+    "attention.head_count": "heads",
+    "attention.head_count_kv": "kv_heads",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    "rope.dimension_count": "head_dim",
+    "attention.layer_norm_rms_epsilon": "norm_eps",
+    "rope.freq_base": "rope_theta",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +131,9 @@ class _Reader:
         self.at = at
         return found
 
-    def text(self) -> str:
-        return self.texts(1)[0]
-
     def value(self, kind: int) -> Any:
         if kind == _STRING:
-            return self.text()
+            return self.texts(1)[0]
         if kind == _ARRAY:
             inner, count = self.number("I"), self.number("Q")
             self._listed += count
@@ -146,13 +157,13 @@ class _Reader:
         weights, fields = self.number("Q"), self.number("Q")
         metadata: dict[str, Any] = {}
         for _ in range(fields):
-            name = self.text()
+            (name,) = self.texts(1)
             if name in metadata:
                 raise ValueError(f"{name:.60} stands twice")
             metadata[name] = self.value(self.number("I"))
         entries = {}
         for _ in range(weights):
-            name, dimensions = self.text(), self.number("I")
+            (name,), dimensions = self.texts(1), self.number("I")
             if name in entries or not 0 < dimensions <= 4:
                 raise ValueError(f"{name:.60} stands twice, or has {dimensions} dimensions")
             entries[name] = self.numbers("Q", dimensions), self.number("I"), self.number("Q")
@@ -233,7 +244,7 @@ class GGUFFile:
         import gguf
 
         entry = self._placed[name]
-        raw = self._mapped[entry.start : entry.stop]
+        raw = self.mapped[entry.start : entry.stop]
         _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(entry.kind)]
         scales = (raw.reshape(-1, size)[:, at : at + 2].view(np.uint16) for at in SCALES[entry.kind])
         if any((scale & _INFINITE == _INFINITE).any() for scale in scales):
@@ -242,7 +253,8 @@ class GGUFFile:
         return Stored(entry.kind, entry.shape[1], blocks, self.config.head_dim if self._is_permuted(name) else 0)
 
     @cached_property
-    def _mapped(self) -> npt.NDArray[np.uint8]:
+    def mapped(self) -> npt.NDArray[np.uint8]:
+        """The file's bytes, read when they are looked at."""
         return np.memmap(self.file, np.uint8, "c")
 
     def _is_permuted(self, name: str) -> bool:
@@ -285,35 +297,27 @@ def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: 
             f"{file} is of the architecture {kind!r:.60}, which klype cannot load.", "It loads llama, qwen2, qwen3."
         )
 
-    def of(name: str, default: Any = None) -> Any:
-        return metadata.get(f"{kind}.{name}", default)
-
-    scaling = of("rope.scaling.type", "none")
+    scaling = metadata.get(f"{kind}.rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
         raise KlypeError(f"{file} stretches its positions by {scaling!r:.60}, which klype cannot read from GGUF.", HINT)
-    stretched = {"rope_type": "linear", "factor": of("rope.scaling.factor")} if scaling == "linear" else None
+    factor = metadata.get(f"{kind}.rope.scaling.factor")
     heads, width = metadata[f"{kind}.attention.head_count"], metadata[f"{kind}.embedding_length"]
-    head_dim = of("attention.key_length") or width // heads
-    plain = {"rope.dimension_count": head_dim, "attention.value_length": head_dim, "attention.causal": True}
-    for name, value in plain.items():
-        if of(name, value) != value:
-            raise KlypeError(f"{file} says {name} is {of(name)!r:.60}, which klype cannot compute.", HINT)
+    head_dim = metadata.get(f"{kind}.attention.key_length") or width // heads
+    alone = {"rope.dimension_count": head_dim, "attention.value_length": head_dim, "attention.causal": True}
+    usual = {**alone, "attention.head_count_kv": heads, "attention.key_length": head_dim, "rope.freq_base": 10_000.0}
+    given = {f"{kind}.{name}": value for name, value in usual.items()} | metadata
+    for name, value in alone.items():
+        if (found := given[f"{kind}.{name}"]) != value:
+            raise KlypeError(f"{file} says {name} is {found!r:.60}, which klype cannot compute.", HINT)
     fields = {
-        "model_type": kind,
+        **{ours: given[f"{kind}.{name}"] for name, ours in _FIELDS.items()},
         "vocab_size": shapes["model.embed_tokens.weight"][0],
-        "hidden_size": width,
-        "num_hidden_layers": metadata[f"{kind}.block_count"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": of("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "intermediate_size": metadata[f"{kind}.feed_forward_length"],
-        "max_position_embeddings": metadata[f"{kind}.context_length"],
-        "rope_theta": of("rope.freq_base", 10_000.0),
-        "rope_scaling": stretched,
-        "rms_norm_eps": metadata[f"{kind}.attention.layer_norm_rms_epsilon"],
-        "tie_word_embeddings": "lm_head.weight" not in shapes,
+        "tie": "lm_head.weight" not in shapes,
+        "rope_scaling": {"kind": "linear", "factor": factor} if scaling == "linear" else None,
+        "qkv_bias": kind == "qwen2",
+        "qk_norm": kind == "qwen3",
     }
-    return config_from_hf(fields, str(file))
+    return ModelConfig.parse(fields, str(file))
 
 
 def _slowed(config: ModelConfig, slowing_F: Tensor, file: Path) -> ModelConfig:
@@ -354,7 +358,15 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path
         clear(file.parent)
         with draft_folder(file.name, file.parent) as draft:
             writer = gguf.GGUFWriter(draft / file.name, kind)
-            _describe(writer, model, name or where.name)
+            writer.add_name(name or where.name)
+            kinds, coarse = gguf.LlamaFileType, model.embed.weight.dtype == torch.float16
+            writer.add_file_type(kinds.MOSTLY_F16 if coarse else kinds.ALL_F32)  # OpenVINO GenAI opens no file without
+            for key, ours in {**_FIELDS, "vocab_size": "vocab_size"}.items():
+                value = getattr(config, ours)
+                (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(f"{kind}.{key}", value)
+            if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
+                writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+                writer.add_rope_scaling_factor(config.rope_scaling.factor)
             _write_tokens(writer, tokenizer, config.vocab_size, where)
             for title, weight in weights_to_hf(model).items():
                 # llama.cpp's Llama rotates neighbouring rows, Hugging Face's the halves
@@ -376,30 +388,6 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path
             (draft / file.name).replace(file)
     except OSError as error:
         raise KlypeError(f"{file} cannot be written: {error.strerror or error}.", "Choose another place.") from None
-
-
-def _describe(writer: Any, model: Transformer, name: str) -> None:
-    import gguf
-
-    config = model.config
-    writer.add_name(name)
-    kinds, half = gguf.LlamaFileType, model.embed.weight.dtype == torch.float16
-    writer.add_file_type(kinds.MOSTLY_F16 if half else kinds.ALL_F32)  # OpenVINO GenAI opens no file without
-    writer.add_block_count(config.layers)
-    writer.add_context_length(config.window)
-    writer.add_embedding_length(config.width)
-    writer.add_feed_forward_length(config.hidden)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_vocab_size(config.vocab_size)
-    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_scaling.factor)
 
 
 def _write_tokens(writer: Any, tokenizer: Tokenizer, size: int, where: Path) -> None:

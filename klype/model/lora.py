@@ -18,11 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from klype import config
-from klype.model.transformer import Transformer
-
-# the matrices of each layer that get adapters: with all of them LoRA learns as well as full training, with attention's
-# alone it does not
-MATRICES = ("qkv", "out", "gate_up", "down")
+from klype.model.transformer import MATRICES, Transformer
 
 
 class LoraSettings(config.Settings):
@@ -66,7 +62,9 @@ class AdaptedTransformer(Transformer):
         self.__dict__.update(copy.deepcopy(model, shared).__dict__)
         self.decoder = None  # it reads matrices by their addresses, and knows of no adapter
         for layer in self.layers:
-            for name in MATRICES:
+            for (
+                name
+            ) in MATRICES:  # with all of them LoRA learns as well as full training, with attention's alone it does not
                 setattr(layer, name, Adapted(getattr(layer, name), settings))
         frozen: dict[int, Tensor] = {}  # a parameter that two modules share becomes one buffer of both
         for module in self.modules():

@@ -3,8 +3,8 @@
 A prepacked matrix takes the place of the one it was made from, so that memory holds one of them; only embeddings that
 are also the head are kept beside it. Prepacked models compute and do not learn; their weights never change.
 
-With a C compiler, a pass over a few tokens is one call of C (``step.c``): torch's own way through a model is hundreds
-of calls a token, of 8 bits some 5,000. Nobody needs it: where there is none, or where a model's shape is not
+With a C compiler, a pass over a few tokens is one call of C (``few_tokens.c``): torch's own way through a model is
+hundreds of calls a token, of 8 bits some 5,000. Nobody needs it: where there is none, or where a model's shape is not
 supported, torch computes.
 """
 
@@ -25,58 +25,60 @@ from torch.nn.functional import pad
 from klype.device import Precision
 from klype.errors import KlypeError
 from klype.model.cache import Cache
-from klype.model.compiler import library
+from klype.model.compiler import Struct, call, library, struct_fields
 from klype.model.config import ModelConfig
-from klype.model.transformer import Transformer
+from klype.model.transformer import MATRICES, Transformer
 
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
-SOURCE = Path(__file__).with_name("step.c")
+# precisions of the matrices, and what lies between them: with int8, attention in float32 is both faster and more exact
+STREAMS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+PRECISIONS = tuple(STREAMS)
+SOURCE = Path(__file__).with_name("few_tokens.c")
 # up to this many tokens per pass the C code is as fast as torch or faster
 FEW = 16
 # every width of the model must be a multiple of this
 WIDTH = 16
-# must equal BLOCK in step.c
+# must equal BLOCK in few_tokens.c
 BLOCK = 64
 # matrices with fewer elements gain nothing from prepacking
 SMALL = 1 << 14
 # torch 2.13's int8 product reads past the end of matrices whose sides are not multiples of this
 INT8_BLOCK = 32
+# of a layer, in the order in which few_tokens.c has them
+NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
 # up to this many rows torch's int8 product is bound by memory; above, matrices are converted to float32 once per pass
 FEW_ROWS = 16
 
 
-class Matrix(ctypes.Structure):
-    """step.c: Matrix."""
+POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
+
+
+class Matrix(Struct):
+    """few_tokens.c: Matrix."""
 
     _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("bits", ctypes.c_int64),
-        ("rows_of_file", ctypes.c_void_p),
+        *struct_fields(POINTER, "weight", "scale", "bias"),
+        *struct_fields(COUNT, "rows", "columns", "bits"),
+        ("rows_of_file", POINTER),
     )
 
 
-class LayerFields(ctypes.Structure):
-    """step.c: Layer."""
+class LayerFields(Struct):
+    """few_tokens.c: Layer."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
-        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
-        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *struct_fields(POINTER, *NORMS),
+        *struct_fields(Matrix, *MATRICES),
+        *struct_fields(POINTER, "keys", "values"),
     )
 
 
-class ModelFields(ctypes.Structure):
-    """step.c: Model."""
+class ModelFields(Struct):
+    """few_tokens.c: Model."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("layers", "norm", "cos", "sin")),
-        *((name, ctypes.c_int64) for name in ("layers_count", "width", "heads", "kv_heads", "head_dim", "hidden")),
-        ("positions", ctypes.c_int64),
-        ("kept_bits", ctypes.c_int64),
+        *struct_fields(POINTER, "layers", "norm", "cos", "sin"),
+        *struct_fields(COUNT, "layers_count", "width", "heads", "kv_heads", "head_dim", "hidden"),
+        *struct_fields(COUNT, "positions", "kept_bits"),
         ("norm_eps", ctypes.c_float),
     )
 
@@ -95,14 +97,12 @@ class Kernel:
     def product(self, matrix: Matrix, x: Tensor) -> Tensor:
         """Rows [..., in] times one matrix, computed in float32, returned as they came."""
         rows, out = x.float().contiguous(), torch.empty(*x.shape[:-1], matrix.rows)
-        threads, M = ctypes.c_int(torch.get_num_threads()), ctypes.c_int64(x.numel() // x.shape[-1])
-        if self.library.klype_product(ctypes.byref(matrix), pointer_to(rows), pointer_to(out), M, threads):
-            raise MemoryError
+        call(self.library, "klype_product", matrix, rows, out, x.numel() // x.shape[-1])
         return out.to(x.dtype)
 
 
 def kernel(folder: Path, announce: Callable[[], None] = lambda: None) -> Kernel | None:
-    """``step.c`` as a library; None where it cannot be."""
+    """``few_tokens.c`` as a library; None where it cannot be."""
     found = library((SOURCE,), folder, announce)
     return None if found is None else Kernel(found)
 
@@ -113,7 +113,7 @@ def decodes(config: ModelConfig) -> bool:
 
 
 def blocked(weight_OI: Tensor, block: int) -> Tensor:
-    """As ``step.c`` reads a matrix: [O / B, I, B], in bfloat16 [O / B, I / 2, B, 2], the last block of B filled up."""
+    """As few_tokens.c reads a matrix: [O / B, I, B], in bfloat16 [O / B, I / 2, B, 2], the last block filled up."""
     rows, columns = weight_OI.shape
     beside = 2 if weight_OI.dtype == torch.bfloat16 else 1
     filled = pad(weight_OI, (0, 0, 0, -rows % block))
@@ -129,12 +129,6 @@ def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bo
     return wanted.nbytes == size and torch.equal(wanted.flatten(), torch.frombuffer(found, dtype=wanted.dtype))
 
 
-def matrix_at(address: int, weight_OI: Tensor, bias_O: Tensor | None = None, scale_O: Tensor | None = None) -> Matrix:
-    """The ``Matrix`` struct for a matrix in blocks. The float32 bias and scale must be kept alive beside it."""
-    bits = 8 * weight_OI.element_size()
-    return Matrix(address, address_of(scale_O), address_of(bias_O), *weight_OI.shape, bits)
-
-
 class CompiledDecoder:
     """A prepacked model's passes over at most ``FEW`` tokens, of rows that share nothing, each in one call of C.
 
@@ -148,23 +142,17 @@ class CompiledDecoder:
         c, rotated = model.config, model.config.rope_theta > 0
         self.layers = (LayerFields * c.layers)()
         for fields, layer in zip(self.layers, model.layers, strict=True):
-            for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm"):
-                norm = getattr(layer, name)
-                setattr(fields, name, None if norm is None else self._float32(norm.weight))
-            for name in ("qkv", "out", "gate_up", "down"):
-                setattr(fields, name, getattr(layer, name).fields)
+            norms = ((name, getattr(layer, name)) for name in NORMS)
+            fields.put(**{name: None if norm is None else self._float32(norm.weight) for name, norm in norms})
+            fields.put(**{name: getattr(layer, name).fields for name in MATRICES})
+        sizes = {name: getattr(c, name) for name in ("width", "heads", "kv_heads", "head_dim", "hidden", "norm_eps")}
         self.fields = ModelFields(
             layers=ctypes.addressof(self.layers),
             norm=self._float32(model.norm.weight),
             cos=self._float32(model.cos) if rotated else None,
             sin=self._float32(model.sin) if rotated else None,
             layers_count=c.layers,
-            width=c.width,
-            heads=c.heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_dim,
-            hidden=c.hidden,
-            norm_eps=c.norm_eps,
+            **sizes,
         )
 
     def supports(self, cache: Cache, T: int) -> bool:
@@ -179,34 +167,14 @@ class CompiledDecoder:
         rows_BT = torch.arange(B)[:, None].expand(B, T).contiguous()
         for fields, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             fields.keys, fields.values = keys.data_ptr(), values.data_ptr()
-        self.fields.positions = cache.keys[0].shape[2]
-        self.fields.kept_bits = 8 * cache.keys[0].element_size()
+        self.fields.put(positions=cache.keys.shape[-2], kept_bits=8 * cache.keys.element_size())
         out_BTD = torch.empty_like(x)
-        pointers = [pointer_to(tensor) for tensor in (x, out_BTD, rows_BT, positions_BT)]
-        threads = ctypes.c_int(torch.get_num_threads())
-        run = self.kernel.library.klype_pass
-        if run(ctypes.byref(self.fields), *pointers, ctypes.c_int64(B * T), threads):
-            raise MemoryError
+        call(self.kernel.library, "klype_pass", self.fields, x, out_BTD, rows_BT, positions_BT, B * T)
         return out_BTD.to(dtype)
 
-    def _float32(self, weight: Tensor) -> int:
+    def _float32(self, weight: Tensor) -> Tensor:
         self.kept.append(weight.detach().float().contiguous())
-        return self.kept[-1].data_ptr()
-
-
-def address_of(tensor: Tensor | None) -> int | None:
-    """Where a float32 tensor lies."""
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous()
-    assert tensor.dtype == torch.float32
-    return tensor.data_ptr()
-
-
-def pointer_to(tensor: Tensor) -> ctypes.c_void_p:
-    """The same for C, of whatever numbers."""
-    assert tensor.is_contiguous()
-    return ctypes.c_void_p(tensor.data_ptr())
+        return self.kept[-1]
 
 
 class BlockedLinear(nn.Module):
@@ -226,7 +194,8 @@ class BlockedLinear(nn.Module):
         address, size = torch.ops.mkldnn.data_ptr(self.matrix), torch.ops.mkldnn._nbytes(self.matrix)
         known = kernel is not None and lies_in_blocks(weight, address, size, kernel.block)
         self.kernel = kernel if known else None
-        self.fields = matrix_at(address, weight, self.wide_bias)
+        (rows, columns), bits = weight.shape, 8 * weight.element_size()
+        self.fields = Matrix(weight=address, bias=self.wide_bias, rows=rows, columns=columns, bits=bits)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel is not None and self.kernel.supports(x):
@@ -254,7 +223,8 @@ class Int8Linear(nn.Module):
         self.in_blocks = weight.device.type == "cpu" and all(size % INT8_BLOCK == 0 for size in weight.shape)
         self.kernel = kernel
         self.wide_scale, self.wide_bias = self.scale.float(), None if self.bias is None else self.bias.float()
-        self.fields = matrix_at(self.matrix.data_ptr(), matrix_OI, self.wide_bias, self.wide_scale)
+        (rows, columns), scale = weight.shape, self.wide_scale
+        self.fields = Matrix(weight=self.matrix, scale=scale, bias=self.wide_bias, rows=rows, columns=columns, bits=8)
 
     def widened(self) -> Tensor:
         """The integers as float32, [I, O]."""
@@ -291,7 +261,7 @@ def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = No
     model.requires_grad_(False)
     kernel = kernel if decodes(model.config) and model.device.type == "cpu" else None
     with torch.no_grad():
-        model.to(_stream(precision))
+        model.to(STREAMS[precision])
         for parent in [*model.layers, model]:
             for name, part in list(parent.named_children()):
                 if isinstance(part, nn.Linear):
@@ -302,11 +272,6 @@ def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = No
     return model.using(model.backend, CompiledDecoder(model, kernel))
 
 
-def _stream(precision: Precision) -> torch.dtype:
-    """Dtype between the matrices: with int8, attention in float32 is both faster and more exact."""
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
 def fastest_alone(seconds: float = 0.05, kernel: Kernel | None = None) -> Precision:
     """The precision that answers one user soonest here: each is timed on one row against a matrix of 16 MB.
 
@@ -315,8 +280,8 @@ def fastest_alone(seconds: float = 0.05, kernel: Kernel | None = None) -> Precis
     best: tuple[Precision, float] = ("float32", math.inf)
     for precision in PRECISIONS:
         plain = nn.Linear(512, 8192, bias=False).requires_grad_(False)
-        layer = _packed(plain.to(_stream(precision)), precision, kernel)
-        row_MI = torch.randn(1, 512).to(_stream(precision))
+        layer = _packed(plain.to(STREAMS[precision]), precision, kernel)
+        row_MI = torch.randn(1, 512).to(STREAMS[precision])
         took, end = math.inf, time.perf_counter() + seconds
         with torch.inference_mode():
             layer(row_MI)

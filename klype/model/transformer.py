@@ -27,7 +27,7 @@ from klype.model.attention import (
 )
 from klype.model.cache import Cache
 from klype.model.config import ModelConfig
-from klype.model.packed import SharedPrefixes, pack, pack_branches
+from klype.model.packed_texts import SharedPrefixes, pack, pack_branches
 
 
 class Transformer(nn.Module):
@@ -89,7 +89,16 @@ class Transformer(nn.Module):
         """
         B, T = tokens_BT.shape
         if cache is None:
-            return self._layers(tokens_BT.flatten(), self._whole(B, T, document_BT)).view(B, T, -1)
+            positions = None if document_BT is None else document_positions(document_BT)
+            self._check_length(T if positions is None else int(positions.max()) + 1)
+            written = min(len(self.causal), written_up_to(self.dtype)) >= T
+            mask = self.causal[:T, :T] if written else None
+            if document_BT is not None:
+                mask = document_mask(document_BT, self.dtype)
+            at = slice(T) if positions is None else positions
+            rope = (self.cos[at], self.sin[at]) if self.config.rope_theta else None
+            whole = WholeTexts(self.config, rope, (B, T), mask, positions)
+            return self._layers(tokens_BT.flatten(), whole).view(B, T, -1)
         assert document_BT is None, "packed documents and a cache exclude each other"
         cache.reserve(T)
         if self.decoder is not None and self.decoder.supports(cache, T):
@@ -149,20 +158,6 @@ class Transformer(nn.Module):
                 x_ND, added_ND = layer(x_ND, added_ND, attention, index)
         return attention.norm(x_ND, added_ND, self.norm)[1]
 
-    def _whole(self, B: int, T: int, document_BT: Tensor | None) -> WholeTexts:
-        """Whole rows, in torch."""
-        mask: Tensor | None
-        if document_BT is None:
-            self._check_length(T)
-            written = min(self.causal.shape[0], written_up_to(self.dtype))
-            positions, mask = None, self.causal[:T, :T] if written >= T else None
-            rope = (self.cos[:T], self.sin[:T]) if self.config.rope_theta else None
-        else:
-            positions, mask = document_positions(document_BT), document_mask(document_BT, self.dtype)
-            self._check_length(int(positions.max()) + 1)
-            rope = (self.cos[positions], self.sin[positions]) if self.config.rope_theta else None
-        return WholeTexts(self.config, rope, (B, T), mask, positions)
-
     def _rope(self) -> Rope | None:
         return (self.cos, self.sin) if self.config.rope_theta else None
 
@@ -201,6 +196,10 @@ class Transformer(nn.Module):
 
 def _picked(states_ND: Tensor, wanted_N: Tensor, spare: int) -> Tensor:
     return states_ND.index_select(0, torch.cat([wanted_N, wanted_N.new_zeros(spare)]) if spare else wanted_N)
+
+
+# a layer's matrices
+MATRICES = ("qkv", "out", "gate_up", "down")
 
 
 class Layer(nn.Module):

@@ -1,4 +1,4 @@
-/* What train.c and rows.c are written in: vectors of numbers that are float or (low) bfloat16 in memory and float in
+/* What packed_texts.c and cached_rows.c are written in: vectors of numbers that are float or (low) bfloat16 in memory and float in
  * registers, products of small matrices, and the parts of a softmax.
  *
  * Shapes: K head width, a multiple of 8; KP filled up to whole panels; T positions, PP filled up. */

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
-from klype.model.manifest import is_whole
+from klype.model.atomic_folder import is_whole
 from klype.sources.find_model import DEMO, NEWEST_FIRST, located
 from klype.sources.find_model import RUNS as RUNS
 from klype.words import words

@@ -40,7 +40,7 @@ class Found:
 
 def find_path(name: str) -> Found:
     """Of a run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file."""
-    from klype.model.manifest import is_whole
+    from klype.model.atomic_folder import is_whole
 
     try:
         folder = Path(name).expanduser()
@@ -100,7 +100,7 @@ def near(name: str) -> str:
 
 def _what_exists(name: str) -> str:
     """What to do about a MODEL that is not there."""
-    from klype.model.manifest import is_whole
+    from klype.model.atomic_folder import is_whole
 
     parent = Path(name).parent
     if (parent / "run.json").exists():

@@ -173,7 +173,7 @@ def _open_native(name: str, found: Found, how: OpenOptions, device: torch.device
     from klype.engine.engine import Engine
     from klype.model import checkpoint
     from klype.model.attention import TORCH
-    from klype.model.compiled import DeferredBackend, compiled_backend
+    from klype.model.compiled import CompiledBackend, compiled_library
     from klype.model.prepacked import decodes, fastest_alone, prepack
 
     precision, on_cpu = how.precision, device.type == "cpu"
@@ -188,7 +188,7 @@ def _open_native(name: str, found: Found, how: OpenOptions, device: torch.device
     loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device, kernel=kernel)
     if kernel is None and on_cpu and decodes(loaded.config):
         kernel = compiled_pass()
-    backend: Backend = DeferredBackend(lambda: _compiled(compiled_backend)) if on_cpu else TORCH
+    backend: Backend = CompiledBackend(lambda: _compiled(compiled_library)) if on_cpu else TORCH
     loaded = replace(loaded, model=prepack(loaded.model.using(backend), chosen, kernel))
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
@@ -203,8 +203,6 @@ def compiled_pass() -> Kernel | None:
 
 def _compiled(make: Callable[[Path, Callable[[], None]], Made]) -> Made:
     """What is compiled the first time, which is told; and so it is where that fails."""
-    from klype.model.attention import TORCH
-
     told: list[str] = []
 
     def announce() -> None:
@@ -212,7 +210,7 @@ def _compiled(make: Callable[[Path, Callable[[], None]], Made]) -> Made:
         _tell(told[-1], folder=cache_folder())
 
     made = make(cache_folder(), announce)
-    if told and made in (None, TORCH):
+    if told and made is None:
         _tell("model.uncompiled")
     return made
 

@@ -23,7 +23,7 @@ from klype.durable import private_folder
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
 from klype.jsons import finite
-from klype.model.manifest import is_whole
+from klype.model.atomic_folder import is_whole
 from klype.preferences.records import MODEL, SIMULATED, Candidate, Entry, Kind, RankingItem
 from klype.preferences.schema import Annotator
 from klype.preferences.store import Store

@@ -22,7 +22,7 @@ from klype.engine.runner import NativeRunner
 from klype.engine.speculation import LookupDraft, speculate
 from klype.errors import KlypeError, UsageError
 from klype.examine.truth import Reader
-from klype.model.manifest import is_whole
+from klype.model.atomic_folder import is_whole
 from klype.preferences import database
 from klype.runs.folder import RUNS
 from klype.runs.provenance import question_in

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from klype.model.compiled import CompiledBackend
-from klype.model.packed import SharedPrefixes, padding
+from klype.model.packed_texts import SharedPrefixes, padding
 from klype.model.transformer import Transformer
 from klype.values import Batch, Loss
 
@@ -99,8 +99,8 @@ def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
 def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """States at the positions that are learnt, and their indices in the flattened batch.
 
-    Among them are some positions of weight 0 for a round number (see packed.py). A compiled graph wants fixed shapes
-    and gets all positions.
+    Among them are some positions of weight 0 for a round number (see packed_texts.py). A compiled graph wants fixed
+    shapes and gets all positions.
     """
     lm, extra = cast(Transformer, model), batch.extra
     document_BT: torch.Tensor | None = extra.get("document_BT")

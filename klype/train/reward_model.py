@@ -26,7 +26,7 @@ from klype import durable
 from klype.errors import KlypeError, UsageError
 from klype.jsons import finite
 from klype.model import checkpoint
-from klype.model.packed import SharedPrefixes
+from klype.model.packed_texts import SharedPrefixes
 from klype.model.transformer import Transformer
 from klype.sources.find_model import Found
 from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train

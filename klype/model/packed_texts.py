@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # the number of rows is rounded up to this: oneDNN compiles a kernel for each new number of rows, which takes a tenth of
 # the product's time; one-token texts that nobody reads fill the gap
@@ -62,7 +63,7 @@ def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packed:
     used_BT = torch.arange(T) < lengths_B[:, None]
     rows = used_BT.flatten().nonzero()[:, 0]
     if document_BT is None:
-        cu_seqlens = _cumulated(lengths_B[lengths_B > 0])
+        cu_seqlens = pad(lengths_B[lengths_B > 0].cumsum(0), (1, 0))
     else:
         first_BT = torch.ones_like(used_BT)
         first_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
@@ -81,7 +82,8 @@ def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packed:
     prefix_Q = torch.minimum(prefixes.lengths, lengths_QG.amax(1))
     # a tree's prefix, then its branches, which may be empty
     pieces_QE = torch.cat([prefix_Q[:, None], (lengths_QG - prefix_Q[:, None]).clamp(min=0)], 1)
-    cu_seqlens, sizes = _cumulated(pieces_QE.flatten()), pieces_QE.flatten()
+    sizes = pieces_QE.flatten()
+    cu_seqlens = pad(sizes.cumsum(0), (1, 0))
     piece_N = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     tree_N, branch_N = piece_N // (G + 1), piece_N % (G + 1) - 1
     column_N = torch.arange(len(piece_N)) - cu_seqlens[piece_N] + torch.where(branch_N >= 0, prefix_Q[tree_N], 0)
@@ -99,12 +101,6 @@ def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packed:
 def _lengths(wanted_BT: Tensor) -> Tensor:
     """[B]: up to each row's last wanted position, that one too."""
     return torch.where(wanted_BT, torch.arange(wanted_BT.shape[1]) + 1, 0).amax(1)
-
-
-def _cumulated(lengths: Tensor) -> Tensor:
-    cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-    torch.cumsum(lengths, 0, out=cu_seqlens[1:])
-    return cu_seqlens
 
 
 def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Packed:

@@ -511,7 +511,8 @@ int klype_pass(const Model *c, float *x, float *out, const int64_t *rows, const 
 }
 
 /* out [M, in]: rows of a matrix that lies in a file. */
-void klype_expand(const Matrix *m, const int64_t *ids, int64_t M, float *out) {
+int klype_expand(const Matrix *m, const int64_t *ids, int64_t M, float *out, int threads) {
+    (void)threads;  // a row is too little for two
     for (int64_t t = 0; t < M; t++) {
         Rows rows = m->rows[ids[t] / ROWS];
         const char *row = rows.first + ids[t] % ROWS * rows.step;
@@ -525,6 +526,7 @@ void klype_expand(const Matrix *m, const int64_t *ids, int64_t M, float *out) {
             memcpy(out + t * m->in + n * TOLD, x, sizeof x);
         }
     }
+    return 0;
 }
 
 /* out [M, out] = in [M, in] times the matrix. */

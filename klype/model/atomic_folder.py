@@ -36,17 +36,7 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
             clear(place)
         with draft_folder(folder.name, folder if beside else folder.parent) as draft:
             write(draft)
-            hashes = {}
-            # on disk before any name points to them: a rename can outlive the data of what it renames
-            for file in sorted(draft.iterdir()):
-                with open(file, "rb+") as stream:
-                    os.fsync(stream.fileno())
-                hashes[file.name] = hash_file(file)
-            with open(draft / MANIFEST, "wb") as out:
-                out.write(_text(hashes))
-                out.flush()
-                os.fsync(out.fileno())
-            sync_folder(draft)
+            seal(draft, _text)
             if beside:
                 os.rename(draft, folder / _ARRIVED)
                 sync_folder(folder)
@@ -60,6 +50,18 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
         ) from error
 
 
+def seal(folder: Path, manifest: Callable[[dict[str, str]], bytes]) -> None:
+    """Waits until the disk has a folder's files, and writes their hashes beside them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    hashes = {file.relative_to(folder).as_posix(): hash_file(file) for file in files}
+    (folder / MANIFEST).write_bytes(manifest(hashes))
+    # on disk before any name points to them: a rename can outlive the data of what it renames
+    for file in (*files, folder / MANIFEST):
+        with open(file, "rb+") as stream:
+            os.fsync(stream.fileno())
+    sync_folder(folder)
+
+
 def finish(folder: Path) -> None:
     """Move up what has arrived whole but was not moved because the process ended."""
     arrived = folder / _ARRIVED
@@ -67,7 +69,8 @@ def finish(folder: Path) -> None:
         return
     try:
         # while files of two checkpoints stand side by side, neither is whole
-        (folder / MANIFEST).unlink(missing_ok=True) if (arrived / MANIFEST).exists() else None
+        if (arrived / MANIFEST).exists():
+            (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(arrived.iterdir(), key=lambda f: f.name == MANIFEST):
             os.replace(file, folder / file.name)
         sync_folder(folder)
