@@ -430,8 +430,8 @@ def test_rehearsal_adds_the_weighted_mean(tmp_path: Path) -> None:
     model = tiny_model()
     optimizer = Optimizer(Layout(model), OptimizerSettings(), PARTS)
     main, again = cross_entropy(model, batch), cross_entropy(model, batch.extra["rehearsal"])
-    optimizer.home.backward(main.total / main.count + 0.3 * again.total / again.count)
-    optimizer.collect([optimizer.home])
+    (main.total / main.count + 0.3 * again.total / again.count).backward()
+    optimizer.collect([optimizer.added])
     norm = float(optimizer.clip(settings().clip))
     optimizer.step(factor(settings(1).schedule, 0.0))
     for name, tensor in weights(model).items():

@@ -8,8 +8,7 @@ buffer; on several (sharded.py) each process has its own rows of each parameter 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,8 +17,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import increment_version
 
-from klype.train.objectives import LossBeside, Objective
-from klype.values import Batch
+from klype.train.objectives import Objective
 
 # elements processed at a time: small enough for several passes to stay in one core's cache
 STRETCH = 1 << 17
@@ -105,28 +103,6 @@ class FlatOffsets:
         ]
 
 
-class GradientBuffer:
-    """The flat buffer that a model's gradients are added to by ``backward``."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], places: FlatOffsets, gradient: torch.Tensor) -> None:
-        self.gradient = gradient
-        self._owned = list(zip(parameters, places.views(gradient), strict=True))
-
-    def backward(self, total: torch.Tensor) -> None:
-        """Adds the gradient of ``total``; of a constant there is none."""
-        if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
-        for parameter, own in self._owned:
-            self.collect(parameter, own)
-
-    def collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
-        """Puts a parameter's gradient into its place in the buffer."""
-        if parameter.grad is not own:  # somebody cleared or replaced it
-            if parameter.grad is not None:
-                own.copy_(parameter.grad)
-            parameter.grad = own
-
-
 @dataclass(frozen=True, slots=True)
 class WholeMatrices:
     """Matrices that a process computes on, by name. ``gather`` fills them with the rows of all processes, ``scatter``
@@ -169,25 +145,22 @@ class Layout:
 
     def bind(
         self, parameters: Sequence[nn.Parameter], places: FlatOffsets, flat: tuple[torch.Tensor, torch.Tensor]
-    ) -> GradientBuffer:
-        """Lets the model compute with the flat weights, and its gradient be added to the flat gradient."""
+    ) -> torch.Tensor:
+        """Lets the model compute with the flat weights; returns the flat tensor that its gradient is added to."""
         self._buffers = round_buffers(self.model, self._dtype)
         self._parameters, self._places = parameters, places
         self._master, gradient = flat
         whole = self._dtype == torch.float32
         self._low = self._master if whole else self._master.to(self._dtype)
-        return self._home(parameters, gradient if whole else torch.zeros_like(self._low))
+        return self.twin(parameters, gradient if whole else None)
 
-    def twin(self, parameters: Sequence[nn.Parameter]) -> GradientBuffer:
-        """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
-        return self._home(parameters, torch.zeros_like(self._low))
-
-    def _home(self, parameters: Sequence[nn.Parameter], gradient: torch.Tensor) -> GradientBuffer:
-        """The parameters become views of the flat weights, their gradients of the flat gradient."""
-        places, low = self._places, self._low
-        for parameter, own, weight in zip(parameters, places.views(gradient), places.views(low), strict=True):
+    def twin(self, parameters: Sequence[nn.Parameter], gradient: torch.Tensor | None = None) -> torch.Tensor:
+        """Lets a copy of the model use the same weights; returns its flat gradient, where none is given a new one."""
+        gradient = torch.zeros_like(self._low) if gradient is None else gradient
+        views = zip(parameters, self._places.views(self._low), self._places.views(gradient), strict=True)
+        for parameter, weight, own in views:
             parameter.data, parameter.grad = weight, own
-        return GradientBuffer(parameters, places, gradient)
+        return gradient
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
         """The matrices that this process orthogonalises; ``own`` are its parts of all of them."""
@@ -254,53 +227,3 @@ def round_buffers(model: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module,
     for module, name, buffer in own:
         setattr(module, name, rounded.setdefault(id(buffer), buffer.to(dtype)))
     return own
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatchResult:
-    """The result of one micro-batch: sums (``loss``, ``loss_count``, …), and the gradient of the loss beside, if any.
-
-    The gradient of the main loss is in the buffer of the home that computed it.
-    """
-
-    sums: dict[str, float]
-    home: GradientBuffer
-    beside: torch.Tensor | None = None
-    weight: float = 0.0
-
-
-class Replicas:
-    """A copy of a model for each of the layout's workers but the first, which has the model itself and ``home``.
-
-    ``settle`` gives a copy the model's weights. With one worker there is no copy.
-    """
-
-    def __init__(self, layout: Layout, home: GradientBuffer, settle: Callable[[nn.Module], GradientBuffer]) -> None:
-        self._workers = layout.workers
-        self._models = [(layout.model, home)]
-        for _ in range(self._workers.number - 1):
-            twin = copy.deepcopy(layout.model)
-            self._models.append((twin, settle(twin)))
-
-    def run(self, objective: Objective, batches: Sequence[Batch]) -> Iterator[list[MicroBatchResult]]:
-        """The parts of the micro-batches, in order, as many at a time as there are workers. They must be collected
-        before the next ones are asked for.
-        """
-        for start in range(0, len(batches), len(self._models)):
-            wave = list(zip(self._models, batches[start : start + len(self._models)], strict=False))
-            yield self._workers.each(lambda one: _part(objective, *one[0], one[1]), wave)
-
-
-def _part(objective: Objective, model: nn.Module, home: GradientBuffer, batch: Batch) -> MicroBatchResult:
-    loss = objective(model, batch)
-    home.backward(loss.total)
-    sums = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
-    found = MicroBatchResult(sums, home)
-    if isinstance(loss, LossBeside):
-        sums["rehearsal"], sums["rehearsal_count"] = float(loss.beside.total.detach()), float(loss.beside.count)
-        kept = home.gradient.clone()
-        home.gradient.zero_()
-        home.backward(loss.beside.total)
-        found = MicroBatchResult(sums, home, home.gradient.clone(), loss.weight)
-        home.gradient.copy_(kept)
-    return found

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
@@ -33,8 +34,8 @@ from klype import config, durable
 from klype.errors import Interrupted, KlypeError, UsageError
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.flat_parameters import Layout, Parts, Replicas, Workers
-from klype.train.objectives import Objective, cross_entropy
+from klype.train.flat_parameters import Layout, Parts, Workers
+from klype.train.objectives import LossBeside, Objective, cross_entropy
 from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor
 from klype.train.resume import Metrics, MetricsFile, State, read_newest, states, write_state
 from klype.values import Batch, Batches, Loss
@@ -198,7 +199,9 @@ class _Run:
             objective = torch.compile(objective, dynamic=False)
         self.objective = self.layout.objective(objective)
         self.optimizer = Optimizer(self.layout, settings.optimizer, session.parts)
-        self.replicas = Replicas(self.layout, self.optimizer.home, self.optimizer.settle)
+        # a model for each worker, and what its backward adds to
+        twins = (self.optimizer.twin() for _ in range(self.layout.workers.number - 1))
+        self.replicas = [(self.layout.model, self.optimizer.added), *twins]
         self._metrics: MetricsFile | None = None
         self._began = self._saved_at = session.clock()
 
@@ -276,17 +279,15 @@ class _Run:
                 self.optimizer.step(factor_now)
         else:
             self._skip(step, drawn)
-        means: Metrics = {}
+        metrics: Metrics = {}
         for name, value in sums.items():
             if not name.endswith("_count"):  # each sum over its own count where it has one, else over the loss's
                 divisor = sums.get(f"{name}_count", count)
-                means[name] = value / divisor if divisor else math.nan
-        shown: Metrics = {}
-        for batch in drawn:
-            for name, value in batch.extra.get("metrics", {}).items():
-                shown[name] = shown.get(name, 0.0) + value * (1 / len(drawn))
-        now = {"count": count, "norm": norm, "factor": factor_now, "skipped": self.skipped}
-        return {**means, **shown, **now}
+                metrics[name] = value / divisor if divisor else math.nan
+        shown = [batch.extra.get("metrics", {}) for batch in drawn]
+        for name in dict.fromkeys(chain(*shown)):
+            metrics[name] = sum(each.get(name, 0.0) * (1 / len(drawn)) for each in shown)
+        return metrics | {"count": count, "norm": norm, "factor": factor_now, "skipped": self.skipped}
 
     def report(self, step: int, metrics: Metrics) -> None:
         metrics["seconds"] = self.seconds()
@@ -355,16 +356,19 @@ class _Run:
         """Sums over micro-batches and ranks. The optimizer's gradient is then that of the step's loss times the sum's
         count."""
         sums: Metrics = {"loss": 0.0, "loss_count": 0.0}
+        own = parallel.dealt(drawn, parallel.rank(), parallel.ranks())
         beside: torch.Tensor | None = None
         weight = 0.0
-        for parts in self.replicas.run(self.objective, parallel.dealt(drawn, parallel.rank(), parallel.ranks())):
-            self.optimizer.collect([part.home for part in parts])
-            for part in parts:
-                for name, value in part.sums.items():
+        for start in range(0, len(own), len(self.replicas)):
+            wave = list(zip(self.replicas, own[start : start + len(self.replicas)], strict=False))
+            results = self.layout.workers.each(lambda one: _micro_batch(self.objective, *one[0], one[1]), wave)
+            self.optimizer.collect([added for (_, added), _ in wave])
+            for found, gradient, its_weight in results:
+                for name, value in found.items():
                     sums[name] = sums.get(name, 0.0) + value
-                if part.beside is not None:
-                    weight = part.weight
-                    beside = part.beside.float() if beside is None else beside.add_(part.beside)
+                if gradient is not None:
+                    weight = its_weight
+                    beside = gradient.float() if beside is None else beside.add_(gradient)
         sums = parallel.summed(sums)
         if beside is not None:
             # all is divided by the main loss's count at the end, so that the other's mean is scaled up to it
@@ -377,15 +381,15 @@ class _Run:
         self.skipped += 1
         self.skipped_in_a_row += 1
         place = self.folder / f"bad-step-{step + 1:06d}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        for index, batch in enumerate(drawn):
+            own = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
+            named = {f"{index}.{name}": value for name, value in (batch.extra | own).items()}
+            given = {name: value.detach() for name, value in named.items() if isinstance(value, torch.Tensor)}
+            # copies: some of them share memory
+            tensors |= {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in given.items()}
         try:
-            if parallel.is_first():  # which has drawn all of the step
-                tensors: dict[str, torch.Tensor] = {}
-                for index, batch in enumerate(drawn):
-                    own = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
-                    for name, tensor in {**batch.extra, **own}.items():
-                        if isinstance(tensor, torch.Tensor):
-                            copied = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                            tensors[f"{index}.{name}"] = copied
+            if parallel.is_first():  # each has drawn all of the step
                 durable.write(place, save(tensors))
         except OSError as error:
             raise KlypeError(
@@ -406,6 +410,29 @@ class _Run:
         named = self.model.named_parameters(remove_duplicate=False)
         trained = {name for name, parameter in named if parameter.requires_grad}
         return ((name, tensor) for name, tensor in model.state_dict().items() if name not in trained)
+
+
+def _micro_batch(
+    objective: Objective, model: nn.Module, added: torch.Tensor, batch: Batch
+) -> tuple[Metrics, torch.Tensor | None, float]:
+    """The sums of a micro-batch, whose gradient is added to ``added``; of a loss beside its gradient and weight."""
+    loss = objective(model, batch)
+    _backward(loss.total)
+    sums = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
+    if not isinstance(loss, LossBeside):
+        return sums, None, 0.0
+    sums |= {"rehearsal": float(loss.beside.total.detach()), "rehearsal_count": float(loss.beside.count)}
+    kept = added.clone()
+    added.zero_()
+    _backward(loss.beside.total)
+    beside = added.clone()
+    added.copy_(kept)
+    return sums, beside, loss.weight
+
+
+def _backward(total: torch.Tensor) -> None:
+    if total.requires_grad:  # a constant has no gradient
+        total.backward()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

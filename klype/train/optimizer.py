@@ -6,9 +6,10 @@ layout's business (flat_parameters.py). Both learning rates follow one ``Schedul
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from klype import config
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
-from klype.train.flat_parameters import Change, FlatOffsets, GradientBuffer, Layout, Parts, WholeMatrices, Workers
+from klype.train.flat_parameters import Change, FlatOffsets, Layout, Parts, WholeMatrices, Workers
 
 # Not the inside of the model: a matrix by shape, but a table of vectors by use.
 TABLES = ("embed", "head", "taps", "norm")
@@ -41,15 +42,14 @@ class OptimizerSettings(config.Settings):
 
 
 class Optimizer:
-    """``zero_grad()`` → ``home.backward(total)`` → ``collect(homes)``, for all micro-batches → ``clip(limit, count)`` →
+    """``zero_grad()`` → ``backward`` of each micro-batch → ``collect(gradients)`` → ``clip(limit, count)`` →
     ``step(factor)``: as few passes over the buffers as there can be.
 
     ``parts`` gives the rows of fused matrices by the end of their name, for example
     ``{"qkv.weight": (64, 32, 32), "gate_up.weight": (128, 128)}``: each part is made orthogonal apart.
-    ``master`` and ``gradient`` are the flat float32 buffers.
+    ``master`` and ``gradient`` are the flat float32 buffers; ``added`` is what the model's ``backward`` adds to, which
+    is another where it computes in bfloat16.
     """
-
-    home: GradientBuffer
 
     def __init__(self, layout: Layout, settings: OptimizerSettings, parts: Parts | None = None) -> None:
         named = [(n, p) for n, p in layout.model.named_parameters() if p.requires_grad]
@@ -73,7 +73,7 @@ class Optimizer:
             view.copy_(self.layout.own(parameter))
         self.gradient = torch.zeros_like(self.master)
         self._forgotten = False
-        self.home = self.layout.bind(parameters, self._places, (self.master, self.gradient))
+        self.added = self.layout.bind(parameters, self._places, (self.master, self.gradient))
         self.momentum = torch.zeros_like(self.master[:first])
         self._update = torch.zeros_like(self.momentum)
         views = self._places.views(self._update, slice(0, len(matrices)))
@@ -86,13 +86,13 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forgets the gradient. What is collected from elsewhere next takes its place."""
-        self._forgotten = self.home.gradient is not self.gradient
+        self._forgotten = self.added is not self.gradient
         if not self._forgotten:
             self._sweep(lambda at: self.gradient[at].zero_())
 
-    def collect(self, homes: Sequence[GradientBuffer]) -> None:
+    def collect(self, added: Sequence[torch.Tensor]) -> None:
         """Adds what ``backward`` left there to the gradient, in this order. Needed after every backward."""
-        elsewhere = [home.gradient for home in homes if home.gradient is not self.gradient]
+        elsewhere = [gradient for gradient in added if gradient is not self.gradient]
         forgotten, self._forgotten = self._forgotten, self._forgotten and not elsewhere
 
         def move(at: slice) -> None:
@@ -106,10 +106,11 @@ class Optimizer:
         if elsewhere:
             self._sweep(move)
 
-    def settle(self, twin: nn.Module) -> GradientBuffer:
-        """Lets a copy of the model use the same weights, with a buffer for gradients of its own."""
-        named = dict(twin.named_parameters())
-        return self.layout.twin([named[name] for name, _ in self._named])
+    def twin(self) -> tuple[nn.Module, torch.Tensor]:
+        """A copy of the model that uses the same weights, and what its ``backward`` adds to."""
+        model = copy.deepcopy(self.layout.model)
+        named = dict(model.named_parameters())
+        return model, self.layout.twin([named[name] for name, _ in self._named])
 
     @torch.no_grad()
     def clip(self, limit: float, count: float = 1.0) -> torch.Tensor:
@@ -123,60 +124,8 @@ class Optimizer:
     @torch.no_grad()
     def step(self, factor: float = 1.0) -> None:
         """One update with both learning rates times ``factor``. The gradient is scaled as ``clip`` found."""
-        self._taken += 1
-        self.layout.change([*self._muon(factor), *self._adamw(factor)])
-        self._scale = None
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Flat tensors: master weights, momentum, AdamW's moments and step count."""
-        flat = {name: getattr(self, name) for name in ("master", "momentum", "moment", "square")}
-        return {**flat, "taken": self._taken}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Puts everything back, weights included, as one process saved it. KlypeError when it was saved for a model of
-        another shape.
-        """
-        whole, first = self._whole_places, self._whole_places.ends[0]
-        sizes = {"master": whole.ends[-1], "momentum": first}
-        sizes |= dict.fromkeys(("moment", "square"), whole.ends[-1] - first) | {"taken": 1}
-        if sizes != {name: tensor.numel() for name, tensor in state.items()}:
-            raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
-        for name, tensor in self.state_dict().items():
-            if name == "taken" or whole == self._places:
-                tensor.copy_(state[name])
-                continue
-            which = self._which(name)
-            for own, saved in zip(self._places.views(tensor, which), whole.views(state[name], which), strict=True):
-                own.copy_(self.layout.own_of(saved))
-        self.layout.publish()
-
-    def named_state(self) -> dict[str, torch.Tensor]:
-        """The same tensors parameter by parameter, as they are wherever and by however many they are saved: what is
-        copied into them is loaded, and becomes the model's with ``layout.publish``.
-        """
-        named = {"taken": self._taken.view(1)}
-        for name, tensor in self.state_dict().items():
-            if name == "taken":
-                continue
-            which = self._which(name)
-            for (parameter, p), own in zip(self._named[which], self._places.views(tensor, which), strict=True):
-                named[f"{name}.{parameter}"] = self.layout.named(p, own)
-        return named
-
-    def _which(self, buffer: str) -> slice:
-        """The parameters that have a place in a buffer."""
-        ends = {"master": slice(None), "momentum": slice(0, self._matrices)}
-        return ends.get(buffer, slice(self._matrices, None))
-
-    def _scaled(self, at: slice) -> torch.Tensor:
-        """A stretch of the gradient, scaled in place."""
-        gradient = self.gradient[at]
-        return gradient if self._scale is None else gradient.mul_(self._scale)
-
-    def _muon(self, factor: float) -> Iterator[Change]:
-        settings, region = self.settings, slice(0, self._muon_end)
-        rate = settings.matrix_rate * factor
+        settings, inside, rate = self.settings, slice(0, self._muon_end), self.settings.matrix_rate * factor
+        changes: list[Change] = []
 
         def look(at: slice) -> None:
             gradient, momentum = self._scaled(at), self.momentum[at]
@@ -189,37 +138,67 @@ class Optimizer:
             self.master[at].add_(self._update[at], alpha=-rate)
 
         if self._matrices:
-            self.layout.workers.sweep(look, region)
+            self.layout.workers.sweep(look, inside)
             self._whole.gather()
             orthogonalise_(self._groups, torch.bfloat16 if settings.coarse else torch.float32, self.layout.workers)
             self._whole.scatter()
-            yield region, move
+            changes.append((inside, move))
+        self._taken += 1
+        changes += [(region, partial(self._adamw, settings.rate * factor, decay)) for region, decay in self._decays]
+        self.layout.change(changes)
+        self._scale = None
 
-    def _adamw(self, factor: float) -> Iterator[Change]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Flat tensors: master weights, momentum, AdamW's moments and step count."""
+        return {**{name: flat for name, flat, _ in self._saved()}, "taken": self._taken}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Puts everything back, weights included, as one process saved it. KlypeError when it was saved for a model of
+        another shape.
+        """
+        whole, first = self._whole_places, self._whole_places.ends[0]
+        sizes = {"master": whole.ends[-1], "momentum": first}
+        sizes |= dict.fromkeys(("moment", "square"), whole.ends[-1] - first) | {"taken": 1}
+        if sizes != {name: tensor.numel() for name, tensor in state.items()}:
+            raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
+        self._taken.copy_(state["taken"])
+        for name, flat, which in self._saved():
+            for own, saved in zip(self._places.views(flat, which), whole.views(state[name], which), strict=True):
+                own.copy_(self.layout.own_of(saved))
+        self.layout.publish()
+
+    def named_state(self) -> dict[str, torch.Tensor]:
+        """The same tensors parameter by parameter, as they are wherever and by however many they are saved: what is
+        copied into them is loaded, and becomes the model's with ``layout.publish``.
+        """
+        named = {"taken": self._taken.view(1)}
+        for name, flat, which in self._saved():
+            for (parameter, p), own in zip(self._named[which], self._places.views(flat, which), strict=True):
+                named[f"{name}.{parameter}"] = self.layout.named(p, own)
+        return named
+
+    def _saved(self) -> list[tuple[str, torch.Tensor, slice]]:
+        """The flat buffers of a state by name, and the parameters that have a place in each."""
+        inside, outside = slice(0, self._matrices), slice(self._matrices, None)
+        inner = ("master", self.master, slice(None)), ("momentum", self.momentum, inside)
+        return [*inner, ("moment", self.moment, outside), ("square", self.square, outside)]
+
+    def _scaled(self, at: slice) -> torch.Tensor:
+        """A stretch of the gradient, scaled in place."""
+        gradient = self.gradient[at]
+        return gradient if self._scale is None else gradient.mul_(self._scale)
+
+    def _adamw(self, rate: float, decay: float, at: slice) -> None:
         """AdamW as torch.optim.AdamW(fused=True) has it, whose import alone takes longer than a tiny model's first
         hundred steps."""
-        settings, first = self.settings, self._muon_end
-        for region, decay in self._decays:
-
-            def move(at: slice, decay: float = decay) -> None:
-                state = slice(at.start - first, at.stop - first)
-                torch._fused_adamw_(
-                    [self.master[at]],
-                    [self._scaled(at)],
-                    [self.moment[state]],
-                    [self.square[state]],
-                    [],
-                    [self._taken],
-                    lr=settings.rate * factor,
-                    beta1=settings.betas[0],
-                    beta2=settings.betas[1],
-                    weight_decay=decay,
-                    eps=settings.eps,
-                    amsgrad=False,
-                    maximize=False,
-                )
-
-            yield region, move
+        (beta1, beta2), eps = self.settings.betas, self.settings.eps
+        state = slice(at.start - self._muon_end, at.stop - self._muon_end)
+        weights, gradients, none = [self.master[at]], [self._scaled(at)], list[torch.Tensor]()
+        tensors = weights, gradients, [self.moment[state]], [self.square[state]], none, [self._taken]
+        torch._fused_adamw_(
+            *tensors, lr=rate, beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False
+        )
 
     def _sweep(self, work: Callable[[slice], object]) -> None:
         self.layout.workers.sweep(work, slice(0, len(self.gradient)))
@@ -289,14 +268,8 @@ def orthogonalised(x_NRC: torch.Tensor) -> torch.Tensor:
     return x
 
 
-@dataclass(frozen=True, slots=True)
-class MatrixGroup:
-    """Matrices of one shape (tall ones transposed), as views of a buffer, and the scale of each update."""
-
-    lying: tuple[torch.Tensor, ...]
-    scales: torch.Tensor  # [N, 1, 1]
-
-
+# matrices of one shape (tall ones transposed), as views of a buffer, and the scale of each update [N, 1, 1]
+MatrixGroup = tuple[list[torch.Tensor], torch.Tensor]
 # operations per group: enough to outweigh the cost of the calls; one matrix at a time would be slower
 ENOUGH = 8e8
 
@@ -307,14 +280,14 @@ def grouped(matrices: Sequence[torch.Tensor]) -> list[MatrixGroup]:
     for matrix in matrices:
         rows, columns = matrix.shape
         shapes.setdefault((min(rows, columns), max(rows, columns)), []).append(matrix)
-    groups = []
+    groups: list[MatrixGroup] = []
     for (rows, columns), every in sorted(shapes.items(), key=lambda each: -operations(*each[0])):
         most = math.ceil(ENOUGH / operations(rows, columns))
         for alike in (every[at : at + most] for at in range(0, len(every), most)):
             # a tall matrix's update is as much larger as it has more rows than columns (Jordan et al. 2024, Muon)
             scales = [max(1.0, m.shape[0] / m.shape[1]) ** 0.5 for m in alike]
             scales_N11 = torch.tensor(scales, dtype=alike[0].dtype, device=alike[0].device)[:, None, None]
-            groups.append(MatrixGroup(tuple(m.T if m.shape[0] > m.shape[1] else m for m in alike), scales_N11))
+            groups.append(([m.T if m.shape[0] > m.shape[1] else m for m in alike], scales_N11))
     return groups
 
 
@@ -329,7 +302,7 @@ def orthogonalise_(
     """Replaces every matrix of the groups by its orthogonalised, scaled self, in place; computed in ``dtype``."""
 
     def one(group: MatrixGroup) -> None:
-        update_NRC = orthogonalised(torch.stack(group.lying).to(dtype)) * group.scales
-        torch._foreach_copy_(group.lying, update_NRC.unbind())
+        lying, scales_N11 = group
+        torch._foreach_copy_(lying, (orthogonalised(torch.stack(lying).to(dtype)) * scales_N11).unbind())
 
     (workers or Workers()).each(one, groups)

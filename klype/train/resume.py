@@ -8,7 +8,6 @@ which any number of processes can read (sharded.py).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,12 +24,12 @@ from klype import durable, jsons
 from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError
 from klype.jsons import finite, parsed
+from klype.model.atomic_folder import MANIFEST, seal
 from klype.train import parallel
 
 # a torn one still has one before it
 KEPT = 2
-MANIFEST, SHARDS = "manifest.json", "shards"
-MODEL, OPTIMIZER, ABOUT = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER, ABOUT, SHARDS = "model.safetensors", "optimizer.safetensors", "state.json", "shards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,6 @@ def write_state(folder: Path, state: State) -> Path:
     """
     place = folder / "resume" / f"step-{state.step:06d}"
     draft = place.with_name(f".{place.name}{durable.DRAFT}")
-    files = {
-        MODEL: save(_contiguous(state.model)),
-        ABOUT: json.dumps({"step": state.step, **state.about}).encode(),
-    }
-
-    manifest: dict[str, str] = {}
 
     def begin() -> None:
         if parallel.is_first():  # which also clears away what whoever was killed while saving has left
@@ -71,11 +64,9 @@ def write_state(folder: Path, state: State) -> Path:
         """The files common to all ranks, then the manifest, then its name."""
         if not parallel.is_first():
             return
-        for name, content in files.items():
-            durable.write(draft / name, content)
-            manifest[name] = hashlib.sha256(content).hexdigest()
-        durable.write(draft / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
-        sync_folder(draft)
+        (draft / MODEL).write_bytes(save(_contiguous(state.model)))
+        (draft / ABOUT).write_text(json.dumps({"step": state.step, **state.about}), encoding="utf-8")
+        seal(draft, lambda hashes: json.dumps({"files": hashes}, indent=1).encode())
         if place.exists():
             shutil.rmtree(place)
         draft.rename(place)
@@ -87,12 +78,11 @@ def write_state(folder: Path, state: State) -> Path:
     try:
         parallel.together(begin)
         if parallel.ranks() == 1:
-            files[OPTIMIZER] = save(_contiguous(state.optimizer))
+            (draft / OPTIMIZER).write_bytes(save(_contiguous(state.optimizer)))
         else:
-            from klype.train.sharded import hashes, write_shards
+            from klype.train.sharded import write_shards
 
             write_shards(draft / SHARDS, state.optimizer)
-            manifest |= {f"{SHARDS}/{name}": digest for name, digest in hashes(draft / SHARDS).items()}
         parallel.together(finish)
     except OSError as error:
         if parallel.is_first():
@@ -151,15 +141,13 @@ class _TornError(Exception):
 def _read(place: Path, checked: bool = False) -> State:
     """``checked``: somebody has compared the hashes already."""
     try:
-        manifest: dict[str, str] = finite((place / MANIFEST).read_bytes())["files"]
-        sharded = [name for name in manifest if name.startswith(f"{SHARDS}/")]
-        names = [MODEL, ABOUT] if sharded else [MODEL, OPTIMIZER, ABOUT]
-        contents = {name: (place / name).read_bytes() for name in names}
-        for name in () if checked else [*names, *sharded]:
-            content = contents.get(name)
-            digest = hash_file(place / name) if content is None else hashlib.sha256(content).hexdigest()
-            if digest != manifest.get(name):
+        hashes: dict[str, str] = finite((place / MANIFEST).read_bytes())["files"]
+        sharded = any(name.startswith(f"{SHARDS}/") for name in hashes)
+        names = [MODEL, ABOUT] if sharded else [MODEL, ABOUT, OPTIMIZER]
+        for name in () if checked else dict.fromkeys([*names, *hashes]):
+            if hash_file(place / name) != hashes[name]:
                 raise _TornError(f"{name} does not match its hash")
+        contents = {name: (place / name).read_bytes() for name in names}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _TornError(f"{type(error).__name__}: {error}") from error
     about = parsed(contents[ABOUT])  # a loss that was measured meanwhile may be none

@@ -27,19 +27,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from klype.durable import hash_file
 from klype.errors import KlypeError
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.flat_parameters import (
-    Change,
-    FlatOffsets,
-    GradientBuffer,
-    Layout,
-    WholeMatrices,
-    Workers,
-    round_buffers,
-)
+from klype.train.flat_parameters import Change, FlatOffsets, Layout, WholeMatrices, Workers, round_buffers
 from klype.train.objectives import LossBeside, Objective
 from klype.values import Batch, Loss
 
@@ -91,10 +82,12 @@ class Sharded(Layout):
 
     def bind(
         self, parameters: Sequence[nn.Parameter], places: FlatOffsets, flat: tuple[torch.Tensor, torch.Tensor]
-    ) -> GradientBuffer:
+    ) -> torch.Tensor:
         self._parameters = parameters
         self._masters = places.views(flat[0])
-        return _Shards(parameters, places, flat[1])
+        for parameter, own in zip(parameters, places.views(flat[1]), strict=True):
+            parameter.grad = self.named(parameter, own)  # FSDP2 adds to the gradient that is there
+        return flat[1]
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
         """Each matrix whole on one process: its rows go there, and back, in one exchange for all matrices."""
@@ -178,15 +171,6 @@ class _Objective(nn.Module):
         return loss, [loss.total, *([loss.beside.total] if isinstance(loss, LossBeside) else [])]
 
 
-class _Shards(GradientBuffer):
-    """Gradient buffer of a sharded model: this process's rows, summed over all processes."""
-
-    def collect(self, parameter: nn.Parameter, own: torch.Tensor) -> None:
-        if isinstance(parameter.grad, DTensor):
-            own.add_(parameter.grad.to_local())
-        parameter.grad = None
-
-
 def _copy(into: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
     if into:
         torch._foreach_copy_(list(into), list(tensors))
@@ -226,12 +210,6 @@ def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             load(here, storage_reader=reader)
     except CheckpointException as error:
         raise _disk(error) from error
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files by name; every process reads its part of them."""
-    own = {file.name: hash_file(file) for file in sorted(folder.iterdir())[parallel.rank() :: parallel.ranks()]}
-    return {name: digest for part in parallel.from_all(own) for name, digest in part.items()}
 
 
 def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
