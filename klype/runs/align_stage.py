@@ -24,7 +24,7 @@ from klype.runs.reward import ranked_to_learn, rewards_of
 from klype.runs.stages import RunContext, learn, learner, learnt, precision_of
 from klype.runs.task import AnswerSettings, Task, draw_answers
 from klype.train.objectives import Objective, answers_batch, reference_logp
-from klype.train.policy import ActorCritic, align_objective, method
+from klype.train.policy import ActorCritic, AnswerUse, align_objective, method
 from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings
 from klype.train.rewards import QuestionPrompt, WeightedRewards
 from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
@@ -271,12 +271,9 @@ def _batches(
         answers=section.answers,
         limit=section.limit,
         scaling=row.scaling,
-        updates=how.updates,
         beta=how.policy.beta,
-        target_kl=how.target_kl,
-        kl_in_reward=how.kl_in_reward,
-        drop_equal=how.drop_equal,
         seed=seed,
         stop=run.task.chat.tokenizer.ends,
+        **how.model_dump(include=set(AnswerUse.model_fields)),
     )
     return RolloutBatches(rollouts, ask, Engine(twin), rewards, reference, beside)

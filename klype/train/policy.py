@@ -105,7 +105,8 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     """
     settings = settings or PolicySettings()
     scored = score_answers(model, batch)
-    logp_BT, mask_BT = scored.logp_BT, _mask(batch, scored.logp_BT)
+    logp_BT = scored.logp_BT
+    mask_BT = (batch.weights_BT != 0).to(logp_BT.dtype)
     value_N = cast(ActorCritic, model).values_of(scored.states_ND).to(logp_BT.dtype)
     value_BT = torch.zeros_like(logp_BT).flatten().index_copy(0, scored.kept_N, value_N).view(logp_BT.shape) * mask_BT
     # an answer is judged whole: no word of it has a reward of its own
@@ -175,10 +176,6 @@ def at_the_end(reward_B: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     return (columns_T == last_B1) * reward_B[:, None]
 
 
-def _mask(batch: Batch, logp_BT: torch.Tensor) -> torch.Tensor:
-    return (batch.weights_BT != 0).to(logp_BT.dtype)
-
-
 def _clipped(
     logp_BT: torch.Tensor,
     batch: Batch,
@@ -188,16 +185,15 @@ def _clipped(
 ) -> Loss:
     """-min(ρA, clip(ρ)A), ρ being the ratio to what the answers were drawn from, with the penalty and
     ``extra_loss_BT``."""
-    mask_BT = _mask(batch, logp_BT)
+    mask_BT = (batch.weights_BT != 0).to(logp_BT.dtype)
     # outside answers both are 0 and the ratio is 1
     ratio_BT = (logp_BT - batch.extra["old_logp_BT"].to(logp_BT.dtype) * mask_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     # the pessimistic bound: it keeps the gradient that pulls the ratio back
     gain_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
-    ratio_detached_BT = ratio_BT.detach()
-    shown = {"clipped": ratio_detached_BT * advantage_BT > gain_BT.detach(), "ratio": ratio_detached_BT}
+    fixed_BT = ratio_BT.detach()
     loss = _penalised(-gain_BT, logp_BT, ratio_BT, batch, settings, extra_loss_BT)
-    for name, value_BT in shown.items():
+    for name, value_BT in {"clipped": fixed_BT * advantage_BT > gain_BT.detach(), "ratio": fixed_BT}.items():
         loss.metrics.update({name: float((value_BT * mask_BT).sum()), f"{name}_count": float(mask_BT.sum())})
     return loss
 
@@ -212,7 +208,7 @@ def _penalised(
 ) -> Loss:
     """A loss per token with the KL penalty, where there is a reference, and ``extra_loss_BT``, averaged as the settings
     say."""
-    mask_BT, metrics = _mask(batch, logp_BT), dict[str, float]()
+    mask_BT, metrics = (batch.weights_BT != 0).to(logp_BT.dtype), dict[str, float]()
     if "reference_logp_BT" in batch.extra:
         reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
         measured = (k3(logp_BT.detach(), reference_BT) * mask_BT).sum()
@@ -246,22 +242,29 @@ def k3(logp: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 MethodName = Literal["grpo", "rloo", "ppo", "expert", "dpo", "ipo", "kto"]
 
 
-class AlignSettings(config.Settings):
-    """The alignment method and its settings.
+class AnswerUse(config.Settings):
+    """What is made of fresh answers.
 
-    ``target_kl``: beta is adapted to keep the KL near it (nats per answer); 0 keeps beta at ``policy.beta``.
-    ``updates``: steps on the same answers, for methods that weight by the importance ratio.
-    ``kl_in_reward`` and ``drop_equal``: see RolloutSettings.
+    ``target_kl``: beta is adapted to keep the KL near it (nats per answer); 0 keeps beta as it is given (see
+    ``KLController``). ``updates``: steps on the same answers: after the first they are no longer fresh, and only
+    objectives with an importance ratio may be given more than one. ``kl_in_reward`` takes that much reward for each nat
+    that an answer's log-probability is above the reference's. ``drop_equal`` leaves out groups with all rewards equal
+    (their advantage is 0 in any case, but the KL penalty would pull on them).
     """
+
+    target_kl: float = Field(default=0.0, ge=0)
+    updates: int = Field(default=1, ge=1)
+    kl_in_reward: float = Field(default=0.0, ge=0)
+    drop_equal: bool = False
+
+
+class AlignSettings(AnswerUse):
+    """The alignment method and its settings; without ``target_kl`` beta stays at ``policy.beta``."""
 
     method: MethodName = "grpo"
     policy: PolicySettings = PolicySettings()
     preference: PreferenceSettings = PreferenceSettings()
     rehearsal_weight: float = Field(default=0.5, ge=0)
-    target_kl: float = Field(default=0.0, ge=0)
-    updates: int = Field(default=1, ge=1)
-    kl_in_reward: float = Field(default=0.0, ge=0)
-    drop_equal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

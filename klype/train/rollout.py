@@ -14,27 +14,21 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from klype import config
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
 from klype.train.loop import NumberedBatches
 from klype.train.objectives import answers_batch, reference_logp
-from klype.train.policy import Scaling, advantages, k3
+from klype.train.policy import AnswerUse, Scaling, advantages, k3
 from klype.train.rewards import AnswerReward, QuestionPrompt
 from klype.values import Batch, Request, Sampling
 
 Ask = Callable[[int], Sequence[QuestionPrompt]]
 
 
-class RolloutSettings(config.Settings):
+class RolloutSettings(AnswerUse):
     """``answers`` to each question, of at most ``limit`` tokens, drawn at ``temperature``; ``stop`` ends an answer.
 
-    ``unfinished`` is the reward added to an answer that did not end. ``kl_in_reward`` takes that much reward for each
-    nat that an answer's log-probability is above the reference's. ``drop_equal`` leaves out groups with all rewards
-    equal (their advantage is 0 in any case, but the KL penalty would pull on them).
-
-    ``updates`` steps are taken on the same answers: after the first they are no longer fresh, and only objectives with
-    an importance ratio may be given more than one. ``beta`` and ``target_kl``: see ``KLController``.
+    ``unfinished`` is the reward added to an answer that did not end; ``beta``: see ``KLController``.
     """
 
     answers: int = Field(default=8, ge=2)
@@ -42,11 +36,7 @@ class RolloutSettings(config.Settings):
     temperature: float = Field(default=1.0, gt=0)
     scaling: Scaling = "batch"
     unfinished: float = -1.0
-    kl_in_reward: float = Field(default=0.0, ge=0)
-    drop_equal: bool = False
-    updates: int = Field(default=1, ge=1)
     beta: float = Field(default=0.02, ge=0)
-    target_kl: float = Field(default=0.0, ge=0)
     seed: int = 0
     stop: tuple[int, ...] = ()
 
@@ -166,31 +156,24 @@ class RolloutBatches(NumberedBatches):
     def state(self) -> dict[str, Any]:
         """Position; between two updates on the same answers those too, since the weights that drew them are gone."""
         # else the next batch is drawn anew from the step's number alone
-        kept = self._kept if self.index % self.settings.updates else None
-        packed = None if kept is None else _to_json(kept)
+        kept, packed = self._kept if self.index % self.settings.updates else None, None
+        if kept is not None:  # float32 and integers survive JSON exactly
+            tensors = {"tokens": kept.tokens_BT, "targets": kept.targets_BT, "weights": kept.weights_BT}
+            tensors |= {f"extra.{k}": v for k, v in kept.extra.items() if isinstance(v, torch.Tensor)}
+            rest = {k: v for k, v in kept.extra.items() if isinstance(v, int | float | dict)}
+            packed = {"tensors": {k: v.tolist() for k, v in tensors.items()}, "rest": rest}
         return {**super().state(), "beta": self.controller.beta, "kept": packed}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
-        kept = state.get("kept")
-        self.controller.beta = state.get("beta", self.controller.beta)
-        self._kept = None if kept is None else _from_json(kept)
+        self.controller.beta, self._kept = state.get("beta", self.controller.beta), None
+        if packed := state.get("kept"):
+            tensors = {k: torch.tensor(v) for k, v in packed["tensors"].items()}
+            extra = {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
+            extra |= packed["rest"]
+            self._kept = Batch(tensors["tokens"], tensors["targets"], tensors["weights"], extra)
 
 
 def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
     """KL to the reference in nats, estimated from drawn answers."""
     return float(k3(logp_BT, reference_BT).sum() / len(logp_BT))
-
-
-def _to_json(batch: Batch) -> dict[str, Any]:
-    """A batch as JSON can hold it: float32 and integers survive it exactly."""
-    tensors = {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "weights": batch.weights_BT}
-    tensors |= {f"extra.{k}": v for k, v in batch.extra.items() if isinstance(v, torch.Tensor)}
-    rest = {k: v for k, v in batch.extra.items() if isinstance(v, int | float | dict)}
-    return {"tensors": {k: v.tolist() for k, v in tensors.items()}, "rest": rest}
-
-
-def _from_json(packed: dict[str, Any]) -> Batch:
-    tensors = {k: torch.tensor(v) for k, v in packed["tensors"].items()}
-    extra = {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
-    return Batch(tensors["tokens"], tensors["targets"], tensors["weights"], {**extra, **packed["rest"]})
