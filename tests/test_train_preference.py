@@ -20,9 +20,9 @@ V = 5
 RANKS = torch.tensor([[0, 1, 2, 3], [0, 0, 1, -1], [1, 1, 0, 1], [0, 0, 0, 0], [0, -1, -1, -1]])
 
 
-def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin: float = 0.0) -> Loss:
-    """-log σ(chosen - rejected - margin), summed over P pairs."""
-    loss_P = -torch.nn.functional.logsigmoid(chosen_P - rejected_P - margin)
+def bradley_terry(chosen_P: torch.Tensor, rejected_P: torch.Tensor) -> Loss:
+    """-log σ(chosen - rejected), summed over P pairs."""
+    loss_P = -torch.nn.functional.logsigmoid(chosen_P - rejected_P)
     return Loss(loss_P.sum(), torch.tensor(float(loss_P.numel())))
 
 
@@ -49,11 +49,6 @@ def test_of_two_it_is_bradley_terry(a: float, b: float) -> None:
     s = torch.tensor([[a, b]], dtype=torch.float64)
     pl = plackett_luce(s, torch.tensor([[0, 1]]))
     torch.testing.assert_close(pl.total, bradley_terry(s[:, 0], s[:, 1]).total)
-
-
-def test_a_margin_moves_the_threshold() -> None:
-    two, one = torch.tensor([2.0]), torch.tensor([1.0])
-    assert float(bradley_terry(two, one, margin=1.0).total) == pytest.approx(math.log(2))
 
 
 def test_gradient_is_the_finite_difference() -> None:
@@ -173,18 +168,6 @@ def test_a_bandit_with_a_known_best_arm_is_solved(kind: str) -> None:
     assert p[0] > 0.6
     if kind != "kto":
         assert (p.argsort(descending=True) == arms).all()
-
-
-def test_a_margin_with_two_is_bradley_terrys() -> None:
-    scores_QK = torch.randn(7, 2, dtype=torch.float64)
-    pl = plackett_luce(scores_QK, torch.tensor([[0, 1]] * 7), margin=0.3)
-    assert float(pl.total) == pytest.approx(float(bradley_terry(scores_QK[:, 0], scores_QK[:, 1], 0.3).total))
-
-
-def test_a_margin_leaves_ties_alone() -> None:
-    scores_QK = torch.randn(3, 2, dtype=torch.float64)
-    tied_QK = torch.zeros(3, 2, dtype=torch.long)
-    assert float(plackett_luce(scores_QK, tied_QK, margin=2.0).total) == float(plackett_luce(scores_QK, tied_QK).total)
 
 
 def test_davidsons_three_outcomes_sum_to_one() -> None:

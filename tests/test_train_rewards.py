@@ -21,9 +21,7 @@ from klype.train.reward_model import (
     bias_audit,
     fit_reward,
     pairs_by_ranking,
-    reward_loss,
 )
-from klype.values import Batch
 
 torch.set_num_threads(1)
 
@@ -179,27 +177,3 @@ def test_the_audit_finds_a_love_of_length_and_nothing_else() -> None:
     assert found["none"].value is None
     just = bias_audit(2 * length + offset, length, {"length": length + polite}, questions)["length"]
     assert just.value is None or abs(just.value) < 0.1
-
-
-def test_a_margin_and_centring_do_what_they_say() -> None:
-    ranks_QK = torch.tensor([[0, 1, -1]])
-    extra = {
-        "features_QKF": torch.tensor([[[3.0], [2.0], [9.0]]]),
-        "ranks_QK": ranks_QK,
-        "weights_QH": torch.ones(1, 1),
-    }
-    batch = Batch(ranks_QK, ranks_QK, torch.ones_like(ranks_QK), extra)
-    head = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.ones_(head.weight)
-    plain, margin, centred = (
-        float(reward_loss(head, batch, RewardSettings(**more)).total.detach())  # type: ignore[arg-type]
-        for more in ({}, {"margin": 0.5}, {"centre": 0.1})
-    )
-    assert plain == pytest.approx(np.log1p(np.exp(-1.0)))
-    assert margin == pytest.approx(np.log1p(np.exp(-0.5)))
-    assert centred == pytest.approx(plain + 0.1 * 2.5**2)
-
-
-def test_margins_do_not_go_with_davidsons_ties() -> None:
-    with pytest.raises(ValueError, match="margin"):
-        RewardSettings(ties="davidson", margin=0.1)

@@ -271,11 +271,15 @@ class Recipe(Settings):
 
 
 def saved(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, of an earlier klype too: whether alignment started was once a threshold of its own."""
+    """The settings of a run, of an earlier klype too: whether alignment started was once a threshold of its own, and
+    the reward model's scores had a margin and a centre."""
     reward = settings.get("reward")
     if not isinstance(reward, dict):
         return settings
-    return {**settings, "reward": {k: v for k, v in reward.items() if k != "threshold"}}
+    reward = {k: v for k, v in reward.items() if k != "threshold"}
+    if isinstance(fit := reward.get("fit"), dict):
+        reward["fit"] = {k: v for k, v in fit.items() if k not in ("margin", "centre")}
+    return {**settings, "reward": reward}
 
 
 def names() -> list[str]:

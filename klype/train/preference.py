@@ -23,14 +23,11 @@ from klype.train.objectives import answers_batch, reference_logp, score_answers
 from klype.values import Batch, Loss
 
 
-def plackett_luce(
-    scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None, margin: float = 0.0
-) -> Loss:
+def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None) -> Loss:
     """-log of the probability of the rankings when candidates are chosen one by one in proportion to exp(score).
 
     Ties in Efron's form (1977): the l-th of d tied candidates has l/d of the tied weight taken from its denominator,
-    so that a tied pair pulls its scores together. A chosen candidate must be ``margin`` above those left behind it: of
-    two, that is Bradley-Terry with a margin. total: Σ over questions; count: Σ (candidates - 1), both weighted.
+    so that a tied pair pulls its scores together. total: Σ over questions; count: Σ (candidates - 1), both weighted.
     """
     present_QK = ranks_QK >= 0
     # each stands in its own denominators: an absent one's logarithm is then finite, and is left out later
@@ -38,15 +35,16 @@ def plackett_luce(
     pair_QKK = present_QK[:, :, None] & present_QK[:, None, :]
     left_QKK = (pair_QKK & (ranks_QK[:, None, :] >= ranks_QK[:, :, None])) | itself_KK
     tied_QKK = (pair_QKK & (ranks_QK[:, None, :] == ranks_QK[:, :, None])) | itself_KK
-    later_QKK = ranks_QK[:, None, :] > ranks_QK[:, :, None]
-    log_left_QK = _logsumexp(scores_QK[:, None, :] + margin * later_QKK, left_QKK)
-    log_tied_QK = _logsumexp(scores_QK[:, None, :], tied_QKK)
+    scores_Q1K = scores_QK[:, None, :]
+    log_left_QK, log_tied_QK = (
+        scores_Q1K.masked_fill(~those_QKK, -math.inf).logsumexp(-1) for those_QKK in (left_QKK, tied_QKK)
+    )
     earlier_QK = (tied_QKK & itself_KK.new_ones(itself_KK.shape).tril(-1)).sum(-1)
     share_QK = earlier_QK.to(scores_QK.dtype) / tied_QKK.sum(-1)
     # the tied weight is at most all that is left, and share below 1: the logarithm is of something positive
     log_rest_QK = log_left_QK + torch.log1p(-share_QK * (log_tied_QK - log_left_QK).exp())
     loss_Q = ((log_rest_QK - scores_QK) * present_QK).sum(1)
-    return _weighed(loss_Q, (present_QK.sum(1) - 1).clamp(min=0), weights_Q)
+    return _weighted(loss_Q, (present_QK.sum(1) - 1).clamp(min=0), weights_Q)
 
 
 def davidson(
@@ -66,10 +64,10 @@ def davidson(
     before_QKK = ranks_QK[:, :, None] < ranks_QK[:, None, :]
     seen_QKK = torch.where(before_QKK, own_QKK, torch.where(before_QKK.mT, other_QKK, tie_QKK))
     loss_Q = ((whole_QKK - seen_QKK) * pair_QKK).sum((1, 2))
-    return _weighed(loss_Q, pair_QKK.sum((1, 2)), weights_Q)
+    return _weighted(loss_Q, pair_QKK.sum((1, 2)), weights_Q)
 
 
-def _weighed(loss_Q: torch.Tensor, count_Q: torch.Tensor, weights_Q: torch.Tensor | None) -> Loss:
+def _weighted(loss_Q: torch.Tensor, count_Q: torch.Tensor, weights_Q: torch.Tensor | None) -> Loss:
     count_Q = count_Q.to(loss_Q.dtype)
     if weights_Q is None:
         return Loss(loss_Q.sum(), count_Q.sum())
@@ -142,10 +140,6 @@ def _log_ratio(model: nn.Module, batch: Batch) -> torch.Tensor:
     return logp_B - reference_B.to(logp_B.dtype)
 
 
-def _logsumexp(scores_QKK: torch.Tensor, mask_QKK: torch.Tensor) -> torch.Tensor:
-    return scores_QKK.masked_fill(~mask_QKK, float("-inf")).logsumexp(-1)
-
-
 @dataclass(frozen=True, slots=True)
 class RankedAnswers:
     """Answers to one prompt as token ids; ``ranks``: 0 best, equal numbers tied."""
@@ -197,7 +191,16 @@ class RankingBatches(NumberedBatches):
 
     def batch(self, index: int) -> Batch:
         chosen = self._drawn(index)
-        batch = self._marked(chosen) if self.settings.marks else self._ordered(chosen)
+        if self.settings.marks:
+            batch = self._marked(chosen)
+        else:
+            batch = self._rows(chosen)
+            most = int(batch.extra["group"])
+            known = ((known_K, most - len(known_K)) for known_K in map(self._reference, chosen))
+            rows = [torch.cat([known_K, known_K[:1].expand(more)]) for known_K, more in known]
+            ranks = [torch.tensor(self.rankings[i].ranks) for i in chosen]
+            ranks_QK = nn.utils.rnn.pad_sequence(ranks, batch_first=True, padding_value=-1)
+            batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=torch.cat(rows))
         if self.rehearsal is not None:
             batch.extra["rehearsal"] = self.rehearsal(index)
         return batch
@@ -207,15 +210,6 @@ class RankingBatches(NumberedBatches):
         places = range(number * self._number, min((number + 1) * self._number, last))
         epochs = (divmod(place, len(self.rankings)) for place in places)
         return [Permutation(len(self.rankings), mix(self.settings.seed, epoch, 13))(at) for epoch, at in epochs]
-
-    def _ordered(self, chosen: Sequence[int]) -> Batch:
-        batch = self._rows(chosen)
-        known, most = [self._reference(i) for i in chosen], int(batch.extra["group"])
-        rows = [torch.cat([known_K, known_K[:1].expand(most - len(known_K))]) for known_K in known]
-        ranks = [torch.tensor(self.rankings[i].ranks) for i in chosen]
-        ranks_QK = nn.utils.rnn.pad_sequence(ranks, batch_first=True, padding_value=-1)
-        batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=torch.cat(rows))
-        return batch
 
     def _rows(self, chosen: Sequence[int]) -> Batch:
         """K rows a question; a ranking of fewer has its first answer again."""
@@ -233,10 +227,8 @@ class RankingBatches(NumberedBatches):
         known = torch.stack([self._reference(i)[k] for i, k, _ in rows])
         batch.extra.update(reference_logp_B=known, good_B=torch.tensor([mark > 0 for *_, mark in rows]))
         if len(chosen) > 1:
-            others = [*chosen[1:], chosen[0]]
-            mismatched = answers_batch(
-                [self.rankings[i].prompt for i in chosen], [self.rankings[j].answers[0] for j in others]
-            )
+            others = [self.rankings[j].answers[0] for j in (*chosen[1:], chosen[0])]
+            mismatched = answers_batch([self.rankings[i].prompt for i in chosen], others)
             mismatched.extra["reference_logp_B"] = reference_logp(self.reference, mismatched).sum(1)
             batch.extra["mismatched"] = mismatched
         return batch

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from safetensors.torch import load, save
 from torch import nn
 
@@ -43,8 +43,7 @@ class RewardSettings(TrainSettings):
     unsure.
 
     ``ties``: Plackett-Luce with ties in Efron's form, or Davidson's over all pairs, where a tie is an outcome of its
-    own, of weight ``tie_weight``. ``margin``: how far (in raw score) a better answer must be above; not for Davidson.
-    ``centre``: how dear it is that a question's mean score is not 0 (its square times this).
+    own, of weight ``tie_weight``.
     """
 
     steps: int = Field(default=1500, ge=0)
@@ -56,14 +55,6 @@ class RewardSettings(TrainSettings):
     seed: int = 0
     ties: Literal["efron", "davidson"] = "efron"
     tie_weight: float = Field(default=1.0, gt=0)
-    margin: float = Field(default=0.0, ge=0)
-    centre: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.margin and self.ties == "davidson":
-            raise ValueError("a margin goes with ties = efron only")
-        return self
 
 
 class RewardModel:
@@ -221,13 +212,9 @@ def _features(trunk: Transformer, prompts: Sequence[Ids], answers: Sequence[Ids]
     entropy_N = -(logp_NV.exp() * logp_NV.clamp(min=-1e4)).sum(1)
     logp_BA = torch.zeros_like(states_BAD[:, 1:, 0]).masked_scatter(answer_BA, chosen_N)
     unexpected_BA = torch.zeros_like(logp_BA).masked_scatter(answer_BA, -chosen_N - entropy_N)
-    scalars = (
-        logp_BA.sum(1),
-        logp_BA.min(1).values,
-        logp_BA.sum(1) / answer_BA.sum(1).clamp(min=1),
-        unexpected_BA.max(1).values.clamp(min=0, max=UNEXPECTED_CEILING),
-        unexpected_BA.clamp(min=0).sum(1),
-    )
+    highest_B = unexpected_BA.max(1).values.clamp(min=0, max=UNEXPECTED_CEILING)
+    logps = logp_BA.sum(1), logp_BA.min(1).values, logp_BA.sum(1) / answer_BA.sum(1).clamp(min=1)
+    scalars = *logps, highest_B, unexpected_BA.clamp(min=0).sum(1)
     opening_BA = answer_BA & (column_A1[:-1] < OPENING)
     return torch.cat([last_BD, mean(answer_BA), mean(opening_BA), torch.stack(scalars, 1), length_B1], 1).float()
 
@@ -265,23 +252,15 @@ def reward_loss(head: nn.Module, batch: Batch, settings: RewardSettings | None =
     """
     settings = settings or RewardSettings()
     scores_QKH, ranks_QK = head(batch.extra["features_QKF"]), batch.extra["ranks_QK"]
-    totals, counts = [], []
-    for scores_QK, weights_Q in zip(scores_QKH.unbind(-1), batch.extra["weights_QH"].unbind(1), strict=True):
-        if settings.ties == "davidson":
-            loss = davidson(scores_QK, ranks_QK, weights_Q, settings.tie_weight)
-        else:
-            loss = plackett_luce(scores_QK, ranks_QK, weights_Q, settings.margin)
-        total = loss.total
-        if settings.centre:
-            present_QK = ranks_QK >= 0
-            mean_Q = (scores_QK * present_QK).sum(1) / present_QK.sum(1).clamp(min=1)
-            share = loss.count / weights_Q.sum().clamp(min=1e-9)  # a mean over questions beside a mean over choices
-            total = total + settings.centre * share * (mean_Q**2) @ weights_Q
-        totals.append(total)
-        counts.append(loss.count)
+    losses = [
+        davidson(scores_QK, ranks_QK, weights_Q, settings.tie_weight)
+        if settings.ties == "davidson"
+        else plackett_luce(scores_QK, ranks_QK, weights_Q)
+        for scores_QK, weights_Q in zip(scores_QKH.unbind(-1), batch.extra["weights_QH"].unbind(1), strict=True)
+    ]
+    total, count = (torch.stack(each).sum() for each in zip(*((one.total, one.count) for one in losses), strict=True))
     right, pairs = pairs_right(scores_QKH.detach().mean(-1), ranks_QK)
-    metrics = {"pair_accuracy": right, "pair_accuracy_count": pairs}
-    return Loss(torch.stack(totals).sum(), torch.stack(counts).sum(), metrics)
+    return Loss(total, count, {"pair_accuracy": right, "pair_accuracy_count": pairs})
 
 
 def pairs_by_ranking(model: RewardModel, rankings: Sequence[RankedAnswers]) -> list[tuple[float, float]]:
@@ -346,24 +325,27 @@ def bias_audit(
     def centred(values: Sequence[float]) -> Floats:
         return np.asarray(values - (np.bincount(groups, values) / sizes)[groups])
 
+    liked = centred(quality)
+    variance = float(liked @ liked)
+
     def beside_quality(values: Sequence[float]) -> Floats:
-        """What of centred values the annotator's quality does not tell."""
-        own, liked = centred(values), centred(quality)
-        variance = float(liked @ liked)
+        """What of values the annotator's quality does not tell."""
+        own = centred(values)
         return own if variance < 1e-12 else np.asarray(own - liked * float(liked @ own) / variance)
 
-    def correlation(a: Floats, b: Floats) -> Figure:
-        length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    own, found = beside_quality(scores), dict[str, Figure]()
+    for name, trait in traits.items():
+        other = beside_quality(trait)
+        length = float(np.linalg.norm(own) * np.linalg.norm(other))
         if length < 1e-12 or free < 4:
             why = "nothing varies within a question" if length < 1e-12 else "too few answers"
-            return Figure(None, n=len(a), why=why)
-        value = float(np.clip(a @ b / length, -1.0, 1.0))
-        middle = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
-        half = 1.96 / math.sqrt(free - 2)
-        low, high = math.tanh(middle - half), math.tanh(middle + half)
-        return Figure(value, min(low, value), max(high, value), len(a), "partial correlation")
-
-    return {name: correlation(beside_quality(scores), beside_quality(trait)) for name, trait in traits.items()}
+            found[name] = Figure(None, n=len(own), why=why)
+            continue
+        value = float(np.clip(own @ other / length, -1.0, 1.0))
+        middle, half = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12)), 1.96 / math.sqrt(free - 2)
+        low, high = min(value, math.tanh(middle - half)), max(value, math.tanh(middle + half))
+        found[name] = Figure(value, low, high, len(own), "partial correlation")
+    return found
 
 
 UNFINISHED = -1.0  # added to the score of an answer that did not end, as alignment does
