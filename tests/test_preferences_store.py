@@ -80,7 +80,7 @@ def test_what_is_recorded_comes_back_whole(new: New) -> None:
     with Store.open(place) as store:
         assert store.entries() == [replace(entry, id=number), replace(skipped, id=number + 1)]
         assert [c.trace for c in store.entries()[0].asked.candidates] == [TRACE] * 3
-        (ranking,) = store.rankings()
+        ranking = store.entries()[0].ranking()
         assert (ranking.order, ranking.question, ranking.annotator) == (entry.order, asked(0).question, "kari")
 
 

@@ -365,7 +365,7 @@ def test_own_instructions_and_preferences_are_used(texts: Path, tmp_path: Path) 
     assert plan.get("then", plan)["steps"] <= 8 * len(rows) / 16  # lest few rows are learnt by heart
     assert document["planned_s"] < 0.12 * 60  # nor is the text read more than twice, and the time is not taken
     with Store.open(tmp_path / "own" / "rank" / "rankings.db", read_only=True) as store:
-        assert 1 <= len(store.rankings("held-out")) < len(store.rankings()) <= 30
+        assert 1 <= len(store.entries("held-out")) < len(store.entries()) <= 30
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from klype.errors import KlypeError
 from klype.preferences.annotators import ranks
-from klype.values import Figure, Ints, Ranking
+from klype.values import Figure, Floats, Ints, Ranking
 
 
 def pair_agreement(judge: Ranking, other: Ranking) -> tuple[float, int]:
@@ -64,14 +63,7 @@ def _signs(one: Ranking, two: Ranking) -> tuple[Ints, Ints]:
 
 
 Level = Literal["nominal", "ordinal", "interval"]
-Array = npt.NDArray[np.floating[Any]]
 RESAMPLES = 1000
-
-
-def krippendorff(ratings: Sequence[Sequence[float]], level: Level) -> float | None:
-    """α of units' ratings (one inner list per unit). None: nothing to compare, or no variation."""
-    values = sorted({value for unit in ratings for value in unit})
-    return _alpha(_coincidences(ratings, values).sum(0), values, level) if values else None
 
 
 def alpha(groups: Sequence[Sequence[Ranking]], level: Literal["nominal", "ordinal"], seed: int = 0) -> Figure:
@@ -92,15 +84,15 @@ def alpha(groups: Sequence[Sequence[Ranking]], level: Literal["nominal", "ordina
     if len(compared) < 2:
         return Figure(None, n=len(compared), unit=unit, why="fewer than two questions were ranked by two annotators")
     values = sorted({value for ratings in units for value in ratings})
-    per_unit = _coincidences(units, values)
+    per_unit = coincidences(units, values)
     per_question = np.zeros((len(compared), len(values), len(values)))
     np.add.at(per_question, np.array(owner), per_unit)
-    found = _alpha(per_question.sum(0), values, level)
+    found = krippendorff(per_question.sum(0), values, level)
     if found is None:
         return Figure(None, n=len(compared), unit=unit, why="everything was rated the same: chance is not known")
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(compared), np.full(len(compared), 1 / len(compared)), RESAMPLES)
-    resampled = [_alpha(np.tensordot(weights, per_question, 1), values, level) for weights in drawn.astype(float)]
+    resampled = [krippendorff(np.tensordot(weights, per_question, 1), values, level) for weights in drawn.astype(float)]
     known = np.array([value for value in resampled if value is not None])
     low, high = np.quantile(known, (0.025, 0.975)) if known.size else (found, found)
     return Figure(found, min(float(low), found), max(float(high), found), len(compared), unit)
@@ -118,7 +110,7 @@ def _ratings(ranking: Ranking, level: str) -> dict[Hashable, float]:
     return out
 
 
-def _coincidences(units: Sequence[Sequence[float]], values: Sequence[float]) -> Array:
+def coincidences(units: Sequence[Sequence[float]], values: Sequence[float]) -> Floats:
     """[U, V, V]: each unit's ordered pairs of ratings by different annotators, over (ratings - 1)."""
     place = {value: i for i, value in enumerate(values)}
     out_UVV = np.zeros((len(units), len(values), len(values)))
@@ -130,11 +122,12 @@ def _coincidences(units: Sequence[Sequence[float]], values: Sequence[float]) -> 
     return out_UVV
 
 
-def _alpha(coincidence_VV: Array, values: Sequence[float], level: Level) -> float | None:
+def krippendorff(coincidence_VV: Floats, values: Sequence[float], level: Level) -> float | None:
+    """α of summed coincidences. None: nothing to compare, or no variation."""
     count_V = coincidence_VV.sum(0)
     total = float(count_V.sum())
     if level == "nominal":
-        distance_VV: Array = 1 - np.eye(len(values))
+        distance_VV: Floats = 1 - np.eye(len(values))
     else:  # squared; ordinal: how many ratings lie between, half of the ends
         at_V = np.asarray(values, dtype=float) if level == "interval" else np.cumsum(count_V) - count_V / 2
         distance_VV = (at_V[:, None] - at_V[None]) ** 2

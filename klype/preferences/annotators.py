@@ -6,7 +6,9 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -117,38 +119,18 @@ class ModelJudge:
         if not self._yes or not self._no or self._yes & self._no:
             raise UsageError(f"The model {source.name} cannot judge: {yes} and {no} are not told apart by one token.")
 
-    def scores(self, question: Question, answers: Sequence[str]) -> list[float]:
-        asked = [f"Question: {question.transcript}\nAnswer: {a}\nIs this a good answer? Yes or No?" for a in answers]
-        prompts = [self._source.codec.prompt([{"role": "user", "content": text}]) for text in asked]
-        found = []
-        for q in self._source.next(prompts, -1):
-            yes, no = (sum(q.p(token) or 0.0 for token in tokens) for tokens in (self._yes, self._no))
-            sure = yes + no >= self._likely  # without an opinion: tied with all others like it
-            found.append(math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9)) if sure else 0.0)
-        return found
+    def score(self, question: Question, answer: str) -> float:
+        asked = f"Question: {question.transcript}\nAnswer: {answer}\nIs this a good answer? Yes or No?"
+        (q,) = self._source.next([self._source.codec.prompt([{"role": "user", "content": asked}])], -1)
+        yes, no = (sum(q.p(token) or 0.0 for token in tokens) for tokens in (self._yes, self._no))
+        sure = yes + no >= self._likely  # without an opinion: tied with all others like it
+        return math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9)) if sure else 0.0
 
     def annotator(self) -> Scorer:
-        return Scorer(self._source.name, lambda question, answer: self.scores(question, [answer])[0])
+        return Scorer(self._source.name, self.score)
 
 
 SURE = 1e-3  # a share of first places that chance makes rarer than this is a habit
-
-
-@dataclass(frozen=True, slots=True)
-class FirstShown:
-    """How often the answer shown first was put first alone, how often chance would do so, and how sure that is more.
-
-    ``p`` is exact: the chance that independent questions, each with 1/(number shown), give this many or more.
-    """
-
-    times: int
-    rankings: int
-    expected: float
-    p: float
-
-    @property
-    def flagged(self) -> bool:
-        return self.p < SURE and self.times > self.rankings / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +144,20 @@ class Contradictions:
     cyclic: int
 
 
-def first_shown(entries: Sequence[Entry]) -> FirstShown:
-    """Counted over entries with one candidate alone at the top; as the order shown is random, more tell a habit."""
+def first_shown(entries: Sequence[Entry]) -> dict[str, Any]:
+    """``times`` that the answer shown first was put first, ``of`` the entries with one candidate alone at the top; how
+    many are ``expected`` by chance, for the order shown is random; and whether it is ``always`` so: a habit.
+
+    ``p`` is exact: the chance that independent questions, each with 1/(number shown), give this many or more.
+    """
     decided = [e for e in entries if e.kind == "order" and len(e.asked.candidates) > 1 and len(e.order[0]) == 1]
     chances = [1 / len(e.asked.candidates) for e in decided]
     times = sum(e.order[0] == (0,) for e in decided)
     # the Poisson binomial distribution, trial by trial
-    chance_N = np.zeros(len(chances) + 1)
-    chance_N[0] = 1.0
-    for p in chances:
-        chance_N[1:] = chance_N[1:] * (1 - p) + chance_N[:-1] * p
-        chance_N[0] *= 1 - p
-    return FirstShown(times, len(decided), float(sum(chances)), min(1.0, float(chance_N[times:].sum())))
+    chance_N = reduce(np.convolve, [[1 - p, p] for p in chances], np.ones(1))
+    p = min(1.0, float(chance_N[times:].sum()))
+    always = p < SURE and times > len(decided) / 2
+    return {"times": times, "of": len(decided), "expected": float(sum(chances)), "p": p, "always": always}
 
 
 def contradictions(rankings: Sequence[Ranking]) -> Contradictions:

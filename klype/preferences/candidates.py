@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from scipy import special
 
-Floats = npt.NDArray[np.floating[Any]]
+from klype.values import Floats
+
 SIMILAR = 0.9
 
 
@@ -58,9 +58,9 @@ def information(scores_KH: Floats) -> Floats:
     BALD (Houlsby et al. 2011) on Bradley–Terry: the entropy of the mean prediction less the mean entropy of the heads'.
     Zero where the heads agree, however unsure all of them are: that is the annotator's noise, not ignorance.
     """
-    difference_KKH = scores_KH[:, None, :] - scores_KH[None, :, :]
-    p_KKH = 0.5 * (1 + np.tanh(difference_KKH / 2))
-    gain_KK: Floats = np.maximum(0.0, _entropy(p_KKH.mean(-1)) - _entropy(p_KKH).mean(-1))
+    p_KKH = special.expit(scores_KH[:, None, :] - scores_KH[None, :, :])
+    entropy: Callable[[Floats], Floats] = lambda p: special.entr(p) + special.entr(1 - p)
+    gain_KK: Floats = np.maximum(0.0, entropy(p_KKH.mean(-1)) - entropy(p_KKH).mean(-1))
     return gain_KK
 
 
@@ -72,8 +72,3 @@ def most_informative(groups: Sequence[Floats]) -> list[int]:
     """
     value = [float(np.triu(information(scores), 1).sum()) for scores in groups]
     return sorted(range(len(groups)), key=lambda i: -value[i])
-
-
-def _entropy(p: Floats) -> Floats:
-    q = np.clip(p, 1e-12, 1 - 1e-12)
-    return np.asarray(-(q * np.log(q) + (1 - q) * np.log(1 - q)))

@@ -8,8 +8,6 @@ order, and who said so, when and how.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,19 +18,9 @@ from klype import durable
 from klype.data.rows import NO_MESSAGES, groups_of, ranking_of, said_before
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
+from klype.preferences import records
 from klype.preferences.annotators import ranks
-from klype.preferences.records import (
-    BYS,
-    KINDS,
-    PARTS,
-    Candidate,
-    Entry,
-    RankingItem,
-    by_name,
-    entry_of,
-    trace_from,
-    trace_row,
-)
+from klype.preferences.records import Candidate, Entry, RankingItem, by_name
 from klype.values import Question, Ranking
 
 Format = Literal["ranked", "trl", "sharegpt", "alpaca"]
@@ -43,14 +31,9 @@ Row = dict[str, Any]
 def export(path: Path, entries: Iterable[Entry], form: Format) -> int:
     """Writes the file, whole or not at all; how many rows."""
     rows = [row for entry in entries for row in rows_of(entry, form)]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    for i, row in enumerate(rows):
-        if re.search("[\ud800-\udfff]", lines[i]):  # half of a surrogate pair, which UTF-8 cannot write
-            lines[i] = json.dumps(row)
-    text = "".join(f"{line}\n" for line in lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write(path, text)
+        durable.write(path, "".join(f"{records.dumps(row)}\n" for row in rows))
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.", "Choose another file.") from error
     return len(rows)
@@ -166,29 +149,31 @@ def entry_from(row: Mapping[str, Any], identity: str, annotator: str = "") -> En
         texts = [*(m["content"] for m in found.question.extra.get("before", ())), found.question.prompt]
         digest = hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
         found = replace(found, question=replace(found.question, id=f"p{digest[:8]}"))
-    return entry_of(found)
+    return records.entry_of(found)
 
 
 def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | str:
-    texts, order, kind = row["candidates"], row["order"], row.get("kind", "order")
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        return "has candidates that are not a list of texts"
-    if not row["question"].strip() and not str(row.get("context") or "").strip():
-        return "has no question"
-    groups = groups_of(order, 0 if kind == "skip" and not order else len(texts))
-    if kind not in KINDS or row.get("part", "train") not in PARTS:
-        return "has a kind or a part that is not known"
-    if groups is None or not all(groups):
-        return "has an order that does not name each candidate once"
+    texts, seconds = row["candidates"], row.get("seconds")
+    kind, part = row.get("kind", "order"), row.get("part", "train")
     answers, choices, extra = row.get("answers") or [], row.get("choices") or [], row.get("extra") or {}
-    if not isinstance(answers, list) or not isinstance(choices, list) or not isinstance(extra, dict):
-        return "has answers, choices or extra of another type"
-    if (extra := said_before(extra)) is None:
-        return NO_MESSAGES
-    who = str(row.get("annotator") or annotator)
-    by, seconds, sources = row.get("by") or by_name(who), row.get("seconds"), row.get("sources") or [{}] * len(texts)
-    if by not in BYS or not (seconds is None or isinstance(seconds, int | float)):
-        return "has a kind of annotator or a time that is not known"
+    context, who = str(row.get("context") or ""), str(row.get("annotator") or annotator)
+    by, plain = row.get("by") or by_name(who), isinstance(texts, list) and all(isinstance(t, str) for t in texts)
+    order = groups_of(row["order"], 0 if kind == "skip" and not row["order"] else len(texts) if plain else 0)
+    extra = said_before(extra) if (typed := isinstance(extra, dict)) else {}
+    for fine, wrong in (
+        (plain and texts, "has candidates that are not a list of texts"),
+        (row["question"].strip() or context.strip(), "has no question"),
+        (kind in records.KINDS and part in records.PARTS, "has a kind or a part that is not known"),
+        (order is not None and all(order), "has an order that does not name each candidate once"),
+        (typed and isinstance(answers, list) and isinstance(choices, list),
+         "has answers, choices or extra of another type"),
+        (extra is not None, NO_MESSAGES),
+        (by in records.BYS and isinstance(seconds, int | float | None),
+         "has a kind of annotator or a time that is not known"),
+    ):  # fmt: skip
+        if not fine:
+            return wrong
+    assert order is not None and extra is not None  # noqa: PT018
     try:
         candidates = tuple(
             Candidate(
@@ -196,21 +181,19 @@ def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | st
                 str(source.get("model", "")),
                 source.get("temperature"),
                 str(source.get("author", "")),
-                trace_from(source["trace"]) if source.get("trace") else None,
+                records.trace_from(source["trace"]) if source.get("trace") else None,
             )
-            for text, source in zip(texts, sources, strict=True)
+            for text, source in zip(texts, row.get("sources") or [{}] * len(texts), strict=True)
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return "has sources that do not fit its candidates"
-    context = str(row.get("context") or "")
     question = Question(str(row.get("id", identity)), row["question"], context, tuple(answers), tuple(choices), extra)
-    asked = RankingItem(question, candidates, row.get("part", "train"))
-    entry = Entry(asked, groups, who, kind, by, str(row.get("when") or ""))
-    return replace(entry, seconds=seconds, again=bool(row.get("again")))
+    again, when = bool(row.get("again")), str(row.get("when") or "")
+    return Entry(RankingItem(question, candidates, part), order, who, kind, by, when, seconds, again)
 
 
 def _source(candidate: Candidate) -> Row:
-    trace = None if candidate.trace is None else trace_row(candidate.trace)
+    trace = None if candidate.trace is None else records.trace_row(candidate.trace)
     row = {"model": candidate.model, "author": candidate.author, "trace": trace}
     kept = {name: value for name, value in row.items() if value}
     return kept | ({} if candidate.temperature is None else {"temperature": candidate.temperature})

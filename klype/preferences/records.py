@@ -5,6 +5,7 @@ A candidate's trace is kept as a row: its tokens and their log-probabilities, wi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -84,6 +85,13 @@ def by_name(annotator: str) -> By:
     if annotator.startswith(SIMULATED):
         return "simulated"
     return "model" if annotator.startswith(MODEL) else "imported"
+
+
+def dumps(value: Any) -> str:
+    """JSON with letters as they are where UTF-8 can write them: half of a surrogate pair it cannot."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    surrogates = not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+    return json.dumps(value, allow_nan=False) if surrogates else text
 
 
 def trace_row(trace: Trace) -> dict[str, Any]:

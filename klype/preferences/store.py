@@ -5,46 +5,24 @@ What is whole in a store that is damaged is read row by row, from both ends, and
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, insert, inspect, select, update
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError
 
 from klype.errors import KlypeError
-from klype.preferences import database
+from klype.preferences import database, schema
 from klype.preferences.database import DamagedError
-from klype.preferences.records import Candidate, Entry, RankingItem
-from klype.preferences.schema import (
-    Annotator,
-    Row,
-    added,
-    annotator_id,
-    annotators,
-    asked_by_id,
-    asked_of,
-    candidate_of,
-    candidates,
-    claims,
-    covered,
-    entries_of,
-    entry_of_row,
-    inserted,
-    migrate,
-    new_candidates,
-    one_at_a_time,
-    person_of,
-    questions,
-    rankings,
-    recorded,
-)
-from klype.values import Ranking
+from klype.preferences.records import Candidate, Entry, RankingItem, dumps, trace_row
+from klype.preferences.schema import Annotator, Row, annotators, candidates, claims, inserted, questions, rankings
 
 T = TypeVar("T")
 LEASE_S = 900.0  # how long a question that somebody looks at is not given to others
@@ -54,7 +32,7 @@ APART = 3  # questions in between before one is asked again
 class Store:
     """Questions, candidates and rankings in SQLite or PostgreSQL. Safe for many processes at once; close it."""
 
-    def __init__(self, engine: Engine, place: str, clock: Callable[[], float]) -> None:
+    def __init__(self, engine: sa.Engine, place: str, clock: Callable[[], float]) -> None:
         self._engine, self.place, self._clock = engine, place, clock
 
     @staticmethod
@@ -72,7 +50,7 @@ class Store:
             engine = database.connect(place, busy_s, read_only)
             try:
                 database.check_whole(engine)
-                migrate(engine, named, read_only)
+                schema.migrate(engine, named, read_only)
             except BaseException:
                 engine.dispose()
                 raise
@@ -92,17 +70,17 @@ class Store:
     def add(self, asked: Sequence[RankingItem]) -> list[int]:
         """Questions with their candidates; what is there already is not doubled. The questions' ids."""
         with self._writing() as connection:
-            return [found.id for found in added(connection, asked)]
+            return [found.id for found in _added(connection, asked)]
 
     def add_candidate(self, question: int, candidate: Candidate) -> Candidate:
         """One more answer, such as one that a person wrote; with its id."""
         with self._writing() as connection:
-            return new_candidates(connection, [(question, candidate)])[0]
+            return _with_ids(connection, [(question, candidate)])[0]
 
     def questions(self, part: str = "") -> list[RankingItem]:
         """All questions with all their candidates, in the order added."""
         with self._reading() as connection:
-            return list(asked_by_id(connection, part).values())
+            return list(_asked_by_id(connection, part).values())
 
     def prioritise(self, priority: Mapping[int, float]) -> None:
         """The questions with the highest numbers are asked first; others keep theirs."""
@@ -121,8 +99,8 @@ class Store:
         """
         now = self._clock()
         with self._writing() as connection:
-            one_at_a_time(connection)
-            mine = annotator_id(connection, who, self._stamp())
+            _one_at_a_time(connection)
+            mine = _annotator_id(connection, who, self._stamp())
             found = _next(connection, mine, who, (part, each), now)
             if found is None:
                 return None
@@ -130,7 +108,7 @@ class Store:
             connection.execute(delete(claims).where(held | (claims.c.until < now)))
             row = {"question_id": found, "annotator_id": mine, "session": who.session, "until": now + lease_s}
             connection.execute(insert(claims), [row])
-            return asked_by_id(connection, only=[found])[found]
+            return _asked_by_id(connection, only=[found])[found]
 
     def claim_again(self, who: Annotator) -> RankingItem | None:
         """A question that this annotator ranked some time ago and has not ranked twice; with the candidates shown then.
@@ -153,17 +131,17 @@ class Store:
     def record_all(self, entries: Sequence[Entry]) -> list[int]:
         """All of them in one transaction."""
         with self._writing() as connection:
-            return recorded(connection, entries, self._stamp())
+            return _recorded(connection, entries, self._stamp())
 
     def undo(self, who: Annotator) -> Entry | None:
         """Takes back the annotator's last ranking or skip; it stays in the store as taken back. None: nothing to."""
         with self._writing() as connection:
-            one_at_a_time(connection)
-            found = entries_of(connection, "", (who.name,))
+            _one_at_a_time(connection)
+            found = _entries_of(connection, "", (who.name,))
             if not found:
                 return None
             last = found[-1]
-            mine = annotator_id(connection, who, self._stamp())
+            mine = _annotator_id(connection, who, self._stamp())
             row = {"question_id": last.asked.id, "annotator_id": mine, "kind": "undo", "undoes": last.id}
             inserted(connection, rankings, [row | {"shown": [], "ordering": [], "at": self._stamp(), "again": False}])
             return last
@@ -171,11 +149,7 @@ class Store:
     def entries(self, part: str = "", annotators: Sequence[str] = ()) -> list[Entry]:
         """What was said and not taken back, oldest first."""
         with self._reading() as connection:
-            return entries_of(connection, part, annotators)
-
-    def rankings(self, part: str = "", annotators: Sequence[str] = ()) -> list[Ranking]:
-        """The entries with an order (skips have none)."""
-        return [entry.ranking() for entry in self.entries(part, annotators) if entry.kind != "skip"]
+            return _entries_of(connection, part, annotators)
 
     def mark(self) -> tuple[int, int]:
         """A cheap change counter: grows with every ranking, undo and question."""
@@ -187,17 +161,14 @@ class Store:
     def put(self, entries: Sequence[Entry]) -> int:
         """Entries from elsewhere, with their questions and candidates; exact doubles are left out. How many are new."""
         with self._writing() as connection:
-            one_at_a_time(connection)
-            stored = added(connection, [entry.asked for entry in entries])
-            known = {_key(entry) for entry in entries_of(connection, "", ())}
-            new = []
-            for entry, asked in zip(entries, stored, strict=True):
+            _one_at_a_time(connection)
+            known, new = {_key(entry) for entry in _entries_of(connection)}, []
+            for entry, asked in zip(entries, _added(connection, [entry.asked for entry in entries]), strict=True):
                 entry = replace(entry, asked=asked)
                 if _key(entry) not in known:
                     known.add(_key(entry))
                     new.append(entry)
-            recorded(connection, new, self._stamp())
-            return len(new)
+            return len(_recorded(connection, new, self._stamp()))
 
     def _stamp(self) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
@@ -211,6 +182,111 @@ class Store:
     def _reading(self) -> Iterator[Connection]:
         with database.plainly(self.place), self._engine.connect() as connection:
             yield connection
+
+
+# inside a transaction of the store's
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    """Until this transaction is over, whoever calls this waits: it locks the one row of the version. In SQLite whoever
+    writes is alone anyway."""
+    connection.execute(select(schema.version).with_for_update())
+
+
+def _annotator_id(connection: Connection, who: Annotator, now: str) -> int:
+    found = connection.execute(select(annotators.c.id).where(annotators.c.name == who.name)).scalar()
+    if found is not None:
+        return int(found)
+    return inserted(connection, annotators, [{"name": who.name, "by": who.by, "since": now}])[0]
+
+
+def _added(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingItem]:
+    """The items with ids, inserted if new: questions are matched by digest, candidates by text and count."""
+    marks, rows = [], dict[str, dict[str, Any]]()
+    for one in asked:
+        q = one.question
+        # what tells two questions apart: everything in them
+        told = dumps([q.id, q.question, q.context, q.answers, q.choices, q.extra])
+        marks.append(mark := hashlib.sha256(told.encode()).hexdigest())
+        about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
+        rows[mark] = {"digest": mark, "part": one.part, "question": q.question, "context": q.context, "about": about}
+    ids = {row.digest: row.id for row in connection.execute(select(questions.c.id, questions.c.digest))}
+    there = _asked_by_id(connection, only=[ids[mark] for mark in rows if mark in ids])
+    new = [mark for mark in rows if mark not in ids]
+    ids |= zip(new, inserted(connection, questions, [rows[mark] for mark in new]), strict=True)
+    stored = {mark: list(there[ids[mark]].candidates) if ids[mark] in there else [] for mark in rows}
+    places: list[list[int]] = []
+    for mark, one in zip(marks, asked, strict=True):
+        places.append([])
+        for candidate in one.candidates:
+            same = (i for i, c in enumerate(stored[mark]) if i not in places[-1] and c.text == candidate.text)
+            if (place := next(same, None)) is None:
+                place = len(stored[mark])
+                stored[mark].append(replace(candidate, id=0))
+            places[-1].append(place)
+    missing = [(mark, i) for mark, answers in stored.items() for i, answer in enumerate(answers) if not answer.id]
+    made = _with_ids(connection, [(ids[mark], stored[mark][i]) for mark, i in missing])
+    for (mark, i), candidate in zip(missing, made, strict=True):
+        stored[mark][i] = candidate
+    return [
+        replace(there.get(ids[mark], one), candidates=tuple(stored[mark][i] for i in own), id=ids[mark])
+        for mark, one, own in zip(marks, asked, places, strict=True)
+    ]
+
+
+def _with_ids(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:
+    """New candidates, each for the question of that id."""
+    values = [
+        {"question_id": question, "text": c.text, "model": c.model, "temperature": c.temperature, "author": c.author,
+         "trace": c.trace and trace_row(c.trace)}
+        for question, c in rows
+    ]  # fmt: skip
+    made = inserted(connection, candidates, values)
+    return [replace(candidate, id=number) for (_, candidate), number in zip(rows, made, strict=True)]
+
+
+def _recorded(connection: Connection, entries: Sequence[Entry], now: str) -> list[int]:
+    people = {(e.annotator, e.by) for e in entries}
+    ids = {name: _annotator_id(connection, Annotator(name, by), now) for name, by in sorted(people)}
+    rows = []
+    for entry in entries:
+        shown, mine = [candidate.id for candidate in entry.asked.candidates], ids[entry.annotator]
+        assert all([entry.asked.id, *shown]), "only what is stored can be ranked"
+        ordering = [[shown[i] for i in group] for group in entry.order]
+        row = {"question_id": entry.asked.id, "annotator_id": mine, "shown": shown, "ordering": ordering}
+        rows.append({**row, "kind": entry.kind, "at": entry.when, "seconds": entry.seconds, "again": entry.again})
+        over = (claims.c.question_id == entry.asked.id) & (claims.c.annotator_id == mine)
+        connection.execute(delete(claims).where(over))
+    return inserted(connection, rankings, rows)
+
+
+def _asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | None = None) -> dict[int, RankingItem]:
+    chosen = select(questions).order_by(questions.c.id)
+    answers = select(candidates).order_by(candidates.c.id)
+    if only is not None and len(only) < 500:
+        chosen = chosen.where(questions.c.id.in_(only))
+        answers = answers.where(candidates.c.question_id.in_(only))
+    groups: dict[int, list[Candidate]] = defaultdict(list)
+    for row in connection.execute(answers).mappings():
+        groups[row["question_id"]].append(schema.candidate_of(row))
+    asked = connection.execute(chosen).mappings()
+    found = {row["id"]: schema.asked_of(row, groups.get(row["id"], ())) for row in asked}
+    if only is None and groups.keys() - found.keys():
+        raise DamagedError("a question of some candidates is missing")
+    return {number: one for number, one in found.items() if part in ("", one.part)}
+
+
+def _entries_of(connection: Connection, part: str = "", names: Sequence[str] = ()) -> list[Entry]:
+    """What the annotators (all of them, when none is named) said and did not take back."""
+    people = {row["id"]: schema.person_of(row) for row in connection.execute(select(annotators)).mappings()}
+    query = select(rankings).order_by(rankings.c.id)
+    if names:
+        query = query.where(rankings.c.annotator_id.in_([i for i, who in people.items() if who.name in names]))
+    rows = connection.execute(query).mappings().all()
+    asked = _asked_by_id(connection, only=sorted({row["question_id"] for row in rows}))  # one's own are few of them
+    entries = [schema.entry_of_row(row, asked, people) for row in rows]
+    undone = {row["undoes"] for row in rows}
+    return [e for e in entries if e is not None and e.id not in undone and part in ("", e.asked.part)]
 
 
 def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, int], now: float) -> int | None:
@@ -258,18 +334,18 @@ def whole_entries(place: str | Path) -> tuple[list[Entry], int]:
     """The entries of which every row is what was written, and how many other rankings were found."""
     engine = database.connect(place, read_only=database.file_of(place) is not None)
     try:
-        tables = {table.name: _rows(engine, table) for table in (annotators, questions, candidates, rankings)}
+        people, asked, answers, said = (_rows(engine, table) for table in schema.SEALED)
     finally:
         engine.dispose()
-    people = _undamaged(tables["annotators"], person_of)
+    known = _undamaged(people, schema.person_of)
     groups: dict[int, list[Candidate]] = defaultdict(list)
-    for question, candidate in _undamaged(tables["candidates"], lambda r: (r["question_id"], candidate_of(r))).values():
+    for question, candidate in _undamaged(answers, lambda r: (r["question_id"], schema.candidate_of(r))).values():
         groups[question].append(candidate)
-    asked = _undamaged(tables["questions"], lambda row: asked_of(row, groups[row["id"]]))
-    entries = _undamaged(tables["rankings"], lambda row: entry_of_row(row, asked, people))
-    undone = {row["undoes"] for row in tables["rankings"] if row["id"] in entries}
+    items = _undamaged(asked, lambda row: schema.asked_of(row, groups[row["id"]]))
+    entries = _undamaged(said, lambda row: schema.entry_of_row(row, items, known))
+    undone = {row["undoes"] for row in said if row["id"] in entries}
     whole = [entry for number, entry in sorted(entries.items()) if entry is not None and number not in undone]
-    return whole, len(tables["rankings"]) - len(entries)
+    return whole, len(said) - len(entries)
 
 
 def _undamaged(rows: Sequence[Row], read: Callable[[Row], T]) -> dict[int, T]:
@@ -280,32 +356,28 @@ def _undamaged(rows: Sequence[Row], read: Callable[[Row], T]) -> dict[int, T]:
     return found
 
 
-def _rows(engine: Engine, table: Table) -> list[Row]:
+def _rows(engine: sa.Engine, table: sa.Table) -> list[Row]:
     """All that can be reached, each asked for by its id: one that is broken takes no other with it."""
-    try:
-        sums = [c["name"] for c in inspect(engine).get_columns(table.name) if c["name"] == "checksum"]
-    except (SQLAlchemyError, ValueError):
-        sums = ["checksum"]  # an older store has none; of one that cannot be read nothing else says what is whole
-    names = ["id", *covered(table), *sums]
-    with closing(engine.raw_connection()) as raw:
+    with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
-            raw.driver_connection.text_factory = lambda text: text.decode("utf-8", "replace")  # type: ignore[union-attr]
-            raw.driver_connection.execute("PRAGMA writable_schema = ON")  # type: ignore[union-attr]
+            raw: Any = connection.connection.driver_connection
+            raw.text_factory = lambda text: text.decode("utf-8", "replace")
+            raw.execute("PRAGMA writable_schema = ON")
 
-        def reached(query: str) -> list[Any]:
-            found = []
+        def reached(query: sa.Select[Any]) -> list[Row]:
+            found = list[Row]()
             try:
-                with closing(raw.cursor()) as cursor:
-                    cursor.execute(query)
-                    while (values := cursor.fetchone()) is not None:
-                        found.append(values)
-            except (DBAPIError, engine.dialect.loaded_dbapi.Error, OSError):
-                raw.rollback()
+                for row in connection.execute(query).mappings():
+                    found.append(row)  # one that cannot be read takes none before it along
+            except (DBAPIError, OSError):
+                connection.rollback()
             return found
 
-        ids = {
-            number for way in ("", " DESC") for (number,) in reached(f"SELECT id FROM {table.name} ORDER BY id{way}")
-        }
-        rows = [reached(f"SELECT {', '.join(names)} FROM {table.name} WHERE id = {number}") for number in sorted(ids)]
-    found = [{"checksum": None, **dict(zip(names, values, strict=True))} for (values,) in filter(None, rows)]
-    return [row | ({"again": bool(row["again"])} if "again" in row else {}) for row in found]
+        orders = table.c.id, table.c.id.desc()
+        ids = sorted({row["id"] for order in orders for row in reached(select(table.c.id).order_by(order))})
+        columns = [*table.columns]
+        for names in (columns, [column for column in columns if column.name != "checksum"]):  # an older store has none
+            found = [row for number in ids for row in reached(select(*names).where(table.c.id == number))]
+            if found:
+                break
+    return [{"checksum": None, **row} for row in found]

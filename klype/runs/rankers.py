@@ -310,8 +310,8 @@ def _annotator_summary(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
         "skipped": len(entries) - len(ranked),
         "seconds": sum(times) if times else None,
         "with_oneself": _tau(pairs).json(),
-        "first_shown": {"times": habit.times, "of": habit.rankings, "expected": habit.expected, "p": habit.p},
-        "always_first": habit.flagged,
+        "always_first": habit.pop("always"),
+        "first_shown": habit,
     }
 
 
