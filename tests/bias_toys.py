@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from klype.data.seeds import mix
-from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, SparseTruth, Test
+from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, Test, sparse_truth
 
 SIZE, END = 10, 1  # 0 begins, 1 ends, 2 … 9 are words
 
@@ -57,8 +58,8 @@ class Chain:
             out.append(tuple(ids))
         return tuple(out)
 
-    def truth(self, documents: tuple[Ids, ...]) -> SparseTruth:
-        return SparseTruth.of([self.next(word) for document in documents for word in document[:-1]])
+    def truth(self, documents: tuple[Ids, ...]) -> csr_array:
+        return sparse_truth([self.next(word) for document in documents for word in document[:-1]], SIZE)
 
 
 class ChainTruth:

@@ -20,10 +20,7 @@ from klype.experiments.framework import (
     Experiment,
     ExperimentPlan,
     ExperimentProgress,
-    PlanChoice,
-    PlanRequest,
-    Result,
-    Row,
+    by_name,
     over_seeds,
 )
 from klype.experiments.training import LabSettings
@@ -65,38 +62,33 @@ class Tossed(framework.Board):
     FILE = "tossed.json"
 
 
-def less(own: list[Result], control: list[Result]) -> Figure:
-    return over_seeds([a["values"]["heads"] - b["values"]["heads"] for a, b in zip(own, control, strict=True)], "heads")
-
-
-def board(stand: ExperimentProgress[Tossed]) -> Tossed:
-    return Tossed(**stand.common(), rows=stand.rows(Row, lambda results: {}))
+def less(own: list[float], control: list[float]) -> Figure:
+    return over_seeds([a - b for a, b in zip(own, control, strict=True)], "heads")
 
 
 COINS = Experiment[Tossed](
     name="coins",
     noun="coin",
     unknown="--coins: there is no coin",
-    arms=(Coin("fair", "control"), Coin("loaded"), Coin("known", needs_truth=True)),
+    arms=by_name(Coin("fair", "control"), Coin("loaded"), Coin("known", needs_truth=True)),
     control="fair",
     measures={
         "heads": BoardMeasure("share", most=0.065),
         "mean": BoardMeasure("tosses", of="tosses"),
-        "less": BoardMeasure(paired=less, beside=("fair",)),
+        "less": BoardMeasure(of="heads", paired=less, beside=("fair",)),
     },
     settings=LabSettings,
-    choices=(PlanChoice((8, 16), 4), PlanChoice((8,), 2)),
-    cost=lambda plan, speed, knows, cores: (plan.seeds, 60.0 * plan.seeds),
+    choices=(ExperimentPlan(documents=(8, 16), seeds=4), ExperimentPlan(documents=(8,), seeds=2)),
+    cost=lambda plan, seconds, knows, cores: (plan.seeds, 60.0 * plan.seeds),
     cell=Tosses,
-    board=board,
+    board=Tossed,
 )
 
 
 @pytest.mark.slow
 def test_figures_are_summed_over_seeds_and_paired_with_the_control(tmp_path: Path) -> None:
-    plan = COINS.plan(
-        Chain(), tmp_path, PlanRequest(2.5, arms=("loaded",), settings=LabSettings(width=16, layers=1)), 1
-    )  # type: ignore[arg-type]
+    asked = ExperimentPlan(arms=("loaded",), settings=LabSettings(width=16, layers=1))
+    plan = COINS.plan(Chain(), tmp_path, asked, 2.5, 1)  # type: ignore[arg-type]
     assert (plan.documents, plan.seeds, plan.arms) == ((8,), 2, ("fair", "loaded"))
     plan = plan.model_copy(update={"documents": (8, 12)})
     told: list[Any] = []
@@ -123,7 +115,7 @@ def tossed(experiment: Experiment[Tossed], plan: ExperimentPlan, folder: Path) -
         corpus = Chain().corpus(seed, plan.documents[-1], 8)
         Tosses(corpus, Chain().test(), plan.settings, plan.documents[-1], seed, place).run(plan.arms)
     found = framework.results(folder / "cells")
-    return board(ExperimentProgress(experiment, plan, found, Chain().test(), done=True))
+    return ExperimentProgress(experiment, plan, found, Chain().test(), done=True).board()
 
 
 @pytest.mark.slow
@@ -149,7 +141,7 @@ def test_a_damaged_result_is_not_counted(tmp_path: Path) -> None:
 
 def test_a_new_arm_and_a_new_measure_are_rows(tmp_path: Path) -> None:
     measures = {**COINS.measures, "tails": BoardMeasure("share", of="heads")}
-    more = replace(COINS, arms=(*COINS.arms, Coin("bent")), measures=measures)
+    more = replace(COINS, arms={**COINS.arms, "bent": Coin("bent")}, measures=measures)
     assert more.called(("bent",), truth=False) == ("fair", "bent")
     figures = tossed(more, ExperimentPlan(documents=(8,), seeds=1, arms=("fair", "bent")), tmp_path).figures()
     assert figures["bent"]["tails"]["value"] == figures["bent"]["heads"]["value"] == pytest.approx(0.04)

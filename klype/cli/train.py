@@ -172,7 +172,7 @@ def conduct(
     from klype.device import set_threads, usable_cores
     from klype.examine.say import Say
     from klype.experiments.corpus import TextSource, WorldSource
-    from klype.experiments.framework import PlanRequest
+    from klype.experiments.framework import ExperimentPlan
     from klype.runs import folder
 
     experiment, lang = report.experiment, terminal.lang
@@ -182,7 +182,7 @@ def conduct(
         raise UsageError(f"--documents: {sizes[0]} documents teach nothing; give at least {FEWEST_DOCUMENTS}.")
     arms = experiment.called(names, truth=not asked.text)
     settings = load(experiment.settings, overrides=asked.overrides)
-    request = PlanRequest(asked.minutes, sizes, asked.seeds, asked.seed, arms, settings)
+    request = ExperimentPlan(documents=sizes, seeds=asked.seeds, seed=asked.seed, arms=arms, settings=settings)
     texts = read_texts(asked.text, TextOptions(encoding=asked.encoding)) if asked.text else []
     source = TextSource(texts) if asked.text else WorldSource()
     cores = usable_cores()
@@ -201,7 +201,7 @@ def conduct(
         return "\n".join([done, *report.running(board, own)])
 
     with folder.chosen(experiment.name, asked.out, asked.resume, date.today()) as place:
-        plan = experiment.plan(source, place, request, cores, cache_folder())
+        plan = experiment.plan(source, place, request, asked.minutes, cores, cache_folder())
         several = " / ".join(count(n, lang) for n in plan.documents)
         numbers = {"seeds": plan.seeds, f"{experiment.noun}s": len(plan.arms), "cores": cores}
         steps, minutes = count(experiment.steps(plan), lang), number(plan.seconds / 60, lang, 1)

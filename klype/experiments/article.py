@@ -8,7 +8,8 @@ too: the article speaks of a hundred words.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -26,17 +27,7 @@ from klype.examine.intervals import mean_by_question
 from klype.examine.say import Say
 from klype.examine.survival import survival
 from klype.examine.truth import Tokens, Truth, mass
-from klype.experiments.claims import (
-    RECOVERED,
-    ArticleClaim,
-    Document,
-    after_forced,
-    along_texts,
-    claims,
-    dependence_facts,
-    of_figures,
-    slope,
-)
+from klype.experiments import claims
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Figure, Request, Sampling, Trace
 from klype.words import LANGUAGES, words
@@ -56,8 +47,8 @@ def article(found: ExamResult, texts: Sequence[JudgedAnswer] = (), writer: str =
         curve = survival(texts)
         made["documents"] = {"model": writer, "n": len(texts), "s": curve.s.json(), **along(curve, LONGEST)}
     told = texts or (main.answers if main.by_word else ())
-    made["dependence"] = dependence_facts(told, "documents" if texts else "answers")
-    tests = along_texts(told) | after_forced(main.outcomes) | of_figures(made)
+    made["dependence"] = claims.dependence_facts(told, "documents" if texts else "answers")
+    tests = claims.along_texts(told) | claims.after_forced(main.outcomes) | claims.of_figures(made)
     known = {name: test for name, test in tests.items() if test is not None}
     made["tests"] = {name: test.json() for name, test in known.items()}
     made["rulings"] = rulings(known)
@@ -69,7 +60,7 @@ def article(found: ExamResult, texts: Sequence[JudgedAnswer] = (), writer: str =
             "figures": {key: figure for key, (_, figure) in c.shown.items()},
             "tests": {name: made["tests"][name] for name in c.tests if name in made["tests"]},
         }
-        for c in claims(made)
+        for c in claims.claims(made)
     ]
     return made
 
@@ -95,10 +86,7 @@ def extras(found: ExamResult) -> dict[str, Figure]:
         for step in trace.steps
         if step.distribution is not None
     ]
-    both: dict[str, set[bool]] = {}
-    for answer in main.answers:
-        if answer.right is not None:
-            both.setdefault(answer.question, set()).add(answer.right)
+    kinds = Counter(q for q, _ in dict.fromkeys((a.question, a.right) for a in main.answers if a.right is not None))
     gains = [
         (float(a.right) - float(a.word_for_word), a.question)
         for a in main.answers
@@ -109,12 +97,12 @@ def extras(found: ExamResult) -> dict[str, Figure]:
     growth = Figure(None, n=len(matched), why=f"fewer than {FEW} matched pairs")
     if len(matched) >= FEW:
         rows = [(one.cautious(), one.intervention.question) for one in matched]
-        growths = [(float(np.subtract(r["wrong"], r["near"]) @ slope(len(r["wrong"]))), q) for r, q in rows]
+        growths = [(float(np.subtract(r["wrong"], r["near"]) @ claims.slope(len(r["wrong"]))), q) for r, q in rows]
         growth = mean(growths, "difference of shares")
-    last = [min(RECOVERED, len(one.moved)) - 1 for one, _ in ruled]
+    last = [min(claims.RECOVERED, len(one.moved)) - 1 for one, _ in ruled]
     return {
         "not_likeliest": mean(drawn, "share of words"),
-        "both_ways": mean([(float(len(kinds) == 2), q) for q, kinds in both.items()], "share of questions"),
+        "both_ways": mean([(float(n == 2), q) for q, n in kinds.items()], "share of questions"),
         "meaning_gain": mean(gains, "share of answers"),
         "growth": growth,
         "parted": mean([(one.parted, q) for one, q in ruled if one.parted is not None], "difference of shares"),
@@ -123,76 +111,55 @@ def extras(found: ExamResult) -> dict[str, Figure]:
     }
 
 
-def write(folder: Path, made: Document, lang: str) -> Path:
-    """``article.html``, both languages in it."""
-    return html.write(folder / "article.html", render(made, lang))
-
-
-def render(made: Document, lang: str) -> str:
-    return html.render([_page(made, Say(code)) for code in LANGUAGES], lang, made["model"])
-
-
-def _page(made: Document, say: Say) -> html.Document:
-    """A section a claim; a picture stands at the first that it is shown to."""
-    own, drawn = words(say.lang, "article"), pictures(made, say)
-    rows = [_row(claim, made, say, drawn) for claim in claims(made)]
-    counts = {ruling: sum(row["ruling"] == ruling for row in rows) for ruling in get_args(Ruling)}
-    asked = {"questions": made["questions"], "samples": made["settings"]["n"], "t": say.plain(float(made["main"]))}
+def write(folder: Path, made: claims.Document, lang: str) -> Path:
+    """``article.html``, both languages in it: a section a claim; a picture stands at the first that it is shown to."""
+    pages, rows = [], claims.claims(made)
+    counts = {ruling: sum(claim.ruling == ruling for claim in rows) for ruling in get_args(Ruling)}
     # who judges, and how often that judge errs about what is right
     judged = {"judge": made["judge"], **made["figures"].get(made["main"], {}).get("right", {})}
-    lead = own("lead", model=made["model"], n=len(rows), judge=say.judged(judged), alpha=say.share(ALPHA),
-               **asked, **counts)  # fmt: skip
-    formula, sections = html.Formula(drawn["formula"]), []
-    for row in rows:
-        shown = formula if row["name"] == "formula" else drawn.pop(row["picture"], None)
-        small = html.Text(row["how"], "small") if row["how"] else None
-        sign = {"supports": "ok", "does_not_support": "no"}.get(row["ruling"], "open")
-        found = html.Text(row["found"], "verdict", sign, f"{row['ruled']}.")
-        sections.append(html.Section([found, small, shown], row["says"], row["name"]))
-    return html.Document(say, own("title"), lead, sections)
+    for say in map(Say, LANGUAGES):
+        own, drawn = words(say.lang, "article"), pictures(made, say)
+        about = {"model": made["model"], "questions": made["questions"], "samples": made["settings"]["n"]}
+        about |= {"t": say.plain(float(made["main"])), "judge": say.judged(judged), "alpha": say.share(ALPHA)}
+        formula, sections = html.Formula(drawn["formula"]), []
+        for claim, (says, ruled, measured, how) in zip(rows, sentences(made, say.lang), strict=True):
+            shown = formula if claim.name == "formula" else drawn.pop(claim.picture, None)
+            sign = {"supports": "ok", "does_not_support": "no"}.get(claim.ruling, "open")
+            found = html.Text(measured, "verdict", sign, f"{ruled}.")
+            sections.append(html.Section([found, html.Text(how, "small") if how else None, shown], says, claim.name))
+        pages.append(html.Document(say, own("title"), own("lead", n=len(rows), **about, **counts), sections))
+    return html.write(folder / "article.html", html.render(pages, lang, made["model"]))
 
 
-def sentences(made: Document, lang: str) -> list[tuple[str, str, str, str]]:
-    """(claim, ruling, what was measured, by which test) as text, for a terminal."""
-    say = Say(lang)
-    rows = [_row(claim, made, say, {}) for claim in claims(made)]
-    return [(row["says"], row["ruled"], row["found"], row["how"]) for row in rows]
+def sentences(made: claims.Document, lang: str) -> list[tuple[str, str, str, str]]:
+    """(claim, ruling, what was measured, by which test) as text."""
+    say, own, out = Say(lang), words(lang, "article"), []
+    for claim in claims.claims(made):
+        shown = claim.shown
+        values = {key: say.figure(figure, name) for key, (name, figure) in shown.items()}  # type: ignore[arg-type]
+        values |= say.apart({k: f["value"] for k, (_, f) in shown.items() if f.keys() <= {"value", "unit"}})
+        for key, value in claim.plain.items():
+            told = value if isinstance(value, str) else say.count(value) if isinstance(value, int) else say.plain(value)
+            values[key] = told
+        found = own(f"{claim.name}.{claim.ruling}", **values) if values else own("unmeasured")
+        out.append((own(f"{claim.name}.says"), own(f"ruling.{claim.ruling}"), found, _how(claim, made, say)))
+    return out
 
 
-def _how(claim: ArticleClaim, made: Document, say: Say) -> str:
+def _how(claim: claims.ArticleClaim, made: claims.Document, say: Say) -> str:
     """How it was ruled: each test with its statistic, n, and both probabilities."""
     own = words(say.lang, "article")
     if claim.how != "test":
         return own(f"test.{claim.how}") if claim.how != "nothing" else ""
     out = []
-    for name in claim.tests:
-        if (test := made["tests"].get(name)) is not None:
-            key, bound = f"margin.{name}", test["margin"]
-            margin = own(key, margin="" if bound is None else say.plain(bound)) if key in own.messages else ""
-            chances = {side: say.chance(test[side]) for side in ("supports", "against")}
-            kind = own(f"test.{test['test'].lower().replace(' ', '_')}")
-            number, n = say.number(test["statistic"]), say.count(test["n"])
-            out.append(own("test.line", test=kind, statistic=number, n=n, margin=margin, **chances).strip())
+    for name, test in ((name, made["tests"][name]) for name in claim.tests if name in made["tests"]):
+        key, bound = f"margin.{name}", test["margin"]
+        margin = own(key, margin="" if bound is None else say.plain(bound)) if key in own.messages else ""
+        chances = {side: say.chance(test[side]) for side in ("supports", "against")}
+        kind = own(f"test.{test['test'].lower().replace(' ', '_')}")
+        number, n = say.number(test["statistic"]), say.count(test["n"])
+        out.append(own("test.line", test=kind, statistic=number, n=n, margin=margin, **chances).strip())
     return " ".join(out)
-
-
-def _row(claim: ArticleClaim, made: Document, say: Say, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    own, shown = words(say.lang, "article"), claim.shown
-    values = {key: say.figure(figure, name) for key, (name, figure) in shown.items()}  # type: ignore[arg-type]
-    values |= say.apart({k: f["value"] for k, (_, f) in shown.items() if f.keys() <= {"value", "unit"}})
-    plain = {
-        key: value if isinstance(value, str) else say.count(value) if isinstance(value, int) else say.plain(value)
-        for key, value in claim.plain.items()
-    }
-    return {
-        "name": claim.name,
-        "says": own(f"{claim.name}.says"),
-        "ruling": claim.ruling,
-        "ruled": own(f"ruling.{claim.ruling}"),
-        "found": own(f"{claim.name}.{claim.ruling}", **values, **plain) if shown or plain else own("unmeasured"),
-        "how": _how(claim, made, say),
-        "picture": claim.picture if claim.picture in drawn else "",
-    }
 
 
 # Long texts that a base model of the demo world writes, judged word by word: the article speaks of a hundred words.
@@ -240,20 +207,17 @@ def write_texts(
 ) -> list[JudgedAnswer]:
     """Each text with S before every token up to its first error: of what may be drawn, which the end is not."""
     out: list[JudgedAnswer] = []
-    begun = list(openings(world, settings))
-    end = source.codec.stop[0]
+    begun = [tuple(t for word in words for t in spellings.of[word]) for words in openings(world, settings)]
+    end, stop = source.codec.stop[0], tuple(source.codec.stop)
+    sampling = Sampling(temperature=settings.temperature, logit_bias=((end, -100.0),))
+    seed = settings.seed * 1_000_003
+    requests = [
+        Request((begin, *opening), limit=settings.words, sampling=sampling, seed=seed + i, stop=stop, top=-1)
+        for i, opening in enumerate(begun)
+    ]
     for first in range(0, len(begun), CHUNK):
-        some = [tuple(t for word in words for t in spellings.of[word]) for words in begun[first : first + CHUNK]]
-        sampling = Sampling(temperature=settings.temperature, logit_bias=((end, -100.0),))
-        how: dict[str, Any] = {
-            "limit": settings.words,
-            "sampling": sampling,
-            "stop": tuple(source.codec.stop),
-            "top": -1,
-        }
-        seed = settings.seed * 1_000_003 + first
-        requests = [Request((begin, *opening), seed=seed + i, **how) for i, opening in enumerate(some)]
-        for opening, (trace,) in zip(some, answers(source, requests), strict=True):
+        some = slice(first, first + CHUNK)
+        for opening, (trace,) in zip(begun[some], answers(source, requests[some]), strict=True):
             truth = TokenFilter(world.filter("document"), spellings)
             out.append(judged(str(len(out)), trace, after(truth, opening), settings.temperature, end))
         progress(len(out))

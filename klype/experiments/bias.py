@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,10 @@ from klype.examine.intervals import ratio_over_seeds
 from klype.examine.run_figures import FigureFacts, beyond, clearly
 from klype.examine.say import Say
 from klype.experiments import framework
-from klype.experiments.bias_targets import TARGETS, WRITTEN, Lab, members, one_hot, target
+from klype.experiments.bias_targets import TARGETS, WRITTEN, Lab, members, one_hot
 from klype.experiments.corpus import SHOWN
 from klype.experiments.experiment_report import ArmNames, Report
-from klype.experiments.framework import (
-    SHARE,
-    BoardMeasure,
-    BoardPart,
-    Experiment,
-    ExperimentPlan,
-    ExperimentProgress,
-    PlanChoice,
-    Result,
-    Speed,
-    facts,
-)
+from klype.experiments.framework import SHARE, BoardMeasure, BoardPart, Experiment, ExperimentPlan, ExperimentProgress
 from klype.experiments.training import LabSettings
 from klype.values import Figure
 from klype.words import Words
@@ -116,72 +107,54 @@ class BiasBoard(framework.Board):
             raise KlypeError(f"{file} is damaged: {where}: {first['msg']}.", "Run klype bias again.") from None
 
 
-def board(stand: ExperimentProgress[BiasBoard]) -> BiasBoard:
-    """How it stands."""
+def board_facts(stand: ExperimentProgress[BiasBoard], rows: Sequence[BiasRow]) -> dict[str, Any]:
     about = ("target", "documents", "seed", "member")
     curves = [
         Curve(points=one["curve"], done="values" in one, **{key: one[key] for key in about})
         for one in stand.found
         if one["curve"]
     ]
-    return BiasBoard(
-        **stand.common(),
-        epochs=stand.plan.settings.epochs,
-        rows=stand.rows(BiasRow, lambda results: {"turned": sum(one["turned"] for one in results)}),
-        curves=curves,
-        bars=_bars(stand),
-        best=list(_best(stand)),
-    )
+    return {"epochs": stand.plan.settings.epochs, "curves": curves, "bars": bars_of(stand), "best": [*winners(stand)]}
 
 
-def gaps(one_hot: Sequence[float], cure: Sequence[float], oracle: Sequence[float]) -> Figure:
+def gaps(cure: Sequence[float], one_hot: Sequence[float], oracle: Sequence[float]) -> Figure:
     """The share of the way from one-hot to the oracle that a cure goes, paired by seed: Σ(o − c) / Σ(o − p)."""
-    o, c, p = (np.asarray(values, float) for values in (one_hot, cure, oracle))
+    c, o, p = (np.asarray(values, float) for values in (cure, one_hot, oracle))
     figure = ratio_over_seeds(o - c, o - p, "share of the gap")  # it may be below 0, and above 1
     if figure.value is not None and ((c == o).all() or (c == p).all()):  # no way at all, or all of it: by definition
         return replace(figure, low=figure.value, high=figure.value, certain=True, why="")
     return figure
 
 
-def _gap(own: list[Result], control: list[Result], truth: list[Result]) -> Figure:
-    return gaps(*([one["values"]["kl"] for one in group] for group in (control, own, truth)))
-
-
-def _best(stand: ExperimentProgress[BiasBoard]) -> Iterator[Best]:
+def winners(stand: ExperimentProgress[BiasBoard]) -> Iterator[Best]:
     """Chosen on one half of the test, told by the other: a winner's own luck is not counted for it."""
-    by = {
-        name: [results[seed] for seed in sorted(results)]
-        for name, results in stand.by(stand.plan.documents[-1]).items()
-        if len(results) >= stand.plan.seeds
-    }
+    found, seeds = stand.by(stand.plan.documents[-1]), stand.plan.seeds
+    by = {name: [rows[seed] for seed in sorted(rows)] for name, rows in found.items() if len(rows) >= seeds}
     if not {CONTROL, TRUTH} <= by.keys():
         return
     flops = {name: sum(one["flops"] for one in results) for name, results in by.items()}
+    cures = [name for name in stand.names if name in by and TARGETS[name].kind == "cure"]
     for within in WITHIN:
-        allowed = [
-            name
-            for name in stand.names
-            if name in by and target(name).kind == "cure" and (within is None or flops[name] <= within * flops[CONTROL])
-        ]
-        if allowed:
-            name = min(allowed, key=lambda name: sum(one["values"]["kl_chosen"] for one in by[name]))
-            yield Best(target=name, within=within, gap=facts(_gap(by[name], by[CONTROL], by[TRUTH])))
+        if allowed := [name for name in cures if within is None or flops[name] <= within * flops[CONTROL]]:
+            best = min(allowed, key=lambda name: sum(one["values"]["kl_chosen"] for one in by[name]))
+            gap = gaps(*([one["values"]["kl"] for one in by[arm]] for arm in (best, CONTROL, TRUTH)))
+            yield Best(target=best, within=within, gap=framework.facts(gap))
 
 
-def _bars(stand: ExperimentProgress[BiasBoard]) -> Bars | None:
+def bars_of(stand: ExperimentProgress[BiasBoard]) -> Bars | None:
     if stand.test.shown is None:
         return None
     measured = [by for count in stand.plan.documents if (by := stand.by(count))]
     last = measured[-1] if measured else {}
     told = {name: [one["bars"] for one in by.values() if "bars" in one] for name, by in last.items()}
     words = [stand.vocabulary[i] for i in stand.test.shown[1]]
-    means = {row.name: np.mean(told[row.name], axis=0).tolist() for row in TARGETS if told.get(row.name)}
+    means = {name: np.mean(told[name], axis=0).tolist() for name in TARGETS if told.get(name)}
     return Bars(text=SHOWN, words=words, truth=list(stand.test.shown[1].values()), targets=means)
 
 
 def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tuple[int, int]:
     """Steps of one cell at most: one-hot ones, and with whole distributions."""
-    rows = [target(name) for name in targets]
+    rows = [TARGETS[name] for name in targets]
     written = {"ensemble-written": 1, "steady-written": WRITTEN}  # times the documents, beside those there are
     hard = soft = 0
     for row in rows:
@@ -192,16 +165,16 @@ def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tupl
             soft += epochs * (1 + written.get(row.name, 0))
     for name, count in members(settings).items():
         if any(row.members == name for row in rows):
-            hard += (count - (name in targets)) * target(name).how(settings).epochs
+            hard += (count - (name in targets)) * TARGETS[name].how(settings).epochs
     once = -(-documents // settings.rows)
     return hard * once, soft * once
 
 
-def cost(plan: ExperimentPlan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
+def cost(plan: ExperimentPlan, seconds: tuple[float, float], knows: bool, cores: int) -> tuple[int, float]:
     """Steps at most, and seconds."""
     both = [steps(count, plan.arms, plan.settings) for count in plan.documents]
     hard, soft = (plan.seeds * sum(part) for part in zip(*both, strict=True))
-    return hard + soft, OTHER * ENDED * (hard * speed.hard + soft * speed.soft) / cores
+    return hard + soft, OTHER * ENDED * (hard * seconds[0] + soft * seconds[1]) / cores
 
 
 BIAS = Experiment[BiasBoard](
@@ -219,21 +192,21 @@ BIAS = Experiment[BiasBoard](
         "bits_per_byte": BoardMeasure("bits a byte"),
         "loss": BoardMeasure("nats a token"),
         "compute": BoardMeasure(
-            paired=lambda own, control: ratio_over_seeds(
-                [one["flops"] for one in own], [one["flops"] for one in control], "times one-hot's"
-            ),
-            beside=(CONTROL,),
+            of="flops", paired=partial(ratio_over_seeds, unit="times one-hot's"), beside=(CONTROL,)
         ),
-        "gap": BoardMeasure(paired=_gap, beside=(CONTROL, TRUTH)),
+        "gap": BoardMeasure(of="kl", paired=gaps, beside=(CONTROL, TRUTH)),
     },
     settings=LabSettings,
     choices=[
-        PlanChoice((fewest, 2 * fewest, 4 * fewest), seeds)
+        ExperimentPlan(documents=(fewest, 2 * fewest, 4 * fewest), seeds=seeds)
         for fewest, seeds in ((300, 5), (200, 5), (150, 5), (150, 3), (100, 3), (75, 3), (50, 2))
     ],
     cost=cost,
     cell=Lab,
-    board=board,
+    board=BiasBoard,
+    row=BiasRow,
+    row_facts=lambda results: {"turned": sum(one["turned"] for one in results)},
+    board_facts=board_facts,
 )
 
 
@@ -280,13 +253,6 @@ def running(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> 
         for c in board.curves
         if not c.done and c.points
     ]  # fmt: skip
-
-
-def pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
-    """All of which there is something to show."""
-    tell = ArmNames("target", say, own, COLOURS)
-    draws = (gap_picture, bars_picture, documents_picture, compute_picture, training_picture)
-    return [picture for draw in draws if (picture := draw(board, tell)) is not None]
 
 
 def gap_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
@@ -364,12 +330,9 @@ def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
 
 def pareto(rows: Sequence[tuple[str, float, float]]) -> set[str]:
     """The Pareto front of (name, compute, KL): those that leave less than all that cost less."""
-    found, least = set(), float("inf")
-    for name, _, kl in sorted(rows, key=lambda row: row[1:]):
-        if kl < least:
-            found.add(name)
-            least = kl
-    return found
+    ordered = sorted(rows, key=lambda row: row[1:])
+    least = accumulate((kl for *_, kl in ordered), min, initial=math.inf)
+    return {name for (name, _, kl), before in zip(ordered, least, strict=False) if kl < before}
 
 
 def training_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
@@ -390,7 +353,8 @@ def training_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
 REPORT = Report[BiasBoard](
     BIAS,
     verdict,
-    pictures,
+    (gap_picture, bars_picture, documents_picture, compute_picture, training_picture),
+    COLOURS,
     notes=("interval", "how_turned"),
     last=("turned", lambda row: f"{row.turned}/{row.seeds}"),
     special={

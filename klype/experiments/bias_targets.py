@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,27 +23,10 @@ from klype.answers.trace_files import replace as replace_file
 from klype.data.ngram import KneserNey
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
+from klype.experiments import training
 from klype.experiments.corpus import Ids, targets
-from klype.experiments.framework import Cell
-from klype.experiments.training import (
-    Curve,
-    LabSettings,
-    Mixture,
-    Soft,
-    TrainedModel,
-    TrainingHooks,
-    TrainingSet,
-    average,
-    divergence,
-    measure,
-    mixed,
-    rows,
-    said_of,
-    shape,
-    train_model,
-    true,
-    uniform,
-)
+from klype.experiments.framework import Arm, Cell, by_name
+from klype.experiments.training import Curve, LabSettings, Mixture, Soft, TrainedModel, TrainingSet, average, rows
 from klype.jsons import saved
 from klype.model.transformer import Transformer
 from klype.values import Floats, Request
@@ -61,23 +44,17 @@ STEADY = 3  # steady teachers
 WRITTEN = 2  # times the documents there are
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """``kind``: the baseline, a cure, the truth, or beside: no student of the same size, so neither cure nor winner.
+@dataclass(frozen=True)
+class Target(Arm):
+    """``make(lab)``: its training set, or a trained model; beside is no student of the same size, so neither cure nor
+    winner.
 
     ``how``: its model is trained, where that differs from the others. ``members``: the row of which several models
     teach it.
     """
 
-    name: str
-    make: Callable[[Lab], TrainingSet | TrainedModel]
-    kind: Literal["baseline", "cure", "beside", "truth"] = "cure"
     how: Callable[[LabSettings], LabSettings] = lambda settings: settings
     members: str = ""
-
-    @property
-    def needs_truth(self) -> bool:
-        return self.kind == "truth"
 
 
 # ways to train
@@ -110,12 +87,13 @@ def one_hot(lab: Lab) -> TrainingSet:
 
 def smoothing(lab: Lab) -> TrainingSet:
     """A little of every word: (1 − ε) one-hot + ε uniform."""
-    return TrainingSet(lab.corpus.train, mixed(hard(lab), uniform(lab.corpus.size), SMOOTHED))
+    return TrainingSet(lab.corpus.train, training.mixed(hard(lab), training.uniform(lab.corpus.size), SMOOTHED))
 
 
 def kneser_ney(lab: Lab) -> TrainingSet:
     """What followed the same three words elsewhere in the documents, mixed in."""
-    return TrainingSet(lab.corpus.train, mixed(hard(lab), rows(cross_fitted(lab.corpus.train, lab.corpus.size)), MIXED))
+    counted = rows(cross_fitted(lab.corpus.train, lab.corpus.size))
+    return TrainingSet(lab.corpus.train, training.mixed(hard(lab), counted, MIXED))
 
 
 def student(lab: Lab, of: str = "one-hot", count: int = 0, counts: bool = False, writing: int = 0) -> TrainingSet:
@@ -170,10 +148,10 @@ def best_of(lab: Lab) -> TrainedModel:
 def oracle(lab: Lab) -> TrainingSet:
     """p itself: what no corpus shows, and the least that any target can leave."""
     assert lab.corpus.truth is not None, "only the world knows its truth"
-    return TrainingSet(lab.corpus.train, true(lab.corpus.truth, lab.corpus.size))
+    return TrainingSet(lab.corpus.train, training.true(lab.corpus.truth, lab.corpus.size))
 
 
-TARGETS = (
+TARGETS = by_name(
     Target("one-hot", one_hot, "baseline"),
     Target("label-smoothing", smoothing),
     Target("kneser-ney", kneser_ney),
@@ -207,11 +185,6 @@ def members(settings: LabSettings) -> dict[str, int]:
     return {"one-hot": settings.teachers, "steady": STEADY}
 
 
-def target(name: str) -> Target:
-    """The row of this name, which is there."""
-    return next(row for row in TARGETS if row.name == name)
-
-
 # distributions at positions
 
 
@@ -239,7 +212,7 @@ def cross_fitted(documents: Sequence[Sequence[int]], size: int, order: int = ORD
 
 def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Sequence[Ids]) -> float:
     """The share of the second, in twentieths, with which the mixture says the documents best."""
-    a_N, b_N = (said_of(table.float(), documents).clamp_min(1e-9) for table in (first_NV, second_NV))
+    a_N, b_N = (training.said_of(table.float(), documents).clamp_min(1e-9) for table in (first_NV, second_NV))
     shares = [k / 20 for k in range(20)]
     return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
 
@@ -272,55 +245,52 @@ class Lab(Cell):
 
     def trained(self, name: str, member: int = 0) -> TrainedModel:
         """The model trained on this target; members differ in initial weights and order."""
-        key = (name, member)
+        key, file = (name, member), self.folder / f"{name}.{member}.json"
         if key not in self.known:
-            self.known[key] = self._read(name, member) or self._train(target(name), member)
+            about, weights = saved(file) or {}, file.with_suffix(".safetensors")
+            if "values" in about and weights.is_file():
+                model = Transformer(training.shape(self.corpus.size, TARGETS[name].how(self.settings)))
+                model.load_state_dict(load_file(weights))
+                curve = [(epoch, loss, kl) for epoch, loss, kl in about["curve"]]
+                self.known[key] = TrainedModel(model.eval(), curve, about["turned"], about["flops"], about["reads"])
+            else:
+                self.known[key] = self._train(TARGETS[name], member, file)
         return self.known[key]
 
     def teachers(self, name: str, count: int = 0) -> list[TrainedModel]:
         """So many models of a row; 0: as many as teach together."""
         return [self.trained(name, k) for k in range(count or members(self.settings)[name])]
 
-    def _train(self, row: Target, member: int) -> TrainedModel:
+    def _train(self, row: Target, member: int, file: Path) -> TrainedModel:
         began, settings = time.perf_counter(), row.how(self.settings)
         about: dict[str, Any] = {"target": row.name, "documents": self.documents, "seed": self.seed}
         about |= {"member": member, "epochs": settings.epochs}
-        self._write(about, [])
-        made = row.make(self)
+
+        def write(curve: Curve) -> None:
+            replace_file(file, json.dumps({**about, "curve": curve}, allow_nan=False).encode())
+
+        def look(model: nn.Module, curve: Curve) -> None:
+            """While it trains: KL on some of the test's documents."""
+            if self.test.truth is not None:
+                documents = self.test.documents[:WATCHED]
+                truth = self.test.truth[: sum(len(d) - 1 for d in documents)]
+                kl_N, *_ = training.against(training.predict(model, documents), truth)
+                curve[-1] = (*curve[-1][:2], float(kl_N.mean()))
+            write(curve)
+
+        write([])
+        made: TrainingSet | TrainedModel = row.make(self)
         if isinstance(made, TrainingSet):
-            hooks = TrainingHooks(self._watch, lambda curve: self._write(about, curve), self.backend)
-            made = train_model(made, self.corpus, settings, mix(self.seed, member, 7), hooks)
-        values = measure(made.model, self.test)
-        about |= {"turned": made.turned, "flops": made.flops, "reads": made.reads, "values": values}
+            made = training.train_model(made, self.corpus, settings, mix(self.seed, member, 7), self.backend, look)
+        about |= {"turned": made.turned, "flops": made.flops, "reads": made.reads}
+        about["values"] = training.measure(made.model, self.test)
         if self.test.shown is not None:
             prefix, p = self.test.shown
             with torch.no_grad():
                 about["bars"] = made.model(torch.tensor([prefix]))[0, -1].softmax(-1)[list(p)].tolist()
         if isinstance(made.model, Transformer):
             weights = {name: tensor.contiguous() for name, tensor in made.model.state_dict().items()}
-            replace_file(self._file(row.name, member, ".safetensors"), save(weights))
-        self._write(about | {"seconds": time.perf_counter() - began}, made.curve)
+            replace_file(file.with_suffix(".safetensors"), save(weights))
+        about["seconds"] = time.perf_counter() - began
+        write(made.curve)
         return made
-
-    def _watch(self, model: nn.Module) -> float | None:
-        """KL on some of the test's documents, while it trains."""
-        if self.test.truth is None:
-            return None
-        documents = self.test.documents[:WATCHED]
-        return divergence(model, documents, self.test.truth.first(sum(len(d) - 1 for d in documents)))
-
-    def _read(self, name: str, member: int) -> TrainedModel | None:
-        about, weights = saved(self._file(name, member, ".json")), self._file(name, member, ".safetensors")
-        if about is None or "values" not in about or not weights.is_file():
-            return None
-        model = Transformer(shape(self.corpus.size, target(name).how(self.settings)))
-        model.load_state_dict(load_file(weights))
-        curve = [(epoch, loss, kl) for epoch, loss, kl in about["curve"]]
-        return TrainedModel(model.eval(), curve, about["turned"], about["flops"], about["reads"])
-
-    def _write(self, about: dict[str, Any], curve: Curve) -> None:
-        text = json.dumps({**about, "curve": curve}, allow_nan=False)
-        replace_file(self._file(about["target"], about["member"], ".json"), text.encode())
-
-    def _file(self, name: str, member: int, end: str) -> Path:
-        return self.folder / f"{name}.{member}{end}"

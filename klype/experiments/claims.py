@@ -7,24 +7,16 @@ enough, by arithmetic, or by how such models are made; the sentences are in ``kl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from klype.examine import hypothesis_tests
 from klype.examine.error_feedback import FEW, InterventionOutcome
 from klype.examine.evidence import JudgedAnswer
-from klype.examine.hypothesis_tests import (
-    Outcome,
-    Ruling,
-    constant_hazard,
-    effect,
-    from_interval,
-    independent_errors,
-    last_position,
-    more,
-    stretch_hazards,
-)
+from klype.examine.hypothesis_tests import Outcome, Ruling, effect, from_interval, more
 from klype.examine.survival import hazards, survival, weibull_shape
 from klype.values import Figure
 
@@ -32,6 +24,8 @@ Document = Mapping[str, Any]
 # placeholder in the sentence → (name of the measure, figure)
 Shown = dict[str, tuple[str, Mapping[str, Any]]]
 How = Literal["test", "count", "example", "arithmetic", "construction", "above", "nothing"]
+# words of a text that the formula's figures are of
+WORDS = 100
 # an answer has recovered if nothing else is wrong within this many words
 RECOVERED = 3
 # an error is made more likely if its probability rises by more than this
@@ -64,136 +58,137 @@ class ArticleClaim:
     picture: str = ""
 
 
-# None: what it needs was not measured
-Claimed = ArticleClaim | None
+class MissingFigureError(LookupError):
+    """What a claim needs was not measured."""
 
 
 def claims(made: Document) -> list[ArticleClaim]:
-    """In the order of the article."""
-    rules: list[Callable[[Document], Claimed]] = [
+    """In the order of the article; undetermined where what a claim needs was not measured."""
+    rules: list[Callable[[Document], ArticleClaim]] = [
         not_likeliest, greedy, diverse, seldom_same, both_ways, direction, formula, constant, independent,
         meaning, feedback, grows, no_way_back, exponential, passes, targets,
     ]  # fmt: skip
-    return [rule(made) or ArticleClaim(rule.__name__, "undetermined") for rule in rules]
+    out = []
+    for rule in rules:
+        try:
+            out.append(rule(made))
+        except MissingFigureError:
+            out.append(ArticleClaim(rule.__name__, "undetermined"))
+    return out
 
 
-def _figure(made: Document, name: str, t: str = "") -> dict[str, Any] | None:
-    """A figure (or one that only the article asks for) that has a value."""
-    figure = made["figures"].get(t or made["main"], {}).get(name, made["extra"].get(name))
-    return figure if figure is not None and figure["value"] is not None else None
+def _figure(made: Document, name: str, t: str = "") -> Document:
+    """A figure, or one that only the article asks for. MissingFigureError where it has no value."""
+    figure: Document = made["figures"].get(t or made["main"], {}).get(name) or made["extra"].get(name) or {}
+    if figure.get("value") is None:
+        raise MissingFigureError(name)
+    return figure
 
 
-def _ruled(made: Document, *names: str) -> list[Ruling]:
-    return [made["rulings"].get(name, "undetermined") for name in names]
+def _shown(made: Document, **names: str) -> Shown:
+    """By placeholder the figures of these names, each written as its measure is."""
+    return {placeholder: (name, _figure(made, name)) for placeholder, name in names.items()}
 
 
-def _all(rulings: list[Ruling]) -> Ruling:
+def _dependence(made: Document) -> Document:
+    found: Document | None = made["dependence"]
+    if found is None:
+        raise MissingFigureError("dependence")
+    return found
+
+
+def _ruling(made: Document, *tests: str) -> Ruling:
     """That all hold: one that does not is enough against it."""
-    if "does_not_support" in rulings:
-        return "does_not_support"
-    return "supports" if set(rulings) == {"supports"} else "undetermined"
+    found: set[Ruling] = {made["rulings"].get(test, "undetermined") for test in tests}
+    return "does_not_support" if "does_not_support" in found else found.pop() if len(found) == 1 else "undetermined"
 
 
 def _tested(
     made: Document, name: str, shown: Shown, plain: Mapping[str, str | float], picture: str = ""
 ) -> ArticleClaim:
-    return ArticleClaim(name, _ruled(made, name)[0], "test", shown, plain, (name,), picture)
+    """By the test of the claim's own name."""
+    return ArticleClaim(name, _ruling(made, name), "test", shown, plain, (name,), picture)
 
 
-def _example(name: str, share: Mapping[str, Any] | None, plain: Mapping[str, float], picture: str = "") -> Claimed:
+def _example(made: Document, name: str, plain: Mapping[str, float], picture: str = "") -> ArticleClaim:
     """One example is enough."""
-    if share is None:
-        return None
+    share = _figure(made, name)
     ruling: Ruling = "supports" if share["value"] > 0 else "undetermined"
     return ArticleClaim(name, ruling, "example", {"share": ("right", share)}, plain, (), picture)
 
 
-def not_likeliest(made: Document) -> Claimed:
+def not_likeliest(made: Document) -> ArticleClaim:
     """Not always the most probable word is taken: one that is not is enough."""
-    return _example("not_likeliest", _figure(made, "not_likeliest"), {"t": float(made["main"])})
+    return _example(made, "not_likeliest", {"t": float(made["main"])})
 
 
-def greedy(made: Document) -> Claimed:
+def greedy(made: Document) -> ArticleClaim:
     """Temperature 0 gives low quality and repetition: both."""
-    cold, warm = _figure(made, "right", "0"), _figure(made, "right")
-    loops, warm_loops = _figure(made, "repetition", "0"), _figure(made, "repetition")
-    if cold is None or warm is None or loops is None or warm_loops is None or made["main"] == "0":
-        return None
-    names = ("greedy_poor", "greedy_repeats")
-    shown: Shown = {"cold": ("right", cold), "warm": ("right", warm), "loops": ("repetition", loops),
-                    "warm_loops": ("repetition", warm_loops)}  # fmt: skip
-    ruling = _all(_ruled(made, *names))
-    return ArticleClaim("greedy", ruling, "test", shown, {"t": float(made["main"])}, names, "temperatures")
+    if made["main"] == "0":
+        raise MissingFigureError("a temperature to compare with")
+    names, shown = ("greedy_poor", "greedy_repeats"), Shown()
+    for cold, warm, name in (("cold", "warm", "right"), ("loops", "warm_loops", "repetition")):
+        shown |= {cold: (name, _figure(made, name, "0")), warm: (name, _figure(made, name))}
+    plain = {"t": float(made["main"])}
+    return ArticleClaim("greedy", _ruling(made, *names), "test", shown, plain, names, "temperatures")
 
 
-def diverse(made: Document) -> Claimed:
+def diverse(made: Document) -> ArticleClaim:
     """Above 1, answers are more diverse."""
     hottest = max(made["figures"], key=float)
-    low, high = _figure(made, "answer_entropy"), _figure(made, "answer_entropy", hottest)
-    if low is None or high is None or hottest == made["main"]:
-        return None
-    plain = {"t": float(made["main"]), "hot": float(hottest)}
-    return _tested(made, "diverse", {"low": ("answer_entropy", low), "high": ("answer_entropy", high)}, plain)
+    if hottest == made["main"]:
+        raise MissingFigureError("a higher temperature")
+    shown = _shown(made, low="answer_entropy") | {"high": ("answer_entropy", _figure(made, "answer_entropy", hottest))}
+    return _tested(made, "diverse", shown, {"t": float(made["main"]), "hot": float(hottest)})
 
 
-def seldom_same(made: Document) -> Claimed:
+def seldom_same(made: Document) -> ArticleClaim:
     """Word for word the same answer is seldom given twice."""
-    same = _figure(made, "same_text")
-    if same is None:
-        return None
-    return _tested(made, "seldom_same", {"same": ("same_text", same)}, {"t": float(made["main"])})
+    return _tested(made, "seldom_same", _shown(made, same="same_text"), {"t": float(made["main"])})
 
 
-def both_ways(made: Document) -> Claimed:
+def both_ways(made: Document) -> ArticleClaim:
     """Wrong once, right when asked again: one question is enough."""
-    plain = {"n": made["settings"]["n"], "t": float(made["main"])}
-    return _example("both_ways", _figure(made, "both_ways"), plain, "tree")
+    return _example(made, "both_ways", {"n": made["settings"]["n"], "t": float(made["main"])}, "tree")
 
 
-def direction(made: Document) -> Claimed:
+def direction(made: Document) -> ArticleClaim:
     """Another word changes where the text goes, by more than two texts that go on from one word differ; where nobody
     knows what can follow, the meaning of answers that go on from it."""
-    if parted := _figure(made, "parted"):
-        moved = made["after_error"][made["main"]]["moved"][0]
-        return _tested(made, "direction", {"parted": ("", parted), "moved": ("moved", moved)}, {})
-    less = _figure(made, "feedback_meaning")
-    if less is None:
-        return None
-    return _tested(made, "direction_meaning", {"less": ("feedback_meaning", less)}, {"n": less["n"]})
+    try:
+        shown = _shown(made, parted="parted")
+    except MissingFigureError:
+        shown = _shown(made, less="feedback_meaning")
+        return _tested(made, "direction_meaning", shown, {"n": shown["less"][1]["n"]})
+    return _tested(made, "direction", shown | {"moved": ("moved", made["after_error"][made["main"]]["moved"][0])}, {})
 
 
-def formula(made: Document) -> Claimed:
+def formula(made: Document) -> ArticleClaim:
     """(1 − S)^n: the slip, and what holds."""
-    s, shown, plain = _figure(made, "s"), Shown(), dict[str, str]()
-    if s is None:
-        plain = {"s": "S", "right": "Sⁿ", "printed": "(1 − S)ⁿ"}
-    else:
-        low, high = s.get("low"), s.get("high")
-        share = _power(s["value"], low, high, s["n"])
-        wrong = _power(1 - s["value"], None if high is None else 1 - high, None if low is None else 1 - low, s["n"])
-        shown = {"s": ("s", s), "right": ("right", share), "printed": ("right", wrong)}
+    shown, plain = Shown(), {"s": "S", "right": "Sⁿ", "printed": "(1 − S)ⁿ"}
+    with suppress(MissingFigureError):
+        s = _figure(made, "s")
+        value, low, high = s["value"], s.get("low"), s.get("high")
+        slip = (1 - value, *(None if end is None else 1 - end for end in (high, low)))
+        shown, plain = {"s": ("s", s)}, {}
+        for key, ends in (("right", (value, low, high)), ("printed", slip)):
+            share, least, most = (None if end is None else end**WORDS for end in ends)
+            shown[key] = ("right", Figure(share, least, most, s["n"]).json())
     return ArticleClaim("formula", "does_not_support", "arithmetic", shown, plain, (), "formula")
 
 
-def _power(value: float, low: float | None, high: float | None, n: int, words: int = 100) -> dict[str, Any]:
-    least, most = (None if end is None else end**words for end in (low, high))
-    return Figure(value**words, least, most, n).json()
-
-
-def constant(made: Document) -> Claimed:
+def constant(made: Document) -> ArticleClaim:
     """Every word is right with the same probability, wherever it stands."""
-    found = made["dependence"]
-    if found is None or not found["stretches"]:
-        return None
+    found = _dependence(made)
+    if not found["stretches"]:
+        raise MissingFigureError("stretches")
     shown: Shown = {f"h{i}": ("", {"value": h, "unit": "share"}) for i, h in enumerate(found["stretches"], 1)}
     return _tested(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
 
 
-def independent(made: Document) -> Claimed:
+def independent(made: Document) -> ArticleClaim:
     """Errors are independent: given the position, no texts err more than others."""
-    found = made["dependence"]
-    if found is None:
-        return None
+    found = _dependence(made)
     shown: Shown = {"k": ("survival", found["k"]), "reference": ("survival", found["reference"]),
                     "difference": ("", found["difference"])}  # fmt: skip
     return _tested(made, "independent", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
@@ -203,20 +198,16 @@ def _curve(found: Document) -> str:
     return "documents" if found["of"] == "documents" else "survival"
 
 
-def meaning(made: Document) -> Claimed:
+def meaning(made: Document) -> ArticleClaim:
     """By meaning, being right is much likelier than word for word."""
-    right, same, gain = (_figure(made, name) for name in ("right", "word_for_word", "meaning_gain"))
-    if right is None or same is None or gain is None:
-        return None
-    shown: Shown = {"right": ("right", right), "same": ("word_for_word", same), "gain": ("", gain)}
-    return _tested(made, "meaning", shown, {})
+    return _tested(made, "meaning", _shown(made, right="right", same="word_for_word", gain="meaning_gain"), {})
 
 
-def feedback(made: Document) -> Claimed:
+def feedback(made: Document) -> ArticleClaim:
     """An error makes the next likelier than a right word as rare does; errors by edit distance."""
     found = made["after_error"].get(made["main"])
     if found is None or found["cautious"][0]["value"] is None:
-        return None
+        raise MissingFigureError("matched pairs")
     pairs = found["pairs"]
     shown: Shown = {"near": ("", found["cautious"][0]), "up": ("", found["difference"][0])}
     plain = {"n": pairs["matched"], "dropped": pairs["dropped"], "ratio": pairs["ratio"][1]}
@@ -225,52 +216,42 @@ def feedback(made: Document) -> Claimed:
     return _tested(made, "feedback", shown, plain, "feedback")
 
 
-def grows(made: Document) -> Claimed:
+def grows(made: Document) -> ArticleClaim:
     """The word after that is likelier still to be wrong: the slope of the effect over all distances."""
-    growth = _figure(made, "growth")
-    if growth is None:
-        return None
+    growth = _shown(made, growth="growth")
     rows = made["after_error"][made["main"]]["cautious"]
-    shown: Shown = {"first": ("", rows[0]), "last": ("", rows[-1]), "growth": ("", growth)}
+    shown = {"first": ("", rows[0]), "last": ("", rows[-1]), **growth}
     return _tested(made, "grows", shown, {"m": len(rows)}, "feedback")
 
 
-def no_way_back(made: Document) -> Claimed:
+def no_way_back(made: Document) -> ArticleClaim:
     """There is no way back after an error: the word stays, by construction; how much of what follows is wrong is told
     beside the same after a right word."""
-    share, beside = _figure(made, "recovery"), _figure(made, "clean_beside")
-    if share is None or beside is None:
-        return None
-    found = {"share": share, "beside": beside, "ended": made["extra"]["ended"]}
-    shown: Shown = {key: ("recovery", figure) for key, figure in found.items()}
+    found = _shown(made, share="recovery", beside="clean_beside") | {"ended": ("", made["extra"]["ended"])}
+    shown: Shown = {key: ("recovery", figure) for key, (_, figure) in found.items()}
     return ArticleClaim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
 
 
-def exponential(made: Document) -> Claimed:
+def exponential(made: Document) -> ArticleClaim:
     """The chance of being right falls exponentially with length: by the same share at every word, for all texts."""
-    found, tests = made["dependence"], ("constant", "independent")
-    if found is None or found["shape"]["value"] is None:
-        return None
+    found, tests = _dependence(made), ("constant", "independent")
+    if found["shape"]["value"] is None:
+        raise MissingFigureError("shape")
     shown: Shown = {"shape": ("weibull_shape", found["shape"]), "k": ("survival", found["k"])}
-    ruling = _all(_ruled(made, *tests))
+    ruling = _ruling(made, *tests)
     return ArticleClaim("exponential", ruling, "above", shown, {"n": found["n"]}, tests, _curve(found))
 
 
-def passes(made: Document) -> Claimed:
+def passes(made: Document) -> ArticleClaim:
     """The whole model is used for every word."""
-    own, tokens = _figure(made, "passes"), _figure(made, "tokens")
-    if own is None or tokens is None:
-        return None
-    ruling: Ruling = "supports" if abs(own["value"] - tokens["value"]) < 1e-9 else "does_not_support"
-    shown: Shown = {"passes": ("passes", own), "tokens": ("tokens", tokens)}
-    return ArticleClaim("passes", ruling, "count", shown, {}, (), "cost")
+    shown = _shown(made, passes="passes", tokens="tokens")
+    every = abs(shown["passes"][1]["value"] - shown["tokens"][1]["value"]) < 1e-9
+    return ArticleClaim("passes", "supports" if every else "does_not_support", "count", shown, {}, (), "cost")
 
 
-def targets(made: Document) -> Claimed:
+def targets(made: Document) -> ArticleClaim:
     """Training towards one right word biases the probabilities: what is seen here cannot tell the cause."""
-    figure = _figure(made, "calibration")
-    shown: Shown = {} if figure is None else {"gap": ("calibration", figure)}
-    return ArticleClaim("targets", "undetermined", "nothing", shown, {}, (), "calibration")
+    return ArticleClaim("targets", "undetermined", "nothing", _shown(made, gap="calibration"), picture="calibration")
 
 
 # what they are tested on
@@ -281,12 +262,13 @@ def along_texts(texts: Sequence[JudgedAnswer]) -> dict[str, Outcome | None]:
     if not any(text.s for text in texts):
         return {}
     table_MTE = hazards(texts)
-    return {"constant": constant_hazard(table_MTE), "independent": independent_errors(table_MTE)}
+    alone = hypothesis_tests.independent_errors(table_MTE)
+    return {"constant": hypothesis_tests.constant_hazard(table_MTE), "independent": alone}
 
 
 def dependence_facts(texts: Sequence[JudgedAnswer], of: str) -> dict[str, Any] | None:
     """The figures beside those tests, at the last position that they look at."""
-    n = last_position(table_MTE := hazards(texts)) if any(text.s for text in texts) else 0
+    n = hypothesis_tests.last_position(table_MTE := hazards(texts)) if any(text.s for text in texts) else 0
     if n < 1:
         return None
     curve = survival(texts)
@@ -295,7 +277,7 @@ def dependence_facts(texts: Sequence[JudgedAnswer], of: str) -> dict[str, Any] |
         "of": of,
         "texts": len(texts),
         "n": n,
-        "stretches": stretch_hazards(table_MTE),
+        "stretches": hypothesis_tests.stretch_hazards(table_MTE),
         "shape": weibull_shape(texts).json(),
         **{name: figures[n - 1].json() for name, figures in at.items()},
     }

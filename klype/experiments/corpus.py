@@ -9,10 +9,10 @@ import copy
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from klype.data.documents import split
 from klype.data.readers import TextDocument
@@ -29,27 +29,15 @@ BEGIN = "<s>"
 SHOWN = "Jeg gikk en tur på"
 # documents to test on; questions taken from them; questions with more right answers than this are skipped
 TEST, QUESTIONS, ANSWERS = 160, 60, 16
+VOCABULARY = 800  # tokens that a text is written in
 SHARE = 0.1  # of a text held out to stop by, and as much again to test on
 
 
-@dataclass(frozen=True, slots=True)
-class SparseTruth:
-    """p at each of N positions, sparse: position k has ``ids[starts[k]:starts[k + 1]]`` with their ``p``."""
-
-    starts: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.int64]
-    p: npt.NDArray[np.float32]
-
-    @staticmethod
-    def of(rows: Sequence[dict[int, float]]) -> SparseTruth:
-        starts = np.cumsum([0, *map(len, rows)])
-        ids = np.array([i for row in rows for i in row], np.int64)
-        return SparseTruth(starts, ids, np.array([p for row in rows for p in row.values()], np.float32))
-
-    def first(self, positions: int) -> SparseTruth:
-        """The truth at the first positions only."""
-        end = int(self.starts[positions])
-        return SparseTruth(self.starts[: positions + 1], self.ids[:end], self.p[:end])
+def sparse_truth(rows: Sequence[Mapping[int, float]], size: int) -> csr_array:
+    """p at each of N positions, sparse: [N, V] of V = ``size``."""
+    starts = np.cumsum([0, *map(len, rows)])
+    ids = np.array([i for row in rows for i in row], np.int64)
+    return csr_array((np.array([p for row in rows for p in row.values()], np.float32), ids, starts), (len(rows), size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +56,7 @@ class Test:
     """
 
     documents: tuple[Ids, ...]
-    truth: SparseTruth | None = None
+    truth: csr_array | None = None
     questions: tuple[CorpusQuestion, ...] = ()
     shown: tuple[Ids, dict[int, float]] | None = None
     bytes: int = 0
@@ -82,12 +70,12 @@ class Corpus:
     end: int
     train: tuple[Ids, ...]
     held_out: tuple[Ids, ...]
-    truth: SparseTruth | None = None
+    truth: csr_array | None = None
 
     def first(self, documents: int) -> Corpus:
         """With the first documents only to learn from."""
         train = self.train[:documents]
-        truth = self.truth.first(sum(len(d) - 1 for d in train)) if self.truth is not None else None
+        truth = None if self.truth is None else self.truth[: sum(len(d) - 1 for d in train)]
         return replace(self, train=train, truth=truth)
 
     @property
@@ -124,12 +112,11 @@ class WorldSource:
 
     knows = True
 
-    def __init__(self, size: Literal["full", "small"] = "small", longest: int = LONGEST) -> None:
-        self._world = World(size)
-        self._longest = longest
-        self.vocabulary = (BEGIN, END, *(word for word in self._world.words if word != END))
+    def __init__(self) -> None:
+        world = World("small")
+        self.vocabulary = (BEGIN, END, *(word for word in world.words if word != END))
         self._id = {word: i for i, word in enumerate(self.vocabulary)}
-        self._start = self._world.grammar.document(styled=False)
+        self._start = world.grammar.document(styled=False)
 
     def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
         """These numbers of documents, or fewer where there are not so many."""
@@ -154,7 +141,7 @@ class WorldSource:
 
     def _documents(self, seed: int, count: int) -> tuple[Ids, ...]:
         rng = random.Random(seed)
-        return tuple(self._ids(sample(self._start, rng)[0][: self._longest]) for _ in range(count))
+        return tuple(self._ids(sample(self._start, rng)[0][:LONGEST]) for _ in range(count))
 
     def _ids(self, words: Iterable[str]) -> Ids:
         return (0, *(self._id[word] for word in words))
@@ -165,18 +152,18 @@ class WorldSource:
             truth.push(i)
         return truth
 
-    def _truth(self, documents: Sequence[Ids]) -> SparseTruth:
+    def _truth(self, documents: Sequence[Ids]) -> csr_array:
         rows = []
         for document in documents:
             truth = self.beginning()
             for i in document[1:]:
                 rows.append(truth.next())
                 truth.push(i)
-        return SparseTruth.of(rows)
+        return sparse_truth(rows, len(self.vocabulary))
 
     def _question(self, document: Ids) -> CorpusQuestion | None:
         """The document's last question that leaves room for an answer; None without one."""
-        places = [t for t, i in enumerate(document[: self._longest - 12]) if i == self._id["?"]]
+        places = [t for t, i in enumerate(document[: LONGEST - 12]) if i == self._id["?"]]
         if not places:
             return None
         prefix = document[: places[-1] + 1]
@@ -185,7 +172,7 @@ class WorldSource:
         # one answer too many is enough to know that it is skipped
         while todo and len(answers) <= ANSWERS:
             said, truth = todo.pop()
-            if len(prefix) + len(said) > self._longest:
+            if len(prefix) + len(said) > LONGEST:
                 return None
             for i in truth.next():
                 after = copy.copy(truth)
@@ -198,20 +185,19 @@ class WorldSource:
 
 
 class TextSource:
-    """One's own text: pieces of ``longest`` tokens; which of them are learnt differs from seed to seed."""
+    """One's own text: pieces of ``LONGEST`` tokens; which of them are learnt differs from seed to seed."""
 
     knows = False
 
-    def __init__(self, texts: Iterable[TextDocument], vocabulary: int = 800, longest: int = LONGEST) -> None:
+    def __init__(self, texts: Iterable[TextDocument]) -> None:
         first = split(texts, SHARE)
         second = split(first.train, SHARE)
-        self._tokenizer = Tokenizer.train((d.text for d in second.train), vocabulary)
-        self._longest = longest
+        self._tokenizer = Tokenizer.train((d.text for d in second.train), VOCABULARY)
         self._train, self._held = self._pieces(second.train), self._pieces(second.held_out)
         self._test = self._pieces(first.held_out)
         if min(map(len, (self._train, self._held, self._test))) < 8:
             raise KlypeError(
-                f"The text gives only {len(self._train)} pieces of {longest} tokens to learn from,"
+                f"The text gives only {len(self._train)} pieces of {LONGEST} tokens to learn from,"
                 f" {len(self._held)} to stop by and {len(self._test)} to test on: too few to compare anything.",
                 "Give more text.",
             )
@@ -242,8 +228,8 @@ class TextSource:
         for ids in self._tokenizer.encode_documents([d.text for d in texts]):
             # every piece begins with the begin token, not only a text's first
             inside = ids[1:]
-            cuts = range(0, len(inside), self._longest - 1)
-            out += [(begin, *inside[at : at + self._longest - 1]) for at in cuts if len(inside) - at > 1]
+            cuts = range(0, len(inside), LONGEST - 1)
+            out += [(begin, *inside[at : at + LONGEST - 1]) for at in cuts if len(inside) - at > 1]
         return out
 
 

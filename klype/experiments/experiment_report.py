@@ -71,13 +71,15 @@ class ArmNames:
 
 @dataclass(frozen=True)
 class Report(Generic[B]):
-    """How an experiment is shown. ``notes``: the small print's words; ``last``: the last column's words, and a row's;
-    ``special``: cells that are more than a figure; ``narrow``: columns that a terminal has room for, where not all;
-    ``running``: what is being trained; ``told``: what else is said of an arm."""
+    """How an experiment is shown. ``draws`` make its pictures, in the arms' ``colours``; ``notes``: the small print's
+    words; ``last``: the last column's words, and a row's; ``special``: cells that are more than a figure; ``narrow``:
+    columns that a terminal has room for, where not all; ``running``: what is being trained; ``told``: what else is said
+    of an arm."""
 
     experiment: Experiment[B]
     verdict: Callable[[B, Say, Words], list[str]]
-    pictures: Callable[[B, Say, Words], list[Picture]]
+    draws: Sequence[Callable[[B, ArmNames], Picture | None]]
+    colours: Mapping[str, str]
     notes: Sequence[str]
     last: tuple[str, Callable[[Any], str]]
     special: Mapping[str, Callable[[Row, ArmNames], str]] = field(default_factory=dict)
@@ -90,9 +92,24 @@ class Report(Generic[B]):
         return html.write(folder / "report.html", self.render(board, lang))
 
     def render(self, board: B, lang: str) -> str:
-        return html.render(
-            [self._page(board, Say(code), words(code, self.experiment.name)) for code in LANGUAGES], lang
-        )
+        pages = []
+        for code in LANGUAGES:
+            say, own = Say(code), words(code, self.experiment.name)
+            tables = [Table(own("table", documents=say.count(n)), *self.table(board, n, say, own))
+                      for n in reversed(board.documents)]  # fmt: skip
+            name = ArmNames(self.experiment.noun, say, own).name
+            arms = Glossary([(name(arm), own(f"what.{arm}") + self.told(arm, own)) for arm in board.kinds])
+            found: list[Part] = [*texts(self.verdict(board, say, own), "verdict"), *self.pictures(board, say, own)]
+            measured: list[Part] = [*tables, Text(" ".join(map(own, self.notes)), "small"), arms]
+            sections = [Section(found), Section(measured, own("measured"))]
+            lead = own("lead", seeds=board.seeds, steps=say.count(board.steps))
+            pages.append(Document(say, own("title"), f"{lead} {own(f'lead_{board.source}')}", sections))
+        return html.render(pages, lang)
+
+    def pictures(self, board: B, say: Say, own: Words) -> list[Picture]:
+        """All of which there is something to show."""
+        tell = ArmNames(self.experiment.noun, say, own, self.colours)
+        return [picture for draw in self.draws if (picture := draw(board, tell)) is not None]
 
     def table(
         self, board: B, documents: int, say: Say, own: Words, only: Sequence[str] = ()
@@ -108,14 +125,3 @@ class Report(Generic[B]):
             texts |= {key: more(row, tell) for key, more in self.special.items() if texts.get(key)}
             cells.append([tell.name(row.arm), *texts.values()] + ([] if only else [self.last[1](row)]))
         return columns, cells
-
-    def _page(self, board: B, say: Say, own: Words) -> Document:
-        lead = own("lead", seeds=board.seeds, steps=say.count(board.steps))
-        tables = [Table(own("table", documents=say.count(n)), *self.table(board, n, say, own))
-                  for n in reversed(board.documents)]  # fmt: skip
-        name = ArmNames(self.experiment.noun, say, own).name
-        arms = Glossary([(name(arm), own(f"what.{arm}") + self.told(arm, own)) for arm in board.kinds])
-        found: list[Part] = [*texts(self.verdict(board, say, own), "verdict"), *self.pictures(board, say, own)]
-        measured: list[Part] = [*tables, Text(" ".join(map(own, self.notes)), "small"), arms]
-        sections = [Section(found), Section(measured, own("measured"))]
-        return Document(say, own("title"), f"{lead} {own(f'lead_{board.source}')}", sections)

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny
@@ -32,7 +31,7 @@ from klype.examine.intervals import student
 from klype.examine.run_figures import FigureFacts
 from klype.examine.truth import Truth
 from klype.experiments.corpus import Corpus, Source, Test
-from klype.experiments.training import LabSettings, TrainingHooks, TrainingSet, train_model, uniform
+from klype.experiments.training import LabSettings, TrainingSet, train_model, uniform
 from klype.jsons import saved
 from klype.model.attention import TORCH, Backend
 from klype.model.compiled import compiled_backend
@@ -49,15 +48,26 @@ PROBED = 8  # steps that are timed
 SHARE = "share"
 
 
-class Arm(Protocol):
-    """``kind``: the control or baseline, a cure, beside (what a cure is seen against), or what the truth does."""
+@dataclass(frozen=True)
+class Arm:
+    """``make``: how it is trained; ``kind``: the control or baseline, a cure, beside (what a cure is seen against), or
+    what the truth does."""
+
+    name: str
+    make: Callable[..., Any]
+    kind: Literal["control", "baseline", "cure", "beside", "truth"] = "cure"
 
     @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def needs_truth(self) -> bool: ...
+    def needs_truth(self) -> bool:
+        return self.kind == "truth"
+
+
+A = TypeVar("A", bound=Arm)
+
+
+def by_name(*arms: A) -> dict[str, A]:
+    """The table of an experiment's arms."""
+    return {arm.name: arm for arm in arms}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ class BoardMeasure:
     """A column: the mean over seeds of a value (``of``: its name, where it is another; the mean of a list counts), in
     an interval that ends at ``least`` and ``most``.
 
-    Or ``paired``: what this makes of the arm's results and those of the arms ``beside``, at the seeds that all have;
+    Or ``paired``: what this makes of the arm's values and those of the arms ``beside``, at the seeds that all have;
     None where that cannot be told.
     """
 
@@ -78,14 +88,15 @@ class BoardMeasure:
 
     def figure(self, key: str, name: str, by: Results) -> Figure | None:
         """The arm's figure; None if it has none."""
-        if self.paired is not None:
-            groups = [by.get(arm, {}) for arm in (name, *self.beside)]
-            seeds = sorted(set.intersection(*map(set, groups)))
-            return self.paired(*([group[seed] for seed in seeds] for group in groups)) if seeds else None
-        found = [one["values"].get(self.of or key) for one in by[name].values()]
-        if any(value is None for value in found):
+        groups = [by.get(arm, {}) for arm in (name, *self.beside)]
+        seeds = sorted(set.intersection(*map(set, groups)))
+        of, found = self.of or key, list[list[Any]]()
+        for group in groups:
+            found.append([{**group[seed], **group[seed]["values"]}.get(of) for seed in seeds])
+        if not seeds or any(value is None for values in found for value in values):
             return None
-        return over_seeds([float(np.mean(value)) for value in found], self.unit, self.most, self.least)
+        means = [[float(np.mean(value)) for value in values] for values in found]
+        return self.paired(*means) if self.paired else over_seeds(means[0], self.unit, self.most, self.least)
 
 
 def over_seeds(values: Sequence[float], unit: str, most: float = math.inf, least: float = 0.0) -> Figure:
@@ -150,37 +161,20 @@ class Board(BoardPart):
 
 
 B = TypeVar("B", bound=Board)
-R = TypeVar("R", bound=Row)
-
-
-class PlanChoice(NamedTuple):
-    """One plan to choose from. ``questions``: documents to test on, 0: as many as usual."""
-
-    documents: tuple[int, ...]
-    seeds: int
-    questions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What a user wants; empty ``documents`` and 0 ``seeds``: what fits into the minutes; no ``arms``: all."""
-
-    minutes: float
-    documents: tuple[int, ...] = ()
-    seeds: int = 0
-    seed: int = 0
-    arms: tuple[str, ...] = ()
-    settings: LabSettings = field(default_factory=LabSettings)
 
 
 class ExperimentPlan(config.Settings):
-    """``steps``: of training, over all cells at most (0 where they are a setting); ``seconds``: about so long."""
+    """``questions``: documents to test on, 0: as many as usual. ``steps``: of training, over all cells at most (0 where
+    they are a setting); ``seconds``: about so long.
 
-    documents: tuple[int, ...]
+    As a request: no ``documents`` and no ``seeds`` are what fits into the minutes, no ``arms`` are all.
+    """
+
+    documents: tuple[int, ...] = ()
     questions: int = 0
-    seeds: int
+    seeds: int = 0
     seed: int = 0
-    arms: tuple[str, ...]
+    arms: tuple[str, ...] = ()
     settings: SerializeAsAny[LabSettings] = LabSettings()
     steps: int = 0
     seconds: float = 0.0
@@ -204,13 +198,6 @@ class ExperimentPlan(config.Settings):
             raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None
 
 
-class Speed(NamedTuple):
-    """Seconds a step: one-hot, and with whole distributions."""
-
-    hard: float
-    soft: float
-
-
 @dataclass(slots=True)
 class Cell:
     """One seed at one number of documents, trained and measured in a process of its own.
@@ -231,16 +218,11 @@ class Cell:
     @property
     def backend(self) -> Backend:
         """What computes the training."""
-        return backend_of(self.compiled)
+        return compiled_backend(self.compiled) if self.compiled else TORCH
 
     def run(self, names: Sequence[str]) -> None:
         """Trains and measures these arms; each result is a file as soon as it is there, and is not made again."""
         raise NotImplementedError
-
-
-def backend_of(compiled: Path | None) -> Backend:
-    """Compiled code that is kept there; None: torch."""
-    return compiled_backend(compiled) if compiled else TORCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,32 +249,29 @@ class ExperimentProgress(Generic[B]):
                 out.setdefault(name, {})[one["seed"]] = one
         return out
 
-    def rows(self, kind: type[R], more: Callable[[list[Result]], dict[str, Any]]) -> list[R]:
-        """A row for each arm at each number of documents; ``more``: what it tells beside its figures."""
-        rows = []
-        for documents in self.plan.documents:
+    def board(self) -> B:
+        """A row for each arm at each number of documents, and what else the experiment's board tells."""
+        experiment, plan, done, rows = self.experiment, self.plan, 0, list[Row]()
+        for documents in plan.documents:
             by = self.by(documents)
+            done += sum(map(len, by.values()))
             for name in (name for name in self.names if name in by):
-                found = {key: measure.figure(key, name, by) for key, measure in self.experiment.measures.items()}
+                found = {key: measure.figure(key, name, by) for key, measure in experiment.measures.items()}
                 figures = {key: facts(figure) for key, figure in found.items() if figure is not None}
-                told = more([*by[name].values()])
-                rows.append(kind(arm=name, documents=documents, seeds=len(by[name]), figures=figures, **told))
-        return rows
-
-    def common(self) -> dict[str, Any]:
-        """The fields that every board has, without its rows."""
-        plan, kinds = self.plan, {row.name: row.kind for row in self.experiment.arms}
-        measured = [self.by(documents) for documents in plan.documents]
-        return {
-            "source": "text" if self.test.truth is None else "world",
-            "documents": plan.documents,
-            "seeds": plan.seeds,
-            "kinds": {name: kinds.get(name, name) for name in self.names},
-            "steps": self.experiment.steps(plan),
-            "done": self.done,
-            "cells_done": sum(len(results) for by in measured for results in by.values()),
-            "cells": len(self.names) * len(plan.documents) * plan.seeds,
-        }
+                more = experiment.row_facts([*by[name].values()])
+                rows.append(experiment.row(arm=name, documents=documents, seeds=len(by[name]), figures=figures, **more))
+        return experiment.board(
+            source="text" if self.test.truth is None else "world",
+            documents=plan.documents,
+            seeds=plan.seeds,
+            kinds={name: experiment.arms[name].kind if name in experiment.arms else name for name in self.names},
+            steps=experiment.steps(plan),
+            done=self.done,
+            cells_done=done,
+            cells=len(self.names) * len(plan.documents) * plan.seeds,
+            rows=rows,
+            **experiment.board_facts(self, rows),
+        )
 
 
 def facts(figure: Figure) -> FigureFacts:
@@ -303,26 +282,31 @@ def facts(figure: Figure) -> FigureFacts:
 class Experiment(Generic[B]):
     """``name``: of the command, its words and its folders; ``noun``: what an arm is called. ``first``: measured before
     all arms. ``one_size``: there is but one number of documents. ``choices``: from the most wanted to the least;
-    ``cost(plan, speed, knows, cores)``: steps and seconds of a plan."""
+    ``cost(plan, seconds, knows, cores)``: steps and seconds of a plan, from seconds a step, one-hot and with whole
+    distributions. ``row_facts`` and ``board_facts``: what they tell
+    beside figures."""
 
     name: str
     noun: str
     unknown: str
-    arms: Sequence[Arm]
+    arms: Mapping[str, Arm]
     control: str
     measures: Mapping[str, BoardMeasure]
     settings: type[LabSettings]
-    choices: Sequence[PlanChoice]
-    cost: Callable[[ExperimentPlan, Speed, bool, int], tuple[int, float]]
+    choices: Sequence[ExperimentPlan]
+    cost: Callable[[ExperimentPlan, tuple[float, float], bool, int], tuple[int, float]]
     cell: type[Cell]
-    board: Callable[[ExperimentProgress[B]], B]
+    board: type[B]
+    row: type[Row] = Row
+    row_facts: Callable[[list[Result]], dict[str, Any]] = lambda results: {}
+    board_facts: Callable[[ExperimentProgress[B], Sequence[Any]], dict[str, Any]] = lambda stand, rows: {}
     first: tuple[str, ...] = ()
     one_size: bool = False
 
     def called(self, names: Sequence[str], truth: bool) -> tuple[str, ...]:
         """Names of arms in the table's order (all when none is named), the control always among them; UsageError for
         one there is not, or that needs a truth nobody knows."""
-        known = [arm.name for arm in self.arms if truth or not arm.needs_truth]
+        known = [name for name, arm in self.arms.items() if truth or not arm.needs_truth]
         for name in names:
             if name not in known:
                 near = config.nearest(name, known)
@@ -335,7 +319,13 @@ class Experiment(Generic[B]):
         return int(getattr(plan.settings, "steps", plan.steps))
 
     def plan(
-        self, source: Source, folder: Path, request: PlanRequest, cores: int, compiled: Path | None = None
+        self,
+        source: Source,
+        folder: Path,
+        request: ExperimentPlan,
+        minutes: float,
+        cores: int,
+        compiled: Path | None = None,
     ) -> ExperimentPlan:
         """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
         file = folder / "plan.json"
@@ -346,21 +336,16 @@ class Experiment(Generic[B]):
             raise UsageError(
                 f"--documents: the text has only {most[-1]} pieces to draw from.", f"Ask for {most[-1]} at most."
             )
-        speed = probe(source, request, compiled)
+        a_step = probe(source, request, compiled)
 
-        def planned(choice: PlanChoice) -> ExperimentPlan:
-            plan = ExperimentPlan(
-                documents=wanted or source.within(choice.documents)[-len(choice.documents) :],
-                questions=choice.questions,
-                seeds=request.seeds or choice.seeds,
-                seed=request.seed,
-                arms=arms,
-                settings=request.settings,
-            )
-            steps, seconds = self.cost(plan, speed, source.knows, cores)
+        def planned(choice: ExperimentPlan) -> ExperimentPlan:
+            documents = wanted or source.within(choice.documents)[-len(choice.documents) :]
+            fixed = {"documents": documents, "questions": choice.questions, "seeds": request.seeds or choice.seeds}
+            plan = request.model_copy(update={**fixed, "arms": arms})
+            steps, seconds = self.cost(plan, a_step, source.knows, cores)
             return plan.model_copy(update={"steps": steps, "seconds": round(seconds, 1)})
 
-        plan = first_that_fits(map(planned, self.choices), lambda plan: plan.seconds, 60 * request.minutes)
+        plan = first_that_fits(map(planned, self.choices), lambda plan: plan.seconds, 60 * minutes)
         replace(file, json.dumps(plan.document(self.noun, self.one_size), indent=1).encode())
         return plan
 
@@ -395,7 +380,8 @@ class Experiment(Generic[B]):
                 nonlocal last, seen
                 found = results(folder / "cells")
                 if found != seen or done or last is None:
-                    seen, last = found, self.board(ExperimentProgress(self, plan, found, test, source.vocabulary, done))
+                    stand = ExperimentProgress(self, plan, found, test, source.vocabulary, done)
+                    seen, last = found, stand.board()
                 last.write(folder)  # in any case: what was written just now goes on
                 tell(last)
                 return last
@@ -418,33 +404,23 @@ class Experiment(Generic[B]):
         return all("values" in (saved(file) or {}) for file in files)
 
 
-def probe(source: Source, request: PlanRequest, compiled: Path | None) -> Speed:
-    """Seconds a step on a few documents, either way, after one that warms up."""
+def probe(source: Source, request: ExperimentPlan, compiled: Path | None) -> tuple[float, float]:
+    """Seconds a step on a few documents, one-hot and with whole distributions, after one that warms up."""
     # one epoch of it is so many steps
     corpus = source.corpus(request.seed, PROBED * request.settings.rows, 8)
     once = request.settings.model_copy(update={"epochs": 1})
-    hooks = TrainingHooks(backend=backend_of(compiled))
-    found = []
+    backend, found = compiled_backend(compiled) if compiled else TORCH, []
     # the first warms up and does not count
     for soft in (None, None, uniform(corpus.size)):
         began = time.perf_counter()
-        train_model(TrainingSet(corpus.train, soft), corpus, once, 0, hooks)
+        train_model(TrainingSet(corpus.train, soft), corpus, once, 0, backend)
         found.append((time.perf_counter() - began) / -(-len(corpus.train) // once.rows))
-    return Speed(*found[1:])
+    return found[1], found[2]
 
 
 def results(folder: Path) -> list[Result]:
-    """What the files of the cells in a folder hold, in the order of their names."""
-    files = [(file, file.stat()) for file in sorted(folder.glob("*/*.json"))]
-    found = [_result(file, about.st_ino, about.st_mtime_ns, about.st_size) for file, about in files]
-    return [one for one in found if one]
-
-
-@lru_cache(maxsize=10_000)
-def _result(file: Path, number: int, changed: int, size: int) -> Result:
-    """Read again only after it has changed: a file that was replaced has another number, also within one tick of the
-    clock."""
-    return saved(file) or {}
+    """What the files of the cells in a folder hold, in the order of their names; damaged ones are left out."""
+    return [found for file in sorted(folder.glob("*/*.json")) if (found := saved(file))]
 
 
 @contextmanager

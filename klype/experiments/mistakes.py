@@ -8,11 +8,10 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,40 +21,14 @@ from klype.answers.trace_files import replace as write
 from klype.data.seeds import mix
 from klype.examine.charts import Panel, Picture, axis, line, lines
 from klype.examine.intervals import ratio_of_means, ratio_over_seeds
-from klype.examine.interventions import FeedbackSettings
 from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say
-from klype.experiments import framework
+from klype.experiments import framework, mistakes_methods
 from klype.experiments.bias_targets import Lab
 from klype.experiments.experiment_report import ArmNames, Report
-from klype.experiments.framework import (
-    SHARE,
-    BoardMeasure,
-    Cell,
-    Experiment,
-    ExperimentPlan,
-    ExperimentProgress,
-    PlanChoice,
-    Result,
-    Speed,
-    facts,
-    over_seeds,
-)
-from klype.experiments.mistakes_measures import MistakesExam, exam, look, text_values
-from klype.experiments.mistakes_methods import (
-    BACK,
-    BEFORE,
-    CONTROL,
-    METHODS,
-    Method,
-    MistakesSettings,
-    Student,
-    TrainingContext,
-    WordCodec,
-    knows,
-    method,
-    reader,
-)
+from klype.experiments.framework import SHARE, BoardMeasure, Experiment, ExperimentPlan, ExperimentProgress, Result
+from klype.experiments.mistakes_measures import exam, text_values
+from klype.experiments.mistakes_methods import BEFORE, CONTROL, METHODS, MistakesSettings, Student, TrainingContext
 from klype.experiments.training import TrainedModel, loop_settings, optimize
 from klype.jsons import saved
 from klype.model.transformer import Transformer
@@ -64,57 +37,51 @@ from klype.train.optimizer import fused_parts
 from klype.values import Batch, Figure
 from klype.words import Words
 
-FEEDBACK = FeedbackSettings(positions=8, distances=4, samples=2)
 ENDED = 0.9  # of the first training's steps are usually taken before held-out loss has turned for long enough
 LOOKED = 0.3  # seconds that a question takes for each model that is measured in the world, most of them the truth's
 LABELLED = 0.2  # seconds that the truth of one of the model's own texts takes
 DIFFERENCE, TIMES = "difference of probabilities", "times the control's"
 
 
-class SeedCell(Cell):
+class SeedCell(framework.Cell):
     """``test.documents``: as many as the feedback experiment is to have questions."""
 
     settings: MistakesSettings
 
     def run(self, names: Sequence[str]) -> None:
-        left = [name for name in (BEFORE, *names) if saved(self._file(name)) is None]
+        left = [name for name in (BEFORE, *names) if saved(self.folder / f"{name}.json") is None]
         if not left:
             return
-        corpus = replace(self.corpus, vocabulary=(*self.corpus.vocabulary, BACK))
+        corpus = replace(self.corpus, vocabulary=(*self.corpus.vocabulary, mistakes_methods.BACK))
         place = self.folder / "models"
         models = Lab(corpus, self.test, self.settings, len(corpus.train), self.seed, place, self.compiled)
         place.mkdir(parents=True, exist_ok=True)
         first = models.trained("one-hot").model
         assert isinstance(first, Transformer)
-        codec = WordCodec(corpus.vocabulary, corpus.end, (corpus.train[0][0], corpus.size - 1))
-        teachers: Callable[[], list[TrainedModel]] = lambda: [
-            models.trained("one-hot", k) for k in range(1, 1 + self.settings.teachers)
-        ]
-        asked: MistakesExam | None = None
+
+        def teachers() -> list[TrainedModel]:
+            return [models.trained("one-hot", k) for k in range(1, 1 + self.settings.teachers)]
+
         if self.test.truth is not None:
-            feedback = replace(FEEDBACK, seed=self.seed)
-            asked = exam(self.test, partial(reader, self.beginning), Student(first, codec), feedback, corpus.size - 1)
+            after = partial(mistakes_methods.reader, self.beginning)
+            look = exam(self.test, after, Student(first, corpus), self.seed)
+        else:
+            look = lambda student, back: text_values(student, self.test, [one.model for one in teachers()])
         for name in left:
-            began = time.perf_counter()
-            student = Student(copy.deepcopy(first), codec)
-            row, flops = None, 0.0
+            began, flops = time.perf_counter(), 0.0
+            student = Student(copy.deepcopy(first), corpus)
             if name != BEFORE:
-                row, learner = method(name), Student(student.model.using(self.backend), codec)
+                learner = Student(student.model.using(self.backend), corpus)
                 context = TrainingContext(corpus, self.settings, mix(self.seed, 21), learner, self.beginning, teachers)
-                flops = go_on(context, row)
+                flops = go_on(context, METHODS[name])
             student.refresh()
-            if asked is None:
-                values = text_values(student, self.test, [one.model for one in teachers()], corpus.size - 1)
-            else:
-                values = look(student, asked, row is not None and row.back)
-            about = {"method": name, "seed": self.seed, "flops": flops, "seconds": time.perf_counter() - began}
-            write(self._file(name), json.dumps(about | {"values": values}, allow_nan=False).encode())
-
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+            about = {"method": name, "seed": self.seed, "flops": flops}
+            about["values"] = look(student, name != BEFORE and METHODS[name].back)
+            about["seconds"] = time.perf_counter() - began
+            write(self.folder / f"{name}.json", json.dumps(about, allow_nan=False).encode())
 
 
-def go_on(context: TrainingContext, row: Method) -> float:
+def go_on(context: TrainingContext, row: mistakes_methods.Method) -> float:
     """Trains the context's student by this method; FLOPs of it, what teachers and own texts took among them."""
     model, settings = context.student.model, context.settings
     torch.manual_seed(mix(context.seed, 22) % 2**63)
@@ -122,7 +89,7 @@ def go_on(context: TrainingContext, row: Method) -> float:
     loop = loop_settings(settings, row.times * settings.steps, settings.again * row.rate)
     optimize(model, row.objective, batches, loop, TrainSession(parts=fused_parts(model.config), keeps=False))
     model.eval()
-    return model.config.flops_per_token * (3.0 * batches.tokens + context.spent.tokens) + context.spent.teachers
+    return model.config.flops_per_token * (3.0 * batches.tokens + context.tokens) + context.teacher_flops
 
 
 class CountedBatches(NumberedBatches):
@@ -137,6 +104,11 @@ class CountedBatches(NumberedBatches):
         again = batch.extra.get("rehearsal")
         self.tokens += batch.tokens_BT.numel() + (0 if again is None else again.tokens_BT.numel())
         return batch
+
+
+def knows(name: str) -> mistakes_methods.Knows:
+    """What the method of this name must be told; a model before any method: nothing."""
+    return METHODS[name].knows if name in METHODS else "nothing"
 
 
 class MistakesRow(framework.Row):
@@ -166,18 +138,9 @@ class MistakesBoard(framework.Board):
             | row.model_dump(exclude={"arm", "documents"}, exclude_unset=True)
             for row in self.rows
         }
-        return {
-            "source": self.source,
-            "documents": self.documents[-1],
-            "seeds": self.seeds,
-            "steps": self.steps,
-            "questions": self.questions,
-            "done": self.done,
-            "finished": self.cells_done,
-            "all": self.cells,
-            "methods": methods,
-            "halved": self.halved,
-        }
+        told = self.model_dump(include={"source", "seeds", "steps", "questions", "done", "halved"})
+        about = {"documents": self.documents[-1], "finished": self.cells_done, "all": self.cells}
+        return {**told, **about, "methods": methods}
 
     def text(self) -> str:
         return json.dumps(self.document(), allow_nan=False)
@@ -190,14 +153,12 @@ def halves(kind: str, figures: dict[str, FigureFacts]) -> bool:
     return kind == "cure" and all(high is not None and high < 0.5 for high in highs)
 
 
-def board(stand: ExperimentProgress[MistakesBoard]) -> MistakesBoard:
-    """How it stands."""
-    common, rows = stand.common(), stand.rows(MistakesRow, _more)
-    halved = [row.arm for row in rows if halves(common["kinds"][row.arm], row.figures)]
-    return MistakesBoard(**common, questions=stand.plan.questions, rows=rows, halved=halved)
+def board_facts(stand: ExperimentProgress[MistakesBoard], rows: Sequence[MistakesRow]) -> dict[str, Any]:
+    halved = [row.arm for row in rows if row.arm != BEFORE and halves(METHODS[row.arm].kind, row.figures)]
+    return {"questions": stand.plan.questions, "halved": halved}
 
 
-def _more(results: list[Result]) -> dict[str, Any]:
+def row_facts(results: list[Result]) -> dict[str, Any]:
     values = [one["values"] for one in results]
     told: dict[str, Any] = {"seconds": round(float(np.mean([one["seconds"] for one in results])), 1)}
     if "feedback" not in values[0]:
@@ -206,7 +167,7 @@ def _more(results: list[Result]) -> dict[str, Any]:
     for key in ("feedback", "beside_near"):
         if all(v[key] for v in values):
             at_SD = np.array([np.mean(v[key], axis=0) for v in values])
-            told[f"{key}_by_distance"] = [facts(difference(at_S.tolist())) for at_S in at_SD.T]
+            told[f"{key}_by_distance"] = [framework.facts(difference(at_S.tolist())) for at_S in at_SD.T]
     for key in ("hazard_wrong", "hazard_right"):
         told[key] = np.mean([np.mean(v[key], axis=0) for v in values], axis=0).tolist()
     return told
@@ -216,53 +177,44 @@ def _more(results: list[Result]) -> dict[str, Any]:
 
 
 def difference(values: Sequence[float], unit: str = DIFFERENCE) -> Figure:
-    return over_seeds(values, unit, least=-inf)
+    return framework.over_seeds(values, unit, least=-inf)
 
 
-def change(own: list[Result], control: list[Result], key: str, unit: str) -> Figure | None:
-    """None for cells of an earlier klype, which know the KL of words alone."""
-    both = [[one["values"].get(key) for one in group] for group in (own, control)]
-    if any(value is None for group in both for value in group):
-        return None
-    return difference([a - b for a, b in zip(*both, strict=True)], unit)
+def change(of: str, unit: str) -> BoardMeasure:
+    """The value less the control's; of cells of an earlier klype, which know the KL of words alone, there is none."""
+    less = lambda own, control: difference(np.subtract(own, control).tolist(), unit)
+    return BoardMeasure(of=of, paired=less, beside=(CONTROL,))
 
 
-def compute(own: list[Result], control: list[Result]) -> Figure | None:
-    if own[0]["method"] == BEFORE:
-        return None
-    return ratio_over_seeds([one["flops"] for one in own], [one["flops"] for one in control], TIMES)
+def times(own: Sequence[float], control: Sequence[float]) -> Figure | None:
+    """None of the model before any method, which had no compute."""
+    return ratio_over_seeds(own, control, TIMES) if any(own) else None
 
 
-def ratio(own: list[Result], control: list[Result]) -> Figure | None:
-    if "feedback" not in own[0]["values"]:
-        return None
-    top, under = ([float(np.mean(one["values"]["feedback"])) for one in group] for group in (own, control))
-    return ratio_over_seeds(top, under, TIMES)
+class QuestionRatio(BoardMeasure):
+    """The feedback beside the control's, by question over all seeds."""
+
+    def figure(self, key: str, name: str, by: framework.Results) -> Figure | None:
+        seeds = sorted(by[name].keys() & by.get(CONTROL, {}).keys())
+        tops, unders = dict[str, float](), dict[str, float]()
+        for arm, sums in ((name, tops), (CONTROL, unders)):
+            for values in (by[arm][seed]["values"] for seed in seeds):
+                for question, row in zip(values.get("questions", ()), values.get("feedback", ()), strict=True):
+                    sums[question] = sums.get(question, 0.0) + float(np.mean(row))
+        return ratio_of_means([tops[q] for q in unders], list(unders.values()), TIMES) if unders else None
 
 
-def ratio_by_question(own: list[Result], control: list[Result]) -> Figure | None:
-    """By question over all seeds."""
-    if "feedback" not in own[0]["values"]:
-        return None
-    tops, unders = dict[str, float](), dict[str, float]()
-    for group, sums in ((own, tops), (control, unders)):
-        for one in group:
-            for question, row in zip(one["values"]["questions"], one["values"]["feedback"], strict=True):
-                sums[question] = sums.get(question, 0.0) + float(np.mean(row))
-    return ratio_of_means([tops[q] for q in unders], list(unders.values()), TIMES)
-
-
-def cost(plan: ExperimentPlan, speed: Speed, knows: bool, cores: int) -> tuple[int, float]:
+def cost(plan: ExperimentPlan, seconds: tuple[float, float], knows: bool, cores: int) -> tuple[int, float]:
     """Of training the first model and the teachers, of every method's steps, of measuring."""
-    settings, rows = plan.settings, [method(name) for name in plan.arms]
+    settings, rows = plan.settings, [METHODS[name] for name in plan.arms]
     assert isinstance(settings, MistakesSettings)
-    first = settings.epochs * -(-plan.documents[-1] // settings.rows) * speed.hard * ENDED
+    first = settings.epochs * -(-plan.documents[-1] // settings.rows) * seconds[0] * ENDED
     teachers = settings.teachers if not knows or any(row.knows == "teachers" for row in rows) else 0
     steps = sum(row.times for row in rows) * settings.steps
     looked = (len(rows) + 1) * plan.questions * LOOKED if knows else 0.0
     own = sum(row.own for row in rows) * settings.rounds * settings.own * LABELLED
-    seconds = (1 + teachers) * first + steps * speed.soft + looked + own
-    return 0, plan.seeds * seconds / max(1, min(cores, plan.seeds))
+    a_seed = (1 + teachers) * first + steps * seconds[1] + looked + own
+    return 0, plan.seeds * a_seed / max(1, min(cores, plan.seeds))
 
 
 _share = BoardMeasure(SHARE, most=1.0)
@@ -278,31 +230,34 @@ MISTAKES = Experiment[MistakesBoard](
     # of KL as drawn: with the mass on the token that takes a word back, at least ``alarm`` nats
     measures={
         "feedback": BoardMeasure(DIFFERENCE, least=-inf),
-        "ratio": BoardMeasure(paired=ratio, beside=(CONTROL,)),
-        "ratio_by_question": BoardMeasure(paired=ratio_by_question, beside=(CONTROL,)),
+        "ratio": BoardMeasure(of="feedback", paired=partial(ratio_over_seeds, unit=TIMES), beside=(CONTROL,)),
+        "ratio_by_question": QuestionRatio(),
         "after_wrong": replace(_share, of="hazard_wrong"),
         "after_right": replace(_share, of="hazard_right"),
         "kl": _kl,
         "kl_drawn": _kl,
-        "kl_change": BoardMeasure(paired=partial(change, key="kl_drawn", unit="nats a word"), beside=(CONTROL,)),
+        "kl_change": change("kl_drawn", "nats a word"),
         **dict.fromkeys(("s_own", "s", "right_5", "right_10", "right_20", "right", "right_greedy"), _share),
         "excess_error": BoardMeasure("% more", least=-inf),
         **dict.fromkeys(("recovery", "standing", "alarm"), _share),
         "calibration": BoardMeasure("probability"),
         "bits_per_byte": BoardMeasure("bits a byte"),
-        "bits_change": BoardMeasure(paired=partial(change, key="bits_per_byte", unit=DIFFERENCE), beside=(CONTROL,)),
+        "bits_change": change("bits_per_byte", DIFFERENCE),
         **dict.fromkeys(("teacher_kl", "teacher_kl_own"), BoardMeasure("nats a token")),
         **dict.fromkeys(("passes", "passes_greedy"), BoardMeasure("passes a word")),
-        "compute": BoardMeasure(paired=compute, beside=(CONTROL,)),
+        "compute": BoardMeasure(of="flops", paired=times, beside=(CONTROL,)),
     },
     settings=MistakesSettings,
     choices=[
-        PlanChoice((documents,), seeds, questions)
+        ExperimentPlan(documents=(documents,), seeds=seeds, questions=questions)
         for documents, seeds, questions in ((3000, 5, 200), (3000, 3, 160), (2000, 3, 120), (1000, 3, 80), (600, 2, 60))
     ],
     cost=cost,
     cell=SeedCell,
-    board=board,
+    board=MistakesBoard,
+    row=MistakesRow,
+    row_facts=row_facts,
+    board_facts=board_facts,
     first=(BEFORE,),
     one_size=True,
 )
@@ -346,16 +301,11 @@ def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
     return said
 
 
-def pictures(board: MistakesBoard, say: Say, own: Words) -> list[Picture]:
-    """All of which there is something to show."""
-    tell, found = ArmNames("method", say, own, COLOURS), board.figures()
-
-    def against(key: str, at: float) -> Picture | None:
-        rows = [(name, found[name][key]) for name in found if name != CONTROL and _value(found[name], key) is not None]
-        return tell.whiskers(key, rows, axis(tell.column(key)), at)
-
-    made = [against("ratio", 0.5), distance_picture(board, tell), against("kl_change", 0.0)]
-    return [picture for picture in made if picture is not None]
+def beside_picture(board: MistakesBoard, tell: ArmNames, key: str, at: float) -> Picture | None:
+    """What is measured beside the control."""
+    found = board.figures()
+    rows = [(name, found[name][key]) for name in found if name != CONTROL and _value(found[name], key) is not None]
+    return tell.whiskers(key, rows, axis(tell.column(key)), at)
 
 
 def distance_picture(board: MistakesBoard, tell: ArmNames) -> Picture | None:
@@ -382,7 +332,8 @@ def _value(figures: Figures, key: str) -> float | None:
 REPORT = Report[MistakesBoard](
     MISTAKES,
     verdict,
-    pictures,
+    (partial(beside_picture, key="ratio", at=0.5), distance_picture, partial(beside_picture, key="kl_change", at=0.0)),
+    COLOURS,
     notes=("notes",),
     last=("column.seeds", lambda row: str(row.seeds)),
     narrow=("ratio", "after_wrong", "after_right", "kl_change", "bits_per_byte", "teacher_kl_own"),

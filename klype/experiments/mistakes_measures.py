@@ -9,7 +9,7 @@ words alone, ``kl_drawn`` of what is drawn, the token among it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,13 @@ from klype.answers.decoders import decide
 from klype.answers.decoding import DecodeQuestion, Tuning
 from klype.errors import KlypeError
 from klype.examine.error_feedback import InterventionOutcome, outcomes
-from klype.examine.interventions import FeedbackSettings, Intervention, Query, interventions
-from klype.examine.truth import Reader, Tokens, point
-from klype.experiments.corpus import Ids, Test
+from klype.examine.interventions import FeedbackSettings, Query, interventions
+from klype.examine.truth import Reader, Tokens
+from klype.experiments.corpus import CorpusQuestion, Ids, Test, sparse_truth
 from klype.experiments.mistakes_methods import Student, up_to_slips
-from klype.experiments.training import Mixture, measure, predict
+from klype.experiments.training import Mixture, against, measure, predict
 from klype.sources.source import answers
-from klype.values import Distribution, Request
+from klype.values import Floats, Request
 
 # words of a test document that the model continues; words it then writes; words over which KL is summed
 OPENING, WORDS, EXCESS = 6, 20, 10
@@ -53,61 +53,52 @@ class WithoutBack(nn.Module):
         return logits_BTV.index_fill(-1, torch.tensor([self.back]), -1e4)
 
 
-@dataclass(frozen=True, slots=True)
-class MistakesExam:
-    """What all models of a seed are asked. ``asked``: beginnings of test documents with their truth, ``rest`` how they
-    went on; ``forced``: the feedback experiment's interventions, of the model that all start from."""
+def exam(test: Test, reader: Callable[[Ids], Reader], first: Student, seed: int) -> Callable[[Student, bool], Values]:
+    """World: what all models of a seed are asked, as a function (model, whether it takes words back) → its values.
 
-    test: Test
-    asked: tuple[Query, ...]
-    rest: tuple[Ids, ...]
-    forced: tuple[Intervention, ...]
-    settings: FeedbackSettings
-    back: int
-
-
-def exam(
-    test: Test, reader: Callable[[Ids], Reader], student: Student, settings: FeedbackSettings, back: int
-) -> MistakesExam:
-    """The beginnings, and the interventions of this model. ``reader(prompt)`` is the truth after a prompt."""
+    They are asked beginnings of the test's documents, with their truth (``reader(prompt)``: what can follow a prompt),
+    and go on after mistakes that are forced on ``first``, the model that all start from. ``feedback`` and the arms'
+    hazards are lists, a row an intervention, over distances.
+    """
     long = [d for d in test.documents if len(d) > OPENING + 1]
-    asked = tuple(Query(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long))
-    is_word = lambda token: token not in (test.documents[0][0], *student.codec.stop, back)
-    forced = interventions(student, asked, settings, is_word)
+    asked = [Query(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long)]
+    settings = FeedbackSettings(positions=8, distances=4, samples=2, seed=seed)
+    is_word = lambda token: token not in (test.documents[0][0], *first.codec.stop, first.back)
+    forced = interventions(first, asked, settings, is_word)
     if not forced:
         raise KlypeError(
             f"After none of {len(asked)} beginnings could a mistake be forced.", "Ask for more documents to learn from."
         )
-    return MistakesExam(test, asked, tuple(d[OPENING + 1 :] for d in long), tuple(forced), settings, back)
+
+    def look(student: Student, takes_back: bool) -> Values:
+        back = student.back if takes_back else None
+        found: Values = dict(measure(WithoutBack(student.model, student.back), test))
+        back_N = predict(student.model, test.documents)[:, student.back].double().exp()
+        found["alarm"] = float(back_N.mean())
+        # KL(p‖q) = KL(p‖q given a word) − E log(1 − q(back)), for p never takes back
+        found["kl_drawn"] = found["kl"] - float(torch.log1p(-back_N).mean())
+        found |= going_on(student, asked, [d[OPENING + 1 :] for d in long], back)
+        found |= greedy_answers(student, test.questions, back)
+        return found | after_mistakes(outcomes(student, asked, forced, replace(settings, back=back)))
+
+    return look
 
 
-def look(student: Student, asked: MistakesExam, takes_back: bool) -> Values:
-    """World: all of it. ``feedback`` and the arms' hazards are lists, a row an intervention, over distances."""
-    back = asked.back if takes_back else None
-    found: Values = dict(measure(WithoutBack(student.model, asked.back), asked.test))
-    back_N = predict(student.model, asked.test.documents)[:, asked.back].double().exp()
-    found["alarm"] = float(back_N.mean())
-    # KL(p‖q) = KL(p‖q given a word) − E log(1 − q(back)), for p never takes back
-    found["kl_drawn"] = found["kl"] - float(torch.log1p(-back_N).mean())
-    found |= _going_on(student, asked, back) | _answers(student, asked, back)
-    return found | _after(outcomes(student, asked.asked, asked.forced, replace(asked.settings, back=back)))
-
-
-def text_values(student: Student, test: Test, teachers: Sequence[nn.Module], back: int) -> Values:
+def text_values(student: Student, test: Test, teachers: Sequence[nn.Module]) -> Values:
     """Text, where nobody knows the truth: bits per byte, calibration, and KL from the teachers' mean on documents and
     on what the model itself writes."""
-    found: Values = dict(measure(WithoutBack(student.model, back), test))
+    found: Values = dict(measure(WithoutBack(student.model, student.back), test))
     begun = [d[: OPENING + 1] for d in test.documents if len(d) > OPENING + 1]
     requests = [Request(p, limit=WORDS, seed=i, stop=student.codec.stop) for i, p in enumerate(begun)]
     own = [(*t.prompt, *t.tokens) for (t,) in answers(student, requests)]
     teacher = Mixture(teachers)
     for name, texts in (("teacher_kl", list(test.documents)), ("teacher_kl_own", own)):
-        p_NV, q_NV = (predict(model, texts) for model in (teacher, WithoutBack(student.model, back)))
+        p_NV, q_NV = (predict(model, texts) for model in (teacher, WithoutBack(student.model, student.back)))
         found[name] = float((p_NV.exp() * (p_NV - q_NV)).sum(-1).mean())
     return found
 
 
-def _after(found: Sequence[InterventionOutcome]) -> Values:
+def after_mistakes(found: Sequence[InterventionOutcome]) -> Values:
     """Row by intervention (``beside_near``: by matched one). ``recovery``: no further error in all of the distances;
     ``standing``: an error is left then."""
     wrong, right, near = ([list(one.errors[arm]) for one in found] for arm in ("wrong", "right", "near"))
@@ -126,33 +117,25 @@ def _after(found: Sequence[InterventionOutcome]) -> Values:
     }
 
 
-def _going_on(student: Student, asked: MistakesExam, back: int | None) -> Values:
+def going_on(student: Student, asked: Sequence[Query], rest: Sequence[Ids], back: int | None) -> Values:
     """One text a beginning at temperature 1: P(no error in the first n words), S, and excess error."""
     limit = WORDS if back is None else round(SPENDS * WORDS)
-    requests = [
-        Request(one.prompt, limit=limit, seed=1000 + i, stop=student.codec.stop) for i, one in enumerate(asked.asked)
-    ]
+    requests = [Request(one.prompt, limit=limit, seed=1000 + i, stop=student.codec.stop) for i, one in enumerate(asked)]
     traces = (
         answers(student, requests)
         if back is None
         else answers_with_backspace(student, requests, [0] * len(requests), back)
     )
     own, passes = zip(*(standing(trace.tokens, back, WORDS) for (trace,) in traces), strict=True)
-    errors = [one.reader.first_error(text) for one, text in zip(asked.asked, own, strict=True)]
+    errors = [one.reader.first_error(text) for one, text in zip(asked, own, strict=True)]
     found: Values = {f"right_{n}": float(np.mean([e is None or e > n for e in errors])) for n in RIGHT_AT}
     found["passes"] = sum(passes) / max(1, sum(map(len, own)))
-    rows = _along(student, asked, own)
-    right = [s for row, e in zip(rows, errors, strict=True) for _, s in row[: e or len(row)]]
-    true = _along(student, asked, asked.rest)
-    found |= {"s_own": float(np.mean(right))} if right else {}
-    own_kl, true_kl = _mean_kl(rows), _mean_kl(true)
-    return found | ({"excess_error": 100 * (own_kl / true_kl - 1)} if own_kl and true_kl else {})
-
-
-def _mean_kl(rows: Sequence[Sequence[tuple[float, float]]]) -> float | None:
-    """Nats a word, on the first ``EXCESS`` words; None where there are none."""
-    found = [kl for row in rows for kl, _ in row[:EXCESS]]
-    return float(np.mean(found)) if found else None
+    kl, s = along(student, asked, own)
+    right = np.concatenate([s_T[:e] for s_T, e in zip(s, errors, strict=True)])
+    found |= {"s_own": float(right.mean())} if right.size else {}
+    # nats a word, on the first words of its own texts and of true ones
+    first, true = (np.concatenate([kl_T[:EXCESS] for kl_T in one]) for one in (kl, along(student, asked, rest)[0]))
+    return found | ({"excess_error": 100 * float(first.mean() / true.mean() - 1)} if first.any() and true.any() else {})
 
 
 def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens, int]:
@@ -167,39 +150,27 @@ def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens,
     return sheet.tokens, passes
 
 
-def _along(student: Student, asked: MistakesExam, texts: Sequence[Tokens]) -> list[list[tuple[float, float]]]:
-    """(KL(p‖q), S) at every place of each text behind its beginning, up to its third error; q given that a word is
+def along(student: Student, asked: Sequence[Query], texts: Sequence[Tokens]) -> tuple[list[Floats], list[Floats]]:
+    """KL(p‖q) and S at every place of each text behind its beginning, up to its third error; q given that a word is
     said."""
-    read = [up_to_slips(one.reader, text) for one, text in zip(asked.asked, texts, strict=True)]
-    scored = student.score([one.prompt for one in asked.asked], read, -1)
-    out = []
-    for one, text, trace in zip(asked.asked, read, scored, strict=True):
-        row = []
-        for t, step in enumerate(trace.steps):
-            assert step.distribution is not None
-            at = point(one.reader.next(text[:t]), words_only(step.distribution, asked.back))
-            assert at.kl is not None
-            row.append((at.kl, at.s_low))
-        out.append(row)
-    return out
+    read = [up_to_slips(one.reader, text) for one, text in zip(asked, texts, strict=True)]
+    rows = [one.reader.next(text[:t]) for one, text in zip(asked, read, strict=True) for t in range(len(text))]
+    whole = [(*one.prompt, *text) for one, text in zip(asked, read, strict=True)]
+    own_N = np.concatenate([np.arange(1, len(w)) >= len(one.prompt) for one, w in zip(asked, whole, strict=True)])
+    logp_NV = predict(WithoutBack(student.model, student.back), whole)[torch.from_numpy(own_N)]
+    kl_N, _, s_N, _ = against(logp_NV, sparse_truth(rows, student.back))
+    ends = np.cumsum([len(text) for text in read])[:-1]
+    return np.split(kl_N, ends), np.split(s_N, ends)
 
 
-def words_only(q: Distribution, back: int) -> Distribution:
-    """Given that a word is said."""
-    logp = np.where(q.ids == back, -1e4, q.logp)
-    return Distribution(q.ids, logp - np.logaddexp.reduce(logp))
-
-
-def _answers(student: Student, asked: MistakesExam, back: int | None) -> Values:
+def greedy_answers(student: Student, questions: Sequence[CorpusQuestion], back: int | None) -> Values:
     """The share of right greedy answers (with words taken back, where that was learnt) and their passes."""
-    stop = {answer[-1] for one in asked.test.questions for answer in one.answers}
-    put = [
-        DecodeQuestion(one.prefix, str, ANSWER, (*student.codec.stop, *sorted(stop))) for one in asked.test.questions
-    ]
-    if not put:
+    if not questions:
         return {}
+    stop = (*student.codec.stop, *sorted({answer[-1] for one in questions for answer in one.answers}))
+    put = [DecodeQuestion(one.prefix, str, ANSWER, stop) for one in questions]
     name = "greedy" if back is None else "backspace"
     found = decide(student, put, name, BUDGET, Tuning(back=back))
-    rights = [one.choice.chosen.tokens in q.answers for one, q in zip(found, asked.test.questions, strict=True)]
+    rights = [one.choice.chosen.tokens in q.answers for one, q in zip(found, questions, strict=True)]
     words = sum(len(one.choice.chosen.tokens) for one in found)
     return {"right_greedy": float(np.mean(rights)), "passes_greedy": sum(one.passes for one in found) / max(1, words)}

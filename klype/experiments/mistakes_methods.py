@@ -8,35 +8,26 @@ the true probabilities.
 from __future__ import annotations
 
 import copy
-import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
-from klype.errors import KlypeError
 from klype.examine.interventions import FeedbackSettings, Query, interventions
 from klype.examine.truth import Reader, Tokens, Truth
-from klype.experiments.corpus import Corpus, Ids
-from klype.experiments.training import (
-    LabelledBatches,
-    LabSettings,
-    Mixture,
-    Soft,
-    TrainedModel,
-    TrainingSet,
-    average,
-    rows,
-    true,
-)
+from klype.experiments import training
+from klype.experiments.corpus import Corpus, Ids, sparse_truth
+from klype.experiments.framework import Arm, by_name
+from klype.experiments.training import LabelledBatches, LabSettings, Mixture, Soft, TrainedModel, TrainingSet
 from klype.model.transformer import Transformer
 from klype.sources.source import EngineSource, Message, answers
 from klype.train import rewards
@@ -71,35 +62,29 @@ class MistakesSettings(LabSettings):
     late: int = Field(default=1, ge=0)
 
 
+@dataclass(frozen=True, slots=True)
 class WordCodec:
-    """A text is words with spaces between; what is no word of the vocabulary cannot be written, controls among them."""
+    """Words by their number; a student is given tokens and reads no text."""
 
-    def __init__(self, vocabulary: Sequence[str], end: int, controls: Sequence[int]) -> None:
-        self._vocabulary = vocabulary
-        self._controls = frozenset((*controls, end))
-        self._ids = {word: i for i, word in enumerate(vocabulary) if i not in self._controls}
-        self.stop = (end,)
+    vocabulary: Sequence[str]
+    stop: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
-        unknown = next((word for word in text.split() if word not in self._ids), None)
-        if unknown is not None:
-            raise KlypeError(f"“{unknown}” is not a word of this language.")
-        return [self._ids[word] for word in text.split()]
+        raise NotImplementedError
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        raise KlypeError("This model has no chat template.", "Give it plain text.")
+        raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(self._vocabulary[i] for i in ids if i not in self._controls)
+        return " ".join(self.vocabulary[i] for i in ids if i not in self.stop)
 
 
 class Student(EngineSource):
     """A model that goes on learning: it answers as it is at the time of each question."""
 
-    def __init__(self, model: Transformer, codec: WordCodec) -> None:
-        super().__init__(Engine(model), codec)
-        self.model = model
-        self._version = 0
+    def __init__(self, model: Transformer, corpus: Corpus) -> None:
+        super().__init__(Engine(model), WordCodec(corpus.vocabulary, (corpus.end,)))
+        self.model, self.back, self._version = model, corpus.size - 1, 0
 
     def refresh(self) -> None:
         """The weights have moved: nothing computed with the old ones is used."""
@@ -108,17 +93,10 @@ class Student(EngineSource):
 
 
 @dataclass(slots=True)
-class ExtraCompute:
-    """Tokens that went once through the model beside its training (drawn, or read), and FLOPs of teachers."""
-
-    tokens: int = 0
-    teachers: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class TrainingContext:
     """What a method is made from. ``beginning``: the truth at the beginning of a document; None where nobody knows it.
-    ``teachers``: trained when first asked for."""
+    ``teachers``: trained when first asked for. Counted beside the training: ``tokens`` that went once through the model
+    (drawn, or read), and FLOPs of teachers."""
 
     corpus: Corpus
     settings: MistakesSettings
@@ -126,28 +104,21 @@ class TrainingContext:
     student: Student
     beginning: Callable[[], Truth | None]
     teachers: Callable[[], list[TrainedModel]]
-    spent: ExtraCompute = field(default_factory=ExtraCompute)
-
-    @property
-    def back(self) -> int:
-        return self.corpus.size - 1
+    tokens: int = 0
+    teacher_flops: float = 0.0
 
     def is_word(self, token: int) -> bool:
         """Neither what begins a text, nor what ends it, nor what takes back."""
-        return token not in (self.corpus.train[0][0], self.corpus.end, self.back)
+        return token not in (self.corpus.train[0][0], self.corpus.end, self.student.back)
 
 
 def reader(beginning: Callable[[], Truth | None], prompt: Ids) -> Reader:
     """The truth after a prompt, its first token being what begins a document."""
-
-    def start() -> Truth:
-        truth = beginning()
-        assert truth is not None, "only the world knows its truth"
-        for token in prompt[1:]:
-            truth.push(token)
-        return truth
-
-    return Reader(start)
+    truth = beginning()
+    assert truth is not None, "only the world knows its truth"
+    for token in prompt[1:]:
+        truth.push(token)
+    return Reader(lambda: truth)
 
 
 def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
@@ -162,10 +133,9 @@ def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
 
 def joined(a: Batch, b: Batch) -> Batch:
     """The rows of both, padded to the longer."""
-    width = max(a.tokens_BT.shape[1], b.tokens_BT.shape[1])
 
-    def both(*parts: torch.Tensor) -> torch.Tensor:
-        return torch.cat([pad(t, (0, 0) * (t.dim() - 2) + (0, width - t.shape[1])) for t in parts])
+    def both(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return pad_sequence([*one, *other], batch_first=True)
 
     extra = {name: both(tensor, b.extra[name]) for name, tensor in a.extra.items()}
     tokens_BT, targets_BT = both(a.tokens_BT, b.tokens_BT), both(a.targets_BT, b.targets_BT)
@@ -195,7 +165,7 @@ class TruthLabels:
     def documents(self) -> Soft:
         """What follows at every position of the documents to learn from."""
         assert self._context.corpus.truth is not None, "only the world knows its truth"
-        return true(self._context.corpus.truth, self._context.corpus.size)
+        return training.true(self._context.corpus.truth, self._context.corpus.size)
 
     def reader(self, prompt: Ids) -> Reader:
         """What can follow on the prompt."""
@@ -210,10 +180,7 @@ class TruthLabels:
             if read := up_to_slips(reader, text[1:]):
                 kept.append((*text[:1], *read))
                 found += [reader.next(read[:t]) for t in range(len(read))]
-        table_NV = torch.zeros(len(found), self._context.corpus.size, dtype=torch.half)
-        for row_V, p in zip(table_NV, found, strict=True):
-            row_V[list(p)] = torch.tensor(list(p.values()), dtype=torch.half)
-        return kept, table_NV
+        return kept, torch.from_numpy(sparse_truth(found, self._context.corpus.size).toarray()).half()
 
 
 class TeacherLabels:
@@ -225,10 +192,10 @@ class TeacherLabels:
         self._context = context
         self._models = [one.model for one in context.teachers()]
         self._reads = sum(one.reads for one in context.teachers())
-        context.spent.teachers += sum(one.flops for one in context.teachers())
+        context.teacher_flops += sum(one.flops for one in context.teachers())
 
     def documents(self) -> Soft:
-        return rows(self._said(self._context.corpus.train))
+        return training.rows(self._said(self._context.corpus.train))
 
     def reader(self, prompt: Ids) -> Reader:
         mixture = Mixture(self._models)
@@ -238,8 +205,8 @@ class TeacherLabels:
         return list(texts), self._said(texts)
 
     def _said(self, texts: Sequence[Ids]) -> torch.Tensor:
-        self._context.spent.teachers += self._reads * sum(len(text) - 1 for text in texts)
-        return average(self._models, texts)
+        self._context.teacher_flops += self._reads * sum(len(text) - 1 for text in texts)
+        return training.average(self._models, texts)
 
 
 # what says what should follow a text
@@ -282,7 +249,7 @@ def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list
         for i, prompt in enumerate([*begun[:half], *erring])
     ]
     texts = [(*trace.prompt, *trace.tokens) for (trace,) in answers(context.student, requests)]
-    context.spent.tokens += sum(map(len, [*erring, *texts]))
+    context.tokens += sum(map(len, [*erring, *texts]))
     return texts
 
 
@@ -291,24 +258,23 @@ def rounds(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     Gordon & Bagnell 2011, arXiv:1011.0686)."""
     settings = context.settings
     half = settings.rows // 2
-    data = TrainingSet(context.corpus.train, labeller.documents())
-    plain = LabelledBatches(data, settings.rows - half, mix(context.seed, 14))
+    plain = documents(context, labeller, settings.rows - half)
     texts, tables = list[Ids](), list[torch.Tensor]()
-    for round_ in itertools.count():
+    for round_ in count():
         context.student.refresh()
         more, table_NV = labeller.label(own_texts(context, labeller, round_))
         texts += more
         tables.append(table_NV)
-        data = TrainingSet(tuple(texts), rows(torch.cat(tables)))
+        data = TrainingSet(tuple(texts), training.rows(torch.cat(tables)))
         own = LabelledBatches(data, half, mix(context.seed, 15, round_))
         for _ in range(-(-settings.steps // settings.rounds)):
             yield joined(next(plain), next(own))
 
 
-def documents(context: TrainingContext, labeller: Labeller | None = None) -> LabelledBatches:
+def documents(context: TrainingContext, labeller: Labeller | None = None, rows: int = 0) -> LabelledBatches:
     """The documents again, one-hot or with whole distributions."""
-    labels = None if labeller is None else labeller.documents()
-    return LabelledBatches(TrainingSet(context.corpus.train, labels), context.settings.rows, mix(context.seed, 14))
+    data = TrainingSet(context.corpus.train, None if labeller is None else labeller.documents())
+    return LabelledBatches(data, rows or context.settings.rows, mix(context.seed, 14))
 
 
 def scheduled(context: TrainingContext) -> Iterator[Batch]:
@@ -336,7 +302,7 @@ def enriched(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     when words of the document stand between. Nobody learns to say the wrong word."""
     plain, data = documents(context), TrainingSet(context.corpus.train, labeller.documents())
     labelled = LabelledBatches(data, context.settings.rows // 2, mix(context.seed, 17))
-    for position in itertools.count(1):
+    for position in count(1):
         drawing = torch.Generator().manual_seed(mix(context.seed, 18, position) % 2**63)
         yield joined(next(plain), broken(context, next(labelled), labeller.impossible, drawing))
 
@@ -356,7 +322,7 @@ def broken(context: TrainingContext, batch: Batch, impossible: float, drawing: t
             continue
         tokens_BT[row, at + 1] = torch.multinomial(wrong_BTV[row, at], 1, generator=drawing)[0]
         until = min(at + 2 + context.settings.late, targets)
-        targets_BT[row, at + 1 : until] = context.back
+        targets_BT[row, at + 1 : until] = context.student.back
         weights_BT[row, at] = 0
         weights_BT[row, until:] = 0
     return Batch(tokens_BT, targets_BT, weights_BT)
@@ -365,7 +331,7 @@ def broken(context: TrainingContext, batch: Batch, impossible: float, drawing: t
 @torch.no_grad()
 def said(context: TrainingContext, batch: Batch) -> torch.Tensor:
     """The model's next-word distributions, [B, T, V]."""
-    context.spent.tokens += int(batch.weights_BT.sum())
+    context.tokens += int(batch.weights_BT.sum())
     q_BTV: torch.Tensor = context.student.model(batch.tokens_BT).softmax(-1)
     return q_BTV
 
@@ -380,7 +346,7 @@ def outcome(context: TrainingContext) -> Iterator[Batch]:
         answers=GROUP, limit=WORDS, unfinished=0.0, seed=mix(context.seed, 19) % 2**20, stop=(context.corpus.end,)
     )
     train, readers, half = context.corpus.train, dict[Ids, Reader](), max(GROUP, context.settings.rows // 2)
-    plain = LabelledBatches(TrainingSet(train), context.settings.rows - half or half, mix(context.seed, 14))
+    plain = documents(context, rows=context.settings.rows - half or half)
 
     def ask(step: int) -> Sequence[rewards.QuestionPrompt]:
         chosen = [mix(context.seed, 20, step, k) for k in range(half // GROUP)]
@@ -389,7 +355,7 @@ def outcome(context: TrainingContext) -> Iterator[Batch]:
 
     def reward(asked: Sequence[rewards.QuestionPrompt], said: Sequence[Sequence[int]]) -> Floats:
         readers.clear()
-        context.spent.tokens += 2 * sum(len(a.prompt) + len(t) for a, t in zip(asked, said, strict=True))
+        context.tokens += 2 * sum(len(a.prompt) + len(t) for a, t in zip(asked, said, strict=True))
         out = []
         for one, tokens in zip(asked, said, strict=True):
             if one.prompt not in readers:
@@ -401,20 +367,16 @@ def outcome(context: TrainingContext) -> Iterator[Batch]:
     return RolloutBatches(settings, ask, context.student.engine, reward, reference, lambda step: next(plain))
 
 
-Kind = Literal["control", "baseline", "beside", "cure"]
 Knows = Literal["nothing", "teachers", "language", "truth"]
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """``kind``: the control, a known baseline, beside (a cure's labels on documents alone: what own texts add shows
-    against it), or a cure. ``by``: what labels its texts. ``times`` the steps; ``rate``: times the rates of going on;
-    ``back``: the model learns to take words back; ``own``: it learns from texts of its own that the truth must be told
-    of."""
+@dataclass(frozen=True)
+class Method(Arm):
+    """``make(context)``, or ``make(context, labeller)``: its batches. Beside are a cure's labels on documents alone:
+    what own texts add shows against it. ``by``: what labels its texts. ``times`` the steps; ``rate``: times the rates
+    of going on; ``back``: the model learns to take words back; ``own``: it learns from texts of its own that the truth
+    must be told of."""
 
-    name: str
-    make: Callable[..., Iterator[Batch]]
-    kind: Kind = "cure"
     knows: Knows = "nothing"
     by: type[Labeller] | None = None
     objective: Objective = cross_entropy
@@ -429,11 +391,12 @@ class Method:
 
     def batches(self, context: TrainingContext) -> Iterator[Batch]:
         """What a student learns from."""
-        return self.make(context) if self.by is None else self.make(context, self.by(context))
+        made: Iterator[Batch] = self.make(context, *([] if self.by is None else [self.by(context)]))
+        return made
 
 
 REWARDED = with_rehearsal(partial(grpo, settings=PolicySettings()), cross_entropy, 1.0)
-METHODS = (
+METHODS = by_name(
     Method("documents", documents, "control"),
     Method("longer", documents, "control", times=2),
     Method("scheduled-sampling", scheduled, "baseline"),
@@ -449,13 +412,3 @@ METHODS = (
 CONTROL = "documents"
 # the model before any method, which all of them start from
 BEFORE = "before"
-
-
-def method(name: str) -> Method:
-    """The row of this name, which is there."""
-    return next(row for row in METHODS if row.name == name)
-
-
-def knows(name: str) -> Knows:
-    """What the method of this name must be told; a model before any method: nothing."""
-    return next((row.knows for row in METHODS if row.name == name), "nothing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.sparse import csr_array
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from klype import config
 from klype.data import example_batches
 from klype.data.seeds import Permutation, mix
 from klype.errors import Interrupted
 from klype.examine.calibration import calibration_error
-from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, SparseTruth, Test, targets
+from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, Test, targets
 from klype.model.attention import TORCH, Backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
@@ -149,66 +150,54 @@ def said_of(logp_NV: torch.Tensor, documents: Sequence[Ids]) -> torch.Tensor:
     return logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None])[:, 0]
 
 
-class Averaged:
-    """A copy of a model whose weights are a running mean of the model's (Polyak and Juditsky 1992)."""
+def weight_average(model: Transformer, keep: float) -> AveragedModel:
+    """A copy whose weights are a running mean of the model's, over its updates (Polyak and Juditsky 1992)."""
 
-    def __init__(self, model: Transformer, keep: float) -> None:
-        self.twin = copy.deepcopy(model)
-        self._model, self._keep = model, keep
+    def mean(average: torch.Tensor, weight: torch.Tensor, n: torch.Tensor | int) -> torch.Tensor:
+        # the first weights are forgotten soon: the mean is over a tenth of all at most
+        return average.lerp(weight, 1 - min(keep, (int(n) + 1) / (int(n) + 10)))
 
-    @torch.no_grad()
-    def add(self, step: int) -> None:
-        """After each step, from 1 on. The first weights are forgotten soon: the mean is over a tenth of all at most."""
-        keep = min(self._keep, (step + 1) / (step + 10))
-        for mean, weight in zip(self.twin.state_dict().values(), self._model.state_dict().values(), strict=True):
-            mean.lerp_(weight, 1 - keep)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingHooks:
-    """Callbacks of a training: ``watch`` measures the model once an epoch, ``tell`` gets the curve so far.
-
-    ``backend``: what computes the training.
-    """
-
-    watch: Callable[[nn.Module], float | None] = lambda model: None
-    tell: Callable[[Curve], None] = lambda curve: None
-    backend: Backend = TORCH
+    found = AveragedModel(model, avg_fn=mean)
+    found.update_parameters(model)  # the first update copies
+    return found
 
 
 def train_model(
-    data: TrainingSet, corpus: Corpus, settings: LabSettings, seed: int, hooks: TrainingHooks | None = None
+    data: TrainingSet,
+    corpus: Corpus,
+    settings: LabSettings,
+    seed: int,
+    backend: Backend = TORCH,
+    on_epoch: Callable[[nn.Module, Curve], None] = lambda model, curve: None,
 ) -> TrainedModel:
-    """A fresh model of the settings' size, trained on the set by the one loop, as it was at the least held-out loss."""
-    hooks = hooks or TrainingHooks()
+    """A fresh model of the settings' size, trained on the set by the one loop, as it was at the least held-out loss.
+
+    ``on_epoch(model, curve)`` may complete the curve's last point, which has no KL yet.
+    """
     torch.manual_seed(mix(seed, 4))
     model = Transformer(shape(corpus.size, settings))
-    learner = model.using(hooks.backend)
-    mean = Averaged(model, settings.average) if settings.average else None
+    learner = model.using(backend)
+    mean = weight_average(model, settings.average) if settings.average else None
     batches = LabelledBatches(data, settings.rows, mix(seed, 5), settings.blanks)
     every, curve, best = batches.steps_per_epoch, Curve(), dict[str, torch.Tensor]()
-
-    def look(step: int, metrics: dict[str, float]) -> None:
-        """At the model once an epoch; the best is kept."""
-        if mean is not None:
-            mean.add(step)
-        if step % every:
-            return
-        seen = learner if mean is None else mean.twin
-        loss = -float(said_of(predict(seen, corpus.held_out), corpus.held_out).mean())  # nats a token
-        if not curve or loss < min(past for _, past, _ in curve):
-            best.update({name: tensor.detach().clone() for name, tensor in seen.state_dict().items()})
-        curve.append((step // every, loss, hooks.watch(seen)))
-        hooks.tell(curve)
 
     def since_best() -> int:
         losses = [loss for _, loss, _ in curve]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
-    def stop() -> bool:
-        """Nothing gets better any more."""
-        return since_best() >= settings.patience
+    def look(step: int, metrics: dict[str, float]) -> None:
+        """At the model once an epoch; the best is kept."""
+        if mean is not None:
+            mean.update_parameters(model)
+        if step % every:
+            return
+        seen = learner if mean is None else mean.module
+        curve.append((step // every, -float(said_of(predict(seen, corpus.held_out), corpus.held_out).mean()), None))
+        if not since_best():
+            best.update({name: tensor.detach().clone() for name, tensor in seen.state_dict().items()})
+        on_epoch(seen, curve)
 
+    stop: Callable[[], bool] = lambda: since_best() >= settings.patience
     session = TrainSession(parts=fused_parts(model.config), on_step=look, stop=stop, keeps=False)
     loop = loop_settings(settings, (data.epochs or settings.epochs) * every)
     try:
@@ -277,19 +266,10 @@ def mixed(first: Soft, second: Soft, share: float) -> Soft:
     return lambda positions: torch.lerp(first(positions), second(positions), share)
 
 
-def true(truth: SparseTruth, size: int) -> Soft:
-    starts, ids, p = map(torch.from_numpy, (truth.starts, truth.ids, truth.p))
-
-    def soft(positions: torch.Tensor) -> torch.Tensor:
-        counts = starts[positions + 1] - starts[positions]
-        row = torch.repeat_interleave(torch.arange(len(positions)), counts)
-        first = torch.repeat_interleave(starts[positions] - (counts.cumsum(0) - counts), counts)
-        at = first + torch.arange(len(row))
-        out_nV = torch.zeros(len(positions), size)
-        out_nV[row, ids[at]] = p[at]
-        return out_nV
-
-    return soft
+def true(truth: csr_array, size: int) -> Soft:
+    """p itself; words that the truth does not know have none."""
+    wide = csr_array((truth.data, truth.indices, truth.indptr), (truth.shape[0], size))
+    return lambda positions: torch.from_numpy(wide[positions.numpy()].toarray())
 
 
 def average(models: Sequence[nn.Module], documents: Sequence[Ids]) -> torch.Tensor:
@@ -329,7 +309,7 @@ def measure(model: nn.Module, test: Test) -> Values:
             "right": float(logp_N.exp().mean()),
         }
     half_N = document_N % 2 == 1
-    kl_N, reverse_N, s_N, true_N = against(logp_NV, best_N, test.truth)
+    kl_N, reverse_N, s_N, true_N = against(logp_NV, test.truth)
     return {
         "loss": -float(logp_N[torch.from_numpy(half_N)].mean()),
         "kl_chosen": float(kl_N[~half_N].mean()),
@@ -339,25 +319,21 @@ def measure(model: nn.Module, test: Test) -> Values:
     }
 
 
-def divergence(model: nn.Module, documents: Sequence[Ids], truth: SparseTruth) -> float:
-    """KL(p‖q), nats a token."""
-    row_A, ids_A, p_A = _points(truth)
-    logq_A = predict(model, documents)[row_A, ids_A].double()
-    return float((p_A * (p_A.log() - logq_A)).sum()) / (len(truth.starts) - 1)
-
-
-def against(logp_NV: torch.Tensor, best_N: torch.Tensor, truth: SparseTruth) -> tuple[np.ndarray, ...]:
+def against(logp_NV: torch.Tensor, truth: csr_array) -> tuple[np.ndarray, ...]:
     """At each position: KL(p‖q), KL(q within the language‖p), the mass on possible words S, and p of the likeliest."""
-    row_A, ids_A, p_A = _points(truth)
-    logq_A = logp_NV[row_A, ids_A].double()
+    # position, word and probability of all that may follow
+    known = truth.tocoo()
+    row_A, ids_A = (torch.from_numpy(at).long() for at in (known.row, known.col))
+    p_A, logq_A = torch.from_numpy(known.data).double(), logp_NV[row_A, ids_A].double()
 
     def summed(values_A: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(truth.starts) - 1, dtype=torch.double).index_add_(0, row_A, values_A)
+        return torch.zeros(len(logp_NV), dtype=torch.double).index_add_(0, row_A, values_A)
 
     s_N = summed(logq_A.exp())
     within_A = logq_A.exp() / s_N[row_A]
     reverse_N = summed(within_A * (within_A.clamp_min(1e-300).log() - p_A.log()))
-    found = (summed(p_A * (p_A.log() - logq_A)), reverse_N, s_N, summed(p_A * (ids_A == best_N[row_A])))
+    likeliest_A = ids_A == logp_NV.argmax(-1)[row_A]
+    found = (summed(p_A * (p_A.log() - logq_A)), reverse_N, s_N, summed(p_A * likeliest_A))
     return tuple(values_N.numpy() for values_N in found)
 
 
@@ -366,16 +342,5 @@ def right(model: nn.Module, questions: Sequence[CorpusQuestion]) -> float:
     texts = [(*question.prefix, *answer) for question in questions for answer in question.answers]
     logp_N = said_of(predict(model, texts), texts).double().numpy()
     parts = iter(np.split(logp_N, np.cumsum([len(text) - 1 for text in texts])))
-    found = []
-    for question in questions:
-        mass = 0.0
-        for answer in question.answers:
-            mass += math.exp(next(parts)[-len(answer) :].sum())
-        found.append(mass)
-    return float(np.mean(found))
-
-
-def _points(truth: SparseTruth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Position, word and probability of all that may follow."""
-    row_A = torch.from_numpy(np.repeat(np.arange(len(truth.starts) - 1), np.diff(truth.starts)))
-    return row_A, torch.from_numpy(truth.ids), torch.from_numpy(truth.p).double()
+    masses = [sum(math.exp(next(parts)[-len(a) :].sum()) for a in question.answers) for question in questions]
+    return float(np.mean(masses))

@@ -99,9 +99,9 @@ def found_pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
     """The pictures of what there is: of each, the most documents that have been trained on so far."""
     rows = so_far(board, [row.documents for row in board.rows])
     curves = so_far(board, [curve.documents for curve in board.curves])
-    made = {picture.id: picture for picture in bias.pictures(rows, say, own)} if rows is not None else {}
+    made = {picture.id: picture for picture in bias.REPORT.pictures(rows, say, own)} if rows is not None else {}
     if curves is not None:
-        made |= {p.id: p for p in bias.pictures(curves, say, own) if p.id in ("training", "bars")}
+        made |= {p.id: p for p in bias.REPORT.pictures(curves, say, own) if p.id in ("training", "bars")}
     return [made[name] for name in ORDER if name in made]
 
 
