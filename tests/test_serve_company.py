@@ -25,8 +25,8 @@ from klype.serve.metrics import health
 from klype.serve.served import Served
 from klype.serve.worker import Job, Worker
 from klype.sources.source import Source, answers
-from klype.studio.conversation import AnswerBranch, Branches, Conversation
-from klype.studio.studio import CancelledError, SharedModel
+from klype.studio.answer_paths_search import CancelledError
+from klype.studio.studio import AnswerBranch, Branches, Conversation, SharedModel
 from klype.values import Request, Sampling
 from tests.serve_toys import post, running, served
 from tests.studio_toys import model

@@ -24,7 +24,7 @@ from klype.sources.hf_open import open_hf
 from klype.sources.http_client import Budget, HttpClient, ResponseCache, RetryPolicy
 from klype.sources.remote import RemoteSource
 from klype.sources.source import NativeSource, Source, answers
-from klype.studio.studio import CachedSource, LockedSource
+from klype.studio.answer_paths_search import PathSource
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -292,8 +292,7 @@ KINDS: dict[str, Callable[[RemoteSource, Path], Source]] = {
     "transformers": lambda remote, folder: gpt2(folder),
     "remote": lambda remote, folder: remote,
     "recorded": lambda remote, folder: Recorder(own(), "these", folder, Meters(lambda: 0.0)),
-    "shared": lambda remote, folder: LockedSource(own()),
-    "remembered": lambda remote, folder: CachedSource(own(), {}),
+    "remembered": lambda remote, folder: PathSource(own(), lambda: None, {}),
 }
 
 

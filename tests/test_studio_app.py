@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from klype.examine.say import visible
 from klype.serve.guard import COOKIE, Guard, Rules, Sessions
-from klype.studio.app import PAGES, Login, SecurityHeaders
+from klype.studio.app import PAGES, guarded
 from klype.studio.fields import Check, Select, Slider, TextArea
 from klype.studio.tokens import Tokens
 from klype.words import LANGUAGES, words
@@ -280,7 +280,7 @@ async def echo(request: Any) -> PlainTextResponse:
 
 
 def client(rules: Rules) -> httpx.AsyncClient:
-    app = Login.around(SecurityHeaders(Starlette(routes=[Route("/{path:path}", echo)])), rules, wait_s=0.01)
+    app = guarded(Starlette(routes=[Route("/{path:path}", echo)]), rules, wait_s=0.01)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
@@ -294,6 +294,7 @@ def test_the_door() -> None:
             assert (await browser.post("/", headers=page)).status_code == 401
             asked = await browser.get("/key", headers={**page, "accept-language": "nb"})
             assert asked.status_code == 200
+            assert asked.headers["referrer-policy"] == "same-origin"  # without any its form would come from nowhere
             assert "Nøkkel" in asked.text
             assert "hemmelig" not in asked.text
             for wrong in ("", "hemmeli", "HEMMELIG", "æ", "x" * 5000):

@@ -21,12 +21,11 @@ from klype.sources.find_model import Found
 from klype.sources.source import answers
 from klype.studio.alignment import start_alignment
 from klype.studio.annotation import RankingStore
-from klype.studio.answer_paths_search import PathSearch, PathSettings
+from klype.studio.answer_paths_search import CancelledError, PathSearch, PathSource
 from klype.studio.background_jobs import works
-from klype.studio.conversation import Branches, Conversation, Turn
 from klype.studio.divergence import ExamRequest, exam_document, exam_work, start_exam
 from klype.studio.runs import RunRequest, start_run
-from klype.studio.studio import CachedSource, CancelledError, LockedSource, SharedModel
+from klype.studio.studio import Branches, Conversation, SharedModel, Turn
 from klype.studio.targets import start_experiment
 from klype.values import Request, Sampling, Trace
 from tests.studio_toys import model, studio
@@ -113,21 +112,19 @@ def test_what_fails_in_the_thread_is_told() -> None:
     toy.stop()
 
 
-def test_shared_and_remembered_sources_are_the_source() -> None:
+def test_a_source_that_remembers_is_the_source_until_nobody_wants_it() -> None:
     toy = model()
     prefixes = [(1, 2), (1, 2, 3), (1, 2)]
-    plain = toy.source.next(prefixes)
+    plain, looks = toy.source.next(prefixes), list[int]()
     known: dict = {}
-    for source in (
-        LockedSource(toy.source),
-        CachedSource(toy.source, known),
-        CachedSource(toy.source, known),
-    ):
+    for _ in range(2):
+        source = PathSource(toy.source, lambda: looks.append(1), known)
         for q, same in zip(source.next(prefixes), plain, strict=True):
             assert (q.ids == same.ids).all()
             assert q.logp == pytest.approx(same.logp, abs=1e-5)
         mine = answers(source, [request(toy, n=3)])[0]
         assert [t.tokens for t in mine] == [t.tokens for t in answers(toy.source, [request(toy, n=3)])[0]]
+    assert len(looks) > 2 * 3
     assert set(known) == {(1, 2), (1, 2, 3)}
 
     class Nothing:
@@ -136,7 +133,20 @@ def test_shared_and_remembered_sources_are_the_source() -> None:
         def next(self, prefixes: list, top: int = -1) -> list:
             raise AssertionError("asked again")
 
-    assert len(CachedSource(Nothing(), known).next(prefixes)) == 3  # type: ignore[arg-type]
+    assert len(PathSource(Nothing(), lambda: None, known).next(prefixes)) == 3  # type: ignore[arg-type]
+
+    def unwanted() -> None:
+        raise CancelledError
+
+    ended = PathSource(toy.source, unwanted, known)
+    for ask in (
+        lambda: ended.next(prefixes),
+        lambda: ended.score([(1,)], [(2,)]),
+        lambda: answers(ended, [request(toy)]),
+    ):
+        with pytest.raises(CancelledError):
+            ask()
+    toy.stop()
 
 
 def written(toy: SharedModel, talk: Conversation, text: str, limit: int = 10) -> Branches:
@@ -220,17 +230,16 @@ def test_where_single_questions_were_taught_the_second_is_answered_as_if_it_came
 
 def test_shares_of_paths_are_those_of_the_answers() -> None:
     toy = model()
-    search = PathSearch(toy, toy.ask_about("hvor gikk hun?"))
-    settings = PathSettings(n=40, limit=4, budget=60, temperature=0.8)
-    found = search.paths(toy.source, settings)
+    search = PathSearch(toy, toy.ask_about("hvor gikk hun?"), 0.8, n=40, limit=4, budget=60)
+    found = search.paths(toy.source)
     assert sum(one.drawn for one in found.meant) == 40 == len(found.traces)
     assert 1 - sum(a.low for a in found.tree.answers) == pytest.approx(found.tree.unexplored, abs=1e-6)
     assert [found.place_of(one.meaning) for one in found.meant] == list(range(len(found.meant)))
     assert search.done > 0
     before = len(search.known)
-    search.paths(toy.source, replace(settings, temperature=0.3))
+    replace(search, temperature=0.3).paths(toy.source)
     assert len(search.known) < before + 60  # most had been read
-    assert [t.tokens for t in search.paths(toy.source, settings).traces] == [t.tokens for t in found.traces]
+    assert [t.tokens for t in search.paths(toy.source).traces] == [t.tokens for t in found.traces]
 
 
 def test_paths_that_nobody_wants_end_at_once() -> None:
@@ -238,11 +247,11 @@ def test_paths_that_nobody_wants_end_at_once() -> None:
     search = PathSearch(toy, toy.ask_about("hvor gikk hun?"))
     search.cancelled.set()
     with pytest.raises(CancelledError):
-        search.paths(toy.source, PathSettings())
+        search.paths(toy.source)
     tight = model(window=20)
     asked = PathSearch(tight, tight.ask_about("jeg gikk en tur på fjellet " * 3))
     with pytest.raises(UsageError, match="reads 20 at most"):
-        asked.paths(tight.source, PathSettings())
+        asked.paths(tight.source)
 
 
 SCRIPT = """

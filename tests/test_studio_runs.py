@@ -20,7 +20,7 @@ from klype.errors import UsageError
 from klype.examine.say import Say
 from klype.jsons import saved
 from klype.runs.run_json import MEANING, parameters
-from klype.studio.background_jobs import PROCESS, MetricsTail, Work, WorkPlan, answers, begin, key_of, works
+from klype.studio.background_jobs import PROCESS, MetricsTail, Work, WorkPlan, begin, key_of, sample_answers, works
 from klype.studio.fields import UploadedFile
 from klype.studio.runs import RunRequest, start_run
 from klype.studio.runs_detail import all_runs, family
@@ -247,8 +247,8 @@ def test_a_checkpoint_answers_the_same_with_its_own_weights_given_beside_it(tmp_
     state = checkpoint.load(folder).model.state_dict()
     save_file({name: value.clone().contiguous() for name, value in state.items()}, tmp_path / "state.safetensors")
     asked = ["hvor gikk hun?", "hvor?"]
-    plain = answers(folder, None, asked, 8)
-    assert plain == answers(folder, tmp_path / "state.safetensors", asked, 8)
+    plain = sample_answers(folder, None, asked, 8)
+    assert plain == sample_answers(folder, tmp_path / "state.safetensors", asked, 8)
     assert len(plain) == 2
 
 

@@ -50,7 +50,7 @@ def test_an_empty_store_gets_the_run_s_questions_once_and_stands_first(tmp_path:
         studio.fill_store()
     place = studio.ranking_stores()[0]
     assert (place.url, place.run) == (url, tmp_path / "runs" / "toy")
-    assert place.can_align
+    assert place.run is not None
     with place.open() as store:
         assert [len(asked.candidates) for asked in store.questions()] == [4] * 6
     assert studio.runs_home == tmp_path / "runs"

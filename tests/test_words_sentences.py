@@ -43,8 +43,8 @@ from klype.runs.gates import verdict as alignment_verdict
 from klype.runs.rankers import summary
 from klype.studio.answer_paths import decision, flow_title
 from klype.studio.answer_paths_search import FoundPaths, MeaningShare
-from klype.studio.conversation import AnswerBranch
 from klype.studio.ranking import habits
+from klype.studio.studio import AnswerBranch
 from klype.studio.tokens import bars_of, why_chosen
 from klype.values import Distribution, Figure, Question, Request, Sampling, Step, Trace
 from klype.words import LANGUAGES, words
@@ -858,7 +858,7 @@ LABELS = {
     "cures": "plain",
     "examination": r"tree\.(growing|title|end|more|meanings)|forks\.(looking|title|other|how)",
     "sure": "same|p",
-    "studio_paths": r"flow_region|fork|fork_wait",
+    "studio_paths": r"fork|fork_wait",
     "studio_answer": "was|no_distribution",
 }
 """Titles, names, how to read; figures that are told whatever they are."""

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.errors import UsageError
@@ -78,10 +79,10 @@ class Rules:
 
 class Guard:
     """Lets through what the rules allow, and answers everything else itself, in OpenAI's shape. ``sessions`` are those
-    of browsers that have given the key."""
+    of browsers that have given the key on the page ``login``, to which they are led for it."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, sessions: Sessions | None = None) -> None:
-        self.app, self.rules = app, rules
+    def __init__(self, app: ASGIApp, rules: Rules, sessions: Sessions | None = None, login: str = "") -> None:
+        self.app, self.rules, self.login = app, rules, login
         self.inside = 0  # requests that are being answered
         self._key = None if rules.key is None else digest(rules.key.encode())
         self._sessions = sessions or Sessions()
@@ -95,6 +96,8 @@ class Guard:
         except ApiError as error:
             if scope["type"] == "websocket":  # before it is accepted: the client sees 403
                 await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            elif error.status == 401 and self.login and _is_person(scope):
+                await RedirectResponse(self.login, 303, {"cache-control": "no-store"})(scope, receive, send)
             else:
                 await _refuse(send, error)
             return
@@ -138,7 +141,7 @@ class Guard:
         return heard
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
-        if self._key is None or (scope["path"] in OPEN and _is_near(scope, headers)):
+        if self._key is None or scope["path"] == self.login or (scope["path"] in OPEN and _is_near(scope, headers)):
             return
         for value in headers.getlist("authorization"):
             scheme, _, key = value.partition(" ")
@@ -248,6 +251,11 @@ def is_encrypted(scope: Scope) -> bool:
     told = any(re.match(r"(?i)https\b", value) for value in headers.getlist("x-forwarded-proto"))
     told = told or any(re.match(r'(?i)[^,]*proto="?https\b', value) for value in headers.getlist("forwarded"))
     return told or scope.get("scheme") in ("https", "wss")
+
+
+def _is_person(scope: Scope) -> bool:
+    """Whether somebody waits for a page."""
+    return scope["method"] == "GET" and "text/html" in headers_of(scope).get("accept", "")
 
 
 def _is_near(scope: Scope, headers: Headers) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 from nicegui import ui
 
 from klype.errors import KlypeError, UsageError
-from klype.examine.charts import Option, Panel, axis, line, lines, spikes
+from klype.examine.charts import Panel, axis, line, lines, spikes
 from klype.examine.say import visible
 from klype.jsons import saved
+from klype.model.atomic_folder import is_whole
 from klype.runs.folder import read_run
 from klype.runs.provenance import read_questions
 from klype.runs.run_json import planned_steps
@@ -23,7 +24,6 @@ from klype.studio import elements as el
 from klype.studio.annotation import RankingStore, named
 from klype.studio.background_jobs import MetricsTail, Work, WorkPlan, begin, key_of, new_name, works
 from klype.studio.fields import Check, Minutes, Select
-from klype.studio.page_context import Visit, WorkPart, unless_busy
 from klype.studio.studio import Studio
 
 ASKED = 4  # held-out questions that the model answers while it is aligned
@@ -39,60 +39,50 @@ ROWS = ("step", "reward", "truth", "kl", "length")
 COMPARED = ("annotator", "right", "polite", "concise", "tokens")
 
 
-@dataclass
 class Alignment:
     """A piece of aligning work as its files tell of it; ``read`` reads what is new (in a thread)."""
 
-    work: Work
-    state: str = ""
-    step: int = 0
-    seconds: float = 0.0
+    state, step, seconds, why = "", 0, 0, ""
     planned: int | None = None
-    why: str = ""
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    document: dict[str, Any] = field(default_factory=dict)
-    mark: object = None
+    samples: Sequence[Mapping[str, Any]] = ()
+    document: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        plan = self.work.plan
+    def __init__(self, work: Work) -> None:
+        self.work, plan = work, work.plan
         self.about, self.run = plan.about, plan.run
         self.reward = MetricsTail(Path(plan.about["judge"]) / "reward" / "metrics.jsonl")
         self.align = MetricsTail(plan.run / "align" / "metrics.jsonl")
 
     def read(self) -> bool:
         """Whether anything has changed."""
-        work = self.work
+        work, before = self.work, dict(vars(self))
         news = [self.reward.read(), self.align.read()]
-        self.state, self.step, self.seconds, self.samples = work.state, work.step, work.seconds, work.samples()
+        self.state, self.step, self.seconds, self.samples = work.state, work.step, int(work.seconds), work.samples()
         if self.planned is None and (self.run / "run.json").is_file():
             with suppress(KlypeError):
                 self.planned = planned_steps(read_run(self.run), "align")
         self.why = work.why() if self.state == "failed" else ""
-        if self.state == "done" and not self.document:
-            self.document = saved(self.run / "align.json") or {}
-        old, self.mark = self.mark, (self.state, self.step, int(self.seconds), len(self.samples), self.planned)
-        return any(news) or self.mark != old
+        if self.state == "done":
+            self.document = self.document or saved(self.run / "align.json")
+        return any(news) or vars(self) != before
 
     @property
     def share(self) -> float:
-        """How much of it is done, by steps where they are known."""
-        if self.state == "done":
-            return 1.0
-        # a little for the reward model, then the steps; the last part is comparing before and after
+        """How much of it is done, by steps where they are known: a little for the reward model, then the steps; at last
+        before and after are compared."""
         return 0.05 if self.step == 0 else 0.1 + 0.75 * min(1.0, self.align.at / (self.planned or 1e9))
 
 
 def newest_alignment(studio: Studio, store: RankingStore) -> Alignment | None:
     """The last alignment of this store's rankings, whoever began it and whichever server."""
-    plans = ((work, work.plan) for work in works(studio.home))
-    mine = (work for work, plan in plans if plan.kind == "align" and plan.about.get("place") == store.key)
-    return next(map(Alignment, mine), None)
+    begun = map(Alignment, (work for work in works(studio.home) if work.plan.kind == "align"))
+    return next((found for found in begun if found.about.get("place") == store.key), None)
 
 
 def start_alignment(
     studio: Studio,
     store: RankingStore,
-    annotators: tuple[str, ...],
+    annotators: Sequence[str],
     minutes: float = 1.0,
     force: bool = False,
     lang: str = "en",
@@ -103,7 +93,7 @@ def start_alignment(
     if known is not None and known.work.state == "running":
         raise UsageError("These rankings are being learnt from already.")
     source = store.run
-    if source is None or not store.can_align:
+    if source is None or not is_whole(source / "finetune"):
         raise UsageError(f"The run {store.name} has no fine-tuned model that could be aligned.")
     name = new_name("align")
     run, judge = studio.runs_home / name, studio.home / "judges" / name  # half a run, which no menu offers
@@ -116,11 +106,8 @@ def start_alignment(
     before, after = str((source / "finetune").resolve()), str(run / "align")
     about = {
         "place": store.key,
-        "from": store.name,
         "source": str(source.resolve()),
         "rankings": ordered,
-        "annotators": list(annotators),
-        "minutes": minutes,
         "judge": str(judge),
         "planned_s": 60 * minutes + OVERHEAD_S,
         "ask": {"before": before, "after": after, "questions": held_out(source)},
@@ -145,24 +132,24 @@ def held_out(run: Path) -> list[str]:
 
 def inputs_of(run: Path) -> list[str]:
     """What the run was made of, and with which settings: its reward model is made with the same."""
-    made = read_run(run).get("asked")
+    made = read_run(run).get("asked", {})
     out: list[str] = []
     for name, option in {"text": "text", "overrides": "set", "instructions": "instructions", "data": "data"}.items():
-        given = made.get(name) if isinstance(made, dict) else None
+        given = made.get(name)
         for text in given if isinstance(given, list) else [given]:
             out += [f"--{option}", text] if isinstance(text, str) and text else []
     return out
 
 
 @dataclass
-class AlignCard(WorkPart):
+class AlignCard(el.WorkPart):
     """The work itself lives in files, so that any visitor and server finds it."""
 
     store: RankingStore
     seen: Alignment | None = None
     drawn: object = None
-    charts: dict[str, ui.echart] = field(default_factory=dict)
-    people: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    charts: Sequence[ui.echart] = ()
+    people: dict[str, tuple[str, ...]] = field(default_factory=dict)
     whose: Select | None = None
 
     def build(self) -> None:
@@ -176,12 +163,8 @@ class AlignCard(WorkPart):
                 self.force = Check(w("force"), False)
                 with el.box():
                     el.button(w("go"), self.begin, "strong")
-            with el.box("k-row"):
-                self.stop = el.button(self.visit.frame("cancel"), self.cancel)
-                self.on = el.button(w("resume"), self.resume)
+            with self.lay(w("resume")):
                 self.open = el.text_of("a", w("open_run"), "k-button")
-            self.note = el.status()
-            self.progress = el.ProgressBar()
             self.pictures, self.samples, self.result = el.box(), el.box("r-samples"), el.box()
         self.know([])
         self._show()
@@ -193,15 +176,13 @@ class AlignCard(WorkPart):
         count = {one["name"]: one["rankings"] for one in annotators if one["rankings"]}
         simulated = {one["name"] for one in annotators if one["by"] == "simulated"}
         people = tuple(name for name in count if name not in simulated)
-        shown: dict[str, str] = {}
-        self.people = {}
+        self.people = {"people": people} if people else {}
+        self.people |= {f"one:{name}": (name,) for name in count if name in simulated or len(people) > 1}
+        shown = {
+            key: w("whose_one", name=named(who[0], w), n=say.count(count[who[0]])) for key, who in self.people.items()
+        }
         if people:
             shown["people"] = w("whose_people", n=say.count(sum(count[name] for name in people)))
-            self.people["people"] = people
-        for name in count:
-            if name in simulated or len(people) > 1:
-                shown[f"one:{name}"] = w("whose_one", name=named(name, w), n=say.count(count[name]))
-                self.people[f"one:{name}"] = (name,)
         shown = shown or {"": w("whose_nobody")}
         # what was chosen stays chosen while others go on ranking
         if self.whose is None or shown != self.whose.options:
@@ -217,7 +198,7 @@ class AlignCard(WorkPart):
         self.drawn = None
         await self.look()
 
-    @unless_busy
+    @el.unless_busy
     async def look(self) -> None:
         def read() -> bool:
             if self.seen is None or self.seen.state not in ("", "running"):
@@ -233,15 +214,13 @@ class AlignCard(WorkPart):
         seen = self.seen
         self.work, state = (seen.work, seen.state) if seen is not None else (None, "")
         self.form.set_visibility(state != "running")
-        self.stop.set_visibility(state == "running")
-        self.on.set_visibility(state in ("cancelled", "stopped", "failed"))
-        self.progress.fill(state == "running", seen.share if seen is not None else 0.0)
         self.open.set_visibility(state == "done")
         if seen is None:
+            self.tell("", "", 0.0)
             return
+        self.tell(self.sentence(seen), state, seen.share)
         self.open.props["href"] = f"/runs?run={key_of(seen.run)}"
         self.open.update()
-        el.retext(self.note, self.sentence(seen))
         if seen.align.rows:
             self._draw(seen)
         if (marks := (seen.work.folder.name, len(seen.samples), bool(seen.document))) != self.drawn:
@@ -257,7 +236,7 @@ class AlignCard(WorkPart):
 
     def sentence(self, seen: Alignment) -> str:
         w, say = self.w, self.say
-        about = {"n": say.count(seen.about["rankings"]), "seconds": say.seconds(max(1.0, float(int(seen.seconds))))}
+        about = {"n": say.count(seen.about["rankings"]), "seconds": say.seconds(max(1.0, float(seen.seconds)))}
         if seen.state != "running":
             return w(f"work_{seen.state}", why=visible(seen.why), **about)
         if seen.step == 0:
@@ -273,20 +252,18 @@ class AlignCard(WorkPart):
 
     def _draw(self, seen: Alignment) -> None:
         """Reward, KL and length, which grow."""
-        options: dict[str, Option] = {}
+        shown, x = [], axis(self.w("steps"), min=0, max=max(seen.planned or 0, seen.align.at))
         for name, row in CURVES.items():
             # reward and truth in one picture: where they part, the reward is being hacked
             series = [line(self.w(f"line_{key}"), seen.align.curve(key), colour) for key, colour in row]
             if name == "kl":
                 series[0]["markPoint"] = spikes(seen.align.curve("kl"), self.say)
-            x = axis(self.w("steps"), min=0, max=max(seen.planned or 0, seen.align.at))
-            options[name] = lines(x, axis(scale=name != "kl"), series)
-        for name, drawn in self.charts.items():
-            el.redraw(drawn, options[name], self.visit.lang)
+            shown.append(Panel(self.w(f"curve_{name}"), lines(x, axis(scale=name != "kl"), series), 210))
+        for drawn, panel in zip(self.charts, shown, strict=False):
+            el.redraw(drawn, panel.option, self.visit.lang)
         if not self.charts:
             with self.pictures:
-                shown = [Panel(self.w(f"curve_{name}"), option, 210) for name, option in options.items()]
-                self.charts = dict(zip(options, el.panels(shown, self.visit.lang), strict=True))
+                self.charts = el.panels(self.visit, shown)
                 el.small(self.w("how_curves"))
                 el.as_data(self.visit, "alignment", ROWS, self.rows, self.pictures)
 
@@ -295,7 +272,7 @@ class AlignCard(WorkPart):
         return [[row.get(name) for name in ROWS] for row in rows]
 
 
-def samples_table(visit: Visit, seen: Alignment) -> None:
+def samples_table(visit: el.Visit, seen: Alignment) -> None:
     """One question a row: how it was answered at first, now, and in between."""
     w, samples = visit.words, seen.samples
     places = sorted({0, len(samples) // 2 if len(samples) > 2 else 0, len(samples) - 1})
@@ -308,7 +285,7 @@ def samples_table(visit: Visit, seen: Alignment) -> None:
     el.table(visit, [w("sample_question"), *columns], rows, label=w("samples"))
 
 
-def before_after(visit: Visit, document: Mapping[str, Any]) -> None:
+def before_after(visit: el.Visit, document: Mapping[str, Any]) -> None:
     w, say = visit.words, visit.say
     last = document["rounds"][-1]
     el.text_of("h3", w("before_after"))

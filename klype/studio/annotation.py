@@ -23,7 +23,6 @@ from klype.durable import private_folder
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
 from klype.jsons import finite
-from klype.model.atomic_folder import is_whole
 from klype.preferences.records import MODEL, SIMULATED, Candidate, Entry, Kind, RankingItem
 from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
@@ -60,12 +59,7 @@ class RankingStore:
         """Made when it is missing; close it. KlypeError when it cannot be opened."""
         return Store.open(self.url) if self.url or self.run is None else open_store(self.run / "rank")
 
-    @property
-    def can_align(self) -> bool:
-        """Whether a fine-tuned model lies there to be aligned."""
-        return self.run is not None and is_whole(self.run / "finetune")
-
-    def snapshot(self, folder: Path, annotators: tuple[str, ...]) -> list[Entry]:
+    def snapshot(self, folder: Path, annotators: Sequence[str]) -> list[Entry]:
         """What these annotators have said so far, in a store of its own in ``folder``: people may go on meanwhile."""
         with self.open() as store:
             entries = store.entries(annotators=annotators)
@@ -92,11 +86,14 @@ def ranking_store(stores: Sequence[RankingStore], key: str) -> RankingStore:
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """A store's entries, how well their makers agree, and how many questions there are."""
+    """A store's entries, how well their makers agree, and how many questions there are; counted ``at`` a time when its
+    counter of changes was ``mark``."""
 
     entries: Sequence[Entry]
     agreement: Mapping[str, Any]
     questions: int
+    mark: tuple[int, int]
+    at: float
 
 
 @dataclass
@@ -104,19 +101,17 @@ class SummaryCache:
     """What stores hold in all, counted once for all who look. ``of`` waits for the store: call it in a thread."""
 
     clock: Callable[[], float] = time.monotonic
-    _known: dict[str, tuple[tuple[int, int], float, StoreSummary]] = field(default_factory=dict)
+    _known: dict[str, StoreSummary] = field(default_factory=dict)
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, place: RankingStore) -> StoreSummary:
         with self._counting, place.open() as store:
             known, mark = self._known.get(place.key), store.mark()
-            if known is not None and (known[0] == mark or self.clock() - known[1] < RECOUNT_S):
-                return known[2]
-            entries = store.entries()
-            questions = sum(len(asked.candidates) > 1 for asked in store.questions())
-            found = StoreSummary(entries, summary(entries), questions)
-            self._known[place.key] = (mark, self.clock(), found)
-            return found
+            if known is None or (known.mark != mark and self.clock() - known.at >= RECOUNT_S):
+                entries, questions = store.entries(), sum(len(asked.candidates) > 1 for asked in store.questions())
+                known = StoreSummary(entries, summary(entries), questions, mark, self.clock())
+            self._known[place.key] = known
+            return known
 
 
 def named(annotator: str, w: Words) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 from secrets import randbits
 from typing import Any
 
@@ -17,10 +17,8 @@ from klype.api.prompt_context import introduction
 from klype.examine.charts import PROBABILITY_EDGES
 from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
 from klype.studio import elements as el
-from klype.studio.conversation import AnswerBranch, Branches, Conversation, Turn
 from klype.studio.fields import Check, Counts, Slider, TextArea, first_steps, open_fold
-from klype.studio.page_context import PagePart, Visit
-from klype.studio.studio import SharedModel
+from klype.studio.studio import AnswerBranch, Branches, Conversation, SharedModel, Turn
 from klype.studio.tokens import TokenPanel, Tokens, rows_of, shown, tokenizer_view
 from klype.words import Words
 from klype.words.sentences import Sentences
@@ -42,7 +40,7 @@ class ShownAnswer:
 
 
 @dataclass
-class AnswerPage(PagePart):
+class AnswerPage(el.PagePart):
     """``introductions``: what was read, and the names of the models that read it; ``tries``: questions to begin
     with."""
 
@@ -52,7 +50,6 @@ class AnswerPage(PagePart):
     chosen: dict[str, Check] = field(default_factory=dict)
     sliders: dict[str, Slider] = field(default_factory=dict)
     said: list[ShownAnswer] = field(default_factory=list)
-    sending: bool = False
 
     def build(self) -> None:
         w, models = self.w, self.studio.models
@@ -67,7 +64,7 @@ class AnswerPage(PagePart):
                         el.text_of("span", f"{'<' if i else '≥'} {self.say.share(edge)}", f"k-tok plain p{i}")
                 self.turns = el.box(aria_live="off")
                 with el.card(id=el.PAGE_BEGINS, tabindex="-1"):
-                    self.text = TextArea(w("message"), 2, LONGEST, self.send, draft="message")
+                    self.text = TextArea(w("message"), LONGEST, self.send, draft="message")
                     with el.box("k-row").style("margin-top:8px"):
                         el.button(w("send"), self.send, "strong")
                         self.stop_button = el.button(w("stop"), self.stop)
@@ -77,7 +74,7 @@ class AnswerPage(PagePart):
                         for model in models:
                             self.chosen[model.name] = Check(model.name, model is models[-1])
                     self.window = el.box()
-                    el.examples(w("try"), self.tries, self.try_one)
+                    self.text.examples(w("try"), self.tries)
                 with el.card():
                     with el.box("k-sliders"):
                         self._samplers(penalties=False)
@@ -89,7 +86,6 @@ class AnswerPage(PagePart):
                 open_fold(self.visit)
             with el.card(classes="k-side") as side:
                 self.panel = TokenPanel(self.visit, side, self.sampling, self.fork)
-                self.panel.build()
         self.stop_button.set_visibility(False)
         self.timer = ui.timer(EVERY_S, self.tick, active=False)
         with self.turns:
@@ -110,33 +106,33 @@ class AnswerPage(PagePart):
                 first = TEMPERATURE if name == "temperature" else row.off
                 slider = Slider(say.text(row.title), row.slider, first, written)
                 slider.props["title"] = said(row.help)
-                self.sliders[name] = slider.moved(lambda: self.panel.draw())
+                slider.moved = lambda: self.panel.draw()
+                self.sliders[name] = slider
 
     def sampling(self) -> Sampling:
         moved: dict[str, Any] = {name: slider.value for name, slider in self.sliders.items()}
         return Sampling(**{name: round(value) if SAMPLERS[name].whole else value for name, value in moved.items()})
 
+    @el.unless_busy
     async def send(self) -> None:
         """Ask every chosen model; their answers come side by side."""
         names = [name for name, check in self.chosen.items() if check.value][:SIDE_BY_SIDE]
-        question = self.text.value.strip()
-        if not question or not names or self.sending or self.stop_button.visible:
+        question, sampling = self.text.value.strip(), self.sampling()
+        if not question or not names or self.stop_button.visible:
             ui.notify(self.w("choose_model" if question and not names else "say_something"), position="top")
             return
-        # one seed for all models: they differ by their probabilities, not by their luck
-        turn, seed = Turn(question), randbits(48)
-        self.sending = True  # a prompt may take a moment, and Enter is pressed twice
-        try:
+
+        def asked() -> Turn:
+            # one seed for all models: they differ by their probabilities, not by their luck
+            turn, seed = Turn(question), randbits(48)
             for name in names:
-                model = self.studio.model(name)
-                prompt = await asyncio.to_thread(model.prompt_after, self.conversation, question)
+                prompt = self.studio.model(name).prompt_after(self.conversation, question)
                 turn.branches[name] = Branches(name)
-                turn.branches[name].begin(prompt, self.sampling(), seed)
-        except Exception as error:
-            self.visit.tell(error)
+                turn.branches[name].begin(prompt, sampling, seed)
+            return turn
+
+        if (turn := await self.visit.attempt(asked)) is None:
             return
-        finally:
-            self.sending = False
         self.conversation.turns.append(turn)
         self.text.set("")
         with self.turns:
@@ -145,10 +141,6 @@ class AnswerPage(PagePart):
         ui.run_javascript(f"history.replaceState(null, '', '/?c={self.conversation.key}')")
         for branches in turn.branches.values():
             self._run(branches, branches.current)
-
-    async def try_one(self, text: str) -> None:
-        self.text.set(text)
-        await self.send()
 
     def fork(self, branches: Branches, at: int, token: int) -> None:
         """Another way from here: the answer goes on after this token instead."""
@@ -168,10 +160,9 @@ class AnswerPage(PagePart):
                 self._draw(said)
 
     def stop(self) -> None:
-        for turn in self.conversation.turns:
-            for branches in turn.branches.values():
-                for answer in branches.answers:
-                    answer.running = False
+        for said in self.said:
+            for answer in said.branches.answers:
+                answer.running = False
 
     def forget(self) -> None:
         self.stop()
@@ -211,11 +202,11 @@ class AnswerPage(PagePart):
 
     def _show(self, place: int, turn: Turn) -> None:
         known = {model.name: model for model in self.studio.models if model.name in turn.branches}
-        readings = {name: model.reading for name, model in known.items() if model.reading is not None}
-        unknown = set(chain(*(reading.unknown(turn.question) for reading in readings.values())))
-        warnings: dict[str, list[str]] = {}
-        for name, reading in readings.items():
-            warnings.setdefault(reading.warning(turn.question, self.visit.lang), []).append(name)
+        unknown, warnings = set[str](), dict[str, list[str]]()
+        for name, model in known.items():
+            if model.reading is not None:
+                unknown.update(model.reading.unknown(turn.question))
+                warnings.setdefault(model.reading.warning(turn.question, self.visit.lang), []).append(name)
         with el.box("k-turn"):
             with el.box("k-asked"), el.box(tag="p"):
                 for text, strange in split_at(turn.question, unknown):
@@ -282,7 +273,7 @@ def way(w: Words, model: SharedModel, answer: AnswerBranch) -> str:
     return w("way", n=answer.number + 1, of=answer.parent + 1, place=answer.at + 1, token=took)
 
 
-def costs(visit: Visit, model: SharedModel, answer: AnswerBranch) -> list[str]:
+def costs(visit: el.Visit, model: SharedModel, answer: AnswerBranch) -> list[str]:
     """What an answer that has ended took, and how it ended."""
     w, say, trace = visit.words, visit.say, answer.trace
     if trace is None:
@@ -304,7 +295,7 @@ def split_at(text: str, words: set[str]) -> list[tuple[str, bool]]:
     return [("".join(piece for piece, _ in group), strange) for strange, group in groupby(pieces, lambda p: p[1])]
 
 
-async def build(visit: Visit) -> None:
+async def build(visit: el.Visit) -> None:
     """The page."""
     studio = visit.studio
     if not studio.models:
@@ -319,4 +310,4 @@ async def build(visit: Visit) -> None:
         return told, studio.suggestions(visit.lang)
 
     conversation = studio.conversations.get(visit.request.query_params.get("c", "")[:64])
-    AnswerPage(visit, conversation, *await asyncio.to_thread(known)).build()
+    AnswerPage(visit, conversation, *await asyncio.to_thread(known))

@@ -12,16 +12,13 @@ from nicegui import background_tasks, ui
 
 from klype.answers.forks import Forks
 from klype.api.results import judge_and_error
-from klype.examine.charts import Cell
-from klype.examine.run_figures import FigureFacts
+from klype.examine.charts import Cell, Panel, Picture
 from klype.examine.say import Say
+from klype.experiments.framework import facts
 from klype.studio import elements as el
-from klype.studio.answer_paths_search import Drawing, FoundPaths, PathSearch, PathSettings, exact, flow
+from klype.studio.answer_paths_search import CancelledError, FoundPaths, PathSearch, exact, flow
 from klype.studio.fields import Counts, Select, Slider, TextArea, first_steps
-from klype.studio.page_context import PagePart, Visit
-from klype.studio.studio import CancelledError
 from klype.studio.tokens import shown
-from klype.values import Figure
 from klype.words import Words
 
 LONGEST = 4000
@@ -29,7 +26,7 @@ LISTED, LEAST = 12, 0.001  # meanings in the table; those that were not drawn ar
 
 
 @dataclass
-class PathsPage(PagePart):
+class PathsPage(el.PagePart):
     tries: Sequence[str]
     search: PathSearch | None = None
     forks: Forks | None = None
@@ -39,20 +36,20 @@ class PathsPage(PagePart):
         w, say, models = self.w, self.say, self.studio.models
         with el.card(id=el.PAGE_BEGINS, tabindex="-1"):
             with el.box("k-row"):
-                self.text = TextArea(w("question"), 2, LONGEST, self.start, draft="paths")
+                self.text = TextArea(w("question"), LONGEST, self.start, draft="paths")
             with el.box("k-sliders").style("margin-top:10px"):
                 names = {model.name: model.name for model in models}
                 self.model = Select(w("model"), names, models[-1].name, self.start)
-                self.n = Counts(self.visit, "answers", (8, 256, 8), 64).released(self.again)
+                self.n = Counts(self.visit, "answers", (8, 256, 8), 64)
                 self.temperature = Slider(w("temperature"), (0.0, 2.0, 0.05), 0.7, lambda v: say.number(v, 2))
-                self.temperature.released(self.again)
-                self.limit = Counts(self.visit, "limit", (4, 128, 4), 32).released(self.again)
+                self.limit = Counts(self.visit, "limit", (4, 128, 4), 32)
+            self.n.released = self.temperature.released = self.limit.released = self.again
             with el.box("k-row").style("margin-top:10px"):
                 el.button(w("ask"), self.start, "strong")
                 self.cancel_button = el.button(self.visit.frame("cancel"), self.cancel)
                 self.progress = el.ProgressBar("k-grow")
             self.note = el.status()
-            el.examples(w("try"), self.tries, self.try_one)
+            self.text.examples(w("try"), self.tries)
         self.cancel_button.set_visibility(False)
         self.progress.set_visibility(False)
         self.box = el.box()
@@ -68,28 +65,24 @@ class PathsPage(PagePart):
         model = self.studio.model(self.model.value)
         asking = await self.visit.attempt(model.ask_about, self.text.value.strip())
         if asking is not None:
-            self._run(PathSearch(model, asking))
+            self._run(partial(PathSearch, model, asking))
 
     def again(self) -> None:
         """The same question at other settings: most of it has been read."""
         if self.search is not None:
-            self._run(PathSearch(self.search.model, self.search.asking, self.search.known))
+            self._run(partial(PathSearch, self.search.model, self.search.asking, known=self.search.known))
 
     def cancel(self) -> None:
         for search in self.running:
             search.cancelled.set()
 
-    async def try_one(self, text: str) -> None:
-        self.text.set(text)
-        await self.start()
-
-    def _run(self, search: PathSearch) -> None:
+    def _run(self, begin: Callable[..., PathSearch]) -> None:
         self.cancel()
+        # as the sliders stand now: they may be moved while it is computed
+        search = begin(temperature=self.temperature.value, n=int(self.n.value), limit=int(self.limit.value))
+        client, model = ui.context.client, search.model
         self.search = search
         self.running.append(search)
-        # as the sliders stand now: they may be moved while it is computed
-        settings = PathSettings(self.temperature.value, int(self.n.value), int(self.limit.value))
-        client, model = ui.context.client, search.model
 
         def show(act: Callable[[], None]) -> None:
             if self.search is search and not client.is_deleted:
@@ -98,11 +91,11 @@ class PathsPage(PagePart):
 
         async def work() -> None:
             try:
-                found = await model.beside(lambda source: search.paths(source, settings))
+                found = await model.beside(search.paths)
                 self.forks = None
                 show(partial(self._draw, found))
                 if (common := found.common) is not None and len(found.meant) > 1 and not search.cancelled.is_set():
-                    self.forks = await model.beside(lambda source: search.fork(source, common, settings))
+                    self.forks = await model.beside(lambda source: search.fork(source, common))
                     show(partial(self._draw_fork, found))
             except CancelledError:
                 pass
@@ -131,11 +124,10 @@ class PathsPage(PagePart):
         w, say, tree = self.w, self.say, found.tree
         self.box.clear()
         with self.box:
-            columns = [w("question"), w("answer"), "log p", w("ended")]
-            rows: list[list[Cell]] = [
-                [found.asking.question.prompt, found.spell(t.tokens), t.logp, t.ended] for t in found.traces
-            ]
-            self.flow = self._drawing(flow_title(found, w, say), "flow", self._flow(found), ("answers", columns, rows))
+            columns, prompt = [w("question"), w("answer"), "log p", w("ended")], found.asking.question.prompt
+            rows: list[list[Cell]] = [[prompt, found.spell(t.tokens), t.logp, t.ended] for t in found.traces]
+            made = Picture("answers", flow_title(found, w, say), w("how_flow"), [self._flow(found)], columns, rows)
+            (self.flow,) = el.picture(self.visit, made)
             with el.box("k-panels"):
                 with el.card(w("meanings")):
                     self._meanings(found)
@@ -143,7 +135,8 @@ class PathsPage(PagePart):
                     self._fork(found)
             title = w("exact", left=say.share(tree.unexplored, 1), n=say.count(tree.expansions))
             columns, rows = [w("answer"), w("low"), w("high")], [[a.text, a.low, a.high] for a in tree.answers[:200]]
-            self._drawing(title, "exact", exact(found, say, w), ("exact-answers", columns, rows))
+            made = Picture("exact-answers", title, w("how_exact"), [exact(found, say, w)], columns, rows)
+            el.picture(self.visit, made)
 
     def _draw_fork(self, found: FoundPaths) -> None:
         """What is known of the fork, into what is drawn: a chart that is replaced before it has appeared is an error in
@@ -153,20 +146,7 @@ class PathsPage(PagePart):
         with self.fork_card:
             self._fork(found)
 
-    def _drawing(
-        self, title: str, name: str, drawing: Drawing, data: tuple[str, list[str], list[list[Cell]]]
-    ) -> ui.echart:
-        """A card with a drawing that may be wider than a phone."""
-        label, (file, columns, rows) = self.w(f"{name}_region"), data
-        with el.card(title) as drawn:
-            with el.Scroll(self.visit, label):
-                made = el.chart(drawing.option, self.visit.lang, drawing.height, label)
-                made.style(f"min-width:{drawing.width}px")
-            el.small(self.w(f"how_{name}"))
-            el.as_data(self.visit, file, columns, lambda: rows, drawn)
-        return made
-
-    def _flow(self, found: FoundPaths) -> Drawing:
+    def _flow(self, found: FoundPaths) -> Panel:
         rest = lambda n: self.w("rest", n=self.say.count(n)) if n else self.w("end")
         return flow(found, self.say, self.forks.fork if self.forks is not None else None, rest)
 
@@ -241,14 +221,9 @@ def decision(found: FoundPaths, forks: Forks | None, word: str, w: Words, say: S
     return w("fork_at", word=word, n=forks.fork + 1, moved=moved)
 
 
-def facts(figure: Figure) -> FigureFacts:
-    """As the report's formatter takes it."""
-    return FigureFacts(value=figure.value, low=figure.low, high=figure.high, n=figure.n)
-
-
-async def build(visit: Visit) -> None:
+async def build(visit: el.Visit) -> None:
     """The page."""
     if visit.studio.models:
-        PathsPage(visit, await asyncio.to_thread(visit.studio.suggestions, visit.lang)).build()
+        PathsPage(visit, await asyncio.to_thread(visit.studio.suggestions, visit.lang))
     else:
         first_steps(visit, visit.frame("no_models"))

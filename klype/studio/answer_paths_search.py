@@ -5,22 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from math import fsum
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Branch, Tree, branches
 from klype.api.prompt_context import PromptContext
-from klype.examine.charts import Option, branching, canvas, sankey
+from klype.engine.engine import Event
+from klype.examine.charts import Option, Panel, branching, canvas, sankey
 from klype.examine.intervals import proportion
 from klype.examine.say import Say, visible
 from klype.judge.meaning import label
-from klype.sources.source import Source
+from klype.sources.source import Around, Source
 from klype.studio.elements import meaning_colour
-from klype.studio.studio import CachedSource, CancelledError, SharedModel, WatchedSource
-from klype.values import Distribution, Figure, Sampling, Trace
+from klype.studio.studio import SharedModel
+from klype.values import Distribution, Figure, Request, Sampling, Trace
 from klype.words import Words
 
 Tokens = tuple[int, ...]
@@ -31,18 +32,43 @@ NARROWEST, LEAST_LEFT, LEFT, ROW, SHARE, APART, LETTER = 680, 4, 80, 28, 54, 24,
 RIGHT, COLUMN = (230, 420), (150, 240)  # the least and the most room for last labels, and for a column
 # So many of the most probable answers are shown, but for those whose probability would be shown as 0.0 %.
 SHOWN_ANSWERS, SEEN = 16, 0.0005
+KNOWN = 4000  # distributions that are remembered for one question
+UNSEEN: Option = {"name": "", "symbolSize": 0, "label": {"show": False}, "itemStyle": {"opacity": 0},
+                  "lineStyle": {"opacity": 0, "width": 0}}  # fmt: skip
 LEAVES = 40  # leaves of a flow that are drawn one by one; the rarest of each branching flow together after that
 
 
-@dataclass(frozen=True, slots=True)
-class PathSettings:
-    """``n`` answers are drawn; ``budget`` beginnings are read for the exact ones."""
+class CancelledError(Exception):
+    """Raised inside long work when nobody wants it any more."""
 
-    temperature: float = 0.7
-    n: int = 64
-    limit: int = 32
-    budget: int = 400
-    seed: int = 0
+
+class PathSource(Around):
+    """A source for long work, which asks ``look`` before each answer and at each token, so that it can be ended by it.
+    Distributions are asked for once: at another temperature most of a tree is ``known`` already."""
+
+    def __init__(self, source: Source, look: Callable[[], None], known: dict[Tokens, Distribution]) -> None:
+        super().__init__(source)
+        self._look, self._known = look, known
+
+    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
+        self._look()
+        wanted = [tuple(prefix) for prefix in prefixes]
+        new = [prefix for prefix in dict.fromkeys(wanted) if prefix not in self._known]
+        fresh = dict(zip(new, super().next(new, top), strict=True)) if new else {}
+        found = [fresh.get(prefix) or self._known[prefix] for prefix in wanted]
+        # what is full stays as it is: what was read first is what other temperatures begin with, too
+        if len(self._known) + len(fresh) <= KNOWN:
+            self._known.update(fresh)
+        return found
+
+    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
+        self._look()
+        return super().score(prompts, answers, top)
+
+    def generate(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
+        for event in super().generate(requests):
+            self._look()
+            yield event
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,49 +108,53 @@ class FoundPaths:
 
 @dataclass
 class PathSearch:
-    """The work for one visitor's question: what was read is kept for other temperatures. ``cancelled`` ends it."""
+    """The work for one visitor's question: ``n`` answers are drawn, ``budget`` beginnings read for the exact ones.
+    ``known``: what was read, kept for other temperatures. ``cancelled`` ends it."""
 
     model: SharedModel
     asking: PromptContext
+    temperature: float = 0.7
+    n: int = 64
+    limit: int = 32
     known: dict[Tokens, Distribution] = field(default_factory=dict)
+    budget: int = 400
     cancelled: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
     done: float = 0.0
 
-    def paths(self, source: Source, settings: PathSettings) -> FoundPaths:
+    def paths(self, source: Source) -> FoundPaths:
         """Draws and grows. Raises CancelledError when it is not wanted any more."""
-        source = WatchedSource(source, self._look)
-        model, sampling = self.model, Sampling(temperature=settings.temperature)
-        request = replace(model.request(self.asking.prompt, sampling, settings.limit, settings.seed), n=settings.n)
+        source, sampling = PathSource(source, self._look, self.known), Sampling(temperature=self.temperature)
+        request = replace(self.model.request(self.asking.prompt, sampling, self.limit, 0), n=self.n)
         drawn: list[Trace] = []
         for event in source.generate([request]):
             if event.trace is not None:
                 drawn.append(event.trace)
                 # drawing is the first half of the bar, growing the tree the second
-                self.done = 0.5 * len(drawn) / settings.n
+                self.done = 0.5 * len(drawn) / self.n
         traces = tuple(sorted(drawn, key=lambda trace: trace.sample))
-        ask = replace(self.asking, source=CachedSource(source, self.known))
-        how = model.tree_settings(ask, sampling, settings.limit, settings.budget, "mass", eps=0.001)
+        ask = replace(self.asking, source=source)
+        how = self.model.tree_settings(ask, sampling, self.limit, self.budget, "mass", eps=0.001)
 
         def told(expansions: int, unexplored: float) -> None:
-            self.done = 0.5 + 0.49 * max(1 - unexplored, expansions / settings.budget)
+            self.done = 0.5 + 0.49 * max(1 - unexplored, expansions / self.budget)
 
-        tree = model.grow(ask, how, told).tree
+        tree = self.model.grow(ask, how, told).tree
         self.done = 1.0
-        decode, meaning = model.opened.source.codec.decode, self.asking.meaning
+        decode, meaning = self.model.opened.source.codec.decode, self.asking.meaning
         texts = [decode(trace.tokens) for trace in traces]
         times, meanings = Counter(texts), [meaning(text) for text in texts]
         # the commonest answer of the commonest meaning
-        best = Counter(meanings).most_common(1)[0][0] if traces else None
-        mine = [(t, text) for t, text, m in zip(traces, texts, meanings, strict=True) if m == best and t.steps]
-        common = max(mine, key=lambda pair: times[pair[1]])[0] if mine else None
+        best = Counter(meanings).most_common(1)[0][0]
+        mine = [trace for trace, said in zip(traces, meanings, strict=True) if said == best and trace.steps]
+        common = max(mine, key=lambda trace: times[decode(trace.tokens)], default=None)
         return FoundPaths(self.asking, traces, tree, self._meant(times, tree), common, decode)
 
-    def fork(self, source: Source, trace: Trace, settings: PathSettings) -> Forks:
+    def fork(self, source: Source, trace: Trace) -> Forks:
         """The word at which this answer was decided."""
-        size, source = (settings.limit, SAMPLES, settings.seed), WatchedSource(source, self._look)
-        sampling = Sampling(temperature=settings.temperature)
-        return self.model.find_forks(replace(self.asking, source=source), sampling, size, trace).found
+        ask = replace(self.asking, source=PathSource(source, self._look, {}))
+        size = self.limit, SAMPLES, 0
+        return self.model.find_forks(ask, Sampling(temperature=self.temperature), size, trace).found
 
     def _look(self) -> None:
         if self.cancelled.is_set() or self.model.stopped.is_set():
@@ -148,35 +178,29 @@ class PathSearch:
         return tuple(sorted(out, key=lambda one: (-one.drawn, -one.low, one.name)))
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class FlowNode:
-    """A part of answers that is common to all that pass: ``tokens`` from the branching before to the next. ``merged``:
-    how many rare answers it stands for."""
+    """A part of answers that is common to all that pass: ``tokens`` from the branching before to the next. ``meaning``:
+    the one that all below share, or None. ``merged``: how many rare answers it stands for."""
 
     tokens: Tokens
     count: int
-    meaning: Hashable
-    children: list[FlowNode] = field(default_factory=list)
-    begins: int = 0
+    meaning: Hashable = None
+    children: Sequence[FlowNode] = ()
     merged: int = 0
 
 
-def merged(answers: Sequence[tuple[Tokens, Hashable]], begins: int = 0) -> FlowNode:
-    """Common beginnings once. ``meaning``: the one that all below share, or None."""
-    kept: Tokens = ()
-    first = answers[0][0]
-    while len(kept) < len(first) and all(a[: len(kept) + 1] == first[: len(kept) + 1] for a, _ in answers):
-        kept = first[: len(kept) + 1]
-    meanings = {meaning for _, meaning in answers}
-    node = FlowNode(kept, len(answers), next(iter(meanings)) if len(meanings) == 1 else None, begins=begins)
-    groups: dict[Tokens, list[tuple[Tokens, Hashable]]] = {}
+def merged(answers: Sequence[tuple[Tokens, Hashable]]) -> FlowNode:
+    """Answers with their common beginnings once."""
+    alike = takewhile(lambda one: len(set(one)) == 1, zip(*(tokens for tokens, _ in answers), strict=False))
+    kept = tuple(tokens[0] for tokens in alike)
+    meanings, groups = {meaning for _, meaning in answers}, dict[Tokens, list[tuple[Tokens, Hashable]]]()
     for tokens, meaning in answers:
         rest = tokens[len(kept) :]
         groups.setdefault(rest[:1], []).append((rest, meaning))
-    if len(groups) > 1:
-        node.children = [merged(group, begins + len(kept)) for group in groups.values()]
-        node.children.sort(key=lambda child: -child.count)
-    return node
+    children = [merged(group) for group in groups.values()] if len(groups) > 1 else []
+    children.sort(key=lambda child: -child.count)
+    return FlowNode(kept, len(answers), meanings.pop() if len(meanings) == 1 else None, children)
 
 
 def pruned(root: FlowNode, most: int = LEAVES) -> FlowNode:
@@ -187,7 +211,7 @@ def pruned(root: FlowNode, most: int = LEAVES) -> FlowNode:
         rare = [child for child in node.children if child.count <= least]
         if len(rare) > 1:
             count = sum(child.count for child in rare)
-            rare = [FlowNode((), count, None, begins=node.begins + len(node.tokens), merged=count)]
+            rare = [FlowNode((), count, merged=count)]
         return replace(node, children=[*kept, *rare])
 
     least = 1
@@ -201,16 +225,7 @@ def leaves(node: FlowNode | Branch) -> int:
     return sum(map(leaves, node.children)) or 1
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A chart, its height, and the least width in which its labels have room."""
-
-    option: Option
-    height: int
-    width: int
-
-
-def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], str]) -> Drawing:
+def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], str]) -> Panel:
     """All drawn answers from left to right: width is share, colour is meaning; the ``fork`` is marked. ``rest`` names
     so many rare answers together, 0: the end of an answer."""
     meaning, spell, total = paths.asking.meaning, paths.spell, max(1, len(paths.traces))
@@ -242,9 +257,8 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
         return name
 
     add(root, 0, ())
-    right = room([text for item, text in zip(nodes, texts, strict=True) if item["depth"] == depth], RIGHT)
-    column = room([text for item, text in zip(nodes, texts, strict=True) if item["depth"] < depth], COLUMN)
-    width = max(NARROWEST, LEAST_LEFT + right + column * depth)
+    last = [item["depth"] == depth for item in nodes]
+    right, width = room(zip(texts, last, strict=True), LEAST_LEFT, depth)
     for item, text in zip(nodes, texts, strict=True):
         free = (right if item["depth"] == depth else (width - LEAST_LEFT - right) // depth) - APART
         shown = f"{_short(text, free - SHARE)}  {say.share(item['value'], 1)}".strip()
@@ -257,19 +271,16 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
         emphasis={"focus": "trajectory"}, lineStyle={"color": "target", "opacity": 0.34, "curveness": 0.5},
         label={"position": "right", "overflow": "truncate"},
     )  # fmt: skip
-    return Drawing(
-        canvas(series=[series], tooltip={"valueFormatter": "fn:share"}), max(180, 40 + 27 * leaves(root)), width
-    )
+    option = canvas(series=[series], tooltip={"valueFormatter": "fn:share"})
+    return Panel("", option, max(180, 40 + 27 * leaves(root)), width)
 
 
-def exact(paths: FoundPaths, say: Say, w: Words) -> Drawing:
+def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
     """The most probable whole answers as a tree; a line is as thick as it is probable."""
     root = most_probable(paths.tree, paths.spell, w("together"), w("everything"))
     depth = max(1, depth_of(root))
     texts = {id(one): visible(one.text.strip()) or ("…" if one.children else w("end")) for one in all_of(root)}
-    right = room([texts[id(one)] for one in all_of(root) if not one.children], RIGHT)
-    column = room([texts[id(one)] for one in all_of(root) if one.children], COLUMN)
-    width = max(NARROWEST, LEFT + right + column * depth)
+    right, width = room(((texts[id(one)], not one.children) for one in all_of(root)), LEFT, depth)
     rows: list[Branch] = []  # of each leaf what it hangs on at the last level
 
     def node(branch: Branch, level: int, above: Branch) -> Option:
@@ -279,24 +290,20 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> Drawing:
         text = _short(texts[id(branch)], free - SHARE)
         colour = paths.colour_of(branch.meaning) if branch.answer is not None else "$base"
         label: Option = {"width": free, "overflow": "truncate"}
+        below = [node(child, level + 1, branch) for child in branch.children]
         if not branch.children:
             rows.append(above if level == depth else branch)
             label |= {"position": "right", "align": "left", "verticalAlign": "middle"}
-        below = [node(child, level + 1, branch) for child in branch.children] or unseen(level)
+            for _ in range(level, depth):  # down to the last level, so that no other's label comes into its row
+                below = [{**UNSEEN, "children": below}]
         line = {"color": colour, "width": 1 + 13 * branch.mass, "opacity": 0.6, "curveness": 0.5}
         style = {"color": colour, "borderColor": colour}
         name = f"{text}  {say.share(branch.mass, 1)}"
         return {"name": name, "lineStyle": line, "label": label, "itemStyle": style, "children": below}
 
-    def unseen(level: int) -> list[Option]:
-        """Down to the last level: a leaf keeps its row for itself, so that no other's label comes into it."""
-        none = {"opacity": 0, "width": 0}
-        hidden = {"name": "", "symbolSize": 0, "label": {"show": False}, "lineStyle": none, "itemStyle": {"opacity": 0}}
-        return [] if level == depth else [{**hidden, "children": unseen(level + 1)}]
-
     series = branching(node(root, 0, root), left=LEFT, right=right, symbolSize=8)
     apart = sum(1 if one is other else 2 for one, other in pairwise(rows))  # as ECharts sets leaves apart
-    return Drawing(canvas(series=[series], tooltip={"show": False}), 80 + ROW * apart, width)
+    return Panel("", canvas(series=[series], tooltip={"show": False}), 80 + ROW * apart, width)
 
 
 def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:
@@ -321,10 +328,14 @@ def all_of(branch: Branch) -> Iterator[Branch]:
         yield from all_of(child)
 
 
-def room(texts: Sequence[str], ends: tuple[int, int]) -> int:
-    """Pixels that the longest of these texts needs, with its share, from the least to the most that there may be."""
-    least, most = ends
-    return min(most, max(least, APART + SHARE + LETTER * max(map(len, texts), default=0)))
+def room(texts: Iterable[tuple[str, bool]], left: int, depth: int) -> tuple[int, int]:
+    """Pixels for labels that come last (those that are so marked), and for a whole drawing: as the longest of these
+    texts needs with its share, between the least and the most that there may be."""
+    longest = {True: 0, False: 0}
+    for text, last in texts:
+        longest[last] = max(longest[last], APART + SHARE + LETTER * len(text))
+    right, column = (min(ends[1], max(ends[0], longest[ends is RIGHT])) for ends in (RIGHT, COLUMN))
+    return right, max(NARROWEST, left + right + column * depth)
 
 
 def _short(text: str, width: int) -> str:

@@ -8,7 +8,6 @@ import copy
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from typing import Any, get_args
 from urllib.parse import parse_qs, quote
 
@@ -19,35 +18,36 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Template
 from nicegui import Client, ui
 from nicegui.language import Language
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.examine.charts import page_file
 from klype.serve.guard import COOKIE, DAY_S, Guard, Rules, Sessions, digest, is_encrypted
 from klype.serve.metrics import health
 from klype.studio import answer, answer_paths, divergence, ranking, runs, targets
-from klype.studio.elements import PAGE_BEGINS, box, text_of
-from klype.studio.page_context import LANGUAGE_COOKIE, THEME_COOKIE, THEMES, Page, Visit, language_of, text_file, theme
+from klype.studio import elements as el
 from klype.studio.studio import Studio
 from klype.words import LANGUAGES, words
 
 
-def way_back(visit: Visit) -> None:
+def way_back(visit: el.Visit) -> None:
     """From an address where there is nothing, or where a page could not be made."""
-    text_of("a", visit.words("back"), "k-button strong", href="/")
+    el.text_of("a", visit.words("back"), "k-button strong", href="/")
 
 
-WORKING = ("look.css", "ranking.css", "work.css")  # styles of the pages with long work on them
+STYLES = ("look.css", "ranking.css", "work.css")
 # In the order of the menu. A new page is a file, a catalogue in each language, and a row.
 PAGES = (
-    Page("answer", "/", "forum", answer.build, skips=True),
-    Page("paths", "/paths", "account_tree", answer_paths.build, skips=True),
-    Page("divergence", "/divergence", "timeline", divergence.build),
-    Page("targets", "/targets", "ads_click", targets.build, WORKING),
-    Page("ranking", "/ranking", "format_list_numbered", ranking.build, WORKING),
-    Page("runs", "/runs", "show_chart", runs.build, WORKING),
+    el.Page("answer", "/", "forum", answer.build, skips=True),
+    el.Page("paths", "/paths", "account_tree", answer_paths.build, skips=True),
+    el.Page("divergence", "/divergence", "timeline", divergence.build),
+    el.Page("targets", "/targets", "ads_click", targets.build),
+    el.Page("ranking", "/ranking", "format_list_numbered", ranking.build),
+    el.Page("runs", "/runs", "show_chart", runs.build),
 )
-MISSING, BROKEN = Page("missing", "", "", way_back), Page("broken", "", "", way_back)
+MISSING, BROKEN = el.Page("missing", "", "", way_back), el.Page("broken", "", "", way_back)
 PATIENCE_S = 60.0  # what a page may take to be made: a busy machine is slow, not broken
 YEAR_S = 365 * 24 * 3600  # how long a browser remembers language and theme
 KEY_PAGE = "/key"
@@ -58,11 +58,54 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
+# What a browser is to hold every answer to. (Without any referrer it would not say which site a form comes from.)
+HEADERS = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
+           (b"referrer-policy", b"same-origin"), (b"cross-origin-opener-policy", b"same-origin"))  # fmt: skip
 
 
 def app(studio: Studio, rules: Rules | None = None) -> ASGIApp:
     """The guarded app. NiceGUI has one app a process: make one studio only."""
-    return Login.around(SecurityHeaders(pages(studio)), rules or Rules())
+    return guarded(pages(studio), rules or Rules())
+
+
+def guarded(inside: Starlette, rules: Rules, wait_s: float = WAIT_S) -> ASGIApp:
+    """The app behind its guard. Where there is a key, it has a page with one field that gives a browser the cookie that
+    the guard knows: it begins a session, and a wrong key costs so many seconds."""
+    sessions, turn, right = Sessions(), asyncio.Lock(), digest((rules.key or "").encode())
+
+    async def key(request: Request) -> Response:
+        known = request.cookies.get(COOKIE, "")
+        if request.method != "POST":
+            return key_page(request, inside=sessions.holds(known))
+        try:  # a form of more fields than any here has is none
+            form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=4)
+        except ValueError:
+            form = {}
+        given, leaves = form.get("key", [""])[0].strip(), "leave" in form
+        if not leaves and not hmac.compare_digest(digest(given.encode()), right):
+            async with turn:
+                await asyncio.sleep(wait_s)
+            return key_page(request, wrong=True)
+        sessions.end(known)
+        answer = RedirectResponse(KEY_PAGE if leaves else "/", 303)
+        if leaves:
+            answer.delete_cookie(COOKIE)
+        else:
+            begun, secure = sessions.begin(), is_encrypted(request.scope)
+            answer.set_cookie(COOKIE, begun, max_age=DAY_S, samesite="strict", httponly=True, secure=secure)
+        return answer
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            await send(message)
+
+        await inside(scope, receive, more if scope["type"] == "http" else send)
+
+    if rules.key is not None:
+        inside.routes.insert(0, Route(KEY_PAGE, key, methods=["GET", "POST"]))
+    return Guard(app, rules, sessions, login=KEY_PAGE)
 
 
 def pages(studio: Studio) -> FastAPI:
@@ -80,7 +123,7 @@ def pages(studio: Studio) -> FastAPI:
         """Language and theme, kept in the browser, and back to where one was."""
         known = {page.route for page in PAGES}
         response = RedirectResponse(to if to.partition("?")[0] in known else "/", 303)
-        for cookie, chosen, valid in ((LANGUAGE_COOKIE, lang, LANGUAGES), (THEME_COOKIE, theme, THEMES)):
+        for cookie, chosen, valid in ((el.LANGUAGE_COOKIE, lang, LANGUAGES), (el.THEME_COOKIE, theme, el.THEMES)):
             if chosen in valid:
                 response.set_cookie(cookie, chosen, max_age=YEAR_S, samesite="strict", httponly=True)
         return response
@@ -107,7 +150,7 @@ def pages(studio: Studio) -> FastAPI:
             raise error
         return await instead(request, BROKEN, 500)
 
-    async def instead(request: Request, page: Page, status: int) -> Response:
+    async def instead(request: Request, page: el.Page, status: int) -> Response:
         with Client(ui.page(""), request=request) as client:
             await _builder(studio, page)(request, client)
         return client.build_response(request, status)
@@ -115,7 +158,7 @@ def pages(studio: Studio) -> FastAPI:
     ui.run_with(
         fast,
         title="klype",
-        favicon=text_file("favicon.svg"),
+        favicon=el.text_file("favicon.svg"),
         dark=None,  # each visitor's own, see _builder
         tailwind=False,
         reconnect_timeout=30.0,  # who was cut off for so long finds the page as it was
@@ -125,16 +168,16 @@ def pages(studio: Studio) -> FastAPI:
     return fast
 
 
-def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitable[None]]:
+def _builder(studio: Studio, page: el.Page) -> Callable[[Request, Client], Awaitable[None]]:
     async def build(request: Request, client: Client) -> None:
-        visit = Visit(studio, page, request)
+        visit = el.Visit(studio, page, request)
         tag: Any = LANGUAGES[visit.lang].tag
         client.page = copy.copy(client.page)  # shared by all visitors otherwise
         client.page.language = tag if tag in get_args(Language) else "en-GB"  # where NiceGUI has none for this one
         client.page.dark = {"auto": None, "light": False, "dark": True}[visit.theme]
         client.title = f"{visit.words('title')} · klype"
         ui.add_head_html(f"<script>{page_file('formats.js')}</script>")
-        ui.add_head_html(f"<style>{theme()}\n{text_file(*page.styles)}</style>")
+        ui.add_head_html(f"<style>{el.theme()}\n{el.text_file(*STYLES)}</style>")
         client.page_container.default_slot.children[0].tag = "div"  # Quasar's page is a second <main> around ours
         with framed(visit):
             made = page.build(visit)
@@ -145,136 +188,48 @@ def _builder(studio: Studio, page: Page) -> Callable[[Request, Client], Awaitabl
 
 
 @contextmanager
-def framed(visit: Visit) -> Iterator[None]:
+def framed(visit: el.Visit) -> Iterator[None]:
     """Head, menu and title; the page's content goes inside."""
     w, frame, here = visit.words, visit.frame, visit.page
     skips = here.skips and visit.studio.models
-    text_of("a", frame("skip_message" if skips else "skip"), "k-skip", href=f"#{PAGE_BEGINS if skips else 'main'}")
-    with box("k-head", "header"), box("k-bar"):
-        text_of("a", "klype", "k-brand", href="/")
+    el.text_of(
+        "a", frame("skip_message" if skips else "skip"), "k-skip", href=f"#{el.PAGE_BEGINS if skips else 'main'}"
+    )
+    with el.box("k-head", "header"), el.box("k-bar"):
+        el.text_of("a", "klype", "k-brand", href="/")
         stop = here if here in PAGES else PAGES[0]
-        nav, bar = box(tag="nav", aria_label=frame("pages")), {"aria_label": frame("pages_by_arrows")}
-        with nav, box("k-nav", role="toolbar", **bar).on("keydown", js_handler=text_file("arrows.js")):
+        nav, bar = el.box(tag="nav", aria_label=frame("pages")), {"aria_label": frame("pages_by_arrows")}
+        with nav, el.box("k-nav", role="toolbar", **bar).on("keydown", js_handler=el.text_file("arrows.js")):
             for page in PAGES:
                 current = {"aria-current": "page"} if page is here else {}
-                with box(tag="a", href=page.route, tabindex=0 if page is stop else -1, **current):
+                with el.box(tag="a", href=page.route, tabindex=0 if page is stop else -1, **current):
                     ui.icon(page.icon)
-                    text_of("span", words(visit.lang, f"studio_{page.name}")("title"))
+                    el.text_of("span", words(visit.lang, f"studio_{page.name}")("title"))
         url = visit.request.url
         back = quote(str(url.path) + (f"?{url.query}" if url.query else ""))
-        with box("k-switches"):
+        with el.box("k-switches"):
             for other, row in LANGUAGES.items():
                 if other != visit.lang:
-                    text_of("a", row.name, href=f"/choose?lang={other}&to={back}", lang=other, hreflang=other)
+                    el.text_of("a", row.name, href=f"/choose?lang={other}&to={back}", lang=other, hreflang=other)
             if COOKIE in visit.request.cookies:
-                text_of("a", frame("leave"), href=KEY_PAGE)
-            (following, icon), said = THEMES[visit.theme], frame(f"theme_{visit.theme}")
-            with box(tag="a", href=f"/choose?theme={following}&to={back}", aria_label=said, title=said):
+                el.text_of("a", frame("leave"), href=KEY_PAGE)
+            (following, icon), said = el.THEMES[visit.theme], frame(f"theme_{visit.theme}")
+            with el.box(tag="a", href=f"/choose?theme={following}&to={back}", aria_label=said, title=said):
                 ui.icon(icon)
-    with box("k-main", "main", id="main", tabindex="-1"):
-        text_of("h1", w("heading"))
-        text_of("p", w("lead"), "k-lead")
+    with el.box("k-main", "main", id="main", tabindex="-1"):
+        el.text_of("h1", w("heading"))
+        el.text_of("p", w("lead"), "k-lead")
         if explained := w.section("explain"):
-            with box("k-how", "details"):
-                text_of("summary", frame("how"))
+            with el.box("k-how", "details"):
+                el.text_of("summary", frame("how"))
                 for key, text in explained.items():
-                    text_of("p", text, "k-formula" if key.startswith("formula") else "")
+                    el.text_of("p", text, "k-formula" if key.startswith("formula") else "")
         yield
-
-
-class SecurityHeaders:
-    """Adds to every answer what a browser is to hold it to."""
-
-    HEADERS = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
-               (b"referrer-policy", b"no-referrer"), (b"cross-origin-opener-policy", b"same-origin"))  # fmt: skip
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def more(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *self.HEADERS]}
-            await send(message)
-
-        await self.app(scope, receive, more if scope["type"] == "http" else send)
-
-
-class Login:
-    """The page with one field that gives a browser the cookie which the guard ``inside`` knows: that checks the key, or
-    the session that was begun here. A wrong key costs so many seconds.
-
-    The guard stands outside for Host, Origin, sizes and time, and once more inside for the key, so that this page
-    itself can be reached without one by whoever may reach the server at all.
-    """
-
-    def __init__(self, inside: ASGIApp, key: str, sessions: Sessions, wait_s: float) -> None:
-        self.inside, self.sessions, self.wait_s = inside, sessions, wait_s
-        self._key = digest(key.encode())
-        self._turn = asyncio.Lock()
-
-    @staticmethod
-    def around(app: ASGIApp, rules: Rules, wait_s: float = WAIT_S) -> ASGIApp:
-        """The guarded app, with a page for the key where there is one."""
-        if rules.key is None:
-            return Guard(app, rules)
-        sessions = Sessions()
-        return Guard(Login(Guard(app, rules, sessions), rules.key, sessions, wait_s), replace(rules, key=None))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.inside(scope, receive, send)
-        elif scope["path"] == KEY_PAGE:
-            await (await self._answer(Request(scope, receive)))(scope, receive, send)
-        else:
-            accepts = b" ".join(value for name, value in scope["headers"] if name.lower() == b"accept")
-            person = scope["method"] == "GET" and b"text/html" in accepts
-            await self.inside(scope, receive, led_to_key(send) if person else send)
-
-    async def _answer(self, request: Request) -> Response:
-        known = request.cookies.get(COOKIE, "")
-        if request.method != "POST":
-            return key_page(request, inside=self.sessions.holds(known))
-        try:  # a form of more fields than any here has is none
-            form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=4)
-        except ValueError:
-            form = {}
-        given = form.get("key", [""])[0].strip()
-        if "leave" not in form and not hmac.compare_digest(digest(given.encode()), self._key):
-            async with self._turn:
-                await asyncio.sleep(self.wait_s)
-            return key_page(request, wrong=True)
-        self.sessions.end(known)
-        if "leave" in form:
-            answer = RedirectResponse(KEY_PAGE, 303)
-            answer.delete_cookie(COOKIE)
-            return answer
-        answer = RedirectResponse("/", 303)
-        key, secure = self.sessions.begin(), is_encrypted(request.scope)
-        answer.set_cookie(COOKIE, key, max_age=DAY_S, samesite="strict", httponly=True, secure=secure)
-        return answer
-
-
-def led_to_key(send: Send) -> Send:
-    """A person without a key is led to the page, where a program is refused."""
-    headers = [(b"location", KEY_PAGE.encode()), (b"content-length", b"0"), (b"cache-control", b"no-store")]
-    refused = False
-
-    async def leading(message: Message) -> None:
-        nonlocal refused
-        if message["type"] == "http.response.start" and message["status"] == 401:
-            refused = True
-            message = {"type": "http.response.start", "status": 303, "headers": headers}
-        elif refused and message["type"] == "http.response.body":
-            message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
-        await send(message)
-
-    return leading
 
 
 def key_page(request: Request, wrong: bool = False, inside: bool = False) -> HTMLResponse:
     """Asks for the key, again after a ``wrong`` one; who is ``inside`` can leave."""
-    page = Template(text_file("login.html.jinja"), autoescape=True)
-    w, style = words(language_of(request), "studio_frame"), f"{theme()}{text_file('login.css')}"
+    page = Template(el.text_file("login.html.jinja"), autoescape=True)
+    w, style = words(el.language_of(request), "studio_frame"), f"{el.theme()}{el.text_file('login.css')}"
     text = page.render(w=w, style=style, action=KEY_PAGE, wrong=wrong, inside=inside)
-    return HTMLResponse(text, 401 if wrong else 200, {"cache-control": "no-store", "x-frame-options": "DENY"})
+    return HTMLResponse(text, 401 if wrong else 200, {"cache-control": "no-store"})

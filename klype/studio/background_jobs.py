@@ -74,10 +74,6 @@ class Work:
         return WorkPlan(found["kind"], Path(found["run"]), found["steps"], found["about"])
 
     @property
-    def began(self) -> str:
-        return str(_read(self.folder / WORK).get("began", ""))
-
-    @property
     def state(self) -> State:
         """``stopped``: its process is gone and did not say how it ended (killed, or the machine went down)."""
         if (self.folder / ENDED).is_file():
@@ -173,8 +169,19 @@ def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
 
 def works(home: Path) -> list[Work]:
     """All pieces of work begun in this home, newest first."""
-    found = [Work(file.parent) for file in (home / "work").glob(f"*/{WORK}")]
-    return sorted(found, key=lambda work: (work.began, work.folder.name), reverse=True)
+    files = (home / "work").glob(f"*/{WORK}")
+    begun = sorted(((str(_read(file).get("began", "")), file.parent) for file in files), reverse=True)
+    return [Work(folder) for _, folder in begun]
+
+
+def works_by_run(home: Path, *kinds: str) -> dict[Path, Work]:
+    """The newest work of these kinds by the folder that comes of it, links followed."""
+    found: dict[Path, Work] = {}
+    for work in works(home):
+        with suppress(KeyError, TypeError):  # whatever lies there
+            if (plan := work.plan).kind in kinds:
+                found.setdefault(plan.run.resolve(), work)
+    return found
 
 
 def new_name(kind: str) -> str:
@@ -221,8 +228,7 @@ class MetricsTail:
 
     file: Path
     rows: list[dict[str, float]] = field(default_factory=list)
-    _at: int = 0
-    _rest: bytes = b""
+    _read: int = 0
 
     @property
     def at(self) -> int:
@@ -232,25 +238,21 @@ class MetricsTail:
     def read(self) -> bool:
         """Whether anything is new. A file that was begun anew is read anew; half a row waits for its other half."""
         try:
-            size = self.file.stat().st_size
-            if size < self._at:
-                self.rows, self._at, self._rest = [], 0, b""
-            if size == self._at:
-                return False
             with self.file.open("rb") as file:
-                file.seek(self._at)
+                if file.seek(0, os.SEEK_END) < self._read:
+                    self.rows, self._read = [], 0
+                file.seek(self._read)
                 data = file.read()
         except OSError:
             return False
-        self._at += len(data)
-        # whoever writes may be in the middle of a line
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for row in jsons.steps(lines):
+        whole = data[: data.rfind(b"\n") + 1]  # whoever writes may be in the middle of a line
+        self._read += len(whole)
+        for row in jsons.steps(whole.split(b"\n")):
             # resumed training writes steps again that it had lost: the later row holds
             while self.rows and self.at >= row["step"]:
                 self.rows.pop()
             self.rows.append(row)
-        return bool(lines)
+        return bool(whole)
 
     def last(self, name: str) -> float | None:
         """The newest number of this name."""
@@ -261,14 +263,14 @@ class MetricsTail:
         return thin([(float(row["step"]), float(row[name])) for row in self.rows if name in row], most)
 
 
-def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit: int) -> list[str]:
+def sample_answers(folder: Path, weights: Path | None, questions: Sequence[str], limit: int) -> list[str]:
     """One answer of a checkpoint, or of one with the ``weights`` of a state that training saved, to each question: the
     same every time. Raises KlypeError and OSError for what cannot be read."""
     from safetensors.torch import load
 
     from klype.device import set_threads
-    from klype.engine.engine import Engine
     from klype.model import checkpoint
+    from klype.sources.source import NativeSource, answers
     from klype.values import Request, Sampling
 
     set_threads(1)  # it shares the machine with the training that it looks at
@@ -276,18 +278,15 @@ def answers(folder: Path, weights: Path | None, questions: Sequence[str], limit:
     if weights is not None:
         state = load(weights.read_bytes())
         loaded.model.load_state_dict({name: state[name] for name in loaded.model.state_dict()})
-    tokenizer, out = loaded.tokenizer, []
+    source, drawn = NativeSource.of(loaded.model, loaded.tokenizer, loaded.chat), Sampling(TEMPERATURE)
+    said = []
     for seed, question in enumerate(questions):
-        prompt = tuple(loaded.chat.prompt([{"role": "user", "content": question}]))
-        room = min(limit, loaded.config.window - len(prompt))
-        if room < 1:
-            out.append("")
-            continue
+        prompt = tuple(source.codec.prompt([{"role": "user", "content": question}]))
         # a question's own seed, so that two states of a model differ by what they have learnt only
-        request = Request(prompt, 1, room, Sampling(temperature=TEMPERATURE), seed, tokenizer.ends)
-        ((trace,),) = Engine(loaded.model, decode_bytes=tokenizer.token_bytes).run([request])
-        out.append(tokenizer.decode_answer(trace.tokens))
-    return out
+        room = min(limit, loaded.config.window - len(prompt))
+        request = Request(prompt, 1, room, drawn, seed, source.codec.stop)
+        said.append(source.codec.decode(answers(source, [request])[0][0].tokens) if room > 0 else "")
+    return said
 
 
 @dataclass
@@ -300,9 +299,8 @@ class StepRunner:
     sampled: set[int] = field(default_factory=set)
 
     def run(self) -> int:
-        folder, plan, began = self.work.folder, self.work.plan, time.monotonic()
+        folder, plan = self.work.folder, self.work.plan
         self.interrupted = self.interrupted or (folder / CANCEL).exists()
-        earlier = float(jsons.finite((folder / PROCESS).read_bytes()).get("earlier", 0.0))
         self.sampled = {int(row["step"]) for row in self.work.samples()}
         code, step, error = 0, 0, ""
         for step, command in enumerate(plan.steps):
@@ -315,8 +313,8 @@ class StepRunner:
         # the last step may have ended well before it heard of the interruption
         if self.interrupted and code == 0 and not (folder / f"{len(plan.steps) - 1}.done").exists():
             code = INTERRUPTED
-        seconds = round(earlier + time.monotonic() - began, 2)
-        said = {"code": code, "step": step, "seconds": seconds, "cancelled": self.interrupted and code != 0}
+        cancelled = self.interrupted and code != 0
+        said = {"code": code, "step": step, "seconds": round(self.work.seconds, 2), "cancelled": cancelled}
         write_json(folder / ENDED, said | ({"error": error} if error else {}))
         return code
 
@@ -366,7 +364,7 @@ class StepRunner:
 
         self.sampled.add(step)
         try:
-            said = answers(folder, weights, ask["questions"], int(ask.get("limit", 60)))
+            said = sample_answers(folder, weights, ask["questions"], int(ask.get("limit", 60)))
         except (OSError, KlypeError, SafetensorError, RuntimeError, KeyError) as error:
             aside(f"step {step} was not asked: {error}")
             return

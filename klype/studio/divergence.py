@@ -15,7 +15,7 @@ from typing import Any
 from nicegui import ui
 
 from klype.examine.answer_pictures import pictures
-from klype.examine.charts import Option, Picture, axis, formula_curves, whisker_panels
+from klype.examine.charts import Picture, axis, formula_curves, whisker_panels
 from klype.examine.examination_report import verdict
 from klype.examine.html import measures_of
 from klype.examine.measures import KNOWN
@@ -24,7 +24,6 @@ from klype.jsons import saved
 from klype.studio import elements as el
 from klype.studio.background_jobs import Work, WorkPlan, begin
 from klype.studio.fields import Counts, Select, Slider, first_steps
-from klype.studio.page_context import PagePart, Visit, WorkPart, unless_busy
 from klype.studio.studio import Studio
 from klype.words import Words
 
@@ -97,47 +96,42 @@ def start_exam(studio: Studio, request: ExamRequest, lang: str = "en") -> Work:
 
 
 @dataclass
-class DivergencePage(WorkPart):
-    request: ExamRequest | None = None
+class DivergencePage(el.WorkPart):
     drawn_for: str = ""
     told: object = None
 
     def build(self) -> None:
         visit, w = self.visit, self.w
         self.formula = FormulaCard(visit)
-        self.formula.build()
-        models = {model.name: model.name for model in visit.studio.models if model.identity}
-        if not models:
+        self.models = [model for model in visit.studio.models if model.identity]
+        if not self.models:
             first_steps(visit, w("nobody") if visit.studio.models else visit.frame("no_models"))
             return
         with el.card(w("examine")):
             with el.box("k-sliders"):
-                self.model = Select(w("model"), models, list(models)[-1], self.choose)
-                self.questions = Counts(visit, "questions", (10, 200, 10), 60).released(self.choose)
-                self.samples = Counts(visit, "samples", (2, 32, 2), 8).released(self.choose)
-            with el.box("k-row").style("margin-top:10px"):
-                self.go = el.button(w("go"), self.start, "strong")
-                self.stop = el.button(visit.frame("cancel"), self.cancel)
-            self.note = el.status()
-            self.progress = el.ProgressBar()
+                names = {model.name: model.name for model in self.models}
+                self.model = Select(w("model"), names, self.models[-1].name)
+                self.questions = Counts(visit, "questions", (10, 200, 10), 60)
+                self.samples = Counts(visit, "samples", (2, 32, 2), 8)
+            self.lay(w("go"), self.start)
         self.box = el.box()
-        self.choose()
         ui.timer(0.5, self.look)
 
+    @property
+    def request(self) -> ExamRequest:
+        """As the sliders stand."""
+        model = self.studio.model(self.model.value)
+        return ExamRequest(model.address, model.identity, int(self.questions.value), int(self.samples.value))
+
     async def start(self) -> None:
-        if self.request is not None:
-            await self.visit.attempt(start_exam, self.studio, self.request, self.visit.lang)
+        await self.visit.attempt(start_exam, self.studio, self.request, self.visit.lang)
         await self.look()
 
-    def choose(self) -> None:
-        model = self.studio.model(self.model.value)
-        self.request = ExamRequest(model.address, model.identity, int(self.questions.value), int(self.samples.value))
-        self.told = None
-
-    @unless_busy
+    @el.unless_busy
     async def look(self) -> None:
-        if (request := self.request) is None:
+        if not self.models:
             return
+        request = self.request
         work = self.work = exam_work(self.studio, request)
 
         def heard() -> tuple[str, list[str], int]:
@@ -147,14 +141,13 @@ class DivergencePage(WorkPart):
             return state, work.told(1000, 1 << 18), int(work.seconds)
 
         state, lines, seconds = await asyncio.to_thread(heard)
-        told = request.key, state, lines[-1:], seconds
-        if told == self.told or request != self.request or self.note.is_deleted:
+        told = request, state, lines[-1:], seconds
+        if told == self.told or request != self.request or self.box.is_deleted:
             return
         self.told = told  # else nothing is drawn, twice a second
-        busy = state == "running"
+        busy, w, say = state == "running", self.w, self.say
         document = None if busy else exam_document(self.studio, request)
         part, share = request.progress(lines)
-        w, say = self.w, self.say
         if document is not None:
             time = document["time"]
             said = w("done", seconds=say.seconds(time["seconds"]), passes=say.count(time["passes"]))
@@ -168,10 +161,7 @@ class DivergencePage(WorkPart):
         else:
             why = say.text(work.why()) if state == "failed" else ""
             said = w("failed" if state == "failed" else "cancelled", why=why)
-        el.retext(self.note, said)
-        self.go.set_visibility(not busy and document is None)
-        self.stop.set_visibility(busy)
-        self.progress.fill(busy, max(0.03, share))
+        self.tell(said, state, max(0.03, share), more=not busy and document is None)
         if document is None:
             self.box.clear()
             self.drawn_for = ""
@@ -189,16 +179,14 @@ class DivergencePage(WorkPart):
                     el.text_of("p", paragraph)
             greedy = greedy_picture(document["figures"], self.w, self.say)
             for one in (*(found[name] for name in SHOWN if name in found), *([greedy] if greedy.panels else [])):
-                el.picture(self.visit, one, lambda one=one: one.rows)  # type: ignore[misc]
+                el.picture(self.visit, one)
             titles = {}
             for name in measures_of([*document["figures"].values()]):  # a row each, a column a temperature
                 title, unit = self.say.measure(name), self.say.unit(KNOWN[name].unit)
                 titles[name] = title if unit.lower() in title.lower() else f"{title} ({unit})"
-            columns, label = document["figures"], self.say("exam.figures")
-            names = [self.say("column.measure"), *(f"τ = {self.say.plain(float(t))}" for t in columns)]
-            with el.card(label):
-                rows = el.figure_rows(self.say, [*columns.values()], titles)
-                el.table(self.visit, names, rows, range(1, len(names)), label)
+            columns = {f"τ = {self.say.plain(float(t))}": found for t, found in document["figures"].items()}
+            with el.card(self.say("exam.figures")):
+                el.figure_table(self.visit, "examination", columns, titles, self.say("column.measure"))
 
 
 def greedy_picture(figures: Mapping[str, Any], w: Words, say: Say) -> Picture:
@@ -235,11 +223,11 @@ CURVES = ("right", "printed", "errors")
 
 
 @dataclass
-class FormulaCard(PagePart):
+class FormulaCard(el.PagePart):
     """The article's formula to play with: as printed, corrected, and with errors that bring the next. Always on the
     page: it needs no model, and takes a model's own S when there is one."""
 
-    own_s: float | None = None
+    own_s = 0.0  # the slider's place for the S that was measured
 
     def build(self) -> None:
         w, visit = self.w, self.visit
@@ -248,28 +236,23 @@ class FormulaCard(PagePart):
                 self.s = Slider(w("formula_s"), (0.0, 6.0, 0.05), FIRST[0], lambda v: self._share(1 - 10**-v))
                 self.n = Counts(visit, "formula_n", (1, 1000, 1), FIRST[1])
                 self.after = Slider(w("formula_after"), (0.0, 0.99, 0.01), 0.3, lambda v: self.say.share(v))
-            for slider in (self.s, self.n, self.after):
-                slider.moved(self.draw)
+            self.s.moved = self.n.moved = self.after.moved = self.draw
             with el.box("k-chips").style("margin:8px 0"):
                 el.button(w("formula_example"), lambda: self.set(*EXAMPLE), "tiny")
-                self.own = el.button("", self.take_own, "tiny")
+                self.own = el.button("", lambda: self.set(self.own_s, 50), "tiny")
             self.own.set_visibility(False)
             self.result = el.box("k-result", aria_live="polite")
-            self.drawn = el.chart(self._option(), visit.lang, 320, w("formula_title"))
+            self.drawn = el.chart({}, visit.lang, 320, w("formula_title"))
             el.small(w("formula_how"))
             el.as_data(visit, "formula", [w("words"), *(w(f"formula_{name}") for name in CURVES)], self.rows, shown)
-        self._tell()
+        self.draw()
 
     def know(self, s: float | None) -> None:
         """The S that was measured: another place for the slider."""
-        self.own_s = s
         self.own.set_visibility(s is not None)
         if s is not None:
+            self.own_s = -math.log10(max(1e-6, 1 - s))
             el.retext(self.own, self.w("formula_own", s=self._share(s)))
-
-    def take_own(self) -> None:
-        if self.own_s is not None:
-            self.set(min(6.0, -math.log10(max(1e-6, 1 - self.own_s))), 50)
 
     def set(self, s: float, n: float) -> None:
         self.s.set(s)
@@ -277,8 +260,21 @@ class FormulaCard(PagePart):
         self.draw()
 
     def draw(self) -> None:
-        el.redraw(self.drawn, self._option(), self.visit.lang)
-        self._tell()
+        w, say, s, rows = self.w, self.say, 1 - 10**-self.s.value, self.rows()
+        curves = [(w(f"formula_{name}"), [(row[0], row[i]) for row in rows]) for i, name in enumerate(CURVES, 1)]
+        x = axis(w("words"), min=1, max=max(2, round(self.n.value)))
+        el.redraw(self.drawn, formula_curves(x, curves), self.visit.lang)
+        told = {}
+        for name, p in zip(CURVES, rows[-1][1:], strict=True):
+            told[w(f"formula_{name}")] = w("practically_zero") if p < 1e-4 else say.share(p, 3 if p > 0.99 else 1)
+        half = max(1, math.ceil(math.log(0.5) / math.log(s))) if 0 < s < 1 else 1
+        told[w("formula_half")] = say.count(half)
+        self.result.clear()
+        with self.result:
+            for name, value in told.items():
+                with el.box(tag="span"):
+                    el.text_of("span", name, "k-small")
+                    el.text_of("b", value)
 
     def _share(self, value: float) -> str:
         decimals = 1 if value < 0.99 else max(1, math.ceil(-math.log10(max(1e-7, 1 - value))) - 1)
@@ -290,33 +286,12 @@ class FormulaCard(PagePart):
         s = 1 - 10**-self.s.value
         return [word, clean(s, word), printed(s, word), in_error(s, self.after.value, word)]
 
-    def _tell(self) -> None:
-        w, say, s = self.w, self.say, 1 - 10**-self.s.value
-        half = max(1, math.ceil(math.log(0.5) / math.log(s))) if 0 < s < 1 else 1
-        told = {}
-        for name, p in zip(CURVES, self._at(round(self.n.value))[1:], strict=True):
-            told[w(f"formula_{name}")] = w("practically_zero") if p < 1e-4 else say.share(p, 3 if p > 0.99 else 1)
-        told[w("formula_half")] = say.count(half)
-        self.result.clear()
-        with self.result:
-            for name, value in told.items():
-                with el.box(tag="span"):
-                    el.text_of("span", name, "k-small")
-                    el.text_of("b", value)
-
     def rows(self) -> list[list[float]]:
         n = round(self.n.value)
         steps = min(n, POINTS)
         return [self._at(i) for i in sorted({round(1 + i * (n - 1) / max(1, steps - 1)) for i in range(steps)})]
 
-    def _option(self) -> Option:
-        rows = self.rows()
-        curves = [(self.w(f"formula_{name}"), [(row[0], row[i]) for row in rows]) for i, name in enumerate(CURVES, 1)]
-        return formula_curves(axis(self.w("words"), min=1, max=max(2, round(self.n.value))), curves)
 
-
-async def build(visit: Visit) -> None:
+async def build(visit: el.Visit) -> None:
     """The page."""
-    page = DivergencePage(visit)
-    page.build()
-    await page.look()
+    await DivergencePage(visit).look()

@@ -1,28 +1,90 @@
-"""What pages are built of: boxes, buttons, tables, and the report's charts in colours that follow the theme without
-being drawn anew; each with its data."""
+"""Who looks at which page, in which language and theme, and what pages are built of: boxes, buttons, tables, and the
+report's charts in colours that follow the theme without being drawn anew; each with its data."""
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial, wraps
+from importlib import resources
+from typing import Any, ParamSpec, TypeVar
 
+from fastapi import Request
 from nicegui import ui
 
-from klype.examine.charts import Cell, Option, Panel, Picture
-from klype.examine.say import Say
-from klype.studio.page_context import MEANINGS, Visit, text_file
-from klype.words import LANGUAGES
+from klype.errors import KlypeError
+from klype.examine.charts import DARK, LIGHT, Cell, Option, Panel, Picture
+from klype.examine.say import Say, visible
+from klype.serve.errors import ApiError
+from klype.studio.background_jobs import Work
+from klype.studio.studio import Studio
+from klype.words import LANGUAGES, spoken, words
+from klype.words.sentences import Sentences
 
+P = ParamSpec("P")
+T = TypeVar("T")
+LANGUAGE_COOKIE, THEME_COOKIE = "klype_lang", "klype_theme"
+# the theme after each, and its icon
+THEMES = {"auto": ("dark", "brightness_auto"), "light": ("auto", "light_mode"), "dark": ("light", "dark_mode")}
+# Told apart by colour-blind readers too (after Okabe and Ito); text beside them says the same.
+MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
+MEANINGS_DARK = ("#6cb8ea", "#f0a35e", "#4fc9a4", "#e79ac6", "#d9c25c", "#9db8ff", "#e8a184", "#bdb4f5")
 LONGEST_FIGURE = 24  # in a table a number stands in one line, one that says why it is uncertain in several
 PAGE_BEGINS = "message"  # the element in which one writes to a model
 FONT = "ui-sans-serif, system-ui, sans-serif"
 Rows = Callable[[], Sequence[Sequence[Cell]]]  # data as they are when they are asked for
 FORMATS = ("number", "percent", "value", "share", "bar", "whisker")  # functions of ``formats.js``, which all pages have
+
+
+@dataclass(frozen=True)
+class Page:
+    """``name`` is that of its catalogue (``studio_<name>``), which holds its title, lead and explanation. ``skips``:
+    where a model is there, the first link leads past whatever stands before ``PAGE_BEGINS``."""
+
+    name: str
+    route: str
+    icon: str
+    build: Callable[[Visit], Awaitable[None] | None]
+    skips: bool = False
+
+
+class Visit:
+    """``words`` are the page's own, ``frame`` those of all pages; ``say`` writes figures as the report does."""
+
+    def __init__(self, studio: Studio, page: Page, request: Request) -> None:
+        self.studio, self.page, self.request = studio, page, request
+        theme = request.cookies.get(THEME_COOKIE, "auto")
+        self.lang, self.theme = language_of(request), theme if theme in THEMES else "auto"
+        self.words, self.frame = words(self.lang, f"studio_{page.name}"), words(self.lang, "studio_frame")
+        self.say = Say(self.lang, decimals=1)
+
+    def tell(self, error: BaseException) -> None:
+        ui.notify(self.why(error), type="negative", position="top", timeout=8000, multi_line=True)
+
+    def why(self, error: BaseException) -> str:
+        """What went wrong, in one sentence; klype's own fault is said to be one, and the log has the rest."""
+        if isinstance(error, KlypeError):
+            said = Sentences(self.lang)
+            return visible(str(KlypeError(said(error.message), said(error.hint))))
+        if isinstance(error, ApiError):
+            return visible(str(error))
+        logging.getLogger("klype.studio").error("The studio failed.", exc_info=error)
+        return self.frame("fault", name=type(error).__name__)
+
+    async def attempt(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
+        """What it returns, done in a thread; None where it failed, which the visitor is told."""
+        try:
+            return await asyncio.to_thread(work, *args, **named)
+        except Exception as error:
+            self.tell(error)
+            return None
 
 
 def text_of(tag: str, text: Any, classes: str = "", **props: Any) -> ui.element:
@@ -86,6 +148,73 @@ def button(text: str, on_click: Callable[[], Any], classes: str = "", **props: A
     return made
 
 
+@dataclass
+class PagePart:
+    """A page, or a part of one, as one visitor has it: ``w`` are its words, ``say`` writes figures."""
+
+    visit: Visit
+
+    def __post_init__(self) -> None:
+        self.studio, self.w, self.say = self.visit.studio, self.visit.words, self.visit.say
+        self.busy = asyncio.Lock()
+        self.build()
+
+    def build(self) -> None:
+        """Lays it out, where it is made."""
+        raise NotImplementedError
+
+
+Part = TypeVar("Part", bound=PagePart)
+
+
+def unless_busy(look: Callable[[Part], Awaitable[None]]) -> Callable[[Part], Coroutine[Any, Any, None]]:
+    """A part's method that is left out while the part is at work already: a timer may find a busy disk, and a button is
+    pressed twice."""
+
+    @wraps(look)
+    async def once(part: Part) -> None:
+        if not part.busy.locked():
+            async with part.busy:
+                await look(part)
+
+    return once
+
+
+@dataclass
+class WorkPart(PagePart):
+    """A part that shows a piece of ``work``: how it stands, how far it is, and what can be done about it."""
+
+    def __post_init__(self) -> None:
+        self.work: Work | None = None
+        super().__post_init__()
+
+    async def look(self) -> None:
+        """What has come of it, read beside the page; drawn when it has changed."""
+        raise NotImplementedError
+
+    def lay(self, on: str, go_on: Callable[[], Any] | None = None) -> ui.element:
+        """The note, the bar and a row of buttons, which is returned. The one called ``on`` goes on with the work, or
+        does ``go_on``."""
+        self.note, self.progress = status(), ProgressBar()
+        with box("k-row") as row:
+            self.stop = button(self.visit.frame("cancel"), partial(self.act, Work.cancel))
+            self.on = button(on, go_on or partial(self.act, Work.go_on), "strong")
+        return row
+
+    def tell(self, said: str, state: str, share: float, more: bool | None = None) -> None:
+        """How it stands. ``more``: whether it can be gone on with, where its state does not say it."""
+        retext(self.note, said)
+        self.progress.fill(state == "running", share)
+        self.stop.set_visibility(state == "running" and self.work is not None)
+        stopped = state in ("cancelled", "stopped", "failed") and self.work is not None
+        self.on.set_visibility(stopped if more is None else more)
+
+    async def act(self, what: Callable[[Work], None]) -> None:
+        if self.work is not None:
+            await self.visit.attempt(what, self.work)
+            await self.look()
+
+
 class ProgressBar(ui.element):
     """A bar that fills."""
 
@@ -129,13 +258,19 @@ def ends(figure: Mapping[str, Any] | None) -> list[Cell]:
     return [(figure or {}).get(name) for name in ("value", "low", "high", "n")]
 
 
-def figure_rows(say: Say, columns: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[list[str]]:
-    """A row a measure (name → title) that any column knows, a cell a column."""
-    return [
-        [title, *(say.told(found[name], name) if known(found.get(name)) else "–" for found in columns)]
-        for name, title in titles.items()
-        if any(known(found.get(name)) for found in columns)
+def figure_table(
+    visit: Visit, name: str, columns: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], label: str
+) -> None:
+    """Figures by what they are of (title → measure → figure) and their data; ``titles`` of measures in their order, and
+    ``label``, what the rows are."""
+    rows = [
+        [title, *(visit.say.told(found[key], key) if known(found.get(key)) else "–" for found in columns.values())]
+        for key, title in titles.items()
+        if any(known(found.get(key)) for found in columns.values())
     ]
+    table(visit, [label, *columns], rows, range(1, len(columns) + 1), label)
+    data = [[key, of, *ends(found.get(key))] for of, found in columns.items() for key in titles]
+    as_data(visit, name, ["measure", "model", "value", "low", "high", "n"], lambda: data)
 
 
 def big_numbers(shown: Mapping[str, str]) -> None:
@@ -145,15 +280,6 @@ def big_numbers(shown: Mapping[str, str]) -> None:
             with box():
                 text_of("b", number)
                 text_of("span", name)
-
-
-def examples(title: str, questions: Sequence[str], take: Callable[[str], Any]) -> None:
-    """Questions to begin with, each a button; nothing where there are none."""
-    if questions:
-        with box("k-chips"):
-            text_of("span", title, "k-small")
-            for question in questions:
-                button(question, partial(take, question), "tiny")
 
 
 def as_data(visit: Visit, name: str, columns: Sequence[str], rows: Rows, picture: ui.element | None = None) -> None:
@@ -202,25 +328,27 @@ def redraw(drawn: ui.echart, option: Option, lang: str) -> None:
     drawn.update()
 
 
-def panels(drawings: Sequence[Panel], lang: str, label: str = "") -> list[ui.echart]:
-    """Charts beside each other, each under its title."""
+def panels(visit: Visit, drawings: Sequence[Panel], label: str = "") -> list[ui.echart]:
+    """Charts beside each other, each under its title; one that may be wider than a phone scrolls."""
     made = []
     with box("k-panels"):
         for panel in drawings:
-            with box():
+            called = f"{label} {panel.title}".strip()
+            with Scroll(visit, called) if panel.width else box():
                 if panel.title:
                     text_of("h3", panel.title)
-                made.append(chart(panel.option, lang, panel.height, f"{label} {panel.title}".strip()))
+                made.append(chart(panel.option, visit.lang, panel.height, called))
+                made[-1].style(f"min-width:{panel.width}px")
     return made
 
 
-def picture(visit: Visit, found: Picture, rows: Rows) -> list[ui.echart]:
-    """A report's picture: its finding as the title, its panels, how to read it, its ``rows`` when they are asked for.
-    Returns the charts."""
+def picture(visit: Visit, found: Picture, rows: Rows | None = None) -> list[ui.echart]:
+    """A report's picture: its finding as the title, its panels, how to read it, and its rows, or those of now, for who
+    asks for them. Returns the charts."""
     with card(found.title) as drawn:
-        made = panels(found.panels, visit.lang, found.title)
+        made = panels(visit, found.panels, found.title)
         small(found.how)
-        as_data(visit, found.id, found.columns, rows, drawn)
+        as_data(visit, found.id, found.columns, rows or (lambda: found.rows), drawn)
     return made
 
 
@@ -236,20 +364,16 @@ class GrowingPictures:
     def show(self, pictures: Sequence[Picture]) -> None:
         self._now = {picture.id: picture for picture in pictures}
         for name, place in self._boxes.items():
-            one = self._now.get(name)
-            shape = None if one is None else (one.title, [(panel.title, panel.height) for panel in one.panels])
-            before, charts = self._drawn.get(name, (None, []))
-            if shape != before:
-                place.clear()
-            if one is None:
-                self._drawn.pop(name, None)
-            elif shape != before:
-                with place:
-                    rows = self._rows or partial(lambda name: self._now[name].rows, name)
-                    self._drawn[name] = shape, picture(self._visit, one, rows)
-            else:
-                for drawn, panel in zip(charts, one.panels, strict=True):
+            one, (before, charts) = self._now.get(name), self._drawn.get(name, (None, []))
+            shape = one and (one.title, [(panel.title, panel.height) for panel in one.panels])
+            if shape == before:
+                for drawn, panel in zip(charts, one.panels if one else (), strict=True):
                     redraw(drawn, panel.option, self._visit.lang)
+                continue
+            place.clear()
+            with place:
+                rows = self._rows or partial(lambda name: self._now[name].rows, name)
+                self._drawn[name] = shape, picture(self._visit, one, rows) if one else []
 
 
 def revived(option: Mapping[str, Any], lang: str) -> Option:
@@ -280,3 +404,40 @@ def revived(option: Mapping[str, Any], lang: str) -> Option:
 def meaning_colour(place: int) -> str:
     """The colour of the so-manieth meaning; grey from the ninth on."""
     return f"var(--k-m{place})" if 0 <= place < len(MEANINGS) else "var(--k-base)"
+
+
+def language_of(request: Request) -> str:
+    """The one that was switched to, else the first that the browser asks for and klype speaks."""
+    chosen = request.cookies.get(LANGUAGE_COOKIE, "")
+    return chosen if chosen in LANGUAGES else preferred(request.headers.get("accept-language", ""))
+
+
+def preferred(header: str) -> str:
+    """By an Accept-Language header: the first wish that klype speaks, or whose readers read what it speaks."""
+    wishes: list[tuple[float, int, str]] = []
+    for place, part in enumerate(header.split(",")[:20]):
+        name, _, quality = part.strip().partition(";")
+        with suppress(ValueError):
+            wishes.append((-float(quality.strip().removeprefix("q=") or 1), place, name))
+    found = (spoken(name, read=True) for weight, _, name in sorted(wishes) if weight < 0)
+    return next(filter(None, found), "en")
+
+
+def text_file(*names: str) -> str:
+    """Scripts and styles of the studio's own, one after the other."""
+    return "".join((resources.files("klype.studio") / name).read_text(encoding="utf-8") for name in names)
+
+
+def theme() -> str:
+    """The page's colours as CSS: light and dark from the same names."""
+    return (
+        f"body{{{_variables(LIGHT, False)}}}\nbody.body--dark{{{_variables(DARK, True)}}}\n"
+        f"html{{background:{LIGHT['paper']};color-scheme:light}}html:has(body.body--dark){{background:{DARK['paper']};color-scheme:dark}}\n"
+        f"@media(prefers-color-scheme:dark){{html:not(:has(body.body--light)){{background:{DARK['paper']}}}}}"
+    )
+
+
+def _variables(colours: Mapping[str, str], dark: bool) -> str:
+    out = [f"--k-{name}:{value}" for name, value in colours.items()]
+    out += [f"--k-m{i}:{value}" for i, value in enumerate(MEANINGS_DARK if dark else MEANINGS)]
+    return ";".join(out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 import math
 import re
@@ -23,7 +22,6 @@ from nicegui import ui
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
 from klype.studio import elements as el
-from klype.studio.page_context import Visit
 
 # An input's value as an attribute: as a property, Vue would set it again whenever anything on the page changes, and
 # take back what was typed or moved since.
@@ -64,7 +62,8 @@ class Field(ui.element):
 
 
 class Slider(Field):
-    """A range with its value beside its name. Sent as it moves, ten times a second at most; ``released``: let go."""
+    """A range with its value beside its name. Sent as it moves, ten times a second at most: ``moved`` is done then, and
+    ``released`` when it is let go."""
 
     def __init__(
         self, name: str, ends: tuple[float, float, float], value: float, shown: Callable[[float], str]
@@ -73,55 +72,41 @@ class Slider(Field):
         self.low, self.high, step = ends
         super().__init__(name, type="range", min=self.low, max=self.high, step=step, value=value)
         self.value, self._shown = value, shown
-        self._moved: Callable[[], object] = nothing
-        self._released: Callable[[], object] = nothing
+        self.moved: Callable[[], object] = nothing
+        self.released: Callable[[], object] = nothing
         with self:
             self._output = el.text_of("output", shown(value))
             self._output.move(target_index=1)
         # ten messages a second are enough to see bars move
-        self.hears("input", self._moves, throttle=0.1)
-        self.hears("change", self._lets_go)
-
-    def moved(self, act: Callable[[], object]) -> Slider:
-        self._moved = act
-        return self
-
-    def released(self, act: Callable[[], object]) -> Slider:
-        self._released = act
-        return self
+        self.hears("input", lambda sent: self._take(sent, self.moved), throttle=0.1)
+        self.hears("change", lambda sent: self._take(sent, self.moved, self.released))
 
     def set(self, value: float) -> None:
         self._take(value)
         self.fill(self.value)
 
-    def _moves(self, sent: object) -> None:
-        self._take(sent)
-        self._moved()
-
-    def _lets_go(self, sent: object) -> None:
-        self._moves(sent)
-        self._released()
-
-    def _take(self, given: object) -> None:
+    def _take(self, given: object, *acts: Callable[[], object]) -> None:
         """A browser may send anything."""
         with suppress(ValueError):
             value = float(str(given))
             if math.isfinite(value):
                 self.value = min(self.high, max(self.low, value))
                 el.retext(self._output, self._shown(self.value))
+        for act in acts:
+            act()
 
 
 class Minutes(Slider):
     """How long something may take."""
 
-    def __init__(self, visit: Visit, ends: tuple[float, float, float], value: float) -> None:
+    def __init__(self, visit: el.Visit, ends: tuple[float, float, float], value: float) -> None:
         super().__init__(visit.words("minutes"), ends, value, lambda v: f"{visit.say.plain(v)}{chr(0xA0)}min")
 
 
 class Counts(Slider):
     """A whole number, written as the language does."""
 
-    def __init__(self, visit: Visit, key: str, ends: tuple[float, float, float], value: float) -> None:
+    def __init__(self, visit: el.Visit, key: str, ends: tuple[float, float, float], value: float) -> None:
         super().__init__(visit.words(key), ends, value, lambda v: visit.say.count(round(v)))
 
 
@@ -145,6 +130,13 @@ class Select(Field):
         return self._on_change()
 
 
+class PageSelect(Select):
+    """One of several pages: the address ``to`` with its key behind it."""
+
+    def __init__(self, name: str, options: Mapping[str, str], value: str, to: str) -> None:
+        super().__init__(name, options, value, lambda: ui.navigate.to(to + self.value))
+
+
 class Check(Field):
     """On or off."""
 
@@ -158,10 +150,14 @@ class Check(Field):
         self.value = sent is True
 
 
-class TypedField(Field):
+class TextField(Field):
     """A text that is typed in; ``_listen``: how much of it is taken, and what Enter does."""
 
     value = ""
+
+    def set(self, value: str) -> None:
+        self.value = value
+        self.fill(value)
 
     def _listen(self, most: int, on_send: Callable[[], object], keep: str = "", held: str = "") -> None:
         """``keep`` is done in the browser with every key; ``held`` is what else Enter waits for there."""
@@ -178,7 +174,7 @@ class TypedField(Field):
         self.hears("keydown", send, f"(e) => {{ {sends} }}")
 
 
-class TextLine(TypedField):
+class TextLine(TextField):
     """A text of one line; Enter sends."""
 
     def __init__(
@@ -187,20 +183,29 @@ class TextLine(TypedField):
         super().__init__(name, type=kind, maxlength=most, autocomplete="off", spellcheck="false")
         self._listen(most, on_send)
 
-    def set(self, value: str) -> None:
-        self.value = value
-        self.fill(value)
 
-
-class TextArea(TypedField):
+class TextArea(TextField):
     """A text of one or more lines. Enter sends, Shift + Enter begins a line; ``draft`` names it in the browser, which
     keeps what was not sent through reloads and the server's restarts."""
 
-    def __init__(self, name: str, rows: int, most: int, on_send: Callable[[], object], draft: str = "") -> None:
-        super().__init__(name, "textarea", "k-field k-grow", rows=rows, maxlength=most)
-        self._draft = draft
+    def __init__(self, name: str, most: int, on_send: Callable[[], object], draft: str = "") -> None:
+        super().__init__(name, "textarea", "k-field k-grow", rows=2, maxlength=most)
+        self._draft, self._send = draft, on_send
         keep = f"sessionStorage.setItem('klype-{draft}', e.target.value); " if draft else ""
         self._listen(most, on_send, keep, " && !e.shiftKey")
+
+    def examples(self, title: str, texts: Sequence[str]) -> None:
+        """Texts to begin with, each a button that sends it; nothing where there are none."""
+
+        def send(text: str) -> object:
+            self.set(text)
+            return self._send()
+
+        if texts:
+            with el.box("k-chips"):
+                el.text_of("span", title, "k-small")
+                for text in texts:
+                    el.button(text, partial(send, text), "tiny")
 
     def restore(self) -> None:
         """What the browser still has of it is typed in again."""
@@ -210,16 +215,16 @@ class TextArea(TypedField):
             " if (a && d && !a.value) { a.value = d; a.dispatchEvent(new Event('input')); }"
         )
 
-    def set(self, text: str) -> None:
-        self.value = text
-        forget = f"sessionStorage.removeItem('klype-{self._draft}');" if self._draft and not text else ""
-        ui.run_javascript(f"document.getElementById('{self.input.html_id}').value = {json.dumps(text)}; {forget}")
+    def set(self, value: str) -> None:
+        super().set(value)
+        if self._draft and not value:
+            self.client.run_javascript(f"sessionStorage.removeItem('klype-{self._draft}')")
 
 
 class SeedField(Field):
     """A whole number that a run begins with; ``value`` raises UsageError for what is none, in the page's language."""
 
-    def __init__(self, visit: Visit) -> None:
+    def __init__(self, visit: el.Visit) -> None:
         self._visit, self._name, self._given = visit, visit.words("seed"), "0"
         super().__init__(self._name, type="number", min=0, max=SEED_MOST, step=1, value=0)
         self.hears("input", self._take)
@@ -254,7 +259,7 @@ class Upload(ui.element, component="upload.js"):
     """A file from a browser, of one of these ``kinds`` and at most so many bytes: in slices over the page's own
     connection, under a name of our own. ``on_given`` is called with it when it is whole."""
 
-    def __init__(self, visit: Visit, label: str, most: int, kinds: Sequence[str], on_given: OnFile) -> None:
+    def __init__(self, visit: el.Visit, label: str, most: int, kinds: Sequence[str], on_given: OnFile) -> None:
         super().__init__()
         self._visit, self._most, self._kinds, self._on_given = visit, most, kinds, on_given
         self._now: UploadedFile | None = None
@@ -269,14 +274,12 @@ class Upload(ui.element, component="upload.js"):
             self._drop()
             self.run_method("refused", self._visit.why(error))
             return
-        if given is None:
-            return
-        if given.got < given.size:
+        if given is not None and given.got < given.size:
             self.run_method("more", given.number, given.got)
-            return
-        self._now = None
-        self.run_method("done", given.number)
-        await self._on_given(given)
+        elif given is not None:
+            self._now = None
+            self.run_method("done", given.number)
+            await self._on_given(given)
 
     def _keep(self, sent: Mapping[str, Any]) -> UploadedFile | None:
         number, at, size, data = (sent.get(key) for key in ("number", "at", "size", "data"))
@@ -289,11 +292,9 @@ class Upload(ui.element, component="upload.js"):
         given = self._now
         if given is None or given.number != number or given.got != at:
             return None  # of a file that was given up, or sent twice
-        if len(data) > SLICE * 4 // 3 + 8:
-            raise UsageError("This part of the file is too large.")
         try:
             piece = base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError):
+        except ValueError:
             raise UsageError("This is not part of a file.") from None
         if not piece or given.got + len(piece) > given.size:
             raise UsageError("The file is not as large as it said.")
@@ -319,13 +320,13 @@ class Upload(ui.element, component="upload.js"):
         return folder / f"{token_hex(8)}{suffix}"
 
     def _drop(self) -> None:
-        if self._now is not None:
+        given, self._now = self._now, None
+        if given is not None:
             with suppress(OSError):
-                self._now.file.unlink(missing_ok=True)
-        self._now = None
+                given.file.unlink(missing_ok=True)
 
 
-async def open_model(visit: Visit, model: str, note: ui.element, to: str) -> None:
+async def open_model(visit: el.Visit, model: str, note: ui.element, to: str) -> None:
     """Opens it, says in ``note`` what is waited for and how long, and leads to the page ``to``; or says why not."""
     note.classes(remove="k-warn")
     began, work = time.monotonic(), asyncio.ensure_future(asyncio.to_thread(visit.studio.open, model))
@@ -342,18 +343,16 @@ async def open_model(visit: Visit, model: str, note: ui.element, to: str) -> Non
         el.retext(note, visit.why(error))
 
 
-def open_form(visit: Visit) -> None:
+def open_form(visit: el.Visit) -> None:
     """A field for a MODEL of whatever kind."""
 
     async def opened() -> None:
         if not visit.studio.opens:  # whatever a browser sends
             visit.tell(UsageError("Models are opened from the machine that the studio runs on only."))
         elif text := field.value.strip():
-            go.props["disabled"] = True
-            go.update()
+            go.props("disabled")
             await open_model(visit, text, note, visit.page.route)
-            go.props.pop("disabled", None)
-            go.update()
+            go.props(remove="disabled")
 
     with el.box("k-row"):
         field = TextLine(visit.frame("open_what"), LONGEST_MODEL, opened)
@@ -366,14 +365,14 @@ def open_form(visit: Visit) -> None:
                 el.text_of("span", visit.frame(f"open_{kind}"))
 
 
-def open_fold(visit: Visit) -> None:
+def open_fold(visit: el.Visit) -> None:
     """The same for a page that has models already."""
     if visit.studio.opens:
         with el.fold(visit.frame("open_another"), "k-card"):
             open_form(visit)
 
 
-def first_steps(visit: Visit, why: str) -> None:
+def first_steps(visit: el.Visit, why: str) -> None:
     """What there is to do where a page has no model that it could show: open one, or train one."""
     with el.card(why):
         el.text_of("a", visit.frame("train_one"), "k-button strong", href="/runs#start")
@@ -381,8 +380,3 @@ def first_steps(visit: Visit, why: str) -> None:
     if visit.studio.opens:
         with el.card(visit.frame("open_one")):
             open_form(visit)
-
-
-def ask_button(visit: Visit, run: str, note: ui.element) -> None:
-    """Opens a run that the studio knows, and leads to where it is asked."""
-    el.button(visit.frame("ask_it"), partial(open_model, visit, run, note, "/"), "strong")

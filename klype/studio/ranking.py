@@ -29,12 +29,14 @@ from klype.studio.annotation import (
     ranking_store,
     sign_in,
 )
-from klype.studio.fields import Select, TextLine, Upload, UploadedFile, first_steps
-from klype.studio.page_context import PagePart, Visit, unless_busy
+from klype.studio.fields import PageSelect, Select, TextLine, Upload, UploadedFile, first_steps
 from klype.words import Words
 
 IMPORT_MOST, IMPORT_KINDS = 16 << 20, (".jsonl", ".json")
 REFRESH_S = 6.0  # poll interval of a page; how often agreement is computed anew: RECOUNT_S (annotation.py)
+# Words of what is told of all, by their names in the summary; and what is counted of each.
+ALPHAS, COUNTED = {"alpha": "ordinal", "alpha_best": "nominal"}, ("rankings", "none_good", "skipped")
+CONTRADICTIONS = {"opposed": "opposed_pairs", "cyclic": "cyclic_triads"}
 LISTED_PEOPLE = 40  # annotators, and pairs of them, that are listed
 Act = Callable[[Mapping[str, Any]], Awaitable[None]]
 
@@ -63,26 +65,27 @@ class RankingBoard(ui.element, component="ranking.js"):
 
 
 @dataclass
-class RankingPage(PagePart):
+class RankingPage(el.PagePart):
     """One visitor's page: who ranks, the board, what has come of it, files in and out, and alignment on it.
 
     ``session`` None: nobody ranks here. ``found``: what is shown of the store; ``sitting``: the browser tab's own mark.
     """
 
     store: RankingStore
+    stores: Sequence[RankingStore]
     session: AnnotatorSession | None = None
     one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
     found: StoreSummary | None = None
     sitting: str = ""
 
-    def build(self, stores: Sequence[RankingStore]) -> None:
+    def build(self) -> None:
         w = self.w
         with el.card(w("who")) as self.setup:
             with el.box("r-setup", "form") as form:  # browsers want keys in one
                 form.on("submit", js_handler="(e) => e.preventDefault()")
-                if len(stores) > 1:
-                    to, names = f"{self.visit.page.route}?store=", {store.key: store.name for store in stores}
-                    choice = Select(w("store"), names, self.store.key, lambda: ui.navigate.to(to + choice.value))
+                if len(self.stores) > 1:
+                    names, to = {store.key: store.name for store in self.stores}, f"{self.visit.page.route}?store="
+                    PageSelect(w("store"), names, self.store.key, to)
                 self.name = TextLine(w("name"), NAME_MOST, self.enter)
                 self.key = TextLine(w("key"), KEY_MOST, self.enter, kind="password")
                 with el.box():
@@ -103,7 +106,6 @@ class RankingPage(PagePart):
                 Upload(self.visit, w("import"), IMPORT_MOST, IMPORT_KINDS, self.bring)
             el.small(w("in_out_note"))
         self.learn = AlignCard(self.visit, self.store)
-        self.learn.build()
         ui.timer(REFRESH_S, self.count)
         ui.context.client.on_delete(self.leave)
 
@@ -199,7 +201,7 @@ class RankingPage(PagePart):
 
     # what has come of it
 
-    @unless_busy
+    @el.unless_busy
     async def count(self) -> None:
         """Looks whether anybody has ranked since; figures are computed in a thread, one count at a time."""
         try:
@@ -221,12 +223,10 @@ class RankingPage(PagePart):
 
         def exported() -> bytes:
             with self.store.open() as store, tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "rankings.jsonl"
-                formats.export(file, store.entries(), form)
+                formats.export(file := Path(folder) / "rankings.jsonl", store.entries(), form)
                 return file.read_bytes()
 
-        data = await self.visit.attempt(exported)
-        if data is not None:
+        if (data := await self.visit.attempt(exported)) is not None:
             ui.download.content(data, f"rankings-{form}.jsonl", "application/x-ndjson")
 
     async def bring(self, given: UploadedFile) -> None:
@@ -241,14 +241,13 @@ class RankingPage(PagePart):
             with self.store.open() as store:
                 return store.put(entries), len(entries)
 
-        counts = await self.visit.attempt(brought)
-        if counts is not None:
+        if (counts := await self.visit.attempt(brought)) is not None:
             new, rows = map(self.say.count, counts)
             ui.notify(self.w("brought", new=new, rows=rows), position="top")
             await self.count()
 
 
-def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
+def agreement(visit: el.Visit, summary: Mapping[str, Any]) -> None:
     """Who has ranked how much, how far they agree with themselves and each other, and what looks like a habit: all of
     ``klype rank``'s summary. Nothing at all when nobody has ranked."""
     w, say = visit.words, visit.say
@@ -256,24 +255,19 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
     if not people:
         return
 
-    def figure(given: Mapping[str, Any]) -> str:
+    def figure(given: Mapping[str, Any], written: Callable[..., str] = say.figure) -> str:
         """Short: why there is none stands in the explanation."""
-        return "–" if given.get("value") is None else say.figure(given)  # type: ignore[arg-type]
+        return "–" if given.get("value") is None else written(given)
 
-    found, told = summary["contradictions"], {"alpha": "ordinal", "alpha_best": "nominal"}
-    numbers = {w(key): figure(summary["alpha"][level]) for key, level in told.items()}
-    for key, share in (("opposed", found["opposed_pairs"]), ("cyclic", found["cyclic_triads"])):
-        numbers[w(key)] = "–" if share["value"] is None else say.share(share["value"])
+    share, found = lambda given: say.share(given["value"]), summary["contradictions"]
+    numbers = {w(key): figure(summary["alpha"][level]) for key, level in ALPHAS.items()}
+    numbers |= {w(key): figure(found[name], share) for key, name in CONTRADICTIONS.items()}
     rows, data = [], []
-    columns = ("rankings", "none_good", "skipped")
     for one in people:
-        done = one["rankings"] + one["skipped"]
-        pace = "–" if not one["seconds"] or not done else say.seconds(one["seconds"] / done)
-        rows.append(
-            [named(one["name"], w), *(say.count(one[key]) for key in columns), pace, figure(one["with_oneself"])]
-        )
-        own = [one[key] for key in ("name", "by", *columns, "seconds")]
-        data.append([*own, *el.ends(one["with_oneself"])])
+        done, counts = one["rankings"] + one["skipped"], [one[key] for key in COUNTED]
+        pace = say.seconds(one["seconds"] / done) if one["seconds"] and done else "–"
+        rows.append([named(one["name"], w), *map(say.count, counts), pace, figure(one["with_oneself"])])
+        data.append([one["name"], one["by"], *counts, one["seconds"], *el.ends(one["with_oneself"])])
     with el.card(w("agreement")):
         el.big_numbers(numbers)
         titles = [w(f"column_{key}") for key in ("who", "rankings", "none", "skipped", "seconds", "self")]
@@ -285,9 +279,8 @@ def agreement(visit: Visit, summary: Mapping[str, Any]) -> None:
                 a, b = (named(name, w) for name in pair["annotators"])
                 el.small(w("between", a=a, b=b, tau=figure(pair["tau_b"])))
         el.small(w("how_agreement"))
-        el.as_data(
-            visit, "agreement", ["annotator", "by", *columns, "seconds", "tau_b", "low", "high", "n"], lambda: data
-        )
+        columns = ["annotator", "by", *COUNTED, "seconds", "tau_b", "low", "high", "n"]
+        el.as_data(visit, "agreement", columns, lambda: data)
 
 
 def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]:
@@ -299,7 +292,7 @@ def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]
     ]
 
 
-async def build(visit: Visit) -> None:
+async def build(visit: el.Visit) -> None:
     """The ranking page of the store that the address names; where there is none, why or how to make one."""
     try:
         found = await asyncio.to_thread(visit.studio.ranking_stores)
@@ -309,4 +302,4 @@ async def build(visit: Visit) -> None:
     if not found:
         first_steps(visit, visit.words("no_store"))
         return
-    RankingPage(visit, ranking_store(found, visit.request.query_params.get("store", ""))).build(found)
+    RankingPage(visit, ranking_store(found, visit.request.query_params.get("store", "")), found)

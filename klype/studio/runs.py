@@ -17,7 +17,6 @@ from klype.examine.say import visible
 from klype.studio import elements as el
 from klype.studio.background_jobs import KEY_MOST, Work, WorkPlan, begin, key_of, new_name
 from klype.studio.fields import Minutes, SeedField, Select, Upload, UploadedFile
-from klype.studio.page_context import PagePart, Visit, unless_busy
 from klype.studio.runs_detail import RunDetail, RunInfo, all_runs, family
 from klype.studio.studio import Studio
 from klype.words import LANGUAGES
@@ -89,11 +88,10 @@ def start_run(studio: Studio, request: RunRequest) -> Work:
 
 
 @dataclass
-class RunForm(PagePart):
+class RunForm(el.PagePart):
     """A run begun from the page, by any recipe."""
 
     files: list[UploadedFile] = field(default_factory=list)
-    starting: bool = False
 
     def build(self) -> None:
         w, visit = self.w, self.visit
@@ -134,23 +132,18 @@ class RunForm(PagePart):
         sizes = [f"{one.name} ({self.say.number(one.size / 1e6, 2)} MB)" for one in self.files]
         el.retext(self.list, " · ".join(sizes))
 
+    @el.unless_busy
     async def start(self) -> None:
-        if self.starting:
-            return
-        self.starting = True
-
         def started() -> Work:
             wanted = self.recipe.value, self.minutes.value, self.lang.value, self.seed.value
             return start_run(self.studio, RunRequest(*wanted, tuple(self.files), self.model.value))
 
-        work = await self.visit.attempt(started)
-        self.starting = False
-        if work is not None:
+        if (work := await self.visit.attempt(started)) is not None:
             ui.navigate.to(f"{self.visit.page.route}?run={key_of(work.plan.run)}")
 
 
 @dataclass
-class RunsPage(PagePart):
+class RunsPage(el.PagePart):
     """All runs, and one of them looked at (with another beside it)."""
 
     chosen: str
@@ -160,30 +153,25 @@ class RunsPage(PagePart):
 
     def build(self) -> None:
         self.detail = RunDetail(self.visit)
-        self.box = el.box()
         with el.card(self.w("all_runs")):
             self.list = el.box()
             self.note = el.small("")
             names = ["run", "state", "recipe", "from", "stages", "parameters", "seconds", "gates_passed", "gates"]
             el.as_data(self.visit, "runs", names, self.rows)
-        RunForm(self.visit).build()
+        RunForm(self.visit)
 
-    @unless_busy
+    @el.unless_busy
     async def look(self) -> None:
         """Reads beside the page, draws what has changed."""
         runs = await asyncio.to_thread(all_runs, self.studio)
         found = {run.key: run for run in runs}
         one = found.get(self.chosen) or next(iter(runs), None)
         news = one is not None and await asyncio.to_thread(self.detail.read, one, found.get(self.beside))
-        if self.box.is_deleted:
+        if self.list.is_deleted:
             return
         self.runs = runs
-        if one is not None and not self.detail.built_for(one):
-            self.box.clear()
-            with self.box:
-                self.detail.build(one, runs)
-        elif news:
-            self.detail.update()
+        if one is not None and news:
+            self.detail.show(one, runs)
         # drawn anew only when it would read differently: a list that flickers cannot be clicked
         marks = [(run.key, run.state, run.stages, int(run.seconds or 0)) for run in runs]
         if marks == self.marks:
@@ -221,10 +209,9 @@ class RunsPage(PagePart):
         ]  # fmt: skip
 
 
-async def build(visit: Visit) -> None:
+async def build(visit: el.Visit) -> None:
     """The page."""
     sent = visit.request.query_params
     page = RunsPage(visit, sent.get("run", "")[:KEY_MOST], sent.get("with", "")[:KEY_MOST])
-    page.build()
     await page.look()
     ui.timer(LOOK_S, page.look)

@@ -1,4 +1,8 @@
-"""What all pages of one studio share: its models and who may use them when, conversations, runs, rankings, its home."""
+"""What all pages of one studio share: its models and who may use them when, conversations, runs, rankings, its home.
+
+A conversation has turns, in each an answer by every model that was asked, and every answer branches: a branch begins as
+another one did, up to a token that was chosen instead; branches of branches make a tree.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import log
 from pathlib import Path
-from typing import TypeVar
+from secrets import token_urlsafe
+from typing import TypeVar, cast
 
 from klype.api.examination import identity, reader_of
 from klype.api.model import Model
@@ -30,15 +36,123 @@ from klype.runs.ranking import has_store
 from klype.serve.worker import Job, Worker
 from klype.sources.find_model import NEWEST_FIRST, located
 from klype.sources.opening import Opened, find_model, kind_of, open_model
-from klype.sources.source import Around, NativeSource, Source
+from klype.sources.source import Message, NativeSource, Source
 from klype.studio.annotation import RankingStore, SummaryCache, named_stores
-from klype.studio.conversation import AnswerBranch, Conversation, Conversations
-from klype.values import Distribution, Request, Trace
+from klype.values import Request, Sampling, Step, Trace
 
 T = TypeVar("T")
 # Vocabularies up to this size have whole distributions in every trace, else so many of the most probable tokens a step.
 WHOLE, LISTED = 4096, 256
 READERS = 64  # questions whose truth is remembered
+KEPT = 40_000_000  # probabilities that are remembered for the bars of all conversations together (some 500 MB)
+
+
+@dataclass
+class AnswerBranch:
+    """One way to answer, finished or not. ``steps`` include those it shares with its ``parent`` (the first ``at``) and
+    the one that was forced there. ``trace`` is what the model wrote itself, once it has ended; ``joules`` are those of
+    these ``seconds``, of all programs together."""
+
+    number: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    parent: int | None = None
+    at: int = 0
+    steps: list[Step] = field(default_factory=list)
+    trace: Trace | None = None
+    accepted: int | None = None
+    proposed: int | None = None
+    seconds: float = 0.0
+    joules: float | None = None
+    failed: str = ""
+    running: bool = True
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(step.token for step in self.steps)
+
+
+@dataclass
+class Branches:
+    """All ways that one model answered one message; ``shown`` is the one that the conversation goes on from."""
+
+    model: str
+    answers: list[AnswerBranch] = field(default_factory=list)
+    shown: int = 0
+
+    @property
+    def current(self) -> AnswerBranch:
+        return self.answers[self.shown]
+
+    def begin(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> AnswerBranch:
+        return self._add(AnswerBranch(len(self.answers), tuple(prompt), sampling, seed))
+
+    def fork(self, at: int, token: int, sampling: Sampling) -> AnswerBranch:
+        """Another way from token ``at`` of the shown answer. Raises UsageError for what is no other way."""
+        old = self.current
+        if not 0 <= at < len(old.steps):
+            raise UsageError(f"The answer has no token {at}.")
+        if old.steps[at].token == token:
+            raise UsageError("The answer went that way already.")
+        was = old.steps[at].distribution
+        p = None if was is None else was.p(token)
+        logp = float("-inf") if not p else log(p)
+        steps = [*old.steps[:at], Step(token, logp, logp, "forced", was)]
+        return self._add(AnswerBranch(len(self.answers), old.prompt, sampling, old.seed, old.number, at, steps))
+
+    def _add(self, answer: AnswerBranch) -> AnswerBranch:
+        self.answers.append(answer)
+        self.shown = answer.number
+        return answer
+
+
+@dataclass
+class Turn:
+    question: str
+    branches: dict[str, Branches] = field(default_factory=dict)
+
+
+@dataclass
+class Conversation:
+    """``key`` is in the page's address, so that a page that is loaded anew finds it again."""
+
+    key: str
+    turns: list[Turn] = field(default_factory=list)
+
+    def messages(self, model: str, question: str, decode: Callable[[Sequence[int]], str]) -> list[Message]:
+        """The conversation as this model knows it: its own answers, as they are shown."""
+        out: list[Message] = []
+        for turn in self.turns:
+            if model in turn.branches:
+                out.append({"role": "user", "content": turn.question})
+                out.append({"role": "assistant", "content": decode(turn.branches[model].current.tokens)})
+        return [*out, {"role": "user", "content": question}]
+
+    @property
+    def size(self) -> int:
+        """Probabilities that are remembered for its bars."""
+        branches = [b for turn in self.turns for b in turn.branches.values()]
+        steps = [step for b in branches for answer in b.answers for step in answer.steps]
+        return sum(len(step.distribution.ids) for step in steps if step.distribution is not None)
+
+
+class Conversations:
+    """Those of all visitors, the newest ``most`` of them, in memory: nothing is kept beyond the process."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._found: dict[str, Conversation] = {}  # who was asked for last stands last
+
+    def get(self, key: str) -> Conversation:
+        """The one of this key, or a new one under a key of its own."""
+        found = self._found.pop(key, None) or Conversation(token_urlsafe(12))
+        self._found[found.key] = found
+        while len(self._found) > self._most or (
+            len(self._found) > 2 and sum(one.size for one in self._found.values()) > KEPT
+        ):
+            del self._found[next(iter(self._found))]
+        return found
 
 
 class SharedModel(Model):
@@ -58,8 +172,7 @@ class SharedModel(Model):
         self.name, self.address, self.identity = name, address, identity
         self.stage, self.raw, self.reading = opened.found.stage, opened.as_raw(None), reading_from(opened)
         self.worker: Worker | None = None
-        self._locked = LockedSource(opened.source)
-        self.source: Source = self._locked
+        self.source: Source = opened.source
         if isinstance(opened.source, NativeSource):
             self.worker = Worker(opened.source.engine, batch, queue)
             # the same weights with a queue of their own: a tree of 400 beginnings delays nobody's answer
@@ -143,7 +256,7 @@ class SharedModel(Model):
                 self.worker.cancel(job)
             return
         # a thread of its own, in which the generator is closed when the loop is left
-        events = self._locked.generate([request])
+        events = cast("Generator[Event, None, None]", self.opened.source.generate([request]))
         pool, loop = ThreadPoolExecutor(1, thread_name_prefix="klype answer"), asyncio.get_running_loop()
         try:
             # None tells the end: StopIteration cannot leave a thread's future
@@ -176,69 +289,6 @@ class SharedModel(Model):
         if self.worker is not None:
             self.worker.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-class LockedSource(Around):
-    """A source that one thread at a time may call: each call waits for its turn."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__(source)
-        self._lock = threading.Lock()
-
-    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        with self._lock:
-            return super().next(prefixes, top)
-
-    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        with self._lock:
-            return super().score(prompts, answers, top)
-
-    def generate(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
-        with self._lock:
-            yield from super().generate(requests)
-
-
-class CachedSource(Around):
-    """A source whose distributions are asked for once: at another temperature most of a tree is known already."""
-
-    def __init__(self, source: Source, known: dict[tuple[int, ...], Distribution], most: int = 4000) -> None:
-        super().__init__(source)
-        self._known, self._most = known, most
-
-    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        wanted = [tuple(prefix) for prefix in prefixes]
-        new = [prefix for prefix in dict.fromkeys(wanted) if prefix not in self._known]
-        fresh = dict(zip(new, super().next(new, top), strict=True)) if new else {}
-        found = [fresh.get(prefix) or self._known[prefix] for prefix in wanted]
-        # what is full stays as it is: what was read first is what other temperatures begin with, too
-        if len(self._known) + len(fresh) <= self._most:
-            self._known.update(fresh)
-        return found
-
-
-class CancelledError(Exception):
-    """Raised inside long work by its own progress when nobody wants it any more."""
-
-
-class WatchedSource(Around):
-    """A source that asks ``look`` before each answer and at each token, so that long work can be ended by it."""
-
-    def __init__(self, source: Source, look: Callable[[], None]) -> None:
-        super().__init__(source)
-        self._look = look
-
-    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        self._look()
-        return super().next(prefixes, top)
-
-    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        self._look()
-        return super().score(prompts, answers, top)
-
-    def generate(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
-        for event in super().generate(requests):
-            self._look()
-            yield event
 
 
 @dataclass

@@ -18,9 +18,8 @@ from klype.experiments.bias import BiasBoard
 from klype.runs.folder import RUNS
 from klype.runs.run_json import QUIET_S
 from klype.studio import elements as el
-from klype.studio.background_jobs import KEY_MOST, State, Work, WorkPlan, begin, key_of, new_name, works
-from klype.studio.fields import Minutes, SeedField, Select
-from klype.studio.page_context import Visit, WorkPart, unless_busy
+from klype.studio.background_jobs import KEY_MOST, State, Work, WorkPlan, begin, key_of, new_name, works_by_run
+from klype.studio.fields import Minutes, PageSelect, SeedField
 from klype.studio.studio import Studio, changed
 from klype.words import Words, words
 
@@ -61,11 +60,7 @@ class TargetExperiment:
 
 def experiments(studio: Studio) -> list[TargetExperiment]:
     """All of them, what was begun or written last first; one that runs stands before all others."""
-    found: dict[Path, Work | None] = {}
-    for work in works(studio.home):
-        plan = work.plan
-        if plan.kind == "bias":
-            found.setdefault(plan.run.resolve(), work)
+    found: dict[Path, Work | None] = {**works_by_run(studio.home, "bias")}
     for base in (studio.home / "targets", studio.runs or RUNS):
         for file in base.glob(f"*/{BiasBoard.FILE}"):
             found.setdefault(file.parent.resolve(), None)
@@ -112,13 +107,11 @@ def so_far(board: BiasBoard, documents: Sequence[int]) -> BiasBoard | None:
 
 
 @dataclass
-class TargetsPage(WorkPart):
+class TargetsPage(el.WorkPart):
     """One experiment, the newest unless another is chosen."""
 
     chosen: str = ""
-    known: Sequence[TargetExperiment] = ()
-    one: TargetExperiment | None = None
-    board: BiasBoard | None = None
+    offered: Sequence[str] = ()
     told: object = None
 
     def build(self) -> None:
@@ -132,15 +125,10 @@ class TargetsPage(WorkPart):
                     el.button(w("go"), self.begin, "strong")
             el.small(w("begin_note"))
             self.choices = el.box("u-beside")
-            self.note = el.status()
-            self.progress = el.ProgressBar()
-            with el.box("k-row"):
-                self.stop = el.button(self.visit.frame("cancel"), self.cancel)
-                self.on = el.button(w("resume"), self.resume, "strong")
+            self.lay(w("resume"))
         self.said = el.box()
         self.pictures = el.GrowingPictures(self.visit, ORDER)
         self.tables = el.box()
-        self._show("")
 
     async def begin(self) -> None:
         begun = await self.visit.attempt(
@@ -150,60 +138,49 @@ class TargetsPage(WorkPart):
             self.chosen = begun.key
             await self.look()
 
-    @unless_busy
+    @el.unless_busy
     async def look(self) -> None:
-        known = await asyncio.to_thread(experiments, self.studio)
-        one, why = next((e for e in known if e.key == self.chosen), next(iter(known), None)), ""
-        # a board is read again only when it was written again
-        before, mark = ((e.key, e.changed) if e is not None else None for e in (self.one, one))
-        board = self.board if mark == before else None
-        try:
-            if one is not None and mark != before:
-                board = await asyncio.to_thread(one.board)
-        except KlypeError as error:
-            why = self.visit.why(error)
+        def read() -> tuple[Sequence[TargetExperiment], TargetExperiment | None, BiasBoard | None, str]:
+            """All there are, the chosen one, its board, and why that cannot be read."""
+            known = experiments(self.studio)
+            one = next((e for e in known if e.key == self.chosen), next(iter(known), None))
+            try:
+                return known, one, one.board() if one is not None else None, ""
+            except KlypeError as error:
+                return known, one, None, self.visit.why(error)
+
+        known, one, board, why = await asyncio.to_thread(read)
         if self.note.is_deleted:
             return
-        if [e.key for e in known] != [e.key for e in self.known]:
+        names = {e.key: visible(e.folder.resolve().name) for e in known}
+        if list(names) != self.offered:
+            self.offered = list(names)
             self.choices.clear()
-            if len(known) > 1 and one is not None:
-                names = {e.key: visible(e.folder.resolve().name) for e in known}
-                to = f"{self.visit.page.route}?experiment="
+            if len(names) > 1 and one is not None:
                 with self.choices:
-                    choice = Select(self.w("which"), names, one.key, lambda: ui.navigate.to(to + choice.value))
-        self.known, self.one, self.board = known, one, board
-        self._show(why)
-
-    def _show(self, why: str) -> None:
-        one, board = self.one, self.board
+                    PageSelect(self.w("which"), names, one.key, f"{self.visit.page.route}?experiment=")
         self.work, state = (one.work, one.state) if one is not None else (None, "")
         self.form.set_visibility(state != "running")
-        self.stop.set_visibility(state == "running" and self.work is not None)
-        self.on.set_visibility(self.work is not None and state in ("cancelled", "stopped", "failed"))
-        el.retext(self.note, why or self.sentence())
         share = board.cells_done / max(1, board.cells) if board is not None else 0.0
-        self.progress.fill(state == "running", max(0.02, share))
-        mark = (one.key, one.changed) if one is not None and board is not None else None
-        if mark != self.told:
+        self.tell(why or self.sentence(state, board), state, max(0.02, share))
+        if one is not None and board is not None and (mark := (one.key, one.changed)) != self.told:
             self.told = mark
-            if board is not None:
-                self._draw(board)
+            self._draw(board)
 
-    def sentence(self) -> str:
-        w, say, one, board = self.w, self.say, self.one, self.board
-        if one is None:
+    def sentence(self, state: str, board: BiasBoard | None) -> str:
+        w, say, work = self.w, self.say, self.work
+        if not state:
             return w("nothing_yet")
-        ran = one.work.seconds if one.work is not None else 0.0
-        seconds = say.seconds(max(1.0, float(int(ran)))) if ran else ""
-        done, of = (board.cells_done, board.cells) if board is not None else (0, 0)
-        if one.state == "failed":
-            return w("failed", why=visible(one.work.why() if one.work is not None else ""))
-        if one.state != "running":
-            return w(f"state_{one.state}", n=say.count(done), of=say.count(of), time=seconds)
+        if state == "failed":
+            return w("failed", why=visible(work.why() if work is not None else ""))
+        seconds = say.seconds(max(1.0, float(int(work.seconds)))) if work is not None and work.seconds else ""
+        done, of = (say.count(n) for n in ((board.cells_done, board.cells) if board is not None else (0, 0)))
+        if state != "running":
+            return w(f"state_{state}", n=done, of=of, time=seconds)
         if board is None:
             return w("preparing", time=seconds)
-        parts = [self.own("progress", done=say.count(done), all=say.count(of)), seconds]
-        return " · ".join(part for part in [*parts, *bias.running(board, self.own, say.count)] if part)
+        parts = [self.own("progress", done=done, all=of), seconds, *bias.running(board, self.own, say.count)]
+        return " · ".join(filter(None, parts))
 
     def _draw(self, board: BiasBoard) -> None:
         self.said.clear()
@@ -216,30 +193,29 @@ class TargetsPage(WorkPart):
         self.pictures.show(found_pictures(board, self.say, self.own))
         with self.tables:
             if rows is not None:
-                figures_card(self.visit, board, rows.documents[-1], self.own)
+                self._figures(board, rows.documents[-1])
             with el.card(self.w("what_targets")), el.box("t-what", "dl"):
                 for name in board.kinds:
                     el.text_of("dt", self.own(f"target.{name}"))
                     el.text_of("dd", self.own(f"what.{name}"))
 
+    def _figures(self, board: BiasBoard, count: int) -> None:
+        """All figures, of so many documents."""
+        own, (columns, cells) = self.own, bias.REPORT.table(board, count, self.say, self.own)
+        about = ["target", "documents", "seeds", "turned"]
+        data = [
+            [row.arm, row.documents, row.seeds, row.turned, name, *el.ends(figure)]
+            for row in board.rows
+            for name, figure in row.figures.items()
+        ]
+        with el.card(f"{own('measured')}: {own('table', documents=self.say.count(count)).lower()}"):
+            el.table(self.visit, columns, cells, range(1, len(columns)), own("measured"))
+            el.small(f"{own('interval')} {own('how_turned')}")
+            el.as_data(self.visit, "targets", [*about, "measure", "value", "low", "high", "n"], lambda: data)
 
-def figures_card(visit: Visit, board: BiasBoard, count: int, own: Words) -> None:
-    """All figures, of so many documents."""
-    columns, cells = bias.REPORT.table(board, count, visit.say, own)
-    names = ["target", "documents", "seeds", "turned", "measure", "value", "low", "high", "n"]
-    data = []
-    for row in board.rows:
-        about = row.arm, row.documents, row.seeds, row.turned
-        data += [[*about, name, *el.ends(figure)] for name, figure in row.figures.items()]
-    with el.card(f"{own('measured')}: {own('table', documents=visit.say.count(count)).lower()}"):
-        el.table(visit, columns, cells, range(1, len(columns)), own("measured"))
-        el.small(f"{own('interval')} {own('how_turned')}")
-        el.as_data(visit, "targets", names, lambda: data)
 
-
-async def build(visit: Visit) -> None:
+async def build(visit: el.Visit) -> None:
     """The page."""
     page = TargetsPage(visit, visit.request.query_params.get("experiment", "")[:KEY_MOST])
-    page.build()
     await page.look()
     ui.timer(LOOK_S, page.look)

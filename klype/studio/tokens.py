@@ -21,10 +21,8 @@ from klype.examine.charts import Cell, Option, axis, bars, step_of
 from klype.examine.say import Say, visible
 from klype.samplers import SAMPLERS, active
 from klype.studio import elements as el
-from klype.studio.conversation import AnswerBranch, Branches
 from klype.studio.fields import Select, TextArea
-from klype.studio.page_context import PagePart, Visit
-from klype.studio.studio import SharedModel
+from klype.studio.studio import AnswerBranch, Branches, SharedModel
 from klype.values import Distribution, Floats, Sampling, Step
 from klype.words import Words
 
@@ -149,34 +147,18 @@ def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: 
     return cut_K if (cut_K[p_K > 0] == 0).any() else p_K
 
 
-@dataclass(frozen=True)
-class TokenPlace:
-    """Where one looks: at token ``at`` of the answer that is shown of ``branches``."""
-
-    model: SharedModel
-    branches: Branches
-    at: int
-
-    @property
-    def before(self) -> tuple[int, ...]:
-        return self.branches.current.tokens[: self.at]
-
-    def shown(self, token: int) -> str:
-        return shown(self.model, token, self.before)
-
-
 @dataclass
-class TokenPanel(PagePart):
+class TokenPanel(el.PagePart):
     """Beside the conversation; it follows the token that was picked and the sliders. ``side`` is what holds it: on a
     narrow screen a sheet that opens with a token."""
 
     side: ui.element
     sampling: Callable[[], Sampling]
     fork: Callable[[Branches, int, int], None]
-    place: TokenPlace | None = None
+    place: tuple[SharedModel, Branches, int] | None = None
+    found: TokenBars | None = None
     truth: Mapping[int, float] | None = None
     drawn: ui.echart | None = None
-    ways: ui.element | None = None
     unfolded: bool = False
 
     def build(self) -> None:
@@ -190,56 +172,46 @@ class TokenPanel(PagePart):
         """At token ``at`` of the shown answer. The truth comes a moment later, where somebody knows it."""
         if not 0 <= at < len(branches.current.steps):
             return
-        here = self.place = TokenPlace(model, branches, at)
+        here = self.place = model, branches, at
         self.truth = None  # the bars do not wait for it
         if opened:
             self.side.classes("open")
-        self._show(here)
+        self.draw()
         if question:
             client = ui.context.client
 
             async def ask() -> None:
-                found = await asyncio.to_thread(model.truth, question, here.before)
+                found = await asyncio.to_thread(model.truth, question, branches.current.tokens[:at])
                 if found is not None and self.place is here and not client.is_deleted:
                     with client:
                         self.truth = found
-                        self._show(here)
+                        self.draw()
 
             ui.timer(0.0, ask, once=True)
 
     def draw(self) -> None:
-        """The bars anew after a slider has moved: from the trace, without the model."""
-        place, found = self.place, self._bars()
-        if place is not None and found is not None and self.drawn is not None:
-            option, height = self._chart(place, found)
-            el.redraw(self.drawn.style(f"height: {height}px"), option, self.visit.lang)
-            el.retext(self.note, why_chosen(place.branches.current, place.at, found, self.w, self.say))
-
-    def _bars(self) -> TokenBars | None:
-        if self.place is None or self.place.at >= len(self.place.branches.current.steps):
-            return None
-        answer, model = self.place.branches.current, self.place.model
-        before = answer.prompt, self.place.before
-        return bars_of(answer.steps[self.place.at], before, self.sampling(), model.vocabulary, self.truth)
-
-    def _show(self, place: TokenPlace) -> None:
-        """The chart stays the same element from token to token: a new one takes a browser three times as long."""
-        w, found, steps = self.w, self._bars(), place.branches.current.steps
-        if found is None:
-            self.box.clear()
-            self.drawn = self.ways = None
-        if place.at >= len(steps):
+        """All of it anew, as the sliders stand: from the trace, without the model. The chart stays the same element: a
+        new one takes a browser three times as long."""
+        if self.place is None or self.place[2] >= len(self.place[1].current.steps):
             return
-        said = place.shown(steps[place.at].token)
-        el.retext(self.title, w("panel_at", n=self.say.count(place.at + 1), token=said))
+        w, (model, branches, at) = self.w, self.place
+        answer, before = branches.current, branches.current.tokens[:at]
+        said = shown(model, answer.steps[at].token, before)
+        el.retext(self.title, w("panel_at", n=self.say.count(at + 1), token=said))
+        sampling = self.sampling()
+        found = self.found = bars_of(answer.steps[at], (answer.prompt, before), sampling, model.vocabulary, self.truth)
         if found is None:
             el.retext(self.note, w("no_distribution"))
+            self.box.clear()
+            self.drawn = None
             return
+        el.retext(self.note, why_chosen(answer, at, found, w, self.say))
+        names = {bar.token: shown(model, bar.token, before) for bar in found.bars}
         if self.drawn is None:
             self.unfolded = False
             with self.box:
                 self.drawn = el.chart({}, self.visit.lang, 0, "")
-                el.small(" ".join([w("how_bars"), *([w("how_bars_aligned")] if place.model.stage == "align" else [])]))
+                el.small(" ".join([w("how_bars"), *([w("how_bars_aligned")] if model.stage == "align" else [])]))
                 others = el.fold(w("others"))
                 with others:
                     self.ways = el.box()
@@ -247,38 +219,35 @@ class TokenPanel(PagePart):
                 columns = [w("token"), w("number"), w("model_p"), w("drawn_p", t=""), w("truth_p")]
                 el.as_data(self.visit, "next-token", columns, self.rows, self.drawn)
         self.drawn.props["aria-label"] = w("chart_of", token=said)
-        self.draw()
-        self._list()
+        option, height = self._chart(found, names, self.say.plain(sampling.temperature))
+        el.redraw(self.drawn.style(f"height: {height}px"), option, self.visit.lang)
+        self.ways.clear()
+        if self.unfolded:
+            with self.ways:
+                self._list(found, names, partial(self.fork, branches, at))
 
     def _unfold(self, opened: object) -> None:
         self.unfolded = opened is True
-        self._list()
+        self.draw()
 
-    def _list(self) -> None:
+    def _list(self, found: TokenBars, names: Mapping[int, str], take: Callable[[int], None]) -> None:
         """The ways as a table, while somebody looks at it."""
-        place, found, w = self.place, self._bars(), self.w
-        if self.ways is None or place is None or found is None:
-            return
-        self.ways.clear()
-        if not self.unfolded:
-            return
-        known, rows = self.truth is not None, []
+        w, known, rows = self.w, self.truth is not None, []
         for bar in found.bars:
-            name = place.shown(bar.token)
+            name = names[bar.token]
             shares = [least(self.say, share) for share in (bar.p, bar.drawn, *([bar.truth or 0.0] if known else []))]
-            take = partial(self.fork, place.branches, place.at, bar.token)
-            act = partial(el.button, w("take"), take, "tiny", aria_label=w("take_named", token=name))
+            label = w("take_named", token=name)
+            act = partial(el.button, w("take"), partial(take, bar.token), "tiny", aria_label=label)
             rows.append([partial(el.text_of, "bdi", name), *shares, w("said") if bar.chosen else act])
         truth = [w("truth_p")] if known else []
-        names = [w("token"), w("model_short"), w("drawn_short"), *truth, w("way_from")]
-        with self.ways:
-            el.table(self.visit, names, rows, numeric=range(1, len(names) - 1))
+        titles = [w("token"), w("model_short"), w("drawn_short"), *truth, w("way_from")]
+        el.table(self.visit, titles, rows, numeric=range(1, len(titles) - 1))
 
-    def _chart(self, place: TokenPlace, found: TokenBars) -> tuple[Option, int]:
+    def _chart(self, found: TokenBars, names: Mapping[int, str], t: str) -> tuple[Option, int]:
         """The bars, with one for all tokens together that would be shown as 0 %; and how high they are."""
-        w, t = self.w, self.say.plain(self.sampling().temperature)
+        w = self.w
         seen = [b for b in found.bars if b.chosen or max(b.p, b.drawn, b.truth or 0.0) >= SEEN_P]
-        labels = [("▸ " if bar.chosen else "") + place.shown(bar.token) for bar in seen]
+        labels = [("▸ " if bar.chosen else "") + names[bar.token] for bar in seen]
         series = {w("model_p"): ("aligned", [bar.p for bar in seen]),
                   w("drawn_p", t=t): ("aligned", [bar.drawn for bar in seen])}  # fmt: skip
         if self.truth is not None:
@@ -293,10 +262,10 @@ class TokenPanel(PagePart):
         return bars(labels, series, axis(percent=True, min=0, max=1), numbers=True), height
 
     def rows(self) -> list[list[Cell]]:
-        found, place = self._bars(), self.place
-        if found is None or place is None:
+        if self.found is None or self.place is None:
             return []
-        return [[visible(place.model.opened.spelled(b.token)), b.token, b.p, b.drawn, b.truth] for b in found.bars]
+        spelled = self.place[0].opened.spelled
+        return [[visible(spelled(b.token)), b.token, b.p, b.drawn, b.truth] for b in self.found.bars]
 
 
 def least(say: Say, share: float) -> str:
@@ -321,7 +290,7 @@ def why_chosen(answer: AnswerBranch, at: int, found: TokenBars, w: Words, say: S
     return " ".join(parts)
 
 
-def tokenizer_view(visit: Visit) -> None:
+def tokenizer_view(visit: el.Visit) -> None:
     """A fold: a text, the model whose tokens are wanted, and the pieces, with their numbers."""
     w, say = visit.words, visit.say
 
@@ -347,6 +316,6 @@ def tokenizer_view(visit: Visit) -> None:
         with el.box("k-row"):
             names = {model.name: model.name for model in visit.studio.models}
             choice = Select(w("model"), names, next(iter(names)), cut)
-            text = TextArea(w("any_text"), 2, LONGEST_TEXT, cut)
+            text = TextArea(w("any_text"), LONGEST_TEXT, cut)
         el.button(w("cut"), cut)
         found = el.box().style("margin-top:10px")
