@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from klype.examine.error_feedback import InterventionOutcome, parted
+from klype.examine.error_feedback import InterventionOutcome, parting
 from klype.examine.hypothesis_tests import LEFT, PART, TIMES, Ruling, constant_hazard, independent_errors, rulings
 from klype.examine.intervals import Array, proportion
 from klype.examine.interventions import Arm, Intervention
@@ -140,7 +140,7 @@ def outcomes(world: World, rng: np.random.Generator) -> list[InterventionOutcome
         intervention = Intervention(f"rule {i}", (), (1, 2, 2), rarity=9.0)
         out.append(
             InterventionOutcome(
-                intervention, flat, flat, flat, (None,) * DISTANCES, parted=parted(said_ND[:2], said_ND[2:])
+                intervention, flat, flat, flat, (None,) * DISTANCES, parted=parting(said_ND[:2], said_ND[2:])
             )
         )
     return out

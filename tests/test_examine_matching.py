@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from klype.examine.error_feedback import FEW, effect, outcomes, parted
+from klype.examine.error_feedback import FEW, effect, outcomes, parting
 from klype.examine.evidence import Evidence
 from klype.examine.examination_report import pairs
 from klype.examine.interventions import (
@@ -137,9 +137,9 @@ def test_errors_by_edits_are_counted_beside_errors_word_by_word() -> None:
 
 def test_two_halves_of_one_sample_are_not_parted_in_the_mean_and_two_words_are() -> None:
     rng = np.random.default_rng(0)
-    alike = [parted(*rng.integers(0, 4, (2, 2, 5))) for _ in range(2000)]
+    alike = [parting(*rng.integers(0, 4, (2, 2, 5))) for _ in range(2000)]
     assert np.mean([x for x in alike if x is not None]) == pytest.approx(0, abs=0.02)
     a, b = np.zeros((2, 5), np.int64), np.ones((2, 5), np.int64)
-    assert parted(a, b) == 1.0
-    assert parted(a, a) == 0.0
-    assert parted(a[:1], b) is None
+    assert parting(a, b) == 1.0
+    assert parting(a, a) == 0.0
+    assert parting(a[:1], b) is None

@@ -18,7 +18,7 @@ from klype.examine.error_feedback import InterventionOutcome, WordSwap
 from klype.examine.evidence import ByQuestion, Evidence, Forecast, JudgedAnswer
 from klype.examine.interventions import Intervention
 from klype.examine.measures import MEASURES, OF_RUNS, measure
-from klype.examine.repetition import agreement, distinct, loop, repeated
+from klype.examine.repetition import agreement, distinct, loop, repeated_share
 from klype.examine.say import Say
 from klype.examine.survival import AT_RISK, CLEAN, ENDED, ERRED, hazards, survival
 from klype.examine.truth import DocumentTruth, divergence, point, s_and_kl, s_corpus
@@ -243,9 +243,9 @@ def test_an_honest_forecaster_has_no_calibration_error_and_a_boaster_has_his_gap
 
 
 def test_repetition() -> None:
-    assert repeated(["a", "b", "c", "d", "e", "f"]) == 0
-    assert repeated(["a", "a", "a", "a", "a", "a"]) == pytest.approx(1 - 1 / 3)
-    assert repeated(["a", "b", "c"]) is None
+    assert repeated_share(["a", "b", "c", "d", "e", "f"]) == 0
+    assert repeated_share(["a", "a", "a", "a", "a", "a"]) == pytest.approx(1 - 1 / 3)
+    assert repeated_share(["a", "b", "c"]) is None
     assert distinct([["a", "b", "c"], ["a", "b", "d"]]) == pytest.approx(3 / 4)
     assert loop(["x", "a", "b", "a", "b", "a", "b"]) == 4
     assert loop(["a", "b", "c", "d"]) == 0

@@ -21,7 +21,7 @@ from klype.examine.calibration import (
 from klype.examine.evidence import ByQuestion, Evidence, JudgedAnswer
 from klype.examine.intervals import mean_by_question
 from klype.examine.measures import measure
-from klype.examine.repetition import Index, agreement, chao_shen, common_prefix, copied, good_turing, unseen_known
+from klype.examine.repetition import Index, agreement, chao_shen, common_prefix, find_copied, good_turing, unseen_known
 from klype.examine.survival import weibull_shape
 from klype.values import Distribution
 
@@ -265,18 +265,18 @@ def test_equal_divergence_on_both_sides_is_no_excess() -> None:
 def test_a_training_document_is_copied_whole_and_a_new_text_is_not() -> None:
     text = "the old dog drank cold water from the deep well today"
     index = Index([text, "another story about a cat that slept"])
-    found = copied(text, index)
+    found = find_copied(text, index)
     assert found is not None
     assert (found.longest, found.share, found.text) == (11, 1.0, text)
-    new = copied("nobody has ever written these seven words", index)
+    new = find_copied("nobody has ever written these seven words", index)
     assert new is not None
     assert new.share == 0
-    assert copied("too short", index) is None
+    assert find_copied("too short", index) is None
 
 
 def test_runs_are_counted_once() -> None:
     index = Index(["a b c d e f g h", "x1 x2 x3 x4 x5"])
-    found = copied("a b c d e f q x1 x2 x3 x4 x5", index)
+    found = find_copied("a b c d e f q x1 x2 x3 x4 x5", index)
     assert found is not None
     assert found.longest == 6
     assert found.share == pytest.approx(11 / 12)

@@ -16,7 +16,7 @@ from klype.answers import distribution_bounds
 from klype.errors import KlypeError, UsageError
 from klype.examine.caching_source import Meters, Shape
 from klype.examine.compare import failed, parse
-from klype.examine.evidence import DistributionCache, answered, read_distributions
+from klype.examine.evidence import DistributionCache, JudgedAnswer, judged_answers, read_distributions
 from klype.examine.exam import ExamResult, examine, probe
 from klype.examine.examination_report import document, verdict
 from klype.examine.examined_model import SHARE, EvalTarget, ExamSpeed, in_time, plan, within
@@ -24,7 +24,7 @@ from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import Reader, Tokens, at_temperature
 from klype.judge.meaning import text_meaning
-from klype.values import Distribution, Figure, Question, Verdict
+from klype.values import Distribution, Figure, Question, Trace, Verdict
 from tests.toy_sources import enumerate_answers, table_source
 
 
@@ -209,12 +209,15 @@ def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: ExamRe
 
     one = replace(erring.target, judge=judge)
     traces = [trace for group in erring.traces[1.0] for trace in group]
-    together = answered(one, one.questions[0], traces, DistributionCache(Reader(lambda: Chain(TRUTH, 1)), 1.0))
+
+    def judged(traces: list[Trace]) -> list[JudgedAnswer]:
+        cache = DistributionCache(Reader(lambda: Chain(TRUTH, 1)), 1.0)
+        return judged_answers(one, one.questions[0], traces, cache)
+
+    together = judged(traces)
     different = {(trace.tokens, trace.ended) for trace in traces}
     assert len(asked) == len(different) < len(traces)
-    alone = [
-        answered(one, one.questions[0], [t], DistributionCache(Reader(lambda: Chain(TRUTH, 1)), 1.0))[0] for t in traces
-    ]
+    alone = [judged([trace])[0] for trace in traces]
     assert together == alone
 
 

@@ -71,7 +71,7 @@ class Recorder(Around):
         traces = ask()
         took = self._meters.clock() - began
         self.model_s += took
-        traces = shared(traces, used, self._meters.joules(), took)
+        traces = with_energy(traces, used, self._meters.joules(), took)
         self.finish()
         if self._folder is not None:
             self._saving = self._beside.submit(store.save, self._folder, name, traces, about)
@@ -84,7 +84,7 @@ class Recorder(Around):
             self._saving = None
 
 
-def shared(traces: list[Trace], before: float | None, after: float | None, took: float) -> list[Trace]:
+def with_energy(traces: list[Trace], before: float | None, after: float | None, took: float) -> list[Trace]:
     """The energy of answers that were made together, shared out by their passes; as they are where it is not known.
 
     It was read over ``took`` seconds. Of answers that were made one at a time, it counts for their own seconds only, so

@@ -97,7 +97,7 @@ def outcomes(
         # what was said at each distance; after an answer's end, the end
         words = [np.array([[*trace.tokens, *[-1] * distances][:distances] for trace in arms[arm]], dtype=np.int64)
                  for arm in ("wrong", "right")]  # fmt: skip
-        out.append(InterventionOutcome(one, errors, ended, clean, tuple(change), standing, edits, parted(*words)))
+        out.append(InterventionOutcome(one, errors, ended, clean, tuple(change), standing, edits, parting(*words)))
     return out
 
 
@@ -139,7 +139,7 @@ def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, floa
     return max(0.0, 1.0 - mass(q, temperature, tuple(fine)) / left) if left > LEAST else 0.0
 
 
-def parted(one_ND: Ints, other_ND: Ints) -> float | None:
+def parting(one_ND: Ints, other_ND: Ints) -> float | None:
     """P(two words at one place differ | after one word and after another), less the same after one of them: the null
     of two halves of one sample. None: one sample has no halves."""
     if min(len(one_ND), len(other_ND)) < 2:
@@ -246,7 +246,7 @@ class WordSwap:
     undecided: float = 0.0
 
 
-def replaced(
+def word_swaps(
     source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings, limit: int
 ) -> list[WordSwap]:
     """Answers without a position where another word is as rare, and those whose continuations cannot be decided, are

@@ -166,8 +166,8 @@ def repeats_beyond(evidence: Evidence) -> Figure:
     """seq-rep-4 less that of the language's own answers to the same questions."""
     both = []
     for question, answers in by_question(evidence).items():
-        own = [value for answer in answers if (value := repetition.repeated(answer.words)) is not None]
-        language = repetition.repeated((evidence.language or {}).get(question, ()))
+        own = [value for answer in answers if (value := repetition.repeated_share(answer.words)) is not None]
+        language = repetition.repeated_share((evidence.language or {}).get(question, ()))
         if own and language is not None:
             both.append((question, fmean(own), language))
     if not both:
@@ -178,7 +178,7 @@ def repeats_beyond(evidence: Evidence) -> Figure:
 
 def repeats(evidence: Evidence) -> Figure:
     """seq-rep-4 of the answers long enough to have one."""
-    return per_answer(evidence, lambda a: repetition.repeated(a.words), "share of 4-grams")
+    return per_answer(evidence, lambda a: repetition.repeated_share(a.words), "share of 4-grams")
 
 
 def loops(evidence: Evidence) -> Figure:

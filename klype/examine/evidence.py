@@ -19,7 +19,7 @@ from klype.examine.caching_source import answer_bytes, answer_flops
 from klype.examine.calibration import cross_entropies
 from klype.examine.error_feedback import InterventionOutcome, WordSwap
 from klype.examine.examined_model import ErrorRates, EvalTarget
-from klype.examine.repetition import copied
+from klype.examine.repetition import find_copied
 from klype.examine.truth import Point, Reader, Tokens, mass, of, point, possible
 from klype.values import Distribution, Question, Trace
 
@@ -180,7 +180,7 @@ class DistributionCache:
         return self._looked[tokens]
 
 
-def answered(
+def judged_answers(
     target: EvalTarget, question: Question, traces: Sequence[Trace], cache: DistributionCache
 ) -> list[JudgedAnswer]:
     """One question's answers, judged. Equal ones are read and judged once: only what they cost is each one's own."""
@@ -192,7 +192,7 @@ def answered(
         if (one := known.get((tokens, finished))) is None:
             text = target.source.codec.decode(tokens)
             verdict = target.judge(question, text, finished)
-            found = copied(text, target.training) if target.training is not None else None
+            found = find_copied(text, target.training) if target.training is not None else None
             seen = read_distributions(trace, cache, target.vocabulary)
             one = known[tokens, finished] = JudgedAnswer(
                 question=question.id,
@@ -261,7 +261,7 @@ def pieces(target: EvalTarget, trace: Trace) -> tuple[str, ...]:
     return tuple(codec.decode([t]) for t in trace.tokens if t not in codec.stop)
 
 
-def told(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Forecast]:
+def forecasts(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Forecast]:
     """The likeliest next token on the model's own right beginnings: how likely it says it is, and how likely it is."""
     out: list[Forecast] = []
     if (reader := cache.reader) is None or not all(map(whole, traces)):
@@ -292,7 +292,7 @@ def crossings(true: Trace, reader: Reader) -> tuple[float, ...]:
     return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
 
 
-def compared(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
+def truth_points(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
     """The truth beside the model at a temperature, before every token of one true answer."""
     return [point(reader.next(tokens), distribution_bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
 

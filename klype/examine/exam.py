@@ -17,7 +17,7 @@ from klype.answers.tree import Tree, TreeSettings, grow_together
 from klype.data.seeds import draw_seed
 from klype.examine import evidence, interventions
 from klype.examine.caching_source import Meters, Recorder
-from klype.examine.error_feedback import Right, WordSwap, outcomes, replaced
+from klype.examine.error_feedback import Right, WordSwap, outcomes, word_swaps
 from klype.examine.evidence import DistributionCache, Evidence
 from klype.examine.examined_model import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
 from klype.examine.interventions import FeedbackSettings, Intervention, MatchedPairs, MatchedSearch, Query
@@ -187,14 +187,14 @@ class EvalContext:
         documents: list[list[Point]] = []
         for place, (question, traces, reader) in enumerate(zip(target.questions, groups, self.readers, strict=True)):
             cache = DistributionCache(reader, temperature)
-            judged += evidence.answered(target, question, traces, cache)
-            told += evidence.told(question.id, traces, cache)
+            judged += evidence.judged_answers(target, question, traces, cache)
+            told += evidence.forecasts(question.id, traces, cache)
             if reader is not None and true and temperature > 0:
                 # they are of the truth's answers, the same at every temperature
                 if place not in self.crossed:
                     self.crossed[place] = evidence.crossings(true[place], reader)
                 sums.append(evidence.sums(traces[:4], true[place], cache, self.crossed[place]))
-                documents.append(evidence.compared(true[place], reader, temperature))
+                documents.append(evidence.truth_points(true[place], reader, temperature))
         return Evidence(
             judged,
             documents,
@@ -266,7 +266,7 @@ class EvalContext:
             return []
         part = f"feedback {temperature:g}"
         self.progress(part, 0, len(rows))
-        out = replaced(self.source, rows, self.feedback_settings(temperature), self.settings.limit)
+        out = word_swaps(self.source, rows, self.feedback_settings(temperature), self.settings.limit)
         self.progress(part, len(rows), len(rows))
         return out
 

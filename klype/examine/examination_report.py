@@ -67,7 +67,7 @@ def document(found: ExamResult) -> Made:
         "after_error": after,
         # only where what it says can be compared with how often it comes true
         "calibration": {t: reliability(one) for t, one in evidence.items() if one.told and not one.other_manners},
-        "selective": {t: kept(one) for t, one in evidence.items()},
+        "selective": {t: risk_curve(one) for t, one in evidence.items()},
         "main": main,
         "skipped": target.skipped,
         "goes_on": target.goes_on,
@@ -107,7 +107,7 @@ def reliability(evidence: Evidence) -> list[Made]:
     return [{"p": p, "observed": f.json()} for p, f in bins(*forecasts(evidence))]
 
 
-def kept(evidence: Evidence) -> list[Made]:
+def risk_curve(evidence: Evidence) -> list[Made]:
     """Share wrong among the answers that the model is surest of, by how many of them are kept: at most ``CURVE``
     points."""
     rows = sureness(evidence)

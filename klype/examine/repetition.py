@@ -16,7 +16,7 @@ from klype.examine.intervals import NORMAL
 from klype.values import Figure
 
 
-def repeated(words: Sequence[str], n: int = 4) -> float | None:
+def repeated_share(words: Sequence[str], n: int = 4) -> float | None:
     """seq-rep-n: the share of an answer's n-grams that occurred in it before (Welleck et al. 2019). None: too short."""
     grams = ngrams(words, n)
     return 1 - len(set(grams)) / len(grams) if grams else None
@@ -93,10 +93,10 @@ def common_prefix(answers: Sequence[Sequence[Hashable]]) -> float | None:
     pairs = list(combinations(answers, 2))
     if not pairs:
         return None
-    return sum(shared(a, b) for a, b in pairs) / len(pairs)
+    return sum(common_length(a, b) for a, b in pairs) / len(pairs)
 
 
-def shared(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Length of the common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
@@ -149,7 +149,7 @@ class Index:
         return best if best >= SHORTEST else 0
 
 
-def copied(answer: str, index: Index) -> CopiedText | None:
+def find_copied(answer: str, index: Index) -> CopiedText | None:
     """None: the answer is too short to tell."""
     said = words(answer)
     if len(said) < SHORTEST:

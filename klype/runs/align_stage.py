@@ -15,7 +15,7 @@ from torch import nn
 from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.examine.intervals import mean_by_question, paired
-from klype.examine.repetition import repeated
+from klype.examine.repetition import repeated_share
 from klype.model.lora import frozen
 from klype.model.transformer import Transformer
 from klype.planner import StepPlan
@@ -85,7 +85,7 @@ class Evaluator:
         judged = zip(self.questions, texts, ended, strict=True)
         worth = self.rewards or WeightedRewards({})
         each = worth.each([QuestionPrompt(p, q) for p, q in zip(prompts, self.questions, strict=True)], answers)
-        repeats = [r for text in texts if (r := repeated(tuple(text.split()))) is not None]
+        repeats = [r for text in texts if (r := repeated_share(tuple(text.split()))) is not None]
         return Evaluation(
             step,
             tuple(self.task.judge(q, text, done).score for q, text, done in judged),

@@ -23,7 +23,7 @@ from klype.engine.engine import Engine
 from klype.examine.evidence import Evidence, JudgedAnswer
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
-from klype.examine.repetition import Index, copied
+from klype.examine.repetition import Index, find_copied
 from klype.examine.run_figures import JsonObject
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import tokens_of, words_of
@@ -143,7 +143,7 @@ class TextMeasures:
             "answers": answers,
         }
         # texts too short to tell are left out
-        runs = {k: [(i, run) for i, t in enumerate(of) if (run := copied(t, index))] for k, of in texts.items()}
+        runs = {k: [(i, run) for i, t in enumerate(of) if (run := find_copied(t, index))] for k, of in texts.items()}
         shares = {
             name: mean_by_question([run.share for _, run in of], [str(i) for i, _ in of], "share of words")
             for name, of in runs.items()
