@@ -277,7 +277,7 @@ def test_a_draft_with_another_vocabulary_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])
+@pytest.mark.parametrize("draft", ["lookup", "RUN/pretrain"])
 def test_a_conversation_with_guesses_is_the_one_without(run: Path, draft: str, capsys: Captured, typed: Typed) -> None:
     found = []
     for extra in ([], ["--speculate", draft.replace("RUN", str(run))]):
@@ -292,7 +292,7 @@ def test_a_conversation_with_guesses_is_the_one_without(run: Path, draft: str, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft", ["lookup", "ngram", "RUN/pretrain"])
+@pytest.mark.parametrize("draft", ["lookup", "RUN/pretrain"])
 def test_guessing_ahead_says_the_same_and_counts(run: Path, draft: str, capsys: Captured) -> None:
     argv = ["ask", str(run), SENTENCE, "--temperature", "0", "--limit", "20", "--json"]
     argv += ["--speculate", draft.replace("RUN", str(run))]
@@ -301,11 +301,3 @@ def test_guessing_ahead_says_the_same_and_counts(run: Path, draft: str, capsys: 
     assert found["same_tokens"] is True
     assert found["passes"] <= found["plain_passes"]
     assert found["alpha"] is None or 0 <= found["alpha"] <= 1
-
-
-def test_a_draft_without_text_is_named(run: Path, tmp_path: Path, capsys: Captured) -> None:
-    shutil.copytree(run / "finetune", tmp_path / "alone")
-    assert exits.exit_code(call, ["ask", str(tmp_path / "alone"), "Hei", "--speculate", "ngram"]) == 1
-    assert "no text at hand" in capsys.readouterr().err
-    assert exits.exit_code(call, ["ask", str(run), "Hei", "--speculate", "ngram:/none"]) == 2
-    assert "/none of the n-gram draft cannot be read" in capsys.readouterr().err

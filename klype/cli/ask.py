@@ -4,17 +4,15 @@ the model is (--sure), what guesses ahead brought (--speculate)."""
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
 from klype.cli.next_tree_forks import visible
 from klype.cli.terminal import Terminal, budget_parts, starting, tell_cost, tell_unread
-from klype.errors import KlypeError, UsageError
+from klype.errors import UsageError
 from klype.option import Option
 from klype.words import number, percent, plain, short, words
 
@@ -33,7 +31,6 @@ SHOWN = 5  # meanings that are listed of those that a decoder found
 SAMPLES = 32  # answers drawn at every word
 LONGEST = 64  # tokens: of a longer answer it is not looked for where it was decided
 GAMMA = 4  # tokens guessed before a pass of the model
-DOCUMENTS = 2000  # of the demo world, drawn anew for the counts of an n-gram draft
 WARM = 8  # tokens written before anything is timed: what is made at first use is not compared
 BUDGET = 4.0  # times the passes of a plain answer that a decoder may spend
 
@@ -357,30 +354,16 @@ def speculation(name: str, counts: Speculation) -> dict[str, Any]:
 
 
 def make_draft(opened: Opened, name: str) -> Draft:
-    """``lookup``, ``ngram`` (of a demo-world run), ``ngram:FILE``, or a MODEL with the same tokenizer.
+    """``lookup``, or a MODEL with the same tokenizer.
 
     Errors: a draft that cannot be had, or that has another vocabulary.
     """
-    from klype.api.prompt_context import world_of
-    from klype.engine.speculation import LookupDraft, ModelDraft, NgramDraft
+    from klype.engine.speculation import LookupDraft, ModelDraft
     from klype.sources.opening import open_model
 
     own = opened.loaded  # of klype's own models only
-    kind, _, file = name.partition(":")
     if name == "lookup":
         return LookupDraft()
-    if kind == "ngram":
-        if file:
-            texts = documents_of(file)
-        elif world := world_of(opened):
-            rng = random.Random(0)
-            texts = [world.text(world.document(rng).words) for _ in range(DOCUMENTS)]
-        else:
-            raise KlypeError(
-                f"There is no text at hand to count for {opened.name}.",
-                "Name one: --speculate ngram:FILE, or use lookup.",
-            )
-        return NgramDraft(own.tokenizer.encode_documents(texts), own.config.vocab_size)
     loaded = open_model(name, opened.how.precision, device=str(own.model.device)).loaded
     if loaded.config.vocab_size != own.config.vocab_size or not loaded.tokenizer.agrees(own.tokenizer):
         raise UsageError(
@@ -389,12 +372,3 @@ def make_draft(opened: Opened, name: str) -> Draft:
             "Choose a draft that was trained with the same one.",
         )
     return ModelDraft(loaded.model)
-
-
-def documents_of(file: str) -> list[str]:
-    try:
-        return Path(file).read_text(encoding="utf-8").split("\n\n")  # a paragraph is a document
-    except OSError as error:
-        raise UsageError(f"The text {file} of the n-gram draft cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise UsageError(f"The text {file} of the n-gram draft is not UTF-8: {error}.") from None

@@ -209,10 +209,8 @@ Raw = Annotated[
     bool | None, Option("The text as it is, or as a user's message.", "--raw/--chat-template", shown="by the stage")
 ]
 Precision = Annotated[str, Option("float32, bfloat16, int8 or auto (what is fastest here).")]
-Speculate = Annotated[
-    str | None, Option("Speculative decoding with lookup, ngram, ngram:FILE or a MODEL, compared with plain decoding.")
-]
-SpeculateChat = Annotated[str | None, Option("Speculative decoding with lookup, ngram, ngram:FILE or a MODEL.")]
+Speculate = Annotated[str | None, Option("Speculative decoding with lookup or a MODEL, compared with plain decoding.")]
+SpeculateChat = Annotated[str | None, Option("Speculative decoding with lookup or a MODEL.")]
 ServerBudget = Annotated[str, Option("Limits for a server: 500requests,20000tokens.")]
 Budget = Annotated[str | None, Option("Max forward passes; for a server also 500requests,20000tokens.")]
 JudgeName = Annotated[

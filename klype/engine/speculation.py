@@ -1,17 +1,17 @@
 """Speculative decoding: a draft guesses tokens and one pass of the model checks them; what is drawn stays the same.
 
-Drafts: a smaller model, the text itself (look-up), or counts of the training text (n-grams).
+Drafts: a smaller model, or the text itself (look-up).
 
 A guess that was itself drawn (a draft model at temperature > 0) is accepted with probability min(1, p/q) and otherwise
 replaced by a draw from max(0, p - q), renormalised (Leviathan, Kalman & Matias 2023, arXiv:2211.17192): the answer has
-exactly the distribution p. A guess that was chosen (look-up, n-grams, greedy) is compared with the token that plain
+exactly the distribution p. A guess that was chosen (look-up, greedy) is compared with the token that plain
 decoding draws from p with its own noise: the answer is then token for token that of plain decoding, with the same
 probability of acceptance, p(guess).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import NamedTuple, Protocol
@@ -24,7 +24,6 @@ from torch import Tensor
 from klype.engine.engine import Engine
 from klype.engine.requests import Ended
 from klype.engine.sampling import count_tokens, distributions, draw, noise, shape
-from klype.errors import KlypeError
 from klype.model.transformer import Transformer
 from klype.samplers import needs_counts, unpenalised
 from klype.values import Request, Step, StepSource, Trace
@@ -40,20 +39,14 @@ class Proposal(NamedTuple):
 
 
 class Draft(Protocol):
-    """Guesses how a text goes on, at most ``count`` tokens (none is fine), for the first sample of a request.
-
-    ``vocab_size`` None: it knows no vocabulary of its own.
-    """
-
-    vocab_size: int | None
+    """Guesses how a text goes on, at most ``count`` tokens of the model's (none is fine), for the first sample of a
+    request."""
 
     def propose(self, text: Sequence[int], count: int, request: Request) -> Proposal: ...
 
 
 class LookupDraft:
     """What followed the last time the same few tokens were seen in this text (prompt look-up; Saxena 2023)."""
-
-    vocab_size: int | None = None
 
     def __init__(self, longest: int = 3) -> None:
         assert longest > 0
@@ -70,41 +63,11 @@ class LookupDraft:
         return Proposal()
 
 
-class NgramDraft:
-    """The commonest continuation of the last tokens in a training text, longest context first."""
-
-    def __init__(self, texts: Iterable[Sequence[int]], vocab_size: int, order: int = 4) -> None:
-        """``order`` tokens, the guessed one included, are looked at."""
-        # a context is one number of 64 bits, so that all are found in one sorted array
-        if order < 2 or vocab_size ** (order - 1) >= 2**63:
-            raise KlypeError(f"An n-gram draft of order {order} over {vocab_size} tokens cannot be counted.")
-        self.vocab_size: int | None = vocab_size
-        self.size, self.order = vocab_size, order
-        rows = list(texts)
-        self._tables = [_commonest(rows, vocab_size, length) for length in range(order, 1, -1)]
-
-    def propose(self, text: Sequence[int], count: int, request: Request) -> Proposal:
-        said = list(text[-self.order + 1 :])
-        start = len(said)
-        while len(said) < start + count and (token := self._next(said)) is not None:
-            said.append(token)
-        return Proposal(tuple(said[start:]))
-
-    def _next(self, said: list[int]) -> int | None:
-        for back, (keys, following) in zip(range(self.order - 1, 0, -1), self._tables, strict=True):
-            key = sum(token * self.size**place for place, token in enumerate(reversed(said[-back:])))
-            at = int(np.searchsorted(keys, key))
-            if len(said) >= back and at < len(keys) and keys[at] == key:
-                return int(following[at])
-        return None
-
-
 class ModelDraft:
     """A smaller model with the same tokens. It keeps a cache of the text it guessed on last."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
-        self.vocab_size: int | None = model.config.vocab_size
         self._cache = model.new_cache(1)
         self._fed: list[int] = []
 
@@ -128,25 +91,6 @@ class ModelDraft:
             logq.append(shaped_BV)
         self._fed = text[: int(self._cache.lengths[0])]
         return Proposal(tuple(text[start:]), torch.cat(logq) if logq else None)
-
-
-def _commonest(
-    texts: Iterable[Sequence[int]], vocab_size: int, order: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Contexts of ``order`` - 1 tokens as sorted numbers, and what follows each most often (of equals the least id)."""
-    contexts, nexts = [], []
-    for text in texts:
-        tokens = np.asarray(text, np.int64)
-        if len(tokens) >= order:
-            windows = np.lib.stride_tricks.sliding_window_view(tokens, order)
-            contexts.append(windows[:, :-1] @ (vocab_size ** np.arange(order - 2, -1, -1)))
-            nexts.append(windows[:, -1])
-    if not contexts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    pairs, counts = np.unique(np.stack((np.concatenate(contexts), np.concatenate(nexts))), axis=1, return_counts=True)
-    best_first = np.lexsort((pairs[1], -counts, pairs[0]))
-    keys, first = np.unique(pairs[0][best_first], return_index=True)
-    return keys, pairs[1][best_first][first]
 
 
 @dataclass
@@ -208,17 +152,11 @@ def passes(
     engine: Engine, request: Request, draft: Draft, counts: Speculation
 ) -> Iterator[tuple[Sequence[Step], Trace | None]]:
     """One answer as it is written: what each pass added, and the trace with the last. ``counts`` goes on counting."""
-    if counts.gamma < 1:
-        raise KlypeError(f"gamma is {counts.gamma}: at least one token must be guessed.")
-    size = engine.model.config.vocab_size
-    if draft.vocab_size is not None and draft.vocab_size != size:
-        raise KlypeError(
-            f"The draft knows {draft.vocab_size} tokens and the model {size}: they must share a tokenizer."
-        )
+    assert counts.gamma > 0
     assert request.n == 1
     engine.check(request)
     started, model = engine.clock(), engine.model
-    answer = _Answer(engine, request, counts)
+    answer = _AnswerWriter(engine, request, counts)
     with torch.inference_mode():
         (prompt,) = engine.prefixes.read([request.prompt])
         cache = model.new_cache()
@@ -233,8 +171,7 @@ def passes(
         # a pass says one token more than were guessed
         most = min(counts.gamma, answer.max_new_tokens - before - 1)
         proposal = draft.propose(answer.text, most, request) if most else Proposal()
-        if len(proposal.tokens) > most or any(not 0 <= token < size for token in proposal.tokens):
-            raise KlypeError(f"The draft guessed more than {most} tokens, or tokens the model does not know.")
+        assert len(proposal.tokens) <= most, "a draft guesses no more than it is asked for"
         guessed = engine.clock()
         with torch.inference_mode():
             fed = torch.tensor([[answer.text[-1], *proposal.tokens]], device=cache.device)
@@ -249,8 +186,8 @@ def passes(
         yield tuple(answer.steps[before:]), answer.trace(number, started)
 
 
-class _Answer:
-    """One sample being written. ``text`` is prompt and answer; the cache holds all of it but the last token."""
+class _AnswerWriter:
+    """Writes one sample. ``text`` is prompt and answer; the cache holds all of it but the last token."""
 
     def __init__(self, engine: Engine, request: Request, counts: Speculation) -> None:
         self.engine, self.request, self.counts = engine, request, counts
@@ -287,23 +224,19 @@ class _Answer:
             if guess is not None:
                 self.counts.accepted += token == guess
                 self.counts.rejected += token != guess
-            self._say(token, logp_TV[t], shaped_TV[t], "drafted" if token == guess else "drawn")
+            source: StepSource = "drafted" if token == guess else "drawn"
+            listed = distributions(logp_TV[t : t + 1], self.request.top)[0] if self.request.top else None
+            self.steps.append(Step(token, float(logp_TV[t, token]), float(shaped_TV[t, token]), source, listed))
+            self.text.append(token)
+            if self.request.stop_texts:
+                assert self.engine.decode_bytes is not None
+                self.said += self.engine.decode_bytes(token)
+            if token in self.request.stop or any(stop.encode() in self.said for stop in self.request.stop_texts):
+                self.ended = "stop"
+            elif len(self.steps) >= self.max_new_tokens:
+                self.ended = "length"
             if token != guess or self.ended is not None:
                 return
-
-    def _say(self, token: int, logp_V: Tensor, shaped_V: Tensor, source: StepSource) -> None:
-        listed = distributions(logp_V[None], self.request.top)[0] if self.request.top else None
-        self.steps.append(Step(token, float(logp_V[token]), float(shaped_V[token]), source, listed))
-        self.text.append(token)
-        stopped = token in self.request.stop
-        if self.request.stop_texts:
-            assert self.engine.decode_bytes is not None
-            self.said += self.engine.decode_bytes(token)
-            stopped = stopped or any(stop.encode() in self.said for stop in self.request.stop_texts)
-        if stopped:
-            self.ended = "stop"
-        elif len(self.steps) >= self.max_new_tokens:
-            self.ended = "length"
 
 
 def judged(shaped_V: Tensor, guess: int, logq_V: Tensor, request: Request, position: int) -> int:
