@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cures_tasks import Posed, Task
-from klype.answers.decoders import DECODERS, Decided, Decoder, decide, first
+from klype.answers.decoders import DECODERS, Decoder, DecoderResult, decide, first
 from klype.answers.decoding import Tuning, serve
 from klype.device import usable_cores
 from klype.errors import KlypeError, UsageError
@@ -58,7 +58,7 @@ class CureSettings:
 class Measured:
     """One decoder at one budget on one set of questions."""
 
-    decided: list[Decided]
+    decided: list[DecoderResult]
     rights: list[float]
     joules: float
     estimated: bool
@@ -140,7 +140,7 @@ def measure(
 ) -> Measured:
     """Every question decided, from the plain answers where they are known."""
     energy = Energy()
-    decided: list[Decided] = []
+    decided: list[DecoderResult] = []
     for at in range(0, len(posed), CHUNK):
         part = [one.asked for one in posed[at : at + CHUNK]]
         known = None if plain is None or name == "sample" else plain.traces[at : at + CHUNK]

@@ -14,6 +14,7 @@ from klype.examine.html import Glossary, Part, Section, Table, Text, texts
 from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say
 from klype.words import LANGUAGES, Words, words
+from klype.words.sentences import Sentences
 
 Document = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -38,7 +39,7 @@ def verdict(part: Document, say: Say, own: Words) -> list[str]:
     best = part["best"]
     if best is not None:
         shown = {
-            "way": say.text(DECODERS[best["decoder"]].about),
+            "way": Sentences(say.lang)(DECODERS[best["decoder"]].about),
             "right": say.figure(best["right"], "right"),
             "gain": _points(best["gain"], say),
             "passes": say.number(best["passes"], 1),
@@ -69,7 +70,7 @@ def _page(document: Document, say: Say, own: Words) -> html.Document:
     if document["missing"]:
         names = ", ".join(own("not_run_one", name=own(f"task.{k}"), why=v) for k, v in document["missing"].items())
         advice.append(own("missing", names=names))
-    ways = Glossary([(name, say.text(DECODERS[name].about)) for name in used])
+    ways = Glossary([(name, Sentences(say.lang)(DECODERS[name].about)) for name in used])
     sections.append(Section([*texts(advice), ways, Text(own("how_measured"), "small")], own("which")))
     lead = own("lead", models=", ".join(Path(name).name for name in document["models"]))
     return html.Document(say, own("title"), lead, sections)

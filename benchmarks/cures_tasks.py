@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klype.answers import verifiers
+from klype.answers import decoders
 from klype.answers.decoding import Check, DecodeQuestion
 from klype.errors import UsageError
 from klype.judge.meaning import WorldJudge
@@ -85,11 +85,11 @@ def _world_posed(codec: Codec, world: World, question: Question, seed: int, rewa
     def prompt(text: str) -> tuple[int, ...]:
         return tuple(codec.prompt([{"role": "user", "content": text}]))
 
-    known: dict[str, Check] = {"likelihood": verifiers.likelihood}
+    known: dict[str, Check] = {"likelihood": decoders.likelihood}
     before = tuple(codec.encode(question.prompt))  # as the stories that it was pre-trained on ask and answer
-    known["statement"] = verifiers.given(lambda answer: (before, _behind(codec, question.prompt, answer)))
+    known["statement"] = decoders.given(lambda answer: (before, _behind(codec, question.prompt, answer)))
     if reward is not None:
-        known["reward"] = verifiers.judged(lambda prompts, answers: reward.score(prompts, answers).tolist())
+        known["reward"] = decoders.judged(lambda prompts, answers: reward.score(prompts, answers).tolist())
     asked = DecodeQuestion(
         prompt(question.prompt),
         WorldJudge(world).meaning(question),
@@ -234,8 +234,8 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
         return encoded("\n\n".join([*shots, f"{ask}: {question.prompt}\n{say}: {answer}\nRight?"]))
 
     known: dict[str, Check] = {
-        "likelihood": verifiers.likelihood,
-        "yes": verifiers.yes(checked, *(_whole(codec, word) for word in ("Yes", "No"))),
+        "likelihood": decoders.likelihood,
+        "yes": decoders.yes(checked, *(_whole(codec, word) for word in ("Yes", "No"))),
     }
     if rows.states is not None:
         states = rows.states
@@ -244,7 +244,7 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
             before, text = states(question, answer)
             return encoded(before), _behind(codec, before, text)
 
-        known["statement"] = verifiers.given(stated)
+        known["statement"] = decoders.given(stated)
     asked = DecodeQuestion(
         encoded(prompt),
         RuleJudge().meaning(question),

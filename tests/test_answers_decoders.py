@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from klype.answers import verifiers
-from klype.answers.decoders import DECODERS, Decided, decide
+from klype.answers import decoders
+from klype.answers.decoders import DECODERS, DecoderResult, decide
 from klype.answers.decoding import DecodeQuestion, Tuning, parse_budget
 from klype.errors import UsageError
 from klype.sources.source import answers
@@ -37,15 +37,15 @@ def likes_c(prompts: Any, tokens: Any) -> list[float]:
 
 def question(meaning: Any = lambda text: text, **more: Any) -> DecodeQuestion:
     known = {
-        "likelihood": verifiers.likelihood,
-        "statement": verifiers.given(lambda text: ((1,), (2, 0))),
-        "yes": verifiers.yes(lambda text: (1,), [2], [3]),
-        "reward": verifiers.judged(likes_c),
+        "likelihood": decoders.likelihood,
+        "statement": decoders.given(lambda text: ((1,), (2, 0))),
+        "yes": decoders.yes(lambda text: (1,), [2], [3]),
+        "reward": decoders.judged(likes_c),
     }
     return DecodeQuestion((START,), meaning, LIMIT, (0,), checks=known, **more)
 
 
-def one(table: np.ndarray, name: str, budget: float, asked: DecodeQuestion | None = None, **more: Any) -> Decided:
+def one(table: np.ndarray, name: str, budget: float, asked: DecodeQuestion | None = None, **more: Any) -> DecoderResult:
     source, _ = table_source(table)
     return decide(source, [asked or question()], name, budget, **more)[0]
 

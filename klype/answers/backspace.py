@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from klype.answers.decoding import Draw, PassBudget, Tokens, run
 from klype.data.seeds import mix
 from klype.sources.source import Source
-from klype.values import Request, Sampling, Step, Trace
+from klype.values import Request, Step, Trace
 
 # added to a logit: no probability is left in float32
 BARRED = -1e4
@@ -84,21 +84,15 @@ def write_with_backspace(
         on = replace(request, prompt=prompt, n=1, limit=limit, seed=seed, stop=(*request.stop, back))
         if bars := draft.bars():
             # bars hold for one place: one token, then without them
-            on = replace(on, limit=1, stop=request.stop, sampling=barring(request.sampling, bars))
-            (trace,) = yield Draw(on, len(prompt))
-        else:
-            (trace,) = yield Draw(on, len(prompt) - 1)
+            biases = (*request.sampling.logit_bias, *((token, BARRED) for token in sorted(bars)))
+            on = replace(on, limit=1, stop=request.stop, sampling=replace(request.sampling, logit_bias=biases))
+        (trace,) = yield Draw(on, len(prompt) if bars else len(prompt) - 1)
         passes += trace.steps
         read(trace.steps)
         turns += draft.taken
         if trace.ended == "stop" and not draft.taken:
             return BackspaceAnswer(tuple(steps), tuple(passes), True)
     return BackspaceAnswer(tuple(steps), tuple(passes), False)
-
-
-def barring(sampling: Sampling, tokens: set[int]) -> Sampling:
-    """The same, without these tokens."""
-    return replace(sampling, logit_bias=(*sampling.logit_bias, *((token, BARRED) for token in sorted(tokens))))
 
 
 def answers_with_backspace(
@@ -108,20 +102,20 @@ def answers_with_backspace(
 
     The last ``own[i]`` tokens of prompt i are the model's own: they may be taken back, and nothing before them.
     """
-    budgets, writings, places = list[PassBudget](), list[Writing](), list[tuple[Request, int]]()
+    budgets = [PassBudget(request.limit) for request in requests for _ in range(request.n)]
+    left, writings = iter(budgets), list[Writing]()
     for request, count in zip(requests, own, strict=True):
         cut = len(request.prompt) - count
         begun = [Step(token, 0.0, 0.0, "forced") for token in request.prompt[cut:]]
+        alone = replace(request, prompt=request.prompt[:cut], limit=request.limit + count)
         for sample in range(request.first_sample, request.first_sample + request.n):
-            alone = replace(request, prompt=request.prompt[:cut], limit=request.limit + count, first_sample=sample)
-            budgets.append(PassBudget(request.limit))
-            writings.append(write_with_backspace(alone, back, budgets[-1], begun))
-            places.append((request, sample))
-    done = run(source, writings, budgets)
-    traces = [
-        Trace(request.prompt, w.passes, request.sampling, request.seed, sample, source.name,
-              "stop" if w.ended else "length", len(w.passes), 0.0)
-        for w, (request, sample) in zip(done, places, strict=True)
+            writings.append(write_with_backspace(replace(alone, first_sample=sample), back, next(left), begun))
+    done = iter(run(source, writings, budgets))
+    return [
+        [
+            Trace(request.prompt, w.passes, request.sampling, request.seed, sample, source.name,
+                  "stop" if w.ended else "length", len(w.passes), 0.0)
+            for sample, w in zip(range(request.first_sample, request.first_sample + request.n), done, strict=False)
+        ]
+        for request in requests
     ]  # fmt: skip
-    found = iter(traces)
-    return [[next(found) for _ in range(request.n)] for request in requests]

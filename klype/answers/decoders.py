@@ -1,14 +1,15 @@
 """Decoders: ways to decide on an answer, their table, and what runs them over many questions at once.
 
 Each starts from the plain answer, which is paid already, and spends what is left. With nothing left each returns the
-plain answer: budget 1 is greedy (of ``sample``: one plain sample).
+plain answer: budget 1 is greedy (of ``sample``: one plain sample). ``verify-NAME`` weighs candidates by a check, which
+gives each a log-score: a row of ``CHECKS``, and a function that a question brings for it (``DecodeQuestion.checks``).
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 from klype.answers.backspace import write_with_backspace
 from klype.answers.decoding import (
     GREEDY,
+    Check,
+    Checking,
     Deciding,
     Decision,
     DecodeContext,
@@ -25,15 +28,16 @@ from klype.answers.decoding import (
     DecodeQuestion,
     DecodeRequest,
     Draw,
+    OtherScore,
     PassBudget,
     ReadNext,
+    Score,
     Share,
     Tokens,
     Tuning,
     run,
     serve,
 )
-from klype.answers.verifiers import CHECKS
 from klype.errors import UsageError
 from klype.sources.source import Source
 from klype.values import Step, Trace
@@ -217,6 +221,83 @@ def backspace(context: DecodeContext) -> Deciding:
     return Decision(context.answer(written.steps, written.ended))
 
 
+@dataclass(frozen=True, slots=True)
+class CheckKind:
+    """``about``: what is chosen by it; ``hint``: what to do where a question does not bring it; ``tunes``: weights
+    worth trying, the first by default."""
+
+    about: str
+    hint: str = ""
+    tunes: tuple[Tuning, ...] = (Tuning(weight=0.5), Tuning(weight=1.0))
+
+
+# By the mean log-probability a token, so that length does not count; by how probable what an answer states is as plain
+# text; by the model's own P(yes) (Kadavath et al. 2022, arXiv:2207.05221); by the score of a reward model.
+CHECKS = {
+    "likelihood": CheckKind("the answer that is most probable word for word, its length left out"),
+    "statement": CheckKind(
+        "the answer whose statement is the most probable as plain text", "It needs to know what an answer states."
+    ),
+    "yes": CheckKind(
+        "the answer that the model itself takes for right",
+        "It needs a chat template, and one token each for Yes and No.",
+    ),
+    "reward": CheckKind(
+        "the answer that the run's reward model likes, weighed with its probability",
+        "Give a run's folder with a reward model (klype train reward), or choose another --decoder.",
+        (Tuning(weight=1.0), Tuning(weight=3.0)),
+    ),
+}
+
+
+def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+    """Free: what was drawn tells it."""
+    yield from ()  # it requests nothing
+    # less log P, which the verifier adds: at weight 1 the mean a token is all that is left
+    return [c.logp / max(1, len(c.tokens)) - c.logp for c in candidates]
+
+
+def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
+    """log P of the second behind the first of ``put(answer)``: of what an answer states. One pass a candidate."""
+
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+        rows = [put(c.text) for c in candidates[: context.budget.left]]
+        traces = yield Score(tuple(p for p, _ in rows), tuple(q for _, q in rows))
+        return [trace.logp for trace in traces]
+
+    return check
+
+
+def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> Check:
+    """log P(yes) among yes and no, as the next token after ``put(answer)``. One pass a candidate."""
+
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+        kept = candidates[: context.budget.left]
+        found = yield ReadNext(tuple(put(c.text) for c in kept))
+        out = []
+        for q in found:
+            p = np.exp(np.asarray(q.logp, dtype=float))
+            good, bad = (float(p[np.isin(q.ids, list(ids))].sum()) for ids in (yes, no))
+            # where neither is listed nobody has said anything: even chances
+            out.append(math.log(max(1e-6, good / (good + bad))) if good + bad > 0 else math.log(0.5))
+        return out
+
+    return check
+
+
+def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]]) -> Check:
+    """``score(prompts, answers)`` of a reward model. One pass a candidate."""
+
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+        kept = candidates[: context.budget.left]
+        prompts, tokens = [context.question.prompt] * len(kept), [c.tokens for c in kept]
+        positions = sum(map(len, prompts)) + sum(map(len, tokens))
+        scores = yield OtherScore(lambda: [float(s) for s in score(prompts, tokens)], len(kept), positions)
+        return list(scores)
+
+    return check
+
+
 def verify(name: str) -> Callable[[DecodeContext], Deciding]:
     """Half of what is left finds other answers (``branches``), and a check weighs them: log P(answer) + weight · check,
     summed over the wordings of a meaning."""
@@ -254,84 +335,38 @@ def vote(candidates: Sequence[DecodedAnswer], weights: Sequence[float]) -> Decis
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """``about``: what it chooses, by language. ``spends``: more budget is of use. ``needs``: the check that a question
-    must bring. ``tunes``: its settings, the values worth trying."""
+    """``about``: what it chooses (other languages: words/sentences). ``spends``: more budget is of use. ``needs``: the
+    check that a question must bring. ``tunes``: its settings, the values worth trying."""
 
     name: str
     strategy: Callable[[DecodeContext], Deciding]
-    about: Mapping[str, str]
+    about: str
     spends: bool = True
     needs: str = ""
     tunes: tuple[Tuning, ...] = (Tuning(),)
 
 
-WARM = (Tuning(), Tuning(temperature=0.7))
+WARM, FLOOR = (Tuning(), Tuning(temperature=0.7)), Tuning(floor=0.9)
+DRAWN = "each word drawn at random, as probable as the model makes it"
 DECODERS = {
     decoder.name: decoder
     for decoder in (
-        Decoder(
-            "greedy",
-            plain,
-            {"en": "always the most probable word", "nb": "hele tiden det mest sannsynlige ordet"},
-            spends=False,
-        ),
-        Decoder(
-            "sample",
-            plain,
-            {
-                "en": "each word drawn at random, as probable as the model makes it",
-                "nb": "hvert ord trukket tilfeldig, så ofte som modellen mener det skal komme",
-            },
-            spends=False,
-            tunes=WARM,
-        ),
-        Decoder(
-            "consensus",
-            consensus,
-            {"en": "the meaning that most drawn answers share", "nb": "meningen som flest trukne svar er enige om"},
-            tunes=WARM,
-        ),
-        Decoder(
-            "search",
-            search,
-            {
-                "en": "the meaning whose answers are the most probable together",
-                "nb": "meningen som har de mest sannsynlige svarene til sammen",
-            },
-        ),
+        Decoder("greedy", plain, "always the most probable word", spends=False),
+        Decoder("sample", plain, DRAWN, spends=False, tunes=WARM),
+        Decoder("consensus", consensus, "the meaning that most drawn answers share", tunes=WARM),
+        Decoder("search", search, "the meaning whose answers are the most probable together"),
         *(
-            Decoder(
-                f"verify-{name}",
-                verify(name),
-                check.about,
-                needs=name,
-                tunes=tuple(Tuning(weight=weight) for weight in check.weights),
-            )
+            Decoder(f"verify-{name}", verify(name), check.about, needs=name, tunes=check.tunes)
             for name, check in CHECKS.items()
         ),
-        Decoder(
-            "backtrack",
-            backtrack,
-            {
-                "en": "the surer of the ways from where confidence fell",
-                "nb": "den sikreste av veiene fra stedet der modellen ble usikker",
-            },
-            tunes=(Tuning(), Tuning(floor=0.9)),
-        ),
-        Decoder(
-            "backspace",
-            backspace,
-            {
-                "en": "what was left when the model had taken back its own words",
-                "nb": "det som sto igjen etter at modellen hadde visket ut sine egne ord",
-            },
-        ),
+        Decoder("backtrack", backtrack, "the surer of the ways from where confidence fell", tunes=(Tuning(), FLOOR)),
+        Decoder("backspace", backspace, "what was left when the model had taken back its own words"),
     )
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DecoderResult:
     """``passes`` and ``positions`` in all, the plain answer included; ``plain_passes``: of that alone."""
 
     choice: Decision
@@ -355,15 +390,14 @@ def decide(
     budget: float = 4.0,
     tuning: Tuning | None = None,
     plain: Sequence[Trace] | None = None,
-) -> list[Decided]:
+) -> list[DecoderResult]:
     """Every question decided within ``budget`` times the passes of its plain answer.
 
     ``plain``: the plain answers, where they are known already with their distributions (they are paid all the same).
-    Errors: an unknown decoder, a budget below 1, a question without what the decoder needs.
+    Errors: an unknown decoder, a question without what the decoder needs.
     """
+    assert budget >= 1
     row = decoder(name)
-    if budget < 1:
-        raise UsageError(f"A budget of {budget:g} plain answers is too little: one at least.")
     settings = row.tunes[0] if tuning is None else tuning
     requests = [first(question, settings, name == "sample") for question in questions]
     if plain is None:
@@ -376,10 +410,8 @@ def decide(
     costs = [(context.budget.passes, context.budget.positions) for context in contexts]
     choices = run(source, [row.strategy(context) for context in contexts], [context.budget for context in contexts])
     return [
-        Decided(
-            choice, Decision(context.candidate(context.plain)), context.budget.passes, context.budget.positions, *cost
-        )
-        for choice, context, cost in zip(choices, contexts, costs, strict=True)
+        DecoderResult(choice, Decision(c.candidate(c.plain)), c.budget.passes, c.budget.positions, *cost)
+        for choice, c, cost in zip(choices, contexts, costs, strict=True)
     ]
 
 

@@ -187,7 +187,7 @@ class DecodeContext:
 
 Deciding = Generator[DecodeRequest, Any, Decision]
 Checking = Generator[DecodeRequest, Any, list[float]]
-Check = Callable[[DecodeContext, Sequence[DecodedAnswer]], Checking]  # A log-score of each candidate (verifiers.py)
+Check = Callable[[DecodeContext, Sequence[DecodedAnswer]], Checking]  # a log-score of each candidate
 Reply = list[Trace] | list[Distribution] | list[float]
 T = TypeVar("T")
 

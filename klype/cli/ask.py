@@ -15,9 +15,10 @@ from klype.cli.terminal import Terminal, budget_parts, starting, tell_cost, tell
 from klype.errors import UsageError
 from klype.option import Option
 from klype.words import number, percent, plain, short, words
+from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
-    from klype.answers.decoders import Decided
+    from klype.answers.decoders import DecoderResult
     from klype.answers.decoding import Check
     from klype.api.model import Model
     from klype.api.prompt_context import PromptContext
@@ -155,27 +156,27 @@ def decoder_budget(decoder: str, budget: str) -> tuple[float, str]:
 
 def decide(
     opened: Opened, ask: PromptContext, request: Request, decoder: tuple[str, float], raw: bool | None
-) -> Decided:
+) -> DecoderResult:
     """One question decided by a decoder within its budget. UsageError where it needs what this model has not."""
-    from klype.answers import decoders, verifiers
+    from klype.answers import decoders
     from klype.answers.decoding import DecodeQuestion, Tuning
 
     text = ask.question.prompt
-    known: dict[str, Check] = {"likelihood": verifiers.likelihood}
+    known: dict[str, Check] = {"likelihood": decoders.likelihood}
     if not opened.as_raw(raw):
         known |= yes_check(opened, text)
     if decoder[0] == "verify-statement":
-        known["statement"] = verifiers.given(lambda answer: statement(opened, text, answer))
+        known["statement"] = decoders.given(lambda answer: statement(opened, text, answer))
     if decoder[0] == "verify-reward":
         judge = reward_model(opened)
-        known["reward"] = verifiers.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
+        known["reward"] = decoders.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
     sampling, seed = request.sampling, request.seed
     # decoders that draw need a temperature: at 0 all answers are one
     posed = DecodeQuestion(ask.prompt, ask.meaning, request.limit, opened.stop, seed, sampling=sampling, checks=known)
     return decoders.decide(opened.source, [posed], *decoder, Tuning(temperature=sampling.temperature or 1.0))[0]
 
 
-def decision(found: Decided, name: str, budget: float) -> dict[str, Any]:
+def decision(found: DecoderResult, name: str, budget: float) -> dict[str, Any]:
     """What ``--json`` tells of the choice."""
     from klype.api.results import picked
     from klype.judge.meaning import label
@@ -199,7 +200,7 @@ def decision_lines(told: dict[str, Any], lang: str) -> Iterator[str]:
     from klype.examine.say import Say
 
     w, row = words(lang, "deciding"), decoder(told["name"])
-    yield w("chosen", about=row.about.get(lang, row.about["en"]))
+    yield w("chosen", about=Sentences(lang)(row.about))
     if row.spends:
         for share in told["shares"][:SHOWN]:
             yield w("share", share=percent(share["share"], lang), text=share["text"])
@@ -223,7 +224,7 @@ def statement(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], t
 
 def yes_check(opened: Opened, question: str) -> dict[str, Check]:
     """None where the model has not one token each for yes and no."""
-    from klype.answers import verifiers
+    from klype.answers.decoders import yes as check
     from klype.sources.source import tokens_of
 
     def put(answer: str) -> tuple[int, ...]:
@@ -236,7 +237,7 @@ def yes_check(opened: Opened, question: str) -> dict[str, Check]:
         return sorted({token for token in firsts if codec.decode([token]).strip() == word} | tokens_of(codec, word))
 
     yes, no = whole("Yes"), whole("No")
-    return {"yes": verifiers.yes(put, yes, no)} if yes and no else {}
+    return {"yes": check(put, yes, no)} if yes and no else {}
 
 
 def sure_of(opened: Opened, ask: PromptContext, trace: Trace, limit: int) -> dict[str, Any]:
