@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,15 +31,7 @@ ROW = ("seed", "sample", "model", "ended", "passes", "seconds", "joules")  # of 
 Tokens = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """Traces that were read, and what was said about them."""
-
-    traces: tuple[Trace, ...]
-    about: dict[str, Any]
-
-
-def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any] | None = None) -> None:
+def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]) -> None:
     """Both files, whole or not at all. ``about`` is anything JSON can hold. Errors: an unwritable folder."""
     prompts, samplings = dict[Tokens, int](), dict[Sampling, int]()  # each once: thousands of traces share a handful
     known, listed = dict[tuple[bytes, bytes, float], int](), list[int]()
@@ -68,40 +60,29 @@ def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]
     }
     data = write_arrays(arrays)
     rows = [
-        {
-            "sampling": samplings.setdefault(trace.sampling, len(samplings)),
-            **{name: getattr(trace, name) for name in ROW},
-        }
+        {"sampling": samplings.setdefault(trace.sampling, len(samplings))} | {key: getattr(trace, key) for key in ROW}
         for trace in traces
     ]
-    document = {
-        "format": FORMAT,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "about": about or {},
-        "samplings": [asdict(sampling) for sampling in samplings],
-        "prompts": list(prompts),
-        "traces": rows,
-    }
+    document = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), "about": about, "prompts": list(prompts)}
+    document |= {"samplings": [asdict(sampling) for sampling in samplings], "traces": rows}
     folder.mkdir(parents=True, exist_ok=True)
     replace(folder / f"{name}.safetensors", data)
     replace(folder / f"{name}.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
 
 
-def load(folder: Path, name: str) -> Saved:
-    """Errors: files that are missing, damaged, or do not belong together."""
-    file = folder / f"{name}.json"
+def load(folder: Path, name: str, about: dict[str, Any]) -> list[Trace] | None:
+    """The traces of that name, when they are whole and about the same; else None: they are to be made (again)."""
     try:
-        document = parsed(file.read_text(encoding="utf-8"))
+        document = parsed((folder / f"{name}.json").read_bytes())
         data = (folder / f"{name}.safetensors").read_bytes()
-        if document["format"] != FORMAT:
-            raise KlypeError(f"{file} was written by another version of klype.", "Examine the model again.")
-        if hashlib.sha256(data).hexdigest() != document["sha256"]:
-            raise KlypeError(f"{file} and its numbers do not belong together.", "Examine the model again.")
+        known = document["format"], document["sha256"], document["about"]
+        if known != (FORMAT, hashlib.sha256(data).hexdigest(), json.loads(json.dumps(about))):
+            return None
         arrays = read_arrays(data)
         bounds = np.concatenate([[0], np.cumsum(arrays["q_length"])]).tolist()
         q_ids, q_logp, rest = arrays["q_ids"].astype(np.int64), arrays["q_logp"], arrays["q_rest"].tolist()
         listed = [Distribution(q_ids[a:b], q_logp[a:b], r) for a, b, r in zip(bounds, bounds[1:], rest, strict=False)]
-        columns = [arrays[name].tolist() for name in ("token", "logp", "drawn_logp", "how", "listed")]
+        columns = [arrays[key].tolist() for key in ("token", "logp", "drawn_logp", "how", "listed")]
         steps = [
             Step(v, p, d, STEP_SOURCES[h], listed[q] if q >= 0 else None)
             for v, p, d, h, q in zip(*columns, strict=True)
@@ -113,26 +94,12 @@ def load(folder: Path, name: str) -> Saved:
         prompts = [tuple(prompt) for prompt in document["prompts"]]
         ends = np.cumsum(arrays["length"]).tolist()
         rows = zip(document["traces"], arrays["prompt"].tolist(), arrays["length"].tolist(), ends, strict=True)
-        traces = [
+        return [
             Trace(prompts[at], tuple(steps[end - length : end]), **{**row, "sampling": samplings[row["sampling"]]})
             for row, at, length, end in rows
         ]
-        return Saved(tuple(traces), document["about"])
-    except FileNotFoundError as error:
-        raise KlypeError(f"There are no traces {name} in {folder}.") from error
-    except OSError as error:
-        raise KlypeError(f"{file} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
-        raise KlypeError(f"The traces {name} in {folder} are damaged.", "Examine the model again.") from error
-
-
-def saved(folder: Path, name: str, about: dict[str, Any]) -> Saved | None:
-    """The traces of that name, when they are whole and about the same; else None: they are to be made (again)."""
-    try:
-        found = load(folder, name)
-    except KlypeError:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError):
         return None
-    return found if found.about == json.loads(json.dumps(about)) else None
 
 
 def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[int], str]) -> None:

@@ -64,9 +64,9 @@ class Recorder(Around):
     def _kept(self, kind: str, asked: str, ask: Callable[[], list[Trace]]) -> list[Trace]:
         about = {"identity": self._identity, "asked": hashlib.sha256(asked.encode()).hexdigest()}
         name = f"{kind}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
-        found = None if self._folder is None else store.saved(self._folder, name, about)
+        found = None if self._folder is None else store.load(self._folder, name, about)
         if found is not None:
-            return list(found.traces)
+            return found
         began, used = self._meters.clock(), self._meters.joules()
         traces = ask()
         took = self._meters.clock() - began
