@@ -1,15 +1,16 @@
-"""Drawn without replacement: no answer twice, its probability known, estimates unbiased."""
+"""Drawn without replacement: no answer twice, its probability known, the first as plain samples are."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from klype.answers.tree import TreeSettings
-from klype.answers.without_replacement import without_replacement
+from klype.answers.tree import TreeSettings, without_replacement
 from klype.values import Sampling
 from tests.toy_sources import enumerate_answers, random_table, table_source
 
@@ -23,36 +24,29 @@ def test_every_answer_once_with_its_probability() -> None:
     table = random_table(np.random.default_rng(0), 4)
     source, _ = table_source(table)
     exact = enumerate_answers(table, 1, 5)
-    found = without_replacement(source, [1], 12, TreeSettings(limit=5))
-    assert len({a.tokens for a in found.answers}) == len(found.answers) == 12
-    for answer in found.answers:
-        if answer.ended:
-            assert answer.p == pytest.approx(exact[answer.tokens[:-1]], rel=1e-4)
-    assert found.unseen == pytest.approx(1 - math.fsum(a.p for a in found.answers))
+    found = without_replacement(source, (1,), 12, TreeSettings(limit=5))
+    assert len({a.tokens for a in found}) == len(found) == 12
+    assert all(math.exp(a.logp) == pytest.approx(exact[a.tokens[:-1]], rel=1e-4) for a in found if a.ended)
+    assert [a.key for a in found] == sorted((a.key for a in found), reverse=True)
 
 
-def test_when_all_are_found_nothing_is_unseen() -> None:
+def test_when_there_are_fewer_all_are_found() -> None:
     table = np.array([[1, 0, 0], [0.5, 0.2, 0.3], [1.0, 0, 0]])
     source, _ = table_source(table)
-    found = without_replacement(source, [2], 5, TreeSettings(Sampling(), limit=4))
-    assert found.answers[0].tokens == (0,)
-    assert found.answers[0].p == pytest.approx(1)
-    assert found.unseen == pytest.approx(0, abs=1e-6)
-    assert found.estimate(lambda a: 1.0) == pytest.approx(1)
+    found = without_replacement(source, (2,), 5, TreeSettings(Sampling(), limit=4))
+    assert found[0].tokens == (0,)
+    assert math.fsum(math.exp(a.logp) for a in found) == pytest.approx(1)
 
 
 @pytest.mark.slow
-def test_estimates_are_unbiased() -> None:
-    """Five standard errors over 400 seeds, for the share of answers that begin with "b"."""
-    table = random_table(np.random.default_rng(4), 4)
+def test_of_those_left_each_is_drawn_as_its_probability_says() -> None:
+    """The first over 400 seeds; the second given the first, whose probability is taken off."""
+    table = np.array([[1, 0, 0, 0], [0, 0.0, 0.6, 0.4], [0.5, 0, 0, 0.5], [1, 0, 0, 0]])
     source, _ = table_source(table)
-    exact = math.fsum(p for tokens, p in enumerate_answers(table, 1, 4).items() if tokens[:1] == (2,))
-    cut = table[1][2] - exact  # answers that the limit cuts begin with it too
-    settings = TreeSettings(limit=4)
-    found = [
-        without_replacement(source, [1], 3, settings, seed).estimate(lambda a: float(a.tokens[0] == 2))
-        for seed in range(400)
-    ]
-    error = np.std(found) / math.sqrt(len(found))
-    assert abs(np.mean(found) - exact - cut) < 5 * error + 1e-6
-    assert error < 0.05
+    drawn = [without_replacement(source, (1,), 2, TreeSettings(limit=4), seed) for seed in range(400)]
+    exact = {(*tokens, 0): p for tokens, p in enumerate_answers(table, 1, 4).items()}
+    assert len(exact) == 3
+    firsts, pairs = (Counter(tuple(a.tokens for a in found[:n]) for found in drawn) for n in (1, 2))
+    assert stats.chisquare([firsts[(a,)] for a in exact], [400 * p for p in exact.values()]).pvalue > 1e-3
+    left = {(a, b): p * q / (1 - p) for a, p in exact.items() for b, q in exact.items() if a != b}
+    assert stats.chisquare([pairs[pair] for pair in left], [400 * p for p in left.values()]).pvalue > 1e-3

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from klype.answers import distribution_bounds
-from klype.answers.distribution_bounds import entropy_bounds
 from klype.answers.tree import Tree, TreeSettings, grow, grow_together
 from klype.errors import UsageError
 from klype.values import Distribution, Sampling
@@ -188,17 +187,6 @@ def test_entropy_lies_within_its_bounds(seed: int) -> None:
         tree = grow(source, [1], TreeSettings(limit=12, budget=budget, until="budget", vocabulary=4), codec.spell)
         assert tree.entropy[0] - 1e-4 <= entropy + left * 40
         assert entropy <= tree.entropy[1] + 1e-4
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_water_filling_bounds_the_entropy_of_any_completion(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    true = rng.dirichlet(np.full(5, 0.7))
-    low = true * rng.random(5)
-    entropy = -(true * np.log(true)).sum()
-    least, most = entropy_bounds(low.tolist(), 1 - low.sum(), most=5)
-    assert least - 1e-9 <= entropy <= most + 1e-9
-    assert entropy_bounds(true.tolist(), 0.0, most=5) == (pytest.approx(entropy), pytest.approx(entropy))
 
 
 def partial(p: np.ndarray, k: int) -> Distribution:

@@ -314,7 +314,7 @@ def more_evidence() -> dict[str, Any]:
         InterventionOutcome(dataclasses.replace(intervention, question=str(i)), arm, arm, arm, (0.3,) * 3)
         for i, arm in enumerate(arms)
     ]
-    found = TreeAnswer("a", 0.4, 0.5, "m", (1, 0), 0.4)
+    found = TreeAnswer("a", 0.4, 0.5, "m", (1, 0))
     tree = Tree((found,), (), 0.1, 0.0, 9, (0.1, 0.9), (0.1, 0.5), "budget", TreeSettings())
     forks = [Forks("a", (), (0.5, None), i % 4 if i % 3 else None, 0.01, (), None, 8) for i in range(12)]
     scale = np.log(np.array(TEMPERATURES)) ** 2

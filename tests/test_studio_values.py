@@ -232,7 +232,7 @@ def test_only_our_own_functions_become_code() -> None:
 def test_a_beginnings_share_is_that_of_all_answers_that_begin_so(masses: dict[str, float]) -> None:
     whole = sum(masses.values())
     answers = tuple(
-        TreeAnswer(text, p / whole, p / whole, text, (*map(ord, text), 0), p / whole)
+        TreeAnswer(text, p / whole, p / whole, text, (*map(ord, text), 0))
         for text, p in sorted(masses.items(), key=lambda row: -row[1])
     )
     tree = Tree(answers, (), 0.0, 0.0, 1, (0.0, 0.0), (0.0, 0.0), "whole", TreeSettings())

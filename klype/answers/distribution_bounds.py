@@ -24,7 +24,7 @@ ROUNDING = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
-class Tempered:
+class TokenBounds:
     """Probabilities of the listed tokens at a temperature, each from ``low_K`` to ``high_K``; ``rest`` = 1 − Σ low."""
 
     low_K: Floats
@@ -107,32 +107,32 @@ def _plogp(p: float) -> float:
     return -p * math.log(p) if p > TINY else 0.0
 
 
-def tempered(q: Distribution, temperature: float, vocabulary: int) -> Tempered:
+def tempered(q: Distribution, temperature: float, vocabulary: int) -> TokenBounds:
     """The listed tokens at a temperature: the unlisted ones' share of the normaliser is known between bounds only."""
     logp_K = q.logp.astype(np.float64)
     if not logp_K.size:
-        return Tempered(logp_K, logp_K, 1.0)
+        return TokenBounds(logp_K, logp_K, 1.0)
     if temperature == 0.0:
         p_K = np.zeros(len(logp_K))
         p_K[int(np.argmax(logp_K))] = 1.0
-        return Tempered(p_K, p_K, 0.0)
+        return TokenBounds(p_K, p_K, 0.0)
     weight_K = np.exp(relative(q, temperature))
     listed = float(weight_K.sum())
     if q.rest <= 0.0:
-        return Tempered(weight_K / listed, weight_K / listed, 0.0)
+        return TokenBounds(weight_K / listed, weight_K / listed, 0.0)
     if temperature == 1.0:
         p_K = np.exp(logp_K)
-        return Tempered(p_K, p_K, max(0.0, 1.0 - float(p_K.sum())))
+        return TokenBounds(p_K, p_K, max(0.0, 1.0 - float(p_K.sum())))
     # Σ over unlisted tokens of (p / e^top)^(1/τ): between packed on few tokens and spread over all, or the reverse. The
     # rest is 1 less a sum of rounded numbers: it may be off by ROUNDING, which matters above temperature 1.
     top = float(logp_K.max())
     ends = [_ends(max(0.0, q.rest + off), q, temperature, vocabulary, top) for off in (-ROUNDING, ROUNDING)]
     least, most = min(ends[0]), max(ends[1])
     low_K, high_K = weight_K / (listed + most), weight_K / (listed + least)
-    return Tempered(low_K, np.minimum(1.0, high_K), max(0.0, 1.0 - float(low_K.sum())))
+    return TokenBounds(low_K, np.minimum(1.0, high_K), max(0.0, 1.0 - float(low_K.sum())))
 
 
-def drawn_from(q: Distribution, sampling: Sampling, vocabulary: int) -> Tempered:
+def drawn_from(q: Distribution, sampling: Sampling, vocabulary: int) -> TokenBounds:
     """``tempered``, of a sampling. Errors: one that does more, for which the unlisted tokens would have to be known."""
     if sampling != Sampling(temperature=sampling.temperature):
         raise UsageError("This model tells only its most probable tokens: nothing but a temperature can be applied.")
@@ -157,28 +157,15 @@ def _packed(rest: float, least: float) -> tuple[int, float]:
     return full, max(0.0, rest - full * least)
 
 
-def entropy_bounds(
-    low: Sequence[float], unexplored: float, opened: tuple[Floats, Floats] | None = None, most: int = 0
-) -> tuple[float, float]:
+def entropy_bounds(low: Sequence[float], unexplored: float, opened: tuple[Floats, Floats]) -> tuple[float, float]:
     """Entropy (nats) of a distribution whose masses are at least ``low`` and which has ``unexplored`` beside them.
 
-    Least: all of it on the largest. Most: shared out among ``most`` classes like water, where their number is known;
-    else the entropy of classes and open parts together, and what each part (``opened``: masses, nats) can add.
+    Least: all of it on the largest. Most: the entropy of classes and open parts together, and what each part
+    (``opened``: masses, nats) can add.
     """
     masses = sorted((mass for mass in low if mass > 0), reverse=True)
     # entropy is Schur-concave: the more uneven, the less
     least = _entropy([(masses[0] if masses else 0.0) + unexplored, *masses[1:]])
-    if most:
-        # raise the lowest classes to one level, until all of it is used
-        rising = sorted([*masses, *(0.0,) * max(0, most - len(masses))])
-        for lowest in range(1, len(rising) + 1):
-            level = (math.fsum(rising[:lowest]) + unexplored) / lowest
-            if lowest == len(rising) or level <= rising[lowest]:
-                rising[:lowest] = [level] * lowest
-                break
-        return least, max(least, min(math.log(most), _entropy(rising)))
-    if opened is None:
-        return least, least if unexplored == 0.0 else math.inf
     mass_N, behind_N = opened
     more = float((mass_N * behind_N).sum()) if len(mass_N) else 0.0
     return least, max(least, _entropy(masses) + float(-(mass_N * np.log(mass_N)).sum()) + more)

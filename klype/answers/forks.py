@@ -57,7 +57,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Other:
+class ForkToken:
     """Another likely token at the fork, and what is said after it: meanings with their shares, most first."""
 
     token: int
@@ -78,7 +78,7 @@ class Forks:
     before: tuple[float, float | None]
     fork: int | None
     p: float
-    others: tuple[Other, ...]
+    others: tuple[ForkToken, ...]
     lost: int | None
     samples: int
 
@@ -108,19 +108,13 @@ def forks(
     fork = at if p < settings.level and (strength(labels_TN, at).low or 0.0) > 0 else None
     rights = [None if right is None else mean_of_known([right(text) for text in row]) for row in texts]
     owns = (labels_TN == of_text[own]).mean(axis=1).tolist()
-    return Forks(
-        text=own,
-        positions=tuple(
-            Position(token, strength(labels_TN, t), float(variation_T[t]), owns[t + 1], rights[t + 1])
-            for t, token in enumerate(answer)
-        ),
-        before=(owns[0], rights[0]),
-        fork=fork,
-        p=p,
-        others=() if fork is None else _others(source, trace.prompt, answer[:fork], settings, meaning),
-        lost=next((t - 1 for t, r in enumerate(rights) if r is not None and r < 0.5), None),
-        samples=settings.n,
+    positions = tuple(
+        Position(token, strength(labels_TN, t), float(variation_T[t]), owns[t + 1], rights[t + 1])
+        for t, token in enumerate(answer)
     )
+    others = () if fork is None else _others(source, trace.prompt, answer[:fork], settings, meaning)
+    lost = next((t - 1 for t, r in enumerate(rights) if r is not None and r < 0.5), None)
+    return Forks(own, positions, (owns[0], rights[0]), fork, p, others, lost, settings.n)
 
 
 def strength(labels_TN: Labels, at: int) -> Figure:
@@ -224,7 +218,7 @@ def _others(
     kept: Sequence[int],
     settings: ForkSettings,
     meaning: Callable[[str], Hashable],
-) -> tuple[Other, ...]:
+) -> tuple[ForkToken, ...]:
     prefix, decode, limit = (*prompt, *kept), source.codec.decode, settings.limit - len(kept) - 1
     ((ids, p_K, _),) = continuations(source.next([prefix], -1), TreeSettings(settings.sampling))
     likely = [(int(token), float(p)) for token, p in zip(ids, p_K, strict=True) if p >= settings.others][:8]
@@ -236,5 +230,5 @@ def _others(
     for token, p in likely:
         ends = [trace.tokens for trace in groups[token]] if token in groups else [()]
         counts = Counter(meaning(decode((*kept, token, *tokens))) for tokens in ends)
-        out.append(Other(token, p, tuple((said, count / len(ends)) for said, count in counts.most_common())))
+        out.append(ForkToken(token, p, tuple((said, count / len(ends)) for said, count in counts.most_common())))
     return tuple(out)

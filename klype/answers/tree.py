@@ -12,16 +12,15 @@ import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, reduce
 from itertools import chain, count, islice, takewhile
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from klype.answers import distribution_bounds
-from klype.answers.distribution_bounds import entropy_bounds
-from klype.engine.sampling import shape_whole
+from klype.answers.distribution_bounds import drawn_from, entropy_bounds, tempered
+from klype.engine.sampling import noise, shape_whole
 from klype.errors import BudgetSpentError, UsageError
 from klype.samplers import PLAIN, needs_counts
 from klype.sources.source import Source
@@ -76,7 +75,6 @@ class TreeAnswer:
     high: float
     meaning: Hashable
     tokens: Tokens
-    mass: float  # of that spelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +128,15 @@ class TextMass:
     longest: int = 0
 
 
-@dataclass(slots=True)
 class Growth:
     """The tree while it grows."""
 
-    source: Source
-    prompt: Tokens
-    settings: TreeSettings
-    spell: Spell | None
-    nodes: list[Node] = field(default_factory=list)
-    sums: dict[bytes, TextMass] = field(default_factory=dict)
-    heap: list[tuple[float, int, Node]] = field(default_factory=list)
-    unread: list[Beginning] = field(default_factory=list)
-    frontier: float = 0.0
-    order: count[int] = field(default_factory=count)
-    expansions: int = 0
-    stopped: Stopped | None = None
+    def __init__(self, source: Source, prompt: Sequence[int], settings: TreeSettings, spell: Spell | None) -> None:
+        self.source, self.prompt, self.settings, self.spell = source, tuple(prompt), settings, spell
+        self.nodes, self.sums, self.unread = list[Node](), dict[bytes, TextMass](), list[Beginning]()
+        self.heap, self.order = list[tuple[float, int, Node]](), count()
+        self.frontier, self.expansions = 0.0, 0
+        self.stopped: Stopped | None = None
 
     @property
     def unexplored(self) -> float:
@@ -253,7 +244,7 @@ def grow_together(
     ``progress``: beginnings that were read, and the most that is unexplored in a tree.
     """
     settings.check()
-    growths = [Growth(source, tuple(prompt), settings, spell) for prompt in prompts]
+    growths = [Growth(source, prompt, settings, spell) for prompt in prompts]
     while growing := [growth for growth in growths if growth.stopped is None]:
         batches = [growth.batch() for growth in growing]
         wanted = [growth.prompt + tokens for growth, batch in zip(growing, batches, strict=True) for tokens, _ in batch]
@@ -275,17 +266,16 @@ def grow_together(
 
 def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list[tuple[Ints, Floats, float]]:
     """Token ids and probabilities as drawn from (what is certain of them), most probable first, and the mass left."""
-    out: list[tuple[Ints, Floats, float]] = []
-    sampling = settings.sampling
-    p_K: Floats
+    out, sampling = list[tuple[Ints, Floats, float]](), settings.sampling
     for q in found:
+        p_K: Floats
         ids, tail = q.ids, 0.0
-        # a temperature alone needs no tensor over the vocabulary
         if not q.whole:
-            at = distribution_bounds.drawn_from(q, sampling, settings.vocabulary)
+            at = drawn_from(q, sampling, settings.vocabulary)
             p_K, tail = at.low_K, at.rest
+        # a temperature alone needs no tensor over the vocabulary
         elif sampling.temperature > 0 and sampling == Sampling(temperature=sampling.temperature):
-            p_K = distribution_bounds.tempered(q, sampling.temperature, len(ids)).low_K
+            p_K = tempered(q, sampling.temperature, len(ids)).low_K
         else:
             p_V = shape_whole(q, sampling, ((), ()), 0).double().exp().numpy()
             p_K = p_V[ids] / p_V[ids].sum()
@@ -344,7 +334,7 @@ def finished(growth: Growth, meaning: Meaning) -> Tree:
         error = ROUNDING * (found.longest + 1)
         high = found.low + (min(left, reachable(spelled)) if len(answers) < TIGHTENED else left)
         low, high = max(0.0, found.low * (1 - error)), min(1.0, high * (1 + error))
-        answers.append(TreeAnswer(text, low, high, meaning(text), found.tokens, found.mass))
+        answers.append(TreeAnswer(text, low, high, meaning(text), found.tokens))
     groups: dict[Hashable, list[TreeAnswer]] = {}
     for answer in answers:
         groups.setdefault(answer.meaning, []).append(answer)
@@ -365,17 +355,56 @@ def finished(growth: Growth, meaning: Meaning) -> Tree:
     behind.append(np.array([(limit - len(tokens)) * word for tokens, _ in growth.unread]))
     mass_N, behind_N = np.concatenate(masses), np.concatenate(behind)
     opened = mass_N[mass_N > 0], behind_N[mass_N > 0]
-    return Tree(
-        answers=tuple(answers),
-        clusters=tuple(clusters),
-        unexplored=unexplored,
-        lost=max(0.0, unexplored - max(0.0, growth.frontier)),
-        expansions=growth.expansions,
-        entropy=entropy_bounds([found.low for found in growth.sums.values()], unexplored, opened),
-        meaning_entropy=entropy_bounds([cluster.low for cluster in clusters], unexplored, opened),
-        stopped=growth.stopped or "budget",
-        settings=growth.settings,
-    )
+    lost, stopped = max(0.0, unexplored - max(0.0, growth.frontier)), growth.stopped or "budget"
+    entropy = entropy_bounds([found.low for found in growth.sums.values()], unexplored, opened)
+    of_meanings = entropy_bounds([cluster.low for cluster in clusters], unexplored, opened)
+    numbers = unexplored, lost, growth.expansions, entropy, of_meanings
+    return Tree(tuple(answers), tuple(clusters), *numbers, stopped, growth.settings)
+
+
+class Beam(NamedTuple):
+    """A beginning, or an answer that has ended (or was cut by the limit). ``key``: the greatest of all below it."""
+
+    key: float
+    logp: float
+    tokens: Tokens
+    ended: bool
+
+
+def without_replacement(source: Source, prompt: Tokens, k: int, settings: TreeSettings, seed: int = 0) -> list[Beam]:
+    """``k`` different answers (token sequences, the end included), or all there are, drawn as plain samples are, but
+    none twice. Needs whole distributions: with partial ones, of what is listed only.
+
+    Stochastic beam search (Kool, van Hoof & Welling 2019, arXiv:1903.06059): every answer gets the key log P + Gumbel
+    noise, and the k largest are found from above.
+    """
+    settings.check()
+    beams = [Beam(float(_gumbel(seed, 0, np.arange(1))[0]), 0.0, (), False)]
+    for depth in range(settings.limit):
+        opened, grown = [beam for beam in beams if not beam.ended], [beam for beam in beams if beam.ended]
+        if not opened:
+            break
+        listed = continuations(source.next([[*prompt, *beam.tokens] for beam in opened], -1), settings)
+        for beam, (ids, p_K, _) in zip(opened, listed, strict=True):
+            logp_K = beam.logp + np.log(p_K)
+            # a beginning as a number, so that its continuations have noise of their own
+            number = reduce(lambda value, token: (value * 1_000_003 + token + 1) & 0xFFFFFFFFFFFFFFF, beam.tokens, 0)
+            free_K = logp_K + _gumbel(seed ^ number, depth + 1, ids)
+            # keys given that the greatest of them is the beginning's (the paper's stable form, app. B)
+            below_K, key_K = free_K < free_K.max(), np.full(len(ids), beam.key)
+            v_K = beam.key - free_K[below_K] + np.log1p(-np.exp(free_K[below_K] - free_K.max()))
+            key_K[below_K] = beam.key - np.maximum(0.0, v_K) - np.log1p(np.exp(-np.abs(v_K)))
+            for at in np.argsort(-key_K)[:k].tolist():
+                tokens = (*beam.tokens, int(ids[at]))
+                grown.append(Beam(float(key_K[at]), float(logp_K[at]), tokens, tokens[-1] in source.codec.stop))
+        beams = heapq.nlargest(k, grown, key=lambda beam: beam.key)
+    return sorted(beams, key=lambda beam: -beam.key)
+
+
+def _gumbel(seed: int, position: int, ids: Ints) -> Floats:
+    # a stream of its own, apart from the one that answers are drawn with
+    found: Floats = -np.log(-np.log(noise(seed, ids, position, 7)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     passes, server = pass_budget(asked.budget)
     name, text = o.model_and_text(terminal, "tree", asked)
     with starting(terminal):
-        from klype.answers.without_replacement import without_replacement
+        from klype.answers.tree import without_replacement
 
         model, ask = asked.opened(name, text, server)
     tell_unread(terminal, ask)
@@ -127,10 +128,9 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     document = found.to_json()
     if asked.sample:
         drawn = without_replacement(ask.source, ask.prompt, asked.sample, settings, asked.seed)
-        document["sampled"] = {
-            "answers": [{"text": ask.source.codec.decode(a.tokens), "p": a.p} for a in drawn.answers],
-            "unseen": drawn.unseen,
-        }
+        answers = [{"text": ask.source.codec.decode(one.tokens), "p": math.exp(one.logp)} for one in drawn]
+        unseen = max(0.0, 1.0 - math.fsum(math.exp(one.logp) for one in drawn))
+        document["sampled"] = {"answers": answers, "unseen": unseen}
     if not terminal.as_json:
         tree_chart(terminal, w, found, ask, asked.show)
     if out is not None and out.suffix.lower() in (".html", ".htm"):
