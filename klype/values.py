@@ -63,11 +63,9 @@ class Constraint(Protocol):
 
     def allowed(self) -> npt.NDArray[np.bool_] | None:
         """Which tokens may come next, [V]; None: nothing may, though the answer is not complete."""
-        ...
 
     def accept(self, token: int) -> bool:
         """Takes the next token; returns whether the answer is complete with it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

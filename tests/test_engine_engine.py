@@ -389,11 +389,6 @@ def test_impossible_requests_are_refused_before_anything_runs(wrong: dict[str, A
     assert one.prefixes.tokens == 0
 
 
-def test_stop_texts_need_a_tokenizer() -> None:
-    with pytest.raises(UsageError, match="tokenizer"):
-        Engine(toy()).add(Request((1,), stop_texts=("a",)))
-
-
 def test_impossible_scores_are_refused() -> None:
     for prompt, answer in [((), (1,)), ((1,), (1,) * 65), ((1,), (-1,)), ((1, 99), (1,))]:
         with pytest.raises(UsageError):

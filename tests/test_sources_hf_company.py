@@ -53,7 +53,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_who_comes_and_goes_takes_nothing_from_those_that_stay(name: str, folders: dict[str, Path]) -> None:
     one = open_hf(folders[name]).engine
     assert isinstance(one.runner, HFRunner)
-    assert (bool(one.runner.able.cache), one.runner.able.pads) == CACHES[name]
+    assert (bool(one.runner.cache), one.runner.pads) == CACHES[name]
     rng = random.Random(3)
     start_of_many = tuple(rng.randrange(V) for _ in range(40))
     requests = [
@@ -201,7 +201,7 @@ def test_where_nothing_can_be_padded_equal_lengths_share_a_pass(folders: dict[st
 
     model.forward = forward
     runner = HFRunner(model)
-    assert (runner.able.cache, runner.able.pads) == ("past_key_values", False)
+    assert (runner.cache, runner.pads) == ("past_key_values", False)
     requests = [Request(prompt, limit=4, seed=2) for prompt in ((1, 2, 3), (4, 5), (6, 7, 8), (9,))]
     sizes.clear()
     together = Engine(runner).run(requests)

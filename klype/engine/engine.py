@@ -21,7 +21,7 @@ from torch import Tensor
 from klype.device import threads_for
 from klype.engine.prefix_cache import PrefixCache
 from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
-from klype.engine.runner import AnyRunner, Indices, NativeRunner, batches, score
+from klype.engine.runner import Indices, ModelRunner, NativeRunner, batches, score
 from klype.engine.sampling import count_tokens, distributions, noise, sample
 from klype.errors import KlypeError, UsageError
 from klype.model.transformer import Transformer
@@ -44,7 +44,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer | AnyRunner,
+        model: Transformer | ModelRunner,
         *,
         decode_bytes: Callable[[int], bytes] | None = None,
         name: str = "",
@@ -52,7 +52,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         assert max_batch > 0
-        self.runner: AnyRunner = NativeRunner(model) if isinstance(model, Transformer) else model
+        self.runner: ModelRunner = NativeRunner(model) if isinstance(model, Transformer) else model
         self.decode_bytes = decode_bytes
         self.name = name
         self.max_batch = max_batch
@@ -106,7 +106,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise if the request is invalid, or if the weights changed without ``refresh``."""
-        check_request(request, self.runner.window, self.runner.vocab_size, self.decode_bytes is not None)
+        check_request(request, self.runner.window, self.runner.vocab_size)
         self._check_fresh()
 
     def step(self) -> list[Event]:
@@ -137,10 +137,8 @@ class Engine:
 
     def run(self, requests: Sequence[Request]) -> list[list[Trace]]:
         """Answers to all requests, in order of request and sample. The engine must be idle."""
-        # a local: mypy would take the property for false from here on, and the loop below for unreachable
-        occupied = self.busy
-        if occupied:
-            raise KlypeError("The engine is already answering: finish or cancel its requests first.")
+        occupied = len(self._queue) + len(self._rows)
+        assert not occupied, "finish or cancel its requests first"
         jobs = []
         try:
             for request in requests:
@@ -345,7 +343,7 @@ class Engine:
     def _check_fresh(self) -> None:
         changes = self.runner.weights.changes()
         if changes != self._fingerprint:
-            if self.runner.remembers or len(self._rows):
+            if len(self.runner.index) or len(self._rows):
                 raise KlypeError(
                     "The model's weights have changed since this was computed: call refresh(version) first."
                 )

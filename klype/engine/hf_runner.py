@@ -14,6 +14,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from klype.engine.prefix_cache import BLOCK, PrefixIndex, Tokens, shared_beginnings
 from klype.engine.runner import Weights
@@ -38,15 +40,6 @@ WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequenc
 ENDLESS = 1 << 20
 # how far a trial's logits may differ, as a share of their range: in float32, and in shorter formats
 TRIED = 2e-3, 5e-2
-
-
-class Ability(NamedTuple):
-    """What a forward pass takes: the name of past keys and values ("": they cannot be given again), whether they may
-    be padded on the left, and the parameters' names."""
-
-    cache: str
-    pads: bool
-    names: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +80,11 @@ class RowGroup:
 
 
 class HFRunner:
-    """``model`` is transformers' own; window and vocabulary are read from its configuration."""
+    """``model`` is transformers' own; window and vocabulary are read from its configuration.
+
+    ``cache``: what its forward pass calls past keys and values ("": they cannot be given again); ``pads``: whether they
+    may be padded on the left.
+    """
 
     def __init__(self, model: Any) -> None:
         config = model.config.get_text_config()
@@ -98,15 +95,12 @@ class HFRunner:
         self.window = next((int(fields[name]) for name in WINDOWS if isinstance(fields.get(name), int)), ENDLESS)
         self.weights = Weights(model, model.config.to_json_string())
         self._turn = threading.Lock()  # some architectures keep what they computed last (dynamic rotary tables)
-        self.able = Ability("", False, frozenset(inspect.signature(model.forward).parameters))
+        self.names = frozenset(inspect.signature(model.forward).parameters)
+        self.cache, self.pads = "", False
         self.index: PrefixIndex[KeyValues] = PrefixIndex(REMEMBERED)
         self._groups: list[RowGroup] = []
         self._texts: list[Tokens] = []  # of the running rows, where nothing else is kept of them
-        self.able = self._tried()
-
-    @property
-    def remembers(self) -> bool:
-        return len(self.index) > 0
+        self._try()
 
     def flops_per_token(self, context: int) -> int:
         """Two per weight but those of embeddings that are only looked up (Kaplan et al. 2020); attention left out."""
@@ -119,7 +113,7 @@ class HFRunner:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Tokens]) -> list[ReadText]:
         distinct = sorted(set(prompts))
-        for beginning in shared_beginnings(distinct) if self.able.cache else ():
+        for beginning in shared_beginnings(distinct) if self.cache else ():
             past = self._past(beginning)
             if past.length < len(beginning) - BLOCK:
                 self._read([beginning], [past])
@@ -135,7 +129,7 @@ class HFRunner:
 
     def append(self, prompts: Sequence[ReadText], counts: Sequence[int]) -> None:
         new = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
-        if not self.able.cache:
+        if not self.cache:
             self._texts += [prompt.tokens for prompt in new]
             return
         first = sum(len(group.rows) for group in self._groups)
@@ -145,7 +139,7 @@ class HFRunner:
             alike = (
                 i
                 for i, other in enumerate(longest)
-                if length == other or (self.able.pads and max(length, other) <= 2 * min(length, other) + 32)
+                if length == other or (self.pads and max(length, other) <= 2 * min(length, other) + 32)
             )
             number = next(alike, len(longest))
             longest[number : number + 1] = [max([length, *longest[number : number + 1]])]
@@ -162,7 +156,7 @@ class HFRunner:
                 layer.keys, layer.values = _stacked(layer.keys, keys), _stacked(layer.values, values)
 
     def decode(self, tokens_R: Tensor) -> Tensor:
-        if not self.able.cache:
+        if not self.cache:
             self._texts = [(*text, token) for text, token in zip(self._texts, tokens_R.tolist(), strict=True)]
             return torch.stack([read.logits for read in self.prefill(self._texts)])
         parts = []
@@ -207,7 +201,7 @@ class HFRunner:
     @torch.inference_mode()
     def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
         """Padded on the right: what comes later changes nothing before it."""
-        longest, given = max(map(len, texts)), {"use_cache": False} if "use_cache" in self.able.names else {}
+        longest, given = max(map(len, texts)), {"use_cache": False} if "use_cache" in self.names else {}
         tokens_RT = torch.tensor([[*text, *(0,) * (longest - len(text))] for text in texts])
         with self._turn:
             out = self.model.base_model(input_ids=tokens_RT.to(self.model.device), **given)
@@ -224,7 +218,7 @@ class HFRunner:
 
     def _past(self, prompt: Tokens) -> CachedText:
         """What of the prompt is remembered; its last token is left to be read."""
-        return CachedText(*self.index.find(prompt, len(prompt) - 1)) if self.able.cache else NOTHING
+        return CachedText(*self.index.find(prompt, len(prompt) - 1)) if self.cache else NOTHING
 
     def _batches(
         self, texts: Sequence[Sequence[int]], pasts: Sequence[CachedText], neighbours: bool = False
@@ -232,7 +226,7 @@ class HFRunner:
         """Indices of texts that share a pass: as many as there is room for their logits, with as much to be read, and
         after equally much where nothing can be padded."""
         rest = [len(text) - past.length for text, past in zip(texts, pasts, strict=True)]
-        before = [0 if self.able.pads else past.length for past in pasts]
+        before = [0 if self.pads else past.length for past in pasts]
         order = range(len(texts)) if neighbours else sorted(range(len(texts)), key=lambda i: (before[i], rest[i]))
         batch: list[int] = []
         for i in order:
@@ -257,7 +251,7 @@ class HFRunner:
                 if 0 <= at < logits_RTV.shape[1]:
                     last[row] = logits_RTV[row, at].clone()
         now = [NOTHING] * len(texts)
-        if self.able.cache:
+        if self.cache:
             layers = [(layer.keys, layer.values) for layer in cache.layers]
             store = KeyValues(layers, [max(lengths) - length for length in lengths])
             self.index.add(store, texts, sum(t.numel() * t.element_size() for pair in layers for t in pair))
@@ -271,25 +265,29 @@ class HFRunner:
         rest = [text[past.length :] for text, past in zip(texts, pasts, strict=True)]
         T, lengths = max(map(len, rest)), np.array([past.length for past in pasts])
         tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rest])
-        cache = cache_of(gathered(pasts)) if self.able.cache else None
-        most = max(BLOCK, ENTRIES // self.vocab_size) if self.able.cache and len(texts) == 1 else max(T, 1)
+        cache = cache_of(gathered(pasts)) if self.cache else None
+        most = max(BLOCK, ENTRIES // self.vocab_size) if self.cache and len(texts) == 1 else max(T, 1)
         for read in range(0, T, most):
             logits_RTV, cache = self._forward(tokens_RT[:, read : read + most], cache, lengths + read)
             yield read, logits_RTV, cache
 
     def _forward(self, tokens_RT: Tensor, cache: Any, lengths: Indices) -> tuple[Tensor, Any]:
         """One pass over new tokens of rows that have read ``lengths`` before, padded on the left to the longest."""
-        T, W, able, device = tokens_RT.shape[1], int(lengths.max()), self.able, self.model.device
-        given: dict[str, Any] = {able.cache: cache} if able.cache else {}
-        given |= {"use_cache": bool(able.cache)} if "use_cache" in able.names else {}
+        T, W, device = tokens_RT.shape[1], int(lengths.max()), self.model.device
+        given: dict[str, Any] = {self.cache: cache} if self.cache else {}
+        given |= {"use_cache": bool(self.cache)} if "use_cache" in self.names else {}
         if (lengths != W).any():
             given["attention_mask"] = to_device(np.arange(W + T) >= W - lengths[:, None], device).long()
-            if "position_ids" in able.names:  # those past the window are of padding
+            if "position_ids" in self.names:  # those past the window are of padding
                 positions = np.minimum(lengths[:, None] + np.arange(T), self.window - 1)
                 given["position_ids"] = to_device(positions, device)
         with self._turn:
             out = self.model(input_ids=tokens_RT.to(device), **given)
-        return out.logits, out[able.cache] if able.cache else None
+        return out.logits, out[self.cache] if self.cache else None
+
+    def _alike(self, found: Tensor, wanted: Tensor) -> bool:
+        most = TRIED[self.model.dtype != torch.float32]
+        return bool((found - wanted).abs().max() <= most * (wanted.max() - wanted.min()))
 
     @torch.inference_mode()
     def is_causal(self) -> bool:
@@ -297,19 +295,15 @@ class HFRunner:
         tokens_RT = torch.tensor([[1, 3, 2, last] for last in (0, 1, 4)]) % self.vocab_size
         logits_RTV, _ = self._forward(tokens_RT, None, np.zeros(3, np.int64))
         before = logits_RTV[:, :-1].float()
-        most = TRIED[self.model.dtype != torch.float32]
-        return bool((before - before[:1]).abs().max() <= most * (before.max() - before.min()))
+        return self._alike(before[:1], before)
 
     @torch.inference_mode()
-    def _tried(self) -> Ability:
-        """The most that leaves the logits of a short and a longer text as they are when each is read whole."""
-        names = self.able.names
-        name = next((name for name in ("cache", "past_key_values") if name in names), "")  # transformers 5 renamed it
+    def _try(self) -> None:
+        """Find the most that leaves the logits of a short and a longer text as they are when each is read whole."""
         texts = [tuple(token % self.vocab_size for token in text) for text in ((1, 3, 2), (2, 1, 3, 1, 2))]
         whole = [self.prefill([text])[0].logits.float() for text in texts]
-        most = TRIED[self.model.dtype != torch.float32]
-        for able in (Ability(name, True, names), Ability(name, False, names)) if name else ():
-            self.able = able
+        known = [name for name in ("cache", "past_key_values") if name in self.names]  # transformers 5 renamed it
+        for self.cache, self.pads in product(known[:1], (True, False)):
             try:
                 self.append(self.prefill([text[:-1] for text in texts]), [1, 1])
                 found = self.decode(torch.tensor([text[-1] for text in texts])).float()
@@ -318,9 +312,9 @@ class HFRunner:
             finally:
                 self.forget()
                 self.clear()
-            if all(bool((a - b).abs().max() <= most * (b.max() - b.min())) for a, b in zip(found, whole, strict=True)):
-                return able
-        return Ability("", False, names)
+            if all(map(self._alike, found, whole)):
+                return
+        self.cache, self.pads = "", False
 
 
 def gathered(pasts: Sequence[CachedText]) -> list[tuple[Tensor, Tensor]]:
@@ -328,18 +322,15 @@ def gathered(pasts: Sequence[CachedText]) -> list[tuple[Tensor, Tensor]]:
     number: dict[CachedText, int] = {}
     which = np.array([number.setdefault(past, len(number)) for past in pasts])
     like = next((past.store for past in pasts if past.store is not None), None)
-    width = max(past.length for past in pasts)
 
     def of(layer: int, part: int) -> Tensor:
-        assert like is not None
-        values = like.layers[layer][part]
-        _, G, _, K = values.shape
-        found = values.new_zeros(len(number), G, width, K)
-        for past, row in number.items():
-            if past.store is not None:
-                start = past.store.starts[past.slot]
-                own = past.store.layers[layer][part][past.slot, :, start : start + past.length]
-                found[row, :, width - past.length :] = own
+        texts = []
+        for past in number:
+            store = past.store or like
+            assert store is not None
+            start = store.starts[past.slot]
+            texts.append(store.layers[layer][part][past.slot, :, start : start + past.length].transpose(0, 1))
+        found = pad_sequence(texts, batch_first=True, padding_side="left").transpose(1, 2)
         return found if len(number) == len(pasts) else found[to_device(which, found.device)]
 
     return [(of(layer, 0), of(layer, 1)) for layer in range(len(like.layers) if like else 0)]

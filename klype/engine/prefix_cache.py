@@ -100,14 +100,11 @@ def shared_beginnings(texts: Sequence[Tokens]) -> list[Tokens]:
     found: list[Tokens] = []
     run: Tokens = ()
     for before, text in pairwise(texts):
-        shared = before[: next((i for i, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), None)]
-        if len(text) < len(shared):
-            shared = text
+        shared = tuple(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False)))
         if len(shared) < WORTH:
             run = ()
-        elif run and run[:WORTH] == shared[:WORTH]:
-            run = run if len(run) <= len(shared) else shared
-            found[-1] = run
+        elif run[:WORTH] == shared[:WORTH]:
+            run = found[-1] = min(run, shared, key=len)
         else:
             run = shared
             found.append(run)
@@ -142,27 +139,22 @@ class PrefixCache:
         self.passes = 0
         self.tokens = 0  # computed, without padding
 
-    def __len__(self) -> int:
-        return len(self.index)
-
     def clear(self) -> None:
         self.index.clear()
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[Tokens]) -> list[CachedPrefix]:
         """What is known of every prompt, in order. Prompts that begin another are read with it."""
+        # by the longest prompt that begins so: the lengths of all that it is read for
+        wanted, host = dict[Tokens, list[int]](), Tokens()
         # sorted, a text stands right before those that it begins, and common beginnings are neighbours
-        distinct = sorted(set(prompts))
-        host: dict[Tokens, Tokens] = {}
-        for prompt, after in zip(reversed(distinct), [(), *reversed(distinct)], strict=False):
-            host[prompt] = host[after] if after[: len(prompt)] == prompt else prompt
-        hosts = [prompt for prompt in distinct if host[prompt] == prompt]
+        for prompt in sorted(set(prompts), reverse=True):
+            host = host if host[: len(prompt)] == prompt else prompt
+            wanted.setdefault(host, []).append(len(prompt))
+        hosts = sorted(wanted)
         for prefix in shared_beginnings(hosts):
             if self.index.find(prefix)[2] < len(prefix) - BLOCK:
                 self._compute([prefix], {prefix: [len(prefix)]})
-        wanted: dict[Tokens, list[int]] = {prompt: [] for prompt in hosts}
-        for prompt in distinct:
-            wanted[host[prompt]].append(len(prompt))
         places = {}
         for batch in self._batches(hosts, wanted):
             places.update(self._compute(batch, wanted))

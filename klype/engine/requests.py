@@ -34,7 +34,7 @@ ROW = np.dtype(
 )
 
 
-def check_request(request: Request, window: int, vocab_size: int, decodes: bool) -> None:
+def check_request(request: Request, window: int, vocab_size: int) -> None:
     check_prompt(request.prompt, window, vocab_size)
     if request.limit < 1:
         raise UsageError(f"limit is {request.limit}: an answer needs at least one token.")
@@ -48,8 +48,6 @@ def check_request(request: Request, window: int, vocab_size: int, decodes: bool)
         raise UsageError(f"A stop token is not one of the model's {vocab_size} tokens.")
     if any(not isinstance(text, str) or not text for text in request.stop_texts):
         raise UsageError("A stop text must be a string that is not empty.")
-    if request.stop_texts and not decodes:
-        raise UsageError("Stop texts need a tokenizer, and this engine was made without one.")
     check_sampling(request.sampling, vocab_size)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import klype
-from klype.engine.prefix_cache import CachedPrefix, PrefixCache, Tokens, by_store
+from klype.engine.prefix_cache import CachedPrefix, PrefixCache, PrefixIndex, Tokens, by_store
 from klype.engine.sampling import distributions
 from klype.model.cache import Cache
 from klype.model.transformer import Transformer
@@ -32,81 +32,53 @@ COPIED = 4096  # tokens that such copies may hold
 ENTRIES = 1 << 23
 
 
-class ReadPrompt(Protocol):
-    """A prompt that has been read, as its runner remembers it. ``logits`` [V]: of the token after it."""
-
-    @property
-    def logits(self) -> Tensor: ...
-
-
-P = TypeVar("P", bound=ReadPrompt)
-
-
-class ModelRunner(Protocol[P]):
+class ModelRunner(Protocol):
     """Computes a model for one engine, which owns queue, sampling and records. It reads ``window`` tokens at most.
 
+    A prompt that has been read is what its runner remembers of it; its ``logits`` [V] are of the token after it.
     The running rows are numbered in the order in which they were appended; ``remove`` numbers those that stay anew.
     """
 
     weights: Weights
     window: int
     vocab_size: int
+    index: PrefixIndex[Any]  # what is kept for later prompts
 
-    @property
-    def remembers(self) -> bool:
-        """Whether anything computed with these weights is kept for later prompts."""
-        ...
-
-    def prefill(self, prompts: Sequence[Tokens]) -> list[P]:
+    def prefill(self, prompts: Sequence[Tokens]) -> list[Any]:
         """Read prompts. What they have in common, or with earlier ones, is read once."""
-        ...
 
-    def order(self, prompts: Sequence[P]) -> list[int]:
+    def order(self, prompts: Sequence[Any]) -> list[int]:
         """Indices that bring together prompts whose rows are best computed side by side."""
-        ...
 
-    def append(self, prompts: Sequence[P], counts: Sequence[int]) -> None:
+    def append(self, prompts: Sequence[Any], counts: Sequence[int]) -> None:
         """Add so many rows that go on from each prompt."""
-        ...
 
     def decode(self, tokens_R: Tensor) -> Tensor:
         """Logits [R, V] after one token more of every row."""
-        ...
 
     def remove(self, ended_R: npt.NDArray[np.bool_]) -> Indices:
         """Drop rows; returns the old number of every row that stays, in the new order."""
-        ...
 
     def clear(self) -> None:
         """Drop all rows."""
-        ...
 
     def forget(self) -> None:
         """The weights have changed: drop all that is remembered of prompts."""
-        ...
 
-    def forced(self, prompts: Sequence[P], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def forced(self, prompts: Sequence[Any], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Logits [m, V] after each of the tokens that are fed behind the prompts: one row after the other, in parts."""
-        ...
 
     def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
         """The last layer's states [T, D], after the last norm, of each text's tokens."""
-        ...
 
     def operations(self, rows: int) -> float:
         """Of the mean matrix product in a step of so many rows: few of them are not worth a second thread."""
-        ...
 
     def flops_per_token(self, context: int) -> int:
         """FLOP of one token's pass that attends to so many before it."""
-        ...
 
     def beside(self) -> Self:
         """Another runner of the same weights, for an engine in another thread."""
-        ...
-
-
-AnyRunner = ModelRunner[Any]
 
 
 class Weights:
@@ -141,13 +113,10 @@ class NativeRunner:
     def __init__(self, model: Transformer) -> None:
         self.model = model
         self.prefixes = PrefixCache(model)
+        self.index = self.prefixes.index
         self.weights = Weights(model, model.config.model_dump_json())
         self.window, self.vocab_size = model.config.window, model.config.vocab_size
         self.clear()
-
-    @property
-    def remembers(self) -> bool:
-        return len(self.prefixes) > 0
 
     def prefill(self, prompts: Sequence[Tokens]) -> list[CachedPrefix]:
         return self.prefixes.read(prompts)
@@ -228,7 +197,7 @@ def _join(cache: Cache, prompts: Sequence[CachedPrefix]) -> None:
 
 @torch.inference_mode()
 def score(
-    runner: AnyRunner, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int, label: str
+    runner: ModelRunner, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int, label: str
 ) -> list[Trace]:
     """Traces of forced answers. Equal prompts are read once; answers of alike length share a pass."""
     read = runner.prefill([tuple(prompt) for prompt in prompts])

@@ -163,7 +163,7 @@ def _requests(
             raise _too_long(served, asked)
         request = replace(most, prompt=prompt, limit=left if limit is None else max(limit, 1))
         try:
-            check_request(request, served.window, served.vocab_size, True)
+            check_request(request, served.window, served.vocab_size)
         except UsageError as error:
             raise ApiError(error.message) from None
         found.append(request)
