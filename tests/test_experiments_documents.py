@@ -29,7 +29,7 @@ def world() -> World:
 def spelled(world: World) -> Spellings:
     """A word is a token; 0 is the end, 1 the beginning."""
     place = {word: i for i, word in enumerate(world.words, 2)}
-    return Spellings(world.words, lambda text: [place[text.strip()]], 0, ".,?!:")
+    return Spellings(world.words, lambda text: [place[text.strip()]], 0)
 
 
 def test_texts_begin_as_documents_of_eighty_words_do(world: World) -> None:

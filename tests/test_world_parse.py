@@ -14,7 +14,7 @@ from klype.errors import KlypeError, UsageError
 from klype.runs.provenance import question_in
 from klype.values import Question
 from klype.world import World
-from klype.world.questions import KINDS
+from klype.world.lexicon import KINDS
 
 
 def unnamed(question: Question) -> Question:
@@ -91,7 +91,7 @@ def test_a_question_of_ones_own_has_a_judge_and_a_meaning_in_both_languages() ->
     assert world.judge(asked, "I byen.").right
     assert not world.judge(asked, "På skolen.").right
     english = world.parse("Kari is at school. Ola is in town. Where is Ola?")
-    assert world.meaning(asked, "Ola er i byen.") == world.meaning(english, "In town.") != frozenset()
+    assert world.meaning(asked)("Ola er i byen.") == world.meaning(english)("In town.") != frozenset()
     asked, unread = question_in(world, Path("nowhere"), "What is love?")
     assert asked is None
     assert "love" in unread

@@ -9,15 +9,12 @@ from functools import lru_cache
 
 import pytest
 
-from klype.errors import KlypeError
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.world import END, Spellings, TokenFilter, World
 from klype.world.automaton import arcs
 from klype.world.grammar import QUESTIONS
 from klype.world.lexicon import key
-
-ATTACHED = ".,?!:"
 
 
 @lru_cache(1)
@@ -85,7 +82,7 @@ def tokenizers() -> list[Tokenizer]:
 def test_lifted_to_tokens_it_still_sums_to_one_and_multiplies_to_the_words() -> None:
     whole, pieces = tokenizers()
     for tokenizer, expect_pieces in ((whole, False), (pieces, True)):
-        spellings = Spellings(world().words, tokenizer.encode, tokenizer.end, ATTACHED)
+        spellings = Spellings(world().words, tokenizer.encode, tokenizer.end)
         assert any(len(s) > 2 for s in spellings.of.values()) == expect_pieces
         for words in documents(4):
             tokens, truth = TokenFilter(world().filter(), spellings), world().filter()
@@ -104,7 +101,7 @@ def test_lifted_to_tokens_it_still_sums_to_one_and_multiplies_to_the_words() -> 
 def test_the_tokens_of_a_text_are_the_tokens_of_its_words() -> None:
     """Why the lift is exact: a word's tokens do not depend on its neighbours."""
     for tokenizer in tokenizers():
-        spellings = Spellings(world().words, tokenizer.encode, tokenizer.end, ATTACHED)
+        spellings = Spellings(world().words, tokenizer.encode, tokenizer.end)
         for words in documents(50):
             apart = [token for word in words for token in spellings.of[word]]
             assert tokenizer.encode(" " + World.text(words)) == apart
@@ -112,7 +109,7 @@ def test_the_tokens_of_a_text_are_the_tokens_of_its_words() -> None:
 
 def test_a_token_that_fits_nowhere_is_one_slip_until_the_next_word() -> None:
     whole, _ = tokenizers()
-    spellings = Spellings(world().words, whole.encode, whole.end, ATTACHED)
+    spellings = Spellings(world().words, whole.encode, whole.end)
     truth = TokenFilter(world().filter(), spellings)
     for token in whole.encode(" Kari qqq"):
         truth.push(token)
@@ -192,11 +189,11 @@ def test_meaning_is_the_same_in_every_manner_and_empty_outside_the_language() ->
             continue
         meanings = {full_meaning for m in ("bare", "sentence") if (full_meaning := meaning_of(question, m, rng))}
         assert len(meanings) == 1
-        assert world().meaning(question, "Banan banan .") == frozenset()
+        assert world().meaning(question)("Banan banan .") == frozenset()
 
 
 def meaning_of(question: object, manner: str, rng: random.Random) -> frozenset[object]:
-    return world().meaning(question, world().answer(question, manner, rng))  # type: ignore[arg-type]
+    return world().meaning(question)(world().answer(question, manner, rng))  # type: ignore[arg-type]
 
 
 def test_concepts_are_shared_by_both_languages() -> None:
@@ -280,11 +277,6 @@ def test_most_stories_have_as_many_questions_as_their_manner_says() -> None:
     assert 0.45 < inside / counts.total() < 0.8
     assert min(counts) == 3
     assert max(counts) > high
-
-
-def test_an_unknown_size_is_refused() -> None:
-    with pytest.raises(KlypeError, match="no world of size"):
-        World("huge")  # type: ignore[arg-type]
 
 
 def test_arcs_of_a_finished_text_are_none() -> None:

@@ -43,7 +43,6 @@ from klype.sources.find_model import is_aligned
 from klype.sources.opening import Opened
 from klype.values import Figure, Question, Verdict
 from klype.world import Spellings, TokenFilter, World
-from klype.world.world import ATTACHED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -334,10 +333,8 @@ def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> li
 def spellings_of(opened: Opened, world: World) -> Spellings:
     """How its tokenizer spells the world's words."""
     if opened.spelling is not None:
-        encode, end = opened.spelling, opened.stop[0]
-    else:
-        encode, end = opened.loaded.tokenizer.encode, opened.loaded.tokenizer.end
-    return Spellings(world.words, encode, end, "".join(sorted(ATTACHED)))
+        return Spellings(world.words, opened.spelling, opened.stop[0])
+    return Spellings(world.words, opened.loaded.tokenizer.encode, opened.loaded.tokenizer.end)
 
 
 def reader_of(opened: Opened, world: World, edits: bool = False) -> Callable[[Question], Reader]:

@@ -95,7 +95,7 @@ class WordTruth:
         self._words, self._vocabulary, self._ids = words, vocabulary, ids
 
     def __copy__(self) -> WordTruth:
-        return WordTruth(self._words.copy(), self._vocabulary, self._ids)
+        return WordTruth(copy.copy(self._words), self._vocabulary, self._ids)
 
     def next(self) -> dict[int, float]:
         return {self._ids[word]: p for word, p in self._words.next().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from klype.values import Question
 from klype.words import words
 from klype.world.automaton import Filter
 from klype.world.vocabulary import Spellings, TokenFilter
-from klype.world.world import ATTACHED, World
+from klype.world.world import World
 
 
 def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict[int, float] | None:
@@ -37,7 +38,7 @@ def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict
 
 def begins(words: Filter, text: str) -> bool:
     """Whether a text begins what the language says; its last word may be unfinished."""
-    reader = words.copy()
+    reader = copy(words)
     *whole, last = World.words_of(text) or ("",)
     for word in whole:
         reader.push(word)
@@ -48,7 +49,7 @@ def begins(words: Filter, text: str) -> bool:
 
 def after(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
     """The words' distribution lifted to tokens, after this text."""
-    spelled = Spellings(sorted(met(words, text)), tokenizer.encode, tokenizer.end, "".join(sorted(ATTACHED)))
+    spelled = Spellings(sorted(met(words, text)), tokenizer.encode, tokenizer.end)
     reader = TokenFilter(words, spelled)
     for token in tokenizer.encode(f" {text.strip()}") if text.strip() else ():
         reader.push(token)
@@ -57,7 +58,7 @@ def after(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
 
 def met(words: Filter, text: str) -> set[str]:
     """Every word that could have come somewhere along the text, or comes next: all whose spelling matters."""
-    reader = words.copy()
+    reader = copy(words)
     known = set(reader.next())
     for word in World.words_of(text):
         reader.push(word)

@@ -26,7 +26,6 @@ from klype.text.tokenizer import Tokenizer
 from klype.values import Batches, Figure, Question, Request, Sampling, Verdict
 from klype.words import in_all_languages
 from klype.world import Filter, Spellings, TokenFilter, World, WorldDocument
-from klype.world.world import ATTACHED
 
 SHOWN = ("Jeg gikk en tur på", "I walked on the")
 T = TypeVar("T")
@@ -74,8 +73,7 @@ class WorldTask(Task):
             every_word = " ".join(self.world.words)  # so that the rarest has its token too
             tokenizer = Tokenizer.train([*texts, " " + every_word], recipe.tokenizer.size, TEMPLATE)
         self.chat = Chat(tokenizer)
-        attached = "".join(sorted(ATTACHED))
-        self.spellings = Spellings(self.world.words, tokenizer.encode, tokenizer.end, attached)
+        self.spellings = Spellings(self.world.words, tokenizer.encode, tokenizer.end)
         rng = random.Random(mix(seed, 0, 1))
         self._retrievals = {hard: _Kept(self._stories(hard)) for hard in (True, False)}
         self._documents_read = _Kept(self._reading())

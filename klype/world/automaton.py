@@ -8,7 +8,7 @@ A *state* is ``(stack, env)``: the symbols still to be said, and what is bound s
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ Levels = list[dict[State, float]]
 LEAST = 1e-150
 # most prefixes with slips that are remembered; one with more states than SMALL is not kept together with others
 REMEMBERED, SMALL = 2000, 5000
+# most readings of a prefix that are kept
+MOST = 200_000
 
 
 def expansions(symbol: WordChoice | RuleCall, env: Env) -> list[Expansion]:
@@ -49,10 +51,8 @@ def expansions(symbol: WordChoice | RuleCall, env: Env) -> list[Expansion]:
     return symbol.rule(env, *symbol.arguments)
 
 
-@lru_cache(maxsize=200_000)
-def arcs(state: State) -> tuple[tuple[str, float, State], ...]:
-    """Every word that can come next, with its probability and the state after it (rules without words are closed)."""
-    found: dict[tuple[str, State], float] = {}
+def heads(state: State) -> Iterator[tuple[str, float, State]]:
+    """Each way to the next word (rules without words are closed): the word, its probability, the state after it."""
     todo: list[tuple[float, State]] = [(1.0, state)]
     while todo:
         weight, (stack, env) = todo.pop()
@@ -61,26 +61,26 @@ def arcs(state: State) -> tuple[tuple[str, float, State], ...]:
         head, tail = stack[0], stack[1:]
         if isinstance(head, str):
             # A finished text keeps nothing: all its endings are one state.
-            key = (head, (tail, env if tail else None))
-            found[key] = found.get(key, 0.0) + weight
+            yield head, weight, (tail, env if tail else None)
         else:
             todo.extend((weight * p, (symbols + tail, bound)) for p, symbols, bound in expansions(head, env))
+
+
+@lru_cache(maxsize=200_000)
+def arcs(state: State) -> tuple[tuple[str, float, State], ...]:
+    """Every word that can come next, with its probability and the state after it."""
+    found: dict[tuple[str, State], float] = {}
+    for word, weight, after in heads(state):
+        found[word, after] = found.get((word, after), 0.0) + weight
     return tuple((word, p, after) for (word, after), p in found.items())
 
 
 def branches(states: Iterable[State]) -> dict[str, set[State]]:
     """Every word that can come next, and the states that it leads to; their probabilities are left out."""
     found: dict[str, set[State]] = {}
-    todo = list(states)
-    while todo:
-        stack, env = todo.pop()
-        if not stack:
-            continue
-        head, tail = stack[0], stack[1:]
-        if isinstance(head, str):
-            found.setdefault(head, set()).add((tail, env if tail else None))
-        else:
-            todo.extend((symbols + tail, bound) for _, symbols, bound in expansions(head, env))
+    for state in states:
+        for word, _, after in heads(state):
+            found.setdefault(word, set()).add(after)
     return found
 
 
@@ -114,21 +114,17 @@ class Filter:
 
     After words that the language cannot say, the prefix is read in the ways that need the fewest *slips*
     (one word said for another), weighted by the grammar: the limit of small slip probabilities. A slipped END
-    restarts the language. Raises ``KlypeError`` when more than ``max_states`` readings would have to be kept.
+    restarts the language. ``copy.copy`` gives one that goes on by itself. Raises ``KlypeError`` when more than ``MOST``
+    readings would have to be kept.
     """
 
-    def __init__(self, start: State, max_states: int = 200_000) -> None:
+    def __init__(self, start: State) -> None:
         self._start = start
-        self._max_states = max_states
-        self._prefix: list[str] = []
+        self._prefix: tuple[str, ...] = ()
         self.slips = 0
         self.readings: Mapping[State, float] = {start: 1.0}  # the live states and their probabilities
         self._next: Mapping[str, float] | None = None
         self._read_before: dict[tuple[int, tuple[str, ...]], Levels] = {}  # shared by copies: their texts begin alike
-
-    @property
-    def prefix(self) -> tuple[str, ...]:
-        return tuple(self._prefix)
 
     def next(self) -> Mapping[str, float]:
         """The distribution of the next word, {word: probability}; sums to one. After END only END can follow."""
@@ -143,34 +139,29 @@ class Filter:
             self._next = out
         return self._next
 
-    def copy(self) -> Filter:
-        other = type(self)(self._start, self._max_states)
-        other._prefix, other.slips, other.readings = list(self._prefix), self.slips, self.readings
-        other._read_before, other._next = self._read_before, self._next
-        return other
-
     def push(self, word: str) -> float:
         """Read one more word; its probability (0 when it was a slip)."""
         before = self.next().get(word, 0.0)
         self._next = None
-        self._prefix.append(word)
+        self._prefix = (*self._prefix, word)
+        out: dict[State, float] = {}
         if before > 0.0:
-            out: dict[State, float] = {}
             for state, weight in self.readings.items():
                 for said, p, after in arcs(state):
                     if said == word:
                         _add(out, after, weight * p)
                 if word == END and not arcs(state):  # after the end comes only the end
                     _add(out, state, weight)
-            self.readings = _normalised(out)
         else:
             self.slips += 1
-            self.readings = _normalised(self._fewest_slips())
+            out = self._fewest_slips()
+        total = sum(out.values())
+        self.readings = {state: weight / total for state, weight in out.items()}
         return before
 
     def _fewest_slips(self) -> dict[State, float]:
         """Read the prefix anew, keeping readings by number of slips, with as many slips as it takes."""
-        words = tuple(self._prefix)
+        words = self._prefix
         while True:
             known = next((t for t in range(len(words), 0, -1) if (self.slips, words[:t]) in self._read_before), 0)
             levels = self._read_before[self.slips, words[:known]] if known else self._begun()
@@ -197,7 +188,7 @@ class Filter:
                     elif k + 1 < len(levels):
                         # A slipped END: the text went on, so the language starts again.
                         _add(out[k + 1], self._start if said == END else after, weight * p)
-        if sum(map(len, out)) > self._max_states:
+        if sum(map(len, out)) > MOST:
             raise KlypeError(
                 f"The text has so many words that do not fit ({self.slips}) that its readings are too many to keep.",
                 "Shorten it, or look at an earlier position.",
@@ -210,11 +201,6 @@ class Filter:
 
 def _add(states: dict[State, float], state: State, weight: float) -> None:
     states[state] = states.get(state, 0.0) + weight
-
-
-def _normalised(states: dict[State, float]) -> dict[State, float]:
-    total = sum(states.values())
-    return {state: weight / total for state, weight in states.items()}
 
 
 @lru_cache(maxsize=65_536)
@@ -258,7 +244,7 @@ class EditFilter(Filter):
         out = super()._advance(levels, word)
         for k, states in enumerate(levels[:-1]):
             for state, weight in states.items():  # one word too many: nothing of the language was said
-                out[k + 1][state] = out[k + 1].get(state, 0.0) + weight
+                _add(out[k + 1], state, weight)
         return _left_out(out)
 
 
@@ -268,5 +254,5 @@ def _left_out(levels: Levels) -> Levels:
         for state, weight in states.items():
             for said, p, after in arcs(state):
                 if said != END:
-                    levels[k + 1][after] = levels[k + 1].get(after, 0.0) + weight * p
+                    _add(levels[k + 1], after, weight * p)
     return levels

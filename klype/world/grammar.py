@@ -8,8 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from klype.world.automaton import END, Expansion, RuleCall, State, Symbols, capital, form
-from klype.world.lexicon import LANGUAGES, WORDS, Fact, Lexicon, an_object, phrase
-from klype.world.questions import FIXED, KINDS, Query, fixed_items
+from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, Query, an_object, fixed_items, phrase
 
 STYLES = BARE, SENTENCE, POLITE, BORING = "bare", "sentence", "polite", "boring"
 MIXED, CHAT = "mixed", "chat"
@@ -197,12 +196,9 @@ class Grammar:
         """Choose manner and dash where the document has none yet, a right content, and say it."""
         manners = {"": DOCUMENTS, "plain": PLAIN_DOCUMENTS}.get(env.manner, ((1.0, env.manner),))
         dashes = ((0.5, True), (0.5, False)) if env.dash is None else ((1.0, env.dash),)
+        right, env = RuleCall(self.right, (query,)), env._replace(answered=env.answered + 1)
         return [
-            (
-                p * q,
-                (*(("–",) if dash else ()), RuleCall(self.right, (query,))),
-                env._replace(manner=manner, dash=dash, answered=env.answered + 1),
-            )
+            (p * q, ("–", right) if dash else (right,), env._replace(manner=manner, dash=dash))
             for p, manner in manners
             for q, dash in dashes
         ]
@@ -224,7 +220,7 @@ class Grammar:
         contents = KINDS[query.kind].domain(query.about, env.facts, self.lexicon)
         share = 1 / (len(contents) * len(STYLES))
         return [
-            (share, (*self.say(env.lang, query, content, style, strict=False), RuleCall(_keep, (content, style))), env)
+            (share, (*self.say(env.lang, query, content, style, strict=False), RuleCall(keep, (content, style))), env)
             for content in contents
             for style in STYLES
         ]
@@ -337,7 +333,7 @@ def courtesy(env: Env, lang: str) -> list[Expansion]:
     return [(1 / len(courtesies), form(c), env) for c in courtesies]
 
 
-def _keep(env: Env, content: object, style: str) -> list[Expansion]:
+def keep(env: Env, content: object, style: str) -> list[Expansion]:
     return [(1.0, (), env._replace(content=content, style=style))]
 
 

@@ -1,17 +1,21 @@
-"""What the demo world can say: its words (lexicon.toml), what a fact's words are, and the part that one world uses.
+"""What the demo world can say: its words (lexicon.toml), what a fact's words are, the part that one world uses, and the
+kinds of questions with their answers.
 
 Facts are plain tuples: ``("loc", person, place)``, ``("has", person, object, colour)``, ``("like", person, animal)``,
 ``("did", agent, act, thing, place or "")``, ``("walk", place, weather)``, and those of world knowledge. What is said of
 them is text without a capital letter and a full stop, with forms as in lexicon.toml: ``automaton.form`` reads it.
+How each question is asked, and how its answer is said as a sentence, stands there, too. Contents of answers are plain
+values (a place, a tuple of persons, a number), the same in both languages.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -105,8 +109,7 @@ def key(facts: tuple[Fact, ...]) -> str:
 class Lexicon:
     """The concepts that a world of some size uses, and who does what there. Hashed by identity: one per world."""
 
-    def __init__(self, small: bool = False, seed: int = 7) -> None:
-        self.seed = seed
+    def __init__(self, small: bool = False) -> None:
         kept = [tuple[str, ...](WORDS[name])[: most if small else None] for name, most in SMALL.items()]
         self.persons, self.objects, self.colours, self.places, self.animals, self.capitals = kept
         cast = SMALL_CAST if small else WORDS
@@ -121,7 +124,7 @@ class Lexicon:
     @cached_property
     def events(self) -> npt.NDArray[np.float64]:
         """The joint table P(agent, act, thing, place): who does what, to what, where; sums to one."""
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(7)
         table = np.zeros((len(self.agents), len(self.acts), len(self.things), len(self.event_places)))
         for j, act in enumerate(self.acts):
             where = rng.dirichlet(np.full(len(self.event_places) - 1, 1.0)) * 0.35
@@ -152,3 +155,178 @@ class Lexicon:
         marginal = table.sum(axis=tuple(k for k in range(4) if k != axis))
         total = float(marginal.sum())
         return tuple((float(p) / total, names[axis][k]) for k, p in enumerate(marginal) if p > 0)
+
+
+class Query(NamedTuple):
+    """A question: its kind, the fact or item it is about, and whether one word is demanded."""
+
+    kind: str
+    about: Fact
+    one_word: bool = False
+
+
+Content = Any
+Story = tuple[Fact, ...]
+Weighed = list[tuple[float, Content]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A row of lexicon.toml's questions, and what its answers are.
+
+    ``relation``: of the fact asked about; "story", "fixed" or "walk" for the rest. ``one_word``: whether a bare answer
+    is one word; ``bare``: an answer by itself. ``count``: of answers that are subjects.
+    """
+
+    row: Mapping[str, Any]
+    relation: str
+    weight: float
+    one_word: bool
+    right: Callable[[Fact, Story], Weighed]
+    domain: Callable[[Fact, Story, Lexicon], Sequence[Content]]
+    bare: Callable[[str, Fact, Content], str]
+    count: Callable[[Content], int] = lambda content: 1
+
+    def ask(self, lang: str, fact: Fact) -> str:
+        return self._worded("ask", lang, fact).format_map(words_about(lang, fact))
+
+    def sentence(self, lang: str, fact: Fact, content: Content) -> str:
+        bare = self.bare(lang, fact, content)
+        if self.relation == "any":  # yes or no, with what is true
+            return f"{bare} , {clause(lang, content[1], where=False)}" if content[1] else bare
+        said = words_about(lang, fact, many=self.count(content) > 1)
+        return self._worded("sentence", lang, fact).format_map({**said, "answer": bare})
+
+    def _worded(self, what: str, lang: str, fact: Fact) -> str:
+        """The row's text: one for all, or by language, and there by relation."""
+        found = self.row[what]
+        for key in (lang, fact[0]):
+            found = found.get(key, found) if isinstance(found, dict) else found
+        return str(found)
+
+
+def right_who(fact: Fact, story: Story) -> Weighed:
+    """Who it is true of: any one of them, or all in the order of the story."""
+    same = [f[1] for f in story if f[0] == fact[0] and f[2] == fact[2] and (f[0] != "did" or f[3] == fact[3])]
+    found = tuple(dict.fromkeys(same))
+    if len(found) == 1:
+        return [(1.0, found)]
+    return [(0.7 / len(found), (name,)) for name in found] + [(0.3, found)]
+
+
+def anybody(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
+    """Everybody, and any two of the story's."""
+    present = tuple(dict.fromkeys(f[1] for f in story if f[0] == fact[0]))
+    pairs = [(a, b) for a in present for b in present if a != b]
+    return [(name,) for name in (lexicon.agents if fact[0] == "did" else lexicon.persons)] + pairs
+
+
+def right_yes_no(fact: Fact, story: Story) -> Weighed:
+    """Yes, or no with what is true instead."""
+    if fact in story or any(f[:4] == fact[:4] for f in story if f[0] == "did"):
+        return [(1.0, ("yes", fact))]
+    return [(1.0, ("no", next(f for f in story if f[:2] == fact[:2])))]
+
+
+def any_yes_no(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
+    ((_, true),) = right_yes_no(fact, story)
+    if true[0] == "yes":
+        return [("yes", fact), ("no", ())]
+    moved = {(*fact[:2], *f[2:]) for f in story if f[0] == fact[0]}
+    return [("yes", fact), *(("no", f) for f in sorted(moved | {true[1]}))]
+
+
+def told_of(fact: Fact, story: Story) -> Weighed:
+    return [(1.0, tuple(dict.fromkeys(f[1] for f in story)))]
+
+
+def any_told(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
+    """Every order-preserving part of the story's subjects, and anybody else alone."""
+    ((_, names),) = told_of(fact, story)
+    parts = [tuple(n for k, n in enumerate(names) if mask >> k & 1) for mask in range(1, 1 << len(names))]
+    return parts + [(n,) for n in (*lexicon.persons, *lexicon.agents) if n not in names]
+
+
+def only(value: Callable[[Fact], Content]) -> Callable[[Fact, Story], Weighed]:
+    return lambda fact, story: [(1.0, value(fact))]
+
+
+def word(at: int, domain: Callable[[Fact, Lexicon], Sequence[Content]], table: str) -> tuple[Any, ...]:
+    """Parts of a kind that is answered by one of the fact's words, which stands in a table of lexicon.toml."""
+    return only(lambda f: f[at]), lambda f, s, x: domain(f, x), lambda g, f, c: phrase(g, table, c)
+
+
+def thing(kind: str, said: Callable[[str, str], str]) -> tuple[Any, ...]:
+    """Parts of a kind of world knowledge that asks what a thing's other word is."""
+    return only(lambda f: f[1]), lambda f, s, x: [i for _, i in fixed_items(kind, x)], lambda g, f, c: said(g, c)
+
+
+SUBJECTS = (right_who, anybody, lambda g, f, c: listed(g, c), len)
+_PARTS: dict[str, tuple[Any, ...]] = {  # what a Kind has besides its row
+    "where": word(2, lambda f, x: x.places, "places"),
+    "who-is": SUBJECTS,
+    "what-has": (
+        only(lambda f: f[2:4]),
+        lambda f, s, x: [(o, c) for o in x.objects for c in x.colours],
+        lambda g, f, c: an_object(g, *c),
+    ),
+    "who-has": SUBJECTS,
+    "colour": (only(lambda f: f[3]), lambda f, s, x: x.colours, lambda g, f, c: colour(g, f[2], c)),
+    "what-likes": word(2, lambda f, x: x.animals, "animals"),
+    "who-likes": SUBJECTS,
+    "who-did": SUBJECTS,
+    "what-did": word(3, lambda f, x: WORDS["objects_of"][f[2]], "things"),
+    "where-did": word(4, lambda f, x: x.event_places[1:], "places"),
+    "yes-no": (right_yes_no, any_yes_no, lambda g, f, c: phrase(g, "frames", c[0])),
+    "how-many": (
+        lambda f, s: [(1.0, sum(one[0] == f[0] and one[2] == f[2] for one in s))],
+        lambda f, s, x: (1, 2, 3, 4),
+        lambda g, f, c: WORDS["numbers"][g][c],
+        int,
+    ),
+    "summary": (told_of, any_told, SUBJECTS[2]),
+    "capital": thing("capital", lambda g, c: str(WORDS["capitals"][c][g][1])),
+    "home": (
+        only(lambda f: HOMES[f[1]]),
+        lambda f, s, x: WORDS["towns"],
+        lambda g, f, c: f"{phrase(g, 'frames', 'in')} {c}",
+    ),
+    "habit": (
+        only(lambda f: HABITS[f[1], f[2]]),
+        lambda f, s, x: sorted(set(HABITS.values())),
+        lambda g, f, c: phrase(g, "things", c),
+    ),
+    "opposite": thing("opposite", lambda g, c: opposites(g, c)[1]),
+    "word": thing("word", lambda g, c: phrase(other(g), "objects", c)),
+    "translate": (
+        only(lambda f: f[1:]),
+        lambda f, s, x: [f[1:], *((*f[1:3], v) for v in (x.places if f[1] == "loc" else x.animals) if v != f[3])],
+        lambda g, f, c: clause(other(g), c),
+    ),
+    "walk-where": word(1, lambda f, x: list(WORDS["walks"]), "walks"),
+    "weather": word(2, lambda f, x: list(WORDS["weather"]), "weather"),
+}
+KINDS = {
+    name: Kind(row, row["about"], row["weight"], row["one_word"], *_PARTS[name])
+    for name, row in WORDS["questions"].items()
+}
+# of what is always true
+FIXED = tuple(name for name, kind in KINDS.items() if kind.relation == "fixed")
+
+
+def fixed_items(kind: str, lexicon: Lexicon) -> list[Fact]:
+    """What a question of world knowledge can be about."""
+    match kind:
+        case "capital":
+            return [(kind, country) for country in lexicon.capitals]
+        case "home":
+            return [(kind, person) for person in lexicon.persons]
+        case "habit":
+            return [(kind, *pair) for pair in HABITS]
+        case "opposite":
+            return [(kind, a + d) for a in WORDS["opposites"] for d in "<>"]
+        case "word":
+            return [(kind, o) for o in lexicon.objects if phrase("nb", "objects", o) != phrase("en", "objects", o)]
+        case _:
+            values = (("loc", lexicon.places), ("like", lexicon.animals))
+            return [("translate", relation, p, v) for relation, vs in values for p in lexicon.persons for v in vs]

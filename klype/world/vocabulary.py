@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 
 from klype.world.automaton import END, Filter, RuleCall, WordChoice, capital, form, sample
 from klype.world.grammar import Grammar
-from klype.world.lexicon import LANGUAGES, WORDS, Fact, Lexicon, clause, phrase
-from klype.world.questions import KINDS, fixed_items
+from klype.world.lexicon import KINDS, LANGUAGES, WORDS, Fact, Lexicon, clause, fixed_items, phrase
 
 
 def vocabulary(grammar: Grammar) -> tuple[str, ...]:
@@ -60,6 +60,7 @@ def _facts(lexicon: Lexicon) -> Iterable[Fact]:
 
 
 Spelling = tuple[int, ...]
+ATTACHED = frozenset(".,?!:")  # stand close to the word before them
 
 
 class Spellings:
@@ -68,9 +69,9 @@ class Spellings:
     ``encode`` is a tokenizer's; a word is spelled with the space before it, and punctuation without.
     """
 
-    def __init__(self, words: Sequence[str], encode: Callable[[str], list[int]], end: int, attached: str) -> None:
-        self.of: dict[str, Spelling] = {word: tuple(encode(word if word in attached else f" {word}")) for word in words}
-        self.of[END] = (end,)
+    def __init__(self, words: Sequence[str], encode: Callable[[str], list[int]], end: int) -> None:
+        spaced = {word: word if word in ATTACHED else f" {word}" for word in words}
+        self.of: dict[str, Spelling] = {word: tuple(encode(text)) for word, text in spaced.items()} | {END: (end,)}
         self.first = {spelling[0] for spelling in self.of.values()}  # tokens that begin a word
 
 
@@ -109,7 +110,7 @@ class TokenFilter:
         p = self.next().get(token, 0.0)
         self._next = None
         if p == 0.0:
-            likeliest = max(self._readings, key=lambda reading: reading[0])[1].copy()
+            likeliest = copy(max(self._readings, key=lambda reading: reading[0])[1])
             likeliest.push("\N{REPLACEMENT CHARACTER}")
             self._readings, self._lost = [(1.0, likeliest, ())], True
             return 0.0
@@ -121,7 +122,7 @@ class TokenFilter:
             for word, q in words.next().items():
                 spelling = self._spellings.of[word]
                 if spelling == read:
-                    after = words.copy()
+                    after = copy(words)
                     after.push(word)
                     readings.append((weight * q, after, ()))
                 elif spelling[: len(read)] == read:

@@ -14,11 +14,9 @@ from klype.errors import KlypeError, UsageError
 from klype.values import Question, Verdict
 from klype.world.automaton import END, EditFilter, Filter, RuleCall, State, Symbols, arcs, branches, expansions, sample
 from klype.world.grammar import ANSWERS, BORING, CHAT, STYLES, Env, Grammar
-from klype.world.lexicon import LANGUAGES, WORDS, Fact, Lexicon, key
-from klype.world.questions import FIXED, KINDS, Query, fixed_items
-from klype.world.vocabulary import vocabulary
+from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, Query, fixed_items, key
+from klype.world.vocabulary import ATTACHED, vocabulary
 
-ATTACHED = frozenset(".,?!:")
 TOKEN = re.compile(r"[.,?!:]|[^\s.,?!:]+")
 HELD_OUT_SHARE = 20  # one story in twenty is kept for evaluation
 FIXED_SHARE = 5  # one thing in five that is always true is never asked about in a chat that is learnt from
@@ -39,8 +37,6 @@ class World:
     """The demo language. ``size`` "full" has some 560 words (815 with capitals), "small" is for tests."""
 
     def __init__(self, size: Literal["full", "small"] = "full") -> None:
-        if size not in ("full", "small"):
-            raise KlypeError(f"There is no world of size “{size}”.", "Sizes are: full, small.")
         self.size = size
         self.lexicon = Lexicon(small=size == "small")
         self.grammar = Grammar(self.lexicon)
@@ -160,15 +156,8 @@ class World:
             for content in contents
             for first in _every(self.grammar.say(env.lang, query, content, style))
         )
-        extra = {
-            "world": self.size,
-            "lang": env.lang,
-            "kind": query.kind,
-            "fixed": not env.facts,
-            "facts": [list(f) for f in env.facts],
-            "about": list(query.about),
-            "one_word": query.one_word,
-        }
+        extra = {"world": self.size, "lang": env.lang, "kind": query.kind, "fixed": not env.facts}
+        extra |= {"facts": [list(f) for f in env.facts], "about": list(query.about), "one_word": query.one_word}
         name = zlib.crc32(f"{env.lang} {story} {asked}".encode())
         return Question(f"w{name:08x}", asked, story, tuple(answers), extra=extra)
 
@@ -284,15 +273,13 @@ class World:
     def _said(self, env: Env, query: Query, what: tuple[Any, str], rng: random.Random) -> str:
         return self.text(sample((self.grammar.say(env.lang, query, *what), env), rng)[0])
 
-    def meaning(self, question: Question, answer: str) -> frozenset[Any]:
-        """The contents that the answer can have as an answer to this question; empty: it is not of the language.
+    def meaning(self, question: Question) -> Callable[[str], frozenset[Any]]:
+        """An answer's text → the contents that it can have as an answer to this question; empty: it is not of the
+        language.
 
-        Contents are the same values in both languages; two answers mean the same when these sets are equal.
+        Contents are the same values in both languages; two answers mean the same when these sets are equal. Beginnings
+        that answers share are read once.
         """
-        return self.meanings(question)(answer)
-
-    def meanings(self, question: Question) -> Callable[[str], frozenset[Any]]:
-        """``meaning`` for many answers to one question: beginnings that answers share are read once."""
         told, query = _asked(question)
         start: State = ((RuleCall(self.grammar.free_answer, (query,)), END), told)
         onward: dict[tuple[str, ...], dict[str, set[State]]] = {}
@@ -306,7 +293,14 @@ class World:
                 states = onward[words[:t]].get(word, ())
                 if not states:
                     return frozenset()
-            return frozenset(env.content for state in states for env in _finished(state))
+            contents, todo = set(), list(states)
+            while todo:  # what ends without another word
+                stack, env = todo.pop()
+                if stack[0] == END:
+                    contents.add(env.content)
+                elif isinstance(stack[0], RuleCall):
+                    todo += [((*said, *stack[1:]), bound) for _, said, bound in expansions(stack[0], env)]
+            return frozenset(contents)
 
         return meaning
 
@@ -371,18 +365,6 @@ def _every(symbols: Symbols) -> list[tuple[str, ...]]:
             else:
                 todo.append(((*words, word), after))
     return done
-
-
-def _finished(state: State) -> list[Env]:
-    """The environments with which a state can end without another word."""
-    out, todo = [], [state]
-    while todo:
-        stack, env = todo.pop()
-        if stack[0] == END:
-            out.append(env)
-        elif isinstance(stack[0], RuleCall):
-            todo += [((*symbols, *stack[1:]), bound) for _, symbols, bound in stack[0].rule(env, *stack[0].arguments)]
-    return out
 
 
 def _long_winded(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
