@@ -35,7 +35,7 @@ def test_in_the_world_manners_differ_and_meaning_does_not() -> None:
 
 
 def test_plain_texts_mean_their_words_choices_and_numbers() -> None:
-    plain = text_meaning()
+    plain = text_meaning(Question("q", "?"))
     assert plain("The dog.") == plain("dog")
     assert plain("a dog") != plain("a cat")
     assert plain("7") == plain("seven")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from klype.errors import KlypeError, UsageError
+from klype.jsons import saved
 from klype.judge.judge import Errors, Judge
 from klype.judge.rule_judge import DECIDED, PAIRS
 from klype.values import Figure, Floats, Question
@@ -68,12 +68,8 @@ def minilm() -> EmbeddingJudge:
 
 def is_encoder(folder: Path) -> bool:
     """Whether a folder has a model that reads texts and writes none."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    kinds = config.get("architectures") if isinstance(config, dict) else None
-    return any(str(kind).endswith(("Model", "ForMaskedLM")) for kind in kinds or ())
+    config = saved(folder / "config.json") or {}
+    return any(str(kind).endswith(("Model", "ForMaskedLM")) for kind in config.get("architectures") or ())
 
 
 def open_embedding(folder: Path) -> Embed:
@@ -99,19 +95,16 @@ def open_embedding(folder: Path) -> Embed:
     known: dict[str, Floats] = {}
 
     @torch.inference_mode()
-    def compute(texts: Sequence[str]) -> None:
-        for first in range(0, len(texts), TOGETHER):
-            part = list(texts[first : first + TOGETHER])
+    def embed(texts: Sequence[str]) -> Floats:
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        for first in range(0, len(missing), TOGETHER):
+            part = missing[first : first + TOGETHER]
             read = tokenizer(part, padding=True, truncation=True, max_length=most, return_tensors="pt")
             hidden_BTW = model(**read).last_hidden_state.float()
             mask_BT1 = read["attention_mask"][:, :, None].float()
             mean_BW = (hidden_BTW * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
             unit_BW = torch.nn.functional.normalize(mean_BW, dim=-1).double().numpy()
             known.update(zip(part, unit_BW, strict=True))
-
-    def embed(texts: Sequence[str]) -> Floats:
-        missing = [text for text in dict.fromkeys(texts) if text not in known]
-        compute(missing)
         return np.stack([known[text] for text in texts])
 
     return embed

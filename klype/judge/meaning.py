@@ -15,6 +15,7 @@ from klype.values import Figure, Question
 if TYPE_CHECKING:
     from klype.world import World
 
+LEAST, MARGIN = 0.2, 0.6  # together, and of the likelier one in both: else a model has not decided
 COMPARED = 4  # meanings that a model is asked to compare a new answer with
 
 
@@ -34,19 +35,19 @@ class WorldJudge(Judge):
         return self._world.judge(question, answer).right
 
     def meaning(self, question: Question) -> Meaning:
-        read = self._world.meanings(question)
+        read = self._world.meaning(question)
         return lambda text: read(text) or f"? {text.strip()}"
 
     def error_rate(self, ruling: Ruling, language: str) -> Figure | None:
         return Figure(0.0, 0.0, 0.0, unit="share of answers", certain=True, judge=self.name)
 
 
-def text_meaning(question: Question | None = None) -> Meaning:
+def text_meaning(question: Question) -> Meaning:
     """What is the same but for its wording's least details: the choice that is named, else the one number, else the
     words without case, punctuation and articles. For candidates to be ranked, whose wording matters."""
 
     def meaning(text: str) -> Hashable:
-        named = choices_named(question.choices, text) if question is not None and question.choices else set()
+        named = choices_named(question.choices, text)
         if len(named) == 1:
             return ("choice", next(iter(named)))
         said = numbers(text)
@@ -77,16 +78,14 @@ class JudgeModel(Judge):
     """Another model says whether two answers say the same: P(yes) against P(no) as its next token.
 
     It is asked in both orders, as one that prefers what stands first or last cannot tell. Undecided where it
-    contradicts itself, neither word is likely (together below ``least``) or neither clearly likelier (``margin``), and
+    contradicts itself, neither word is likely (together below LEAST) or neither clearly likelier (MARGIN), and
     where the answers do not fit its ``window``.
     """
 
     most = 100  # the likeliest of a tree's hundreds
 
-    def __init__(self, source: Source, window: float = math.inf, least: float = 0.2, margin: float = 0.6) -> None:
-        self.source = source
-        self.name = f"judge model {source.name}"
-        self._window, self._least, self._margin = window, least, margin
+    def __init__(self, source: Source, window: float = math.inf) -> None:
+        self.source, self.name, self._window = source, f"judge model {source.name}", window
 
     def compare(self, question: Question, a: str, b: str) -> bool | None:
         said = set(self._asked(question, [(a, b), (b, a)]))
@@ -115,6 +114,6 @@ class JudgeModel(Judge):
         for prompt in prompts:
             q = next(found) if len(prompt) <= self._window else None
             yes, no = (sum(q.p(token) or 0.0 for token in tokens) if q else 0.0 for tokens in words)
-            clear = q and yes + no >= self._least and max(yes, no) >= self._margin * (yes + no)
+            clear = q and yes + no >= LEAST and max(yes, no) >= MARGIN * (yes + no)
             rulings.append(yes > no if clear else None)
         return rulings

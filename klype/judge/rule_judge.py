@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from klype.judge.judge import Judge, Ruling
@@ -68,7 +68,7 @@ class Sameness:
         self._text = " ".join(spoken)
         self._numbers = frozenset(value for _, value in self._numerals(question))
         self._several = len(re.findall(self._lexis.quantity, self._text)) > 1
-        self._claims: dict[str, Claim] = {}
+        self.claim = cache(self._read)
         self.kind: Kind = self._kind(question)
 
     def same(self, a: str, b: str) -> bool | None:
@@ -133,13 +133,8 @@ class Sameness:
         # an explanation in other words altogether may be right; a name may not
         return None if elsewhere or (self.kind != "name" and not given.words) else False
 
-    def claim(self, answer: str) -> Claim:
-        """What the answer claims, as far as these rules can tell."""
-        if answer not in self._claims:
-            self._claims[answer] = self._read(answer)
-        return self._claims[answer]
-
     def _read(self, answer: str) -> Claim:
+        """What the answer claims, as far as these rules can tell."""
         answer = answer[:READ]
         match self.kind:
             case "choice":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
+from types import SimpleNamespace
 from typing import Any
 
 ARTICLES = frozenset(["a", "an", "the", "en", "ei", "et"])
@@ -16,35 +15,15 @@ WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*(?:[+#]+|-(?!\w))?")  # "C++" and 
 _NUMERAL = re.compile(rf"(?<![\w.,])[-\u2212]?(?:\d{{1,3}}(?:{_SPACE}\d{{3}})+|\d+)(?:[.,]\d+)*(?!\w)")
 
 
-@dataclass(frozen=True, slots=True)
-class Lexis:
-    """The little words of a language; what each of them does is said in lexis.toml."""
-
-    quantity: str
-    year: str
-    agent: str
-    suffixes: tuple[str, ...]
-    numerals: Mapping[str, int]
-    opposites: Mapping[str, str]
-    interrogative: frozenset[str]
-    auxiliary: frozenset[str]
-    copula: frozenset[str]
-    negation: frozenset[str]
-    yes: frozenset[str]
-    no: frozenset[str]
-    empty: frozenset[str]
-    clause: frozenset[str]
-    speech: frozenset[str]
-    explain: frozenset[str]
-    place: frozenset[str]
-
-    @staticmethod
-    def of(words: dict[str, str], **rest: Any) -> Lexis:
-        return Lexis(**rest | {name: frozenset(text.split()) for name, text in words.items()})
-
-
 LITTLE: dict[str, Any] = tomllib.loads((resources.files(__package__) / "lexis.toml").read_text(encoding="utf-8"))
-LANGUAGES = {name: Lexis.of(**LITTLE[name]) for name in ("en", "nb")}
+
+
+# by language; what each of them does is said there
+LANGUAGES = {
+    name: SimpleNamespace(**table, **{word: frozenset(text.split()) for word, text in table["words"].items()})
+    for name, table in LITTLE.items()
+    if name != "units"
+}
 # A Norwegian question is answered in English by many a model: these are understood in every language.
 YES, NO, NEGATION = (
     frozenset().union(*(getattr(lexis, name) for lexis in LANGUAGES.values())) for name in ("yes", "no", "negation")
