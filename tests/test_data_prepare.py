@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from klype.config import make
-from klype.data import documents
 from klype.data.documents import (
     ABOUT,
     BOOK,
     Documents,
-    ShardWriter,
     is_held_out,
     near_duplicates,
     training_shards,
     units,
+    write_shards,
 )
-from klype.data.readers import BadRows, TextDocument, TextOptions, read_texts
+from klype.data.readers import BadRows, ReadOptions, TextDocument, read_texts
 from klype.errors import KlypeError
 from klype.runs import opening, pipeline
 from klype.runs.options import StageOptions
@@ -72,21 +71,21 @@ def test_bad_lines_and_repetitions_are_counted(tokenizer: Tokenizer, tmp_path: P
     raw = "\n".join([*lines, "{", '{"number": 3}']).encode() + b'\n{"text": "\xff"}\n'
     (tmp_path / "rows.jsonl").write_bytes(raw)
     bad = BadRows(skip=True)
-    made = training_shards(read_texts(tmp_path / "rows.jsonl", TextOptions(bad=bad)), tokenizer, tmp_path / "shards")
+    made = training_shards(read_texts(tmp_path / "rows.jsonl", ReadOptions(bad=bad)), tokenizer, tmp_path / "shards")
     assert len(made) == sum(not is_held_out(t) for t in TEXTS[:50])
     assert (bad.count, bad.repeated) == (3, 7)
     assert any("line 60" in said for said in bad.shown)
 
 
 def test_a_shard_is_written_as_soon_as_it_is_full(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "new", 300, size=10)
-    for _ in range(3):
-        writer.add(np.arange(5).tolist())
-    assert len(list((tmp_path / "new").glob("*.bin"))) == 1
-    assert not documents.is_finished(tmp_path / "new")
-    assert len(writer.finish()) == 3
-    with pytest.raises(KlypeError, match="already"):
-        ShardWriter(tmp_path / "new", 300)
+    def given() -> Iterator[list[int]]:
+        for number in range(4):
+            if number == 3:  # the first two filled a shard
+                assert len(list(tmp_path.glob("*.bin"))) == 1
+                assert not (tmp_path / ABOUT).exists()
+            yield list(range(5))
+
+    assert len(write_shards(given(), tmp_path, 300, size=10)) == 4
 
 
 def test_near_repetitions_are_told_where_datasketch_is_there() -> None:

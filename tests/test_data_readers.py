@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from klype.data.files import PACKED, files_of
-from klype.data.readers import KINDS, BadRows, TextOptions, read_rows, read_texts
+from klype.data.readers import KINDS, BadRows, ReadOptions, read_rows, read_texts
 from klype.data.rows import read_instructions, read_preferences, read_questions
 from klype.errors import KlypeError, UsageError
 
@@ -32,7 +32,7 @@ def packed(raw: bytes, name: str) -> bytes:
 
 
 def texts(*paths: object, **options: object) -> list[str]:
-    return [d.text for d in read_texts([str(p) for p in paths], TextOptions(**options))]  # type: ignore[arg-type]
+    return [d.text for d in read_texts([str(p) for p in paths], ReadOptions(**options))]  # type: ignore[arg-type]
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_was_skipped_is_said_with_its_places(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
 def test_a_large_file_in_parts_is_the_file(tmp_path: Path, name: str) -> None:
-    options = TextOptions(block=50)
+    options = ReadOptions(block=50)
     content = "".join(f"linje {i} å\n" for i in range(40)) + "slutt uten linjeskift " + "x" * 90
     raw = content.encode()
     (tmp_path / name).write_bytes(packed(raw, name))

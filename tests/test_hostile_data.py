@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from hostile import Target, attack, damaged, damaged_lines
 
-from klype.data.readers import BadRows, TextOptions, read_rows, read_texts
+from klype.data.readers import BadRows, ReadOptions, read_rows, read_texts
 from klype.errors import KlypeError
 
 
@@ -69,7 +69,7 @@ def make(name: str, place: Path) -> None:
 
 def look(name: str, place: Path) -> str:
     file = place / ("whole.txt" if place.name == "whole" else name)
-    read = sum(1 for _ in read_texts([file], TextOptions(bad=BadRows(skip=name != "c.parquet"))))
+    read = sum(1 for _ in read_texts([file], ReadOptions(bad=BadRows(skip=name != "c.parquet"))))
     return "right" if read else "nothing"
 
 
@@ -88,8 +88,8 @@ def test_how_much_a_packed_file_may_hold_is_said_and_can_be_raised(tmp_path: Pat
     file = tmp_path / "a.txt.gz"
     file.write_bytes(gzip.compress(b"en linje\n" * 100_000))
     with pytest.raises(KlypeError, match=r"a\.txt\.gz is packed and holds more than 0 MB.*data\.unpacked_megabytes"):
-        list(read_texts([file], TextOptions(unpacked=100_000)))
-    assert sum(len(d.text) for d in read_texts([file], TextOptions(unpacked=1_000_000))) == 900_000
+        list(read_texts([file], ReadOptions(unpacked=100_000)))
+    assert sum(len(d.text) for d in read_texts([file], ReadOptions(unpacked=1_000_000))) == 900_000
 
 
 def make_rows(place: Path) -> None:
@@ -114,7 +114,7 @@ def look_rows(place: Path) -> str:
     refused = None
     for name in FILES:
         try:
-            list(read_texts([place / name], TextOptions(bad=BadRows(skip=True))))
+            list(read_texts([place / name], ReadOptions(bad=BadRows(skip=True))))
         except KlypeError as error:
             refused = error
     if refused is not None:

@@ -168,7 +168,7 @@ def conduct(
     """Plans the experiment on these numbers of documents and these arms (none: what fits, and all), runs what of it is
     not finished, and shows what came of it."""
     from klype.config import load
-    from klype.data.readers import TextOptions, read_texts
+    from klype.data.readers import ReadOptions, read_texts
     from klype.device import set_threads, usable_cores
     from klype.examine.say import Say
     from klype.experiments.corpus import TextSource, WorldSource
@@ -183,7 +183,7 @@ def conduct(
     arms = experiment.called(names, truth=not asked.text)
     settings = load(experiment.settings, overrides=asked.overrides)
     request = ExperimentPlan(documents=sizes, seeds=asked.seeds, seed=asked.seed, arms=arms, settings=settings)
-    texts = read_texts(asked.text, TextOptions(encoding=asked.encoding)) if asked.text else []
+    texts = read_texts(asked.text, ReadOptions(encoding=asked.encoding)) if asked.text else []
     source = TextSource(texts) if asked.text else WorldSource()
     cores = usable_cores()
     set_threads(1)  # models are trained side by side, a core each

@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from klype import durable
-from klype.data.readers import TextDocument
+from klype.data.readers import TextDocument, digest
 from klype.errors import KlypeError
 from klype.jsons import parsed
 from klype.text.tokenizer import Tokenizer
@@ -69,26 +68,21 @@ def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
 
 def is_held_out(text: str, share: float = HELD_OUT) -> bool:
     """Whether a document is held out: a function of its text alone (white space at its ends does not count)."""
-    return (int.from_bytes(_digest(text)[:8], "big") / 2**64) < share
-
-
-def is_sampled(text: str, share: float) -> bool:
-    """Whether a document belongs to a sample of about ``share`` of all, whether it is held out or not."""
-    return sampled_from(text) < share
+    return (int.from_bytes(digest(text)[:8], "big") / 2**64) < share
 
 
 def sampled_from(text: str) -> float:
     """The share from which on a document belongs to a sample, in [0, 1)."""
-    return int.from_bytes(_digest(text)[8:], "big") / 2**64
+    return int.from_bytes(digest(text)[8:], "big") / 2**64
 
 
 def unique(documents: Iterable[TextDocument]) -> Iterator[TextDocument]:
     """Each text once."""
     seen: set[bytes] = set()
     for document in documents:
-        digest = _digest(document.text)
-        if digest not in seen:
-            seen.add(digest)
+        own = digest(document.text)
+        if own not in seen:
+            seen.add(own)
             yield document
 
 
@@ -131,14 +125,10 @@ def _by_rank(documents: list[TextDocument], share: float) -> tuple[list[TextDocu
         documents = list(unique(b for d in documents for b in blocks(d, length)))
     if len(documents) < 2:
         raise KlypeError("The text is too short to hold some of it out.", "Give at least a few sentences.")
-    ranked = sorted(documents, key=lambda d: _digest(d.text))
+    ranked = sorted(documents, key=lambda d: digest(d.text))
     count = min(len(ranked) - 1, max(1, round(share * len(ranked))))
-    held = {_digest(d.text) for d in ranked[:count]}
-    return [d for d in documents if _digest(d.text) not in held], [d for d in documents if _digest(d.text) in held]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    held = {digest(d.text) for d in ranked[:count]}
+    return [d for d in documents if digest(d.text) not in held], [d for d in documents if digest(d.text) in held]
 
 
 def near_duplicates(threshold: float) -> Callable[[str], bool]:
@@ -191,8 +181,9 @@ class Documents:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each document."""
-        found = [np.diff(ends.astype(np.int64), prepend=0) for ends in self.ends]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        return np.concatenate(
+            [np.zeros(0, np.int64), *(np.diff(ends.astype(np.int64), prepend=0) for ends in self.ends)]
+        )
 
     def followed_by(self, others: Documents) -> Documents:
         """These and then the others, none of them copied."""
@@ -203,9 +194,8 @@ class Documents:
     def of(documents: Iterable[Sequence[int]]) -> Documents:
         """In memory."""
         lists = [np.asarray(d, dtype=np.uint32) for d in documents]
-        flat = np.concatenate(lists) if lists else np.zeros(0, np.uint32)
-        ends = np.cumsum([len(d) for d in lists], dtype=np.uint64) if lists else np.zeros(0, np.uint64)
-        return Documents((flat,), (ends,), (0, len(lists)))
+        ends = np.cumsum([len(d) for d in lists], dtype=np.uint64)
+        return Documents((np.concatenate([np.zeros(0, np.uint32), *lists]),), (ends,), (0, len(lists)))
 
     @staticmethod
     def open(folder: Path, verify: bool = True) -> Documents:
@@ -218,8 +208,8 @@ class Documents:
             raise KlypeError(f"{folder / ABOUT} is damaged.", "Delete the folder and make it again.") from error
         parts, ends, firsts = [], [], [0]
         for shard in about["shards"]:
-            for name, digest in shard["sha256"].items():
-                if not (folder / name).is_file() or (verify and durable.hash_file(folder / name) != digest):
+            for name, known in shard["sha256"].items():
+                if not (folder / name).is_file() or (verify and durable.hash_file(folder / name) != known):
                     raise KlypeError(f"{folder / name} is missing or damaged.", "Delete the folder and make it again.")
             stem = folder / shard["name"]
             parts.append(_mapped(stem.with_suffix(".bin"), about["dtype"]))
@@ -228,63 +218,34 @@ class Documents:
         return Documents(tuple(parts), tuple(ends), tuple(firsts))
 
 
-class ShardWriter:
-    """Documents come one by one; until ``finish`` the folder counts as unfinished. At most one shard is in memory.
-
-    KlypeError when the folder holds shards already or cannot be written.
-    """
-
-    def __init__(self, folder: Path, vocab_size: int, size: int = SHARD_TOKENS) -> None:
-        if (folder / ABOUT).exists():
-            raise KlypeError(f"{folder} holds shards already.", "Choose another folder, or open it.")
-        self.folder, self._size = folder, size
-        self._dtype, self._vocab_size = "<u2" if vocab_size <= 2**16 else "<u4", vocab_size
-        self._shards: list[dict[str, object]] = []
-        self._pending: list[npt.NDArray[np.integer[Any]]] = []
-        self._tokens = 0
-        with self._writing():
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def add(self, document: Sequence[int]) -> None:
-        self._pending.append(np.asarray(document, dtype=self._dtype))
-        self._tokens += len(document)
-        if self._tokens >= self._size:
-            self._flush()
-
-    def finish(self) -> Documents:
-        """The shards, memory-mapped."""
-        if self._pending or not self._shards:
-            self._flush()
-        about = {"dtype": self._dtype, "vocab_size": self._vocab_size, "shards": self._shards}
-        with self._writing():
-            durable.write(self.folder / ABOUT, json.dumps(about, indent=1).encode())
-        return Documents.open(self.folder, verify=False)
-
-    def _flush(self) -> None:
-        name = f"shard-{len(self._shards):05d}"
-        ends = np.cumsum([len(d) for d in self._pending], dtype="<u8")
-        flat = np.concatenate(self._pending) if self._pending else np.zeros(0, "<u2")
-        files: dict[str, bytes | memoryview] = {f"{name}.bin": flat.view(np.uint8).data, f"{name}.idx": ends.tobytes()}
-        with self._writing():
-            for file, content in files.items():
-                durable.write(self.folder / file, content)
-        digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-        self._shards.append({"name": name, "documents": len(ends), "tokens": len(flat), "sha256": digests})
-        self._pending, self._tokens = [], 0
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise KlypeError(
-                f"{self.folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
-            ) from error
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether whole shards lie there."""
-    return (folder / ABOUT).is_file()
+def write_shards(
+    documents: Iterable[Sequence[int]], folder: Path, vocab_size: int, size: int = SHARD_TOKENS
+) -> Documents:
+    """Token ids as shards, memory-mapped: one of ``size`` tokens is in memory at a time, and until the last is written
+    the folder counts as unfinished. KlypeError when it cannot be written."""
+    dtype, shards = "<u2" if vocab_size <= 2**16 else "<u4", list[dict[str, object]]()
+    part, tokens = list[npt.NDArray[np.integer[Any]]](), 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for document in chain(documents, [None]):
+            if document is not None:
+                part.append(np.asarray(document, dtype))
+                tokens += len(document)
+            if tokens >= size or (document is None and (part or not shards)):
+                name, ends = f"shard-{len(shards):05d}", np.cumsum([len(ids) for ids in part], dtype="<u8")
+                files = {f"{name}.bin": b"".join(ids.tobytes() for ids in part), f"{name}.idx": ends.tobytes()}
+                for file, content in files.items():
+                    durable.write(folder / file, content)
+                digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+                shards.append({"name": name, "documents": len(ends), "tokens": tokens, "sha256": digests})
+                part, tokens = [], 0
+        about = {"dtype": dtype, "vocab_size": vocab_size, "shards": shards}
+        durable.write(folder / ABOUT, json.dumps(about, indent=1).encode())
+    except OSError as error:
+        raise KlypeError(
+            f"{folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
+        ) from error
+    return Documents.open(folder, verify=False)
 
 
 def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
@@ -305,13 +266,11 @@ def training_shards(documents: Iterable[TextDocument], tokenizer: Tokenizer, fol
 
     ``documents`` come from ``read_texts``, which leaves out empty ones and exact repetitions.
     """
-    if is_finished(folder):
+    if (folder / ABOUT).is_file():
         return Documents.open(folder)
-    writer = ShardWriter(folder, tokenizer.vocab_size)
     every = (unit.text for document in documents for unit in units(document))
-    for ids in tokenize((text for text in every if not is_held_out(text)), tokenizer):
-        writer.add(ids)
-    return writer.finish()
+    kept = (text for text in every if not is_held_out(text))
+    return write_shards(tokenize(kept, tokenizer), folder, tokenizer.vocab_size)
 
 
 def _mapped(file: Path, dtype: str) -> npt.NDArray[Any]:

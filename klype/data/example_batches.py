@@ -63,10 +63,6 @@ class PoolSettings:
         blocks, rest = divmod(pools, BLOCK * self.passes)
         return (blocks * BLOCK + min(rest, BLOCK)) * self.size
 
-    def block(self, number: int) -> int:
-        """The first example of the block that pool ``number`` takes from."""
-        return number // (BLOCK * self.passes) * BLOCK * self.size
-
 
 class Pools:
     """The batches of each pool, in a seeded order; examples that will be met again are not made again."""
@@ -79,31 +75,27 @@ class Pools:
     def __call__(self, number: int) -> list[Arrays]:
         settings, size = self.settings, self.settings.size
         turn, place = divmod(number % (BLOCK * settings.passes), BLOCK)
-        first = settings.block(number)
-        for index in [i for i in self._kept if i < first or settings.passes == 1]:
-            del self._kept[index]
+        first = number // (BLOCK * settings.passes) * BLOCK * size  # of the block
+        self._kept = {i: kept for i, kept in self._kept.items() if i >= first and settings.passes > 1}
         # at the first pass in their order, later in a seeded one
         again: Callable[[int], int] = Permutation(BLOCK * size, mix(settings.seed, first, turn)) if turn else int
-        examples = [self._example(first + again(i)) for i in range(place * size, (place + 1) * size)]
-        examples.sort(key=lambda example: len(example[0]))  # stable: ties stay in their order
+        wanted = [first + again(i) for i in range(place * size, (place + 1) * size)]
+        self._kept |= {i: self.sample(i) for i in wanted if i not in self._kept}
+        # stable: ties stay in their order
+        examples = sorted((self._kept[i] for i in wanted), key=lambda example: len(example[0]))
         steps, together = settings.batches // settings.pieces, settings.rows * settings.pieces
         order = Permutation(steps, settings.seed * 1_000_003 + number)
         groups = [examples[order(s) * together : (order(s) + 1) * together] for s in range(steps)]
         return [padded(group[i :: settings.pieces], settings) for group in groups for i in range(settings.pieces)]
-
-    def _example(self, index: int) -> Example:
-        if index not in self._kept:
-            self._kept[index] = self.sample(index)
-        return self._kept[index]
 
 
 def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
     """Rows of equal length; padding has weight 0 and stands at the end."""
     longest = max(len(tokens) for tokens, _ in examples) - 1
     length = -(-max(longest, 1) // settings.multiple) * settings.multiple
-    tokens_BT = np.full((len(examples), length), settings.pad, np.int64)
-    targets_BT = np.full((len(examples), length), settings.pad, np.int64)
-    weights_BT = np.zeros((len(examples), length), np.float32)
+    shape = (len(examples), length)
+    tokens_BT, targets_BT = np.full(shape, settings.pad, np.int64), np.full(shape, settings.pad, np.int64)
+    weights_BT = np.zeros(shape, np.float32)
     for row, (tokens, weights) in enumerate(examples):
         assert len(tokens) == len(weights)
         n = len(tokens) - 1

@@ -54,8 +54,16 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
     In a folder, hidden files and those named LICENCE, LICENSE, COPYING or README are left out, what klype's own runs
     wrote below it, and of a data set that ``datasets`` saved there all but its rows.
     """
+
+    @cache
+    def is_run(folder: Path) -> bool:
+        """Whether klype wrote the folder: its records are no text, and a run must not read what it writes."""
+        try:
+            return "klype" in parsed((folder / "run.json").read_bytes())["versions"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+
     found: dict[Path, None] = {}
-    is_run = cache(_is_run)
     for given in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(given).expanduser()
         if path.is_file():
@@ -90,14 +98,6 @@ def _beside_rows(file: Path) -> bool:
     return saved and not (file.suffix == ".arrow" and file.name.startswith("data-"))
 
 
-def _is_run(folder: Path) -> bool:
-    """Whether klype wrote the folder: its records are no text, and a run must not read what it writes."""
-    try:
-        return "klype" in parsed((folder / "run.json").read_bytes())["versions"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
-
-
 def readable(kinds: Collection[str]) -> str:
     """The kinds in words."""
     return f"Readable are {', '.join(kinds)}, also with {' or '.join(PACKED)}."
@@ -113,7 +113,7 @@ def open_stream(file: Path, unpacked: int = UNPACKED) -> IO[bytes]:
     try:
         if file.suffix not in PACKED:
             return open(file, "rb")
-        return io.BufferedReader(_Unpacked(file, most_unpacked(file, unpacked)), 2**20)
+        return io.BufferedReader(_Unpacked(file, max(unpacked, RATIO * file.stat().st_size)), 2**20)
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {file}.", "Check its name.") from error
     except OSError as error:
@@ -129,20 +129,14 @@ def read_bytes(file: Path) -> bytes:
     return content
 
 
-def most_unpacked(file: Path, unpacked: int) -> int:
-    """Bytes that a packed file may hold."""
-    return max(unpacked, RATIO * file.stat().st_size)
-
-
 @contextmanager
 def _reading(file: Path, encoding: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
-    except (
-        UnicodeError
-    ) as error:  # of an encoding in which bytes that are no text cannot be kept as halves of characters
+    # of an encoding in which bytes that are no text cannot be kept as halves of characters
+    except UnicodeError as error:
         raise KlypeError(f"{file} is not {encoding}: {error}.", "Give its --encoding.") from error
 
 
@@ -202,7 +196,7 @@ class _Unpacked(io.RawIOBase):
 def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
     """Raises KlypeError for a file that is damaged, takes more than twice ``unpacked`` bytes of memory at a time, or
     holds more than a packed file may."""
-    root, most = str(Path(__file__).resolve().parents[2]), most_unpacked(file, unpacked)
+    root, most = str(Path(__file__).resolve().parents[2]), max(unpacked, RATIO * file.stat().st_size)
     start = (
         f"import sys; sys.path.insert(0, {root!r}); "
         f"from klype.child_processes import end_with; end_with({os.getpid()}); "

@@ -13,15 +13,15 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from klype.data.files import Paths, files_of, kind_of
-from klype.data.readers import KINDS, TABLES, BadRows, TextOptions, place, read_rows
-from klype.data.rows import Conversation, conversation_of
+from klype.data.readers import KINDS, TABLES, BadRows, ReadOptions, place, read_rows
+from klype.data.rows import Conversation, conversation_of, strings
 from klype.data.text_tasks import language
 from klype.errors import KlypeError, UsageError
 
@@ -59,12 +59,7 @@ def kind(file: Path) -> Kind:
     """What a file holds, by its first row that can be read."""
     if kind_of(file) not in TABLES:
         return "text"
-    row = next((row for _, row in islice(read_rows(file, TextOptions(bad=BadRows(skip=True))), 1)), None)
-    return "text" if row is None else kind_of_row(row)
-
-
-def kind_of_row(row: dict[str, Any]) -> Kind:
-    """What a row is, by the names of its fields."""
+    row = next((row for _, row in read_rows(file, ReadOptions(bad=BadRows(skip=True)))), dict[str, Any]())
     names = set(row)
     if {"lemma", "definitions"} <= names:
         return "articles"
@@ -80,13 +75,9 @@ def kind_of_row(row: dict[str, Any]) -> Kind:
 
 def endings(file: Path, wanted: str, bad: BadRows) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Questions for the end of a saying, with all endings that are accepted; of the wanted language, if any."""
-    for number, row in read_rows(file, TextOptions(bad=bad)):
+    for number, row in read_rows(file, ReadOptions(bad=bad)):
         start, accepted = row.get("idiom_start"), row.get("accepted_completions")
-        if (
-            not isinstance(start, str)
-            or not isinstance(accepted, list)
-            or not all(isinstance(a, str) for a in accepted)
-        ):
+        if not isinstance(start, str) or not isinstance(accepted, list) or not strings(accepted):
             bad.add(f"{place(file, number)} has no beginning with its endings.")
             continue
         code = _CODES.get(str(row.get("language", "")), "" if "language" in row else language(start))
@@ -101,15 +92,10 @@ def in_language(conversation: Conversation, wanted: str) -> bool:
 
 def licence_of(file: Path) -> Licence:
     """The lines "Licence:" and "Attribution:" (and "Changes:") of LICENCE.txt in the file's folder, where it is."""
-    place = next(
-        (p for n in ("LICENCE.txt", "LICENSE.txt", "LICENCE", "LICENSE") if (p := file.parent / n).is_file()), None
-    )
-    if place is None:
-        return Licence()
-    try:
-        text = place.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return Licence()
+    text = ""
+    for name in ("LICENCE.txt", "LICENSE.txt", "LICENCE", "LICENSE"):
+        with suppress(OSError):
+            text = text or (file.parent / name).read_text(encoding="utf-8", errors="replace")
     named = {name.lower(): value.strip() for name, value in re.findall(r"(?m)^(\w+): *(.+)$", text)}
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     name = named.get("licence") or named.get("license") or first
@@ -162,13 +148,17 @@ def fetch(spec: str, folder: Path, megabytes: float, load: Load | None = None) -
     file = place / "rows.jsonl"
     if file.exists():
         return place
-    with _reading(dataset):
-        rows, licence = (load or _load)(dataset)
-    place.mkdir(parents=True, exist_ok=True)
+    found = _stream(dataset, load or _load)
+    first = next(found, None)
+    if first is None:
+        raise KlypeError(f"The data set {dataset.name} gave no rows.", "Choose another, or another @split.")
     part, size, most = place / "rows.part", 0, megabytes * 1e6
+    named = f"Licence: {first[1] or 'not named on its page'}\n"
+    named += f"Attribution: the data set {dataset.name} on the Hugging Face Hub\n"
     try:
+        place.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8") as out:
-            for row in _each(rows, dataset):
+            for row, _ in chain([first], found):
                 line = json.dumps(dict(row), ensure_ascii=False, default=str) + "\n"
                 size += len(line.encode("utf-8", "replace"))
                 if size > most and out.tell():
@@ -176,28 +166,19 @@ def fetch(spec: str, folder: Path, megabytes: float, load: Load | None = None) -
                 out.write(line)
             out.flush()
             os.fsync(out.fileno())
+        (place / "LICENCE.txt").write_text(named, encoding="utf-8")
     except OSError as error:
         raise KlypeError(f"{place} cannot be written: {error.strerror}.", "Choose another --out.") from error
-    if not part.stat().st_size:
-        part.unlink()
-        raise KlypeError(f"The data set {dataset.name} gave no rows.", "Choose another, or another @split.")
-    named = f"Licence: {licence or 'not named on its page'}\n"
-    named += f"Attribution: the data set {dataset.name} on the Hugging Face Hub\n"
-    (place / "LICENCE.txt").write_text(named, encoding="utf-8")
     part.replace(file)
     return place
 
 
-def _each(rows: Rows, dataset: Dataset) -> Rows:
-    with _reading(dataset):
-        yield from rows
-
-
-@contextmanager
-def _reading(dataset: Dataset) -> Iterator[None]:
-    """Whatever breaks on the way (the net, a broken shard) is one sentence."""
+def _stream(dataset: Dataset, load: Load) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Rows, each with the licence of all. Whatever breaks on the way (the net, a broken shard) is one sentence."""
     try:
-        yield
+        rows, licence = load(dataset)
+        for row in rows:
+            yield row, licence
     except KlypeError:
         raise
     except Exception as error:  # the client's exceptions have no common base, and change between its versions

@@ -19,25 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from klype.data.files import (
-    LONGEST,
-    PLAIN,
-    UNPACKED,
-    Paths,
-    files_of,
-    kind_of,
-    lines,
-    names,
-    open_stream,
-    read,
-    read_bytes,
-    readable,
-    rows_of,
-)
+from klype.data import files
 from klype.errors import KlypeError, UsageError
 from klype.jsons import parsed
 
 _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
+QUOTES = "Check its quotation marks."
 BLOCK = 16 * 2**20  # bytes
 _SHOWN = 20  # bad rows that are kept to be shown; all are counted
 _NAMED = 3  # of them that are said in the terminal
@@ -48,10 +35,6 @@ _LIMIT = threading.Lock()  # csv keeps the longest field it takes in a global of
 ROW, AGAIN = 32 * 2**20, 64 * 2**20
 # a line costs as much time and memory as this many characters, in addition to its own
 LINE = 64
-
-
-class UnicodeFaultError(KlypeError):
-    """Bytes that are not in the encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +75,7 @@ class BadRows:
 
 
 @dataclass(frozen=True, slots=True)
-class TextOptions:
+class ReadOptions:
     """``encoding`` of text files, the field of a row that holds the text (empty: found out), where bad rows go.
 
     ``language``: of fields that say theirs at their end (title_nb, title_en), only these. ``unpacked``: bytes that a
@@ -103,7 +86,7 @@ class TextOptions:
     text_field: str = ""
     language: str = ""
     bad: BadRows = field(default_factory=BadRows)
-    unpacked: int = UNPACKED
+    unpacked: int = files.UNPACKED
     block: int = BLOCK
 
 
@@ -115,40 +98,45 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 class TableFormat:
     """A format of rows: how a file is read, and what its rows are numbered by (line: the one that a row begins on)."""
 
-    read: Callable[[Path, TextOptions], Rows]
+    read: Callable[[Path, ReadOptions], Rows]
     unit: Literal["line", "row"] = "row"
 
 
-def read_texts(paths: Paths, options: TextOptions | None = None) -> Iterator[TextDocument]:
+def read_texts(paths: files.Paths, options: ReadOptions | None = None) -> Iterator[TextDocument]:
     """The documents of files, folders and globs in the order of their names; exact duplicates and empty ones left out.
 
     Raises KlypeError when a file is missing, unreadable, in another encoding or broken, or when nothing is left.
     """
-    options = options or TextOptions()
+    options = options or ReadOptions()
     seen: set[bytes] = set()
-    for file in files_of(paths, KINDS):
+    for file in files.files_of(paths, KINDS):
         for document in _documents(file, options):
-            digest = hashlib.blake2b(document.text.strip().encode("utf-8", "surrogatepass"), digest_size=12).digest()
-            if digest in seen:
+            own = digest(document.text)
+            if own in seen:
                 options.bad.repeated += 1
             elif document.text.strip():
-                seen.add(digest)
+                seen.add(own)
                 yield document
     if not seen:
-        raise KlypeError(f"There is no text in {names(paths)}.", "Give a file that holds some text.")
+        raise KlypeError(f"There is no text in {files.names(paths)}.", "Give a file that holds some text.")
 
 
-def read_rows(file: Path, options: TextOptions | None = None) -> Rows:
+def digest(text: str) -> bytes:
+    """A text's hash, the same whatever white space is at its ends."""
+    return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def read_rows(file: Path, options: ReadOptions | None = None) -> Rows:
     """Rows of a table: number from 1 (in .jsonl and .csv the line's) and fields. KlypeError for a broken file."""
-    table = TABLES.get(kind_of(file))
+    table = TABLES.get(files.kind_of(file))
     if table is None:
-        raise UsageError(f"{file} is not a table of rows.", readable(TABLES))
-    yield from table.read(file, options or TextOptions())
+        raise UsageError(f"{file} is not a table of rows.", files.readable(TABLES))
+    yield from table.read(file, options or ReadOptions())
 
 
 def place(file: Path, number: int) -> str:
     """A row in words: its file, and the line or row that ``read_rows`` numbers it by."""
-    return f"{file} {TABLES[kind_of(file)].unit} {number}"
+    return f"{file} {TABLES[files.kind_of(file)].unit} {number}"
 
 
 def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
@@ -156,15 +144,15 @@ def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
     try:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UnicodeFaultError(
+        raise KlypeError(
             f"{where} is not {encoding}: byte {offset + error.start} is 0x{raw[error.start]:02x}.", _SAVE
         ) from error
     except LookupError as error:
         raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from error
 
 
-def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
-    if kind_of(file) in TABLES:
+def _documents(file: Path, options: ReadOptions) -> Iterator[TextDocument]:
+    if files.kind_of(file) in TABLES:
         for number, row in read_rows(file, options):
             text = row_text(of_language(row, options.language), options.text_field)
             if text is None:
@@ -182,29 +170,31 @@ def _documents(file: Path, options: TextOptions) -> Iterator[TextDocument]:
             options.bad.add(error.message, error.hint)
 
 
-def _text_parts(file: Path, options: TextOptions) -> Iterator[TextDocument]:
+def _text_parts(file: Path, options: ReadOptions) -> Iterator[TextDocument]:
     """The whole file; a large one in parts that end at a line's end, so that it is never all in memory."""
-    encoding = options.encoding
-    if _is_wide(encoding):
-        text = decode(read_bytes(file), encoding, str(file))
-        yield TextDocument(text.replace("\r\n", "\n"), str(file), 0)
+
+    def document(raw: bytes, offset: int = 0, number: int = 0) -> TextDocument:
+        text = decode(raw, options.encoding, str(file), offset)
+        return TextDocument(text.replace("\r\n", "\n"), str(file), number)
+
+    if _is_wide(options.encoding):
+        yield document(files.read_bytes(file))
         return
     offset, part, rest = 0, 0, b""
-    with open_stream(file, options.unpacked) as stream:
-        while block := read(stream, file, options.block):
+    with files.open_stream(file, options.unpacked) as stream:
+        while block := files.read(stream, file, options.block):
             rest += block
             cut = rest.rfind(b"\n") + 1 if len(block) == options.block else len(rest)
-            if not cut and len(rest) >= LONGEST and not (cut := rest.rfind(b" ") + 1):
+            if not cut and len(rest) >= files.LONGEST and not (cut := rest.rfind(b" ") + 1):
                 raise KlypeError(
-                    f"{file} has {LONGEST >> 20} MiB without a space: that is not text.", "Check the file."
+                    f"{file} has {files.LONGEST >> 20} MiB without a space: that is not text.", "Check the file."
                 )
             if cut:
-                text = decode(rest[:cut], encoding, str(file), offset)
                 part += 1
-                yield TextDocument(text.replace("\r\n", "\n"), str(file), part if offset or cut < len(rest) else 0)
+                yield document(rest[:cut], offset, part if offset or cut < len(rest) else 0)
                 offset, rest = offset + cut, rest[cut:]
     if rest:
-        yield TextDocument(decode(rest, encoding, str(file), offset).replace("\r\n", "\n"), str(file), part + 1)
+        yield document(rest, offset, part + 1)
 
 
 def _is_wide(encoding: str) -> bool:
@@ -215,7 +205,7 @@ def _is_wide(encoding: str) -> bool:
         return False  # decode will say so
 
 
-def read_json_lines(file: Path, options: TextOptions) -> Rows:
+def read_json_lines(file: Path, options: ReadOptions) -> Rows:
     for number, line in _decoded_lines(file, options):
         try:
             row = _json(line) if line.strip() else None
@@ -228,26 +218,27 @@ def read_json_lines(file: Path, options: TextOptions) -> Rows:
             options.bad.add(f"{file} line {number} is not a JSON object.")
 
 
-def _decoded_lines(file: Path, options: TextOptions) -> Iterator[tuple[int, str]]:
+def _decoded_lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
     """Lines and their numbers; where bytes cannot be split, a file that is not in its encoding is one bad row."""
-    if _is_wide(options.encoding):
+    decode(b"", options.encoding, str(file))  # it must be known
+
+    def decoded(raw: bytes, where: str, offset: int = 0) -> str | None:
         try:
-            text = decode(read_bytes(file), options.encoding, str(file))
-        except UnicodeFaultError as error:
+            return decode(raw, options.encoding, where, offset)
+        except KlypeError as error:
             options.bad.add(error.message, error.hint)
-            return
-        yield from enumerate(io.StringIO(text), 1)
+            return None
+
+    if _is_wide(options.encoding):
+        yield from enumerate(io.StringIO(decoded(files.read_bytes(file), str(file)) or ""), 1)
         return
     offset = 0
-    with open_stream(file, options.unpacked) as stream:
-        for number, (length, raw) in enumerate(lines(stream, file, (b"\n",)), 1):
+    with files.open_stream(file, options.unpacked) as stream:
+        for number, (length, raw) in enumerate(files.lines(stream, file, (b"\n",)), 1):
             if raw is None:
-                options.bad.add(f"{file} line {number} is longer than {LONGEST >> 20} MiB.")
-            else:
-                try:
-                    yield number, decode(raw, options.encoding, f"{file} line {number}", offset)
-                except UnicodeFaultError as error:
-                    options.bad.add(error.message, error.hint)
+                options.bad.add(f"{file} line {number} is longer than {files.LONGEST >> 20} MiB.")
+            elif (line := decoded(raw, f"{file} line {number}", offset)) is not None:
+                yield number, line
             offset += length
 
 
@@ -265,9 +256,9 @@ def _json(text: str) -> Any:
     return content
 
 
-def read_json(file: Path, options: TextOptions) -> Rows:
+def read_json(file: Path, options: ReadOptions) -> Rows:
     try:
-        content = _json(decode(read_bytes(file), options.encoding, str(file)))
+        content = _json(decode(files.read_bytes(file), options.encoding, str(file)))
     except ValueError as error:
         raise KlypeError(f"{file} is not JSON: {error}.", "One object a line goes into .jsonl.") from error
     rows: Iterable[Any] = content if isinstance(content, list) else [content]
@@ -278,45 +269,40 @@ def read_json(file: Path, options: TextOptions) -> Rows:
             options.bad.add(f"{file} entry {number} is not a JSON object.")
 
 
-def read_csv(file: Path, options: TextOptions, delimiter: str = ",") -> Rows:
+def read_csv(file: Path, options: ReadOptions, delimiter: str = ",") -> Rows:
     """A byte that is no text is kept as half a character (surrogateescape) until the row that it stands in is known."""
     encoding, header = options.encoding, list[str]()
-    with open_stream(file, options.unpacked) as stream:
+    with files.open_stream(file, options.unpacked) as stream:
         text: IO[str]
         if _is_wide(encoding):
-            text = io.StringIO(decode(read_bytes(file), encoding, str(file)), newline="")
+            text = io.StringIO(decode(files.read_bytes(file), encoding, str(file)), newline="")
         else:
             decode(b"", encoding, str(file))  # it must be known
             text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
-        for number, fields in separated(lines(text, file, ("\n", "\r")), delimiter):
-            where, quotes = place(file, number), "Check its quotation marks."
+        for number, fields in separated(files.lines(text, file, ("\n", "\r")), file, delimiter):
+            where = place(file, number)
             strange = isinstance(fields, list) and re.search("[\udc80-\udcff]", "".join(fields))
-            if isinstance(fields, EndlessQuotesError):
-                raise KlypeError(f"{where} begins what cannot be read as a table: {fields}.", quotes)
             if isinstance(fields, csv.Error):
-                wrong, hint = f"{where} is not a row of a table: {fields}.", quotes
+                wrong, hint = f"{where} is not a row of a table: {fields}.", QUOTES
             elif strange:
                 wrong, hint = f"{where} is not {encoding}: it has the byte 0x{ord(strange[0]) - 0xDC00:02x}.", _SAVE
             elif header and len(fields) != len(header):
                 wrong, hint = f"{where} has another number of fields than the header.", ""
-            elif header:
-                yield number, dict(zip(header, fields, strict=True))
-                continue
             else:
-                header = fields
+                if header:
+                    yield number, dict(zip(header, fields, strict=True))
+                header = header or fields
                 continue
             if not header:
                 raise KlypeError(wrong, hint)  # without the header no row can be read
             options.bad.add(wrong, hint)
 
 
-class EndlessQuotesError(csv.Error):
-    """Nothing behind can be told apart."""
-
-
-def separated(found: Iterator[tuple[int, str | None]], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def separated(
+    found: Iterator[tuple[int, str | None]], file: Path, delimiter: str
+) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Line (from 1) and fields of each row that is not blank, or what is wrong with it; behind a broken row it goes on
-    at the next line."""
+    at the next line. KlypeError where quotation marks never close: nothing behind can be told apart."""
     row: deque[str] = deque()  # lines of the row that is being read
     ahead: deque[str] = deque()  # lines to be read again
     at, again, size = 0, 0, 0
@@ -352,8 +338,10 @@ def separated(found: Iterator[tuple[int, str | None]], delimiter: str) -> Iterat
         except csv.Error as error:
             again += size
             if again > AGAIN:
-                yield at + 1, EndlessQuotesError("too many quotation marks are never closed")
-                return
+                why = "too many quotation marks are never closed"
+                raise KlypeError(
+                    f"{place(file, at + 1)} begins what cannot be read as a table: {why}.", QUOTES
+                ) from error
             yield at + 1, error
             row.popleft()
             ahead.extendleft(reversed(row))
@@ -365,8 +353,8 @@ def separated(found: Iterator[tuple[int, str | None]], delimiter: str) -> Iterat
         at += len(row)
 
 
-def read_columns(file: Path, options: TextOptions) -> Rows:
-    yield from enumerate(rows_of(file, options.unpacked), 1)
+def read_columns(file: Path, options: ReadOptions) -> Rows:
+    yield from enumerate(files.rows_of(file, options.unpacked), 1)
 
 
 # by file ending: what klype run, its questions, instructions and preferences, and the studio's upload can read
@@ -380,7 +368,7 @@ TABLES: Mapping[str, TableFormat] = {
     ".arrow": TableFormat(read_columns),
 }
 # file endings that hold texts
-KINDS = (*PLAIN, *TABLES)
+KINDS = (*files.PLAIN, *TABLES)
 
 
 def row_text(row: dict[str, Any], name: str = "") -> str | None:
@@ -402,9 +390,7 @@ def row_text(row: dict[str, Any], name: str = "") -> str | None:
 def of_language(row: dict[str, Any], language: str) -> dict[str, Any]:
     """Without the fields that are the same thing in other languages."""
     own = {name.removesuffix(f"_{language}") for name in row if language and name.endswith(f"_{language}")}
-    return (
-        {n: v for n, v in row.items() if n.endswith(f"_{language}") or n.rpartition("_")[0] not in own} if own else row
-    )
+    return {n: v for n, v in row.items() if n.endswith(f"_{language}") or n.rpartition("_")[0] not in own}
 
 
 def _joined(value: Any) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.data.files import UNPACKED, Paths, files_of, names
-from klype.data.readers import TABLES, BadRows, TextOptions, place, read_rows
+from klype.data.readers import TABLES, BadRows, ReadOptions, place, read_rows
 from klype.errors import KlypeError, UsageError
 from klype.values import Question, Ranking
 
@@ -103,7 +103,7 @@ def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, so
                 bad.add(f"{where} has no question.", 'A row needs "question".')
             elif not isinstance(context, str):
                 bad.add(f"{where} has a context that is not text.")
-            elif not _strings(answers) or not _strings(choices):
+            elif not strings(answers) or not strings(choices):
                 bad.add(f"{where} has answers or choices that are not lists of text.")
             elif extra is None:
                 bad.add(f"{where} {NO_MESSAGES}.")
@@ -146,7 +146,7 @@ def _led(row: Mapping[str, Any], messages: Conversation) -> Conversation:
     system, history = row.get("system"), row.get("history") or []
     earlier: Conversation = []
     for turn in history if isinstance(history, list) else []:
-        if isinstance(turn, list) and len(turn) == 2 and _strings(turn):
+        if isinstance(turn, list) and len(turn) == 2 and strings(turn):
             earlier += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     if isinstance(system, str) and system.strip() and messages[:1] != [{"role": "system", "content": system}]:
         earlier.insert(0, {"role": "system", "content": system})
@@ -179,26 +179,23 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
     if isinstance(chosen, list) and isinstance(rejected, list):
         # what two lists of messages share, and the answer that each of them ends in
         good, poor = _messages(chosen) or [], _messages(rejected) or []
-        answers = [m[-1]["content"] if m and m[-1]["role"] == "assistant" else None for m in (good, poor)]
-        within, chosen, rejected = (good[:-1], answers[0], answers[1])
-        said = said or within
+        chosen, rejected = (m[-1]["content"] if m and m[-1]["role"] == "assistant" else None for m in (good, poor))
+        said = said or good[:-1]
+    before: Conversation = []
     if said and said[-1]["role"] == "user":
         *before, last = said
         asked = last["content"]
-    else:
-        before = []
     if not isinstance(asked, str) or not asked.strip():
         return "has no prompt"
-    candidates: Any
-    order: Any
+    order: Any = [0, 1]
     if isinstance(chosen, str) and isinstance(rejected, str):
-        candidates, order = [chosen, rejected], [0, 1]
+        candidates = [chosen, rejected]
         if chosen == rejected:
             return SAME
     else:
         candidates = next((row[n] for n in ("candidates", "ranked", "responses", "completions") if row.get(n)), [])
         order = row.get("order") or row.get("ranking")
-    if not _strings(candidates) or len(candidates) < 2:
+    if not strings(candidates) or len(candidates) < 2:
         return "has no two answers to compare"
     groups = groups_of(order or list(range(len(candidates))), len(candidates))
     if groups is None:
@@ -227,7 +224,7 @@ def groups_of(order: Any, n: int) -> tuple[tuple[int, ...], ...] | None:
 
 def _rows(paths: Paths, bad: BadRows, unpacked: int = UNPACKED) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     for file in files_of(paths, TABLES):
-        for number, row in read_rows(file, TextOptions(bad=bad, unpacked=unpacked)):
+        for number, row in read_rows(file, ReadOptions(bad=bad, unpacked=unpacked)):
             yield file, number, row
 
 
@@ -256,5 +253,6 @@ def _asked(row: Mapping[str, Any], asked: str) -> str:
     return asked.strip()
 
 
-def _strings(value: Any) -> bool:
+def strings(value: Any) -> bool:
+    """Whether it is a list of texts."""
     return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)

@@ -1,7 +1,7 @@
 """Honest tasks made from a user's own text when there are no instructions: go on with it, or fill in a word.
 
 Nothing is invented: every answer is the text's own words. Each conversation is labelled by its user message, which
-says what is asked, and by ``TaskConversation.kind``.
+says what is asked.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 from klype.data.readers import TextDocument
@@ -36,15 +35,6 @@ _SENTENCE = re.compile(r"\S[^.!?]*(?:[.!?](?!\s)[^.!?]*)*[.!?]+[»”\"')]*(?=\s
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
-@dataclass(frozen=True, slots=True)
-class TaskConversation:
-    """A question made from text and the text's own answer."""
-
-    kind: Literal["continue", "cloze"]
-    language: Language
-    messages: Conversation
-
-
 def language(text: str, otherwise: Language = "en", lead: int = 1) -> Language:
     """Norwegian Bokmål or English: whose commonest words (and letters) the text holds more of, by ``lead`` at least;
     else ``otherwise``."""
@@ -56,48 +46,34 @@ def language(text: str, otherwise: Language = "en", lead: int = 1) -> Language:
     return "nb" if norwegian > english else "en"
 
 
-def make_tasks(documents: Iterable[TextDocument], count: int, seed: int = 0) -> list[TaskConversation]:
+def make_tasks(documents: Iterable[TextDocument], count: int, seed: int = 0) -> list[Conversation]:
     """At most ``count`` tasks, half of them continuations, half with one word left out; the same for the same seed.
 
     Raises KlypeError when the text holds no two sentences or lines.
     """
-    made: list[TaskConversation] = []
-    pool = [(d, s) for d in documents if len(s := _sentences(d.text)) >= 2]
+    pool = [(language(d.text), s) for d in documents if len(s := _sentences(d.text)) >= 2]
     if not pool:
         raise KlypeError("The text holds no two sentences to make tasks from.", "Give instructions, or more text.")
-    order = random.Random(seed)
-    languages = [language(d.text) for d, _ in pool]
+    order, made = random.Random(seed), dict[str, Conversation]()
     weights = [len(sentences) for _, sentences in pool]
-    seen: set[str] = set()
     for _ in range(20 * count):
         if len(made) == count:
             break
-        at = order.choices(range(len(pool)), weights)[0]
-        sentences, lang = pool[at][1], languages[at]
+        lang, sentences = order.choices(pool, weights)[0]
         i = order.randrange(len(sentences) - 1)
         words = list(_WORD.finditer(sentences[i]))
         if order.random() < 0.5 or not words:
-            task = _task("continue", lang, sentences[i], sentences[i + 1])
+            asked, answer = _ASK[lang, "continue"].format(text=sentences[i]), sentences[i + 1]
         else:
             word = order.choice(words)
             gap = f"{sentences[i][: word.start()]}___{sentences[i][word.end() :]}"
-            task = _task("cloze", lang, gap, word.group())
-        asked = task.messages[0]["content"]
-        if asked not in seen:
-            seen.add(asked)
-            made.append(task)
-    return made
-
-
-def _task(kind: Literal["continue", "cloze"], lang: Language, text: str, answer: str) -> TaskConversation:
-    asked = _ASK[lang, kind].format(text=text)
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    return TaskConversation(kind, lang, messages)
+            asked, answer = _ASK[lang, "cloze"].format(text=gap), word.group()
+        made.setdefault(asked, [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}])
+    return list(made.values())
 
 
 def _sentences(text: str) -> list[str]:
     """Sentences of at most 300 characters; where there are hardly any, lines."""
     found = [" ".join(s.split()) for s in _SENTENCE.findall(text)]
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    usable = [s for s in (found if len(found) >= 2 else lines) if 2 <= len(s) <= 300]
-    return usable
+    return [s for s in (found if len(found) >= 2 else lines) if 2 <= len(s) <= 300]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from klype.data.documents import is_held_out
-from klype.data.readers import BadRows, TextDocument, TextOptions, place, read_rows
+from klype.data.readers import BadRows, ReadOptions, TextDocument, place, read_rows
 from klype.errors import KlypeError
 from klype.examine.evidence import Evidence
 from klype.examine.measures import measure
@@ -182,7 +182,7 @@ def _articles(content: bytes) -> Iterator[tuple[str, str, str, list[str], list[s
 def read_articles(file: Path, dictionary: Dictionary, bad: BadRows) -> None:
     """Rows of lemma, word_class, definitions, examples. A word that is there already keeps what it has."""
     known = frozenset(dictionary.words)
-    for number, row in read_rows(file, TextOptions(bad=bad)):
+    for number, row in read_rows(file, ReadOptions(bad=bad)):
         lemma, definitions, examples = row.get("lemma"), _strings(row.get("definitions")), _strings(row.get("examples"))
         if not isinstance(lemma, str) or definitions is None or examples is None:
             bad.add(f"{place(file, number)} is not a dictionary article.")

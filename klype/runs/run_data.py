@@ -10,9 +10,9 @@ from itertools import chain, islice
 from pathlib import Path
 
 from klype.data import find_data
-from klype.data.documents import Split, is_held_out, is_sampled, near_duplicates, split, unique, units
+from klype.data.documents import Split, is_held_out, near_duplicates, sampled_from, split, unique, units
 from klype.data.files import files_of
-from klype.data.readers import KINDS, BadRows, TextDocument, TextOptions, read_texts
+from klype.data.readers import KINDS, BadRows, ReadOptions, TextDocument, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.text_tasks import language
 from klype.durable import hash_file
@@ -73,18 +73,18 @@ def gather(
     said = list({tuple((m["role"], m["content"]) for m in row): row for of in kept.values() for row in of}.values())
     most, characters = section.memory_megabytes * 1e6, 0
     share = min(1.0, most / max(1, sum(file.stat().st_size for file in texts)))
-    reading = TextOptions(options.encoding, options.text_field, section.language, bad, unpacked)
+    reading = ReadOptions(options.encoding, options.text_field, section.language, bad, unpacked)
     read: set[str] = set()
     documents: list[TextDocument] = []
     left: list[str] = []
     for document in _texts(own, found["text"], reading, section.near, left):
         read.add(document.source)
-        new = [unit for unit in units(document) if share == 1 or is_sampled(unit.text, share)]
+        new = [unit for unit in units(document) if share == 1 or sampled_from(unit.text) < share]
         documents += new
         characters += sum(len(unit.text) for unit in new)
         while characters > 2 * most:  # packed files hold more than their size says
             share /= 2
-            documents = [unit for unit in documents if is_sampled(unit.text, share)]
+            documents = [unit for unit in documents if sampled_from(unit.text) < share]
             characters = sum(len(unit.text) for unit in documents)
     if not read and dictionary is None:  # rows of conversations alone: their answers are the text
         documents = [
@@ -159,7 +159,7 @@ def _dictionary(found: find_data.FilesByKind, section: DataSection, bad: BadRows
 
 
 def _texts(
-    own: list[Path], found: list[Path], reading: TextOptions, near: float, left: list[str]
+    own: list[Path], found: list[Path], reading: ReadOptions, near: float, left: list[str]
 ) -> Iterator[TextDocument]:
     """The user's own files as they are, of a folder what is in the recipe's language; each text once. Texts that nearly
     repeat an earlier one are left out; the file of each goes into ``left``."""
@@ -176,7 +176,7 @@ def _texts(
             left.append(Path(document.source).name)
 
 
-def _in_language(file: Path, reading: TextOptions) -> Iterator[TextDocument]:
+def _in_language(file: Path, reading: ReadOptions) -> Iterator[TextDocument]:
     """A file's texts in the language that is wanted. Those too short to tell are taken to be in the language of its
     first ones together."""
     texts = read_texts([file], reading)

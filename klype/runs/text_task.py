@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from klype.data.batches import PackedBatches, conversation_batches, fit, once
-from klype.data.documents import Documents, is_sampled, sampled_from, training_shards
+from klype.data.documents import Documents, sampled_from, training_shards
 from klype.data.example_batches import Example
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
@@ -112,7 +112,7 @@ class TextTask(Task):
                 if self._only_text:
                     return [], [], []
                 raise
-            rows = [task.messages for tasks in made for task in tasks]
+            rows = [task for tasks in made for task in tasks]
             self._notes.append(in_all_languages("run", "note.made"))
         learnt: list[Question] = []
         taught: list[Conversation] = []
@@ -295,7 +295,7 @@ def _watched(held_out: Sequence[Question]) -> tuple[list[Question], list[Questio
     """Held-out questions that are looked at in training, one wording each, and those that the examination may ask: a
     function of the questions, so that no seed mixes them."""
     keyed = [(run_data.key_of(question), question) for question in held_out]
-    keys = sorted({key for key, _ in keyed if is_sampled(key, WATCHED_SHARE)}, key=sampled_from)
+    keys = sorted({key for key, _ in keyed if sampled_from(key) < WATCHED_SHARE}, key=sampled_from)
     chosen = keys[:MOST_WATCHED] if len(keys) >= FEWEST_WATCHED else []
     of_key = dict(keyed)
     return [of_key[key] for key in chosen], [question for key, question in keyed if key not in chosen]
