@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from klype.answers.forks import Forks, Other
+from klype.answers.forks import Forks, ForkToken
 from klype.answers.tree import Tree
 from klype.errors import KlypeError
 from klype.judge.meaning import label
@@ -232,7 +232,7 @@ class AnswerForks:
         """As ``klype forks --json`` prints."""
         found = self.found
 
-        def meanings(other: Other) -> list[Row]:
+        def meanings(other: ForkToken) -> list[Row]:
             return [{"meaning": label(meaning), "share": share} for meaning, share in other.meanings[:5]]
 
         return {
