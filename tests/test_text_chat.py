@@ -1,6 +1,5 @@
 """Laws of the chat template: a prompt begins its conversation, answers alone are learnt, no text becomes control."""
 
-import datetime
 import json
 import os
 import re
@@ -147,11 +146,11 @@ def test_the_helpers_that_templates_expect() -> None:
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}"
         "{% endgeneration %}{% continue %}{% endif %}{{ m.content }}{% endfor %}"
     )
-    dated = Chat(TOKENIZER, template, datetime.date(2026, 11, 24))
-    assert written(dated, turns("Hei", "du")) == "<|begin|>24 Nov 2026Heidu<|end|>"
-    assert written(Chat(TOKENIZER, template), turns("Hei")) == "<|begin|>Hei"
+    chat = Chat(TOKENIZER, template)
+    assert written(chat, turns("Hei", "du")) == "<|begin|>Heidu<|end|>"
+    assert written(chat, turns("Hei")) == "<|begin|>Hei"
     with pytest.raises(KlypeError, match="no system"):
-        dated.prompt([{"role": "system", "content": "x"}])
+        chat.prompt([{"role": "system", "content": "x"}])
 
 
 def test_what_is_wrong_with_messages_or_template_is_said() -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 
 from klype.errors import KlypeError
 from klype.text.sandbox import OUTPUT, render, render_apart
-from klype.text.tokenizer import Tokenizer, checked
+from klype.text.tokenizer import Tokenizer, valid_unicode
 
 # role (system, user, assistant …) and content
 Message = Mapping[str, str]
@@ -31,16 +30,16 @@ _SLOT = re.compile(f"({_PAD}?)klypeSlot([0-9]{{1,9}})End({_PAD}?)")
 
 
 class Chat:
-    """The chat template of one tokenizer. ``today`` is what a template that writes the date is told."""
+    """The chat template of one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None = None, today: date | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None) -> None:
         """``template`` replaces the tokenizer's own. Raises KlypeError when there is none."""
         text = template if template is not None else tokenizer.template
         if text is None:
             raise KlypeError("This model has no chat template.", "Use --raw to give it plain text.")
         if _SLOT.search(text):
             raise KlypeError("The chat template holds a placeholder of klype's own.", "Use --raw to go without it.")
-        self.tokenizer, self.template, self.today = tokenizer, text, today
+        self.tokenizer, self.template = tokenizer, text
         self._rendered: dict[tuple[tuple[str, ...], bool], str | KlypeError] = {}
         self._control = tokenizer.control_ids()
         names = sorted(self._control, key=len, reverse=True)
@@ -64,26 +63,45 @@ class Chat:
         """Whether a prompt of these roles costs no process of its own: the template is klype's, or was rendered so."""
         return self.template == TEMPLATE or (tuple(message["role"] for message in messages), True) in self._rendered
 
-    def _parts(self, messages: Sequence[Message], prompt: bool) -> list[_Part]:
+    def _parts(self, messages: Sequence[Message], prompt: bool) -> list[_Segment]:
+        """The rendered text in stretches, with the messages' contents in their places."""
         for message in messages:
             role = message.get("role")
             if not isinstance(role, str) or not re.fullmatch(r"[a-z_]{1,32}", role):
                 raise KlypeError(f"A message has the role {role!r}.", "Use system, user or assistant.")
             if not isinstance(message.get("content"), str):
                 raise KlypeError(f"A {role}'s message has no text.", 'Give it as "content".')
-        roles = tuple(message["role"] for message in messages)
         if not messages:
             raise KlypeError("A conversation needs at least one message.", "Give a question.")
-        contents = [checked(message["content"]) for message in messages]
-        rendered = self._render(roles, prompt)
-        borders = []  # each answer's message, and where a prompt for it would have ended (when it is a prefix)
-        for i in (i for i, role in enumerate(roles) if role == "assistant" and i > 0 and not prompt):
-            before = self._render(roles[:i], True)
-            if rendered.startswith(before):
-                borders.append((len(before), i))
-        parts = _split(rendered, contents, [not prompt and role == "assistant" for role in roles], borders)
-        if len(roles) - 1 not in {part.message for part in parts}:
+        roles = tuple(message["role"] for message in messages)
+        contents = [valid_unicode(message["content"]) for message in messages]
+        answers = [i for i, role in enumerate(roles) if role == "assistant" and not prompt]
+        rendered, befores = self._render(roles, prompt), [self._render(roles[:i], True) for i in answers if i > 0]
+        borders = [len(before) for before in befores if rendered.startswith(before)]  # where prompts would have ended
+        slots = [(slot, int(slot.group(2))) for slot in _SLOT.finditer(rendered)]
+        if any(message >= len(contents) for _, message in slots):
+            raise KlypeError("The chat template writes a placeholder of klype's own.", "Use --raw to go without it.")
+        if sum(len(contents[message]) for _, message in slots) > OUTPUT + 2 * sum(map(len, contents)):
+            raise KlypeError("The chat template repeats the messages too often.", "Use --raw to go without it.")
+        if len(roles) - 1 not in {message for _, message in slots}:
             raise KlypeError("The chat template leaves out the last message.", "Use --raw to go without it.")
+        parts, at = list[_Segment](), 0
+
+        def own(stop: int) -> None:
+            """The template's text up to a placeholder, cut where a prompt would have ended."""
+            cut = next((border for border in borders if at <= border <= stop), None)
+            parts.append(_Segment(rendered[at : stop if cut is None else cut], None, False, False))
+            if cut is not None:
+                parts.append(_Segment(rendered[cut:stop], None, True, True))
+
+        for slot, place in slots:
+            own(slot.start())
+            content = contents[place]
+            content = content if slot.group(1) else content.lstrip()
+            content = content if slot.group(3) else content.rstrip()
+            parts.append(_Segment(content, place, place in answers, False))
+            at = slot.end()
+        own(len(rendered))
         return parts
 
     def _render(self, roles: tuple[str, ...], prompt: bool) -> str:
@@ -100,8 +118,7 @@ class Chat:
                 "tools": None,
                 "documents": None,
             }
-            today = self.today.isoformat() if self.today else None
-            job = {"template": self.template, "variables": variables, "today": today}
+            job = {"template": self.template, "variables": variables}
             try:
                 known = render(job) if self.template == TEMPLATE else render_apart(job)
             except KlypeError as error:
@@ -113,7 +130,7 @@ class Chat:
             raise KlypeError(known.message, known.hint)
         return known
 
-    def _encode(self, parts: Sequence[_Part]) -> tuple[list[int], list[int]]:
+    def _encode(self, parts: Sequence[_Segment]) -> tuple[list[int], list[int]]:
         """Encode runs of text between control tokens; a token is learnt when any of its characters is."""
         ids: list[int] = []
         learnt: list[int] = []
@@ -162,42 +179,10 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Segment:
     """A stretch of the rendered text: the template's own (``message`` None) or a message's content."""
 
     text: str
     message: int | None
     learnt: bool
     breaks: bool  # a prompt ends right before it, so no token may reach across
-
-
-def _split(
-    rendered: str, contents: Sequence[str], learnt: Sequence[bool], borders: list[tuple[int, int]]
-) -> list[_Part]:
-    """The rendered text with the messages' contents in their places. ``learnt``: which messages are to be learnt."""
-    slots = [(slot, int(slot.group(2))) for slot in _SLOT.finditer(rendered)]
-    if any(message >= len(contents) for _, message in slots):
-        raise KlypeError("The chat template writes a placeholder of klype's own.", "Use --raw to go without it.")
-    if sum(len(contents[message]) for _, message in slots) > OUTPUT + 2 * sum(map(len, contents)):
-        raise KlypeError("The chat template repeats the messages too often.", "Use --raw to go without it.")
-    parts: list[_Part] = []
-
-    def own(start: int, stop: int) -> None:
-        """The template's text between two placeholders, cut where a prompt would have ended."""
-        cut = next((b for b, _ in borders if start <= b <= stop), None)
-        if cut is None:
-            parts.append(_Part(rendered[start:stop], None, False, False))
-        else:
-            parts.append(_Part(rendered[start:cut], None, False, False))
-            parts.append(_Part(rendered[cut:stop], None, True, True))
-
-    at = 0
-    for slot, message in slots:
-        own(at, slot.start())
-        content = contents[message]
-        content = content if slot.group(1) else content.lstrip()
-        content = content if slot.group(3) else content.rstrip()
-        parts.append(_Part(content, message, learnt[message], False))
-        at = slot.end()
-    own(at, len(rendered))
-    return parts

@@ -10,9 +10,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
@@ -25,29 +25,17 @@ from klype.errors import KlypeError
 WALL_SECONDS = 60
 
 
-class ProcessLimits(NamedTuple):
-    """``seconds`` of processor time, ``memory`` bytes of address space."""
-
-    seconds: int
-    memory: int
-
-
-def apart(function: Callable[[Any], Any], job: Any, limits: ProcessLimits) -> Any:
-    """What a module's function returns for a job, both as JSON. MemoryError when it took too much, or ended the
-    process; what it raises is a KlypeError."""
-    root = str(Path(__file__).resolve().parents[2])
+def apart(function: Callable[[Any], Any], job: Any, seconds: int, memory: int) -> Any:
+    """What a module's function returns for a job, both as JSON. MemoryError when it took more than ``seconds`` of
+    processor time or ``memory`` bytes of address space, or ended the process; what it raises is a KlypeError."""
     start = (
-        f"import sys; sys.path.insert(0, {root!r}); from klype.text.sandbox import answer; "
-        f"from {function.__module__} import {function.__name__} as f; answer(f, {limits.seconds}, {limits.memory})"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r}); "
+        f"from {function.__module__} import {function.__name__} as f; "
+        f"from klype.text.sandbox import answer; answer(f, {seconds}, {memory})"
     )
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", start],
-            input=json.dumps(job).encode(),
-            capture_output=True,
-            timeout=WALL_SECONDS,
-            check=False,
-        )
+        command, asked = [sys.executable, "-I", "-c", start], json.dumps(job).encode()
+        done = subprocess.run(command, input=asked, capture_output=True, timeout=WALL_SECONDS, check=False)
         found = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError, RecursionError) as error:
         raise MemoryError from error
@@ -57,8 +45,15 @@ def apart(function: Callable[[Any], Any], job: Any, limits: ProcessLimits) -> An
 
 
 def answer(function: Callable[[Any], Any], seconds: int, memory: int) -> None:
-    """Read a job as JSON from standard input, write its result as JSON to standard output."""
-    bound(ProcessLimits(seconds, memory))
+    """Read a job as JSON from standard input, write its result as JSON to standard output; this process is bound,
+    where the system has such limits (else the parent's clock remains)."""
+    with suppress(ImportError):  # Windows
+        import resource
+
+        for what, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)):
+            _, hard = resource.getrlimit(what)
+            with suppress(ValueError, OSError):  # macOS refuses some
+                resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     job = json.load(sys.stdin)
     try:
         found = {"value": function(job)}
@@ -67,29 +62,13 @@ def answer(function: Callable[[Any], Any], seconds: int, memory: int) -> None:
     json.dump(found, sys.stdout)
 
 
-def bound(limits: ProcessLimits) -> None:
-    """Bound this process; where the system has no such limits, the parent's clock remains."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for what, most in ((resource.RLIMIT_CPU, limits.seconds), (resource.RLIMIT_AS, limits.memory)):
-        _, hard = resource.getrlimit(what)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
-            resource.setrlimit(what, (most, hard))
-        except (ValueError, OSError):  # macOS refuses some; the parent's clock remains
-            continue
-
-
-LIMITS = ProcessLimits(seconds=2, memory=512 * 2**20)
+SECONDS, MEMORY = 2, 512 * 2**20  # that a template may take
 OUTPUT = 1_000_000  # characters
 SHOWN = 300  # of what a template says when it fails
 
 
 def render(job: dict[str, Any]) -> str:
-    """The text that a ``template`` writes with its ``variables``. ``today`` (in ISO format) is what the template's
-    clock shows; None: it has no clock.
+    """The text that a ``template`` writes with its ``variables``; it has no clock.
 
     Raises KlypeError when the template is wrong, refuses these messages or asks for too much.
     """
@@ -97,14 +76,11 @@ def render(job: dict[str, Any]) -> str:
     def refuse(message: str) -> None:
         raise KlypeError(f"The chat template refuses these messages: {message[:SHOWN]}", _HINT)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    extensions = [_Generation, loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals = {name: environment.globals[name] for name in ("range", "namespace", "dict")}
     environment.globals["raise_exception"] = refuse
-    if job["today"]:
-        environment.globals["strftime_now"] = date.fromisoformat(job["today"]).strftime
     try:
         parts, length = [], 0
         for part in environment.from_string(job["template"]).generate(**job["variables"]):
@@ -126,7 +102,7 @@ def render(job: dict[str, Any]) -> str:
 def render_apart(job: dict[str, Any]) -> str:
     """`render` in a process of its own, ended when it takes too long."""
     try:
-        return str(apart(render, job, LIMITS))
+        return str(apart(render, job, SECONDS, MEMORY))
     except MemoryError as error:
         raise KlypeError("The chat template asks for too much time or memory.", _HINT) from error
     except KlypeError as error:

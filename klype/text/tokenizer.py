@@ -13,19 +13,19 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic_core import to_json
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Encoding, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
-from klype.text.sandbox import ProcessLimits, apart
+from klype.text.sandbox import apart
 from klype.text.tokenizer_files import HINT, SpecialTokens, call_library, is_plain, read_object, read_special_tokens
 
 LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
@@ -34,6 +34,7 @@ LARGEST = 128 * 2**20  # bytes of a tokenizer.json; the largest one known has 35
 GAPS = 2**20  # ids that no token has
 # texts on which patterns with look-back are slowest
 HARD = ("a" * 3000, " " * 3000, "1" * 3000, "\n" * 3000, "'.,-_" * 600, "aB1 .\t" * 500, "æ😀\u0301日" * 750)
+PART = 100_000  # characters of a text that are cut into pieces at a time
 TRAINING_TEXT = 64_000_000  # characters that a vocabulary is learnt from; more does not change it noticeably
 
 
@@ -103,7 +104,7 @@ class Tokenizer:
         kept, characters = [], 0
         for text in texts:
             if text:
-                kept.append(checked(_spaced(text)))
+                kept.append(valid_unicode(_spaced(text)))
                 characters += len(text)
             if characters >= TRAINING_TEXT:
                 break
@@ -161,13 +162,11 @@ class Tokenizer:
     def encode(self, text: str, first: bool = True) -> list[int]:
         """Token ids of a text. What looks like a control token is spelt out as ordinary text. ``first``: nothing stands
         before it."""
-        ids: list[int] = _encoded(self._plain if first else self._inner, text).ids
-        return ids
+        return _encoded(self._plain if first else self._inner, text).ids
 
     def encode_with_offsets(self, text: str, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the [start, stop) characters of each. ``first``: nothing stands before the text."""
-        backend = self._plain if first else self._inner
-        encoding = _encoded(backend, text, offsets=True)
+        encoding = _encoded(self._plain if first else self._inner, text, offsets=True)
         return encoding.ids, encoding.offsets
 
     def encode_beginning(self, text: str) -> list[int]:
@@ -178,16 +177,15 @@ class Tokenizer:
         """A text that goes on from another. Of a tokenizer trained here, with one space, however it starts."""
         if self._own:
             return self.encode(f" {text.strip()}")
-        ids: list[int] = _encoded(self._behind, text).ids
-        return ids
+        return _encoded(self._behind, text).ids
 
     def encode_document(self, text: str) -> list[int]:
         """The beginning of a text, all of it, and end: a whole document."""
-        return self.encode_beginning(text) + [i for i in (self.end,) if i >= 0]
+        return self.encode_documents([text])[0]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_document` of many texts, on all cores."""
-        spaced, end = [checked(self._spaced(t)) for t in texts], [i for i in (self.end,) if i >= 0]
+        spaced, end = [valid_unicode(self._spaced(t)) for t in texts], [i for i in (self.end,) if i >= 0]
         return [
             [*self.lead, *e.ids, *end]
             for e in call_library(self._plain.encode_batch_fast, spaced, add_special_tokens=False)
@@ -201,8 +199,7 @@ class Tokenizer:
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """The text of an answer: without the one space that leads it."""
-        text = self.decode(ids)
-        return text[1:] if text[:1] == " " else text
+        return self.decode(ids).removeprefix(" ")
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token adds to a text: none for a control token, and for a row of the model that has no
@@ -240,12 +237,12 @@ def try_apart(definition: dict[str, Any], known: Path | None) -> None:
     mark = known / "tokenizers" / hashlib.sha256(text.encode()).hexdigest() if known is not None else None
     if mark is not None and mark.is_file():
         return
-    limits = ProcessLimits(3 + len(text) // 2**19, 512 * 2**20 + 60 * len(text))
+    seconds, memory = 3 + len(text) // 2**19, 512 * 2**20 + 60 * len(text)
     try:
-        apart(use, definition, limits)
+        apart(use, definition, seconds, memory)
     except MemoryError:
         raise KlypeError(
-            f"needs more than {limits.seconds} seconds or {limits.memory >> 20} MiB of memory to be opened.", HINT
+            f"needs more than {seconds} seconds or {memory >> 20} MiB of memory to be opened.", HINT
         ) from None
     if mark is not None:
         with suppress(OSError):  # where nothing may be written it is tried again each time
@@ -262,16 +259,16 @@ def use(definition: dict[str, Any]) -> None:
             tokenizer.decode(ids)
 
 
-def _encoded(backend: Backend, text: str, offsets: bool = False) -> Any:
+def _encoded(backend: Backend, text: str, offsets: bool = False) -> Encoding:
     """A long text is a batch of its own: only for batches does the library let Python's other threads go on, and what
     is not made, such as offsets, keeps nobody waiting when it is cleared away."""
-    if len(checked(text)) < LONG_TEXT:
+    if len(valid_unicode(text)) < LONG_TEXT:
         return call_library(backend.encode, text, add_special_tokens=False)
     encode = backend.encode_batch if offsets else backend.encode_batch_fast
     return call_library(encode, [text], add_special_tokens=False)[0]
 
 
-def checked(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """The text itself; a lone surrogate is refused (it is half a character and no valid Unicode)."""
     if not text.isascii():
         try:
@@ -291,56 +288,44 @@ def _spaced(text: str) -> str:
 
 def _learn(texts: list[str], size: int) -> dict[str, Any]:
     """A tokenizer.json: control tokens 0…5, the 256 bytes in order, then words (most frequent first) and merges."""
-    tokens = [*Tokenizer.CONTROL, *_byte_characters()]
-    words = _words(texts, size - len(tokens))
-    whole = words is not None
-    tokens += words or []
-    known = set(tokens)
+    control, letters = list(Tokenizer.CONTROL), _byte_characters()
+    words = _words(texts, size - len(control) - len(letters))
+    tokens = dict.fromkeys([*control, *letters, *(words or ())])
     learner = Backend(models.BPE())
     learner.pre_tokenizer = _pieces()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(Tokenizer.CONTROL),
-        initial_alphabet=_byte_characters(),
-        show_progress=False,
-    )
-    learner.train_from_iterator(texts, trainer)
+    options: dict[str, Any] = {"special_tokens": control, "initial_alphabet": letters, "show_progress": False}
+    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, **options))
     merges = []
     for left, right in json.loads(learner.to_str())["model"]["merges"]:
-        if left + right not in known:
-            if len(tokens) == size:
-                break
-            tokens.append(left + right)
-            known.add(left + right)
+        if left + right not in tokens and len(tokens) == size:
+            break
+        tokens[left + right] = None
         merges.append((left, right))
-    backend = Backend(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, ignore_merges=whole))
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=words is not None))
     backend.pre_tokenizer = _pieces()
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in Tokenizer.CONTROL])
-    definition: dict[str, Any] = json.loads(backend.to_str())
-    return definition
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    return dict(json.loads(backend.to_str()))
 
 
 def _words(texts: list[str], room: int) -> list[str] | None:
     """The distinct pieces of the text longer than a byte, most frequent first; None when they need over ``room``."""
     least = 2 if sum(map(len, texts)) >= LARGE_TEXT else 1
     pieces, counts, enough = _pieces(), Counter[str](), 0
-    for part in (part for text in texts for part in _parts(text)):
-        for piece, _ in pieces.pre_tokenize_str(part):
-            counts[piece] += 1
-            enough += counts[piece] == least and len(piece) > 1
-        if enough > room:
-            return None
+    border = re.compile(r"\S(?= \S)")  # before a word's own space: inside no piece
+    for text in texts:
+        start = 0
+        while start < len(text):  # a part after the other: all pieces of a book at once would fill the memory
+            cut = border.search(text, start + PART) if len(text) - start > PART else None
+            part = text[start : cut.end() if cut else None]
+            start += len(part)
+            for piece, _ in pieces.pre_tokenize_str(part):
+                counts[piece] += 1
+                enough += counts[piece] == least and len(piece) > 1
+            if enough > room:
+                return None
     return sorted((w for w, n in counts.items() if n >= least and len(w) > 1), key=lambda w: (-counts[w], w))
-
-
-def _parts(text: str, length: int = 100_000) -> Iterator[str]:
-    """Parts of about ``length`` characters, cut before a word's own space: inside no piece."""
-    start, border = 0, re.compile(r"\S(?= \S)")
-    while len(text) - start > length and (cut := border.search(text, start + length)):
-        yield text[start : cut.end()]
-        start = cut.end()
-    yield text[start:]
 
 
 def _pieces() -> pre_tokenizers.ByteLevel:
@@ -370,18 +355,15 @@ def _backend(definition: dict[str, Any], like: Backend | None = None) -> Backend
 def _prepending_nothing(definition: dict[str, Any]) -> dict[str, Any]:
     """For text that goes on from other text: no part puts a space before it."""
 
-    def bare(part: dict[str, Any] | None) -> dict[str, Any] | None:
-        if part is None or part["type"] == "Prepend":
+    def bare(part: dict[str, Any]) -> dict[str, Any] | None:
+        if part.get("type") == "Prepend":
             return None
-        never = {"prepend_scheme": "never", "add_prefix_space": False}
-        parts: dict[str, Any] = {
-            name: [kept for one in part[name] if (kept := bare(one)) is not None]
-            for name in ("normalizers", "pretokenizers")
-            if name in part
-        }
-        return {**part, **parts, **{name: value for name, value in never.items() if name in part}}
+        never: dict[str, Any] = {"prepend_scheme": "never", "add_prefix_space": False}
+        lists = {name: [one for one in part[name] if one] for name in ("normalizers", "pretokenizers") if name in part}
+        return part | lists | {name: value for name, value in never.items() if name in part}
 
-    return {**definition, **{name: bare(definition.get(name)) for name in ("normalizer", "pre_tokenizer")}}
+    parts = {name: definition.get(name) for name in ("normalizer", "pre_tokenizer")}
+    return {**definition, **json.loads(json.dumps(parts), object_hook=bare)}
 
 
 def _token_bytes(backend: Backend, byte_level: bool) -> list[bytes]:

@@ -123,47 +123,53 @@ T = TypeVar("T")
 
 def is_plain(definition: dict[str, Any]) -> bool:
     """Whether it has only parts that klype writes itself, ids without gaps, and merges of tokens that it has."""
-    model, added = definition.get("model"), definition.get("added_tokens") or []
-    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(added, list):
-        return False
-    vocabulary, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
-        return False
-    cut = definition.get("pre_tokenizer")
-    cuts = cut.get("pretokenizers") if isinstance(cut, dict) and cut.get("type") == "Sequence" else [cut]
-    if not isinstance(cuts, list):
-        return False
+
+    def is_simple(part: Any, *kinds: str) -> bool:
+        """Of one of these kinds, with nothing but switches."""
+        return part["type"] in kinds and all(isinstance(value, bool) for name, value in part.items() if name != "type")
+
+    def is_cut(part: Any) -> bool:
+        """Whether a pre-tokenizer is one that klype knows."""
+        if part["type"] != "Split":
+            return is_simple(part, "ByteLevel", "Digits")
+        known = part["pattern"] in [{"Regex": pattern} for pattern in (LLAMA3, QWEN2)]
+        return known and part["behavior"] == "Isolated" and part["invert"] is False
 
     def joins(merge: Any) -> bool:
         """Whether it makes a token that there is of two that there are."""
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
-            return False
-        return pair[0] in vocabulary and pair[1] in vocabulary and pair[0] + pair[1] in vocabulary
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        return isinstance(merge, str | list) and {left, right, left + right} <= vocabulary.keys()
 
     def is_added(token: Any) -> bool:
         """Whether an added token has a spelling, an id within the vocabulary, and nothing but switches beside them."""
-        if not isinstance(token, dict) or type(token.get("id")) is not int:
-            return False
-        content = token.get("content")
+        number, content = token["id"], token["content"]
         switches = (value for name, value in token.items() if name not in ("id", "content"))
-        fits = 0 <= token["id"] < len(vocabulary) + len(added) and isinstance(content, str) and content != ""
-        return fits and all(isinstance(value, bool) for value in switches)
+        fits = type(number) is int and 0 <= number < len(vocabulary) + len(added)
+        return fits and isinstance(content, str) and content != "" and all(isinstance(one, bool) for one in switches)
 
-    rest = {name: value for name, value in model.items() if name not in ("type", "vocab", "merges")}
-    if not all(value in _BPE.get(name, ()) for name, value in rest.items()):
+    try:
+        model, added = definition["model"], definition.get("added_tokens") or []
+        vocabulary, merges, cut = model["vocab"], model["merges"], definition["pre_tokenizer"]
+        cuts = cut["pretokenizers"] if cut["type"] == "Sequence" else [cut]
+        rest = {name: value for name, value in model.items() if name not in ("type", "vocab", "merges")}
+        return (
+            model["type"] == "BPE"
+            and all(value in _BPE.get(name, ()) for name, value in rest.items())
+            and definition.get("normalizer") in (None, {"type": "NFC"})
+            and definition.get("post_processor") is None
+            and isinstance(cuts, list)
+            and 0 < len(cuts) <= 3
+            and all(map(is_cut, cuts))
+            and is_simple(definition["decoder"], "ByteLevel")
+            and all(type(i) is int for i in vocabulary.values())
+            and set(vocabulary.values()) == set(range(len(vocabulary)))
+            and isinstance(merges, list)
+            and all(map(joins, merges))
+            and isinstance(added, list)
+            and all(map(is_added, added))
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):  # it has another shape
         return False
-    return (
-        definition.get("normalizer") in (None, {"type": "NFC"})
-        and definition.get("post_processor") is None
-        and 0 < len(cuts) <= 3
-        and all(_is_cut(part) for part in cuts)
-        and _is_simple(definition.get("decoder"), "ByteLevel")
-        and all(type(i) is int for i in vocabulary.values())
-        and set(vocabulary.values()) == set(range(len(vocabulary)))
-        and all(map(joins, merges))
-        and all(map(is_added, added))
-    )
 
 
 def call_library(call: Callable[..., T], *given: Any, **named: Any) -> T:
@@ -176,21 +182,6 @@ def call_library(call: Callable[..., T], *given: Any, **named: Any) -> T:
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
         raise KlypeError(f"The model's tokenizer fails: {f'{error}':.200}.", HINT) from error
-
-
-def _is_cut(part: Any) -> bool:
-    """Whether a pre-tokenizer is one that klype knows."""
-    if not isinstance(part, dict) or part.get("type") != "Split":
-        return _is_simple(part, "ByteLevel") or _is_simple(part, "Digits")
-    known = [{"Regex": pattern} for pattern in (LLAMA3, QWEN2)]
-    return part.get("pattern") in known and part.get("behavior") == "Isolated" and part.get("invert") is False
-
-
-def _is_simple(part: Any, kind: str) -> bool:
-    """Of this kind, with nothing but switches."""
-    if not isinstance(part, dict) or part.get("type") != kind:
-        return False
-    return all(isinstance(value, bool) for name, value in part.items() if name != "type")
 
 
 def read_gguf(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], SpecialTokens]:
