@@ -53,3 +53,9 @@ def _argument(flag: re.Match[str]) -> str:
         return flag[0]
     name = flag[1].replace("-", "_") + "_" * (flag[1] in KEYWORDS)
     return f"{name}=True" if name in SWITCHES else f"{name}=" if flag[0][-1] in " =" else name
+
+
+def short_error(error: Exception) -> str:
+    """Another program's words in one line, without its classes and numbers."""
+    text = re.sub(r"^(Got: \w+: )?(\[Errno -?\d+\] )?", "", str(error).strip()).splitlines()
+    return (text[0][:160].rstrip(" .:") if text else "") or type(error).__name__

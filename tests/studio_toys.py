@@ -14,7 +14,7 @@ from klype.engine.engine import Engine
 from klype.serve.served import Served
 from klype.sources.find_model import Found
 from klype.sources.opening import Opened
-from klype.sources.source import Around, NativeSource, Source
+from klype.sources.source import NativeSource, Source, SourceWrapper
 from klype.studio.studio import SharedModel, Studio
 from tests.serve_toys import served
 
@@ -32,7 +32,9 @@ def model(
     """Random weights behind klype's own engine, or (``own`` False) behind a source that is any other."""
     toy = served("toy", seed, **changes)
     source = toy.source if engine is None else NativeSource(engine, toy.source.codec)
-    return SharedModel(name, "nowhere", opened(name, source if own else Around(source), toy), f"weights {seed}", batch)
+    return SharedModel(
+        name, "nowhere", opened(name, source if own else SourceWrapper(source), toy), f"weights {seed}", batch
+    )
 
 
 def opened(name: str, source: Source, toy: Served) -> Opened:

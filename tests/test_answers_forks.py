@@ -15,7 +15,7 @@ from klype.answers.forks import ForkSettings, _continued, _moved, forks, permuta
 from klype.answers.tree import TreeSettings, grow
 from klype.engine.engine import Event
 from klype.errors import UsageError
-from klype.sources.source import Around, NativeSource
+from klype.sources.source import NativeSource, SourceWrapper
 from klype.values import Request, Trace
 from tests.toy_sources import random_table, table_source
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
         forks(source, empty, ForkSettings(), lambda text: text)
 
 
-class Counted(Around):
+class Counted(SourceWrapper):
     """… and how many tokens were drawn."""
 
     tokens = 0

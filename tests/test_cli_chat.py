@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from klype.model.checkpoint import Loaded
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.sources.find_model import Found
-from klype.sources.opening import Opened, Pieces, native, room, stream
+from klype.sources.opening import Opened, decode_stream, native, room, stream
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -65,8 +66,9 @@ def said(talk: ChatSession) -> list[str]:
 def test_pieces_are_whole_characters(text: str, size: int) -> None:
     data = text.encode("utf-8", "ignore")
     chunks = [data[i : i + size] for i in range(0, len(data), size)]
-    pieces = Pieces()
-    parts = [pieces.add(chunk, i == len(chunks) - 1) for i, chunk in enumerate(chunks)]
+    last: Any = "the last"
+    told = decode_stream((chunk, last if i == len(chunks) - 1 else None) for i, chunk in enumerate(chunks))
+    parts = [piece for piece, _ in told]
     assert "".join(parts) == data.decode().removeprefix(" ")
     assert "\ufffd" not in "".join(parts) or "\ufffd" in text
 

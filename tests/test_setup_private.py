@@ -50,7 +50,7 @@ def test_answers_of_servers_are_private_while_and_after_they_are_written(home: P
     kept.keep("key", {"answer": "secret"})
     assert {p.name for p in home.iterdir()} == {"answers.sqlite", "answers.sqlite-wal", "answers.sqlite-shm"}
     assert readable(home.parent) == []
-    kept.close()
+    kept._base.close()
     assert readable(home.parent) == []
 
 

@@ -12,11 +12,10 @@ from typing import Any, get_args
 import httpx
 import pytest
 
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, short_error
 from klype.samplers import OWN, SAMPLERS
 from klype.sources.capabilities import Capabilities, Kind, probe
 from klype.sources.http_client import Budget, Call, HttpClient, RetryPolicy, retry_after
-from klype.sources.hub import short_error
 from klype.sources.remote import RemoteSource
 from klype.sources.response_parsing import choices
 from klype.sources.source import answers

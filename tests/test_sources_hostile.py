@@ -126,7 +126,7 @@ def test_a_small_answer_cannot_become_a_large_one(status: int, bomb: bytes) -> N
         tracemalloc.start()
         try:
             with pytest.raises(KlypeError, match=r"more than 4 MiB|refused: status 400|in 2 tries"):
-                http(address, MOST).get(f"{address}/models")
+                http(address, MOST).probe("models")
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

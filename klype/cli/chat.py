@@ -166,12 +166,12 @@ class ChatSession:
             pieces = model.write(request)
             if self.draft is not None:
                 from klype.engine.speculation import Speculation, passes
-                from klype.sources.opening import Pieces
+                from klype.sources.opening import decode_stream
 
-                counts, text, spell = Speculation(GAMMA), Pieces(), self.opened.spell
+                counts, spell = Speculation(GAMMA), self.opened.spell
                 written = passes(self.opened.engine, request, self.draft[1], counts)
                 spoken = ((b"".join(spell(step.token) for step in steps), trace) for steps, trace in written)
-                pieces = AnswerStream(model, ((text.add(said, trace is not None), trace) for said, trace in spoken))
+                pieces = AnswerStream(model, decode_stream(spoken))
             for piece in pieces:
                 said += piece
                 terminal.answer(piece, end="")

@@ -23,7 +23,7 @@ from klype.option import a_file as a_file
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
 from klype.sources.find_model import DEMO, find_path, is_bare, located, near, to_fetch
-from klype.sources.opening import PATH, kind_of, spelled
+from klype.sources.opening import PATH, kind_of, kinds_in_words
 from klype.words import LANGUAGES
 
 if TYPE_CHECKING:
@@ -191,9 +191,9 @@ Json = Annotated[bool, Option("Print one JSON document on stdout; words go to st
 Seed = Annotated[int, Option("Same seed, same result.", least=0)]
 OutFile = Annotated[Path | None, Option("Also write the JSON document to this file.")]
 Lang = Annotated[str | None, Option(f"{' or '.join(LANGUAGES)}.", shown="by the locale")]
-MODEL = f"A model: {spelled()}."
+MODEL = f"A model: {kinds_in_words()}."
 DEFAULT = "the newest run, or demo"
-ModelName = Annotated[str, Option(f"A model: {spelled(files=True)}.", argument=True, check=a_model)]
+ModelName = Annotated[str, Option(f"A model: {kinds_in_words(files=True)}.", argument=True, check=a_model)]
 AnyModel = Annotated[str | None, Option(MODEL, argument=True, metavar="[MODEL]", shown=DEFAULT)]
 
 

@@ -38,9 +38,9 @@ def pull_command(
     if name is None:
         terminal.document(list_models(terminal), out)
         return
-    from klype.sources.hub import look_up, pulled
+    from klype.sources.hub import find_pulled, look_up
 
-    if (folder := pulled(name)) is None:
+    if (folder := find_pulled(name)) is None:
         download = look_up(name)
         with download_progress(terminal, download):
             folder = download.run()

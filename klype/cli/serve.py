@@ -20,7 +20,7 @@ from klype.cli.terminal import Terminal
 from klype.environment import state_folder
 from klype.errors import UsageError
 from klype.option import Option, Options
-from klype.sources.opening import spelled
+from klype.sources.opening import kinds_in_words
 
 if TYPE_CHECKING:
     import uvicorn
@@ -43,7 +43,9 @@ class ListenOptions(Options):
 class ServeOptions(ListenOptions):
     """``klype serve``."""
 
-    models: Annotated[tuple[str, ...], o.models(f"Each {spelled(files=True)}; NAME=MODEL gives one another name.")] = ()
+    models: Annotated[
+        tuple[str, ...], o.models(f"Each {kinds_in_words(files=True)}; NAME=MODEL gives one another name.")
+    ] = ()
     port: Annotated[int, Option("0: any free port.")] = 8000
     allow_origin: Annotated[
         tuple[str, ...], Option("A site whose pages may ask, as https://example.org. May be repeated.")
@@ -60,7 +62,7 @@ class StudioOptions(ListenOptions):
 
     models: Annotated[
         tuple[str, ...],
-        o.models(f"Each {spelled()}; of a run all stages are shown. NAME=MODEL gives one another name."),
+        o.models(f"Each {kinds_in_words()}; of a run all stages are shown. NAME=MODEL gives one another name."),
     ] = ()
     port: Annotated[int, Option("0: any free port.")] = 8080
     store: Annotated[str, Option("Rankings are kept there: a file or postgresql:// url.", shown="RUN's own")] = ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from klype.answers import trace_files as store
 from klype.device import EnergyMeter
 from klype.engine.engine import Event
-from klype.sources.source import Around, Source, answers
+from klype.sources.source import Source, SourceWrapper, answers
 from klype.values import Distribution, Request, Trace
 
 
@@ -25,7 +25,7 @@ class Meters:
     joules: Callable[[], float | None] = lambda: None
 
 
-class Recorder(Around):
+class Recorder(SourceWrapper):
     """``identity`` names the weights: what other weights said is not used. ``passes`` counts a forward pass for every
     token drawn, beginning read and answer scored, whether it was done now or remembered."""
 

@@ -12,8 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -26,37 +25,29 @@ TOKEN, ALTERNATIVE = 1 << 10, 256  # … more for each token that was asked for,
 LINE = 1 << 20  # bytes of a line of a stream
 REFUSAL = 1 << 18  # bytes of an error
 REDIRECTS = 3
+PACKED = 1 << 10  # bytes that are unpacked at a time: deflate makes a thousand times as many of them at most
 UNUSED = "Nothing of it is used."
 
 
-@dataclass(slots=True)
 class Limits:
     """Of an answer of the server ``where``: ``most`` bytes, and ``seconds`` from the first try to the last byte, waits
     apart; they end at ``until``."""
 
-    where: str
-    most: int
-    seconds: float
-    until: float
-
-    @staticmethod
-    def of(where: str, body: Mapping[str, Any], seconds: float, per_token: float) -> Limits:
+    def __init__(self, where: str, body: Mapping[str, Any], seconds: float, per_token: float) -> None:
         """By what was asked: tokens of all answers, those of the prompt where it is echoed, alternatives of each."""
         tokens = (body.get("max_tokens") or body.get("max_completion_tokens") or 0) * body.get("n", 1)
         echoed = len(body["prompt"]) if body.get("echo") else 0
         listed = int(body.get("top_logprobs") or body.get("logprobs") or 0)
-        most = BASE + (tokens + echoed) * (TOKEN + ALTERNATIVE * listed)
-        seconds += per_token * tokens
-        return Limits(where, min(LARGEST, most), seconds, time.monotonic() + seconds)
+        self.where = where
+        self.seconds: float = seconds + per_token * tokens
+        self.most: int = min(LARGEST, BASE + (tokens + echoed) * (TOKEN + ALTERNATIVE * listed))
+        self.until: float = time.monotonic() + self.seconds
 
-    @property
     def left(self) -> float:
-        return max(0.0, self.until - time.monotonic())
-
-    def check(self) -> None:
-        """Raises KlypeError when the deadline has passed."""
-        if time.monotonic() > self.until:
+        """Seconds to the deadline. Raises KlypeError when it has passed."""
+        if (left := self.until - time.monotonic()) <= 0:
             raise self.exceeded()
+        return left
 
     def exceeded(self) -> KlypeError:
         return KlypeError(
@@ -72,64 +63,31 @@ class ResponseReader:
 
     def whole(self) -> bytes:
         """All of it; of an error no more than its beginning."""
-        with self._watched():
-            found = bytearray()
-            for chunk in self._chunks():
-                found += chunk
-                if self.response.status_code != 200 and len(found) > REFUSAL:
-                    break
+        found = bytearray()
+        for chunk in self._chunks():
+            found += chunk
+            if self.response.status_code != 200 and len(found) > REFUSAL:
+                break
         self.response.close()
         return bytes(found)
 
     def lines(self) -> Iterator[str]:
         """Of a stream of events: what ends in a line feed."""
-        with self._watched():
-            held = bytearray()
-            for chunk in self._chunks():
-                at = len(held)
-                held += chunk
-                while (end := held.find(b"\n", at)) >= 0:
-                    yield held[:end].removesuffix(b"\r").decode(errors="replace")
-                    del held[: end + 1]
-                    at = 0
-                if len(held) > LINE:
-                    raise KlypeError(f"{self.limits.where} streams a line of more than {LINE >> 20} MiB.", UNUSED)
+        held = bytearray()
+        for chunk in self._chunks():
+            at = len(held)
+            held += chunk
+            while (end := held.find(b"\n", at)) >= 0:
+                yield held[:end].removesuffix(b"\r").decode(errors="replace")
+                del held[: end + 1]
+                at = 0
+            if len(held) > LINE:
+                raise KlypeError(f"{self.limits.where} streams a line of more than {LINE >> 20} MiB.", UNUSED)
 
     def _chunks(self) -> Iterator[bytes]:
-        size, most = 0, self.limits.most
-        for chunk in self._decoded():
-            size += len(chunk)
-            if size > most:
-                where = self.limits.where
-                raise KlypeError(f"{where} answers with more than {most >> 20} MiB: that is not an answer.", UNUSED)
-            self.limits.check()
-            yield chunk
-        self.limits.check()  # the end may be one that the deadline made
-
-    def _decoded(self) -> Iterator[bytes]:
-        """A little at a time, however much a few bytes become."""
-        if self.response.is_stream_consumed:  # a transport that reads all at once, as those of tests
-            yield self.response.content
-            return
-        kind = self.response.headers.get("content-encoding", "identity").strip().lower()
-        if kind not in ("identity", "gzip", "deflate"):
-            raise KlypeError(f"{self.limits.where} packs its answer in a way that it was not asked for.", UNUSED)
-        if kind == "identity":
-            yield from self.response.iter_raw()
-            return
-        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either head
-        for raw in self.response.iter_raw():
-            while raw and not unpack.eof:
-                try:
-                    yield unpack.decompress(raw, LINE)
-                except zlib.error:
-                    raise KlypeError(f"{self.limits.where} sends what cannot be unpacked.", UNUSED) from None
-                raw = unpack.unconsumed_tail
-        yield unpack.flush()
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Ends the connection at the deadline: a read that waits returns at once."""
+        """A little at a time, unpacked, up to a limit. The connection ends at the deadline: a read that waits returns
+        at once."""
+        where, most, size = self.limits.where, self.limits.most, 0
         stream = self.response.extensions.get("network_stream")
         connection: socket.socket | None = stream.get_extra_info("socket") if stream is not None else None
 
@@ -138,13 +96,37 @@ class ResponseReader:
                 with suppress(OSError):  # it may be closed
                     connection.shutdown(socket.SHUT_RDWR)
 
-        timer = threading.Timer(self.limits.left, end)
+        timer = threading.Timer(self.limits.left(), end)
         timer.daemon = True
         timer.start()
         try:
-            yield
+            for chunk in self._unpacked():
+                size += len(chunk)
+                if size > most:
+                    raise KlypeError(f"{where} answers with more than {most >> 20} MiB: that is not an answer.", UNUSED)
+                self.limits.left()
+                yield chunk
         finally:
             timer.cancel()
+        self.limits.left()  # the end may be one that the deadline made
+
+    def _unpacked(self) -> Iterator[bytes]:
+        kind = self.response.headers.get("content-encoding", "identity").strip().lower()
+        if kind not in ("identity", "gzip", "deflate"):
+            raise KlypeError(f"{self.limits.where} packs its answer in a way that it was not asked for.", UNUSED)
+        if kind == "identity":
+            yield from self.response.iter_bytes()
+            return
+        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either head
+        for raw in self.response.iter_raw():
+            for start in range(0, len(raw), PACKED):
+                if unpack.eof:  # whatever comes behind it
+                    return
+                try:
+                    yield unpack.decompress(raw[start : start + PACKED])
+                except zlib.error:
+                    raise KlypeError(f"{self.limits.where} sends what cannot be unpacked.", UNUSED) from None
+        yield unpack.flush()
 
 
 def begin(send: Callable[[httpx.Request], httpx.Response], request: httpx.Request, limits: Limits) -> ResponseReader:
@@ -155,7 +137,8 @@ def begin(send: Callable[[httpx.Request], httpx.Response], request: httpx.Reques
         if again is None:
             return ResponseReader(response, limits)
         response.close()
-        if _origin(again.url) != _origin(request.url) or again.method != request.method:
+        origin, other = ((one.method, one.url.scheme, one.url.netloc) for one in (request, again))
+        if other != origin:
             raise KlypeError(f"{limits.where} sends its clients elsewhere.", "Give the address that it means.")
         request = again
     raise KlypeError(f"{limits.where} sends its clients in a circle.", "Is it the address of an API?")
@@ -166,23 +149,18 @@ def _headed(send: Callable[[httpx.Request], httpx.Response], request: httpx.Requ
     found: Future[httpx.Response] = Future()
 
     def work() -> None:
-        response, problem = None, None
         try:
-            response = send(request)
+            found.set_result(send(request))
         except BaseException as error:
-            problem = error
-        if found.set_running_or_notify_cancel():
-            found.set_exception(problem) if response is None else found.set_result(response)
-        elif response is not None:
-            response.close()
+            found.set_exception(error)
+
+    def drop(late: Future[httpx.Response]) -> None:
+        if late.exception() is None:
+            late.result().close()
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        return found.result(limits.left)
+        return found.result(limits.left())
     except TimeoutError:
-        found.cancel()
+        found.add_done_callback(drop)
         raise limits.exceeded() from None
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)

@@ -14,7 +14,7 @@ from klype import words
 from klype.environment import language, server_key, state_folder
 from klype.errors import KlypeError, UsageError
 from klype.sources.http_client import Budget, HttpClient, RefusedError, ResponseCache, count
-from klype.sources.response_parsing import Key, choices
+from klype.sources.response_parsing import Key, ServerChoice, choices
 from klype.words.plain import aside
 
 Kind = Literal["klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other"]
@@ -72,15 +72,10 @@ class Capabilities:
             "divergence_from_truth": inside,
         }
 
-    @staticmethod
-    def of(document: dict[str, Any]) -> Capabilities:
-        known = {name: value for name, value in document.items() if name != "measures"}
-        return Capabilities(**{**known, "models": tuple(known["models"])})
-
 
 def probe(http: HttpClient, wanted: str = "") -> Capabilities:
     """Asks a dozen short questions. Errors: no such model, nothing that can be asked."""
-    listed = http.get(f"{http.base}/models").get("data")
+    listed = http.probe("models").get("data")
     rows = [row for row in listed if isinstance(row, dict) and row.get("id")] if isinstance(listed, list) else []
     names = tuple(str(row["id"]) for row in rows)
     model = wanted or (names[0] if len(names) == 1 else "")
@@ -100,18 +95,11 @@ def probe(http: HttpClient, wanted: str = "") -> Capabilities:
                 prompt = tokens
                 break
     asked = Probe(http, model)
-    found = {**_completions(asked, prompt), **_chat(asked)}
+    found = {**asked.completions(prompt), **asked.chat()}
     if not found["completions"] and not found["chat"]:
         raise KlypeError(f"{http.base} answers neither chat nor completions for the model {model}.", "Is it loaded?")
-    return Capabilities(
-        kind,
-        model,
-        names,
-        count(row.get("max_model_len")) or count(meta.get("n_ctx")),
-        count(meta.get("n_vocab")),
-        prompt is not None,
-        **found,
-    )
+    window, vocabulary = count(row.get("max_model_len")) or count(meta.get("n_ctx")), count(meta.get("n_vocab"))
+    return Capabilities(kind, model, names, window, vocabulary, prompt is not None, **found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,57 +109,58 @@ class Probe:
     http: HttpClient
     model: str
 
-    def __call__(self, path: str, **body: Any) -> dict[str, Any] | None:
+    def answer(self, path: str, **body: Any) -> dict[str, Any] | None:
         """None when the server refuses it."""
         try:
             return self.http.probe(path, {"model": self.model, **body})
         except RefusedError:
             return None
 
+    def said(self, path: str, echoed: int = 0, **body: Any) -> ServerChoice | None:
+        """The only choice of an answer."""
+        answer = self.answer(path, **body)
+        return choices(answer, 1, self.http.base, echoed=echoed)[0] if answer else None
+
     def most(self, path: str, tops: Sequence[int], asking: Callable[[int], dict[str, Any]]) -> tuple[int, Key] | None:
         """How many alternatives the server tells, and the token that it wrote; None where it tells none."""
         for top in tops:
-            answer = self(path, **asking(top))
-            told = choices(answer, 1, self.http.base)[0].tokens if answer else None
-            if told and told[0].top:
-                return min(top, len(told[0].top)), told[0].key
+            said = self.said(path, **asking(top))
+            if said and said.tokens and said.tokens[0].top:
+                return min(top, len(said.tokens[0].top)), said.tokens[0].key
         return None
 
+    def completions(self, prompt: list[int] | None) -> dict[str, Any]:
+        """What it offers of completions. ``prompt``: a text's token ids, where it tells them."""
+        path, plain = "completions", {"prompt": prompt or "Hi there", "max_tokens": 1}
+        if self.answer(path, **plain) is None:
+            return {"completions": False}
+        as_ids = {**plain, "return_tokens_as_token_ids": True}
+        if prompt is None or self.answer(path, **as_ids) is None:
+            as_ids = plain
+        found: dict[str, Any] = {"completions": True}
+        if (told := self.most(path, TOPS, lambda top: {**as_ids, "logprobs": top})) is not None:
+            found |= {"completion_top": told[0], "ids": prompt is not None and isinstance(told[1], int)}
+        if prompt and found.get("ids"):
+            found["echo"] = False
+            with suppress(KlypeError):  # llama.cpp ignores echo and tells its one token: it contradicts itself
+                said = self.said(path, len(prompt), **as_ids, logprobs=1, echo=True)
+                found["echo"] = said is not None and [heard.key for heard in said.tokens or ()][: len(prompt)] == prompt
+        rows = (self.answer(path, **plain, n=2) or {}).get("choices")
+        # the same seed says the same
+        drawn: dict[str, Any] = {**plain, "max_tokens": 8, "seed": 7, "temperature": 1.0}
+        first, again = (self.said(path, **drawn) for _ in range(2))
+        same = first is not None and again is not None and first.text == again.text
+        return found | {"n": isinstance(rows, list) and len(rows) == 2, "seed": same}
 
-def _completions(asked: Probe, prompt: list[int] | None) -> dict[str, Any]:
-    path, plain = "completions", {"prompt": prompt or "Hi there", "max_tokens": 1}
-    if asked(path, **plain) is None:
-        return {"completions": False}
-    as_ids = {**plain, "return_tokens_as_token_ids": True}
-    if prompt is None or asked(path, **as_ids) is None:
-        as_ids = plain
-    found: dict[str, Any] = {"completions": True}
-    if (told := asked.most(path, TOPS, lambda top: {**as_ids, "logprobs": top})) is not None:
-        found |= {"completion_top": told[0], "ids": prompt is not None and isinstance(told[1], int)}
-    if prompt and found.get("ids"):
-        answer = asked(path, **as_ids, logprobs=1, echo=True)
-        try:
-            echoed = choices(answer or {}, 1, asked.http.base, echoed=len(prompt))[0].tokens or ()
-        except KlypeError:  # llama.cpp ignores echo and tells its one token: what contradicts itself is no echo
-            echoed = ()
-        found["echo"] = [heard.key for heard in echoed[: len(prompt)]] == prompt
-    rows = (asked(path, **plain, n=2) or {}).get("choices")
-    # the same seed says the same
-    drawn = {**plain, "max_tokens": 8, "seed": 7, "temperature": 1.0}
-    said = [
-        answer and choices(answer, 1, asked.http.base)[0].text for answer in (asked(path, **drawn) for _ in range(2))
-    ]
-    return found | {"n": isinstance(rows, list) and len(rows) == 2, "seed": said[0] is not None and said[0] == said[1]}
-
-
-def _chat(asked: Probe) -> dict[str, Any]:
-    plain: dict[str, Any] = {"messages": HELLO}
-    names = ("max_tokens", "max_completion_tokens")
-    limit = next((name for name in names if asked(CHAT, **plain, **{name: 1}) is not None), None)
-    if limit is None:
-        return {"chat": False}
-    told = asked.most(CHAT, (20, 5, 1), lambda top: {**plain, limit: 1, "logprobs": True, "top_logprobs": top})
-    return {"chat": True, "limit_name": limit, "chat_top": 0 if told is None else told[0]}
+    def chat(self) -> dict[str, Any]:
+        """What it offers of chat."""
+        plain: dict[str, Any] = {"messages": HELLO}
+        names = ("max_tokens", "max_completion_tokens")
+        limit = next((name for name in names if self.answer(CHAT, **plain, **{name: 1}) is not None), None)
+        if limit is None:
+            return {"chat": False}
+        told = self.most(CHAT, (20, 5, 1), lambda top: {**plain, limit: 1, "logprobs": True, "top_logprobs": top})
+        return {"chat": True, "limit_name": limit, "chat_top": 0 if told is None else told[0]}
 
 
 EVERY_S = 5.0
@@ -192,12 +181,12 @@ def client_of(address: str, budget: Budget | None = None) -> tuple[HttpClient, s
 
 def capabilities_of(http: HttpClient, model: str, again: bool = False) -> Capabilities:
     """What the server offers: probed once, then remembered; ``again`` asks anew."""
-    address = f"{http.base}#{model}"
-    known = None if again else http.kept.offer(address)
-    if known is not None:
-        return Capabilities.of(known)
+    key = f"offer of {http.base}#{model}"
+    if not again and (known := http.kept.answer(key)) is not None:
+        del known["measures"]
+        return Capabilities(**{**known, "models": tuple(known["models"])})
     found = probe(http, model)
-    http.kept.keep_offer(address, found.json())
+    http.kept.keep(key, found.json())
     return found
 
 
@@ -215,12 +204,7 @@ def meter() -> Callable[[Budget], None]:
 
 
 def cost(budget: Budget) -> str:
-    told = {
-        "requests": budget.asked,
-        "tokens": budget.spent,
-        "prompt": budget.prompt_tokens,
-        "answer": budget.answer_tokens,
-        "kept": budget.kept,
-    }
-    lang = language()
+    """What a server was asked for, in words."""
+    numbers = budget.asked, budget.spent, budget.prompt_tokens, budget.answer_tokens, budget.kept
+    told, lang = dict(zip(("requests", "tokens", "prompt", "answer", "kept"), numbers, strict=True)), language()
     return words.words(lang)("remote.cost", **{name: words.count(number, lang) for name, number in told.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from klype.engine.engine import Engine
 from klype.engine.hf_runner import HFRunner
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, short_error
 from klype.model.checkpoint import DTYPES, read_config, weight_files
-from klype.sources.hub import INSTALL, short_error
+from klype.sources.hub import INSTALL
 from klype.sources.source import NativeCodec, NativeSource
 from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
@@ -56,13 +57,9 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        options = {"dtype": DTYPES[dtype], "output_loading_info": True}
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=DTYPES[dtype],
-            output_loading_info=True,
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
         )
     except MemoryError:
         raise
@@ -126,15 +123,12 @@ def tokenizer_of(folder: Path) -> Tokenizer:
     """From tokenizer.json; older formats are converted by transformers."""
     if (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
-    import json
-
     import transformers
 
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         definition = json.loads(theirs.backend_tokenizer.to_str())
     except Exception as error:
-        raise KlypeError(
-            f"{folder} has no tokenizer that can be read: {short_error(error)}.", "Fetch it again."
-        ) from None
+        why = short_error(error)
+        raise KlypeError(f"{folder} has no tokenizer that can be read: {why}.", "Fetch it again.") from None
     return Tokenizer.of_stranger(definition, read_special_tokens(folder, definition), str(folder))

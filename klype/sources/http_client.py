@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from klype.durable import private, private_folder
-from klype.errors import BudgetSpentError, KlypeError, UsageError
+from klype.errors import BudgetSpentError, KlypeError, UsageError, short_error
 from klype.jsons import parsed
 from klype.sources.bounded_http import Limits, ResponseReader, begin
 
@@ -134,19 +134,22 @@ class HttpClient:
         self._send = partial(self._client.send, stream=True, auth=auth, follow_redirects=False)
         self._reached = False
 
-    def get(self, url: str) -> dict[str, Any]:
-        return self._json("GET", url, None)
-
-    def probe(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Asked now, whatever is kept."""
-        answer = self._json("POST", self._url(path), body)
+    def probe(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Asked now, whatever is kept; without a body by GET."""
+        intake, data = self._patiently(path, body)
+        answer = None
+        with suppress(ValueError):
+            answer = parsed(data)
+        if not isinstance(answer, dict):
+            raise self._strange(intake)
         if path.endswith("completions"):
             self.budget.pay(answer.get("usage"))
         return answer
 
     def post(self, call: Call) -> dict[str, Any]:
         """From what is kept, else from the server."""
-        key = key_of(self.base, call.path, call.body, call.sample)
+        asked = json.dumps([self.base, call.path, call.body, call.sample], sort_keys=True, ensure_ascii=True)
+        key = hashlib.sha256(asked.encode()).hexdigest()
         found = self.kept.answer(key)
         if found is not None:
             with self.budget.lock:
@@ -180,7 +183,7 @@ class HttpClient:
         """Server-sent events up to [DONE], which some servers leave out, or to the stream's end (whether the answer has
         one says its finish reason). Errors: a stream that is cut off, or holds anything but JSON."""
         body = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
-        intake, _ = self._patiently("POST", self._url(call.path), body, whole=False)
+        intake, _ = self._patiently(call.path, body, whole=False)
         try:
             if "text/event-stream" not in intake.response.headers.get("content-type", ""):
                 raise self._strange(intake)
@@ -201,24 +204,21 @@ class HttpClient:
                 self.budget.pay(event.get("usage"))
                 yield event
         except httpx.HTTPError as error:
-            intake.limits.check()
-            raise KlypeError(f"{self.base} cut its answer off: {_short(error)}.", "Ask again.") from None
+            intake.limits.left()
+            raise KlypeError(f"{self.base} cut its answer off: {short_error(error)}.", "Ask again.") from None
         finally:
             intake.response.close()
 
-    def _url(self, path: str) -> str:
-        return f"{self.base.removesuffix('/v1')}{path}" if path.startswith("/") else f"{self.base}/{path}"
-
-    def _patiently(
-        self, method: str, url: str, body: Mapping[str, Any] | None, whole: bool = True
-    ) -> tuple[ResponseReader, bytes]:
+    def _patiently(self, path: str, body: Mapping[str, Any] | None, whole: bool = True) -> tuple[ResponseReader, bytes]:
         """The answer, once the server has one, and unless it comes as a stream all of it. Each try is paid for: the
         server may have computed an answer that did not arrive.
 
         Raises RefusedError for what the server does not offer.
         """
+        url = f"{self.base.removesuffix('/v1')}{path}" if path.startswith("/") else f"{self.base}/{path}"
+        request = partial(self._client.build_request, "GET" if body is None else "POST", url, json=body)
         wait_s, waited, tried, problem = self.retry.first, 0.0, 0, ""
-        limits = Limits.of(self.base, body or {}, self.retry.seconds, self.retry.per_token)
+        limits = Limits(self.base, body or {}, self.retry.seconds, self.retry.per_token)
         for attempt in range(self.retry.tries):
             if attempt:
                 waited += wait_s
@@ -227,21 +227,19 @@ class HttpClient:
                 self.retry.sleep(wait_s)
                 limits.until += wait_s
                 wait_s = min(self.retry.most, wait_s * 2)
-            if url.endswith("completions"):  # tokenizers and templates cost nothing
+            if path.endswith("completions"):  # tokenizers and templates cost nothing
                 self.budget.take()
             tried += 1
             try:
-                intake = begin(
-                    self._send, self._client.build_request(method, url, json=body, headers=self._headers), limits
-                )
+                intake = begin(self._send, request(headers=self._headers), limits)
                 status, headers = intake.response.status_code, intake.response.headers
                 data = intake.whole() if whole or status != 200 else b""
             except httpx.HTTPError as error:
-                problem = _short(error)
+                problem = short_error(error)
                 if isinstance(error, httpx.ConnectError) and not self._reached:
                     raise KlypeError(f"No server answers at {self.base} ({problem}).", "Is it started?") from None
                 if not isinstance(error, httpx.ConnectError):
-                    limits.check()
+                    limits.left()
                 continue
             self._reached = True
             if status == 200:
@@ -259,14 +257,6 @@ class HttpClient:
                 raise KlypeError(f"{self.base} asks to wait {asked:.0f} seconds.", "Try again then.")
             wait_s = wait_s if asked is None else asked
         raise KlypeError(f"{self.base} did not answer in {tried} tries ({problem}).", "Try again later.")
-
-    def _json(self, method: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        intake, data = self._patiently(method, url, body)
-        with suppress(ValueError):
-            document = parsed(data)
-            if isinstance(document, dict):
-                return document
-        raise self._strange(intake)
 
     def _strange(self, intake: ResponseReader) -> KlypeError:
         kind = intake.response.headers.get("content-type", "nothing")
@@ -297,15 +287,9 @@ def count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _short(error: Exception) -> str:
-    text = re.sub(r"^\[Errno -?\d+\] ", "", " ".join(str(error).split()))
-    return (text[:120] or type(error).__name__).rstrip(".")
-
-
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS pieces (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, data BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS offers (address TEXT PRIMARY KEY, offer TEXT NOT NULL);
 """
 
 
@@ -340,16 +324,6 @@ class ResponseCache:
     def keep_piece(self, number: int, kind: str, data: bytes) -> None:
         self._one("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?)", number, kind, data)
 
-    def offer(self, address: str) -> dict[str, Any] | None:
-        row = self._one("SELECT offer FROM offers WHERE address = ?", address)
-        return None if row is None else dict(parsed(row[0]))
-
-    def keep_offer(self, address: str, offer: Mapping[str, Any]) -> None:
-        self._one("INSERT OR REPLACE INTO offers VALUES (?, ?)", address, json.dumps(offer))
-
-    def close(self) -> None:
-        self._base.close()
-
     def _one(self, statement: str, *values: Any) -> tuple[Any, ...] | None:
         with self._lock:
             try:
@@ -357,9 +331,3 @@ class ResponseCache:
             except sqlite3.Error as error:
                 raise KlypeError(f"The answers kept in {self.file} cannot be used: {error}.", "Delete it.") from None
         return row
-
-
-def key_of(address: str, path: str, body: Mapping[str, Any], sample: int) -> str:
-    """``sample`` tells repetitions of one request apart."""
-    asked = json.dumps([address, path, body, sample], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(asked.encode()).hexdigest()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from klype import durable
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, short_error
 from klype.sources.find_model import HUB, find_named, models_folder, to_fetch
 
 INSTALL = "Install it: pip install 'klype[hf]'."
@@ -51,6 +51,7 @@ class Download:
 
     @property
     def size(self) -> int:
+        """In bytes."""
         return sum(self.files.values())
 
     @property
@@ -71,9 +72,22 @@ class Download:
             durable.hold(lock.fileno())
             if folder.is_dir():  # another process was first
                 return folder
+            from huggingface_hub import hf_hub_url
+            from huggingface_hub.file_download import http_get
+            from huggingface_hub.utils._headers import build_hf_headers
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+
+            disable_progress_bars()
             self.draft.mkdir(exist_ok=True)
-            for file in self.files:
-                self._fetch(file)
+            for file, size in self.files.items():
+                with open(self.draft / file, "ab") as stream:
+                    url, begun = hf_hub_url(self.repository, file, revision=self.revision), stream.tell()
+                    http_get(url, stream, resume_size=begun, headers=build_hf_headers(), expected_size=size)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                if self.hashes.get(file, "") not in ("", durable.hash_file(self.draft / file)):
+                    (self.draft / file).unlink()
+                    raise KlypeError(f"{file} of {self.repository} came damaged.", "Fetch it again.")
             about = {"repository": self.repository, "revision": self.revision, "bytes": self.size}
             durable.write(self.draft / ABOUT, json.dumps(about, indent=2))
             os.rename(self.draft, folder)
@@ -81,22 +95,6 @@ class Download:
             for stale in folder.parent.glob(f".{self.name}-*.part"):  # of older revisions
                 shutil.rmtree(stale)
         return folder
-
-    def _fetch(self, file: str) -> None:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils._headers import build_hf_headers
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        disable_progress_bars()
-        url, size = hf_hub_url(self.repository, file, revision=self.revision), self.files[file]
-        with open(self.draft / file, "ab") as stream:
-            http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(), expected_size=size)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if self.hashes.get(file, "") not in ("", durable.hash_file(self.draft / file)):
-            (self.draft / file).unlink()
-            raise KlypeError(f"{file} of {self.repository} came damaged.", "Fetch it again.")
 
 
 def look_up(name: str) -> Download:
@@ -113,11 +111,8 @@ def look_up(name: str) -> Download:
         from huggingface_hub import HfApi
 
         told = HfApi().model_info(repository, files_metadata=True)
-    wanted = [
-        file
-        for file in told.siblings or ()
-        if "/" not in file.rfilename and any(Path(file.rfilename).match(pattern) for pattern in (*WANTED, *CARD))
-    ]
+    top = [file for file in told.siblings or () if "/" not in file.rfilename]
+    wanted = [file for file in top if any(map(Path(file.rfilename).match, (*WANTED, *CARD)))]
     files = {file.rfilename: file.size or 0 for file in wanted}
     hashes = {file.rfilename: file.lfs.sha256 for file in wanted if file.lfs is not None}
     if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
@@ -126,7 +121,7 @@ def look_up(name: str) -> Download:
     return Download(short, repository, str(told.sha), files, hashes)
 
 
-def pulled(name: str) -> Path | None:
+def find_pulled(name: str) -> Path | None:
     """Where a model lies that was fetched before. Errors: the name is another repository's."""
     repository = name.removeprefix("hf:")
     folder = find_named(name if name in HUB else repository.rpartition("/")[2])
@@ -160,9 +155,3 @@ def _asking(name: str) -> Iterator[None]:
             f"hf:{name} is not on this machine, and the hub cannot be reached ({short_error(error)}).",
             "Go online once, or give the folder of a model that is here.",
         ) from None
-
-
-def short_error(error: Exception) -> str:
-    """Another program's words in one line, without its classes and numbers."""
-    text = re.sub(r"^(Got: \w+: )?(\[Errno -?\d+\] )?", "", str(error).strip()).splitlines()
-    return (text[0][:160].rstrip(" .:") if text else "") or type(error).__name__

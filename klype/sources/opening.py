@@ -7,7 +7,7 @@ command line reads the table before anything is computed.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from klype.environment import cache_folder, language
 from klype.errors import UsageError
 from klype.sources.find_model import NEWEST_FIRST, Found, find_path
+from klype.sources.hub import fetch
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from klype.engine.engine import Engine, Event
     from klype.model.attention import Backend
     from klype.model.checkpoint import Loaded
-    from klype.model.prepacked import Kernel
     from klype.sources.http_client import HttpClient
     from klype.sources.source import NativeSource, Source
     from klype.text.chat import Message
@@ -175,30 +175,24 @@ def _open_native(name: str, found: Found, how: OpenOptions, device: torch.device
     from klype.model.attention import TORCH
     from klype.model.compiled import CompiledBackend, compiled_library
     from klype.model.prepacked import decodes, fastest_alone, prepack
+    from klype.model.prepacked import kernel as make_kernel
 
     precision, on_cpu = how.precision, device.type == "cpu"
     as_stored = on_cpu and found.folder.suffix.lower() == ".gguf"
     if precision == "auto" and as_stored:
         precision = "float32"  # of the file's own numbers, than which nothing is faster
     if precision == "auto" and on_cpu and not how.measured:
-        precision = fastest_alone(kernel=compiled_pass())
+        precision = fastest_alone(kernel=_compiled(make_kernel))
     chosen = pick_precision(precision, device)
     dtype = "float32" if chosen == "int8" else chosen
-    kernel = compiled_pass() if as_stored and chosen == "float32" else None
+    kernel = _compiled(make_kernel) if as_stored and chosen == "float32" else None
     loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device, kernel=kernel)
     if kernel is None and on_cpu and decodes(loaded.config):
-        kernel = compiled_pass()
+        kernel = _compiled(make_kernel)
     backend: Backend = CompiledBackend(lambda: _compiled(compiled_library)) if on_cpu else TORCH
     loaded = replace(loaded, model=prepack(loaded.model.using(backend), chosen, kernel))
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
-
-
-def compiled_pass() -> Kernel | None:
-    """The pass over few tokens in C; the first time it is compiled, which is told."""
-    from klype.model.prepacked import kernel
-
-    return _compiled(kernel)
 
 
 def _compiled(make: Callable[[Path, Callable[[], None]], Made]) -> Made:
@@ -246,16 +240,12 @@ def open_server(address: str, how: OpenOptions) -> Opened:
 
     http, model = client_of(address, Budget.parse(how.budget))
     source = RemoteSource(http, capabilities_of(http, model))
-    codec, offer, found = source.codec, source.offer, Found(Path(source.name))
-    http.budget.say = meter()
-
-    def control(token: int) -> str | None:
-        return "<end>" if token in codec.stop else None
-
+    codec, offer, http.budget.say = source.codec, source.offer, meter()
+    control = dict.fromkeys(codec.stop, "<end>").get
     window, spelling = offer.window or UNKNOWN_WINDOW, codec.spelling if offer.kind == "klype" else None
     return Opened(
-        source.name, found, source, window, offer.vocabulary, codec.spell, control, codec.say, offer.chat,
-        exact=False, http=http, spelling=spelling, goes_on=offer.goes_on,
+        source.name, Found(Path(source.name)), source, window, offer.vocabulary, codec.spell, control, codec.say,
+        offer.chat, exact=False, http=http, spelling=spelling, goes_on=offer.goes_on,
     )  # fmt: skip
 
 
@@ -280,7 +270,7 @@ def kind_of(name: str) -> ModelKind:
     return next((kind for kind in KINDS if name.startswith(kind.begins)), PATH)
 
 
-def spelled(files: bool = False) -> str:
+def kinds_in_words(files: bool = False) -> str:
     """The names of all kinds, or of those that have ``files``, for help."""
     *first, last = (kind.help for kind in (PATH, *KINDS) if kind.find is not None or not files)
     return f"{', '.join(first)} or {last}"
@@ -294,19 +284,14 @@ def find_model(name: str) -> Found:
     return kind.find(name)
 
 
-def _short_path(name: str) -> str:
+def _short(name: str) -> str:
+    """Of a path its last name, behind the run's where that is a stage."""
     path = Path(name)
     return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
 
 
-def _fetch(name: str) -> Found:
-    from klype.sources.hub import fetch
-
-    return Found(fetch(name.removeprefix("hf:")))
-
-
 PATH = ModelKind(
-    (), "a run, one of its stages (RUN/finetune), a model's folder, a GGUF file", _short_path, open_files, find_path
+    (), "a run, one of its stages (RUN/finetune), a model's folder, a GGUF file", _short, open_files, find_path
 )
 SERVER = ModelKind(
     ("http://", "https://"),
@@ -316,9 +301,10 @@ SERVER = ModelKind(
     where="behind a server",
 )
 KINDS: tuple[ModelKind, ...] = (
-    ModelKind(("hf:",), "hf:owner/name", lambda name: name.rpartition("/")[2], open_files, _fetch),
+    ModelKind(("hf:",), "hf:owner/name", lambda name: name.rpartition("/")[2], open_files,
+              lambda name: Found(fetch(name.removeprefix("hf:")))),
     SERVER,
-)
+)  # fmt: skip
 
 
 def room(opened: Opened, prompt: Sequence[int], limit: int) -> int:
@@ -336,24 +322,17 @@ def room(opened: Opened, prompt: Sequence[int], limit: int) -> int:
     return min(limit, left)
 
 
-class Pieces:
-    """An answer's text as its tokens arrive: whole characters only, without the one space that leads it."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._begun = False
-
-    def add(self, data: bytes, last: bool = False) -> str:
-        text = self._decoder.decode(data, last)
-        if text and not self._begun:
-            self._begun = True
-            text = text.removeprefix(" ")
-        return text
+def decode_stream(parts: Iterable[tuple[bytes, Trace | None]]) -> Iterator[tuple[str, Trace | None]]:
+    """An answer's bytes as text while they come: whole characters only, without the one space that leads it. The last
+    part carries the trace."""
+    decoder, begun = codecs.getincrementaldecoder("utf-8")(errors="replace"), False
+    for data, trace in parts:
+        text = decoder.decode(data, trace is not None)
+        yield text if begun else text.removeprefix(" "), trace
+        begun = begun or text != ""
 
 
 def stream(opened: Opened, request: Request) -> Iterator[tuple[str, Trace | None]]:
     """The answer piece by piece; the last item carries the trace. Leaving the loop early cancels the request."""
-    pieces = Pieces()
     with closing(cast("Generator[Event, None, None]", opened.source.generate([request]))) as events:
-        for event in events:
-            yield pieces.add(opened.spell(event.step.token), event.trace is not None), event.trace
+        yield from decode_stream((opened.spell(event.step.token), event.trace) for event in events)

@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from klype.errors import KlypeError, UsageError
 from klype.samplers import OWN, SAMPLERS, active, needs_counts
 from klype.sources.capabilities import CHAT, Capabilities
 from klype.sources.http_client import Call, HttpClient
-from klype.sources.response_parsing import ENDS, IDS, LONGEST, UNTOLD, Heard, Key, Said, choice, choices
+from klype.sources.response_parsing import ENDS, IDS, LONGEST, UNTOLD, Key, ServerChoice, ServerToken, choice, choices
 from klype.sources.source import Message
 from klype.values import Distribution, Request, Sampling, Step, Trace
 
@@ -31,11 +32,11 @@ class IdCodec:
         self._http, self._offer = http, offer
         self._llama = offer.kind == "llama.cpp"
         self._texts: dict[Tokens, str] = {}
-        self.stop = self._end_of_klype() if offer.kind == "klype" else self._ends()
+        self.stop = self._ends()
         self.end = self.stop[0] if self.stop else 0
 
     def encode(self, text: str) -> list[int]:
-        return self._ask({"prompt": text}, {"content": text, "add_special": True})
+        return self._tokens(text, True)
 
     def say(self, answer: str) -> list[int]:
         """A given answer, as it goes on after a prompt: klype's own tokenizer, which begins every text with a space,
@@ -48,14 +49,14 @@ class IdCodec:
 
     def spelling(self, text: str) -> list[int]:
         """A text's tokens and no others."""
-        return self._ask({"prompt": text, "add_special_tokens": False}, {"content": text, "add_special": False})
+        return self._tokens(text, False)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         plain = [dict(message) for message in messages]
         if not self._llama:
-            return self._ask({"messages": plain}, {})
+            return self._ask({"model": self._offer.model, "messages": plain})
         written = self._http.post(Call("/apply-template", {"messages": plain})).get("prompt", "")
-        return self._ask({}, {"content": written, "add_special": True, "parse_special": True})
+        return self._tokens(written, True, control=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._text(tuple(i for i in ids if i not in self.stop)).removeprefix(" ")
@@ -63,8 +64,7 @@ class IdCodec:
     def spell(self, token: int) -> bytes:
         return b"" if token in self.stop else self._text((token,)).encode()
 
-    def words(self, text: str) -> list[int]:
-        return self.say(text)
+    words = say
 
     def number(self, key: Key) -> int:
         if not isinstance(key, int):
@@ -85,39 +85,35 @@ class IdCodec:
             self._texts[ids] = text
         return self._texts.get(ids, "")
 
-    def _ask(self, body: dict[str, Any], llama: dict[str, Any]) -> list[int]:
-        asked = llama if self._llama else {"model": self._offer.model, **body}
-        tokens = self._http.post(Call("/tokenize", asked)).get("tokens")
+    def _tokens(self, text: str, begins: bool, control: bool = False) -> list[int]:
+        """``begins``: with the token that begins a text; ``control``: what names a control token is one."""
+        if self._llama:
+            return self._ask({"content": text, "add_special": begins, "parse_special": control})
+        return self._ask({"model": self._offer.model, "prompt": text, "add_special_tokens": begins})
+
+    def _ask(self, body: dict[str, Any]) -> list[int]:
+        tokens = self._http.post(Call("/tokenize", body)).get("tokens")
         if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < IDS for token in tokens):
             raise KlypeError(f"{self._http.base} does not say which tokens its text is.")
         return tokens
 
     def _ends(self) -> tuple[int, ...]:
-        """Tokens that end an answer: those whose name is one token, first the one that the chat template writes behind
-        a message."""
-        found = []
-        for name in ENDS:
-            body = {"prompt": name, "add_special_tokens": False}
-            ids = self._ask(body, {"content": name, "add_special": False, "parse_special": True})
-            found += ids if len(ids) == 1 else []
+        """Tokens that end an answer: those whose name is one token. Of klype's, what ends a message in its chat
+        template, which text alone can never spell."""
+        talk = [{"role": role, "content": said} for role, said in (("user", "a"), ("assistant", "b"), ("user", "a"))]
         try:
-            written = self.prompt([{"role": role, "content": "a"} for role in ("user", "assistant", "user")])
+            written = self.prompt(talk)
         except KlypeError:  # no template
             written = []
-        return tuple(sorted(dict.fromkeys(found), key=lambda token: -written.count(token)))
-
-    def _end_of_klype(self) -> tuple[int, ...]:
-        """What ends a message in its chat template, which text alone can never spell."""
-        said = [
-            {"role": role, "content": content} for role, content in (("user", "a"), ("assistant", "b"), ("user", "a"))
-        ]
-        try:
-            ids = self._ask({"messages": said}, {})
-        except KlypeError:
-            ids = self._ask({"prompt": "a"}, {})
-        silent = [i for i in dict.fromkeys(ids) if ids.count(i) == 3 and self._text((i,)) == ""]
-        # without one: the end token of the vocabularies that klype trains
-        return tuple(silent) or (2,)
+        if self._offer.kind == "klype":
+            written = written or self.encode("a")
+            silent = [i for i in dict.fromkeys(written) if written.count(i) == 3 and self._text((i,)) == ""]
+            # without one: the end token of the vocabularies that klype trains
+            return tuple(silent) or (2,)
+        named = [self._tokens(name, False, control=True) for name in ENDS]
+        found = dict.fromkeys(ids[0] for ids in named if len(ids) == 1)
+        # first the one that the chat template writes behind a message
+        return tuple(sorted(found, key=lambda token: -written.count(token)))
 
 
 class PieceCodec:
@@ -140,11 +136,10 @@ class PieceCodec:
             raise KlypeError("This server does not chat.", "Use --raw to give it plain text.")
         return [self._number("chat", json.dumps([dict(m) for m in messages], ensure_ascii=False).encode())]
 
-    def say(self, answer: str) -> list[int]:
-        return self.spelling(answer)
-
     def spelling(self, text: str) -> list[int]:
         raise KlypeError("This server does not tell its tokens, so that a given answer cannot be looked at.")
+
+    say = spelling
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(map(self.spell, ids)).decode(errors="replace").removeprefix(" ")
@@ -199,12 +194,8 @@ class RemoteSource:
     """A server's model as a source. Errors of ``next`` and ``generate``: what the server cannot do, or did wrong."""
 
     def __init__(self, http: HttpClient, offer: Capabilities) -> None:
-        self.http, self.offer = http, offer
+        self.http, self.offer, self.name = http, offer, f"{http.base}#{offer.model}"
         self.codec: IdCodec | PieceCodec = IdCodec(http, offer) if offer.ids else PieceCodec(http, offer)
-
-    @property
-    def name(self) -> str:
-        return f"{self.http.base}#{self.offer.model}"
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         """One token is asked for at temperature 1; what it is does not matter, unless it leaves a character unfinished:
@@ -224,24 +215,13 @@ class RemoteSource:
         """By the echo of the whole text where it is offered, else token by token; not listed is not known (NaN)."""
         pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
         if self.offer.echo:
-            steps = self._echoed(pairs)
+            found = self._echoed(pairs)
         else:
-            found = [self.next([(*p, *a[:t]) for t in range(len(a))]) for p, a in pairs]
-            steps = [
-                [_forced(*one) for one in zip(a, own, strict=True)] for (_, a), own in zip(pairs, found, strict=True)
-            ]
+            told = iter(self.next([(*p, *a[:t]) for p, a in pairs for t in range(len(a))]))
+            found = [[_forced(token, next(told)) for token in a] for _, a in pairs]
+        steps = (tuple(said if top else [replace(step, distribution=None) for step in said]) for said in found)
         return [
-            Trace(
-                prompt=prompt,
-                steps=tuple(said if top else [replace(step, distribution=None) for step in said]),
-                sampling=Sampling(),
-                seed=0,
-                sample=0,
-                model=self.name,
-                ended="length",
-                passes=1,
-                seconds=0.0,
-            )
+            Trace(prompt, said, Sampling(), 0, 0, self.name, "length", passes=1, seconds=0.0)
             for (prompt, _), said in zip(pairs, steps, strict=True)
         ]
 
@@ -271,27 +251,18 @@ class RemoteSource:
         calls = [self._call(requests[place], requests[place].prompt, n, first) for place, first, n in parts]
         for done, answer in self.http.many(calls):
             place, first, n = parts[done]
-            for said in choices(answer, n, self.http.base, requests[place].limit):
-                steps = self._steps(said, requests[place])
-                yield from self._events_of(requests[place], steps, said.finish, (place, first + said.index, 0))
+            request = requests[place]
+            for said in choices(answer, n, self.http.base, request.limit):
+                yield from self._told(request, self._steps(said, request), said.finish, place, first + said.index)
 
-    def _events_of(
-        self, request: Request, steps: Sequence[Step], finish: str | None, at: tuple[int, int, int]
+    def _told(
+        self, request: Request, steps: Sequence[Step], finish: str | None, place: int, sample: int
     ) -> Iterator[Event]:
-        """The rest of an answer. ``at``: the request's place, the sample, and how many steps were told before."""
-        place, sample, told = at
-        trace = Trace(
-            prompt=request.prompt,
-            steps=tuple(steps),
-            sampling=request.sampling,
-            seed=request.seed,
-            sample=sample,
-            model=self.name,
-            ended="stop" if finish == "stop" else "length",
-            passes=len(steps),
-            seconds=0.0,
-        )
-        for step in steps[told:-1]:
+        """An answer that has ended, step by step."""
+        drawn = request.sampling, request.seed, sample
+        ended: Literal["stop", "length"] = "stop" if finish == "stop" else "length"
+        trace = Trace(request.prompt, tuple(steps), *drawn, self.name, ended, passes=len(steps), seconds=0.0)
+        for step in steps[:-1]:
             yield Event(place, sample, step, None)
         yield Event(place, sample, steps[-1], trace)
 
@@ -315,8 +286,8 @@ class RemoteSource:
             told = max(told, len(steps) - 1)
         if finish is None:
             raise KlypeError(f"{where} cut its answer off before its end.", "Ask again.")
-        steps = self._with_end(steps or self._steps(Said(0, text, None, finish), request), finish)
-        yield from self._events_of(request, steps, finish, (0, request.first_sample, told))
+        steps = self._with_end(steps or self._steps(ServerChoice(0, text, None, finish), request), finish)
+        yield from islice(self._told(request, steps, finish, 0, request.first_sample), told, None)
 
     def _call(self, request: Request, prompt: Sequence[int], n: int, first: int) -> Call:
         """The HTTP request for ``n`` samples from ``first`` on."""
@@ -362,12 +333,12 @@ class RemoteSource:
         logp = np.array([logp for _, logp in listed], np.float64)
         return Distribution(ids, logp, max(LEAST, 1.0 - float(np.exp(logp).sum())))
 
-    def _steps(self, said: Said, request: Request) -> list[Step]:
+    def _steps(self, said: ServerChoice, request: Request) -> list[Step]:
         if said.tokens is None:  # words stand for tokens whose number and probability nobody tells
             return [_unknown_step(token) for token in self.codec.words(said.text)] or self._with_end([], said.finish)
         return self._with_end(self._heard(said.tokens, request), said.finish)
 
-    def _heard(self, tokens: Sequence[Heard], request: Request) -> list[Step]:
+    def _heard(self, tokens: Sequence[ServerToken], request: Request) -> list[Step]:
         out: list[Step] = []
         for heard in tokens:
             # tokens before it, parts of one character, are told with it
@@ -384,16 +355,12 @@ class RemoteSource:
         silent = not steps or (finish == "stop" and steps[-1].token not in self.codec.stop)
         return [*steps, _unknown_step(self.codec.end)] if silent else steps
 
-    def _echoed(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[Step]]:
+    def _echoed(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[list[Step]]:
         """One token more is asked for and left out: not every server takes a limit of none."""
-        top = self.offer.completion_top
-        bodies: list[dict[str, Any]] = [
-            {"model": self.offer.model, "prompt": [*p, *a], "max_tokens": 1, "echo": True, "logprobs": top,
-             "return_tokens_as_token_ids": True}
-            for p, a in pairs
-        ]  # fmt: skip
+        fixed = {"model": self.offer.model, "max_tokens": 1, "echo": True, "logprobs": self.offer.completion_top}
+        fixed["return_tokens_as_token_ids"] = True
         found: list[list[Step]] = [[] for _ in pairs]
-        for place, answer in self.http.many([Call("completions", body) for body in bodies]):
+        for place, answer in self.http.many([Call("completions", {**fixed, "prompt": [*p, *a]}) for p, a in pairs]):
             prompt, said = pairs[place]
             told = choices(answer, 1, self.http.base, echoed=len(prompt) + len(said))[0].tokens or ()
             if [heard.key for heard in told[: len(prompt) + len(said)]] != [*prompt, *said]:

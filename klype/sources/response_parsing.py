@@ -29,7 +29,7 @@ ENDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ServerToken:
     """A token with its log-probability (NaN: not told) and the most probable tokens, most probable first.
 
     ``data``: what it adds to the text, where that is told beside its id. llama.cpp tells a token that leaves a
@@ -48,16 +48,16 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ServerChoice:
     """One choice. ``tokens`` None: the server tells no log-probabilities."""
 
     index: int
     text: str
-    tokens: tuple[Heard, ...] | None
+    tokens: tuple[ServerToken, ...] | None
     finish: str | None
 
 
-def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: int = 0) -> list[Said]:
+def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: int = 0) -> list[ServerChoice]:
     """All ``n`` choices in order; ``most``: tokens asked for; ``echoed``: tokens of the prompt told with each.
 
     Errors: an answer that contradicts itself.
@@ -85,11 +85,11 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
     if len(told) == n:
         silent = sum(said.finish == "stop" for said in found_) + sum(h.hidden for tokens in told for h in tokens)
         silent += 3 * sum(said.text.endswith(UNTOLD) for said in found_)  # the limit came within a character
-        counted(sum(map(len, told)) - n * echoed, silent, answer.get("usage"), where)
+        check_count(sum(map(len, told)) - n * echoed, silent, answer.get("usage"), where)
     return found_
 
 
-def choice(row: Any, where: str) -> Said:
+def choice(row: Any, where: str) -> ServerChoice:
     """One choice, or one piece of a stream."""
     try:
         message = row.get("message", row.get("delta"))
@@ -97,12 +97,12 @@ def choice(row: Any, where: str) -> Said:
         tokens = logprobs(row.get("logprobs"), where)
         if not isinstance(text, str):
             raise TypeError("text")
-        return Said(int(row.get("index", 0)), text, tokens, row.get("finish_reason"))
+        return ServerChoice(int(row.get("index", 0)), text, tokens, row.get("finish_reason"))
     except (AttributeError, TypeError, ValueError, OverflowError, KeyError, IndexError) as error:
         raise KlypeError(f"{where} gave an answer that cannot be read ({error}).", "Nothing of it is used.") from None
 
 
-def logprobs(found: Any, where: str) -> tuple[Heard, ...] | None:
+def logprobs(found: Any, where: str) -> tuple[ServerToken, ...] | None:
     """Either shape; None where there is none."""
     if not found:
         return None
@@ -111,7 +111,7 @@ def logprobs(found: Any, where: str) -> tuple[Heard, ...] | None:
         for entry in found["content"]:
             listed = [(_key(one), _logp(one["logprob"], where)) for one in entry.get("top_logprobs") or ()]
             data = _listed(entry.get("bytes") or []) if isinstance(entry.get("id"), int) else b""
-            heard.append(Heard(_key(entry), _logp(entry["logprob"], where), ordered(listed), data))
+            heard.append(ServerToken(_key(entry), _logp(entry["logprob"], where), by_probability(listed), data))
         return tuple(heard)
     if not isinstance(found.get("tokens"), list):
         return None
@@ -125,7 +125,7 @@ def logprobs(found: Any, where: str) -> tuple[Heard, ...] | None:
     heard = []
     for token, logp, top in zip(tokens, logps, tops, strict=True):
         listed = [(key_of(text), _logp(value, where)) for text, value in (top or {}).items()]
-        heard.append(Heard(key_of(token), _logp(logp, where), ordered(listed)))
+        heard.append(ServerToken(key_of(token), _logp(logp, where), by_probability(listed)))
     return tuple(heard)
 
 
@@ -141,7 +141,7 @@ def key_of(text: str, data: Any = None) -> Key:
     return text.encode("utf-8", "surrogatepass")
 
 
-def ordered(listed: Sequence[tuple[Key, float]]) -> tuple[tuple[Key, float], ...]:
+def by_probability(listed: Sequence[tuple[Key, float]]) -> tuple[tuple[Key, float], ...]:
     """Most probable first, one entry a token, without those that are only said to be unlikely."""
     best: dict[Key, float] = {}
     for key, logp in listed:
@@ -150,7 +150,7 @@ def ordered(listed: Sequence[tuple[Key, float]]) -> tuple[tuple[Key, float], ...
     return tuple(sorted(best.items(), key=lambda item: -item[1]))
 
 
-def counted(told: int, silent: int, usage: Any, where: str) -> None:
+def check_count(told: int, silent: int, usage: Any, where: str) -> None:
     """The count of tokens agrees with the server's own, but for as many as may go untold."""
     if not isinstance(usage, dict) or not isinstance(usage.get("completion_tokens"), int):
         return

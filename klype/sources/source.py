@@ -66,19 +66,15 @@ class Source(Protocol):
         """Tokens as they come; ``Event.request`` is the request's place in the sequence. Closing it ends the work."""
 
 
-class Around:
+class SourceWrapper:
     """A source that passes on what it is asked: for those that change or watch one of the three questions."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self.codec = source, source.codec
 
     @property
     def name(self) -> str:
         return self._source.name
-
-    @property
-    def codec(self) -> Codec:
-        return self._source.codec
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         return self._source.next(prefixes, top)
@@ -103,12 +99,7 @@ class NativeCodec:
     """A tokenizer and, where the model has one, its chat template."""
 
     def __init__(self, tokenizer: Tokenizer, chat: Chat | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.chat = chat
-
-    @property
-    def stop(self) -> tuple[int, ...]:
-        return self.tokenizer.ends
+        self.tokenizer, self.chat, self.stop = tokenizer, chat, tokenizer.ends
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode_beginning(text)
@@ -142,8 +133,7 @@ class EngineSource:
     answer is being written: each step of the engine advances all that are."""
 
     def __init__(self, engine: Engine, codec: Codec) -> None:
-        self.engine = engine
-        self.codec = codec
+        self.engine, self.codec = engine, codec
         self._lock = Lock()  # held while the engine computes
         self._heard: dict[int, deque[Event]] = {}
         self._left: deque[int] = deque()
