@@ -26,7 +26,7 @@ from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.serve.served import Served, open_served
+from klype.serve.served_model import ServedModel, open_served
 from klype.sources.opening import find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def serve(model: str | None, seconds: float, say: Say, clients: int = CLIENTS) -
     return _document(model or "fresh small world", (seconds, clients), many, rates)
 
 
-def alone(served: Served) -> list[Task]:
+def alone(served: ServedModel) -> list[Task]:
     """Requests with the answers that the engine gives to each by itself; none has a draw at an edge."""
     rng, world = random.Random(0), World("small")
     tasks: list[Task] = []

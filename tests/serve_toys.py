@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from klype.serve.app import app
 from klype.serve.guard import Rules
-from klype.serve.served import Served
+from klype.serve.served_model import ServedModel
 from klype.serve.server import listen, server
 from klype.sources.source import NativeSource
 from klype.text.chat import TEMPLATE, Chat
@@ -24,11 +24,11 @@ from tests.toys import toy
 TEXTS = ["jeg gikk en tur på fjellet 🙂", "hun gikk en tur i byen", "hvor gikk hun?", "blåbær og øl på ei ås 🫐"]
 
 
-def served(name: str = "toy", seed: int = 0, **changes: Any) -> Served:
+def served(name: str = "toy", seed: int = 0, **changes: Any) -> ServedModel:
     """Tokens are bytes and a few words: a random model's text is full of broken characters."""
     tokenizer = Tokenizer.train(TEXTS, 300, TEMPLATE)
     model = toy("conv", seed, vocab_size=tokenizer.vocab_size, **changes)
-    return Served(name, NativeSource.of(model, tokenizer, Chat(tokenizer), name))
+    return ServedModel(name, NativeSource.of(model, tokenizer, Chat(tokenizer), name))
 
 
 def post(guarded: ASGIApp, path: str, **sent: Any) -> httpx.Response:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 
 from klype.engine.engine import Engine
-from klype.serve.served import Served
+from klype.serve.served_model import ServedModel
 from klype.sources.find_model import Found
 from klype.sources.opening import Opened
 from klype.sources.source import NativeSource, Source, SourceWrapper
@@ -37,7 +37,7 @@ def model(
     )
 
 
-def opened(name: str, source: Source, toy: Served) -> Opened:
+def opened(name: str, source: Source, toy: ServedModel) -> Opened:
     return Opened(
         name,
         Found(Path("nowhere"), None, "align"),

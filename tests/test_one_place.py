@@ -138,7 +138,7 @@ told = [klype("next", RUN, "Hvem gikk?", "--temperature", "1", "--top-a", "1", "
     asked, served, refused, remote = place("""
 from klype import load
 from klype.serve.app import app
-from klype.serve.served import Served
+from klype.serve.served_model import ServedModel
 from klype.sources.capabilities import Capabilities
 from klype.sources.remote import RemoteSource
 from klype.sources.http_client import HttpClient
@@ -146,7 +146,7 @@ from klype.values import Sampling
 from tests.serve_toys import post
 model = load(RUN)
 asked = [model.ask("Hvem?", temperature=1.0, limit=8, seed=seed, top_a=1.0)[0].text for seed in range(3)]
-server = app([Served("m", model.opened.source)])
+server = app([ServedModel("m", model.opened.source)])
 body = dict(model="m", messages=[dict(role="user", content="Hvem?")], max_tokens=8, temperature=1.0)
 said = [post(server, "/v1/chat/completions", json=body | dict(seed=seed, top_a=1.0)).json() for seed in range(3)]
 refused = post(server, "/v1/chat/completions", json=body | dict(top_a=1.5)).text

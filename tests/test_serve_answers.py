@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from klype.engine.engine import Engine
 from klype.serve.app import app
-from klype.serve.choice_writer import Spoken
+from klype.serve.choice_writer import StopTextDecoder
 from klype.serve.guard import ServeSettings
 from klype.values import Request, Sampling, Trace
 from tests.serve_toys import ask, post, served
@@ -271,7 +271,7 @@ def test_fingerprints_tell_weights_apart() -> None:
 )
 @example("åaa", ["a", "åaa"], [3])  # the longer stop begins earlier, but the shorter one is whole first
 def test_pieces_put_together_are_the_text_up_to_the_first_stop(text: str, stops: list[str], cuts: list[int]) -> None:
-    data, spoken, pieces = text.encode(), Spoken(stops), []
+    data, spoken, pieces = text.encode(), StopTextDecoder(stops), []
     said, first = b"", len(text.encode())
     for part in (*cuts, len(data)):
         piece, data = data[:part], data[part:]
@@ -285,7 +285,7 @@ def test_pieces_put_together_are_the_text_up_to_the_first_stop(text: str, stops:
 
 
 def test_a_character_that_never_came_whole_is_left_out() -> None:
-    spoken = Spoken(lead=True)
+    spoken = StopTextDecoder(lead=True)
     assert [spoken.add(b" "), spoken.add(b"\xc3"), spoken.add(b"\xa5 "), spoken.add("🙂".encode()[:3], True)] == [
         "", "", "å ", ""]  # fmt: skip
-    assert Spoken().add(b"a\xffb") == "a\ufffdb"
+    assert StopTextDecoder().add(b"a\xffb") == "a\ufffdb"

@@ -18,11 +18,11 @@ import pytest
 from klype.answers.tree import TreeSettings, grow
 from klype.engine.engine import Engine, Event
 from klype.model import checkpoint
+from klype.serve.api_errors import ApiError
 from klype.serve.app import app
-from klype.serve.errors import ApiError
 from klype.serve.guard import ServeSettings
 from klype.serve.metrics import health
-from klype.serve.served import Served
+from klype.serve.served_model import ServedModel
 from klype.serve.worker import Job, Worker
 from klype.sources.source import Source, answers
 from klype.studio.answer_paths_search import CancelledError
@@ -68,7 +68,7 @@ def said(answer: httpx.Response, stream: bool) -> list[tuple[str, str]]:
 
 
 def come_and_go(
-    url: str, visits: int, seed: int, make: Callable[[], Served] = lambda: served(window=256)
+    url: str, visits: int, seed: int, make: Callable[[], ServedModel] = lambda: served(window=256)
 ) -> tuple[int, int]:
     """How many stayed and how many left; every one that stayed was answered as if alone."""
     guarded = app([make()])
@@ -240,7 +240,7 @@ class Frail(Engine):
         super().abandon()
 
 
-def frail() -> tuple[Served, Frail]:
+def frail() -> tuple[ServedModel, Frail]:
     one = served("toy", window=4096)
     engine = Frail(one.source.engine.model, decode_bytes=one.tokenizer.token_bytes, name="toy")
     one.source.engine = engine
@@ -294,7 +294,7 @@ def test_a_failure_leaves_alone_what_only_waits_to_be_scored() -> None:
         found = asyncio.run(asyncio.wait_for(go(), HANGS_S))
     finally:
         worker.stop()
-    assert [update.trace.logp for update in found] == alone
+    assert [update.value.logp for update in found] == alone
 
 
 def test_an_engine_beyond_help_is_reported() -> None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from klype.model.checkpoint import save
 from klype.serve.app import app
-from klype.serve.served import Served, open_served
+from klype.serve.served_model import ServedModel, open_served
 from klype.text.tokenizer import Tokenizer
 from tests.serve_toys import TEXTS, ask, post, running, served
 from tests.toys import toy
@@ -36,7 +36,7 @@ def vectors(guarded: ASGIApp, given: Any, **more: Any) -> npt.NDArray[np.float64
     return np.array([row["embedding"] for row in got.json()["data"]])
 
 
-def theirs(folder: Path, one: Served, texts: list[str]) -> npt.NDArray[np.float64]:
+def theirs(folder: Path, one: ServedModel, texts: list[str]) -> npt.NDArray[np.float64]:
     """transformers' states of each text alone, averaged; of length 1."""
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModel.from_pretrained(folder).eval()

@@ -15,9 +15,10 @@ import pytest
 from starlette.types import ASGIApp
 
 from klype.engine.engine import Engine
+from klype.serve.api_errors import ApiError
 from klype.serve.app import app
-from klype.serve.errors import ApiError
-from klype.serve.served import JsonAnswers, Served, open_served
+from klype.serve.json_schema import JsonAnswers
+from klype.serve.served_model import ServedModel, open_served
 from klype.values import Request
 from tests.serve_toys import post, running, served
 from tests.test_serve_answers import CHAT, alone, chat_prompt, events
@@ -184,7 +185,7 @@ def test_an_answer_that_cannot_be_gone_on_with_ends_alone() -> None:
     cut, found = Engine(one.source.engine.model).run([Request(chat_prompt(), 2, 8, constraint=stuck), other])
     assert {trace.ended for trace in cut} == {"cancelled"}
     assert [trace.tokens for trace in found] == [trace.tokens for trace in alone(other)]
-    blind = Served(one.name, one.source)
+    blind = ServedModel(one.name, one.source)
     blind.json = JsonAnswers(spelled, (), one.tokenizer.encode)
     got = post(app([blind]), "/v1/chat/completions", json=asked({"type": "string", "pattern": "^[ab]\\u00e6$"}))
     assert got.status_code == 400

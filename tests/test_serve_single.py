@@ -13,7 +13,7 @@ from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.serve.app import app
 from klype.serve.guard import Rules
-from klype.serve.served import open_served
+from klype.serve.served_model import open_served
 from klype.text.chat import Message
 from tests.serve_toys import post, served
 

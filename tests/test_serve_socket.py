@@ -29,7 +29,7 @@ from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.serve.app import app
 from klype.serve.guard import Rules
-from klype.serve.served import Served
+from klype.serve.served_model import ServedModel
 from klype.serve.server import listen
 from tests.serve_toys import running, running_at, served
 
@@ -398,7 +398,7 @@ def test_a_killed_server_loses_nothing_for_it_keeps_nothing(folder: Path) -> Non
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def of_letters() -> Served:
+def of_letters() -> ServedModel:
     """A model that says nothing but æ, ø, å and 🙂, byte by byte: each byte is followed by what may follow it."""
     one = served("letters", window=512)
     model = one.source.engine.model
@@ -414,7 +414,7 @@ def of_letters() -> Served:
             model.embed.weight[spelt[bytes([byte])]] = torch.eye(model.config.width)[place]
             for after in nexts:
                 model.head.weight[spelt[bytes([after])], place] = 10.0
-    return Served("letters", one.source)
+    return ServedModel("letters", one.source)
 
 
 def speak(streams: int) -> int:

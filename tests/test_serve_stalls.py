@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from klype.serve.app import app
-from klype.serve.served import Served
+from klype.serve.served_model import ServedModel
 from klype.sources.source import NativeSource
 from klype.text.chat import Chat
 from tests.serve_toys import running, served
@@ -25,10 +25,10 @@ WIDE = 1 << 16
 """A window for which this text is not refused unread."""
 
 
-def templated(name: str, template: str) -> Served:
+def templated(name: str, template: str) -> ServedModel:
     one = served(name)
     codec = one.source.codec
-    return Served(name, NativeSource.of(one.source.engine.model, codec.tokenizer, Chat(codec.tokenizer, template)))
+    return ServedModel(name, NativeSource.of(one.source.engine.model, codec.tokenizer, Chat(codec.tokenizer, template)))
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ from klype.runs.run_json import write_events
 from klype.runs.run_data import gather
 from klype.runs.options import RunOptions
 from klype.runs.recipe import read
-from klype.serve.errors import ApiError
-from klype.serve.served import JsonAnswers
+from klype.serve.api_errors import ApiError
+from klype.serve.json_schema import JsonAnswers
 run = Path(sys.argv[1])
 for needs in {[*NEEDS.values()]}:
     try:

@@ -24,7 +24,7 @@ from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.runs.folder import default_model, read_run
-from klype.serve.served import open_served
+from klype.serve.served_model import open_served
 from klype.sources.find_model import FILES, demo_run, located
 from klype.studio.studio import Studio
 

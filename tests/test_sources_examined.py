@@ -48,11 +48,11 @@ def test_a_part_bounds_the_whole(temperature: float) -> None:
 def test_examined_through_the_server_as_it_is_here(run: Path, capsys: Captured, tmp_path: Path) -> None:
     from klype.serve.app import app
     from klype.serve.guard import ServeSettings
-    from klype.serve.served import Served
+    from klype.serve.served_model import ServedModel
 
     questions = str(run / "questions.jsonl")
     mine = document(capsys, "examine", str(run), "--questions", questions, *SMALL, "--out", str(tmp_path / "here"))
-    guarded_app = app([Served("toy", open_model(str(run)).source)], ServeSettings(completion_top=20))  # type: ignore[arg-type]
+    guarded_app = app([ServedModel("toy", open_model(str(run)).source)], ServeSettings(completion_top=20))  # type: ignore[arg-type]
     with serving(guarded_app) as address:
         argv = ["examine", address, "--questions", questions, *SMALL, "--out", str(tmp_path / "there"), "--json"]
         assert exits.exit_code(call, [*argv, "--budget", "1requests"]) == 1
@@ -72,11 +72,11 @@ def test_every_figure_is_the_models_own_or_bounds_it(run: Path, capsys: Captured
     """In chat, on the world's questions: judged by its grammar, beside its truth."""
     from klype.serve.app import app
     from klype.serve.guard import ServeSettings
-    from klype.serve.served import Served
+    from klype.serve.served_model import ServedModel
 
     asked = ("--questions", str(run / "questions.jsonl"), "--temperatures", "0.8,1", "-n", "4", "--limit", "8")
     mine = document(capsys, "examine", str(run), *asked, "--out", str(tmp_path / "here"))
-    guarded_app = app([Served("toy", open_model(str(run)).source)], ServeSettings(completion_top=20))  # type: ignore[arg-type]
+    guarded_app = app([ServedModel("toy", open_model(str(run)).source)], ServeSettings(completion_top=20))  # type: ignore[arg-type]
     with serving(guarded_app) as address:
         theirs = document(capsys, "examine", address, *asked, "--out", str(tmp_path / "there"))
     same = set()

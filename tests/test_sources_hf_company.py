@@ -20,7 +20,7 @@ from klype.engine.hf_runner import HFRunner
 from klype.errors import UsageError
 from klype.serve.app import app
 from klype.serve.guard import ServeSettings
-from klype.serve.served import Served, open_served
+from klype.serve.served_model import ServedModel, open_served
 from klype.sources.hf_open import open_hf
 from klype.sources.opening import open_model
 from klype.sources.source import answers
@@ -123,8 +123,8 @@ def test_a_model_with_more_rows_than_tokens_answers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_who_stays_is_answered_by_the_server_as_if_alone(folders: dict[str, Path]) -> None:
-    def make() -> Served:
-        return Served("toy", open_hf(folders["gpt2"]))
+    def make() -> ServedModel:
+        return ServedModel("toy", open_hf(folders["gpt2"]))
 
     with running(app([make()], ServeSettings(batch=7))) as url:
         stayed, left = come_and_go(url, SHORT // 2, 0, make)

@@ -30,7 +30,7 @@ from klype.model import checkpoint
 from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.serve.served import open_served
+from klype.serve.served_model import open_served
 from klype.sources.opening import Opened, open_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer

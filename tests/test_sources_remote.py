@@ -62,9 +62,9 @@ def own() -> NativeSource:
 def served() -> Any:
     from klype.serve.app import app
     from klype.serve.guard import ServeSettings
-    from klype.serve.served import Served
+    from klype.serve.served_model import ServedModel
 
-    return app([Served("toy", own())], ServeSettings(completion_top=TOP))
+    return app([ServedModel("toy", own())], ServeSettings(completion_top=TOP))
 
 
 @pytest.fixture(scope="module")

@@ -242,7 +242,7 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     from klype.cli.ask import statement
     from klype.serve.app import app
     from klype.serve.guard import ServeSettings
-    from klype.serve.served import Served
+    from klype.serve.served_model import ServedModel
     from klype.sources.capabilities import probe
     from klype.sources.http_client import HttpClient, RetryPolicy
     from klype.sources.opening import open_model
@@ -250,7 +250,7 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     opened = open_model(str(folder))
-    server = app([Served("qwen", opened.source)], ServeSettings(completion_top=5))  # type: ignore[arg-type]
+    server = app([ServedModel("qwen", opened.source)], ServeSettings(completion_top=5))  # type: ignore[arg-type]
     wire = HttpClient("http://localhost/v1", retry=RetryPolicy(client=httpx.Client(transport=InProcess(server))))
     remote = RemoteSource(wire, probe(wire))
     for text in TEXTS[::5]:

@@ -76,7 +76,7 @@ def serve_command(terminal: Terminal, asked: ServeOptions) -> None:
     from klype.device import set_threads
     from klype.serve.app import app
     from klype.serve.guard import Rules, ServeSettings
-    from klype.serve.served import open_served
+    from klype.serve.served_model import open_served
     from klype.serve.server import server
 
     set_threads()

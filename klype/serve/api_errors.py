@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -68,8 +67,20 @@ async def refused_by_framework(request: Request, error: HTTPException) -> Respon
 
 
 async def invalid(_: Request, error: RequestValidationError) -> Response:
-    message, param = describe(error.errors()[0])
-    return ApiError(message, 400, param).response()
+    """The first of pydantic's errors as a sentence, with the parameter that it is about."""
+    first = error.errors()[0]
+    place = list(first["loc"])
+    place = place[1:] if place[:1] == ["body"] else place
+    names = [part for part in place if isinstance(part, int) or str(part).isidentifier()]
+    names = [part for part in names if part not in ("str", "int")]  # pydantic's names of a union's branches
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).lstrip(".")[:200]
+    message = str(first["msg"])[:300].removeprefix("Value error, ").rstrip(".")
+    message = f"{param}: {message}." if param else f"{message}."
+    if first["type"] == "extra_forbidden":
+        message = f"Unrecognized request argument supplied: {str(place[-1])[:100]!a}."
+    elif not place:
+        message, param = "The body must be a JSON object, sent as Content-Type: application/json.", ""
+    return ApiError(message, 400, param or None).response()
 
 
 # as FastAPI takes them: all in one shape, the server's own failures too
@@ -80,18 +91,3 @@ HANDLERS: dict[int | type[Exception], Any] = {
     RequestValidationError: invalid,
     Exception: refused,
 }
-
-
-def describe(error: Mapping[str, Any]) -> tuple[str, str | None]:
-    """One of pydantic's errors as a sentence, and the parameter that it is about."""
-    place = list(error["loc"])
-    place = place[1:] if place[:1] == ["body"] else place
-    names = [part for part in place if isinstance(part, int) or str(part).isidentifier()]
-    names = [part for part in names if part not in ("str", "int")]  # pydantic's names of a union's branches
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).lstrip(".")[:200]
-    if error["type"] == "extra_forbidden":
-        return f"Unrecognized request argument supplied: {str(place[-1])[:100]!a}.", param or None
-    if not place:
-        return "The body must be a JSON object, sent as Content-Type: application/json.", None
-    message = str(error["msg"])[:300].removeprefix("Value error, ").rstrip(".")
-    return (f"{param}: {message}." if param else f"{message}."), param or None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
@@ -24,13 +23,13 @@ from starlette.types import ASGIApp
 import klype
 from klype.errors import UsageError
 from klype.serve import schemas as s
+from klype.serve.api_errors import HANDLERS, ApiError
 from klype.serve.choice_writer import ChatWriter, CompletionWriter
-from klype.serve.errors import HANDLERS, ApiError
 from klype.serve.guard import Guard, Rules, ServeSettings
-from klype.serve.metrics import Counted, ServerMetrics, health
+from klype.serve.metrics import RequestCounter, ServerMetrics, health
 from klype.serve.request_parsing import chat_prompt, plan_chat, plan_completion, plan_embedding
 from klype.serve.responses import EmbeddingResponse, GenerationResponse
-from klype.serve.served import Served
+from klype.serve.served_model import ServedModel
 from klype.serve.worker import Worker
 from klype.sources.source import Message
 from klype.text.tokenizer import LONG_TEXT
@@ -42,19 +41,9 @@ LARGE = 64 << 10  # bytes from which on a body is read beside the event loop
 PAUSE = 2
 
 
-def app(models: Sequence[Served], settings: ServeSettings | None = None, rules: Rules | None = None) -> ASGIApp:
-    """The guarded app. In process, call it as http://localhost: other hosts are refused."""
-    rules = rules or Rules()
-    guarded = Guard(api(models, settings), rules)
-    if not rules.origins:
-        return guarded
-    told = ("retry-after", "warning")  # headers that a page's script may read
-    return CORSMiddleware(guarded, sorted(rules.origins), ("GET", "POST"), ("*",), expose_headers=told)
-
-
-def api(models: Sequence[Served], settings: ServeSettings | None = None) -> FastAPI:
-    """The endpoints without a guard: put one around it (``app`` does), also when more is mounted on it."""
-    server = _Server(models, settings or ServeSettings())
+def app(models: Sequence[ServedModel], settings: ServeSettings | None = None, rules: Rules | None = None) -> ASGIApp:
+    """The endpoints behind their guard. In process, call it as http://localhost: other hosts are refused."""
+    server, rules = _Endpoints(models, settings or ServeSettings()), rules or Rules()
     fast = FastAPI(
         title="klype",
         version=klype.__version__,
@@ -66,9 +55,9 @@ def api(models: Sequence[Served], settings: ServeSettings | None = None) -> Fast
         responses={"4XX": {"model": s.ErrorAnswer}, "5XX": {"model": s.ErrorAnswer}},
         exception_handlers=HANDLERS,
     )
-    fast.router.route_class = _Route
+    fast.router.route_class = _StrictRoute
     fast.state.reading = server.reading
-    fast.add_middleware(Counted, metrics=server.metrics)
+    fast.add_middleware(RequestCounter, metrics=server.metrics)
     fast.post("/v1/chat/completions", response_model=s.ChatCompletion)(server.chat)
     fast.post("/v1/completions", response_model=s.Completion)(server.completions)
     fast.post("/v1/embeddings", response_model=s.Embeddings)(server.embeddings)
@@ -78,13 +67,17 @@ def api(models: Sequence[Served], settings: ServeSettings | None = None) -> Fast
     fast.get("/v1/models/{model}", name="model", response_model=s.ModelCard)(server.card)
     fast.get("/health", response_model=s.Health)(server.healthy)
     fast.get("/metrics", name="metrics", response_class=PlainTextResponse)(server.metrics_text)
-    return fast
+    guarded = Guard(fast, rules)
+    if not rules.origins:
+        return guarded
+    told = ("retry-after", "warning")  # headers that a page's script may read
+    return CORSMiddleware(guarded, sorted(rules.origins), ("GET", "POST"), ("*",), expose_headers=told)
 
 
-class _Server:
+class _Endpoints:
     """The models with their workers, and the endpoints."""
 
-    def __init__(self, models: Sequence[Served], settings: ServeSettings) -> None:
+    def __init__(self, models: Sequence[ServedModel], settings: ServeSettings) -> None:
         names = [served.name for served in models]
         if not names:
             raise UsageError("There is no model to serve.", "Name at least one.")
@@ -121,7 +114,7 @@ class _Server:
         self._bodies.submit(lambda: time.sleep(PAUSE * took[0]))
         return await done
 
-    async def spelled(self, served: Served, length: int, messages: Sequence[Message], work: Callable[[], T]) -> T:
+    async def beside(self, served: ServedModel, length: int, messages: Sequence[Message], work: Callable[[], T]) -> T:
         """Work on a text of this length; a short one's is done at once, a longer one's beside the event loop. A
         template that was never rendered for such messages is a stranger's program: of each model one runs at a time,
         and no other text waits for it."""
@@ -132,7 +125,7 @@ class _Server:
             pool = self._words
         return work() if pool is None else await asyncio.get_running_loop().run_in_executor(pool, work)
 
-    def model(self, name: str | None) -> Served:
+    def model(self, name: str | None) -> ServedModel:
         """By its name, which is never a path; the first where none is named."""
         if name is None:
             return next(iter(self.models.values()))
@@ -146,25 +139,22 @@ class _Server:
         """An answer to a conversation."""
         served, messages = self.model(body.model), s.plain(body.messages)
         length = LONG_TEXT if body.response_format else _length(messages)  # a schema takes long to be read, too
-        plan = await self.spelled(
-            served, length, messages, partial(plan_chat, body, messages, served, self.settings, secrets.randbits(62))
-        )
+        work = partial(plan_chat, body, messages, served, self.settings)
+        plan = await self.beside(served, length, messages, work)
         return GenerationResponse(plan, ChatWriter, self.workers[served.name], self.metrics)
 
     async def completions(self, body: s.CompletionRequest) -> Response:
         """A text, gone on with; with ``echo`` and ``logprobs`` also how probable the given text is."""
         served = self.model(body.model)
         length = len(body.prompt) if isinstance(body.prompt, str) else LONG_TEXT
-        plan = await self.spelled(
-            served, length, (), partial(plan_completion, body, served, self.settings, secrets.randbits(62))
-        )
+        plan = await self.beside(served, length, (), partial(plan_completion, body, served, self.settings))
         return GenerationResponse(plan, CompletionWriter, self.workers[served.name], self.metrics)
 
     async def embeddings(self, body: s.EmbeddingRequest) -> Response:
         """Texts as vectors: the mean of the last layer's states."""
         served = self.model(body.model)
         length = len(body.input) if isinstance(body.input, str) else LONG_TEXT
-        texts = await self.spelled(served, length, (), partial(plan_embedding, body, served))
+        texts = await self.beside(served, length, (), partial(plan_embedding, body, served))
         packed = body.encoding_format == "base64"
         return EmbeddingResponse(texts, packed, served, self.workers[served.name], self.metrics)
 
@@ -182,7 +172,7 @@ class _Server:
                 ids = (served.source.codec if whole else served.tokenizer).encode(text)
             return _written(s.Tokenized(tokens=ids, count=len(ids), max_model_len=served.window))
 
-        return await self.spelled(served, len(text) + _length(messages), messages, work)
+        return await self.beside(served, len(text) + _length(messages), messages, work)
 
     async def detokenize(self, body: s.DetokenizeRequest) -> Response:
         """The text of token ids; control tokens add nothing to it."""
@@ -195,13 +185,13 @@ class _Server:
                 raise ApiError(f"There is no token {wrong}: {there}.", 400, "tokens")
             return _written(s.Detokenized(prompt=served.text(body.tokens)))
 
-        return await self.spelled(served, len(body.tokens), (), work)
+        return await self.beside(served, len(body.tokens), (), work)
 
-    async def list_models(self) -> s.ModelList:
+    async def list_models(self) -> Any:
         """What can be asked."""
         return s.ModelList(object="list", data=[await self.card(name) for name in self.models])
 
-    async def card(self, model: str) -> s.ModelCard:
+    async def card(self, model: str) -> Any:
         """One model."""
         served = self.model(model)
         return s.ModelCard(
@@ -215,7 +205,7 @@ class _Server:
 
     async def metrics_text(self) -> Response:
         """For Prometheus."""
-        return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _length(messages: Sequence[Message]) -> int:
@@ -226,7 +216,7 @@ def _written(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-class _Request(Request):
+class _StrictRequest(Request):
     asked: Any  # the form of its body
     unused: Sequence[str] = ()  # fields of the body that change nothing
 
@@ -255,12 +245,12 @@ def _read(body: bytes, form: type[BaseModel]) -> Any:
         return document
 
 
-class _Route(APIRoute):
+class _StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            strictly = _Request(request.scope, request.receive)
+            strictly = _StrictRequest(request.scope, request.receive)
             strictly.asked = self.body_field and self.body_field.field_info.annotation
             response = await handle(strictly)
             if strictly.unused:

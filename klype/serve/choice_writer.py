@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from klype.serve.request_parsing import Plan
@@ -15,7 +15,7 @@ LEAST = -9999.0  # stands for a log-probability that is no number JSON knows (Op
 Piece = dict[str, Any]
 
 
-class Spoken:
+class StopTextDecoder:
     """Bytes in, text out, up to the stop text that is whole first. What may turn out to be the beginning of one waits
     until it is known.
 
@@ -27,8 +27,7 @@ class Spoken:
         self._stops = [stop.encode() for stop in stops]
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = b""
-        self._strip = lead
-        self._cut = False
+        self._strip, self._cut = lead, False
 
     def add(self, data: bytes, last: bool = False) -> str:
         """The text that is certain now; ``last`` when nothing follows."""
@@ -38,19 +37,14 @@ class Spoken:
         end = min((at for stop in self._stops if (at := data.find(stop)) >= 0), default=-1)
         self._cut = end >= 0
         if not self._cut:
-            end = len(data) - (0 if last else max((_overlap(data, stop) for stop in self._stops), default=0))
+            starts = (stop[:n] for stop in self._stops for n in range(1, min(len(data) + 1, len(stop))))
+            end = len(data) - (0 if last else max((len(start) for start in starts if data.endswith(start)), default=0))
         self._held = data[end:]
         text = self._decoder.decode(data[:end])
         if text and self._strip:
             self._strip = False
             text = text.removeprefix(" ")
         return text
-
-
-def _overlap(data: bytes, stop: bytes) -> int:
-    """How many bytes at the end of ``data`` begin ``stop``."""
-    longest = min(len(data), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if data.endswith(stop[:n])), 0)
 
 
 def finite(logp: float) -> float:
@@ -71,7 +65,7 @@ class ChoiceWriter:
         self.plan, self.index, self.top = plan, index, plan.top or 0
         self.said = 0
         self.opened = False
-        self._spoken = Spoken(plan.body.stops, self.lead)
+        self._spoken = StopTextDecoder(plan.body.stops, self.lead)
 
     def opening(self, prompt: Trace | None) -> list[Piece]:
         """Pieces before the first token, given the probabilities of the prompt where they were asked for."""
@@ -147,15 +141,9 @@ class ChatWriter(ChoiceWriter):
             data = self.plan.served.spellings[token]
             return {"token": self.spelling(token), "logprob": logp, "bytes": list(data) or None}
 
-        return self._listed(
-            [
-                {
-                    **entry(step.token, finite(step.logp)),
-                    "top_logprobs": [entry(*one) for one in self.alternatives(step)],
-                }
-                for step in steps
-            ]
-        )
+        tops = ([entry(*one) for one in self.alternatives(step)] for step in steps)
+        own = (entry(step.token, finite(step.logp)) for step in steps)
+        return self._listed([{**one, "top_logprobs": top} for one, top in zip(own, tops, strict=True)])
 
     def _listed(self, entries: list[Piece]) -> Piece:
         constraint = {"constraint": self.plan.constraint} if self.plan.constraint else {}
@@ -175,12 +163,16 @@ class CompletionWriter(ChoiceWriter):
     def opening(self, prompt: Trace | None) -> list[Piece]:
         if self.plan.echoes is None:
             return []
-        echo = self.plan.echoes[self.index // self.plan.n]
-        if prompt is None:
-            self._at = len(echo)
-            return [self.piece(echo, None, None)]
-        found = enumerate(self._prompt_logprobs(prompt, echo))
-        return [self.piece("" if i else echo, logprobs, None) for i, logprobs in found]
+        place = self.index // self.plan.n
+        echo, ids, steps = self.plan.echoes[place], self.plan.prompts[place], tuple[Step, ...]()
+        if prompt is not None:
+            steps = Step(ids[0], math.nan, math.nan, "forced"), *prompt.steps
+        # a space that the tokenizer put before the text is not in the text
+        self._at = len(echo) - len(self.plan.served.text(ids))
+        some = max(1, AT_ONCE // (1 + self.top))
+        parts = [self.logprobs(steps[start : start + some]) for start in range(0, len(steps), some)]
+        self._at = len(echo)
+        return [self.piece("" if i else echo, part, None) for i, part in enumerate(parts or [None])]
 
     def piece(self, text: str, logprobs: Piece | None, reason: str | None) -> Piece:
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
@@ -194,31 +186,17 @@ class CompletionWriter(ChoiceWriter):
         return self.piece(text, None if self.plan.top is None else logprobs, pieces[-1]["finish_reason"])
 
     def logprobs(self, steps: Sequence[Step]) -> Piece:
-        """The token that was chosen is always among its alternatives."""
+        """The token that was chosen is always among its alternatives; nothing is known about a prompt's first (NaN)."""
         out: Piece = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for step in steps:
-            listed: dict[str, float] = {}
-            for token, logp in (*self.alternatives(step), (step.token, finite(step.logp))):
-                listed.setdefault(self.spelling(token), logp)
-            self._put(out, step.token, finite(step.logp), listed)
+            logp, listed = None if math.isnan(step.logp) else finite(step.logp), dict[str, float]()
+            for token, p in self.alternatives(step):
+                listed.setdefault(self.spelling(token), p)
+            if logp is not None:
+                listed.setdefault(self.spelling(step.token), logp)
+            values = self.spelling(step.token), logp, listed or None, max(0, self._at)
+            for name, value in zip(out, values, strict=True):
+                out[name].append(value)
+            # a character counts where its first byte is
+            self._at += sum(byte & 0xC0 != 0x80 for byte in self.plan.served.spellings[step.token])
         return out
-
-    def _put(self, out: Piece, token: int, logp: float | None, listed: dict[str, float] | None) -> None:
-        """A character counts where its first byte is."""
-        values = self.spelling(token), logp, listed, max(0, self._at)
-        for name, value in zip(out, values, strict=True):
-            out[name].append(value)
-        self._at += sum(byte & 0xC0 != 0x80 for byte in self.plan.served.spellings[token])
-
-    def _prompt_logprobs(self, prompt: Trace, echo: str) -> Iterator[Piece]:
-        """Of some tokens after the other. Nothing is known about the first one. A space that the tokenizer put before
-        the text is not in the text."""
-        ids = self.plan.prompts[self.index // self.plan.n]
-        self._at = len(echo) - len(self.plan.served.text(ids))
-        first = self.logprobs(())
-        self._put(first, ids[0], None, None)
-        yield first
-        some = max(1, AT_ONCE // (1 + self.top))
-        for start in range(0, len(prompt.steps), some):
-            yield self.logprobs(prompt.steps[start : start + some])
-        self._at = len(echo)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -23,7 +24,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klype.errors import UsageError
-from klype.serve.errors import ApiError
+from klype.serve.api_errors import ApiError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN = ("/health", "/metrics")  # asked without a key by whoever watches the server from its own machine
@@ -74,7 +75,7 @@ class Rules:
     def of(key: str | None, host: str = "127.0.0.1", names: Iterable[str] = (), origins: Iterable[str] = ()) -> Rules:
         """For a server bound to ``host`` that is also reached under ``names``."""
         hosts = LOOPBACK | {name.lower() for name in (host, *names)}
-        return Rules(hosts, not is_loopback(host), key, frozenset(map(checked_origin, origins)))
+        return Rules(hosts, not is_loopback(host), key, frozenset(map(origin_of, origins)))
 
 
 class Guard:
@@ -101,10 +102,20 @@ class Guard:
             else:
                 await _refuse(send, error)
             return
+
+        async def while_allowed() -> Message:
+            """A websocket ends with its session: by the next message, and a browser sends one every few seconds."""
+            message = await receive()
+            try:
+                self._check_key(scope, headers_of(scope))
+            except ApiError:
+                return {"type": "websocket.disconnect", "code": 1008}
+            return message
+
         self.inside += 1
         try:
             if scope["type"] == "websocket":
-                await self.app(scope, self._while_allowed(scope, receive), send)
+                await self.app(scope, while_allowed, send)
             else:
                 await self._limited(scope, receive, send)
         finally:
@@ -127,19 +138,6 @@ class Guard:
         if any(not re.fullmatch("[0-9]+", one) or int(one[:20]) > self.rules.body_bytes for one in lengths):
             raise self._too_large()
 
-    def _while_allowed(self, scope: Scope, receive: Receive) -> Receive:
-        """A websocket ends with its session: by the next message, and a browser sends one every few seconds."""
-
-        async def heard() -> Message:
-            message = await receive()
-            try:
-                self._check_key(scope, headers_of(scope))
-            except ApiError:
-                return {"type": "websocket.disconnect", "code": 1008}
-            return message
-
-        return heard
-
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         if self._key is None or scope["path"] == self.login or (scope["path"] in OPEN and _is_near(scope, headers)):
             return
@@ -153,25 +151,24 @@ class Guard:
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The body is counted and timed while it comes in; what the app makes of a refused one is not sent."""
         clock = asyncio.get_running_loop().time
-        end = clock() + self.rules.seconds
-        received, whole, begun, glanced = 0, False, False, False
+        end, glances = clock() + self.rules.seconds, iter([GLANCE])
+        received, whole, begun = 0, False, False
         refusal: ApiError | None = None
 
         async def counted() -> Message:
-            nonlocal received, whole, refusal, glanced
+            nonlocal received, whole, refusal
             if whole:
                 return await receive()
             coming = asyncio.ensure_future(receive())
             try:
-                done, _ = await asyncio.wait([coming], timeout=end - clock())
-                if not done and not glanced:
-                    glanced = True
-                    done, _ = await asyncio.wait([coming], timeout=GLANCE)
+                for wait_s in chain([end - clock()], glances):
+                    if (await asyncio.wait([coming], timeout=wait_s))[0]:
+                        break
+                else:
+                    refusal = ApiError(f"The request took longer than {self.rules.seconds:g} seconds to arrive.", 408)
+                    raise refusal
             finally:
                 coming.cancel()
-            if not done:
-                refusal = ApiError(f"The request took longer than {self.rules.seconds:g} seconds to arrive.", 408)
-                raise refusal
             message = coming.result()
             received += len(message.get("body", b""))
             whole = not message.get("more_body", False)
@@ -211,7 +208,7 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def checked_origin(text: str) -> str:
+def origin_of(text: str) -> str:
     """A site as browsers write it. UsageError for anything else: "*" and "null" would be everybody."""
     scheme, found, rest = text.lower().rstrip("/").partition("://")
     if scheme not in ("http", "https") or not found or AUTHORITY.fullmatch(rest) is None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import Response
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from klype.serve.errors import ApiError
+from klype.serve.api_errors import ApiError
 from klype.serve.worker import Worker
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -49,9 +49,6 @@ class ServerMetrics(Collector):
         self._said.labels(model).inc(said)
         self._seconds.labels(model).observe(seconds)
 
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
-
     def collect(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("klype_running_samples", "Answers being written.", labels=["model"])
         waiting = GaugeMetricFamily("klype_waiting_samples", "Answers that wait for room.", labels=["model"])
@@ -63,7 +60,7 @@ class ServerMetrics(Collector):
         yield from (running, waiting, cancelled)
 
 
-class Counted:
+class RequestCounter:
     """ASGI: counts every answer by its route and status."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 from klype.api.prompt_context import read_of
 from klype.engine.requests import check_request
 from klype.errors import KlypeError, UsageError
-from klype.serve.errors import ApiError
+from klype.serve.api_errors import ApiError
 from klype.serve.guard import ServeSettings
 from klype.serve.schemas import REFUSED, ChatRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
-from klype.serve.served import Served
+from klype.serve.served_model import ServedModel
 from klype.sources.source import Message
 from klype.values import Request
 
@@ -32,7 +33,7 @@ class Plan:
     """
 
     body: GenerationRequest
-    served: Served
+    served: ServedModel
     prompts: Sequence[tuple[int, ...]]
     requests: tuple[Request, ...]
     top: int | None
@@ -53,9 +54,7 @@ class Plan:
         return self.prompts if self.echoes is not None and self.top is not None else ()
 
 
-def plan_chat(
-    body: ChatRequest, messages: Sequence[Message], served: Served, settings: ServeSettings, seed: int
-) -> Plan:
+def plan_chat(body: ChatRequest, messages: Sequence[Message], served: ServedModel, settings: ServeSettings) -> Plan:
     """``messages`` are the body's, plain. Raises ApiError when it cannot be answered."""
     for name in REFUSED:  # what changes an answer and is not supported is refused, never silently left out
         value = getattr(body, name)
@@ -71,7 +70,7 @@ def plan_chat(
     prompts = [chat_prompt(served, messages)]
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     top = (body.top_logprobs or 0) if body.logprobs else None
-    requests = _requests(body, served, prompts, (limit, top, seed))
+    requests = _requests(body, served, prompts, limit, top)
     asked = body.response_format
     if asked is None or asked.type == "text":
         return Plan(body, served, prompts, requests, top)
@@ -86,7 +85,7 @@ def plan_chat(
     return Plan(body, served, prompts, requests, top, constraint=asked.type)
 
 
-def plan_completion(body: CompletionRequest, served: Served, settings: ServeSettings, seed: int) -> Plan:
+def plan_completion(body: CompletionRequest, served: ServedModel, settings: ServeSettings) -> Plan:
     """Raises ApiError when it cannot be answered."""
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise ApiError("best_of is only supported when it equals n.", 400, "best_of")
@@ -95,16 +94,14 @@ def plan_completion(body: CompletionRequest, served: Served, settings: ServeSett
     _at_most(body.logprobs, settings.completion_top, "logprobs")
     asked = _prompts(body.prompt)
     _few_enough(body.n or 1, len(asked), settings)
-    for prompt in asked:
-        _short_enough(prompt, served)
     prompts = [_ids(prompt, served) for prompt in asked]
     limit = 16 if body.max_tokens is None else body.max_tokens
-    requests = _requests(body, served, prompts, (limit, body.logprobs, seed))
+    requests = _requests(body, served, prompts, limit, body.logprobs)
     echoes = [prompt if isinstance(prompt, str) else served.text(prompt) for prompt in asked] if body.echo else None
     return Plan(body, served, prompts, requests, body.logprobs, echoes)
 
 
-def plan_embedding(body: EmbeddingRequest, served: Served) -> list[tuple[int, ...]]:
+def plan_embedding(body: EmbeddingRequest, served: ServedModel) -> list[tuple[int, ...]]:
     """The texts' tokens. Raises ApiError when it cannot be answered."""
     if body.dimensions is not None:
         raise ApiError("dimensions is not supported by this server.", 400, "dimensions")
@@ -113,7 +110,6 @@ def plan_embedding(body: EmbeddingRequest, served: Served) -> list[tuple[int, ..
         for text in _prompts(body.input):
             if not text:
                 raise ApiError("The input is empty.")
-            _short_enough(text, served)
             found.append(_ids(text, served))
             if len(found[-1]) > served.window:
                 raise _too_long(served, f"{len(found[-1])} tokens of the prompt. Shorten the prompt or the answer.")
@@ -123,7 +119,7 @@ def plan_embedding(body: EmbeddingRequest, served: Served) -> list[tuple[int, ..
     return found
 
 
-def chat_prompt(served: Served, messages: Sequence[Message]) -> tuple[int, ...]:
+def chat_prompt(served: ServedModel, messages: Sequence[Message]) -> tuple[int, ...]:
     """A conversation through the model's template, as much of it as the model was taught to read; what users write
     never becomes a control token."""
     try:
@@ -136,24 +132,14 @@ def chat_prompt(served: Served, messages: Sequence[Message]) -> tuple[int, ...]:
 
 
 def _requests(
-    body: GenerationRequest,
-    served: Served,
-    prompts: Sequence[tuple[int, ...]],
-    drawn: tuple[int | None, int | None, int],
+    body: GenerationRequest, served: ServedModel, prompts: Sequence[tuple[int, ...]], limit: int | None, top: int | None
 ) -> tuple[Request, ...]:
-    """``drawn``: tokens at most, alternatives a token, and the seed where the body has none."""
+    """``limit``: tokens of an answer at most (None: what the window leaves); ``top``: alternatives a token."""
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options needs stream to be true.", 400, "stream_options")
-    limit, top, seed = drawn
-    most = Request(
-        prompt=(),
-        n=body.n or 1,
-        sampling=body.sampling(_bias(body, served)),
-        seed=seed if body.seed is None else body.seed,
-        stop=() if body.ignore_eos else served.source.codec.stop,
-        stop_texts=body.stops,
-        top=top or 0,
-    )
+    n, stop = body.n or 1, () if body.ignore_eos else served.source.codec.stop
+    seed = secrets.randbits(62) if body.seed is None else body.seed
+    fixed = Request((), n, 1, body.sampling(_bias(body, served)), seed, stop, body.stops, top or 0)
     found = []
     for prompt in prompts:
         left = served.window - len(prompt) + 1  # the last token of an answer is not read again
@@ -161,23 +147,22 @@ def _requests(
             answer = f" and {limit} of the answer" if limit else ""
             asked = f"{len(prompt)} tokens of the prompt{answer}. Shorten the prompt or the answer."
             raise _too_long(served, asked)
-        request = replace(most, prompt=prompt, limit=left if limit is None else max(limit, 1))
+        found.append(replace(fixed, prompt=prompt, limit=left if limit is None else max(limit, 1)))
         try:
-            check_request(request, served.window, served.vocab_size)
+            check_request(found[-1], served.window, served.vocab_size)
         except UsageError as error:
             raise ApiError(error.message) from None
-        found.append(request)
     return () if limit == 0 else tuple(found)
 
 
-def _short_enough(prompt: str | list[int], served: Served) -> None:
+def _short_enough(prompt: str | list[int], served: ServedModel) -> None:
     """Refuses, before it is tokenized, what must be longer than the window."""
     least = len(prompt) // (SHRINKS * served.longest) if isinstance(prompt, str) else len(prompt)
     if least > served.window:
         raise _too_long(served, f"{least} tokens of the prompt or more. Shorten it.")
 
 
-def _too_long(served: Served, asked: str) -> ApiError:
+def _too_long(served: ServedModel, asked: str) -> ApiError:
     message = f"This model's maximum context length is {served.window} tokens, and the request has {asked}"
     return ApiError(message, 400, "messages", "context_length_exceeded")
 
@@ -187,8 +172,9 @@ def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
     return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
-def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:
-    """A text as the beginning of a document; token ids as they are."""
+def _ids(prompt: str | list[int], served: ServedModel) -> tuple[int, ...]:
+    """A text as the beginning of a document; token ids as they are. ApiError for what is too long, or unknown."""
+    _short_enough(prompt, served)
     if isinstance(prompt, str):
         ids = served.source.codec.encode(prompt)
     elif (wrong := max(prompt, default=0)) >= served.vocab_size:
@@ -200,7 +186,7 @@ def _ids(prompt: str | list[int], served: Served) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _bias(body: GenerationRequest, served: Served) -> tuple[tuple[int, float], ...]:
+def _bias(body: GenerationRequest, served: ServedModel) -> tuple[tuple[int, float], ...]:
     given = body.logit_bias or {}
     if len(given) > BIASES:
         raise ApiError(f"logit_bias may name {BIASES} tokens at most.", 400, "logit_bias")

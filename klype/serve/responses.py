@@ -11,15 +11,16 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from klype.serve.api_errors import ApiError
 from klype.serve.choice_writer import ChoiceWriter, Piece
-from klype.serve.errors import ApiError
 from klype.serve.metrics import ServerMetrics
 from klype.serve.request_parsing import Plan
-from klype.serve.served import Served
-from klype.serve.worker import AT_ONCE, Embedded, Job, Scored, Worker
+from klype.serve.served_model import ServedModel
+from klype.serve.worker import AT_ONCE, Job, TextResult, Worker
 from klype.values import Step, Trace
 
 STREAM_HEADERS = [
@@ -35,7 +36,7 @@ class WorkerResponse(Response):
     """An ASGI response that asks the worker when it is called, and takes its work back when the client has gone, or
     with an error."""
 
-    def __init__(self, served: Served, job: Job, worker: Worker, metrics: ServerMetrics) -> None:
+    def __init__(self, served: ServedModel, job: Job, worker: Worker, metrics: ServerMetrics) -> None:
         self.served, self.job, self.worker, self.metrics = served, job, worker, metrics
         self.begun = time.perf_counter()
         self.status_code, self.background, self.raw_headers = 200, None, []
@@ -128,47 +129,45 @@ class GenerationResponse(WorkerResponse):
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """Pieces of choices, by index, as they come."""
+        """Pieces of choices, by index, as they come; those of a prompt that is to be scored wait until it is."""
         plan, n, first = self.plan, self.plan.n, True
-        prompts: dict[int, Trace] = {}
-        waiting: dict[int, list[tuple[list[Step], str | None]]] = {}  # came before their prompt was scored
+        prompts, reasons = dict[int, Trace](), dict[int, str]()
+        steps: list[list[Step]] = [[] for _ in self.choices]  # that are not yet written
         if not self.job.size:  # fixed when the job was made: its texts may have been taken by now
             for i, choice in enumerate(self.choices):
                 yield [(i, piece) for piece in (*choice.opening(None), *choice.pieces([], "length"))]
         async for updates in self.job.updates():
-            steps: dict[int, list[Step]] = {}
-            reasons: dict[int, str] = {}
-            ready: list[tuple[int, Piece]] = []
+            changed = dict[int, None]()
             for update in updates:
-                assert not isinstance(update, Embedded), "of which nothing was asked"
-                if isinstance(update, Scored):
-                    prompts[update.place] = update.trace
-                    for index in range(update.place * n, update.place * n + n):
-                        steps.setdefault(index, [])
-                        if not plan.requests:
-                            reasons[index] = "length"
+                if isinstance(update, TextResult):
+                    assert isinstance(update.value, Trace), "no states were asked for"
+                    prompts[update.place] = update.value
+                    own = range(update.place * n, update.place * n + n)
+                    changed |= dict.fromkeys(own)
+                    reasons |= {} if plan.requests else dict.fromkeys(own, "length")
                     continue
                 index = update.request * n + update.sample
-                steps.setdefault(index, []).append(update.step)
+                changed[index] = None
+                steps[index].append(update.step)
                 if update.trace is not None:
                     if update.trace.ended == "cancelled":
                         raise ApiError(STUCK, 400, "response_format")
                     reasons[index] = "stop" if update.trace.ended == "stop" else "length"
-            for index, said in steps.items():
-                choice, news = self.choices[index], (said, reasons.get(index))
-                if plan.scored and index // n not in prompts:
-                    waiting.setdefault(index, []).append(news)
+            ready: list[tuple[int, Piece]] = []
+            for index in changed:
+                choice, prompt = self.choices[index], prompts.get(index // n)
+                if plan.scored and prompt is None:
                     continue
                 if not choice.opened:
                     choice.opened = True
-                    if not plan.scored:
+                    if prompt is None:
                         ready += [(index, piece) for piece in choice.opening(None)]
                     else:
-                        for piece in await asyncio.to_thread(choice.opening, prompts[index // n]):
+                        for piece in await asyncio.to_thread(choice.opening, prompt):
                             yield [(index, piece)]
                             await asyncio.sleep(0)
-                for earlier, reason in (*waiting.pop(index, ()), news):
-                    ready += [(index, piece) for piece in choice.pieces(earlier, reason)]
+                said, steps[index] = steps[index], []
+                ready += [(index, piece) for piece in choice.pieces(said, reasons.get(index))]
             if first and ready:
                 first = False
                 self.metrics.first_token.labels(self.served.name).observe(time.perf_counter() - self.begun)
@@ -188,33 +187,29 @@ class EmbeddingResponse(WorkerResponse):
     base64 of float32."""
 
     def __init__(
-        self, texts: list[tuple[int, ...]], packed: bool, served: Served, worker: Worker, metrics: ServerMetrics
+        self, texts: list[tuple[int, ...]], packed: bool, served: ServedModel, worker: Worker, metrics: ServerMetrics
     ) -> None:
         super().__init__(served, Job((), texts, embeds=True), worker, metrics)
         self.packed, self.tokens = packed, sum(map(len, texts))
 
     async def answer(self, send: Send) -> None:
-        found: dict[int, Embedded] = {}
+        found: dict[int, Any] = {}
         async for updates in self.job.updates():
-            found.update((one.place, one) for one in updates if isinstance(one, Embedded))
+            found |= {one.place: one.value for one in updates if isinstance(one, TextResult)}
         body = await asyncio.to_thread(self._body, [found[place] for place in range(self.job.size)])
         self.count(self.tokens, 0)
         await self.send_json(send, body)
 
-    def _body(self, found: Sequence[Embedded]) -> bytes:
+    def _body(self, states: Sequence[npt.NDArray[np.float32]]) -> bytes:
         """Each vector is written by itself: while one is, no other thread of Python goes on."""
         written = []
-        for index, one in enumerate(found):
-            unit_D = (one.vector / max(float(np.linalg.norm(one.vector)), 1e-12)).astype("<f4")
+        for index, state_D in enumerate(states):
+            unit_D = (state_D / max(float(np.linalg.norm(state_D)), 1e-12)).astype("<f4")
             vector = base64.b64encode(unit_D.tobytes()).decode() if self.packed else unit_D.tolist()
             written.append(_json({"index": index, "object": "embedding", "embedding": vector}))
-        about = {
-            "object": "list",
-            "model": self.served.name,
-            "system_fingerprint": self.served.fingerprint,
-            "pooling": POOLING,
-            "usage": {"prompt_tokens": self.tokens, "total_tokens": self.tokens},
-        }
+        usage = {"prompt_tokens": self.tokens, "total_tokens": self.tokens}
+        about = {"object": "list", "model": self.served.name, "system_fingerprint": self.served.fingerprint,
+                 "pooling": POOLING, "usage": usage}  # fmt: skip
         return f'{_json(about)[:-1]}, "data": [{", ".join(written)}]}}'.encode()
 
 

@@ -126,15 +126,9 @@ class ChatMessage(BodyPart):
 
 def plain(messages: list[ChatMessage]) -> list[dict[str, str]]:
     """As a chat template takes them: each of one text, "developer" as the "system" that it was called before."""
-    return [
-        {
-            "role": "system" if message.role == "developer" else message.role,
-            "content": message.content
-            if isinstance(message.content, str)
-            else "".join(p.text for p in message.content),
-        }
-        for message in messages
-    ]
+    texts = (m.content if isinstance(m.content, str) else "".join(part.text for part in m.content) for m in messages)
+    roles = ("system" if message.role == "developer" else message.role for message in messages)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
 Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1024)]
@@ -173,139 +167,62 @@ class DetokenizeRequest(Body):
     tokens: Annotated[list[Token], Field(fail_fast=True, max_length=1 << 18)]
 
 
-class ApiAnswer(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+def _form(name: str, *bases: Any, doc: str | None = None, **fields: Any) -> Any:
+    """Of an answer: the types of its fields, behind those of the bases. All are there, but for what has a Field."""
+    config = None if bases else ConfigDict(extra="forbid", protected_namespaces=())
+    told: dict[str, Any] = {name: kind if isinstance(kind, tuple) else (kind, ...) for name, kind in fields.items()}
+    told |= {"__config__": config, "__base__": bases or None, "__doc__": doc}
+    return create_model(name, **told)
 
 
-class ErrorDetail(ApiAnswer):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+def _list(form: Any) -> Any:
+    return list[form]
 
 
-class ErrorAnswer(ApiAnswer):
-    error: ErrorDetail
+ErrorDetail = _form("ErrorDetail", message=str, type=str, param=str | None, code=str | None)
+ErrorAnswer = _form("ErrorAnswer", error=ErrorDetail)
 
-
-class Alternative(ApiAnswer):
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class TokenLogprob(Alternative):
-    top_logprobs: list[Alternative]
-
-
-class ChatLogprobs(ApiAnswer):
-    content: list[TokenLogprob]
-    refusal: None
-    constraint: Literal["json_object", "json_schema"] | None = Field(
-        None, description="Probabilities are those over the tokens that this response_format allows."
-    )
-
-
-class AssistantMessage(ApiAnswer):
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
-class CompletionLogprobs(ApiAnswer):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class AnswerChoice(ApiAnswer):
-    index: int
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatChoice(AnswerChoice):
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None
-
-
-class CompletionChoice(AnswerChoice):
-    text: str
-    logprobs: CompletionLogprobs | None
-
-
-class EmbeddingUsage(ApiAnswer):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Usage(EmbeddingUsage):
-    completion_tokens: int
-
-
-class Generated(ApiAnswer):
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    usage: Usage
-
-
-class ChatCompletion(Generated):
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-
-
-class Completion(Generated):
-    object: Literal["text_completion"]
-    choices: list[CompletionChoice]
-
-
-class Vector(ApiAnswer):
-    index: int
-    object: Literal["embedding"]
-    embedding: list[float] | str
-
-
-class Embeddings(ApiAnswer):
-    object: Literal["list"]
-    model: str
-    system_fingerprint: str
-    pooling: str = Field(description="What the vectors are.")
-    data: list[Vector]
-    usage: EmbeddingUsage
-
-
-class ModelMeta(ApiAnswer):
-    """As llama.cpp's server names them."""
-
-    n_vocab: int
-    n_ctx: int
-
-
-class ModelCard(ApiAnswer):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    max_model_len: int
-    meta: ModelMeta
-
-
-class ModelList(ApiAnswer):
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
-class Tokenized(ApiAnswer):
-    tokens: list[int]
-    count: int
-    max_model_len: int
-
-
-class Detokenized(ApiAnswer):
-    prompt: str
-
-
-class Health(ApiAnswer):
-    status: Literal["ok"]
+Alternative = _form("Alternative", token=str, logprob=float, bytes=list[int] | None)
+TokenLogprob = _form("TokenLogprob", Alternative, top_logprobs=_list(Alternative))
+ALLOWED = "Probabilities are those over the tokens that this response_format allows."
+Constrained = Literal["json_object", "json_schema"] | None
+ChatLogprobs = _form(
+    "ChatLogprobs",
+    content=_list(TokenLogprob),
+    refusal=None,
+    constraint=(Constrained, Field(None, description=ALLOWED)),
+)
+AssistantMessage = _form("AssistantMessage", role=Literal["assistant"], content=str, refusal=None)
+CompletionLogprobs = _form(
+    "CompletionLogprobs",
+    tokens=list[str],
+    token_logprobs=list[float | None],
+    top_logprobs=list[dict[str, float] | None],
+    text_offset=list[int],
+)
+AnswerChoice = _form("AnswerChoice", index=int, finish_reason=Literal["stop", "length"])
+ChatChoice = _form("ChatChoice", AnswerChoice, message=AssistantMessage, logprobs=ChatLogprobs | None)
+CompletionChoice = _form("CompletionChoice", AnswerChoice, text=str, logprobs=CompletionLogprobs | None)
+EmbeddingUsage = _form("EmbeddingUsage", prompt_tokens=int, total_tokens=int)
+Usage = _form("Usage", EmbeddingUsage, completion_tokens=int)
+Generated = _form("Generated", id=str, created=int, model=str, system_fingerprint=str, usage=Usage)
+ChatCompletion = _form("ChatCompletion", Generated, object=Literal["chat.completion"], choices=_list(ChatChoice))
+Completion = _form("Completion", Generated, object=Literal["text_completion"], choices=_list(CompletionChoice))
+Vector = _form("Vector", index=int, object=Literal["embedding"], embedding=list[float] | str)
+Embeddings = _form(
+    "Embeddings",
+    object=Literal["list"],
+    model=str,
+    system_fingerprint=str,
+    pooling=(str, Field(description="What the vectors are.")),
+    data=_list(Vector),
+    usage=EmbeddingUsage,
+)
+ModelMeta = _form("ModelMeta", doc="As llama.cpp's server names them.", n_vocab=int, n_ctx=int)
+ModelCard = _form(
+    "ModelCard", id=str, object=Literal["model"], created=int, owned_by=str, max_model_len=int, meta=ModelMeta
+)
+ModelList = _form("ModelList", object=Literal["list"], data=_list(ModelCard))
+Tokenized = _form("Tokenized", tokens=list[int], count=int, max_model_len=int)
+Detokenized = _form("Detokenized", prompt=str)
+Health = _form("Health", status=Literal["ok"])

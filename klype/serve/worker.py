@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from klype.engine.engine import Engine, Event
-from klype.serve.errors import ApiError, as_api_error
+from klype.serve.api_errors import ApiError, as_api_error
 from klype.values import Request, Trace
 
 LOG = logging.getLogger("klype.serve")
@@ -26,22 +27,15 @@ SCORED = 4096  # tokens of given texts that are scored between two steps of the 
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """A given text's tokens (but the first) with their log-probabilities; ``place`` is its place in the job."""
+class TextResult:
+    """Of a given text: its tokens (but the first) with their log-probabilities, or the mean of its states, [D].
+    ``place`` is the text's place in the job."""
 
     place: int
-    trace: Trace
+    value: Trace | npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """The mean of a given text's states, [D]."""
-
-    place: int
-    vector: npt.NDArray[np.float32]
-
-
-Update = Event | Scored | Embedded  # ``Event.request`` is the request's place in the job
+Update = Event | TextResult  # ``Event.request`` is the request's place in the job
 
 
 class Job:
@@ -89,7 +83,7 @@ class Job:
 
 def ends(update: Update) -> bool:
     """Whether an answer or a text is complete with it."""
-    return isinstance(update, Scored | Embedded) or update.trace is not None
+    return isinstance(update, TextResult) or update.trace is not None
 
 
 class Worker:
@@ -172,7 +166,8 @@ class Worker:
             why = ApiError(self.failure, 503)
         with self._changed:
             self._stopping = True
-        self._give_up(why, [*self._jobs, *(job for job, gone in self._inbox if not gone)])
+        for job in [*self._jobs, *(job for job, gone in self._inbox if not gone)]:
+            self._end(job, why, asks_engine=False)
         self._inbox.clear()
         self._deliver()
 
@@ -193,18 +188,10 @@ class Worker:
         except BaseException as error:  # whatever it is, the next client is to be answered
             LOG.error("The engine failed, and begins anew.", exc_info=error)
             # those stay of which nothing was begun: all is texts that are still to be scored
-            self._give_up(error, [job for job in self._jobs if len(job.texts) < job.left])
+            for job in [job for job in self._jobs if len(job.texts) < job.left]:
+                self._end(job, error, asks_engine=False)
             self.engine.abandon()
         self._deliver()
-
-    def _give_up(self, error: BaseException, jobs: Sequence[Job]) -> None:
-        """They are told so; the engine is not asked."""
-        self._errors.update({job: as_api_error(error) for job in jobs})
-        with self._changed:
-            self.load -= sum(job.left for job in jobs)
-        for job in jobs:
-            for number in self._jobs.pop(job, ()):
-                self._owners.pop(number, None)
 
     def _take(self, job: Job) -> None:
         self._jobs[job] = set()
@@ -214,7 +201,7 @@ class Worker:
                 self._jobs[job].add(number)
                 self._owners[number] = job, place
         except Exception as error:
-            self._fail(job, error)
+            self._end(job, error)
 
     def _score(self) -> int:
         """The texts that have waited longest and of which the same is asked, in one call of the engine."""
@@ -227,20 +214,20 @@ class Worker:
                 place, text = job.texts.popleft()
                 batch.append((job, place, text))
                 tokens += len(text)
-        texts, found = [text for *_, text in batch], list[Update]()
+        texts = [text for *_, text in batch]
         try:
-            if first.embeds:
-                found += map(Embedded, [place for _, place, _ in batch], self.engine.mean_states(texts))
-            else:
-                traces = self.engine.score([text[:1] for text in texts], [text[1:] for text in texts], first.top)
-                found += map(Scored, [place for _, place, _ in batch], traces)
+            found: Iterable[Any] = (
+                self.engine.mean_states(texts)
+                if first.embeds
+                else self.engine.score([text[:1] for text in texts], [text[1:] for text in texts], first.top)
+            )
         except Exception as error:
             LOG.exception("Scoring failed.")
             for job in {job for job, *_ in batch}:
-                self._fail(job, error)
+                self._end(job, error)
             return 0
-        for (job, *_), update in zip(batch, found, strict=True):
-            self._report(job, update)
+        for (job, place, _), one in zip(batch, found, strict=True):
+            self._report(job, TextResult(place, one))
         return len(batch)
 
     def _report(self, job: Job, update: Update) -> None:
@@ -250,45 +237,41 @@ class Worker:
             with self._changed:
                 self.load -= 1
             if not job.left:
-                self._forget(job)
+                self._end(job)
 
-    def _fail(self, job: Job, error: BaseException) -> None:
-        if job in self._jobs:
+    def _end(self, job: Job, error: BaseException | None = None, asks_engine: bool = True) -> None:
+        """It is done, or the rest of it is given up; ``error`` is what its client is told."""
+        if asks_engine and job.left:
+            for number in self._jobs[job]:
+                self.engine.cancel(number)
+        for number in self._jobs.pop(job, ()):
+            del self._owners[number]
+        with self._changed:
+            self.load -= job.left
+        if error is not None:
             self._errors[job] = as_api_error(error)
-            self._release(job)
 
     def _drop(self, job: Job) -> None:
         """The client has gone."""
         if job in self._jobs:
             self.cancelled += 1
             self._news.pop(job, None)
-            self._release(job)
-
-    def _release(self, job: Job) -> None:
-        for number in self._jobs[job]:
-            self.engine.cancel(number)
-        with self._changed:
-            self.load -= job.left
-        self._forget(job)
-
-    def _forget(self, job: Job) -> None:
-        for number in self._jobs.pop(job):
-            del self._owners[number]
+            self._end(job)
 
     def _deliver(self) -> None:
         """One call into each event loop, whatever has happened."""
-        parcels: dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Update], BaseException | None]]] = {}
-        for job in {**self._news, **self._errors}:
-            parcels.setdefault(job.loop, []).append((job, self._news.get(job, []), self._errors.get(job)))
+        news, errors = self._news, self._errors
         self._news, self._errors = {}, {}
+        jobs = [*{**news, **errors}]
 
-        def hand_over(own: list[tuple[Job, list[Update], BaseException | None]]) -> None:
-            for job, news, error in own:
-                job.arrive(news, error)
+        def hand_over(own: list[Job]) -> None:
+            for job in own:
+                job.arrive(news.get(job, ()), errors.get(job))
 
-        for loop, own in parcels.items():
+        for loop in {job.loop for job in jobs}:
+            own = [job for job in jobs if job.loop is loop]
             try:
                 loop.call_soon_threadsafe(hand_over, own)
             except RuntimeError:  # the loop is closed: nobody waits any more
-                for job, *_ in own:
+                for job in own:
                     self._drop(job)

@@ -18,7 +18,7 @@ from klype.examine.charts import Option, Panel, branching, canvas, sankey
 from klype.examine.intervals import proportion
 from klype.examine.say import Say, visible
 from klype.judge.meaning import label
-from klype.sources.source import Around, Source
+from klype.sources.source import Source, SourceWrapper
 from klype.studio.elements import meaning_colour
 from klype.studio.studio import SharedModel
 from klype.values import Distribution, Figure, Request, Sampling, Trace
@@ -42,7 +42,7 @@ class CancelledError(Exception):
     """Raised inside long work when nobody wants it any more."""
 
 
-class PathSource(Around):
+class PathSource(SourceWrapper):
     """A source for long work, which asks ``look`` before each answer and at each token, so that it can be ended by it.
     Distributions are asked for once: at another temperature most of a tree is ``known`` already."""
 

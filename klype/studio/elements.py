@@ -22,7 +22,7 @@ from nicegui import ui
 from klype.errors import KlypeError
 from klype.examine.charts import DARK, LIGHT, Cell, Option, Panel, Picture
 from klype.examine.say import Say, visible
-from klype.serve.errors import ApiError
+from klype.serve.api_errors import ApiError
 from klype.studio.background_jobs import Work
 from klype.studio.studio import Studio
 from klype.words import LANGUAGES, spoken, words
