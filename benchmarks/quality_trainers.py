@@ -103,9 +103,10 @@ class Klype:
         torch.set_num_threads(given.threads)
         self._model = model.eval().using(TORCH)
         m = recipe.model
+        shape = ModelShape(m.width, m.layers, m.heads, m.hidden)
         how = f"{m.layers} × {m.width}, {vocabulary} tokens, rows of {window}, {planned.precision}, "
         how += f"{'compiled' if planned.fused else 'torch'}, {crew.workers} side by side, {crew.threads} threads each"
-        return Learnt(how, trained.steps, trained.steps * rows * pieces * window, model.config.parameters, m.shape)
+        return Learnt(how, trained.steps, trained.steps * rows * pieces * window, model.config.parameters, shape)
 
     def score(self, text: str) -> tuple[Array, Array]:
         return self._text.score(self._model, text)

@@ -103,13 +103,16 @@ def clear(folder: Path) -> None:
 
 
 def hold(handle: int, wait: bool = True) -> bool:
-    """Locks what is open for as long as this process has it open; False where the system or the disk has no locks."""
+    """Locks what is open for as long as this process has it open; False where the system or the disk has no locks.
+    BlockingIOError where it is another's, which is not waited for."""
     if sys.platform == "win32":
         return False
     import fcntl  # which Windows lacks
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
     except OSError:
         return False
     return True

@@ -44,6 +44,16 @@ def steps(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             yield {name: n for name, n in row.items() if isinstance(n, int | float) and math.isfinite(n)}
 
 
+def tail(file: Path, most: int = 1 << 14) -> bytes:
+    """The last bytes of a file of lines that may be growing; none where there is no file."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - most))
+            return opened.read()
+    except OSError:
+        return b""
+
+
 def saved(file: Path) -> dict[str, Any] | None:
     """The object in a file of klype's own; None where there is none, or it is damaged."""
     try:

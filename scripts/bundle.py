@@ -23,11 +23,11 @@ from klype.device import set_threads, thread_policy
 from klype.durable import hash_file
 from klype.model import atomic_folder, checkpoint
 from klype.runs.examine_stage import MODELS, measure_stage
-from klype.runs.folder import RUNS, read_run
-from klype.runs.opening import open_life_cycle
-from klype.runs.options import RunOptions
-from klype.runs.say import Silent
-from klype.sources.find_model import DEMO, FILES
+from klype.runs.folder import read_run
+from klype.runs.listener import Silent
+from klype.runs.run_options import RunOptions
+from klype.runs.run_start import open_life_cycle
+from klype.sources.find_model import DEMO, FILES, RUNS
 from klype.train.reward_model import ABOUT, RewardModel
 
 PLACE = Path(__file__).resolve().parent.parent / "klype" / "bundled"

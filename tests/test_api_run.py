@@ -15,7 +15,7 @@ from klype.api.run import AlignOptions, TrainOptions
 from klype.cli import train
 from klype.cli.main import call
 from klype.device import pick_device
-from klype.runs.options import RunOptions
+from klype.runs.run_options import RunOptions
 from tests import contract
 
 SMALL = {

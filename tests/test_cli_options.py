@@ -26,7 +26,7 @@ from klype.errors import UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
 from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 from klype.option import Option, Options, option_in, options_of, spelled
-from klype.runs.options import RunOptions, StageOptions
+from klype.runs.run_options import RunOptions, StageOptions
 from klype.samplers import SAMPLERS, TEMPERATURE
 
 Captured = pytest.CaptureFixture[str]

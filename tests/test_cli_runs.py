@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,15 +44,22 @@ def run_of(place: Path, *stages: str, **about: object) -> Path:
     return place
 
 
+def choose(*asked: Any) -> Path:
+    """The folder that a run would have, made."""
+    place = folder.plan(*asked)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def test_folders_are_numbered_by_day_and_recipe(tmp_path: Path) -> None:
-    made = [folder.choose("world", None, False, DAY, tmp_path) for _ in range(3)]
+    made = [choose("world", None, False, DAY, tmp_path) for _ in range(3)]
     assert [m.name for m in made] == [f"world-2026-11-24-{n}" for n in (1, 2, 3)]
-    assert folder.choose("recipes/mine.toml", None, False, DAY, tmp_path).name == "mine-2026-11-24-1"
+    assert choose("recipes/mine.toml", None, False, DAY, tmp_path).name == "mine-2026-11-24-1"
     assert all(m.is_dir() for m in made)
 
 
 def test_resume_takes_the_newest_and_starts_fresh_where_there_is_none(tmp_path: Path) -> None:
-    assert folder.choose("world", None, True, DAY, tmp_path).name == "world-2026-11-24-1"
+    assert choose("world", None, True, DAY, tmp_path).name == "world-2026-11-24-1"
     for name in (
         "world-2026-11-25-2",
         "world-2026-11-25-10",
@@ -60,22 +68,22 @@ def test_resume_takes_the_newest_and_starts_fresh_where_there_is_none(tmp_path: 
         "text-2026-12-01-1",
     ):
         (tmp_path / name).mkdir()
-    assert folder.choose("world", None, True, DAY, tmp_path).name == "world-2026-11-25-10"
-    assert folder.choose("world", tmp_path / "mine", True, DAY).name == "mine"
+    assert choose("world", None, True, DAY, tmp_path).name == "world-2026-11-25-10"
+    assert choose("world", tmp_path / "mine", True, DAY).name == "mine"
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     with pytest.raises(UsageError, match=r"exists already\. Add resume=True") as error:
-        folder.choose("world", run, False, DAY)
+        choose("world", run, False, DAY)
     assert error.value.exit_code == 2
-    assert folder.choose("world", run, True, DAY) == run
+    assert choose("world", run, True, DAY) == run
     (tmp_path / "empty").mkdir()
-    assert folder.choose("world", tmp_path / "empty", False, DAY) == tmp_path / "empty"
+    assert choose("world", tmp_path / "empty", False, DAY) == tmp_path / "empty"
     with pytest.raises(UsageError, match="is a file"):
-        folder.choose("world", run / "run.json", True, DAY)
+        choose("world", run / "run.json", True, DAY)
     with pytest.raises(UsageError, match="cannot be written"):
-        folder.choose("world", run / "run.json" / "below", False, DAY)
+        folder.chosen("world", run / "run.json" / "below", False, DAY).__enter__()
 
 
 def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
@@ -83,7 +91,7 @@ def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UsageError, match=r"cannot be written: .*Choose another out"):
-        folder.choose("world", closed, False, DAY)
+        folder.chosen("world", closed, False, DAY).__enter__()
 
 
 def test_a_folder_that_stays_empty_goes_away(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_toys import Heard
 
 from klype.config import make
 from klype.data.documents import (
@@ -22,11 +23,10 @@ from klype.data.documents import (
 )
 from klype.data.readers import BadRows, ReadOptions, TextDocument, read_texts
 from klype.errors import KlypeError
-from klype.runs import opening, pipeline
-from klype.runs.options import StageOptions
+from klype.runs import pipeline, run_start
 from klype.runs.recipe import read
 from klype.runs.run_data import gather
-from klype.runs.say import Silent
+from klype.runs.run_options import StageOptions
 from klype.runs.text_task import TextTask
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ def test_a_text_that_memory_does_not_hold_is_trained_on_from_the_disk(tmp_path: 
         "steps": 2,
         "overrides": (*small, *sizes),
     }
-    pipeline.train_stage(make(StageOptions, {**options, "out": tmp_path / "run"}), Silent())
+    pipeline.train_stage(make(StageOptions, {**options, "out": tmp_path / "run"}), Heard())
     train = Documents.open(tmp_path / "run" / "tokens" / "train")
     assert len(train) == sum(not is_held_out(t) for t in stories)
     material = gather(make(StageOptions, options), read("text", options["overrides"]).data, BadRows())
@@ -164,10 +164,10 @@ def test_rows_that_are_skipped_are_said_and_stand_in_the_runs_record(tmp_path: P
         "skip_bad": True,
         "overrides": (*small, "model.window=64", "rank.limit=8", "align.limit=8"),
     }
-    say, folder = Silent(), tmp_path / "run"
+    say, folder = Heard(), tmp_path / "run"
     folder.mkdir()
     asked = make(StageOptions, {**options, "out": folder})
-    opening.open_run(asked, read("text", options["overrides"]), say)
+    run_start.begin_or_resume(asked, read("text", options["overrides"]), say)
     skipped = json.loads((folder / "run.json").read_text(encoding="utf-8"))["skipped"]
     assert skipped["rows"] == 2
     assert [place.split(" is ")[0].split("/")[-1] for place in skipped["first"]] == [
@@ -186,12 +186,12 @@ def test_pretraining_needs_no_tasks_and_finetuning_says_so(tmp_path: Path) -> No
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     given = {"text": (str(tmp_path / "rows.jsonl"),), "steps": 2, "overrides": (*SMALL, *SHORT)}
     asked = make(StageOptions, {**given, "stage": "pretrain", "out": tmp_path / "run"})
-    document = pipeline.train_stage(asked, Silent())
+    document = pipeline.train_stage(asked, Heard())
     assert list(document["figures"]["base"]) == ["bits_per_byte"]
     (tmp_path / "next").mkdir()
     then = {**given, "stage": "finetune", "from_": str(tmp_path / "run"), "out": tmp_path / "next"}
     with pytest.raises(KlypeError, match="no two sentences to make tasks from"):
-        pipeline.train_stage(make(StageOptions, then), Silent())
+        pipeline.train_stage(make(StageOptions, then), Heard())
 
 
 def test_conversations_of_every_form_are_learnt_and_held_out(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_what_a_foreign_template_leaves_out_is_said(tmp_path: Path) -> None:
     notes = {}
     for template in (TEMPLATE, deaf):
         tokenizer = Tokenizer.train(lines, 600, template)
-        notes[template] = [note["en"] for note in TextTask(recipe, 0, options, BadRows(), tokenizer).notes()]
+        notes[template] = [note["en"] for note in TextTask(recipe, 0, options, BadRows(), tokenizer).notes]
     assert notes[TEMPLATE] == []
     (said,) = notes[deaf]
     assert said.endswith("instructions have a system prompt or turns that the model's chat template leaves out.")

@@ -20,9 +20,9 @@ from klype.judge.judge import UNMEASURED
 from klype.judge.rule_judge import RuleJudge
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs.options import RunOptions
 from klype.runs.recipe import read
-from klype.runs.task import AnswerSettings, examine_model
+from klype.runs.run_options import RunOptions
+from klype.runs.task import answer_settings, examine_model
 from klype.runs.text_task import TextTask
 from klype.values import Figure, Question
 from tests.test_examine_measures import more_evidence
@@ -135,7 +135,7 @@ def test_a_run_about_text_is_judged_by_the_same_rules(tmp_path: Path) -> None:
     even = next(question for question in task.held_out if question.answers == ("ja",))
     assert [task.judge(even, said, True).right for said in ("Ja, det er det.", "Nei.", "ja")] == [True, False, True]
     config = ModelConfig(vocab_size=task.chat.tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=128)
-    found = examine_model(task, Transformer(config), task.held_out[:8], AnswerSettings(0.7))
+    found = examine_model(task, Transformer(config), task.held_out[:8], answer_settings(task, 0.7))
     assert found.target.errors == {ruling: RuleJudge().error_rate(ruling, "nb") for ruling in ("right", "same")}
     figures = measure(found.evidence[0.7])
     assert figures["decided"].n == len(task.held_out[:8])

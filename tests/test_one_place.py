@@ -237,13 +237,13 @@ from klype.examine.run_report import render
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.recipe import read
-from klype.runs.task import AnswerSettings, examine_model
+from klype.runs.task import answer_settings, examine_model
 from klype.runs.world_task import WorldTask
 from tests.report_facts import text_facts
 task = WorldTask(read("world", ("world=small",)), 0)
 torch.manual_seed(0)
 shape = ModelConfig(vocab_size=task.chat.tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=128)
-evidence = examine_model(task, Transformer(shape), task.held_out[:3], AnswerSettings(0.7)).evidence[0.7]
+evidence = examine_model(task, Transformer(shape), task.held_out[:3], answer_settings(task, 0.7)).evidence[0.7]
 figures = [measure(evidence, in_runs(part))["spoken"].json() for part in ("stages", "temperatures")]
 facts = text_facts()
 facts["stages"]["finetuned"]["spoken"] = figures[0]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_toys import Heard
 
 from klype.config import make
 from klype.data.documents import Split
@@ -19,9 +20,8 @@ from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import pipeline
-from klype.runs.opening import done_already
-from klype.runs.options import RunOptions, StageOptions
-from klype.runs.say import Silent
+from klype.runs.run_options import RunOptions, StageOptions
+from klype.runs.run_start import done_already
 from klype.runs.text_measures import TextMeasures
 from klype.sources.opening import find_model
 from klype.text.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ BASE = (*NARROW, "tokenizer.size=400", "pretrain.rows=2")
 
 def train(folder: Path, **options: object) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    return pipeline.train_stage(make(StageOptions, {"steps": 4, "out": folder, **options}), Silent())
+    return pipeline.train_stage(make(StageOptions, {"steps": 4, "out": folder, **options}), Heard())
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_run_goes_on_from_a_model_by_adapters(place: Path) -> None:
     folder.mkdir()
     asked: dict[str, object] = {"minutes": 0.05, "from_": str(base), "lora": 2, "instructions": place / "rows.jsonl"}
     options = make(RunOptions, {**asked, "out": folder, "overrides": SMALL, "force": True})
-    document = pipeline.run(options, Silent())
+    document = pipeline.run(options, Heard())
     assert document["recipe"] == "lora"
     assert all(document["stages"][name] is not None for name in ("base", "finetuned", "aligned"))
     assert (folder / "report.html").is_file()
@@ -82,7 +82,7 @@ def test_a_run_goes_on_from_a_model_by_adapters(place: Path) -> None:
         learnt = name.endswith(("qkv.weight", "out.weight", "gate_up.weight", "down.weight"))
         assert torch.equal(before[name], taught[name]) is not learnt
         assert torch.equal(taught[name], aligned[name]) is not learnt
-    again = Silent()
+    again = Heard()
     pipeline.run(replace(options, resume=True), again)
     assert not again.steps
 
@@ -129,4 +129,4 @@ def test_a_chat_model_from_elsewhere_is_taught_only_where_there_is_something_to_
 def test_what_adapters_cannot_do_is_said(options: dict[str, Any], message: str, place: Path, tmp_path: Path) -> None:
     asked = {k: str(place / "base") if v == "BASE" else v for k, v in options.items()}
     with pytest.raises(UsageError, match=message):
-        pipeline.run(make(RunOptions, {**asked, "instructions": place / "rows.jsonl", "out": tmp_path}), Silent())
+        pipeline.run(make(RunOptions, {**asked, "instructions": place / "rows.jsonl", "out": tmp_path}), Heard())

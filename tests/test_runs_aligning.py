@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 from klype.errors import KlypeError
-from klype.model.transformer import Transformer
-from klype.runs.align_stage import EvaluatedBatches, Evaluation, Evaluator, best, parted
+from klype.preferences.annotators import Scorer
+from klype.runs.align_stage import EvaluatedBatches, Evaluation, best, parted
+from klype.runs.best_weights import BestWeights
 from klype.runs.gates import verdict, win_rate
 from klype.runs.reward import pairs, tau_ceiling
 from klype.values import Batch, Question, Ranking
@@ -90,18 +91,9 @@ class Numbers:
         self.index = state["index"]
 
 
-class Looks:
-    """A watch that sees what it is told to."""
-
-    def __init__(self, *truths: float) -> None:
-        self.truths = list(truths)
-
-    def look(self, model: torch.nn.Module, step: int) -> Evaluation:
-        return seen(step, self.truths[step], float(step))
-
-
 def watched(folder: Path, model: torch.nn.Module, *truths: float) -> EvaluatedBatches:
-    return EvaluatedBatches(Numbers(), cast(Evaluator, Looks(*truths)), cast(Transformer, model), 1, folder, False)
+    look = lambda step: seen(step, truths[step], float(step))
+    return EvaluatedBatches(Numbers(), look, BestWeights(model, folder), 1, False)
 
 
 def test_the_best_weights_stay_in_memory_until_a_state_is_saved(tmp_path: Path) -> None:
@@ -128,7 +120,7 @@ def test_the_best_weights_stay_in_memory_until_a_state_is_saved(tmp_path: Path) 
     assert kept == ["best-000003.safetensors", "best-000004.safetensors"]
     resumed.back_to_the_best()
     assert other.weight.item() == 4.0
-    resumed.forget()
+    resumed.best.forget()
     assert not list(tmp_path.iterdir())
 
 
@@ -137,7 +129,7 @@ def test_best_weights_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     first = watched(tmp_path, model, 0.0)
     next(first)
     state = first.state()
-    first.forget()
+    first.best.forget()
     resumed = watched(tmp_path, model, 0.0)
     resumed.restore(state)
     with pytest.raises(KlypeError, match="best weights"):
@@ -151,8 +143,8 @@ def test_an_annotator_without_noise_agrees_with_itself_and_a_noisy_one_less() ->
     def score(asked: Question, answer: str) -> float:
         return -float(ord(answer))
 
-    still, noisy = (tau_ceiling(exact, noise, score, 0).value for noise in (0.0, 0.3))
+    still, noisy = (tau_ceiling(exact, noise, Scorer("a", score), 0).value for noise in (0.0, 0.3))
     assert still == pytest.approx(1.0)
     assert noisy is not None
     assert 0 < noisy < 0.95
-    assert tau_ceiling(exact, None, score, 0).value is None
+    assert tau_ceiling(exact, None, Scorer("a", score), 0).value is None

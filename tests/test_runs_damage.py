@@ -15,11 +15,11 @@ from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.jsons import saved, steps
 from klype.runs.folder import read_run
-from klype.runs.opening import as_begun
-from klype.runs.options import RunOptions
 from klype.runs.provenance import read_questions
 from klype.runs.recipe import read
 from klype.runs.run_json import Record, write_json
+from klype.runs.run_options import RunOptions
+from klype.runs.run_start import as_begun
 from klype.studio.background_jobs import MetricsTail
 from klype.studio.divergence import ExamRequest, exam_document
 from klype.studio.runs_detail import RunInfo

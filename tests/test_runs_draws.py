@@ -25,11 +25,10 @@ from klype.model.transformer import Transformer
 from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
 from klype.runs import ranking
-from klype.runs.options import RunOptions
 from klype.runs.ranking import DrawSettings, draw, draw_into
 from klype.runs.recipe import read
-from klype.runs.say import Silent
-from klype.runs.task import AnswerSettings, draw_answers
+from klype.runs.run_options import RunOptions
+from klype.runs.task import draw_answers
 from klype.runs.text_task import TextTask
 from klype.runs.world_task import WorldTask
 from klype.sources.source import NativeCodec, NativeSource
@@ -50,7 +49,7 @@ def test_no_two_draws_of_a_run_share_their_noise() -> None:
         task = WorldTask(RECIPE, run_seed)
         questions = list({q.prompt: q for q in task.held_out}.values())[:6]
         for temperature in (1.0, 1.25):
-            groups = draw_answers(task, babbler(task), questions, AnswerSettings(temperature, 2))
+            groups = draw_answers(task, babbler(task), questions, temperature, 2)
             for at, traces in enumerate(groups):
                 for trace in traces:
                     key = (trace.seed, trace.sample)
@@ -73,8 +72,8 @@ def test_rankings_are_as_many_as_there_is_time_for_and_a_hundred_at_least(tmp_pa
     task = WorldTask(read("world", ("world=small", *(f"rank.{k}={v}" for k, v in sizes.items()))), 0)
     model, found = babbler(task), {}
     for seconds in (0.0, math.inf):
-        ranking.make(model, task, RunOptions(), tmp_path / str(seconds), Silent(), seconds)
         with ranking.open_store(tmp_path / str(seconds)) as store:
+            ranking.simulated(store, model, task, 0, seconds)
             found[seconds] = {e.asked.question.prompt: (e.order, e.asked.part) for e in store.entries()}
     assert found[0.0].items() < found[math.inf].items()
     assert 90 < sum(part == "train" for _, part in found[0.0].values()) <= 100 < len(found[math.inf]) - 4

@@ -9,10 +9,10 @@ import pytest
 
 from klype.examine.intervals import proportion
 from klype.runs.gates import FEWEST, against_aligning, figure_of, gains, gates, kept, status
-from klype.runs.options import RunOptions
+from klype.runs.listener import Silent
 from klype.runs.recipe import Recipe, read, saved
 from klype.runs.run_json import Record
-from klype.runs.say import Silent
+from klype.runs.run_options import RunOptions
 from klype.runs.stages import RunContext
 from klype.values import Figure
 
@@ -132,7 +132,7 @@ def test_the_settings_of_an_earlier_run_are_read() -> None:
     settings["reward"]["threshold"] = 0.75
     settings["reward"]["fit"] |= {"margin": 0.0, "centre": 0.1}
     assert Recipe.model_validate(saved(settings)) == read("world")
-    assert figure_of({"right": {"value": None, "why": "no trials"}}, "right") == Figure(None)
+    assert figure_of({"right": {"value": None, "why": "no trials"}}, "right") == Figure(None, why="no trials")
 
 
 def test_what_alignment_changed_is_told_question_by_question(tmp_path: Path) -> None:

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from run_toys import Heard
 from test_train_parallel import team
 
 from klype.config import make
 from klype.errors import UsageError
 from klype.model import checkpoint
 from klype.runs import pipeline
-from klype.runs.opening import dealt_out
-from klype.runs.options import RunOptions, StageOptions
 from klype.runs.recipe import read
-from klype.runs.say import Silent
+from klype.runs.run_options import RunOptions, StageOptions
+from klype.runs.run_start import dealt_out
 from klype.train import parallel
 from klype.train.resume import states
 from tests.train_toys import FEW, NARROW
@@ -45,7 +45,7 @@ def stage(folder: Path, text: Path, out: Path, **asked: Any) -> None:
     options = make(
         StageOptions, {"stage": "pretrain", "text": (str(text),), "out": out, "steps": 4, "overrides": SMALL, **asked}
     )
-    say = Silent()
+    say = Heard()
     document = pipeline.train_stage(options, say)
     told = {"document": document, "notes": say.notes, "stages": say.stages}
     (folder / f"told-{parallel.rank()}.json").write_text(json.dumps(told))
@@ -100,7 +100,7 @@ def test_micro_batches_come_out_even_where_the_rows_allow_it() -> None:
 def _whole_run(folder: Path, text: Path, out: Path) -> None:
     overrides = (*SMALL, "rank.questions=40", "rank.limit=12")  # of fewer, shorter answers none may be the better one
     asked = {"text": (str(text),), "out": out, "minutes": 0.2, "overrides": overrides, "force": True, "processes": 2}
-    document = pipeline.run(make(RunOptions, asked), Silent())
+    document = pipeline.run(make(RunOptions, asked), Heard())
     (folder / f"told-{parallel.rank()}.json").write_text(json.dumps(document))
 
 

@@ -12,22 +12,23 @@ from pathlib import Path
 
 import pytest
 import typer
+from run_toys import Heard
 
 from klype.cli.main import app
 from klype.config import make
-from klype.data.readers import BadRows
 from klype.data.rows import read_questions
 from klype.errors import KlypeError, UsageError
 from klype.examine.run_figures import read as read_facts
 from klype.model import checkpoint
+from klype.model.transformer import Transformer
 from klype.preferences.store import Store
-from klype.runs import opening, pipeline
+from klype.runs import pipeline
 from klype.runs.folder import read_run
-from klype.runs.options import RunOptions, StageOptions
+from klype.runs.machine_probe import model_config
 from klype.runs.pipeline import align_rounds
 from klype.runs.recipe import read
 from klype.runs.run_json import MEANING, asked, resumed_options
-from klype.runs.say import Silent
+from klype.runs.run_options import RunOptions, StageOptions
 from klype.text.tokenizer import Tokenizer
 from tests import contract
 
@@ -48,7 +49,7 @@ STORY = "Reven gikk over isen. Han så en fisk i vannet. «God dag,» sa reven. 
 
 def life(folder: Path, **options: object) -> dict[str, object]:
     folder.mkdir(parents=True, exist_ok=True)
-    return pipeline.run(make(RunOptions, {"minutes": 0.12, "out": folder, **options}), Silent())
+    return pipeline.run(make(RunOptions, {"minutes": 0.12, "out": folder, **options}), Heard())
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +89,11 @@ def test_rankings_without_text_say_that_text_is_missing(tmp_path: Path) -> None:
 def test_a_model_without_chat_template_is_told_how_to_get_one(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["a b c"], 300)
     tokenizer.template = None
-    recipe = read("world", WORLD)
+    shape = model_config(read("world", WORLD).model, tokenizer.vocab_size)
+    checkpoint.save(tmp_path / "model", Transformer(shape), tokenizer, {})
+    options = StageOptions(stage="finetune", from_=str(tmp_path / "model"), out=tmp_path / "run", overrides=WORLD)
     with pytest.raises(KlypeError, match=r"has no chat template.*as chat_template\.jinja"):
-        opening.open_task(recipe, StageOptions(stage="finetune"), BadRows(), tokenizer, {})
+        pipeline.train_stage(options, Heard())
 
 
 def test_figures_in_the_report_are_those_in_run_json(world_run: tuple[Path, dict[str, object]]) -> None:
@@ -162,7 +165,7 @@ def test_a_weak_reward_model_stops_alignment_and_says_why(tmp_path: Path) -> Non
     assert forced["stages"]["aligned"] is not None  # type: ignore[index]
 
 
-class StopAt(Silent):
+class StopAt(Heard):
     """Ctrl-C after a step."""
 
     def __init__(self, step: int) -> None:
@@ -182,15 +185,15 @@ def test_resumed_is_straight(stage: str, world_run: tuple[Path, dict[str, object
     overrides = (*WORLD, "align.stops=false")  # how good a model of seven seconds is depends on the machine
     common = {"stage": stage, "steps": 12, "overrides": overrides, "seed": 3, "from_": start}
 
-    def go(folder: Path, say: Silent, resume: bool = False) -> bytes:
+    def go(folder: Path, say: Heard, resume: bool = False) -> bytes:
         folder.mkdir(exist_ok=True)
         pipeline.train_stage(make(StageOptions, {**common, "out": folder, "resume": resume}), say)
         return (folder / stage / "model.safetensors").read_bytes()
 
-    straight = go(tmp_path / "straight", Silent())
+    straight = go(tmp_path / "straight", Heard())
     with pytest.raises(KlypeError, match="Stopped after step 5"):
         go(tmp_path / "stopped", StopAt(5))
-    assert go(tmp_path / "stopped", Silent(), resume=True) == straight
+    assert go(tmp_path / "stopped", Heard(), resume=True) == straight
 
 
 def test_a_resumed_run_keeps_what_was_asked(tmp_path: Path) -> None:
@@ -259,13 +262,13 @@ def test_own_text_goes_through_all_stages(texts: Path, tmp_path: Path) -> None:
     # a stage that goes on from it, given nothing else, goes on with its text and recipe
     again = tmp_path / "again"
     stage = {"stage": "rank", "from_": str(tmp_path / "text"), "out": again, "overrides": ("rank.questions=20",)}
-    pipeline.train_stage(make(StageOptions, stage), Silent())
+    pipeline.train_stage(make(StageOptions, stage), Heard())
     told = read_run(again)
     assert (told["settings"]["kind"], told["settings"]["tokenizer"]["size"]) == ("text", 320)
     assert told["settings"]["rank"]["questions"] == 20
     assert told["asked"]["text"] == [str(texts)]
     aligned = {"stage": "align", "from_": str(tmp_path / "text"), "out": tmp_path / "aligned", "steps": 1}
-    found = align_rounds(make(StageOptions, {**aligned, "force": True}), 1, "", Silent())
+    found = align_rounds(make(StageOptions, {**aligned, "force": True}), 1, "", Heard())
     assert found["verdict"]["nb"]
 
 
@@ -307,7 +310,7 @@ def test_a_run_does_not_go_on_with_other_files(
     kept = (tmp_path / name).read_bytes()
     happens(tmp_path / name)
     with pytest.raises(UsageError, match=said) as error:
-        pipeline.train_stage(StageOptions(stage="pretrain", out=out, resume=True), Silent())
+        pipeline.train_stage(StageOptions(stage="pretrain", out=out, resume=True), Heard())
     assert "start another run with another --out" in error.value.hint
     assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     (tmp_path / name).write_bytes(kept)
@@ -392,4 +395,4 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["finetune", "rank", "reward", "align"])
 def test_a_later_stage_needs_a_model(stage: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a model to start from"):
-        pipeline.train_stage(make(StageOptions, {"stage": stage, "out": tmp_path}), Silent())
+        pipeline.train_stage(make(StageOptions, {"stage": stage, "out": tmp_path}), Heard())

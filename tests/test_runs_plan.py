@@ -205,14 +205,14 @@ def test_a_probe_ends_by_itself_when_it_takes_too_long() -> None:
     assert len(drawn) < 20
 
 
-def test_rehearsal_is_closed_with_what_it_is_beside() -> None:
+def test_what_rehearsal_is_beside_is_closed() -> None:
     class Closing(Seeded):
         closed = 0
 
         def close(self) -> None:
             self.closed += 1
 
-    main, rehearsal = Closing(), Closing()
-    WithRehearsal(main, rehearsal).close()
-    assert main.closed == rehearsal.closed == 1
-    WithRehearsal(Seeded(), Seeded()).close()  # nothing to close
+    main = Closing()
+    WithRehearsal(main, random_batch).close()
+    assert main.closed == 1
+    WithRehearsal(Seeded(), random_batch).close()  # nothing to close

@@ -17,9 +17,9 @@ from klype.data.readers import BadRows
 from klype.errors import KlypeError, UsageError
 from klype.examine.run_figures import read as read_facts
 from klype.runs import pipeline, recipe, run_data
+from klype.runs.listener import Silent
 from klype.runs.machine_probe import model_config
-from klype.runs.options import RunOptions, StageOptions
-from klype.runs.say import Silent
+from klype.runs.run_options import RunOptions, StageOptions
 from klype.sources.opening import find_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -200,7 +200,7 @@ def test_a_data_set_of_the_hub_is_fetched_once_and_cut_to_size(tmp_path: Path) -
         place = find_data.fetch("hf:somebody/texts:nob@train", tmp_path, 0.05, load)
     assert asked == [find_data.Dataset("somebody/texts", "nob", "train")]
     assert 40_000 < (place / "rows.jsonl").stat().st_size <= 50_000
-    assert find_data.licence_of(place / "rows.jsonl").name == "mit"
+    assert find_data.licence_of(place / "rows.jsonl")["licence"] == "mit"
     assert sorted(p.name for p in place.iterdir()) == ["LICENCE.txt", "rows.jsonl"]
 
 

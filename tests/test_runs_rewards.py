@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_toys import Heard
 
 from klype.cli.main import call
 from klype.config import make
@@ -20,12 +21,11 @@ from klype.preferences.records import Candidate, RankingItem
 from klype.runs import ranking
 from klype.runs.folder import read_run
 from klype.runs.machine_probe import model_config
-from klype.runs.opening import recipe_of, start_of
-from klype.runs.options import StageOptions
 from klype.runs.pipeline import align_rounds
 from klype.runs.recipe import read
 from klype.runs.reward import ranked_by
-from klype.runs.say import Silent
+from klype.runs.run_options import StageOptions
+from klype.runs.run_start import recipe_of, start_of
 from klype.runs.world_task import WorldTask
 from klype.train.rewards import QuestionPrompt, WeightedRewards, by_text, digest, load_function, named, scores, typed
 from klype.values import Question
@@ -113,7 +113,7 @@ def test_a_resumed_alignment_has_the_same_rewards_and_a_changed_file_is_told(
     asked = {"stage": "align", "from_": str(babbler), "steps": STEPS, "out": tmp_path / "out"}
     settings = (f'align.rewards={{"{own}:vowels" = 20}}',)
 
-    class Stopped(Silent):
+    class Stopped(Heard):
         def step(self, metrics: Any) -> None:
             super().step(metrics)
             if len(self.steps) == 2:
@@ -122,7 +122,7 @@ def test_a_resumed_alignment_has_the_same_rewards_and_a_changed_file_is_told(
     with pytest.raises(KlypeError, match="Stopped after step"):
         align_rounds(make(StageOptions, {**asked, "overrides": settings}), 1, "", Stopped())
     own.write_text(FILE + "\n")
-    say = Silent()
+    say = Heard()
     found = align_rounds(make(StageOptions, {**asked, "resume": True}), 1, "", say)
     assert list(found["rounds"][0]["rewards"]) == [f"{own}:vowels"]
     assert f"The reward {own}:vowels has changed since this run began." in say.notes

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from run_toys import Heard
 
 from klype.config import make
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.machine_probe import model_config
-from klype.runs.opening import recipe_of, start_of
-from klype.runs.options import StageOptions
 from klype.runs.pipeline import align_rounds, overrides
 from klype.runs.recipe import read
-from klype.runs.say import Silent
+from klype.runs.run_options import StageOptions
+from klype.runs.run_start import recipe_of, start_of
 from klype.runs.world_task import WorldTask
 
 TINY = (
@@ -42,7 +42,7 @@ TINY = (
 FITTED, STEPS = 5, 3
 
 
-class StopAt(Silent):
+class StopAt(Heard):
     """Ctrl-C after a step."""
 
     def __init__(self, step: int) -> None:
@@ -81,18 +81,18 @@ def options(run: Path, out: Path, **changes: object) -> StageOptions:
 
 @pytest.mark.slow
 def test_rounds_stopped_anywhere_and_gone_on_with_are_straight(run: Path, tmp_path: Path) -> None:
-    def go(folder: Path, say: Silent, resume: bool = False) -> bytes:
+    def go(folder: Path, say: Heard, resume: bool = False) -> bytes:
         document = align_rounds(options(run, folder, resume=resume), 2, "", say)
         assert len(document["rounds"]) == 2
         assert document["gain"] == document["rounds"][1]["gain"]
         return (folder / "round-2" / "align" / "model.safetensors").read_bytes()
 
-    straight = go(tmp_path / "straight", Silent())
+    straight = go(tmp_path / "straight", Heard())
     a_round = FITTED + STEPS
     for at in (FITTED + 2, a_round + 2):  # while it aligns; while it fits the next reward model
         with pytest.raises(KlypeError, match="Stopped after step"):
             go(tmp_path / f"stopped-{at}", StopAt(at))
-        assert go(tmp_path / f"stopped-{at}", Silent(), resume=True) == straight
+        assert go(tmp_path / f"stopped-{at}", Heard(), resume=True) == straight
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_reward_hacking_is_a_matter_of_settings(run: Path, tmp_path: Path) -> No
     for name, asked in (("free", {"beta": 0.0, "target_kl": None}), ("held", {"beta": None, "target_kl": 0.15})):
         settings = (*overrides("", {}, asked["beta"], asked["target_kl"]), "align.stops=false")
         out = tmp_path / name
-        found[name] = align_rounds(options(run, out, overrides=settings), 1, "word=-0.3,right=0.5", Silent())
+        found[name] = align_rounds(options(run, out, overrides=settings), 1, "word=-0.3,right=0.5", Heard())
     free, held = (found[name]["rounds"][0]["watch"] for name in ("free", "held"))
     assert free["seen"][0] == held["seen"][0]  # they start from one model
     assert not free["stopped"]

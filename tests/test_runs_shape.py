@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_toys import Heard
 from train_toys import FEW
 
 from klype.config import make
@@ -17,13 +18,12 @@ from klype.errors import UsageError
 from klype.model.checkpoint import read_config
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.runs import opening, pipeline
+from klype.runs import pipeline, run_start
 from klype.runs.folder import read_run
 from klype.runs.machine_probe import all_cores_seconds, enough_tokens, fitting, in_time, model_config
-from klype.runs.options import RunOptions, Size, StageOptions
 from klype.runs.pipeline import Look, resolve_shape
 from klype.runs.recipe import SHAPES, ModelSection, Recipe, read
-from klype.runs.say import Silent
+from klype.runs.run_options import RunOptions, Size, StageOptions
 
 VOCABULARY = 2048
 SET = ("model.width=32", "model.layers=1", "model.heads=2", "model.hidden=32", "model.window=64")
@@ -101,7 +101,7 @@ def test_what_is_no_model_is_said_before_anything_is_read(settings: tuple[str, .
         StageOptions(stage="pretrain", overrides=settings),
     ):
         with pytest.raises(UsageError, match=r"width \d+ is not a multiple of heads") as error:
-            opening.suited(read("text", settings), options, None)
+            run_start.suited(read("text", settings), options, None)
         assert "model.heads" in error.value.hint
 
 
@@ -109,15 +109,15 @@ def settled(
     folder: Path, text: Path | None, look: Look = all_cores_seconds, **asked: Any
 ) -> tuple[ModelSection, list[str]]:
     """The shape of a stage's model, and what was said of it."""
-    say = Silent()
+    say = Heard()
     values: dict[str, Any] = {"stage": "pretrain", "out": folder, "resume": text is None, **asked}
     values |= {"text": (str(text),), "overrides": (*FEW, *asked.get("overrides", ()))} if text else {}
     options = make(StageOptions, values)
     if text is None:
-        options, recipe = opening.as_begun(options)
+        options, recipe = run_start.as_begun(options)
     else:
         recipe = read("text", options.overrides)
-    life = opening.open_run(options, recipe, say)
+    life = run_start.begin_or_resume(options, recipe, say)
     resolve_shape(life, look)
     return life.recipe.model, say.notes
 
@@ -158,7 +158,7 @@ def test_steps_minutes_and_the_text_decide(tmp_path: Path, text: Path) -> None:
 def test_a_model_from_elsewhere_keeps_its_shape(tmp_path: Path, text: Path) -> None:
     pipeline.train_stage(
         StageOptions(stage="pretrain", text=(str(text),), steps=2, out=tmp_path / "one", overrides=(*FEW, *SET)),
-        Silent(),
+        Heard(),
     )
     shape = read_config(tmp_path / "one" / "pretrain")
     for out, lora in (("two", None), ("three", 2)):
@@ -166,6 +166,6 @@ def test_a_model_from_elsewhere_keeps_its_shape(tmp_path: Path, text: Path) -> N
             stage="pretrain", from_=str(tmp_path / "one" / "pretrain"), text=(str(text),), steps=2, lora=lora,
             out=tmp_path / out, overrides=FEW,
         )  # fmt: skip
-        pipeline.train_stage(more, Silent())
+        pipeline.train_stage(more, Heard())
         assert read_config(tmp_path / out / "pretrain") == shape
         assert read_run(tmp_path / out)["settings"]["model"]["width"] == shape.width

@@ -19,13 +19,13 @@ from klype.data.readers import BadRows
 from klype.errors import Interrupted, KlypeError
 from klype.runs import pipeline
 from klype.runs.best_weights import BestWeights, ValidatedBatches, every
-from klype.runs.options import StageOptions
+from klype.runs.listener import Silent
 from klype.runs.recipe import read
-from klype.runs.say import Silent
+from klype.runs.run_options import StageOptions
 from klype.runs.text_task import TextTask
 from klype.train import parallel
 from klype.train.flat_parameters import weights_of
-from klype.train.loop import Measure, TrainSession, TrainSettings, Weights, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy
 from klype.train.resume import states
 from klype.values import Batch, Loss
@@ -42,23 +42,16 @@ def loss_of(model: torch.nn.Module) -> float:
 def run(folder: Path, session: TrainSession, steps: int = 12) -> tuple[torch.nn.Module, ValidatedBatches]:
     """On four batches over and over, which are learnt by heart: held-out text becomes worse."""
     model = tiny_model()
-    batches = ValidatedBatches(
-        Seeded(lambda i: random_batch(i % 4)), [HELD_OUT], partial(cross_entropy, model), 2, BestWeights(model, folder)
-    )
+    batches = ValidatedBatches(Seeded(lambda i: random_batch(i % 4)), [HELD_OUT], model, 2, folder)
     settings = TrainSettings(steps=steps, save_seconds=0.0, save_every=1)
-
-    def ready(measure: Measure, weights: Weights) -> None:
-        batches.measure, batches.best.weights = measure, weights
-
-    train(model, cross_entropy, batches, settings, folder, replace(session, on_ready=ready))
-    batches.measure, batches.best.weights = partial(cross_entropy, model), partial(weights_of, model)
+    train(model, cross_entropy, batches, settings, folder, replace(session, on_ready=batches.measured_by))
     return model, batches
 
 
 def test_what_was_seen_is_the_loss_of_the_model_as_it_was(tmp_path: Path) -> None:
     model = tiny_model()
     before = loss_of(model)
-    batches = ValidatedBatches(Seeded(), [HELD_OUT], partial(cross_entropy, model), 3, BestWeights(model, tmp_path))
+    batches = ValidatedBatches(Seeded(), [HELD_OUT], model, 3, tmp_path)
     for _ in range(4):
         batch = next(batches)
     assert batches.seen == [(3, pytest.approx(before))]
@@ -87,7 +80,6 @@ def test_the_best_weights_come_back_straight_or_resumed(tmp_path: Path, stopped:
             run(tmp_path, TrainSession(stop=lambda: next(asked)), 60)
     model, batches = run(tmp_path, TrainSession(resume=stopped), 60)
     seen = batches.seen
-    batches.look()
     assert batches.finish()  # learnt by heart: the last is not the best
     assert batches.kept is not None
     assert batches.kept[1] == min(loss for _, loss in seen) == pytest.approx(loss_of(model), rel=1e-6)
@@ -98,9 +90,7 @@ def test_the_best_weights_come_back_straight_or_resumed(tmp_path: Path, stopped:
 
 def test_where_the_last_is_the_best_it_stays(tmp_path: Path) -> None:
     model = tiny_model()
-    batches = ValidatedBatches(
-        Seeded(lambda i: HELD_OUT), [HELD_OUT], partial(cross_entropy, model), 2, BestWeights(model, tmp_path)
-    )
+    batches = ValidatedBatches(Seeded(lambda i: HELD_OUT), [HELD_OUT], model, 2, tmp_path)
     train(model, cross_entropy, batches, TrainSettings(steps=20, save_seconds=0.0), tmp_path)
     after = loss_of(model)
     assert not batches.finish()
@@ -152,8 +142,7 @@ def test_several_processes_keep_the_best_weights_as_one_does(tmp_path: Path) -> 
 def test_a_state_of_several_that_kept_no_weights_is_gone_on_with(tmp_path: Path) -> None:
     """As earlier versions saved it: the least loss lies behind, and the best is that of the looks to come."""
     model = tiny_model()
-    measure = partial(cross_entropy, model)
-    batches = ValidatedBatches(Seeded(), [HELD_OUT], measure, 1, BestWeights(model, tmp_path))
+    batches = ValidatedBatches(Seeded(), [HELD_OUT], model, 1, tmp_path)
     state = {"drawn": 6, "seen": [[2, 0.001], [4, 0.5]], "kept": None, "batches": batches.state()["batches"]}
     batches.restore(json.loads(json.dumps(state)))
     before = copy.deepcopy(model.state_dict())
@@ -177,7 +166,8 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     found = iter([math.nan, 3.0, math.inf, 2.0, math.nan])
     model = tiny_model()
     measure = lambda batch: Loss(torch.tensor(next(found)), torch.tensor(1.0))
-    batches = ValidatedBatches(Seeded(), [HELD_OUT], measure, 1, BestWeights(model, tmp_path))
+    batches = ValidatedBatches(Seeded(), [HELD_OUT], model, 1, tmp_path)
+    batches.measured_by(measure, partial(weights_of, model))
     kept = []
     for _ in range(5):
         next(batches)
@@ -190,7 +180,7 @@ def test_held_out_tokens_are_measured_in_pieces_as_in_one(tmp_path: Path) -> Non
     model = tiny_model()
     whole = (HELD_OUT.tokens_BT, HELD_OUT.targets_BT, HELD_OUT.weights_BT)
     rows = [Batch(*(part[i : i + 1] for part in whole)) for i in range(len(whole[0]))]
-    batches = ValidatedBatches(Seeded(), rows, partial(cross_entropy, model), 1, BestWeights(model, tmp_path))
+    batches = ValidatedBatches(Seeded(), rows, model, 1, tmp_path)
     batches.look()
     assert len(rows) > 1
     assert batches.seen == [(0, pytest.approx(loss_of(model), rel=1e-6))]
@@ -253,7 +243,7 @@ def test_instructions_are_validated_by_questions_that_nothing_else_asks(tmp_path
     ranked = tmp_path / "p.jsonl"
     pairs = [{"prompt": f"Hva så dyr {i}?", "chosen": "A.", "rejected": "B."} for i in range(400)]
     ranked.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    told = {r.question.prompt for r in task(preferences=ranked).given_rankings()}
+    told = {r.question.prompt for r in task(preferences=ranked).given_rankings}
     assert told == {q.prompt for q in first._learnt}
     few = tmp_path / "få.jsonl"
     few.write_text("".join(rows.read_text().splitlines(keepends=True)[:60]))

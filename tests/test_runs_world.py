@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +15,7 @@ from klype.model.transformer import Transformer
 from klype.preferences.annotators import Scorer, rank_simulated
 from klype.runs import ranking
 from klype.runs.machine_probe import model_config
-from klype.runs.options import RunOptions
 from klype.runs.recipe import read
-from klype.runs.say import Silent
 from klype.runs.task import LEAST, examined_on
 from klype.runs.world_task import Turns, WorldTask
 from klype.sources.find_model import is_aligned
@@ -60,8 +59,8 @@ def test_in_less_than_five_minutes_fewer_questions_are_asked_but_never_fewer_tha
 def test_no_training_ranking_counts_as_held_out_and_held_out_ones_do_not_err(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Transformer(model_config(task().recipe.model, task().chat.tokenizer.vocab_size)).eval()
-    ranking.make(model, task(), RunOptions(out=tmp_path), tmp_path, Silent())
     with ranking.open_store(tmp_path) as store:
+        ranking.simulated(store, model, task(), 0, math.inf)
         entries = store.entries()
     parts: dict[str, set[str]] = {"train": set(), "held-out": set()}
     for entry in entries:

@@ -23,7 +23,7 @@ from klype.data.readers import BadRows
 from klype.errors import KlypeError
 from klype.runs.run_json import write_events
 from klype.runs.run_data import gather
-from klype.runs.options import RunOptions
+from klype.runs.run_options import RunOptions
 from klype.runs.recipe import read
 from klype.serve.api_errors import ApiError
 from klype.serve.json_schema import JsonAnswers

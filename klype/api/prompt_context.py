@@ -96,11 +96,9 @@ def reading_from(opened: Opened) -> Reading | None:
 
 def world_of(opened: Opened) -> World | None:
     """The demo world that the model's run is about; None for other runs and models."""
-    from klype.runs.folder import read_run
-    from klype.world import World
+    from klype.runs import provenance
 
-    settings = read_run(opened.found.run).get("settings", {}) if opened.found.run else {}
-    return World(settings.get("world", "full")) if settings.get("kind") == "world" else None
+    return provenance.world_of(opened.found.run)
 
 
 def is_single_turn(opened: Opened) -> bool:

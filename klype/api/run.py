@@ -22,9 +22,9 @@ from klype.jsons import steps
 from klype.preferences import formats
 from klype.preferences.annotators import taste
 from klype.runs import folder, pipeline, rankers, ranking
-from klype.runs.options import STAGES, RunOptions, StageOptions
+from klype.runs.listener import RunListener, Silent
 from klype.runs.pipeline import align_rounds, overrides
-from klype.runs.say import RunListener, Silent
+from klype.runs.run_options import STAGES, RunOptions, StageOptions
 from klype.sources.find_model import NEWEST_FIRST, holds_weights
 from klype.train.rewards import as_settings, name_of, named
 from klype.values import Reward
@@ -44,7 +44,7 @@ class TrainOptions(TypedDict, total=False):
     instructions, preferences: JSONL files. from_: a MODEL to go on from. size: tiny … large. lora: rank of adapters.
     resume: go on with the run in ``out``. force: align to a weak reward model, too. device: see ``klype.load``. lang:
     the report's language, "en" or "nb". set: settings of the recipe, {"pretrain.rows": 32}. progress: receives
-    progress events (an object with the methods of ``klype.runs.say.RunListener``); by default nothing does.
+    progress events (an object with the methods of ``klype.runs.listener.RunListener``); by default nothing does.
     """
 
     data: str | Path
@@ -338,7 +338,7 @@ def _work(
     if not isinstance(given, Mapping):
         raise UsageError("set should be a mapping of settings.", 'For example {"pretrain.rows": 32}.')
     if not callable(getattr(say, "note", None)):
-        raise UsageError("progress should be an object with the methods of klype.runs.say.RunListener.")
+        raise UsageError("progress should be an object with the methods of klype.runs.listener.RunListener.")
     values: dict[str, object] = {
         name: str(value).lower() if isinstance(value, bool) else value for name, value in given.items()
     }

@@ -107,9 +107,10 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
     os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
     with suppress(OSError):  # where nothing can be written nothing is to be hidden
         durable.private_folder(state_folder())
-    from klype.runs.folder import RUNS, default_model
+    from klype.runs.folder import default_model
     from klype.serve.guard import Rules, is_loopback
     from klype.serve.server import server
+    from klype.sources.find_model import RUNS
     from klype.studio.app import app
     from klype.studio.studio import Studio
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from klype.api.prompt_context import PromptContext
-    from klype.runs.say import RunListener
+    from klype.runs.listener import RunListener
     from klype.sources.opening import Opened
 
 

@@ -19,7 +19,7 @@ from klype.environment import cache_folder
 from klype.errors import UsageError
 from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 from klype.option import Option
-from klype.runs.options import RunOptions, StageOptions, WorkOptions
+from klype.runs.run_options import RunOptions, StageOptions, WorkOptions
 from klype.words import count, number, words
 
 FEWEST_DOCUMENTS = 8  # of an experiment: fewer teach nothing
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from klype.experiments.experiment_report import Report
     from klype.experiments.framework import B
-    from klype.runs.say import RunListener
+    from klype.runs.listener import RunListener
     from klype.train.parallel import ProcessRank
 
 
@@ -102,7 +102,7 @@ def in_company(
     """
     from klype.errors import Interrupted
     from klype.runs import folder
-    from klype.runs.say import Silent
+    from klype.runs.listener import Silent
     from klype.train import parallel
 
     asked, together = replace(asked, lang=terminal.lang, cache=cache_folder(), program=program()), team()

@@ -7,6 +7,7 @@ other file, and a resumed run does not ask the net again.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ from klype.data.readers import KINDS, TABLES, BadRows, ReadOptions, place, read_
 from klype.data.rows import Conversation, conversation_of, strings
 from klype.data.text_tasks import language
 from klype.errors import KlypeError, UsageError
+from klype.values import Question
 
 # articles: lemma, definitions; endings: a beginning and its accepted endings; pairs: good and bad sentences side by
 # side, which test a model but must not be trained on
@@ -37,14 +39,6 @@ _NAME = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?
 
 FilesByKind = defaultdict[Kind, list[Path]]
 Rows = Iterable[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Licence:
-    """As the file LICENCE.txt beside the data says it."""
-
-    name: str = ""
-    attribution: str = ""
 
 
 def collect(paths: Paths | None) -> FilesByKind:
@@ -73,7 +67,7 @@ def kind(file: Path) -> Kind:
     return "instructions" if said and said[-1]["role"] == "assistant" else "text"
 
 
-def endings(file: Path, wanted: str, bad: BadRows) -> Iterator[tuple[str, tuple[str, ...]]]:
+def endings(file: Path, wanted: str, bad: BadRows) -> Iterator[Question]:
     """Questions for the end of a saying, with all endings that are accepted; of the wanted language, if any."""
     for number, row in read_rows(file, ReadOptions(bad=bad)):
         start, accepted = row.get("idiom_start"), row.get("accepted_completions")
@@ -82,7 +76,9 @@ def endings(file: Path, wanted: str, bad: BadRows) -> Iterator[tuple[str, tuple[
             continue
         code = _CODES.get(str(row.get("language", "")), "" if "language" in row else language(start))
         if accepted and code in _ENDING and code == (wanted or code):
-            yield _ENDING[code].format(start=start.strip()), tuple(accepted)
+            asked = _ENDING[code].format(start=start.strip())
+            name = hashlib.sha256(asked.encode()).hexdigest()[:12]
+            yield Question(name, asked, answers=tuple(accepted), extra={"kind": "ending"})
 
 
 def in_language(conversation: Conversation, wanted: str) -> bool:
@@ -90,22 +86,23 @@ def in_language(conversation: Conversation, wanted: str) -> bool:
     return not wanted or language(" ".join(m["content"] for m in conversation)) == wanted
 
 
-def licence_of(file: Path) -> Licence:
-    """The lines "Licence:" and "Attribution:" (and "Changes:") of LICENCE.txt in the file's folder, where it is."""
+def licence_of(file: Path) -> dict[str, str]:
+    """``licence`` and ``attribution``, where they are known: the lines "Licence:" and "Attribution:" (and "Changes:")
+    of LICENCE.txt in the file's folder."""
     text = ""
     for name in ("LICENCE.txt", "LICENSE.txt", "LICENCE", "LICENSE"):
         with suppress(OSError):
             text = text or (file.parent / name).read_text(encoding="utf-8", errors="replace")
     named = {name.lower(): value.strip() for name, value in re.findall(r"(?m)^(\w+): *(.+)$", text)}
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    name = named.get("licence") or named.get("license") or first
     changed = f"changes: {named['changes']}" if named.get("changes") else ""
     said = " – ".join(part.rstrip(".") for part in (named.get("attribution", ""), changed) if part)
-    return Licence(_short(name), _short(said))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1].rstrip() + "…"
+    facts = {"licence": named.get("licence") or named.get("license") or first, "attribution": said}
+    return {
+        name: text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1].rstrip()}…"
+        for name, text in facts.items()
+        if text
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,13 @@ from klype.planner import StepPlan
 from klype.runs.best_weights import BestWeights
 from klype.runs.reward import ranked_to_learn, rewards_of
 from klype.runs.stages import RunContext, learn, learner, learnt, precision_of
-from klype.runs.task import AnswerSettings, Task, draw_answers
+from klype.runs.task import Task, draw_answers
 from klype.train.objectives import Objective, answers_batch, reference_logp
 from klype.train.policy import ActorCritic, AnswerUse, align_objective, method
 from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings
 from klype.train.rewards import QuestionPrompt, WeightedRewards
 from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
-from klype.values import Batch, Batches, Question, end
+from klype.values import Batch, Batches, end
 from klype.words import number
 
 TIMES, ASKED = 10, 64  # evaluations, and questions in each
@@ -64,54 +64,46 @@ class RewardHacking(Exception):  # noqa: N818 - an end that was asked for
     """The two scores went apart: nothing more is to be learnt from this reward."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluator:
-    """Evaluates a model under alignment on fixed questions. ``rewards`` is None where nothing rewards an answer."""
-
-    task: Task
-    questions: Sequence[Question]
-    reference: Transformer
-    rewards: WeightedRewards | None
-
-    @torch.no_grad()
-    def look(self, model: Transformer, step: int) -> Evaluation:
-        groups = draw_answers(self.task, model, self.questions, AnswerSettings(1.0))
-        traces = [group[0] for group in groups]
-        prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
-        batch = answers_batch(prompts, answers)
-        own, reference = (reference_logp(m, batch) for m in (model, self.reference))
-        texts = [self.task.chat.tokenizer.decode_answer(t.tokens) for t in traces]
-        ended = [t.ended == "stop" for t in traces]
-        judged = zip(self.questions, texts, ended, strict=True)
-        worth = self.rewards or WeightedRewards({})
-        each = worth.each([QuestionPrompt(p, q) for p, q in zip(prompts, self.questions, strict=True)], answers)
-        repeats = [r for text in texts if (r := repeated_share(tuple(text.split()))) is not None]
-        return Evaluation(
-            step,
-            tuple(self.task.judge(q, text, done).score for q, text, done in judged),
-            float(worth.total(each).mean()) if each else 0.0,
-            kl_an_answer(own.float(), reference.float()),
-            float(np.mean([len(a) for a in answers])),
-            float(np.mean(ended)),
-            float(np.mean(repeats)) if repeats else 0.0,
-            {name: found.tolist() for name, found in each.items()},
-        )
+@torch.no_grad()
+def evaluation(
+    task: Task, model: Transformer, reference: Transformer, rewards: WeightedRewards | None, step: int
+) -> Evaluation:
+    """The model under alignment after ``step`` steps, on fixed questions. ``rewards``: None where nothing rewards an
+    answer."""
+    model.eval()
+    questions = [task.questions(3)(i) for i in range(ASKED)]
+    traces = [trace for (trace,) in draw_answers(task, model, questions, 1.0)]
+    prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
+    batch = answers_batch(prompts, answers)
+    own, before = (reference_logp(m, batch) for m in (model, reference))
+    texts = [task.chat.tokenizer.decode_answer(tokens) for tokens in answers]
+    ended = [t.ended == "stop" for t in traces]
+    worth = rewards or WeightedRewards({})
+    each = worth.each([QuestionPrompt(p, q) for p, q in zip(prompts, questions, strict=True)], answers)
+    model.train()
+    repeats = [r for text in texts if (r := repeated_share(tuple(text.split()))) is not None]
+    return Evaluation(
+        step,
+        tuple(task.judge(*judged).score for judged in zip(questions, texts, ended, strict=True)),
+        float(worth.total(each).mean()) if each else 0.0,
+        kl_an_answer(own.float(), before.float()),
+        float(np.mean([len(a) for a in answers])),
+        float(np.mean(ended)),
+        float(np.mean(repeats)) if repeats else 0.0,
+        {name: found.tolist() for name, found in each.items()},
+    )
 
 
-class EvaluatedBatches:
-    """A stage's batches, with an evaluation of the model every ``every`` steps; the best weights are kept."""
+class EvaluatedBatches(Batches):
+    """A stage's batches, with an evaluation (``evaluate``, after so many steps) every ``every`` steps; the best weights
+    are kept. ``stops``: RewardHacking is raised when the scores go apart."""
 
     def __init__(
-        self, batches: Batches, watch: Evaluator, model: Transformer, every: int, folder: Path, stops: bool
+        self, batches: Batches, evaluate: Callable[[int], Evaluation], best: BestWeights, every: int, stops: bool
     ) -> None:
-        self._batches, self._watch, self._model = batches, watch, model
-        self.every, self._stops = every, stops
+        self._batches, self._evaluate, self.best, self.every, self._stops = batches, evaluate, best, every, stops
         self.seen: list[Evaluation] = []
         self._index = 0
-        self._best = BestWeights(model, folder)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         if self._index % self.every == 0:
@@ -120,33 +112,28 @@ class EvaluatedBatches:
                 raise RewardHacking
         batch = next(self._batches)
         self._index += 1
-        if self.seen:
-            last = self.seen[-1]
-            shown = {"truth": float(np.mean(last.truth)), "watched_kl": last.kl, "watched_reward": last.reward}
-            batch.extra["metrics"] = {**batch.extra.get("metrics", {}), **shown}
+        last = self.seen[-1]
+        shown = {"truth": float(np.mean(last.truth)), "watched_kl": last.kl, "watched_reward": last.reward}
+        batch.extra["metrics"] = {**batch.extra.get("metrics", {}), **shown}
         return batch
 
     def look(self) -> None:
         """Evaluates the model as it is; the best so far is kept."""
         if self.seen and self.seen[-1].step == self._index:
             return
-        self._model.eval()
-        self.seen.append(self._watch.look(self._model, self._index))
-        self._model.train()
+        self.seen.append(self._evaluate(self._index))
         if best(self.seen) is self.seen[-1]:
-            self._best.keep()
+            self.best.keep()
 
-    def back_to_the_best(self) -> None:
-        """KlypeError when a resumed run's best weights are gone from the disk."""
-        self._best.restore(best(self.seen).step, "Align again.")
-
-    def forget(self) -> None:
-        """Removes what was kept on the disk: nothing is left to resume."""
-        self._best.forget()
+    def back_to_the_best(self) -> int:
+        """The step whose weights the model has again. KlypeError when a resumed run's are gone from the disk."""
+        step = best(self.seen).step
+        self.best.restore(step, "Align again.")
+        return step
 
     def state(self) -> dict[str, Any]:
         if self.seen:
-            self._best.save(best(self.seen).step)
+            self.best.save(best(self.seen).step)
         return {"index": self._index, "seen": [asdict(s) for s in self.seen], "batches": self._batches.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -185,61 +172,55 @@ def align(run: RunContext) -> None:
     rewards = rewards_of(run, whole)
     if run.recipe.lora.rank:  # the reference is the same weights without the adapters
         reference = frozen(whole, getattr(torch, precision_of(run, "align")))
-        model = learner(run.recipe, run.options.seed, reference)
+        model = learner(run, reference)
     else:
         reference = whole
         start = copy.deepcopy(whole).requires_grad_(True)
         model = ActorCritic.of(start) if row.critic else start
-    watch = Evaluator(run.task, [run.task.questions(3)(i) for i in range(ASKED)], reference, rewards)
     ranked, known = ranked_to_learn(run, rewards)
     watched: list[EvaluatedBatches] = []
 
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
         assert isinstance(twin, Transformer)
-        batches = _batches(run, twin, reference, rewards, ranked)
+        objective, batches = align_objective(section.how), batches_of(run, twin, reference, rewards, ranked)
         if planned is None:
-            return align_objective(section.how), batches
-        every = max(1, planned.steps // TIMES)
-        stops = section.stops and known
-        watched.append(EvaluatedBatches(batches, watch, twin, every, run.folder / "align", stops))
-        return align_objective(section.how), watched[-1]
+            return objective, batches
+        look, best = partial(evaluation, run.task, twin, reference, rewards), BestWeights(twin, run.folder / "align")
+        every, stops = max(1, planned.steps // TIMES), section.stops and known
+        watched[:] = [EvaluatedBatches(batches, look, best, every, stops)]
+        return objective, watched[0]
 
     stopped = False
     try:
-        steps = learn(run, "align", model, build, run.recipe.training("align")).steps
-        watched[-1].look()
+        steps = learn(run, "align", model, build)
+        watched[0].look()
     except RewardHacking:
         stopped = True
-        watched[-1].back_to_the_best()
-        steps = best(watched[-1].seen).step
+        steps = watched[0].back_to_the_best()
         run.say.stage_end(f"stopped: reward rose while the annotator's score fell; restored step {steps}")
     model.eval()
-    seen = watched[-1].seen
+    seen = watched[0].seen
+    first, last, asked = seen[0].rewards, (best(seen) if stopped else seen[-1]).rewards, range(ASKED)
     run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen]}
-    run.record.content["rewards"] = _worth(run, seen[0], best(seen) if stopped else seen[-1])
-    run.say.table("during alignment", COLUMNS, [s.row(run.options.lang) for s in seen])
-    aligned = model.actor() if isinstance(model, ActorCritic) else learnt(model, whole)
-    run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
-    watched[-1].forget()
-
-
-def _worth(run: RunContext, before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """Each reward with its weight, and its mean over the watched questions' answers before and after."""
-    digests, asked = run.record.content.get("functions", {}), range(ASKED)
-    return {
+    digests = run.record.content.get("functions", {})
+    run.record.content["rewards"] = {
         name: {
             "weight": weight,
             **({"sha256": digests[name]} if digests.get(name) else {}),
-            "before": mean_by_question(before.rewards[name], asked, "reward").json(),
-            "after": mean_by_question(after.rewards[name], asked, "reward").json(),
-            "gain": paired(before.rewards[name], after.rewards[name], asked).json(),
+            "before": mean_by_question(first[name], asked, "reward").json(),
+            "after": mean_by_question(last[name], asked, "reward").json(),
+            "gain": paired(first[name], last[name], asked).json(),
         }
-        for name, weight in run.recipe.align.weights.items()
-        if name in before.rewards  # not in a state of an earlier klype
+        for name, weight in section.weights.items()
+        if name in first  # not in a state of an earlier klype
     }
+    run.say.table("during alignment", COLUMNS, [s.row(run.options.lang) for s in seen])
+    aligned = model.actor() if isinstance(model, ActorCritic) else learnt(model, whole)
+    run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
+    watched[0].best.forget()  # nothing is left to resume
 
 
-def _batches(
+def batches_of(
     run: RunContext,
     twin: Transformer,
     reference: Transformer,
@@ -249,14 +230,7 @@ def _batches(
     """What the method learns from: fresh answers and their rewards, or the rankings themselves."""
     section, how = run.recipe.align, run.recipe.align.how
     row, asked, seed = method(how.method), run.task.questions(2), run.options.seed % 2**20
-    rehearsed = run.task.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None
-
-    def rehearsal(step: int) -> Batch:
-        assert rehearsed is not None
-        rehearsed.restore({"position": step})
-        return next(rehearsed)
-
-    beside = rehearsal if rehearsed else None
+    beside = run.task.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None
     if row.learns_from == "rankings":
         settings = RankingSettings(questions=section.rows, marks=row.name == "kto", seed=seed)
         return RankingBatches(ranked, reference, settings, beside)

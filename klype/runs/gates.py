@@ -13,7 +13,7 @@ from klype.examine.say import Say
 from klype.model.transformer import Transformer
 from klype.runs.align_stage import Evaluation, best
 from klype.runs.stages import RunContext
-from klype.runs.task import AnswerSettings, examine_model, examined_on
+from klype.runs.task import answer_settings, examine_model, examined_on
 from klype.sources.find_model import is_aligned
 from klype.values import Figure
 from klype.words import LANGUAGES, number, percent, words
@@ -43,7 +43,7 @@ def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[J
         if figure.value is not None and (figure.n < FEWEST or figure.low is None):
             few.append({"name": name, "n": figure.n})
         else:
-            found.append(_row(name, figure, threshold, below))
+            found.append(gate_row(name, figure, threshold, below))
 
     if run.recipe.kind == "world":
         for stage, measure, name, threshold in WORLD:
@@ -51,8 +51,9 @@ def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[J
         gate("kl", figure_of(figures.get("base"), "kl"), KL, below=True)
     bits = figure_of(figures.get("base"), "bits_per_byte")
     if yardsticks is not None and bits.value is not None:
-        gate("bits_below_ngram", _less(yardsticks["ngram"], bits), 0.0)
-        gate("bits_below_xz", _less(yardsticks["xz"], bits), 0.0)
+        for name, known in (("ngram", yardsticks["ngram"]), ("xz", yardsticks["xz"])):
+            low, high = (None if end is None else known - end for end in (bits.high, bits.low))
+            gate(f"bits_below_{name}", replace(bits, value=known - bits.value, low=low, high=high), 0.0)
     gate("reward_pairs", figure_of(run.record.content.get("reward"), "pair_accuracy"), pair_threshold(run))
     if run.recipe.kind == "world":
         gate("aligned_score_up", gains(run).get("annotator", Figure(None, why="not both models were asked")), 0.0)
@@ -64,7 +65,7 @@ def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[J
 def time_gate(run: RunContext) -> JsonObject:
     """Whether the run kept to its minutes, by a clock that has been stopped."""
     took = round(run.record.elapsed, 2)
-    return _row("seconds", Figure(took, took, took, 1, "s"), 1.15 * 60 * (run.options.minutes or 5), below=True)
+    return gate_row("seconds", Figure(took, took, took, 1, "s"), 1.15 * 60 * (run.options.minutes or 5), below=True)
 
 
 def status(figure: Figure, threshold: float, below: bool = False) -> Status:
@@ -78,8 +79,7 @@ def status(figure: Figure, threshold: float, below: bool = False) -> Status:
 
 def figure_of(figures: Mapping[str, Any] | None, name: str) -> Figure:
     """One of a stage's figures as it was written down; without a value where there is none."""
-    known = (figures or {}).get(name) or {}
-    return Figure(known.get("value"), known.get("low"), known.get("high"), known.get("n", 0))
+    return Figure.of((figures or {}).get(name) or {"value": None})
 
 
 def kept(before: Figure, after: Figure) -> Figure:
@@ -118,25 +118,19 @@ def against_aligning(run: RunContext) -> dict[str, str] | None:
         may = figure.low is None or status(figure, threshold) != "missed"
     if figure.value is None or may:
         return None
-    shown = {
-        lang: {"pairs": Say(lang).figure(pairs, "pair_accuracy"), "wanted": percent(threshold, lang)}
-        for lang in LANGUAGES
-    }
-    return {lang: words(lang, "align")("like_chance" if people else "too_weak", **shown[lang]) for lang in LANGUAGES}
+    key, told = "like_chance" if people else "too_weak", dict[str, str]()
+    for lang in LANGUAGES:
+        shown = {"pairs": Say(lang).figure(pairs, "pair_accuracy"), "wanted": percent(threshold, lang)}
+        told[lang] = words(lang, "align")(key, **shown)
+    return told
 
 
-def _row(name: str, figure: Figure, threshold: float, below: bool) -> JsonObject:
+def gate_row(name: str, figure: Figure, threshold: float, below: bool) -> JsonObject:
+    """A gate as the report has it."""
     found = status(figure, threshold, below)
     row: dict[str, Any] = {"name": name, **{key: getattr(figure, key) for key in ("value", "low", "high", "n")}}
     row |= {"threshold": threshold, "status": found, "passed": found == "passed", **({"below": True} if below else {})}
     return row
-
-
-def _less(yardstick: float, bits: Figure) -> Figure:
-    """How many bits fewer than the yardstick."""
-    assert bits.value is not None
-    low, high = (None if end is None else yardstick - end for end in (bits.high, bits.low))
-    return Figure(yardstick - bits.value, low, high, bits.n, "bits per byte")
 
 
 def gains(run: RunContext) -> dict[str, Figure]:
@@ -169,12 +163,13 @@ SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spre
 def compare(run: RunContext, before: Transformer, after: Transformer) -> dict[str, Any]:
     """Figures of both models, of each difference, the win rate, and how far apart the two are."""
     questions = examined_on(run.task, run.options.minutes)
-    asking = AnswerSettings(run.recipe.examine.temperature)
+    asking = answer_settings(run.task, t := run.recipe.examine.temperature)
+    wide = answer_settings(run.task, 1.0, DRAWN, "distributions")
     aligned = is_aligned(run.folder / "finetune"), True
     sides, answers = [], []
     for model, other_manners in zip((before, after), aligned, strict=True):
-        evidence = examine_model(run.task, model, questions, asking).evidence[asking.temperature]
-        several = examine_model(run.task, model, questions[:SEVERAL], AnswerSettings(1.0, DRAWN, "distributions"))
+        evidence = examine_model(run.task, model, questions, asking).evidence[t]
+        several = examine_model(run.task, model, questions[:SEVERAL], wide)
         spread = replace(several.evidence[1.0], other_manners=other_manners)
         figures = measure(evidence, ("right", "polite", "concise", "annotator", "tokens"))
         figures |= measure(spread, ("s", "repetition", "distinct", "same_text", "calibration"))
@@ -198,22 +193,20 @@ def compare(run: RunContext, before: Transformer, after: Transformer) -> dict[st
 def win_rate(before: Sequence[float], after: Sequence[float]) -> Figure:
     """How often the later answer is liked better; equally liked ones count half."""
     wins = [1.0 if b > a else 0.5 if a == b else 0.0 for a, b in zip(before, after, strict=True)]
-    figure = mean_by_question(wins, range(len(wins)), "share of questions")
-    if figure.low is None or figure.high is None:
-        return figure
-    return Figure(figure.value, max(0.0, figure.low), min(1.0, figure.high), figure.n, figure.unit)
+    return mean_by_question(wins, range(len(wins)), "share of questions")
 
 
 def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bool, lang: str) -> str:
     """What came of it, in a few sentences."""
     w = words(lang, "align")
     said: list[str] = []
-    gain = document["gain"]["score"]
-    if gain["value"] is None or gain["low"] is None:
+    gain = figure_of(document["gain"], "score")
+    if gain.value is None or gain.low is None or gain.high is None:
         said.append(w("unknown"))
     else:
-        kind = "better" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "same"
-        said.append(w(kind, **gained(gain, lang)))
+        ends = {"gain": gain.value, "low": gain.low, "high": gain.high}
+        kind = "better" if gain.low > 0 else "worse" if gain.high < 0 else "same"
+        said.append(w(kind, **{name: f"{'+' if end >= 0 else ''}{number(end, lang)}" for name, end in ends.items()}))
     if stopped:
         said.append(w("parted", step=seen[-1].step, best=best(seen).step))
     elif len(seen) > 1 and seen[-1].reward > seen[0].reward:
@@ -221,24 +214,12 @@ def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bo
         said += [w("hacked")] if fell is not None and fell < 0 else []
     if seen:
         said.append(w("far", kl=number((best(seen) if stopped else seen[-1]).kl, lang)))
-    lost = [name for name, better in KNOWLEDGE.items() if _fell(document, name, better)]
+    lost = []
+    for name, better in KNOWLEDGE.items():
+        a, b = (figure_of(document[side], name) for side in ("before", "after"))
+        if a.low is not None and a.high is not None and b.low is not None and b.high is not None:
+            # the two intervals are apart, in the bad direction
+            lost += [name] if (b.high < a.low if better > 0 else b.low > a.high) else []
     if any(name in document["before"] and name in document["after"] for name in KNOWLEDGE):
         said.append(w("forgot", measure=", ".join(lost)) if lost else w("kept"))
     return " ".join(said)
-
-
-def gained(figure: Mapping[str, float], lang: str) -> dict[str, str]:
-    """A difference and its interval, signed, under the names that the sentences know."""
-    return {name: signed(figure[key], lang) for name, key in (("gain", "value"), ("low", "low"), ("high", "high"))}
-
-
-def signed(value: float, lang: str) -> str:
-    return ("+" if value >= 0 else "") + number(value, lang)
-
-
-def _fell(document: Mapping[str, Any], name: str, better: int) -> bool:
-    """Whether the two intervals are apart, in the bad direction."""
-    a, b = document["before"].get(name), document["after"].get(name)
-    if not a or not b or a["value"] is None or b["value"] is None or a["low"] is None or b["low"] is None:
-        return False
-    return bool(b["high"] < a["low"]) if better > 0 else bool(b["low"] > a["high"])

@@ -6,10 +6,9 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from klype.model.config import ModelConfig
 from klype.planner import FEWEST_STEPS, Precision, StepPlan, ThreadConfig
 from klype.runs.recipe import SHAPES, ModelSection, Recipe
 from klype.train import parallel
-from klype.train.loop import TrainSession, TrainSettings, train
+from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
 
@@ -134,28 +133,16 @@ def seconds_per_step(
     return max(step, (step * used + batches.making * settings.micro_batches) / cores)
 
 
-class Cycle:
+class Cycle(NumberedBatches):
     """A few batches over and over: a probe of the training step alone, and of what a batch costs to make (seconds)."""
 
     def __init__(self, batches: Batches, n: int) -> None:
         began = time.perf_counter()
-        self._kept: list[Batch] = [next(batches) for _ in range(n)]
+        self._kept = [next(batches) for _ in range(n)]
         self.making = (time.perf_counter() - began) / n / getattr(batches, "passes", 1)
-        self._at = 0
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        batch = self._kept[self._at % len(self._kept)]
-        self._at += 1
-        return batch
-
-    def state(self) -> dict[str, Any]:
-        return {"at": self._at}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._at = state["at"]
+    def batch(self, index: int) -> Batch:
+        return self._kept[index % len(self._kept)]
 
 
 # The shape of a new model, where its recipe leaves it open: the largest that the time can teach. In the same time a

@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from klype.errors import KlypeError, UsageError
 from klype.examine import run_report as report
@@ -16,28 +16,16 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.preferences.annotators import Taste
 from klype.preferences.annotators import taste as read_taste
+from klype.runs import run_start
 from klype.runs.align_stage import Evaluation
 from klype.runs.examine_stage import MODELS, gather, measure_stage
 from klype.runs.folder import read_run
 from klype.runs.gates import against_aligning, compare, time_gate, verdict
+from klype.runs.listener import RunListener
 from klype.runs.machine_probe import all_cores_seconds, fitting, in_time
-from klype.runs.opening import (
-    STAGES,
-    as_begun,
-    done_already,
-    is_begun,
-    open_life_cycle,
-    open_run,
-    open_stage,
-    recipe_of,
-    start_of,
-    with_inputs_of,
-)
-from klype.runs.options import RunOptions, StageOptions
-from klype.runs.recipe import Recipe
 from klype.runs.reward import examined
 from klype.runs.run_json import MEANING, meant_otherwise, write_json
-from klype.runs.say import RunListener
+from klype.runs.run_options import RunOptions, StageOptions
 from klype.runs.stages import RunContext, enough_steps, late_text, precision_of, seconds_for
 from klype.runs.task import Task
 from klype.sources.find_model import Found
@@ -63,16 +51,29 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
     Several processes do what can be shared together, then the first continues alone, and the others return nothing.
     """
     with parallel.first_alone():
-        run = open_life_cycle(options, say)
-        if run.start is not None:
-            _leave_out_what_is_done(run)
+        run = run_start.open_life_cycle(options, say)
+        stages = run_start.done_already(find_model(run.options.from_), run.options) if run.start is not None else ()
+        # a model from outside is measured as the last of the stages that it has behind it left it
+        if stages and MEASURED[stages[-1]] not in run.record.content["figures"]:
+            say.note(f"The model has already been through: {', '.join(stages)}. It continues from there.")
+            for name in stages:
+                run.record.finish(name, 0.0, brought=str(run.start))
+            _measured(run, stages[-1])
     with run.record.under_way():
         resolve_shape(run)
         if parallel.is_first():
-            _measure_as_now(run)
-        for name, stage in STAGES.items():
-            if run.record.done(name) or not _may_start(run, name):
+            measure_as_now(run)
+        for name, stage in run_start.STAGES.items():
+            if run.record.done(name):
                 continue
+            if name == "align" and not run.recipe.align.replaces_model:
+                if not run.record.done("reward"):
+                    continue  # nothing is aligned without an imitation of the annotator
+                if (why := against_aligning(run)) is not None and not run.options.force:
+                    _refuse(run, why)
+                    continue
+                if why is not None:
+                    say.note(f"{why[run.options.lang]} (--force)")
             if not stage.shared and parallel.ranks() > 1:
                 if not parallel.is_first():
                     return {}
@@ -87,63 +88,29 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
                 continue
             if name in MEASURED and parallel.is_first():
                 _measured(run, name)
-        return _report(run) if parallel.is_first() else {}
+        return reported(run) if parallel.is_first() else {}
 
 
 def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
     """One stage in a run folder of its own: ``out/STAGE`` is its checkpoint. Of several processes, the first tells."""
-    stage = STAGES[options.stage]
+    stage = run_start.STAGES[options.stage]
     if not stage.shared and parallel.ranks() > 1:
         raise UsageError(f"The stage {options.stage} is done by one process.", "Leave out the launcher (torchrun).")
     with parallel.first_alone():
-        run = open_stage(options, say)
-    began = time.perf_counter()
-    with run.record.under_way():
+        run = run_start.open_stage(options, say)
+    with run.record.under_way(), run.record.timed(options.stage):
         if options.stage == "pretrain":
             resolve_shape(run)
         stage.do(run)
     if not parallel.is_first():
         return {}
-    run.record.finish(options.stage, time.perf_counter() - began)
     if options.stage in MEASURED:
         _measured(run, options.stage)
     content = run.record.content
     content["state"] = "done"
     run.record.save()
-    return {
-        "run": str(run.folder),
-        "stage": options.stage,
-        "model": str(run.folder / options.stage),
-        "seconds": content["seconds"],
-        "figures": content["figures"],
-        "reward": content.get("reward"),
-        "rewards": content.get("rewards"),
-    }
-
-
-def _leave_out_what_is_done(run: RunContext) -> None:
-    """Stages that the model from outside has behind it; it is measured as the last of them left it."""
-    stages = done_already(find_model(run.options.from_), run.options)
-    if MEASURED[stages[-1]] in run.record.content["figures"]:
-        return
-    run.say.note(f"The model has already been through: {', '.join(stages)}. It continues from there.")
-    for stage in stages:
-        run.record.finish(stage, 0.0, brought=str(run.start))
-    _measured(run, stages[-1])
-
-
-def _may_start(run: RunContext, stage: str) -> bool:
-    """Nothing is aligned to a bad imitation of the annotator, or without one."""
-    if stage != "align" or run.recipe.align.replaces_model:
-        return True
-    if not run.record.done("reward"):
-        return False
-    why = against_aligning(run)
-    if why is not None and not run.options.force:
-        _refuse(run, why)
-    elif why is not None:
-        run.say.note(f"{why[run.options.lang]} (--force)")
-    return why is None or run.options.force
+    told = {key: content.get(key) for key in ("seconds", "figures", "reward", "rewards")}
+    return {"run": str(run.folder), "stage": options.stage, "model": str(run.folder / options.stage), **told}
 
 
 def _refuse(run: RunContext, why: dict[str, str]) -> None:
@@ -167,7 +134,7 @@ def _measured(run: RunContext, stage: str) -> None:
     run.say.table(words.stage(name), (words("column.measure"), words("column.value")), rows)
 
 
-def _measure_as_now(run: RunContext) -> None:
+def measure_as_now(run: RunContext) -> None:
     """What an earlier klype measured otherwise, as it is meant now."""
     content = run.record.content
     otherwise = meant_otherwise(content)
@@ -180,7 +147,7 @@ def _measure_as_now(run: RunContext) -> None:
     content["meaning"] = MEANING
 
 
-def _report(run: RunContext) -> dict[str, Any]:
+def reported(run: RunContext) -> dict[str, Any]:
     """Measures what only the whole run can tell, writes the report, and returns what ``--json`` prints."""
     content = run.record.content
     began = time.perf_counter()
@@ -236,61 +203,63 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListene
     assert out is not None
     folders = [out] if rounds == 1 else [out / f"round-{number}" for number in range(1, rounds + 1)]
     options = replace(options, out=folders[0])
-    if is_begun(options):
-        options, recipe = as_begun(options)
-        start = start_of(options)
+    if run_start.is_begun(options):
+        options, recipe = run_start.as_begun(options)
+        start = run_start.start_of(options)
     else:
-        start = start_of(options)
+        start = run_start.start_of(options)
         usual = replace(options, overrides=(f"align.how.method={METHOD}", *options.overrides))
-        recipe, options = recipe_of(start, usual), with_inputs_of(start, options)
+        recipe, options = run_start.recipe_of(start, usual), run_start.with_inputs_of(start, options)
         if options.steps is None and options.minutes is None:
             options = replace(options, minutes=0.5)  # a round
     method(recipe.align.how.method)  # one there is
     anew = rounds > 1 or flaw is not None or options.human
     done: list[dict[str, Any]] = []
     for folder in folders:
-        done.append(_one_round(replace(options, out=folder), recipe, start, flaw, anew, say))
+        asked = replace(options, out=folder)
+        # a finished one is not done again
+        known = read_run(folder).get("aligned") if run_start.is_begun(asked) else None
+        if not known:
+            run = run_start.begin_or_resume(asked, recipe, say, start, "rank" if anew else "align")
+            align_anew(run, flaw, anew)
+            known = compared(run)
+        done.append(known)
         start = Found(folder / "align", folder, "align")
-    whole = {
-        "run": str(out),
-        "from": options.from_,
-        "method": recipe.align.how.method,
-        "taste": taste,
-        "rounds": done,
-        **{key: done[-1][key] for key in ("verdict", "gain", "win_rate")},
-    }
+    whole = {"run": str(out), "from": options.from_, "method": recipe.align.how.method, "taste": taste, "rounds": done}
+    whole |= {key: done[-1][key] for key in ("verdict", "gain", "win_rate")}
     write_json(out / "align.json", whole)
     return whole
 
 
-def _one_round(
-    options: StageOptions, recipe: Recipe, start: Found, flaw: Taste | None, anew: bool, say: RunListener
-) -> dict[str, Any]:
-    """One round in a folder of its own; a finished one is not done again.
-
-    ``flaw``: the annotator's taste, where it is another than the annotator's; ``anew``: whether answers are ranked
-    anew.
-    """
-    assert options.out is not None
-    if is_begun(options) and (known := read_run(options.out)).get("aligned"):
-        return cast(dict[str, Any], known["aligned"])
-    run = open_run(options, recipe, say, start, "rank" if anew else "align")
-    tasted = run if flaw is None else replace(run, task=_tasted(run.task, flaw))
+def align_anew(run: RunContext, flaw: Taste | None, anew: bool) -> None:
+    """One round in a folder of its own. ``flaw``: the annotator's taste, where it is another than the annotator's;
+    ``anew``: whether answers are ranked anew."""
+    content = run.record.content
+    ranks = run if flaw is None else replace(run, task=tasted(run.task, flaw))
     with run.record.under_way():
         for name in ("rank", "reward") if anew else ():
             if not run.record.done(name):
                 with run.record.timed(name):
-                    STAGES[name].do(tasted if name == "rank" else run)
+                    run_start.STAGES[name].do(ranks if name == "rank" else run)
         if flaw is not None:  # the annotator's own ceiling is that of the taste it ranked by
-            own = examined(tasted)
-            run.record.content.setdefault("reward", own).update({k: own[k] for k in ("ceiling", "tau_ceiling")})
-        _check(run)
+            own = examined(ranks)
+            content.setdefault("reward", own).update({k: own[k] for k in ("ceiling", "tau_ceiling")})
+        if content.get("reward") is None and (run.folder / "reward" / ABOUT).exists():
+            content["reward"] = examined(run)
+            run.record.save()
+        if content.get("reward") is not None:  # the audit, shown before anything is aligned
+            found: dict[str, Any] = {k: f for k, f in content["reward"].items() if isinstance(f, dict) and "value" in f}
+            words = Words(run.options.lang)
+            shown = [(words.measure(name), words.figure(f, name)) for name, f in found.items()]
+            run.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
+            why = against_aligning(run) if MODEL in run.recipe.align.weights and not run.options.force else None
+            if why is not None:
+                raise KlypeError(why[run.options.lang])
         with run.record.timed("align"):
-            STAGES["align"].do(run)
-    return _compared(run)
+            run_start.STAGES["align"].do(run)
 
 
-def _tasted(task: Task, taste: Taste) -> Task:
+def tasted(task: Task, taste: Taste) -> Task:
     """The task with an annotator of another taste, for the time that it ranks; what is measured stays with the true
     one."""
 
@@ -298,57 +267,32 @@ def _tasted(task: Task, taste: Taste) -> Task:
         verdict = task.judge(question, answer, finished)
         return replace(verdict, score=taste.score(verdict, finished))
 
-    tasted = copy.copy(task)
-    tasted.annotator_name, tasted.judge = f"taste {taste}", judge  # type: ignore[method-assign]
-    return tasted
+    other = copy.copy(task)
+    other.annotator_name, other.judge = f"taste {taste}", judge  # type: ignore[method-assign]
+    return other
 
 
-def _check(run: RunContext) -> None:
-    """The reward model's audit, shown before anything is aligned; a weak one is refused."""
-    content = run.record.content
-    if content.get("reward") is None:
-        if not (run.folder / "reward" / ABOUT).exists():
-            return
-        content["reward"] = examined(run)
-        run.record.save()
-    figures: dict[str, Any] = {name: f for name, f in content["reward"].items() if isinstance(f, dict) and "value" in f}
-    words = Words(run.options.lang)
-    shown = [(words.measure(name), words.figure(f, name)) for name, f in figures.items()]
-    run.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
-    if MODEL in run.recipe.align.weights and not run.options.force and (why := against_aligning(run)) is not None:
-        raise KlypeError(why[run.options.lang])
-
-
-def _compared(run: RunContext) -> dict[str, Any]:
+def compared(run: RunContext) -> dict[str, Any]:
+    """What came of an alignment: told, and kept in run.json."""
     content, say, words = run.record.content, run.say, Words(run.options.lang)
     watched = content["watch"]
     document = compare(run, run.model("finetune"), run.model("align"))
     seen = [Evaluation(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
     says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in LANGUAGES}
 
-    def figures(*shown: Any, name: str) -> tuple[str, ...]:
-        return tuple(words.figure(figure, name) for figure in shown)
-
-    rows = [(words.measure(k), *figures(f, document["after"].get(k, f), name=k)) for k, f in document["before"].items()]
+    before, after = document["before"], document["after"]
+    rows = [(words.measure(k), words.figure(f, k), words.figure(after.get(k, f), k)) for k, f in before.items()]
     say.table("before and after", ("measure", "before", "after"), rows)
     rewards = [
-        (name, words.plain(r["weight"]), *figures(r["before"], r["after"], name="reward"))
+        (name, words.plain(r["weight"]), *(words.figure(r[side], "reward") for side in ("before", "after")))
         for name, r in content["rewards"].items()
     ]
     say.table("rewards", ("reward", "weight", "before", "after"), rewards)
     wins = [("win rate", words.figure(document["win_rate"])), ("ties", words.figure(document["ties"]))]
     say.table("wins", ("", ""), wins)
     say.note(says[run.options.lang])
-    out = {
-        "run": str(run.folder),
-        "method": run.recipe.align.how.method,
-        "seconds": content["seconds"],
-        "reward": content.get("reward"),
-        "rewards": content["rewards"],
-        "watch": watched,
-        **document,
-        "verdict": says,
-    }
+    kept = {key: content.get(key) for key in ("seconds", "reward", "rewards", "watch")}
+    out = {"run": str(run.folder), "method": run.recipe.align.how.method, **kept, **document, "verdict": says}
     content["aligned"], content["state"] = out, "done"
     run.record.save()
     return out
@@ -362,9 +306,31 @@ def resolve_shape(run: RunContext, look: Look = all_cores_seconds) -> None:
 
     ``look`` tells how long a step takes.
     """
-    began = time.perf_counter()
-    recipe, limit = _shaped(run, look)
-    if limit:
+    began, recipe, lesson, limit = time.perf_counter(), run.recipe, run.recipe.pretrain, ""
+    if run.start is None and recipe.model.open:
+        tokens_a_step, vocabulary = lesson.rows * recipe.model.window, run.task.chat.tokenizer.vocab_size
+        if steps := getattr(run.options, "steps", None):
+            limit = f"{steps:,} steps"
+            recipe = fitting(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps)
+        else:
+            limit, seconds = "the time", parallel.from_first(seconds_for(run, "pretrain"))
+            precision, most = precision_of(run, "pretrain"), tokens_a_step * enough_steps(run, "pretrain")
+
+            def step_seconds(config: ModelConfig) -> float:
+                model = Transformer(config, run.backend).to(run.device)
+                build = lambda twin: (cross_entropy, late_text(run))
+                return look(model, build, lesson.training, seconds, run.cores, precision)
+
+            fits = in_time(seconds, tokens_a_step, step_seconds)
+
+            def learns(smaller: ModelConfig, larger: ModelConfig) -> float:
+                """All processes continue with one shape."""
+                nonlocal limit
+                tokens: float = parallel.from_first(fits(smaller, larger))
+                limit = "this text" if most < tokens else "the time"
+                return min(tokens, most)
+
+            recipe = fitting(recipe, vocabulary, learns)
         run.recipe = run.task.recipe = recipe
         run.settling_s = time.perf_counter() - began
         run.record.content["settings"] = recipe.model_dump(mode="json")
@@ -391,31 +357,3 @@ def resolve_shape(run: RunContext, look: Look = all_cores_seconds) -> None:
         run.say.note(
             f"Reading, rankings and the examination take most of a minute: under {SHORTEST} it takes longer than asked."
         )
-
-
-def _shaped(run: RunContext, look: Look) -> tuple[Recipe, str]:
-    """The run's recipe with a shape for a new model, and what keeps it from being larger ("": it was not open)."""
-    recipe, lesson = run.recipe, run.recipe.pretrain
-    if run.start is not None or not recipe.model.open:
-        return recipe, ""
-    tokens_a_step, vocabulary = lesson.rows * recipe.model.window, run.task.chat.tokenizer.vocab_size
-    steps: int | None = getattr(run.options, "steps", None)
-    if steps:
-        return fitting(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps), f"{steps:,} steps"
-    seconds = parallel.from_first(seconds_for(run, "pretrain"))
-    precision, most = precision_of(run, "pretrain"), tokens_a_step * enough_steps(run, "pretrain")
-
-    def step_seconds(config: ModelConfig) -> float:
-        model = Transformer(config, run.backend).to(run.device)
-        return look(model, lambda twin: (cross_entropy, late_text(run)), lesson.training, seconds, run.cores, precision)
-
-    fits, limit = in_time(seconds, tokens_a_step, step_seconds), ""
-
-    def learns(smaller: ModelConfig, larger: ModelConfig) -> float:
-        """All processes continue with one shape."""
-        nonlocal limit
-        tokens: float = parallel.from_first(fits(smaller, larger))
-        limit = "this text" if most < tokens else "the time"
-        return min(tokens, most)
-
-    return fitting(recipe, vocabulary, learns), limit or "the time"

@@ -20,15 +20,20 @@ from klype.world.vocabulary import Spellings, TokenFilter
 from klype.world.world import World
 
 
+def world_of(run: Path | None) -> World | None:
+    """The demo world that a run is about; None for other runs, and for none."""
+    settings = read_run(run).get("settings", {}) if run is not None else {}
+    return World(settings.get("world", "full")) if settings.get("kind") == "world" else None
+
+
 def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict[int, float] | None:
     """{token: probability} after ``text`` as the start of a document (``raw``), or as a question put to the model.
 
     None where there is no truth to know: another recipe, or a text or question that the world's language does not have.
     """
-    settings = read_run(found.run).get("settings", {}) if found.run else {}
-    if found.run is None or settings.get("kind") != "world":
+    world = world_of(found.run)
+    if found.run is None or world is None:
         return None
-    world = World(settings.get("world", "full"))
     if raw:
         filter_ = world.filter("document")
         return after(filter_, tokenizer, text) if begins(filter_, text) else None
@@ -49,21 +54,16 @@ def begins(words: Filter, text: str) -> bool:
 
 def after(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
     """The words' distribution lifted to tokens, after this text."""
-    spelled = Spellings(sorted(met(words, text)), tokenizer.encode, tokenizer.end)
+    walker = copy(words)
+    met = set(walker.next())  # every word that could have come along the text, or comes next: whose spelling matters
+    for word in World.words_of(text):
+        walker.push(word)
+        met |= set(walker.next())
+    spelled = Spellings(sorted(met), tokenizer.encode, tokenizer.end)
     reader = TokenFilter(words, spelled)
     for token in tokenizer.encode(f" {text.strip()}") if text.strip() else ():
         reader.push(token)
     return reader.next()
-
-
-def met(words: Filter, text: str) -> set[str]:
-    """Every word that could have come somewhere along the text, or comes next: all whose spelling matters."""
-    reader = copy(words)
-    known = set(reader.next())
-    for word in World.words_of(text):
-        reader.push(word)
-        known |= set(reader.next())
-    return known
 
 
 def question_in(world: World | None, run: Path, text: str) -> tuple[Question | None, str]:
@@ -82,10 +82,7 @@ def question_in(world: World | None, run: Path, text: str) -> tuple[Question | N
 def find_question(questions: Sequence[Question], text: str) -> Question | None:
     """The world's question with this text, context and all: the same words about another story ask another thing."""
     wanted = " ".join(text.split())
-    for question in questions:
-        if question.extra and wanted == " ".join(question.prompt.split()):
-            return question
-    return None
+    return next((one for one in questions if one.extra and wanted == " ".join(one.prompt.split())), None)
 
 
 def read_questions(file: Path) -> list[Question]:
@@ -115,7 +112,16 @@ class Reading:
 
     def unknown(self, text: str) -> list[str]:
         """The words of a text that the model has never met, each once; of a large vocabulary only the strangest."""
-        return [word for word in dict.fromkeys(_WORD.findall(text)) if self._is_strange(word)]
+
+        def strange(word: str) -> bool:
+            """Where every word that was read has a token: it has none. Else: it falls apart into letters, or bytes."""
+            tokens = self.tokenizer.encode(f" {word}")
+            if self.tokenizer.knows_words:
+                return len(tokens) > 1
+            pieces = [self.tokenizer.token_bytes(token).strip().decode("utf-8", "replace") for token in tokens]
+            return (len(word) > 2 and all(len(p) <= 1 for p in pieces)) or any("\ufffd" in p for p in pieces)
+
+        return list(filter(strange, dict.fromkeys(_WORD.findall(text))))
 
     def about(self, lang: str) -> str:
         """What the model has read, in one sentence."""
@@ -130,14 +136,6 @@ class Reading:
         found = self.unknown(text)
         shown = ", ".join(found[:SHOWN]) + (" …" if len(found) > SHOWN else "")
         return words(lang, "reading")("unknown", words=shown) if found else ""
-
-    def _is_strange(self, word: str) -> bool:
-        """Where every word that was read has a token: that has none. Else: that falls apart into letters, or bytes."""
-        pieces = [self.tokenizer.token_bytes(token).strip() for token in self.tokenizer.encode(f" {word}")]
-        if self.tokenizer.knows_words:
-            return len(pieces) > 1
-        letters = [len(piece.decode("utf-8", "replace")) <= 1 for piece in pieces]
-        return (all(letters) and len(word) > 2) or any("\ufffd" in p.decode("utf-8", "replace") for p in pieces)
 
 
 def reading_of(found: Found, tokenizer: Tokenizer, seen: frozenset[Path] = frozenset()) -> Reading | None:

@@ -22,11 +22,11 @@ from klype.preferences.candidates import spread
 from klype.preferences.records import MODEL, SIMULATED, By, Candidate, Entry, Kind, RankingItem
 from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
-from klype.runs.folder import read_run
-from klype.runs.say import RunListener
+from klype.runs import provenance
+from klype.runs.listener import RunListener
 from klype.train.rewards import scores
 from klype.values import Figure, Question, Ranking, Reward, Verdict
-from klype.words import Words, words
+from klype.words import words
 from klype.world import World
 
 SHOWN = 6
@@ -36,19 +36,14 @@ HELD_OUT_EVERY = 7
 
 @dataclass(frozen=True, slots=True)
 class Sitting:
-    """Who ranks, and how: at most ``most`` questions (0: all there are), ``shown`` answers of each, every
-    ``again_every``-th one a question ranked before (0: never), told in ``lang``. ``id`` tells two sittings apart."""
+    """Who ranks, and how: at most ``most`` questions (0: all there are), every ``again_every``-th one a question ranked
+    before (0: never), told in ``lang``. ``id`` tells two sittings apart."""
 
     name: str
     most: int = 0
-    shown: int = SHOWN
     again_every: int = 0
     lang: str = "en"
     id: str = "sitting"
-
-    @property
-    def annotator(self) -> Annotator:
-        return Annotator(self.name, "person", self.id)
 
 
 class MisreadError(ValueError):
@@ -60,10 +55,57 @@ def rank_by_hand(store: Store, sitting: Sitting, say: RunListener, ask: Callable
 
     Answers come in an order of chance, blind to where they come from. Ctrl-C ends it as q does, and is passed on.
     """
-    told, who = words(sitting.lang, "ranking"), sitting.annotator
-    talk = _Conversation(store, sitting, say, told, ask)
+    told, name = words(sitting.lang, "ranking"), sitting.name
+    who = Annotator(name, "person", sitting.id)
+
+    def reply(prompt: str, at_the_end: str) -> str:
+        try:
+            return ask(told(prompt)).strip()
+        except EOFError:
+            return at_the_end
+
+    def about(asked: RankingItem, again: bool) -> int | None:
+        """Asks until there is an answer. How many more are ranked now; None when the annotator stops."""
+        number = len(store.entries(annotators=(name,))) + 1
+        # The answers that differ the most, in an order of chance; what is asked again is shown whole.
+        shown = list(asked.candidates) if again else differing(asked, name)
+        random.Random(mix(number, *name.encode(), *asked.question.prompt.encode())).shuffle(shown)
+        began, new = time.perf_counter(), True
+        while True:
+            if new:
+                say.note("\n" + told("title", number=number, question=_line(asked.question.transcript)))
+                say.table("", ("", told("answer")), [(str(i), _line(c.text)) for i, c in enumerate(shown, 1)])
+            typed, new = reply("prompt", "q").lower(), False
+            if typed == "q":
+                return None
+            if typed == "u":
+                back = store.undo(who)
+                say.note(told("undone") if back else told("nothing_to_undo"))
+                if back is not None:
+                    return -1
+            elif typed == "w":
+                text = reply("write", "")
+                if not text or text in (c.text for c in shown) or len(shown) >= KEYS:
+                    say.note(told("not_written", most=KEYS))
+                else:
+                    shown.append(store.add_candidate(asked.id, Candidate(text, author=name)))
+                    new = True
+            else:
+                kind: Kind = "skip" if typed == "s" else "none" if typed == "n" else "order"
+                tied = {"skip": (), "none": (tuple(range(len(shown))),)}
+                try:
+                    order = tied[kind] if kind in tied else parse_order(typed, len(shown))
+                except MisreadError as wrong:
+                    key, values = wrong.args
+                    say.note(told(key, **values))
+                    continue
+                seconds = round(time.perf_counter() - began, 2)
+                seen = replace(asked, candidates=tuple(shown))
+                store.record(Entry(seen, order, name, kind, when=now(), seconds=seconds, again=again))
+                return 1
+
     say.note(told("help"))
-    before, done = len(store.entries(annotators=(sitting.name,))), 0
+    before, done = len(store.entries(annotators=(name,))), 0
     try:
         while not sitting.most or done < sitting.most:
             # now and then one ranked before, to see how far one agrees with oneself
@@ -74,76 +116,15 @@ def rank_by_hand(store: Store, sitting: Sitting, say: RunListener, ask: Callable
             if asked is None:
                 say.note(told("nothing_left"))
                 break
-            more = talk.about(asked, again is not None)
+            more = about(asked, again is not None)
             if more is None:
                 break
             done = max(0, done + more)
     finally:  # with Ctrl-C too
         store.release(who)
-        found = len(store.entries(annotators=(sitting.name,)))
+        found = len(store.entries(annotators=(name,)))
         say.note("\n" + told("end", now=max(0, found - before), all=found))
     return found - before
-
-
-@dataclass(frozen=True, slots=True)
-class _Conversation:
-    """One question in a terminal."""
-
-    store: Store
-    sitting: Sitting
-    say: RunListener
-    told: Words
-    ask: Callable[[str], str]
-
-    def about(self, asked: RankingItem, again: bool) -> int | None:
-        """Asks until there is an answer. How many more are ranked now; None when the annotator stops."""
-        store, name, told = self.store, self.sitting.name, self.told
-        number = len(store.entries(annotators=(name,))) + 1
-        # The answers that differ the most, in an order of chance; what is asked again is shown whole.
-        shown = list(asked.candidates) if again else differing(asked, name, self.sitting.shown)
-        random.Random(mix(number, *name.encode(), *asked.question.prompt.encode())).shuffle(shown)
-        began = time.perf_counter()
-        self._show(asked.question, shown, number)
-        while True:
-            reply = self._reply("prompt", "q").lower()
-            if reply == "q":
-                return None
-            if reply == "u":
-                back = store.undo(self.sitting.annotator)
-                self.say.note(told("undone") if back else told("nothing_to_undo"))
-                if back is not None:
-                    return -1
-            elif reply == "w":
-                text = self._reply("write", "")
-                if not text or text in (c.text for c in shown) or len(shown) >= KEYS:
-                    self.say.note(told("not_written", most=KEYS))
-                else:
-                    shown.append(store.add_candidate(asked.id, Candidate(text, author=name)))
-                    self._show(asked.question, shown, number)
-            else:
-                kind: Kind = "skip" if reply == "s" else "none" if reply == "n" else "order"
-                tied = {"skip": (), "none": (tuple(range(len(shown))),)}
-                try:
-                    order = tied[kind] if kind in tied else parse_order(reply, len(shown))
-                except MisreadError as wrong:
-                    key, values = wrong.args
-                    self.say.note(told(key, **values))
-                    continue
-                seconds = round(time.perf_counter() - began, 2)
-                seen = replace(asked, candidates=tuple(shown))
-                store.record(Entry(seen, order, name, kind, when=now(), seconds=seconds, again=again))
-                return 1
-
-    def _show(self, question: Question, shown: Sequence[Candidate], number: int) -> None:
-        rows = [(str(i), _line(c.text)) for i, c in enumerate(shown, 1)]
-        self.say.note("\n" + self.told("title", number=number, question=_line(question.transcript)))
-        self.say.table("", ("", self.told("answer")), rows)
-
-    def _reply(self, prompt: str, at_the_end: str) -> str:
-        try:
-            return self.ask(self.told(prompt)).strip()
-        except EOFError:
-            return at_the_end
 
 
 def _line(text: str) -> str:
@@ -173,11 +154,11 @@ def parse_order(reply: str, n: int) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, [*groups, rest] if rest else groups))
 
 
-def differing(asked: RankingItem, name: str, most: int) -> list[Candidate]:
-    """At most ``most`` answers that differ the most in meaning; what others wrote themselves is theirs alone."""
+def differing(asked: RankingItem, name: str) -> list[Candidate]:
+    """The answers that differ the most in meaning, SHOWN at most; what others wrote themselves is theirs alone."""
     own = [c for c in asked.candidates if not c.author or c.author == name]
     meaning = text_meaning(asked.question)
-    return [own[i] for i in spread([meaning(c.text) for c in own], min(most, KEYS))]
+    return [own[i] for i in spread([meaning(c.text) for c in own], SHOWN)]
 
 
 Judge = Callable[[Question, str, bool], Verdict]
@@ -193,7 +174,6 @@ def check_noise(noise: float) -> None:
 def by_taste(taste: Taste, judge: Judge, noise: float, name: str) -> Rank:
     """Returns a Rank function that simulates an annotator: weighs what ``judge`` sees by ``taste``, and errs with
     probability ``noise``, below .5."""
-    check_noise(noise)
     annotator = Scorer(name, lambda question, answer: taste.score(judge(question, answer, True)))
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, noise, rng)
 
@@ -216,10 +196,9 @@ def by_function(reward: Reward, name: str) -> Rank:
 
 def world_of(run: Path | None) -> World:
     """The demo world that a run is about, whose truth simulated annotators know. UsageError for other runs."""
-    settings = read_run(run).get("settings", {}) if run is not None else {}
-    if settings.get("kind") != "world":
+    if (world := provenance.world_of(run)) is None:
         raise UsageError("Simulated annotators know the demo world only.", "Rank by hand, or with --judge MODEL.")
-    return World(settings.get("world", "full"))
+    return world
 
 
 def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequence[int] = ()) -> int:
@@ -229,40 +208,31 @@ def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequ
     is kept when a later question fails, so that interrupted work resumes where it was.
     """
     place = {number: i for i, number in enumerate(first)}
-    wanted = sorted(store.questions(), key=lambda asked: place.get(asked.id, len(place)))
     ranked: list[Entry] = []
     done: set[int] | None = None
     written = 0
-    for asked in wanted:
-        if most and written + len(ranked) >= most:
-            break
-        if len(asked.candidates) < 2:
-            continue
-        rng = random.Random(mix(seed, asked.id, 11))
-        order = list(range(len(asked.candidates)))
-        rng.shuffle(order)
-        shown = replace(asked, candidates=tuple(asked.candidates[i] for i in order))
-        try:
-            entry = _entry(shown, rank, by, rng)
-        except KlypeError:
-            store.record_all(ranked)
-            raise
-        if done is None:
-            done = {e.asked.id for e in store.entries(annotators=(entry.annotator,))}
-        if asked.id in done:
-            continue
-        ranked.append(entry)
-        if asked.id % 10 == 0:
-            ranked.append(replace(_entry(shown, rank, by, rng), again=True))
-        if len(ranked) >= 100:
-            written += len(store.record_all(ranked))
-            ranked = []
-    return written + len(store.record_all(ranked))
-
-
-def _entry(asked: RankingItem, rank: Rank, by: By, rng: random.Random) -> Entry:
-    ranking = rank(asked.question, [c.text for c in asked.candidates], rng)
-    return Entry(asked, ranking.order, ranking.annotator, by=by, when=now())
+    try:
+        for asked in sorted(store.questions(), key=lambda asked: place.get(asked.id, len(place))):
+            if most and written + len(ranked) >= most:
+                break
+            if len(asked.candidates) < 2:
+                continue
+            rng, order = random.Random(mix(seed, asked.id, 11)), list(asked.candidates)
+            rng.shuffle(order)
+            for again in (False, True) if asked.id % 10 == 0 else (False,):
+                found = rank(asked.question, [c.text for c in order], rng)
+                if done is None:
+                    done = {e.asked.id for e in store.entries(annotators=(found.annotator,))}
+                if asked.id in done:
+                    break
+                shown = replace(asked, candidates=tuple(order))
+                ranked.append(Entry(shown, found.order, found.annotator, by=by, when=now(), again=again))
+            if len(ranked) >= 100:
+                written += len(store.record_all(ranked))
+                ranked = []
+    finally:
+        written += len(store.record_all(ranked))
+    return written
 
 
 def summary(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -281,18 +251,17 @@ def summary(entries: Sequence[Entry]) -> dict[str, Any]:
         of_b = {e.asked.id: e for e in theirs}
         both = [(e, of_b[e.asked.id]) for e in mine if e.asked.id in of_b and _same(e, of_b[e.asked.id])]
         between.append({"annotators": [a, b], "tau_b": _tau(both).json()})
+    opposed, cyclic = _share(found.opposed, found.pairs), _share(found.cyclic, found.triads)
     return {
-        "annotators": [_annotator_summary(name, own[name]) for name in names],
+        "annotators": [habits(name, own[name]) for name in names],
         "between": between,
         "alpha": {level: alpha(shared, level).json() for level in ("ordinal", "nominal")},
-        "contradictions": {
-            "opposed_pairs": _share(found.opposed, found.pairs),
-            "cyclic_triads": _share(found.cyclic, found.triads),
-        },
+        "contradictions": {"opposed_pairs": opposed, "cyclic_triads": cyclic},
     }
 
 
-def _annotator_summary(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
+def habits(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
+    """How much one annotator ranked, and how."""
     habit = first_shown(entries)
     times = [e.seconds for e in entries if e.seconds is not None]
     ranked = [e for e in entries if e.kind != "skip"]

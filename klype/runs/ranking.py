@@ -22,15 +22,15 @@ from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.preferences.candidates import merge_near_duplicates, most_informative
 from klype.preferences.records import SIMULATED, Candidate, Entry, Part, RankingItem, entry_of
 from klype.preferences.store import Store
-from klype.runs.options import RunOptions, StageOptions
 from klype.runs.rankers import Sitting, now, rank_by_hand
-from klype.runs.say import RunListener
-from klype.runs.task import AnswerSettings, Task, draw_answers
-from klype.sources.source import Source, answers
+from klype.runs.run_options import RunOptions
+from klype.runs.stages import RunContext, seconds_for
+from klype.runs.task import Task
+from klype.sources.source import NativeSource, Source, answers
 from klype.text.chat import Chat
 from klype.train.preference import NoPreferencesError, RankedAnswers
 from klype.train.reward_model import RewardSettings, fit_reward
-from klype.values import Question, Ranking, Request, Sampling, Trace
+from klype.values import Question, Ranking, Request, Sampling
 
 STORE = "rankings.db"  # a run's, in its folder rank/
 # what older runs have in its place
@@ -52,32 +52,32 @@ class RankedSets:
     noise: float | None
 
 
-def make(
-    model: Transformer,
-    task: Task,
-    options: RunOptions | StageOptions,
-    folder: Path,
-    say: RunListener,
-    seconds: float = math.inf,
-) -> str:
-    """Fills the run's store; what is there already stays (a person's work resumes where it stopped).
-    Simulated rankings are as many as fit into ``seconds``."""
-    with open_store(folder) as store:
-        if given := task.given_rankings():
+def rank(run: RunContext) -> None:
+    """Many answers to each question in the run's store, in an annotator's order: given, a person's (whose work resumes
+    where it stopped), or the simulated one's, of which there are as many as there is time for."""
+    run.say.stage_start("rank", 0)
+    task, options = run.task, run.options
+    with open_store(run.folder / "rank") as store:
+        if given := task.given_rankings:
             parts = _parts([r.question for r in given])
             store.put([entry_of(r, part, "imported") for r, part in zip(given, parts, strict=True)])
-            return f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out"
-        if not options.human:
-            return _simulated(store, model, task, options.seed, seconds)
-        if not store.questions():
-            questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
-            store.add(_asked(questions, draw(model, task, questions, options.seed), _parts(questions)))
-        rank_by_hand(store, Sitting("you"), say)
-        done = store.entries(annotators=("you",))
-        if not done:
-            raise KlypeError("Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it.")
-        held_out = sum(e.asked.part == "held-out" for e in done)
-        return f"{len(done)} questions ranked by you; {held_out} of them are held out"
+            made = f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out"
+        elif options.human:
+            if not store.questions():
+                questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
+                candidates = draw(run.model("finetune"), task, questions, options.seed)
+                store.add(_asked(questions, candidates, _parts(questions)))
+            rank_by_hand(store, Sitting("you"), run.say)
+            if not (done := store.entries(annotators=("you",))):
+                raise KlypeError(
+                    "Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it."
+                )
+            held_out = sum(e.asked.part == "held-out" for e in done)
+            made = f"{len(done)} questions ranked by you; {held_out} of them are held out"
+        else:
+            seconds = seconds_for(run, "rank") if isinstance(options, RunOptions) else math.inf
+            made = simulated(store, run.model("finetune"), task, options.seed, seconds)
+    run.say.stage_end(made)
 
 
 def has_store(folder: Path) -> bool:
@@ -99,18 +99,19 @@ def _older(folder: Path) -> list[Entry]:
     return [replace(e, asked=replace(e.asked, part=part)) for file, part in there for e in formats.read(file)]
 
 
-def _simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
+def simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
+    """Answers drawn and ranked by the task's annotator, as many as fit into the time; how many."""
     section = task.recipe.rank
     annotator = Scorer(task.annotator_name, lambda question, answer: task.judge(question, answer, True).score)
     held_out = _each_once(task.held_out[: section.held_out], [])
     questions = _each_once([task.questions(1)(i) for i in range(section.questions)], held_out)
     began = time.perf_counter()
-    drawn = draw(model, task, questions[:FEWEST], seed)
-    a_question = (time.perf_counter() - began) / max(1, len(drawn))
+    candidates = draw(model, task, questions[:FEWEST], seed)
+    a_question = (time.perf_counter() - began) / max(1, len(candidates))
     fitting = SLACK * seconds / max(a_question, 1e-9) - len(held_out)
     questions = questions[: max(FEWEST, round(min(fitting, len(questions))))]
-    drawn += draw(model, task, questions[FEWEST:], seed, first=FEWEST)
-    items = _asked(questions, drawn, ["train"] * len(questions))
+    candidates += draw(model, task, questions[FEWEST:], seed, first=FEWEST)
+    items = _asked(questions, candidates, ["train"] * len(questions))
     held_out_items = _asked(held_out, draw(model, task, held_out, seed + 1), ["held-out"] * len(held_out))
     entries: list[Entry] = []
     for at, (asked, noise) in enumerate(((items, section.noise), (held_out_items, 0.0))):
@@ -138,29 +139,48 @@ def _asked(
     return [RankingItem(question, tuple(answers), part) for question, answers, part in rows if len(answers) > 1]
 
 
-def draw(
-    model: Transformer, task: Task, questions: Sequence[Question], seed: int, name: str = "finetune", first: int = 0
-) -> list[list[Candidate]]:
-    """Different finished answers to each question: drawn, drawn hot, and wrong ones where the task can make them.
+@dataclass(frozen=True, slots=True)
+class DrawSettings:
+    """``n`` answers at each of ``temperatures``, of ``limit`` tokens at most, for ``most`` questions (0: all)."""
 
-    ``name`` says which model answered; ``first``: the number of the first question.
-    """
-    section, decode = task.recipe.rank, task.chat.tokenizer.decode_answer
-    groups: list[list[Candidate]] = [[] for _ in questions]
+    temperatures: tuple[float, ...] = (1.0,)
+    n: int = 4
+    limit: int = 48
+    most: int = 0
+    seed: int = 0
+
+
+def drawn(source: Source, name: str, questions: Sequence[Question], settings: DrawSettings) -> list[list[Candidate]]:
+    """Each question's finished answers that say something, of the model called ``name``."""
+    codec, found = source.codec, [list[Candidate]() for _ in questions]
+    for temperature in settings.temperatures:
+        sampling, stop = Sampling(temperature=temperature), tuple(codec.stop)
+        asked = [(codec.prompt(q.messages()), draw_seed(settings.seed, q.prompt, temperature)) for q in questions]
+        requests = [Request(tuple(ids), settings.n, settings.limit, sampling, seed, stop) for ids, seed in asked]
+        for group, traces in zip(found, answers(source, requests), strict=True):
+            for trace in traces:
+                if trace.ended == "stop" and (text := codec.decode(trace.tokens).strip()):
+                    # without its distributions, which nobody reads again
+                    steps = tuple(replace(step, distribution=None) for step in trace.steps)
+                    group.append(Candidate(text, name, temperature, trace=replace(trace, steps=steps, model=name)))
+    return found
+
+
+def draw(
+    model: Transformer, task: Task, questions: Sequence[Question], seed: int, first: int = 0
+) -> list[list[Candidate]]:
+    """The fine-tuned model's different finished answers to each question: drawn, drawn hot, and wrong ones where the
+    task can make them. ``first``: the number of the first question."""
+    section, groups = task.recipe.rank, [list[Candidate]() for _ in questions]
+    source = NativeSource.of(model, task.chat.tokenizer, task.chat)
     for n, temperature in ((section.drawn, 1.0), (section.hot, section.hot_temperature)):
         if n:
-            drawn = draw_answers(task, model, questions, AnswerSettings(temperature, n))
-            for answers, traces in zip(groups, drawn, strict=True):
-                answers += [_candidate(decode(t.tokens), name, t, temperature) for t in traces if t.ended == "stop"]
-    for i, (question, answers) in enumerate(zip(questions, groups, strict=True), first):
-        answers += [Candidate(text, "made wrong") for text in task.wrong_answers(question, section.wrong, mix(seed, i))]
-    return [different(task, question, answers) for question, answers in zip(questions, groups, strict=True)]
-
-
-def _candidate(text: str, name: str, trace: Trace, temperature: float) -> Candidate:
-    """An answer of the model called ``name``, without its distributions."""
-    bare = replace(trace, steps=tuple(replace(step, distribution=None) for step in trace.steps), model=name)
-    return Candidate(text, name, temperature, trace=bare)
+            settings = DrawSettings((temperature,), n, section.limit, seed=task.seed)
+            for group, new in zip(groups, drawn(source, "finetune", questions, settings), strict=True):
+                group += new
+    for i, (question, group) in enumerate(zip(questions, groups, strict=True), first):
+        group += [Candidate(text, "made wrong") for text in task.wrong_answers(question, section.wrong, mix(seed, i))]
+    return [different(task, question, group) for question, group in zip(questions, groups, strict=True)]
 
 
 def different(task: Task, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:
@@ -170,20 +190,13 @@ def different(task: Task, question: Question, answers: Sequence[Candidate]) -> l
     return [kept[first] for first, *_ in merged]
 
 
-def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets:
-    """The rankings that the rank stage left, as token ids: those of ``annotators``, or of all.
-
-    Simulated annotators are a stand-in: when none are named, and somebody else ranked too, theirs are left out. Raises
-    NoPreferencesError.
-    """
+def load(task: Task, folder: Path) -> RankedSets:
+    """The rankings that the rank stage left, as token ids. Raises NoPreferencesError."""
+    found = _older(folder)
     if (folder / STORE).exists():
         with Store.open(folder / STORE, read_only=True) as store:
-            found = store.entries(annotators=annotators)
-    else:
-        found = [e for e in _older(folder) if not annotators or e.annotator in annotators]
-    entries = [e for e in found if e.kind != "skip"]
-    if not annotators:
-        entries = _by_people(entries)
+            found = store.entries()
+    entries = _by_people(found)
     if entries and not any(e.asked.part == "held-out" for e in entries):
         parts = _parts([e.asked.question for e in entries])
         entries = [replace(e, asked=replace(e.asked, part=part)) for e, part in zip(entries, parts, strict=True)]
@@ -197,15 +210,16 @@ def load(task: Task, folder: Path, annotators: Sequence[str] = ()) -> RankedSets
             "Rank some answers first: klype rank MODEL.",
         )
     annotator = train[0][0].annotator
-    known = annotator.startswith(SIMULATED) and not task.given_rankings()
+    known = annotator.startswith(SIMULATED) and not task.given_rankings
     noise = task.recipe.rank.noise if known else None
     exact = [ranking for ranking, _ in held_out]
     return RankedSets([read for _, read in train], [read for _, read in held_out], exact, annotator, noise)
 
 
-def _by_people(entries: list[Entry]) -> list[Entry]:
-    """Simulated rankings count only while there are no others."""
-    return [e for e in entries if e.by != "simulated"] or entries
+def _by_people(entries: Sequence[Entry]) -> list[Entry]:
+    """What was ranked. Simulated annotators are a stand-in: when somebody else ranked too, theirs is left out."""
+    ranked = [e for e in entries if e.kind != "skip"]
+    return [e for e in ranked if e.by != "simulated"] or ranked
 
 
 def unranked(task: Task, folder: Path) -> list[tuple[Question, RankedAnswers]]:
@@ -248,45 +262,19 @@ BATCH = 64  # questions per transaction
 HEADS, STEPS = 8, 300  # of the ensemble whose disagreement says what to rank next
 
 
-@dataclass(frozen=True, slots=True)
-class DrawSettings:
-    """``n`` answers at each of ``temperatures``, of ``limit`` tokens at most, for ``most`` questions (0: all)."""
-
-    temperatures: tuple[float, ...] = (1.0,)
-    n: int = 4
-    limit: int = 48
-    most: int = 0
-    seed: int = 0
-
-
 def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -> int:
     """Adds ``source``'s finished answers under ``name``, but for near-duplicates and those that say nothing; how many
     were new. What was drawn stays when it is stopped."""
-    codec, asked = source.codec, store.questions()
+    asked, added = store.questions(), 0
     asked = asked[: settings.most] if settings.most else asked
-    added = 0
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
-        groups, news = [list(one.candidates) for one in part], []
-        for temperature in settings.temperatures:
-            requests = [
-                Request(
-                    tuple(codec.prompt(one.question.messages())),
-                    n=settings.n,
-                    limit=settings.limit,
-                    sampling=Sampling(temperature=temperature),
-                    seed=draw_seed(settings.seed, one.question.prompt, temperature),
-                    stop=tuple(codec.stop),
-                )
-                for one in part
-            ]
-            for group, traces in zip(groups, answers(source, requests), strict=True):
-                finished = ((codec.decode(t.tokens).strip(), t) for t in traces if t.ended == "stop")
-                group += [_candidate(text, name, t, temperature) for text, t in finished if text]
-        for one, group in zip(part, groups, strict=True):
+        news = []
+        for one, new in zip(part, drawn(source, name, [one.question for one in part], settings), strict=True):
+            group = [*one.candidates, *new]
             merged = merge_near_duplicates([c.text for c in group], meaning=text_meaning(one.question))
-            new = tuple(group[first] for first, *_ in merged if first >= len(one.candidates))
-            news += [replace(one, candidates=new)] if new else []
+            kept = tuple(group[first] for first, *_ in merged if first >= len(one.candidates))
+            news += [replace(one, candidates=kept)] if kept else []
         store.add(news)
         added += sum(len(one.candidates) for one in news)
     return added
@@ -301,7 +289,7 @@ def prioritise(store: Store, run: Path, seed: int, device: torch.device | None =
     if loaded.chat is None:
         raise KlypeError(f"The model in {run / 'finetune'} has no chat template.")
     window = loaded.model.config.window
-    known = _by_people([e for e in store.entries() if e.kind != "skip"])
+    known = _by_people(store.entries())
     ranked = _fitting(loaded.chat, window, [e.ranking() for e in known if e.asked.part == "train"])
     if not ranked:
         raise KlypeError("--active learns from rankings, and there are none yet.", "Rank some questions without it.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +11,14 @@ from pydantic import Field, FiniteFloat
 from klype.config import Settings, load, nearest
 from klype.errors import UsageError
 from klype.model.lora import LoraSettings
-from klype.runs.options import Size
+from klype.runs.run_options import Size
 from klype.train.loop import TrainSettings as Training
 from klype.train.optimizer import OptimizerSettings, Schedule
 from klype.train.policy import AlignSettings, method
 from klype.train.reward_model import RewardSettings
 from klype.train.rewards import MODEL, absolute
+
+RECIPES = Path(__file__).with_name("recipes")
 
 
 class TokenizerSection(Settings):
@@ -94,13 +95,9 @@ class ModelSection(Settings):
     embed_std: float = Field(default=0.5, gt=0)
 
     @property
-    def shape(self) -> ModelShape:
-        return ModelShape(self.width, self.layers, self.heads, self.hidden)
-
-    @property
     def open(self) -> bool:
         """Whether some of its shape is to be chosen."""
-        return not all(self.shape)
+        return not all(getattr(self, name) for name in ModelShape._fields)
 
     def filled(self, shape: ModelShape) -> ModelSection:
         """With this shape where it is open."""
@@ -284,7 +281,7 @@ def saved(settings: dict[str, Any]) -> dict[str, Any]:
 
 def names() -> list[str]:
     """The recipes that come with klype."""
-    return sorted(f.name.removesuffix(".toml") for f in _folder().iterdir() if f.name.endswith(".toml"))
+    return sorted(file.stem for file in RECIPES.glob("*.toml"))
 
 
 def read(name: str, overrides: tuple[str, ...] = (), size: Size | None = None) -> Recipe:
@@ -292,16 +289,9 @@ def read(name: str, overrides: tuple[str, ...] = (), size: Size | None = None) -
     setting.
     """
     sized = [f"model.{k}={v}" for k, v in SHAPES[size]._asdict().items()] if size else []
-    overrides = (*sized, *overrides)
-    if name.endswith(".toml"):
-        return load(Recipe, Path(name), overrides)
-    if name not in names():
+    own = name.endswith(".toml")
+    if not own and name not in names():
         near = nearest(name, names())
         hint = f"Did you mean {near}?" if near else f"Recipes are: {', '.join(names())}, or a TOML file."
         raise UsageError(f"There is no recipe {name}.", hint)
-    with resources.as_file(_folder() / f"{name}.toml") as file:
-        return load(Recipe, file, overrides)
-
-
-def _folder() -> resources.abc.Traversable:
-    return resources.files("klype.runs") / "recipes"
+    return load(Recipe, Path(name) if own else RECIPES / f"{name}.toml", (*sized, *overrides))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +19,12 @@ from klype.planner import StepBudget, StepPlan, ThreadConfig
 from klype.preferences.agreement import with_itself
 from klype.preferences.annotators import Scorer, rank_simulated, ranks
 from klype.runs import ranking
-from klype.runs.options import InputOptions, RunOptions
+from klype.runs.listener import RunListener
 from klype.runs.ranking import RankedSets
 from klype.runs.recipe import Recipe
 from klype.runs.run_json import Record
-from klype.runs.say import RunListener
+from klype.runs.run_options import InputOptions, RunOptions
 from klype.runs.stages import RunContext, seconds_for, session_of
-from klype.runs.task import Task
 from klype.train.policy import method
 from klype.train.preference import RankedAnswers, informative
 from klype.train.reward_model import ABOUT, RewardModel, bias_audit, fit_reward, pairs_by_ranking
@@ -55,15 +54,12 @@ def reward(run: RunContext) -> None:
     seconds = seconds_for(run, "reward") if isinstance(run.options, RunOptions) else 0.0
     known = StepPlan(fit.steps, SLACK * seconds, ThreadConfig()).json()
     budget = StepBudget(known, time.perf_counter(), most=fit.steps)
-    model = budget.follow(
-        lambda: fit_reward(
-            trunk,
-            useful,
-            fit.model_copy(update={"steps": budget.plan.steps}),
-            run.folder / "reward",
-            session_of(run, "reward", None, None, budget),
-        )
-    )
+
+    def fitted() -> RewardModel:
+        settings = fit.model_copy(update={"steps": budget.plan.steps})
+        return fit_reward(trunk, useful, settings, run.folder / "reward", session_of(run, "reward", budget))
+
+    model = budget.follow(fitted)
     run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
     model.save(run.folder / "reward", {"annotator": ranked.annotator})
     run.models.pop("reward")
@@ -79,15 +75,30 @@ def examined(run: RunContext) -> dict[str, Any]:
     return _examined(run, model, ranking.load(run.task, run.folder / "rank"))
 
 
-def _examined(run: RunContext, model: RewardModel, ranked: ranking.RankedSets) -> dict[str, Any]:
-    figures = agreement(model, ranked, run.task, run.options.seed)
-    found: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
-    found |= judge_the_judge(model, ranked.held_out)
+def _examined(run: RunContext, model: RewardModel, ranked: RankedSets) -> dict[str, Any]:
+    """Held-out pair accuracy, the annotator's agreement with itself, what the reward leans on besides the taste, and
+    how well its certainty is founded."""
+    seed, judge = run.options.seed, run.task.judge
+    annotator = Scorer("ceiling", lambda question, answer: judge(question, answer, True).score)
+    figures = {"pair_accuracy": _share_right(pairs_by_ranking(model, ranked.held_out)), "ceiling": UNKNOWN}
+    if (noise := ranked.noise) is not None:
 
-    def score(question: Question, answer: str) -> float:
-        return run.task.judge(question, answer, True).score
+        def again(index: int, rng: random.Random) -> Ranking:
+            one = ranked.exact[index]
+            return rank_simulated(annotator, one.question, one.candidates, noise, rng)
 
-    return found | {"tau_ceiling": tau_ceiling(ranked.exact, ranked.noise, score, run.options.seed).json()}
+        figures["ceiling"] = _share_right(with_itself(again, len(ranked.exact), seed, repeats=AGAIN))
+    if ranked.held_out:
+        # partial correlations of the reward with length and politeness, given the annotator's score
+        scores = [s for r in ranked.held_out for s in model.score([r.prompt] * len(r.answers), r.answers).tolist()]
+        texts = [(i, one.question, text) for i, one in enumerate(ranked.exact) for text in one.candidates]
+        verdicts = [judge(question, text, True) for _, question, text in texts]
+        beside = {"length": [float(v.words) for v in verdicts], "politeness": [float(bool(v.polite)) for v in verdicts]}
+        found = bias_audit(scores, [v.score for v in verdicts], beside, [i for i, *_ in texts])
+        figures |= {f"leans_on_{name}": figure for name, figure in found.items()}
+    shown: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
+    ceiling = tau_ceiling(ranked.exact, noise, annotator, seed)
+    return {**shown, **judge_the_judge(model, ranked.held_out), "tau_ceiling": ceiling.json()}
 
 
 def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: RunListener) -> dict[str, Reward]:
@@ -154,48 +165,44 @@ def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, RankedAnswe
 # How good a reward model is: its order, its certainty, what it leans on.
 
 BINS = 8
-TAU = (-1.0, 1.0)  # what Kendall's τ-b can be
 AGAIN = 5  # how often the annotator ranks twice
 UNKNOWN = Figure(None, why="a person's own noise is known only from repeats")
+UNORDERED = Figure(None, why="no held-out pair is ordered")
 
 
 def judge_the_judge(model: RewardModel, held_out: Sequence[RankedAnswers]) -> dict[str, Any]:
     """``tau`` (Kendall's τ-b per question), ``calibration`` (bins of σ(Δs) with the observed rate of winning) and
     ``calibration_error``: the root mean square gap between the two."""
-    scored = [(r, model.scores([r.prompt] * len(r.answers), r.answers) * model.spread) for r in held_out]
-    said, won, asked = pairs([(r.ranks, s_NH.mean(1).tolist()) for r, s_NH in scored])
+    scores = [(model.scores([r.prompt] * len(r.answers), r.answers) * model.spread).mean(1) for r in held_out]
+    said, won, asked = pairs([(r.ranks, s_N.tolist()) for r, s_N in zip(held_out, scores, strict=True)])
     if not said:
-        why = Figure(None, why="no held-out pair is ordered").json()
-        return {"tau": why, "calibration_error": why, "calibration": []}
-    taus = [
-        (index, float(tau))
-        for index, (r, s_NH) in enumerate(scored)
-        if np.isfinite(tau := stats.kendalltau(-np.array(r.ranks), s_NH.mean(1)).statistic)
-    ]
+        return {"tau": UNORDERED.json(), "calibration_error": UNORDERED.json(), "calibration": []}
+    both = [(-np.array(r.ranks), s_N) for r, s_N in zip(held_out, scores, strict=True)]
     return {
-        "tau": mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b", within=TAU).json(),
+        "tau": _mean_tau(both, range(len(both))).json(),
         "calibration_error": calibration_error(said, won, asked, BINS).json(),
         "calibration": [{"p": p, "observed": observed.json()} for p, observed in bins(said, won, asked, BINS)],
     }
 
 
-def tau_ceiling(
-    exact: Sequence[Ranking], noise: float | None, score: Callable[[Question, str], float], seed: int
-) -> Figure:
+def _mean_tau(both: Sequence[tuple[Any, ...]], asked: Sequence[int]) -> Figure:
+    """The mean of Kendall's τ-b of two orders of each question's answers; of what is all tied there is none."""
+    taus = [(float(stats.kendalltau(one, two).statistic), index) for (one, two), index in zip(both, asked, strict=True)]
+    known = [(tau, index) for tau, index in taus if np.isfinite(tau)]
+    if not known:
+        return UNORDERED
+    return mean_by_question([tau for tau, _ in known], [i for _, i in known], "tau-b", within=(-1.0, 1.0))
+
+
+def tau_ceiling(exact: Sequence[Ranking], noise: float | None, annotator: Scorer, seed: int) -> Figure:
     """Kendall's τ-b of two rankings of the annotator's own, each with its noise; unknown for people."""
     if noise is None:
         return UNKNOWN
-    annotator, rng = Scorer("ceiling", score), random.Random(seed)
-    taus = []
-    for index, asked in enumerate(exact):
-        for _ in range(AGAIN):
-            shown = asked.question, asked.candidates
-            one, two = (ranks(rank_simulated(annotator, *shown, noise, rng)) for _ in range(2))
-            if np.isfinite(tau := stats.kendalltau(one, two).statistic):
-                taus.append((index, float(tau)))
-    if not taus:
-        return Figure(None, why="no held-out pair is ordered")
-    return mean_by_question([t for _, t in taus], [i for i, _ in taus], "tau-b", within=TAU)
+    rng, asked = random.Random(seed), [index for index in range(len(exact)) for _ in range(AGAIN)]
+    shown = [(exact[index].question, exact[index].candidates) for index in asked]
+    return _mean_tau(
+        [tuple(ranks(rank_simulated(annotator, *one, noise, rng)) for _ in range(2)) for one in shown], asked
+    )
 
 
 def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:
@@ -214,36 +221,9 @@ def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list
     return said, won, asked
 
 
-def agreement(model: RewardModel, ranked: RankedSets, task: Task, seed: int) -> dict[str, Figure]:
-    """Held-out pair accuracy, the annotator's agreement with itself, and what the reward leans on besides the taste."""
-    figures = {"pair_accuracy": _share_right(pairs_by_ranking(model, ranked.held_out))}
-    if ranked.noise is None:
-        figures["ceiling"] = UNKNOWN
-    else:
-        annotator, noise = (
-            Scorer("ceiling", lambda question, answer: task.judge(question, answer, True).score),
-            ranked.noise,
-        )
-
-        def again(index: int, rng: random.Random) -> Ranking:
-            one = ranked.exact[index]
-            return rank_simulated(annotator, one.question, one.candidates, noise, rng)
-
-        figures["ceiling"] = _share_right(with_itself(again, len(ranked.exact), seed, repeats=AGAIN))
-    if ranked.held_out:
-        # partial correlations of the reward with length and politeness, given the annotator's score
-        scores = [s for r in ranked.held_out for s in model.score([r.prompt] * len(r.answers), r.answers).tolist()]
-        texts = [(i, one.question, text) for i, one in enumerate(ranked.exact) for text in one.candidates]
-        verdicts = [task.judge(question, text, True) for _, question, text in texts]
-        beside = {"length": [float(v.words) for v in verdicts], "politeness": [float(bool(v.polite)) for v in verdicts]}
-        found = bias_audit(scores, [v.score for v in verdicts], beside, [i for i, *_ in texts])
-        figures |= {f"leans_on_{name}": figure for name, figure in found.items()}
-    return figures
-
-
 def _share_right(pairs: Sequence[tuple[float, float]]) -> Figure:
     """The share of pairs in the right order, from (right, pairs) per ranking; rankings without pairs are left out."""
     if not (ordered := [found for found in pairs if found[1]]):
-        return Figure(None, why="no held-out pair is ordered")
+        return UNORDERED
     right, of = zip(*ordered, strict=True)
     return ratio_of_means(right, of, "share of pairs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,8 +18,8 @@ from klype.durable import hash_file
 from klype.errors import UsageError
 from klype.examine.run_figures import JsonObject, LocalText
 from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
-from klype.runs.options import InputOptions
 from klype.runs.recipe import DataSection
+from klype.runs.run_options import InputOptions
 from klype.values import Question, Ranking
 from klype.words import in_all_languages
 
@@ -55,13 +54,18 @@ def gather(
 ) -> Material:
     """Everything that is given, sorted by what it is. Raises KlypeError when it cannot be read or is nothing.
 
-    ``known``: hashes of files that are computed already, by absolute path (``opening.input_hashes``).
+    ``known``: hashes of files that are computed already, by absolute path (``run_start.input_hashes``).
     """
     place = options.data
     if place is not None and find_data.is_hub(place):
         place = find_data.fetch(str(place), (options.out or Path()) / "data", section.megabytes)
-    found = find_data.collect(place)
-    dictionary = _dictionary(found, section, bad)
+    found, dictionary = find_data.collect(place), Dictionary() if section.dictionary else None
+    if dictionary is None:  # without the recipe's own, articles are plain text
+        found["text"] += found.pop("articles", [])
+    else:
+        bokmalsordboka(dictionary)
+        for file in found["articles"]:
+            read_articles(file, dictionary, bad)
     own = files_of(options.text, KINDS) if options.text else []
     texts = [*own, *found["text"]]
     if not texts and dictionary is None and not found["instructions"] and not options.instructions:
@@ -97,11 +101,14 @@ def gather(
         return not section.language or language(said) == section.language
 
     orders = {file: list(filter(wanted, read_preferences([file], bad))) for file in ranked}
-    endings = {file: list(_endings(file, section, bad)) for file in found["endings"]}
+    endings = {file: list(find_data.endings(file, section.language, bad)) for file in found["endings"]}
     used = [file for file in texts if str(file) in read]
     used += [file for files in (kept, orders, endings) for file, of in files.items() if of]
     used += found["articles"] if dictionary else []
-    facts = [_facts(file, known or {}) for file in dict.fromkeys(used[:SHOWN_FILES])]
+    facts = [*dictionary.sources] if dictionary else []
+    for file in dict.fromkeys(used[:SHOWN_FILES]):
+        digest = (known or {}).get(os.path.abspath(file)) or hash_file(file)
+        facts.append({"name": file.name, "sha256": digest, "bytes": file.stat().st_size, **find_data.licence_of(file)})
     notes: list[LocalText] = []
     if foreign := sum(map(len, told.values())) - sum(map(len, kept.values())):
         notes.append(in_all_languages("run", f"note.foreign_{section.language}", n=foreign))
@@ -123,7 +130,7 @@ def gather(
         [*(dictionary.asked(section.words) if dictionary else []), *chain.from_iterable(endings.values())],
         list(chain.from_iterable(orders.values())),
         dictionary,
-        [*(dictionary.sources if dictionary else []), *facts],
+        facts,
         notes,
         share,
         lambda: _texts(own, found["text"], again, section.near, []),
@@ -144,18 +151,6 @@ def key_of(question: Question) -> str:
 def whole_prompt(question: Question) -> str:
     """All that is said up to the answer."""
     return "\n".join(message["content"] for message in question.messages())
-
-
-def _dictionary(found: find_data.FilesByKind, section: DataSection, bad: BadRows) -> Dictionary | None:
-    """The recipe's dictionary, and articles that lie in the folder; without the first, articles are plain text."""
-    if not section.dictionary:
-        found["text"] += found.pop("articles", [])
-        return None
-    dictionary = Dictionary()
-    bokmalsordboka(dictionary)
-    for file in found["articles"]:
-        read_articles(file, dictionary, bad)
-    return dictionary
 
 
 def _texts(
@@ -183,20 +178,3 @@ def _in_language(file: Path, reading: ReadOptions) -> Iterator[TextDocument]:
     first = list(islice(texts, LOOKED_AT))
     common = language(" ".join(d.text[:100] for d in first))
     yield from (d for d in chain(first, texts) if language(d.text, common, CLEARLY) == reading.language)
-
-
-def _endings(file: Path, section: DataSection, bad: BadRows) -> Iterator[Question]:
-    for asked, accepted in find_data.endings(file, section.language, bad):
-        name = hashlib.sha256(asked.encode()).hexdigest()[:12]
-        yield Question(name, asked, answers=accepted, extra={"kind": "ending"})
-
-
-def _facts(file: Path, known: Mapping[str, str]) -> JsonObject:
-    licence = find_data.licence_of(file)
-    digest = known.get(os.path.abspath(file)) or hash_file(file)
-    facts: JsonObject = {"name": file.name, "sha256": digest, "bytes": file.stat().st_size}
-    if licence.name:
-        facts["licence"] = licence.name
-    if licence.attribution:
-        facts["attribution"] = licence.attribution
-    return facts

@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import shutil
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,14 +17,15 @@ from typing import Any, Literal, TypeVar
 
 import psutil
 from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
 
 from klype import durable
 from klype.config import make
 from klype.errors import Interrupted, KlypeError, UsageError
-from klype.jsons import finite, steps
+from klype.jsons import steps, tail
 from klype.option import spelled
 from klype.runs.folder import read_run
-from klype.runs.options import STAGES, RunOptions, StageOptions
+from klype.runs.run_options import STAGES, RunOptions, StageOptions
 from klype.sources.opening import PATH, kind_of
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
@@ -64,20 +64,26 @@ class Record:
 
     def __init__(self, folder: Path, content: dict[str, Any], writes: bool = True) -> None:
         self.folder, self.content, self._writes = folder, content, writes
-        self._began = time.perf_counter()
-        self._earlier = float(content["seconds"].get("total", 0.0))
+        self._began = time.perf_counter() - float(content["seconds"].get("total", 0.0))
         self._whole: float | None = None
 
     @staticmethod
     def start(folder: Path, options: RunOptions | StageOptions, about: dict[str, Any]) -> Record:
-        content = {"asked": asked(options), **about, "versions": versions(), "machine": machine()}
-        content |= {"plan": {}, "done": {}, "seconds": {}, "figures": {}, "state": "running", "meaning": MEANING}
-        return Record(folder, content)
+        import torch
+
+        import klype
+        from klype.device import memory_gib, processor, usable_cores
+
+        versions = {"klype": klype.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        machine = {"processor": processor(), "cores": str(usable_cores()), "memory": f"{memory_gib()[0]:.0f} GiB"}
+        content = {"asked": asked(options), **about, "versions": versions}
+        content |= {"machine": {**machine, "system": platform.system()}, "plan": {}, "done": {}, "seconds": {}}
+        return Record(folder, {**content, "figures": {}, "state": "running", "meaning": MEANING})
 
     @property
     def elapsed(self) -> float:
         """Seconds, all starts together."""
-        return self._whole if self._whole is not None else self._earlier + time.perf_counter() - self._began
+        return self._whole if self._whole is not None else time.perf_counter() - self._began
 
     def stop_clock(self) -> None:
         """The run has taken this long: gate, report and run.json say the same, though the report is yet to come."""
@@ -144,26 +150,35 @@ def living(about: dict[str, Any]) -> psutil.Process | None:
 
 def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
     """What a resumed run must agree with."""
-    content = TypeAdapter(type(options)).dump_python(options, mode="json", exclude=set(FREE))
-    return {k: _from_anywhere(v) if k in PLACES else v for k, v in content.items()}
+    content: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json", exclude=set(FREE))
 
+    def from_anywhere(place: Any) -> Any:
+        """A path as it is from any folder, since a run may be resumed from another one; other names as they are."""
+        if isinstance(place, list):
+            return [from_anywhere(one) for one in place]
+        is_path = place and kind_of(str(place)) is PATH
+        return os.path.abspath(os.path.expanduser(place)) if is_path else place
 
-def _from_anywhere(place: Any) -> Any:
-    """A path as it is from any folder, since a run may be resumed from another one; other names as they are."""
-    if isinstance(place, list | tuple):
-        return [_from_anywhere(one) for one in place]
-    if not place or kind_of(str(place)) is not PATH:
-        return place
-    return os.path.abspath(os.path.expanduser(place))
+    return {k: from_anywhere(v) if k in PLACES else v for k, v in content.items()}
 
 
 def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
     """What was asked then, for all that is not asked now. UsageError when the two differ."""
     kind = type(options)
     defaults = {field.name: list(field.default) if field.default == () else field.default for field in fields(kind)}
+
+    def typed(name: str, value: Any) -> str:
+        """An option as it was given: "with --set a=1 --set b=2", "without --lora"."""
+        option = spelled(kind, name)
+        if value is None or value is False or value in ("", []):
+            return f"without {option}"
+        values = value if isinstance(value, list) else [value]
+        given = [option if v is True else f"{option} {f'{v:g}' if isinstance(v, float) else v}" for v in values]
+        return f"with {' '.join(given)}"
+
     for name, value in asked(options).items():
         if value not in (saved.get(name), defaults[name]):
-            then, now = (_typed(spelled(kind, name), given) for given in (saved.get(name), value))
+            then, now = (typed(name, given) for given in (saved.get(name), value))
             raise UsageError(
                 f"This run was started {then}, not {now}.",
                 "Leave the option out to continue it, or choose another --out.",
@@ -171,39 +186,9 @@ def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
     return make(kind, {**saved, **{name: getattr(options, name) for name in FREE}})
 
 
-def _typed(option: str, value: Any) -> str:
-    """An option as it was given: "with --set a=1 --set b=2", "without --lora"."""
-    if value is None or value is False or value in ("", [], ()):
-        return f"without {option}"
-    if value is True:
-        return f"with {option}"
-    values = value if isinstance(value, list | tuple) else [value]
-    return "with " + " ".join(f"{option} {f'{v:g}' if isinstance(v, float) else v}" for v in values)
-
-
 def write_json(path: Path, content: Any) -> None:
     """All of it or nothing (durable.py)."""
     durable.write(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def versions() -> dict[str, str]:
-    import torch
-
-    import klype
-
-    return {"klype": klype.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def machine() -> dict[str, str]:
-    from klype.device import processor, usable_cores
-
-    memory = psutil.virtual_memory().total / 2**30
-    return {
-        "processor": processor(),
-        "cores": str(usable_cores()),
-        "memory": f"{memory:.0f} GiB",
-        "system": platform.system(),
-    }
 
 
 # What a list of runs says of each: how it stands, how far it came, from what, what it reached, how large it is.
@@ -219,14 +204,17 @@ def overview(run: Path) -> dict[str, Any]:
         about = read_run(run)
     except KlypeError as error:
         return {"run": str(run), "why": error.message}
-    rows = {name: _last_row(run / name / "metrics.jsonl") for name in STAGES}
+    rows = {name: next(steps(reversed(tail(run / name / "metrics.jsonl").split(b"\n"))), {}) for name in STAGES}
     known = {*about.get("plan", {}), *about.get("done", {})}
     begun = [name for name in STAGES if name in known or (run / name / "metrics.jsonl").is_file()]
     stage = begun[-1] if begun else None
     gates, figures = about.get("gates", []), about.get("figures", {})
     newest: dict[str, Any] = next((figures[name] for name in ("aligned", "finetuned", "base") if figures.get(name)), {})
     told = [name for name in FIGURES if newest.get(name, {}).get("value") is not None]
-    seconds = [float(row["seconds"]) for row in rows.values() if isinstance(row.get("seconds"), int | float)]
+    size = 0
+    for file in run.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            size += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
     return {
         "run": str(run),
         "recipe": about.get("recipe"),
@@ -235,12 +223,12 @@ def overview(run: Path) -> dict[str, Any]:
         "step": rows[stage].get("step") if stage else None,
         "steps": planned_steps(about, stage) if stage else None,
         "seconds": about.get("seconds", {}).get("total"),
-        "trained_s": round(sum(seconds), 2),
+        "trained_s": round(sum(row.get("seconds", 0.0) for row in rows.values()), 2),
         "parent": about.get("asked", {}).get("from_") or about.get("parent") or None,
         "stages": [name for name in STAGES if (run / name / "config.json").is_file()],
         "figures": {name: newest[name] for name in told[:2]},
         "parameters": next(filter(None, (parameters(run / name) for name in reversed(STAGES))), None),
-        "bytes": sum(_size(file) for file in run.rglob("*")),
+        "bytes": size,
         "gates_passed": sum(bool(gate.get("passed")) for gate in gates),
         "gates": len(gates),
         **({"failure": about["failure"]} if about.get("state") == "failed" and about.get("failure") else {}),
@@ -266,38 +254,17 @@ def planned_steps(about: Mapping[str, Any], stage: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _last_row(file: Path) -> dict[str, Any]:
-    """The newest whole line of a metrics.jsonl that may be growing."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - (1 << 14)))
-            return next(steps(reversed(opened.read().split(b"\n"))), {})
-    except OSError:
-        return {}
-
-
 def parameters(folder: Path) -> int | None:
     """Numbers in a checkpoint, from its header (which this file reads without torch)."""
-    try:
-        with (folder / "model.safetensors").open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = finite(file.read(min(length, 100_000_000)))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__") or None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
-        return None
-
-
-def _size(file: Path) -> int:
-    with suppress(OSError):
-        return file.stat().st_size if file.is_file() and not file.is_symlink() else 0
-    return 0
+    with suppress(OSError, SafetensorError), safe_open(folder / "model.safetensors", "numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys()) or None  # noqa: SIM118
+    return None
 
 
 # The metrics as TensorBoard's event files, which any TensorBoard shows; written anew from metrics.jsonl.
 
 
 TENSORBOARD = "tensorboard"
-NO_CURVES = {"step", "seconds"}
 
 
 def write_events(run: Path) -> dict[str, int]:
@@ -305,8 +272,7 @@ def write_events(run: Path) -> dict[str, int]:
 
     UsageError for a folder without metrics, KlypeError where the package tensorboard is missing or cannot write.
     """
-    files = sorted(run.glob("*/metrics.jsonl"))
-    if not files:
+    if not (files := sorted(run.glob("*/metrics.jsonl"))):
         raise UsageError(f"{run} has no stage with metrics.", "Give the folder of a run.")
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -325,7 +291,7 @@ def write_events(run: Path) -> dict[str, int]:
             began = file.stat().st_mtime - (rows[-1].get("seconds", 0.0) if rows else 0.0)
             with SummaryWriter(str(run / TENSORBOARD / stage)) as writer:
                 for row in rows:
-                    for name in sorted(row.keys() - NO_CURVES):
+                    for name in sorted(row.keys() - {"step", "seconds"}):
                         writer.add_scalar(name, row[name], row["step"], walltime=began + row.get("seconds", 0.0))
             last[stage] = rows[-1]["step"] if rows else 0
     except OSError as error:

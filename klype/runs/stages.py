@@ -6,11 +6,11 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -24,16 +24,15 @@ from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer
 from klype.model.transformer import Transformer
 from klype.planner import Precision, StepBudget, StepPlan, divide
-from klype.runs import ranking
-from klype.runs.best_weights import Validation
+from klype.runs.best_weights import ValidatedBatches, every
+from klype.runs.listener import RunListener
 from klype.runs.machine_probe import Cycle, as_planned, best_precision, fitting_steps, model_config, thread_configs
-from klype.runs.options import STAGES, RunOptions, StageOptions
 from klype.runs.recipe import Recipe
 from klype.runs.run_json import Record
-from klype.runs.say import RunListener
+from klype.runs.run_options import STAGES, RunOptions, StageOptions
 from klype.runs.task import Task, examined_on
 from klype.train import parallel
-from klype.train.loop import Measure, TrainResult, TrainSession, TrainSettings, Weights, train
+from klype.train.loop import TrainResult, TrainSession, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
@@ -41,6 +40,11 @@ from klype.values import Batch, Batches, Request, Reward, end
 
 SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
 TIMED = 64  # questions whose answers are timed before anything is learnt
+
+
+TrainStage = Literal["pretrain", "finetune", "align"]
+# A stage's objective and batches for a model, by a plan; without one, for a probe.
+StageBuild = Callable[[nn.Module, StepPlan | None], tuple[Objective, Batches]]
 
 
 @dataclass
@@ -116,14 +120,12 @@ def pretrain(run: RunContext) -> None:
     def batches(planned: StepPlan | None) -> Batches:
         return late_text(run) if planned is None else run.task.pretraining(planned.steps, background=True)
 
-    _teach(run, "pretrain", whole, cross_entropy, batches, {"parameters": whole.config.parameters})
+    _teach(run, "pretrain", whole, cross_entropy, batches)
 
 
 def late_text(run: RunContext) -> Cycle:
-    """Batches from late in pre-training, for the probe: documents grow, and the pace of the longest counts."""
-    late = run.task.pretraining(1000, False)
-    late.restore(run.task.late(1000))
-    return Cycle(late, STEPS * run.recipe.pretrain.training.micro_batches)
+    """Batches from late in pre-training, for the probe."""
+    return Cycle(run.task.late(), STEPS * run.recipe.pretrain.training.micro_batches)
 
 
 def finetune(run: RunContext) -> None:
@@ -139,51 +141,52 @@ def finetune(run: RunContext) -> None:
         return Cycle(found, STEPS * pieces) if planned is None else found
 
     objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
-    _teach(run, "finetune", whole, objective, batches, {"parent": "pretrain"})
+    _teach(run, "finetune", whole, objective, batches)
 
 
 def _teach(
     run: RunContext,
-    stage: Literal["pretrain", "finetune"],
+    stage: TrainStage,
     whole: Transformer,
     objective: Objective,
     batches: Callable[[StepPlan | None], Batches],
-    about: dict[str, Any],
 ) -> None:
     """Trains a model, or adapters for it, on batches of a plan (without one: for a probe), and keeps the weights
     that are the best on what is held out."""
-    model, training = learner(run.recipe, run.options.seed, whole), run.recipe.training(stage)
-    what = "text" if stage == "pretrain" else "answers"
-    looks = Validation(run.task.watched(stage), what, run.folder / stage, training.micro_batches)
+    model, held_out = learner(run, whole), run.task.watched(stage)
+    pieces = run.recipe.training(stage).micro_batches
+    checked: list[ValidatedBatches] = []  # the newest: a plan that is put right begins with others
 
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
         found = batches(planned)
-        return objective, found if planned is None else looks.along(found, twin, planned.steps, planned.seconds)
+        if planned is None or not held_out:
+            return objective, found
+        often = pieces * every(planned.steps, planned.seconds)
+        checked[:] = [ValidatedBatches(found, held_out, twin, often, run.folder / stage)]
+        return objective, checked[0]
 
-    trained = learn(run, stage, model, build, training, looks.on_ready)
-    validation = looks.finish(run.say.note)
-    run.save(stage, learnt(model, whole), {"steps": trained.steps, **about, **validation})
-    looks.forget()
-
-
-def rank(run: RunContext) -> None:
-    """Many answers to each question, in an annotator's order: given, a person's, or the simulated one's."""
-    run.say.stage_start("rank", 0)
-    folder = run.folder / "rank"
-    seconds = seconds_for(run, "rank") if isinstance(run.options, RunOptions) else math.inf
-    made = ranking.make(run.model("finetune"), run.task, run.options, folder, run.say, seconds)
-    run.say.stage_end(made)
+    about: dict[str, Any] = {"steps": learn(run, stage, model, build)}
+    about |= {"parent": "pretrain"} if stage == "finetune" else {"parameters": whole.config.parameters}
+    for one in checked:
+        back = one.finish()
+        drawn, about["validation"] = one.kept or one.seen[-1]
+        best = f"; the weights of step {drawn // pieces}, the best, are kept" if back else ""
+        what = "text" if stage == "pretrain" else "answers"
+        run.say.note(f"On held-out {what}: {about['validation']:.3f} nats per token{best}.")
+    run.save(stage, learnt(model, whole), about)
+    for one in checked if parallel.is_first() else ():
+        one.best.forget()  # nothing is left to resume
 
 
 # The loop, as all stages use it
 
 
-def learner(recipe: Recipe, seed: int, whole: Transformer) -> Transformer:
+def learner(run: RunContext, whole: Transformer) -> Transformer:
     """What a stage trains: the model itself, or adapters for it."""
-    if not recipe.lora.rank:
+    if not run.recipe.lora.rank:
         return whole
-    torch.manual_seed(seed)
-    return AdaptedTransformer(whole.requires_grad_(False), recipe.lora)
+    torch.manual_seed(run.options.seed)
+    return AdaptedTransformer(whole.requires_grad_(False), run.recipe.lora)
 
 
 def learnt(model: Transformer, whole: Transformer) -> Transformer:
@@ -191,18 +194,11 @@ def learnt(model: Transformer, whole: Transformer) -> Transformer:
     return model.merged(whole) if isinstance(model, AdaptedTransformer) else model
 
 
-def learn(
-    run: RunContext,
-    stage: str,
-    model: Transformer,
-    build: Callable[[nn.Module, StepPlan | None], tuple[Objective, Batches]],
-    training: TrainSettings,
-    on_ready: Callable[[Measure, Weights], None] = lambda measure, weights: None,
-) -> TrainResult:
-    """Plan (or replay the plan), train or resume, and tell how it goes. ``on_ready``: see Session."""
+def learn(run: RunContext, stage: TrainStage, model: Transformer, build: StageBuild) -> int:
+    """Plan (or replay the plan), train or resume, and tell how it goes; returns the steps that were taken."""
     model.train()
-    trainee = model.using(run.backend)
-    planned = _planned(run, stage, trainee, lambda twin: build(twin, None), training)
+    trainee, training = model.using(run.backend), run.recipe.training(stage)
+    planned = planned_stage(run, stage, trainee, build)
     if planned.fused and run.backend is TORCH:
         run.say.note("Compiled code is no longer used: what follows is not bit for bit what it would have been.")
     if stage == "pretrain":
@@ -218,7 +214,9 @@ def learn(
     def start() -> tuple[TrainResult, int]:
         objective, batches = build(trainee, budget.plan)
         counted = _Counted(batches)
-        session = replace(session_of(run, stage, trainee, counted, budget), on_ready=on_ready)
+        session = session_of(run, stage, budget, trainee, counted)
+        if isinstance(batches, ValidatedBatches):
+            session = replace(session, on_ready=batches.measured_by)
         try:
             settings = as_planned(training, budget.plan)
             return train(trainee, objective, counted, settings, run.folder / stage, session), counted.tokens
@@ -236,19 +234,20 @@ def learn(
         torch.set_num_threads(own)
     model.eval()
     run.say.stage_end(f"{trained.steps} steps, {tokens:,} tokens in {trained.seconds:.0f} s")
-    return trained
+    return trained.steps
 
 
-def _planned(run: RunContext, stage: str, model: nn.Module, build: Any, training: TrainSettings) -> StepPlan:
-    known = run.record.content["plan"].get(stage)
-    if known:
-        return StepPlan.parse(known)
-    steps, cores = getattr(run.options, "steps", None), run.cores
-    if steps:
-        threading = thread_configs(cores, training.micro_batches)[-1]
+def planned_stage(run: RunContext, stage: TrainStage, model: nn.Module, build: StageBuild) -> StepPlan:
+    """The plan that a stage began with, or a new one: of the steps asked for, or of what fits into its time."""
+    plans, training = run.record.content["plan"], run.recipe.training(stage)
+    if stage in plans:
+        return StepPlan.parse(plans[stage])
+    if steps := getattr(run.options, "steps", None):
+        threading = thread_configs(run.cores, training.micro_batches)[-1]
         planned = StepPlan(steps, 0.0, threading, fused=run.backend is not TORCH)
     else:
-        fits = fitting_steps(model, build, training, seconds_for(run, stage), cores, precision_of(run, stage))
+        seconds, precision, probe = seconds_for(run, stage), precision_of(run, stage), lambda twin: build(twin, None)
+        fits = fitting_steps(model, probe, training, seconds, run.cores, precision)
         if stage == "pretrain" and isinstance(run.options, RunOptions) and not run.record.done("finetune"):
             # what fine-tuning will not need of its share, a row of either stage taking as long
             lesson, a_row = run.recipe.finetune, fits.seconds / fits.steps / run.recipe.pretrain.rows
@@ -264,10 +263,9 @@ def _planned(run: RunContext, stage: str, model: nn.Module, build: Any, training
             )
             if isinstance(run.options, RunOptions):
                 run.record.content["planned_s"] -= round(spared, 1)
-    planned = StepPlan.parse(parallel.from_first(planned.json()))
-    run.record.content["plan"][stage] = planned.json()
+    plans[stage] = parallel.from_first(planned.json())
     run.record.save()
-    return planned
+    return StepPlan.parse(plans[stage])
 
 
 def enough_steps(run: RunContext, stage: str) -> int:
@@ -289,8 +287,7 @@ def precision_of(run: RunContext, stage: str) -> Precision:
         return "float32"
     if "precision" not in machine:
         machine["precision"] = parallel.from_first(best_precision(run.device))
-    precision: Precision = machine["precision"]
-    return precision
+    return cast(Precision, machine["precision"])
 
 
 def seconds_for(run: RunContext, stage: str) -> float:
@@ -324,7 +321,7 @@ def estimate_needs(run: RunContext, model: Transformer) -> None:
 
 
 def session_of(
-    run: RunContext, stage: str, model: Transformer | None, counted: _Counted | None, budget: StepBudget | None
+    run: RunContext, stage: str, budget: StepBudget, model: Transformer | None = None, counted: _Counted | None = None
 ) -> TrainSession:
     """What the loop reports to, and what may stop it."""
     began = spoken = time.perf_counter()
@@ -336,8 +333,7 @@ def session_of(
         if counted is not None:
             shown["tokens_per_second"] = counted.lately / max(1e-9, now - began)
         run.say.step(shown)
-        if budget is not None:
-            budget.watch(step, now)
+        budget.watch(step, now)
         if model is not None and parallel.ranks() == 1 and now - spoken > SPEAK_EVERY:  # in shards it cannot speak
             model.eval()
             run.say.sample(run.task.speak(model, stage))
@@ -345,11 +341,11 @@ def session_of(
             spoken = time.perf_counter()
 
     return TrainSession(
-        resume=bool(states(run.folder / stage)) and (run.options.resume or (budget is not None and budget.resumes)),
-        workers=budget.plan.threading.workers if budget is not None else 1,
+        resume=bool(states(run.folder / stage)) and (run.options.resume or budget.resumes),
+        workers=budget.plan.threading.workers,
         parts=fused_parts(model.config) if model is not None else {},
         on_step=on_step,
-        stop=(lambda: budget.changed) if budget is not None else (lambda: False),
+        stop=lambda: budget.changed,
         say=run.say.note,
     )
 
@@ -357,14 +353,11 @@ def session_of(
 SHOWN = frozenset(["loss", "validation", "reward", "length", "pair_accuracy", "kl"])
 
 
-class _Counted:
+class _Counted(Batches):
     """Batches, and how many tokens have been learnt from them: ever, and since this start."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches, self.tokens, self.lately = batches, 0, 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
@@ -380,28 +373,23 @@ class _Counted:
         self._batches.restore(state["batches"])
 
 
-class WithRehearsal:
+class WithRehearsal(Batches):
     """Batches that bring rehearsal along: the main batch's ``extra["rehearsal"]``."""
 
-    def __init__(self, main: Batches, rehearsal: Batches) -> None:
-        self._main, self._rehearsal = main, rehearsal
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
+    def __init__(self, main: Batches, rehearsal: Callable[[int], Batch]) -> None:
+        self._main, self._rehearsal, self._at = main, rehearsal, 0
 
     def __next__(self) -> Batch:
-        batch = next(self._main)
-        return Batch(
-            batch.tokens_BT, batch.targets_BT, batch.weights_BT, {**batch.extra, "rehearsal": next(self._rehearsal)}
-        )
+        batch, again = next(self._main), self._rehearsal(self._at)
+        self._at += 1
+        return replace(batch, extra={**batch.extra, "rehearsal": again})
 
     def state(self) -> dict[str, Any]:
-        return {"main": self._main.state(), "rehearsal": self._rehearsal.state()}
+        return {"main": self._main.state(), "rehearsal": {"position": self._at}}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._main.restore(state["main"])
-        self._rehearsal.restore(state["rehearsal"])
+        self._at = int(state["rehearsal"]["position"])
 
     def close(self) -> None:
         end(self._main)
-        end(self._rehearsal)

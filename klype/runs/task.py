@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from klype.data.example_batches import STEPS, PoolSettings
 from klype.examine.caching_source import Meters, Shape
@@ -35,6 +36,10 @@ class Task(Protocol):
     held_out_fixed: Sequence[Question] = ()  # about what is always true
     tokens: int | None = None  # of the text to pre-train on; None: it has no end
     examples: int | None = None  # to fine-tune on; None: as many as are asked for
+    given_rankings: Sequence[Ranking] = ()
+    data: list[JsonObject]  # what the run learns from: each source, with its licence where that is known
+    notes: Sequence[LocalText] = ()  # remarks for the report
+    languages: list[str]
     annotator: LocalText
     annotator_name: str
     judge_name: str
@@ -43,24 +48,20 @@ class Task(Protocol):
 
     def pretraining(self, steps: int, background: bool) -> Batches:
         """Batches of text for ``steps`` steps. ``background``: they may be made in another process."""
-        ...
 
     def watched(self, stage: str) -> list[Batch]:
         """What a model is measured on while a stage trains it, in the stage's micro-batches; none where nothing is met
         twice, or too little is held out. No answers of ``held_out``: what the examination asks chooses no weights."""
         return []
 
-    def late(self, steps: int) -> dict[str, Any]:
-        """A state of ``pretraining(steps)`` near its end."""
-        ...
+    def late(self) -> Batches:
+        """Batches from late in a pre-training: documents grow, and the pace of the longest counts."""
 
     def finetuning(self, background: bool) -> Batches:
         """Batches of conversations, of which only the answers are learnt. ``background``: as for pre-training."""
-        ...
 
-    def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
-        """Pre-training text, ``rows`` a step in ``pieces`` micro-batches; its state is the number of the next one."""
-        ...
+    def rehearsal(self, rows: int, pieces: int = 1) -> Callable[[int], Batch]:
+        """Pre-training text by the number of the batch, ``rows`` a step in ``pieces`` micro-batches."""
 
     def pools(self, rows: int, pieces: int) -> PoolSettings:
         """Settings of padded batches: ``rows`` per step, in ``pieces`` micro-batches."""
@@ -69,22 +70,15 @@ class Task(Protocol):
 
     def questions(self, part: int) -> Asked:
         """The training side's, endless: for ranking and alignment. ``part`` keeps stages apart."""
-        ...
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
         """The annotator's verdict on an answer. ``finished``: it came to an end of its own."""
-        ...
 
     def scores(self, words: int) -> tuple[float, float]:
         """The least and the most that ``judge`` gives an answer of at most this many words."""
-        ...
 
     def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]:
         """At most ``n`` wrong answers to the question, as candidates for rankings."""
-        ...
-
-    def given_rankings(self) -> list[Ranking]:
-        return []
 
     def before_finetuning(self, model: Transformer) -> None:
         """What the chat's marks are known to stand for in plain text is put into the model."""
@@ -92,29 +86,18 @@ class Task(Protocol):
 
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
         """What the model knows of plain text: against the truth, or in bits per byte."""
-        ...
 
     def next_words(self, model: Transformer) -> list[JsonObject]:
         """The model's next-token probabilities after a few beginnings of text."""
-        ...
 
     def asked_apart(self, model: StageName) -> Mapping[str, Sequence[Question]]:
         """Further questions of which it is told how many answers are right, by the name of that figure."""
-        ...
 
     def yardsticks(self) -> JsonObject | None:
         return None
 
-    def data(self) -> list[JsonObject]:
-        """What the run learns from: each source, with its licence where that is known."""
-        ...
-
-    def notes(self) -> list[LocalText]:
-        return []
-
     def speak(self, model: Transformer, trained: str) -> str:
         """A line of what the model says now, for the user who waits."""
-        ...
 
     def save_inputs(self, folder: Path) -> None:
         """questions.jsonl: the held-out questions, and those of what is always true behind them."""
@@ -133,43 +116,28 @@ def examined_on(task: Task, minutes: float | None) -> list[Question]:
     return task.held_out[: min(most, max(LEAST, round(most * (minutes or 5) / 5)))]
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerSettings:
-    """How questions are put to a model: ``n`` answers to each at a temperature, ``at_once`` questions together (0: all
-    of them); ``keeps`` as of ExamSettings."""
-
-    temperature: float
-    n: int = 1
-    keeps: Literal["answers", "distributions"] = "answers"
-    at_once: int = 0
-
-    def settings(self, task: Task, questions: int) -> ExamSettings:
-        return ExamSettings(
-            (self.temperature,),
-            self.n,
-            task.recipe.rank.limit,
-            task.seed,
-            trees=0,
-            forks=0,
-            interventions=0,
-            chunk=self.at_once or max(1, questions),
-            greedy=self.n,
-            keeps=self.keeps,
-        )
+def answer_settings(
+    task: Task, temperature: float, n: int = 1, keeps: Literal["answers", "distributions"] = "answers"
+) -> ExamSettings:
+    """How questions are put to a run's model: ``n`` answers to each at this temperature, all questions together."""
+    limit, seed = task.recipe.rank.limit, task.seed
+    return ExamSettings(
+        (temperature,), n, limit, seed, trees=0, forks=0, interventions=0, chunk=sys.maxsize, greedy=n, keeps=keeps
+    )
 
 
 def examine_model(
-    task: Task, model: Transformer, questions: Sequence[Question], asking: AnswerSettings, meters: Meters = Meters()
+    task: Task, model: Transformer, questions: Sequence[Question], settings: ExamSettings, meters: Meters = Meters()
 ) -> ExamResult:
     """The answers of a run's model through the chat template, with their verdicts and what they cost."""
-    return examine(target_of(task, model, questions), asking.settings(task, len(questions)), meters=meters)
+    return examine(target_of(task, model, questions), settings, meters=meters)
 
 
 def draw_answers(
-    task: Task, model: Transformer, questions: Sequence[Question], asking: AnswerSettings
+    task: Task, model: Transformer, questions: Sequence[Question], temperature: float, n: int = 1
 ) -> list[list[Trace]]:
     """The same answers, not judged; sample k of a question is the same alone."""
-    return draw(target_of(task, model, questions), asking.settings(task, len(questions)), asking.temperature)
+    return draw(target_of(task, model, questions), answer_settings(task, temperature, n), temperature)
 
 
 def target_of(task: Task, model: Transformer, questions: Sequence[Question]) -> EvalTarget:

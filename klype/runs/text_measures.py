@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -67,22 +69,17 @@ class TextMeasures:
         self._held_out = sorted(
             split.held_out, key=lambda d: hashlib.sha256(d.text.encode("utf-8", "replace")).digest()
         )
-        self._measured = self._sample(BYTES)
+        self._few = False
 
-    def _sample(self, budget: int) -> list[TextDocument]:
-        documents, size = [], 0
-        for document in self._held_out:
-            documents.append(document)
-            size += len(document.text.encode())
-            if size > budget:
-                break
-        return documents
+    def _sample(self) -> list[TextDocument]:
+        """The documents that the last model was measured on."""
+        ends = list(accumulate(len(document.text.encode()) for document in self._held_out))
+        return self._held_out[: 1 + bisect_right(ends, FEW_BYTES if self._few else BYTES)]
 
     def bits_per_byte(self, model: Transformer, few: bool) -> Figure:
         """Bits per byte of the sample; each document is read from its own beginning."""
-        self._measured = self._sample(FEW_BYTES if few else BYTES)
-        bits, sizes = [], []
-        for document in self._measured:
+        self._few, bits, sizes = few, list[float](), list[float]()
+        for document in self._sample():
             ids = self._tokenizer.encode_document(document.text)
             # where no token begins a document, it is read behind the end of another
             if not self._tokenizer.lead and self._tokenizer.end >= 0:
@@ -98,7 +95,7 @@ class TextMeasures:
 
     def yardsticks(self) -> JsonObject:
         """xz and a byte 5-gram on the very documents that the model was measured on."""
-        held_out = "\n\n".join(d.text for d in self._measured).encode()
+        held_out = "\n\n".join(d.text for d in self._sample()).encode()
         train = "\n\n".join(d.text for d in self._train).encode()
         return {
             "held_out_bytes": len(held_out),
@@ -118,25 +115,19 @@ class TextMeasures:
         for place in range(min(3, len(self._held_out))):
             start = self.beginning(BEGUN, place)
             prompt = self._prompt(start)
-            q = Engine(model).next([prompt], top=8)[0]
-            tokens: list[JsonObject] = [
-                {"token": self._tokenizer.decode([int(i)]), "id": int(i), "p": float(math.exp(lp))}
-                for i, lp in zip(q.ids[:8], q.logp[:8], strict=True)
-            ]
+            (q,) = Engine(model).next([prompt], top=8)
+            likely = zip(q.ids[:8].tolist(), q.logp[:8].tolist(), strict=True)
+            tokens = [{"token": self._tokenizer.decode([i]), "id": i, "p": math.exp(logp)} for i, logp in likely]
             rest = max(0.0, 1 - sum(t["p"] for t in tokens))
             shown.append({"prompt": " ".join(start.split()), "tokens": tokens, "rest": rest})
         return shown
 
     def by_heart(self, model: Transformer, answers: Sequence[str], seed: int, temperature: float) -> dict[str, Any]:
         """What the model writes freely, its answers, and held-out text itself: how much stands in what was read."""
-        index, sampling = Index(d.text for d in self._train), Sampling(temperature=temperature)
-        places = range(min(PLACES, len(self._held_out)))
-        requests = []
-        for start in (self.beginning(BEGUN, place) for place in places):
-            prompt, noise = self._prompt(start), draw_seed(seed, start, temperature)
-            limit = max(1, min(2 * WRITTEN, self._window - len(prompt)))
-            requests.append(Request(tuple(prompt), 1, limit, sampling, noise, stop=self._tokenizer.ends))
-        traces = Engine(model, decode_bytes=self._tokenizer.token_bytes).run(requests)
+        index, places = Index(d.text for d in self._train), range(min(PLACES, len(self._held_out)))
+        seeds = [draw_seed(seed, self.beginning(BEGUN, place), temperature) for place in places]
+        engine = Engine(model, decode_bytes=self._tokenizer.token_bytes)
+        traces = self._write(engine, temperature, seeds, 1, 2 * WRITTEN)
         texts = {
             "free": [self._tokenizer.decode_answer(trace.tokens) for (trace,) in traces],
             "held_out": [" ".join(self._held_out[p].text.split(" ")[BEGUN : BEGUN + WRITTEN]) for p in places],
@@ -144,11 +135,10 @@ class TextMeasures:
         }
         # texts too short to tell are left out
         runs = {k: [(i, run) for i, t in enumerate(of) if (run := find_copied(t, index))] for k, of in texts.items()}
-        shares = {
-            name: mean_by_question([run.share for _, run in of], [str(i) for i, _ in of], "share of words")
-            for name, of in runs.items()
-        }
-        facts: dict[str, Any] = {name: figure.json() for name, figure in shares.items() if figure.value is not None}
+        facts: dict[str, Any] = {}
+        for name, of in runs.items():
+            share = mean_by_question([run.share for _, run in of], [str(i) for i, _ in of], "share of words")
+            facts |= {} if share.value is None else {name: share.json()}
         if "free" not in facts or "held_out" not in facts:
             return {}
         longest = max((run for name in ("free", "answers") for _, run in runs[name]), key=lambda run: run.longest)
@@ -159,36 +149,32 @@ class TextMeasures:
         self, model: Transformer, temperatures: Sequence[float], is_word: Callable[[str], bool], seed: int
     ) -> list[JsonObject]:
         """Free writing after the same beginnings: how much it repeats, and how many of its words are words."""
-        places = range(min(HOT_PLACES, len(self._held_out)))
-        prompts = [self._prompt(self.beginning(BEGUN, place)) for place in places]
-        engine = Engine(model, decode_bytes=self._tokenizer.token_bytes)
-        rows: list[JsonObject] = []
+        seeds = range(seed, seed + min(HOT_PLACES, len(self._held_out)))
+        engine, rows = Engine(model, decode_bytes=self._tokenizer.token_bytes), list[JsonObject]()
+        decode, answer, ends = self._tokenizer.decode, self._tokenizer.decode_answer, self._tokenizer.ends
         for temperature in temperatures:
-            sampling, ends = Sampling(temperature=temperature), self._tokenizer.ends
-            requests = [
-                Request(tuple(p), 2, min(WRITTEN, self._window - len(p)), sampling, seed + i, stop=ends)
-                for i, p in enumerate(prompts)
-            ]
-            groups = engine.run(requests)
-            answered = [
-                JudgedAnswer(str(i), tuple(self._tokenizer.decode_answer(t.tokens).split()), t.ended)
-                for i, traces in enumerate(groups)
-                for t in traces
-            ]
+            groups = self._write(engine, temperature, seeds, 2, WRITTEN)
+            drawn = [(i, trace) for i, traces in enumerate(groups) for trace in traces]
+            answered = [JudgedAnswer(str(i), tuple(answer(t.tokens).split()), t.ended) for i, t in drawn]
             figures = measure(Evidence(answered))
             shown: dict[str, Any] = {k: figures[k].json() for k in figures if k in FIGURES}
             shown["real_words"] = real_words(answered, is_word).json()
-            samples = [self._written(trace) for trace in groups[0]]
+            samples = []
+            for trace in groups[0]:
+                steps = [step for step in trace.steps if step.token not in ends]
+                tokens = [{"text": decode([step.token]), "p": min(1.0, math.exp(step.logp))} for step in steps]
+                samples.append({"text": answer(trace.tokens), "tokens": tokens, "ended": trace.ended})
             rows.append({"temperature": temperature, "figures": shown, "samples": samples})
         return rows
 
-    def _written(self, trace: Trace) -> JsonObject:
-        decode, steps = self._tokenizer.decode, [s for s in trace.steps if s.token not in self._tokenizer.ends]
-        return {
-            "text": self._tokenizer.decode_answer(trace.tokens),
-            "tokens": [{"text": decode([s.token]), "p": min(1.0, math.exp(s.logp))} for s in steps],
-            "ended": trace.ended,
-        }
+    def _write(self, engine: Engine, temperature: float, seeds: Sequence[int], n: int, most: int) -> list[list[Trace]]:
+        """Free writing of at most so many tokens after the first beginnings, one for each seed."""
+        sampling, ends, requests = Sampling(temperature=temperature), self._tokenizer.ends, list[Request]()
+        for place, seed in enumerate(seeds):
+            prompt = self._prompt(self.beginning(BEGUN, place))
+            limit = max(1, min(most, self._window - len(prompt)))
+            requests.append(Request(tuple(prompt), n, limit, sampling, seed, stop=ends))
+        return engine.run(requests)
 
     def _prompt(self, start: str) -> list[int]:
         tokens = [*self._tokenizer.lead, *self._tokenizer.encode(start)]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 from klype.data.batches import PackedBatches, conversation_batches, fit, once
 from klype.data.documents import Documents, sampled_from, training_shards
@@ -25,13 +24,14 @@ from klype.judge.text import normalise
 from klype.model.transformer import Transformer
 from klype.runs import run_data
 from klype.runs.dictionary import JUDGE, DictionaryExam, WellFormed, is_right
-from klype.runs.options import InputOptions, StageOptions
 from klype.runs.recipe import Recipe
+from klype.runs.run_data import Material
+from klype.runs.run_options import InputOptions, StageOptions
 from klype.runs.task import Asked, Task
 from klype.runs.text_measures import TextMeasures
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
-from klype.values import Batch, Batches, Figure, Question, Ranking, Request, Sampling, Verdict
+from klype.values import Batch, Batches, Figure, Question, Request, Sampling, Verdict
 from klype.words import in_all_languages, words
 
 TASKS = 3000
@@ -59,40 +59,61 @@ class TextTask(Task):
         tokenizer: Tokenizer | None = None,
         known: Mapping[str, str] | None = None,
     ) -> None:
-        self.recipe, self.seed, self.options, self._bad = recipe, seed, options, bad
-        self._material = run_data.gather(options, recipe.data, bad, known)
-        self._split = self._material.split
+        self.recipe, self.seed = recipe, seed
+        material = run_data.gather(options, recipe.data, bad, known)
+        self._split, self.data, notes = material.split, material.data, [*material.notes]
         length = sum(len(d.text) for d in self._split.train)
-        if length < 2 * self.recipe.model.window:
+        if length < 2 * recipe.model.window:
             raise KlypeError(
                 f"The text is too short to learn from: {length} characters, and a window of the model holds "
-                f"{self.recipe.model.window} tokens.",
+                f"{recipe.model.window} tokens.",
                 "Give more text.",
             )
         if tokenizer is None:
             texts = (d.text for d in self._split.train)
             tokenizer = Tokenizer.train(texts, recipe.tokenizer.tokens(length), TEMPLATE)
         self.chat = Chat(tokenizer)
-        self._notes = list(self._material.notes)
-        self._learnt, self._conversations, kept = self._exercises()
-        self._watched, self.held_out = _watched(kept)
+        # only pre-training does nothing that needs questions
+        needed = not (isinstance(options, StageOptions) and options.stage == "pretrain")
+        self._learnt, self._conversations, kept = self._exercises(material, needed, notes)
         self.examples = len(self._conversations)
-        self._rankings = self._preferences()
-        dictionary = self._material.dictionary
-        asked = [q for q in self._learnt if "kind" in q.extra]
-        self.exam = DictionaryExam(dictionary, asked, self._split.train, seed) if dictionary is not None else None
+        # questions that are looked at in training, one wording each, and those that the examination may ask: a function
+        # of the questions, so that no seed mixes them
+        keyed = {run_data.key_of(question): question for question in kept}
+        keys = sorted((key for key in keyed if sampled_from(key) < WATCHED_SHARE), key=sampled_from)
+        watched = keys[:MOST_WATCHED] if len(keys) >= FEWEST_WATCHED else []
+        self._watched = [keyed[key] for key in watched]
+        self.held_out = [question for question in kept if run_data.key_of(question) not in watched]
+        asked = set(map(run_data.whole_prompt, (*self.held_out, *self._watched)))
+        self.given_rankings = [
+            r for r in material.rankings if run_data.whole_prompt(r.question) not in asked and self._fits(r.question)
+        ]
+        if material.rankings and not self.given_rankings:
+            raise KlypeError(f"No preference in {options.preferences or options.data} fits the model's window.")
+        ranked = [r.question.messages() for r in self.given_rankings]
+        for what, conversations in (("instructions", self._conversations), ("preferences", ranked)):
+            # klype's own template writes every message; a foreign model's may not
+            omitted = sum(map(self.chat.omits, conversations)) if self.chat.template != TEMPLATE else 0
+            notes += [in_all_languages("run", f"note.omitted_{what}", n=omitted)] if omitted else []
+        notes += [in_all_languages("run", "note.skipped", n=bad.count, first=bad.shown[0])] if bad.count else []
+        self.notes = notes
+        some = random.Random(0).sample(self._split.train, min(50, len(self._split.train)))
+        own = recipe.data.language
+        self.languages = [own] if own else sorted({language(d.text) for d in some})  # of the training text
+        dictionary = material.dictionary
+        about_words = [q for q in self._learnt if "kind" in q.extra]
+        self.exam = None if dictionary is None else DictionaryExam(dictionary, about_words, self._split.train, seed)
         self.deciding = None if self.exam else RuleJudge()
         self.judge_name = JUDGE if self.deciding is None else self.deciding.name
-        kind = "rows" if self._rankings else "dictionary" if self.exam else "rule"
-        rows = str(options.preferences or options.data)
-        self.annotator = in_all_languages("run", f"annotator.{kind}", rows=rows)
+        kind = "rows" if self.given_rankings else "dictionary" if self.exam else "rule"
+        self.annotator = in_all_languages("run", f"annotator.{kind}", rows=str(options.preferences or options.data))
         self.annotator_name = words("en", "run")("annotator.dictionary") if self.exam else OVERLAP
-        self.measures = TextMeasures(self._split, self.chat.tokenizer, recipe.model.window)
-        if self._material.share == 1:
+        self.measures = TextMeasures(self._split, tokenizer, recipe.model.window)
+        if material.share == 1:
             self._train_shards = self._tokens(self._split.train)
         else:  # memory does not hold all of the text: from shards in the run's folder, and the dictionary's articles
             assert options.out is not None
-            shards = training_shards(self._material.texts(), tokenizer, options.out / "tokens" / "train")
+            shards = training_shards(material.texts(), tokenizer, options.out / "tokens" / "train")
             articles = dictionary.documents(held_out=False) if dictionary else []
             self._train_shards = shards.followed_by(self._tokens(articles)) if dictionary else shards
         self.tokens = int(self._train_shards.lengths.sum())
@@ -102,74 +123,49 @@ class TextTask(Task):
     def _tokens(self, documents: Sequence[TextDocument]) -> Documents:
         return Documents.of(self.chat.tokenizer.encode_documents([d.text for d in documents]))
 
-    def _exercises(self) -> tuple[list[Question], list[Conversation], list[Question]]:
-        """Questions and conversations to learn from, and questions held out; too long ones are left out and counted."""
-        rows, known = self._material.conversations, self._material.questions
+    def _exercises(
+        self, material: Material, needed: bool, notes: list[LocalText]
+    ) -> tuple[list[Question], list[Conversation], list[Question]]:
+        """Questions and conversations to learn from, and questions held out, made from the text where none are given;
+        too long ones are left out and counted. KlypeError where they are needed and too few."""
+        rows, known = material.conversations, material.questions
         if not rows and not known:
             try:
-                made = [make_tasks(side, TASKS, self.seed) for side in (self._split.train, self._split.held_out)]
+                sides = [make_tasks(side, TASKS, self.seed) for side in (self._split.train, self._split.held_out)]
             except KlypeError:
-                if self._only_text:
-                    return [], [], []
-                raise
-            rows = [task for tasks in made for task in tasks]
-            self._notes.append(in_all_languages("run", "note.made"))
-        learnt: list[Question] = []
-        taught: list[Conversation] = []
-        kept: list[Question] = []
-        too_long = 0
-        for question, conversation in [*((q, None) for q in known), *((_question(row), row) for row in rows)]:
+                if needed:
+                    raise
+                return [], [], []
+            rows = [task for tasks in sides for task in tasks]
+            notes.append(in_all_languages("run", "note.made"))
+        learnt, taught, kept, too_long = list[Question](), list[Conversation](), list[Question](), 0
+        for question, row in [*((q, None) for q in known), *((_question(row), row) for row in rows)]:
+            held_out = run_data.held_out(question)
             if not self._fits(question):
-                if conversation and self._fits(replace(question, extra={})) and not run_data.held_out(question):
-                    taught.append(conversation)  # its end is learnt from
+                if row and not held_out and self._fits(replace(question, extra={})):
+                    taught.append(row)  # its end is learnt from
                 else:
                     too_long += 1
-            elif not run_data.held_out(question):
-                learnt.append(question)
-                taught += (
-                    [conversation] if conversation else [question.messages(a) for a in question.answers[:EXAMPLES]]
-                )
-            else:
+            elif held_out:
                 kept.append(question)
-        if (not learnt or not kept) and not self._only_text:
+            else:
+                learnt.append(question)
+                taught += [row] if row else [question.messages(answer) for answer in question.answers[:EXAMPLES]]
+        if needed and not (learnt and kept):
             raise KlypeError(
                 f"{len(rows) + len(known) - too_long} instructions that fit the model's window are too few to keep "
                 "some back for the examination.",
                 "Give twenty or more, or a recipe with a larger model.window.",
             )
         if too_long:
-            self._notes.append(in_all_languages("run", "note.too_long", n=too_long))
-        self._tell_omitted(taught, "instructions")
+            notes.append(in_all_languages("run", "note.too_long", n=too_long))
         random.Random(self.seed).shuffle(kept)
         return learnt, taught, kept
-
-    @property
-    def _only_text(self) -> bool:
-        """Whether nothing is done that needs questions."""
-        return isinstance(self.options, StageOptions) and self.options.stage == "pretrain"
 
     def _fits(self, question: Question) -> bool:
         prompt = self.chat.prompt(question.messages())
         longest = max(self.recipe.rank.limit, self.recipe.align.limit)
         return len(prompt) + longest <= self.recipe.model.window
-
-    def _preferences(self) -> list[Ranking]:
-        """Those that fit and whose question is not held out."""
-        given = self._material.rankings
-        kept = {run_data.whole_prompt(question) for question in (*self.held_out, *self._watched)}
-        fitting = [r for r in given if run_data.whole_prompt(r.question) not in kept and self._fits(r.question)]
-        if given and not fitting:
-            raise KlypeError(
-                f"No preference in {self.options.preferences or self.options.data} fits the model's window."
-            )
-        self._tell_omitted([r.question.messages() for r in fitting], "preferences")
-        return fitting
-
-    def _tell_omitted(self, conversations: Sequence[Conversation], what: str) -> None:
-        """klype's own template writes every message; a foreign model's may not."""
-        omitted = sum(map(self.chat.omits, conversations)) if self.chat.template != TEMPLATE else 0
-        if omitted:
-            self._notes.append(in_all_languages("run", f"note.omitted_{what}", n=omitted))
 
     # data
 
@@ -189,9 +185,9 @@ class TextTask(Task):
         batches = PackedBatches(documents, rows, self.recipe.model.window, self.seed)
         return [next(batches) for _ in range(max(1, WINDOWS // rows))]
 
-    def late(self, steps: int) -> dict[str, Any]:
+    def late(self) -> Batches:
         """Windows are all of one length: the beginning is as good as the end."""
-        return self.pretraining(steps, False).state()
+        return self.pretraining(0, False)
 
     def finetuning(self, background: bool) -> Batches:
         examples = [self._example(conversation) for conversation in self._conversations]
@@ -202,8 +198,19 @@ class TextTask(Task):
         ids, learnt = self.chat.conversation(conversation)
         return fit((ids, [float(x) for x in learnt]), self.recipe.model.window)
 
-    def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
-        return _ByPosition(self._train_shards, max(1, rows // pieces), self.recipe.model.window // 2, mix(self.seed, 3))
+    def rehearsal(self, rows: int, pieces: int = 1) -> Callable[[int], Batch]:
+        documents, rows, window = self._train_shards, max(1, rows // pieces), self.recipe.model.window // 2
+
+        def batch(index: int) -> Batch:
+            """From just as many documents as fill the windows: to order all of them would cost more than the step."""
+            rng, missing = random.Random(mix(mix(self.seed, 3), index)), rows * window
+            drawn: list[list[int]] = []
+            while missing > 0:
+                drawn.append(documents[rng.randrange(len(documents))][: window + 1].tolist())
+                missing -= max(1, len(drawn[-1]) - 1)
+            return next(PackedBatches(Documents.of(drawn), rows, window, rng.randrange(2**32)))
+
+        return batch
 
     def questions(self, part: int) -> Asked:
         return lambda index: self._learnt[mix(index, part) % len(self._learnt)]
@@ -239,9 +246,6 @@ class TextTask(Task):
         texts = (rng.choice(q.answers) for q in alike)
         return list(islice((text for text in texts if not self.judge(question, text, True).right), n))
 
-    def given_rankings(self) -> list[Ranking]:
-        return self._rankings
-
     # measures
 
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
@@ -262,22 +266,6 @@ class TextTask(Task):
     def yardsticks(self) -> JsonObject | None:
         return self.measures.yardsticks()
 
-    def data(self) -> list[JsonObject]:
-        return self._material.data
-
-    @property
-    def languages(self) -> list[str]:
-        """The languages of the training text, by a sample of it."""
-        if self.recipe.data.language:
-            return [self.recipe.data.language]
-        some = random.Random(0).sample(self._split.train, min(50, len(self._split.train)))
-        return sorted({language(d.text) for d in some})
-
-    def notes(self) -> list[LocalText]:
-        bad = self._bad
-        skipped = [in_all_languages("run", "note.skipped", n=bad.count, first=bad.shown[0])] if bad.count else []
-        return [*self._notes, *skipped]
-
     def speak(self, model: Transformer, trained: str) -> str:
         tokenizer, stop = self.chat.tokenizer, self.chat.tokenizer.ends
         if trained == "pretrain":
@@ -291,16 +279,6 @@ class TextTask(Task):
         return " ".join(f"{start} … {tokenizer.decode(trace.tokens)}".split())
 
 
-def _watched(held_out: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-    """Held-out questions that are looked at in training, one wording each, and those that the examination may ask: a
-    function of the questions, so that no seed mixes them."""
-    keyed = [(run_data.key_of(question), question) for question in held_out]
-    keys = sorted({key for key, _ in keyed if sampled_from(key) < WATCHED_SHARE}, key=sampled_from)
-    chosen = keys[:MOST_WATCHED] if len(keys) >= FEWEST_WATCHED else []
-    of_key = dict(keyed)
-    return [of_key[key] for key in chosen], [question for key, question in keyed if key not in chosen]
-
-
 def _question(conversation: Conversation) -> Question:
     """The last question that is answered, behind what was said before it."""
     roles = [message["role"] if message["content"].strip() else "" for message in conversation]
@@ -309,36 +287,5 @@ def _question(conversation: Conversation) -> Question:
     asked = max(i for i, role in enumerate(roles[:answer]) if role == "user")
     before = conversation[:asked]
     text = "\n".join(message["content"] for message in conversation[: asked + 1])
-    return Question(
-        hashlib.sha256(text.encode()).hexdigest()[:12],
-        conversation[asked]["content"],
-        answers=(conversation[answer]["content"],),
-        extra={"before": before} if before else {},
-    )
-
-
-class _ByPosition:
-    """Packed windows whose state is one number, as the world's rehearsal has: batch k is a function of k."""
-
-    def __init__(self, documents: Documents, rows: int, window: int, seed: int) -> None:
-        self._documents, self._rows, self._window, self._seed = documents, rows, window, seed
-        self._at = 0
-
-    def __iter__(self) -> _ByPosition:
-        return self
-
-    def __next__(self) -> Batch:
-        """From just as many documents as fill the windows: to order all of them would cost more than the step."""
-        rng = random.Random(mix(self._seed, self._at))
-        drawn, missing = [], self._rows * self._window
-        while missing > 0:
-            drawn.append(self._documents[rng.randrange(len(self._documents))][: self._window + 1].tolist())
-            missing -= max(1, len(drawn[-1]) - 1)
-        self._at += 1
-        return next(PackedBatches(Documents.of(drawn), self._rows, self._window, rng.randrange(2**32)))
-
-    def state(self) -> dict[str, int]:
-        return {"position": self._at}
-
-    def restore(self, state: dict[str, int]) -> None:
-        self._at = int(state["position"])
+    name, extra = hashlib.sha256(text.encode()).hexdigest()[:12], {"before": before} if before else {}
+    return Question(name, conversation[asked]["content"], answers=(conversation[answer]["content"],), extra=extra)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Generic, Literal, TypeVar
+from itertools import islice, tee
+from typing import Literal
 
 import torch
 
@@ -23,26 +24,13 @@ from klype.runs.recipe import Recipe
 from klype.runs.task import Asked, Task
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
-from klype.values import Batches, Figure, Question, Request, Sampling, Verdict
+from klype.values import Batch, Batches, Figure, Question, Request, Sampling, Verdict
 from klype.words import in_all_languages
 from klype.world import Filter, Spellings, TokenFilter, World, WorldDocument
 
 SHOWN = ("Jeg gikk en tur på", "I walked on the")
-T = TypeVar("T")
-
-
-class _Kept(Generic[T]):
-    """The first values of an endless iterator that are costly to make, kept: all models of a run are asked the same."""
-
-    def __init__(self, endless: Iterator[T]) -> None:
-        self._endless, self._made = endless, list[T]()
-
-    def first(self, n: int) -> list[T]:
-        self._made += islice(self._endless, max(0, n - len(self._made)))
-        return self._made[:n]
-
-
 FIXED_ASKED = 100  # questions of what is always true, which there are not many more of
+LATE = 1000  # steps, whose last tenth is late
 DRAWN = 4  # questions at most for each that is wanted: a small world has few that are not alike
 
 
@@ -75,25 +63,22 @@ class WorldTask(Task):
         self.chat = Chat(tokenizer)
         self.spellings = Spellings(self.world.words, tokenizer.encode, tokenizer.end)
         rng = random.Random(mix(seed, 0, 1))
-        self._retrievals = {hard: _Kept(self._stories(hard)) for hard in (True, False)}
-        self._documents_read = _Kept(self._reading())
+        # costly to make, and all models of a run are asked the same: copies of a tee begin at its beginning
+        (self._read,) = tee(self._reading(), 1)
+        self._told = {hard: tee(self._stories(hard), 1)[0] for hard in (True, False)}
         most = max(recipe.examine.questions, recipe.rank.held_out)
         self.held_out = _different(lambda: self.world.question(rng, heldout=True, fixed=False), most)
         self.reader = lambda question: Reader(lambda: TokenFilter(self.world.filter("chat", question), self.spellings))
         self.held_out_fixed = _different(lambda: self.world.question(rng, heldout=True, fixed=True), FIXED_ASKED)
+        name, thanks = f"klype's demo world ({len(self.world.words)} words)", in_all_languages("run", "source.world")
+        self.languages = ["nb", "en"]
+        self.data = [{"name": name, "licence": "Apache-2.0", "attribution": thanks}]
 
     # data
 
     def _documents(self, part: int, styled_from: int = 0, easy_until: int = 0) -> WorldSamples:
-        return WorldSamples(
-            self.world,
-            self.spellings,
-            self.chat.tokenizer.begin,
-            mix(self.seed, part, 3),
-            styled_from,
-            easy_until,
-            self.recipe.pretrain.answer_weight,
-        )
+        begin, weight, seed = self.chat.tokenizer.begin, self.recipe.pretrain.answer_weight, mix(self.seed, part, 3)
+        return WorldSamples(self.world, self.spellings, begin, seed, weight, styled_from, easy_until)
 
     def pretraining(self, steps: int, background: bool) -> Batches:
         lesson = self.recipe.pretrain
@@ -102,18 +87,25 @@ class WorldTask(Task):
         documents = self._documents(0, int(lesson.plain * examples), int(lesson.easy * examples))
         return PaddedBatches(documents, pools, background)
 
-    def late(self, steps: int) -> dict[str, Any]:
-        whole = BLOCK * self.recipe.pretrain.passes  # documents are made when a block begins
-        pools = int(0.9 * steps) // STEPS // whole * whole
-        return {"position": pools * STEPS * self.recipe.pretrain.training.micro_batches}
+    def late(self) -> Batches:
+        batches, whole = self.pretraining(LATE, False), BLOCK * self.recipe.pretrain.passes
+        pools = int(0.9 * LATE) // STEPS // whole * whole  # documents are made when a block begins
+        batches.restore({"position": pools * STEPS * self.recipe.pretrain.training.micro_batches})
+        return batches
 
     def finetuning(self, background: bool) -> Batches:
         turns = Turns(self.world, self.chat, mix(self.seed, 0, 4))
         lesson = self.recipe.finetune
         return PaddedBatches(turns, self.pools(lesson.rows, lesson.training.micro_batches), background)
 
-    def rehearsal(self, rows: int, pieces: int = 1) -> Batches:
-        return PaddedBatches(self._documents(1), self.pools(rows, pieces))
+    def rehearsal(self, rows: int, pieces: int = 1) -> Callable[[int], Batch]:
+        batches = PaddedBatches(self._documents(1), self.pools(rows, pieces))
+
+        def batch(index: int) -> Batch:
+            batches.restore({"position": index})
+            return next(batches)
+
+        return batch
 
     def questions(self, part: int) -> Asked:
         return lambda index: self.world.question(random.Random(mix(self.seed, index, 20 + part)))
@@ -162,7 +154,7 @@ class WorldTask(Task):
         collects = gc.isenabled()
         gc.disable()  # nothing here is garbage, and to look through all that is remembered takes half of the time
         try:
-            documents = self._documents_read.first(max(1, self.recipe.examine.documents // (4 if few else 1)))
+            documents = list(islice(copy(self._read), max(1, self.recipe.examine.documents // (4 if few else 1))))
         finally:
             if collects:
                 gc.enable()
@@ -170,18 +162,16 @@ class WorldTask(Task):
             tokens = (torch.tensor([d.tokens[:-1]], device=model.embed.weight.device) for d in documents)
             logp_DTV = [model(tokens_1T)[0].log_softmax(-1).cpu().numpy() for tokens_1T in tokens]
         figures = s_and_kl(documents, logp_DTV)
-        for name, hard in (("retrieval_hard", True), ("retrieval_text", False)):
-            figures[name] = self._retrieval(model, hard, 100 if few else 200)
-        return figures
-
-    def _retrieval(self, model: Transformer, hard: bool, n: int) -> Figure:
-        tokenizer, asked = self.chat.tokenizer, self._retrievals[hard].first(2 * n)
+        tokenizer, asked = self.chat.tokenizer, 200 if few else 400
         cold, stop = Sampling(temperature=0.0), tuple(self.spellings.of["."])
-        prompts = [(tokenizer.begin, *tokenizer.encode(" " + text)) for text, _ in asked]
-        answers = Engine(model).run([Request(prompt, limit=30, sampling=cold, stop=stop) for prompt in prompts])
-        said = [tokenizer.decode(trace.tokens).strip().removeprefix("–") for (trace,) in answers]
-        right = [float(bool(self.world.judge(q, text).right)) for (_, q), text in zip(asked, said, strict=True)]
-        return mean_by_question(right, [str(i) for i in range(len(right))], "share", self.judge_name)
+        for name, hard in (("retrieval_hard", True), ("retrieval_text", False)):
+            texts, questions = zip(*islice(copy(self._told[hard]), asked), strict=True)
+            prompts = [(tokenizer.begin, *tokenizer.encode(" " + text)) for text in texts]
+            answers = Engine(model).run([Request(prompt, limit=30, sampling=cold, stop=stop) for prompt in prompts])
+            said = [tokenizer.decode(trace.tokens).strip().removeprefix("–") for (trace,) in answers]
+            right = [float(bool(self.world.judge(q, text).right)) for q, text in zip(questions, said, strict=True)]
+            figures[name] = mean_by_question(right, [str(i) for i in range(asked)], "share", self.judge_name)
+        return figures
 
     def next_words(self, model: Transformer) -> list[JsonObject]:
         """The article's example and an English one: the model's bars next to the truth's."""
@@ -193,40 +183,19 @@ class WorldTask(Task):
                 words.push(word)
                 tokens += self.spellings.of[word]
             truth = TokenFilter(words, self.spellings).next()
-            q = Engine(model).next([tokens])[0]
-            compared = point(truth, q)
-            assert compared.kl is not None
-            shown: list[JsonObject] = []
-            for token in dict.fromkeys([*q.ids[:6].tolist(), *sorted(truth, key=lambda t: -truth[t])[:8]]):
-                p = q.p(int(token))
-                assert p is not None
-                piece = self.chat.tokenizer.decode([int(token)])
-                shown.append({"token": piece, "id": int(token), "p": p, "truth": truth.get(int(token), 0.0)})
+            (q,) = Engine(model).next([tokens])
+            compared, decode = point(truth, q), self.chat.tokenizer.decode
+            likely = dict.fromkeys([*q.ids[:6].tolist(), *sorted(truth, key=lambda t: -truth[t])[:8]])
+            shown = [{"token": decode([t]), "id": t, "p": q.p(t) or 0.0, "truth": truth.get(t, 0.0)} for t in likely]
             shown.sort(key=lambda t: -t["p"])
-            out.append(
-                {
-                    "prompt": text,
-                    "tokens": shown,
-                    "rest": max(0.0, 1 - sum(t["p"] for t in shown)),
-                    "truth_rest": max(0.0, 1 - sum(t.get("truth", 0.0) for t in shown)),
-                    "s": compared.s_low,
-                    "kl": compared.kl,
-                }
-            )
+            rest, truth_rest = (max(0.0, 1 - sum(t[side] for t in shown)) for side in ("p", "truth"))
+            about = {"prompt": text, "tokens": shown, "rest": rest, "truth_rest": truth_rest}
+            out.append({**about, "s": compared.s_low, "kl": compared.kl})
         return out
 
     def asked_apart(self, model: StageName) -> dict[str, Sequence[Question]]:
         """About what is always true, which the text has told often."""
         return {"right_fixed": self.held_out_fixed}
-
-    def data(self) -> list[JsonObject]:
-        return [
-            {
-                "name": f"klype's demo world ({len(self.world.words)} words)",
-                "licence": "Apache-2.0",
-                "attribution": in_all_languages("run", "source.world"),
-            }
-        ]
 
     def speak(self, model: Transformer, trained: str) -> str:
         rng = random.Random(mix(self.seed, len(trained), 8))
@@ -257,9 +226,9 @@ class WorldSamples:
     spellings: Spellings
     begin: int
     seed: int
+    answer_weight: float
     styled_from: int = 0
     easy_until: int = 0
-    answer_weight: float = 5.0
 
     def __call__(self, index: int) -> Example:
         rng = random.Random(mix(self.seed, index, 11))

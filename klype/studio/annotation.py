@@ -26,7 +26,7 @@ from klype.jsons import finite
 from klype.preferences.records import MODEL, SIMULATED, Candidate, Entry, Kind, RankingItem
 from klype.preferences.schema import Annotator
 from klype.preferences.store import Store
-from klype.runs.rankers import HELD_OUT_EVERY, KEYS, SHOWN, differing, now, summary
+from klype.runs.rankers import HELD_OUT_EVERY, KEYS, differing, now, summary
 from klype.runs.ranking import STORE, open_store
 from klype.runs.run_json import write_json
 from klype.words import Words
@@ -184,7 +184,7 @@ class AnnotatorSession:
         asked = again or self._claimed()
         if asked is None:
             return None
-        mixed = list(again.candidates) if again else differing(asked, self.name, SHOWN)
+        mixed = list(again.candidates) if again else differing(asked, self.name)
         seed = mix(asked.id, int(again is not None), *self.name.encode())
         random.Random(seed).shuffle(mixed)  # the same again after a reload, another one for others
         return self._lay(replace(asked, candidates=tuple(mixed)), again is not None)

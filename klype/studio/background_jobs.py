@@ -111,13 +111,7 @@ class Work:
 
     def told(self, lines: int = 12, most: int = 1 << 14) -> list[str]:
         """The last lines of its progress, of so many bytes; blank ones are left out."""
-        file = self.folder / f"{self.step}.err"
-        try:
-            with file.open("rb") as opened:
-                opened.seek(max(0, file.stat().st_size - most))
-                text = opened.read().decode("utf-8", "replace")
-        except OSError:
-            return []
+        text = jsons.tail(self.folder / f"{self.step}.err", most).decode("utf-8", "replace")
         return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
     def samples(self) -> list[dict[str, Any]]:

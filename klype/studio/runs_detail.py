@@ -16,8 +16,8 @@ from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines
 from klype.examine.run_report import why_base
 from klype.examine.say import visible
 from klype.runs.folder import read_run
-from klype.runs.options import STAGES
 from klype.runs.run_json import incomparable, parameters, planned_steps, state_of
+from klype.runs.run_options import STAGES
 from klype.sources.find_model import NEWEST_FIRST
 from klype.sources.opening import PATH, kind_of
 from klype.studio import elements as el

@@ -30,11 +30,10 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.truth import Reader
 from klype.model.atomic_folder import is_whole
 from klype.preferences import database
-from klype.runs.folder import RUNS
 from klype.runs.provenance import question_in
 from klype.runs.ranking import has_store
 from klype.serve.worker import Job, Worker
-from klype.sources.find_model import NEWEST_FIRST, located
+from klype.sources.find_model import NEWEST_FIRST, RUNS, located
 from klype.sources.opening import Opened, find_model, kind_of, open_model
 from klype.sources.source import Message, NativeSource, Source
 from klype.studio.annotation import RankingStore, SummaryCache, named_stores

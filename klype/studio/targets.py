@@ -15,8 +15,8 @@ from klype.examine.charts import Picture
 from klype.examine.say import Say, visible
 from klype.experiments import bias
 from klype.experiments.bias import BiasBoard
-from klype.runs.folder import RUNS
 from klype.runs.run_json import QUIET_S
+from klype.sources.find_model import RUNS
 from klype.studio import elements as el
 from klype.studio.background_jobs import KEY_MOST, State, Work, WorkPlan, begin, key_of, new_name, works_by_run
 from klype.studio.fields import Minutes, PageSelect, SeedField

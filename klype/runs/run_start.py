@@ -20,17 +20,19 @@ from klype.model.checkpoint import load, read_about, read_config, read_tokenizer
 from klype.runs.align_stage import align
 from klype.runs.examine_stage import about
 from klype.runs.folder import MEND, read_run
+from klype.runs.listener import RunListener
 from klype.runs.machine_probe import possible
-from klype.runs.options import InputOptions, RunOptions, StageOptions, recipe_for
+from klype.runs.ranking import rank
 from klype.runs.recipe import ModelShape, Recipe, read, saved
 from klype.runs.reward import functions_of, reward
 from klype.runs.run_json import Asked, Record, resumed_options
-from klype.runs.say import RunListener
-from klype.runs.stages import RunContext, finetune, pretrain, rank
+from klype.runs.run_options import InputOptions, RunOptions, StageOptions, recipe_for
+from klype.runs.stages import RunContext, finetune, pretrain
 from klype.runs.task import Task
+from klype.runs.text_task import TextTask
+from klype.runs.world_task import WorldTask
 from klype.sources.find_model import Found, called, holds_weights
 from klype.sources.opening import find_model
-from klype.text.tokenizer import Tokenizer
 from klype.train import parallel
 
 
@@ -73,7 +75,7 @@ def open_life_cycle(options: RunOptions, say: RunListener) -> RunContext:
                 f"The recipe {options.recipe_name} is about the demo world and takes no text of your own.",
                 "Leave --recipe out, or use --recipe text.",
             )
-    return open_run(options, recipe, say, find_model(options.from_) if options.from_ else None)
+    return begin_or_resume(options, recipe, say, find_model(options.from_) if options.from_ else None)
 
 
 def open_stage(options: StageOptions, say: RunListener) -> RunContext:
@@ -87,10 +89,12 @@ def open_stage(options: StageOptions, say: RunListener) -> RunContext:
         recipe = read(recipe_for(options), options.overrides, options.size)
     else:  # as the run that it starts from was made, where nothing else is given
         options, recipe = own, recipe_of(start, options)
-    return open_run(options, recipe, say, start, options.stage if STAGES[options.stage].before == "finetune" else "")
+    return begin_or_resume(
+        options, recipe, say, start, options.stage if STAGES[options.stage].before == "finetune" else ""
+    )
 
 
-def open_run(
+def begin_or_resume(
     options: RunOptions | StageOptions, recipe: Recipe, say: RunListener, start: Found | None = None, goal: str = ""
 ) -> RunContext:
     """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files.
@@ -116,9 +120,17 @@ def open_run(
         record = Record.start(folder, options, made_by)
     functions = functions_of(recipe, options, record, say)
     known = start.folder if start is not None else folder
-    there = known.is_file() or (known / "tokenizer.json").exists()
+    tokenizer = read_tokenizer(known) if known.is_file() or (known / "tokenizer.json").exists() else None
+    if tokenizer is not None and tokenizer.template is None:
+        raise KlypeError(
+            "The model to start from has no chat template, which says how questions and answers are written.",
+            "Put one next to its weights, as chat_template.jinja (that of its maker's chat model, say).",
+        )
     bad = BadRows(skip=options.skip_bad)
-    task = open_task(recipe, options, bad, read_tokenizer(known) if there else None, hashes)
+    if recipe.kind == "world":
+        task: Task = WorldTask(recipe, options.seed, tokenizer)
+    else:
+        task = TextTask(recipe, options.seed, options, bad, tokenizer, hashes)
     run = RunContext(folder, options, recipe, task, record, say, start.folder if start else None, functions=functions)
     record.content["machine"]["device"] = str(parallel.device() if parallel.ranks() > 1 else run.device)
     if bad.count:
@@ -130,27 +142,12 @@ def open_run(
         record.content |= about(run)  # also the card of the first stage says whose data it was
         record.save()
     if start is not None and goal:
-        bring(start, folder, goal)
+        # what the stage builds on comes along: the new folder is a run of its own, which the next can start from
+        for needed in STAGES[goal].needs:
+            if start.run is not None and (start.run / needed).is_dir():
+                _copy(start.run / needed, folder / needed)
+        _copy(start.folder, folder / "finetune")
     return run
-
-
-def open_task(
-    recipe: Recipe, options: InputOptions, bad: BadRows, tokenizer: Tokenizer | None, hashes: Mapping[str, str]
-) -> Task:
-    """What the run is about: the demo world, or the user's own text."""
-    if tokenizer is not None and tokenizer.template is None:
-        raise KlypeError(
-            "The model to start from has no chat template, which says how questions and answers are written.",
-            "Put one next to its weights, as chat_template.jinja (that of its maker's chat model, say).",
-        )
-    seed: int = getattr(options, "seed", 0)
-    if recipe.kind == "world":
-        from klype.runs.world_task import WorldTask
-
-        return WorldTask(recipe, seed, tokenizer)
-    from klype.runs.text_task import TextTask
-
-    return TextTask(recipe, seed, options, bad, tokenizer, hashes)
 
 
 def is_begun(options: InputOptions) -> bool:
@@ -176,23 +173,11 @@ def lacks_nothing(start: Found, stage: str, recipe: Recipe) -> None:
         if there or (stage == "align" and needed not in recipe.align.needs):
             continue
         name = called(start.run or start.folder)
+        hint = f"Do it first: klype train {needed} --from {name}."
         if stage == "align":
             hint = f"Have answers ranked first: klype align {name} --taste right=2,polite=0.7 (simulated), or --human."
-        else:
-            hint = f"Do it first: klype train {needed} --from {name}."
         what = {"rank": "rankings", "reward": "reward model"}[needed]
         raise UsageError(f"{name} has no {what}, which the stage {stage} needs.", hint)
-
-
-def bring(start: Found, folder: Path, stage: str) -> None:
-    """Copy what the stage builds on: the fine-tuned model, rankings for a reward model, what alignment needs or finds.
-
-    So the new folder is a run of its own, which the next stage can start from.
-    """
-    for needed in STAGES[stage].needs:
-        if start.run is not None and (start.run / needed).is_dir():
-            _copy(start.run / needed, folder / needed)
-    _copy(start.folder, folder / "finetune")
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -235,17 +220,16 @@ def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]
 def start_of(options: StageOptions) -> Found:
     """The model that the stage starts from: for a whole run, the one that the same stage of that run started from."""
     found = find_model(options.from_)
-    earlier = found.run / STAGES[options.stage].before if found.run else None
-    named_run = found.run is not None and Path(options.from_).resolve() == found.run.resolve()
-    if named_run and earlier is not None and holds_weights(earlier):
-        return Found(earlier, found.run, earlier.name)
+    if found.run is not None and Path(options.from_).resolve() == found.run.resolve():
+        earlier = found.run / STAGES[options.stage].before
+        return Found(earlier, found.run, earlier.name) if holds_weights(earlier) else found
     return found
 
 
-def with_inputs_of(start: Found | None, options: StageOptions) -> StageOptions:
+def with_inputs_of(start: Found, options: StageOptions) -> StageOptions:
     """With the texts, questions and rankings that the run was given, where none are given now."""
     given = options.text or options.data or options.instructions or options.preferences
-    content = read_run(start.run) if start is not None and start.run is not None and not given else {}
+    content = read_run(start.run) if start.run is not None and not given else {}
     if not {"settings", "asked"} <= content.keys():
         return options
     asked = {name: content["asked"][name] for name in INPUTS if name in content["asked"]}
@@ -289,13 +273,12 @@ def suited(recipe: Recipe, options: InputOptions, start: Found | None) -> Recipe
 
 def dealt_out(recipe: Recipe, processes: int) -> Recipe:
     """The recipe with a number of micro-batches per step that divides evenly among the processes, if its rows allow."""
-    lessons = {}
     for name, lesson in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         pieces = -(-lesson.training.micro_batches // processes) * processes
         if lesson.rows % pieces == 0:
             training = lesson.training.model_copy(update={"micro_batches": pieces})
-            lessons[name] = lesson.model_copy(update={"training": training})
-    return recipe.model_copy(update=lessons)
+            recipe = recipe.model_copy(update={name: lesson.model_copy(update={"training": training})})
+    return recipe
 
 
 def done_already(start: Found, options: InputOptions) -> tuple[str, ...]:

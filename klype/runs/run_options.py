@@ -58,10 +58,7 @@ class InputOptions(WorkOptions):
         Option("The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.", "--from", check=located),
     ] = ""
     lora: Annotated[
-        int | None,
-        Option("Train adapters of this rank on the model's frozen weights.", shown="all"),
-        Ge(1),
-        Le(4096),
+        int | None, Option("Train adapters of this rank on the model's frozen weights.", shown="all"), Ge(1), Le(4096)
     ] = None
     size: Annotated[
         Size | None,
