@@ -287,8 +287,19 @@ class Upload(ui.element, component="upload.js"):
             raise UsageError("This is not part of a file.")
         if at == 0:
             self._drop()
-            name = str(sent.get("name", ""))
-            self._now = UploadedFile(self._place(name, size), visible(name)[:120], size, number)
+            name, folder = str(sent.get("name", "")), self._visit.studio.home / "uploads"
+            suffix = next((s for s in self._kinds if name.lower().endswith(s)), "")
+            if not suffix:
+                raise UsageError(f"Such a file is not taken here: {', '.join(self._kinds)} are.")
+            if not 0 < size <= self._most:
+                raise UsageError(f"A file has from 1 byte to {self._most >> 20} MiB.")
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+            for place, file in enumerate(kept):  # older ones make room
+                if len(kept) - place >= FILES_MOST or file.stat().st_mtime < time.time() - OLD_S:
+                    file.unlink(missing_ok=True)
+            # of the name its owner gave it only the ending is kept
+            self._now = UploadedFile(folder / f"{token_hex(8)}{suffix}", visible(name)[:120], size, number)
         given = self._now
         if given is None or given.number != number or given.got != at:
             return None  # of a file that was given up, or sent twice
@@ -298,26 +309,10 @@ class Upload(ui.element, component="upload.js"):
             raise UsageError("This is not part of a file.") from None
         if not piece or given.got + len(piece) > given.size:
             raise UsageError("The file is not as large as it said.")
-        with given.file.open("ab") as file:
-            file.write(piece)
+        with given.file.open("ab") as opened:
+            opened.write(piece)
         given.got += len(piece)
         return given
-
-    def _place(self, name: str, size: int) -> Path:
-        """Where a file of this name and size is put, once there is room."""
-        # of the name its owner gave it only the ending is kept
-        suffix = next((s for s in self._kinds if name.lower().endswith(s)), "")
-        if not suffix:
-            raise UsageError(f"Such a file is not taken here: {', '.join(self._kinds)} are.")
-        if not 0 < size <= self._most:
-            raise UsageError(f"A file has from 1 byte to {self._most >> 20} MiB.")
-        folder = self._visit.studio.home / "uploads"
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
-        for place, file in enumerate(kept):
-            if len(kept) - place >= FILES_MOST or file.stat().st_mtime < time.time() - OLD_S:
-                file.unlink(missing_ok=True)
-        return folder / f"{token_hex(8)}{suffix}"
 
     def _drop(self) -> None:
         given, self._now = self._now, None

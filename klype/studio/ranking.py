@@ -154,36 +154,33 @@ class RankingPage(el.PagePart):
     async def act(self, sent: Mapping[str, Any]) -> None:
         """Whatever is done on the board; one thing after the other, and nothing of it in the server's own thread."""
         async with self.one_at_a_time:
-            if self.session is None:
+            if (session := self.session) is None:
                 return
+            w, what, turn = self.w, str(sent.get("do", "")), sent.get("turn")
+            # looked up, not taken over: only then is what a browser sent a ``Kind``
+            kind = next((kind for kind in KINDS if kind == what), None)
             try:
-                await self._dispatch(self.session, str(sent.get("do", "")), sent)
+                if kind is not None:
+                    kept = await asyncio.to_thread(session.say, turn, kind, sent.get("groups"))
+                    task = session.task or await asyncio.to_thread(session.next)
+                    self._lay(task, w(f"said_{kind}") if kept else w("said_already"))
+                elif what == "undo":
+                    task = await asyncio.to_thread(session.undo)
+                    self._lay(task or session.task, w("said_undone") if task else w("said_nothing"))
+                elif what == "write":
+                    task = await asyncio.to_thread(session.write, turn, str(sent.get("text", "")))
+                    if task is not None:
+                        self.board.run_method("written")
+                        self._lay(task, w("said_written"))
+                elif what == "leave":
+                    await self.leave()
+                    # the name stays in the form; a reload no longer signs in by itself
+                    self.board.run_method("setName", session.name, "")
+                    self.table.classes("r-hidden")
+                    self.setup.classes(remove="r-hidden")
             except KlypeError as error:  # the order stays as it is
                 self.board.run_method("refused", self.visit.why(error))
         await self.count()
-
-    async def _dispatch(self, session: AnnotatorSession, what: str, sent: Mapping[str, Any]) -> None:
-        w = self.w
-        # looked up, not taken over: only then is what a browser sent a ``Kind``
-        kind = next((kind for kind in KINDS if kind == what), None)
-        if kind is not None:
-            kept = await asyncio.to_thread(session.say, sent.get("turn"), kind, sent.get("groups"))
-            said = w(f"said_{kind}") if kept else w("said_already")
-            self._lay(await asyncio.to_thread(session.next) if session.task is None else session.task, said)
-        elif what == "undo":
-            task = await asyncio.to_thread(session.undo)
-            self._lay(task or session.task, w("said_undone") if task else w("said_nothing"))
-        elif what == "write":
-            task = await asyncio.to_thread(session.write, sent.get("turn"), str(sent.get("text", "")))
-            if task is not None:
-                self.board.run_method("written")
-                self._lay(task, w("said_written"))
-        elif what == "leave":
-            await self.leave()
-            # the name stays in the form; a reload no longer signs in by itself
-            self.board.run_method("setName", session.name, "")
-            self.table.classes("r-hidden")
-            self.setup.classes(remove="r-hidden")
 
     def _lay(self, task: RankingTask | None, said: str = "") -> None:
         more = self.w("nothing_left") if task is None else self.w("again") if task.again else ""

@@ -182,23 +182,22 @@ class RunsPage(el.PagePart):
         with self.list, el.box("u-runs", "ul"):
             for depth, run in family(runs):
                 with el.box("u-run child" if depth else "u-run", "li").style(f"--depth:{min(depth, 6)}"):
-                    self._row(run, run is one)
+                    to = f"{self.visit.page.route}?run={run.key}"
+                    current = {"aria_current": "true"} if run is one else {}
+                    el.text_of("a", visible(run.name), "u-name", href=to, **current)
+                    el.text_of("span", self.w(f"state_{run.state}"), f"w-state {run.state}")
+                    el.text_of("span", " · ".join(filter(None, self.facts(run))), "u-facts")
 
-    def _row(self, run: RunInfo, current: bool) -> None:
-        w, say = self.w, self.say
-        link = el.text_of("a", visible(run.name), "u-name", href=f"{self.visit.page.route}?run={run.key}")
-        if current:
-            link.props["aria-current"] = "true"
-        el.text_of("span", w(f"state_{run.state}"), f"w-state {run.state}")
-        facts = [visible(run.recipe), " → ".join(w(f"stage_{stage}") for stage in run.stages)]
-        if run.parameters:
-            facts.append(w("parameters", n=say.big(run.parameters)))
-        if run.seconds:
-            facts.append(say.seconds(run.seconds))
-        passed, gates = run.gates
-        if gates:
-            facts.append(w("gates", passed=say.count(passed), of=say.count(gates)))
-        el.text_of("span", " · ".join(fact for fact in facts if fact), "u-facts")
+    def facts(self, run: RunInfo) -> list[str]:
+        """What a list says of it in short; some of it may be empty."""
+        w, say, (passed, gates) = self.w, self.say, run.gates
+        return [
+            visible(run.recipe),
+            " → ".join(w(f"stage_{stage}") for stage in run.stages),
+            w("parameters", n=say.big(run.parameters)) if run.parameters else "",
+            say.seconds(run.seconds) if run.seconds else "",
+            w("gates", passed=say.count(passed), of=say.count(gates)) if gates else "",
+        ]
 
     def rows(self) -> list[list[Cell]]:
         names = {run.key: run.name for run in self.runs}

@@ -24,6 +24,7 @@ from klype.studio.studio import Studio, changed
 from klype.words import Words, words
 
 LOOK_S = 1.0
+DATA = ["target", "documents", "seeds", "turned", "measure", "value", "low", "high", "n"]
 # What is seen first: what a target does to one sentence; then how it came about, and what it costs.
 ORDER = ("bars", "training", "gap", "documents", "compute")
 
@@ -193,25 +194,21 @@ class TargetsPage(el.WorkPart):
         self.pictures.show(found_pictures(board, self.say, self.own))
         with self.tables:
             if rows is not None:
-                self._figures(board, rows.documents[-1])
+                own, count = self.own, rows.documents[-1]
+                columns, cells = bias.REPORT.table(board, count, self.say, own)
+                data = [
+                    [row.arm, row.documents, row.seeds, row.turned, name, *el.ends(figure)]
+                    for row in board.rows
+                    for name, figure in row.figures.items()
+                ]
+                with el.card(f"{own('measured')}: {own('table', documents=self.say.count(count)).lower()}"):
+                    el.table(self.visit, columns, cells, range(1, len(columns)), own("measured"))
+                    el.small(f"{own('interval')} {own('how_turned')}")
+                    el.as_data(self.visit, "targets", DATA, lambda: data)
             with el.card(self.w("what_targets")), el.box("t-what", "dl"):
                 for name in board.kinds:
                     el.text_of("dt", self.own(f"target.{name}"))
                     el.text_of("dd", self.own(f"what.{name}"))
-
-    def _figures(self, board: BiasBoard, count: int) -> None:
-        """All figures, of so many documents."""
-        own, (columns, cells) = self.own, bias.REPORT.table(board, count, self.say, self.own)
-        about = ["target", "documents", "seeds", "turned"]
-        data = [
-            [row.arm, row.documents, row.seeds, row.turned, name, *el.ends(figure)]
-            for row in board.rows
-            for name, figure in row.figures.items()
-        ]
-        with el.card(f"{own('measured')}: {own('table', documents=self.say.count(count)).lower()}"):
-            el.table(self.visit, columns, cells, range(1, len(columns)), own("measured"))
-            el.small(f"{own('interval')} {own('how_turned')}")
-            el.as_data(self.visit, "targets", [*about, "measure", "value", "low", "high", "n"], lambda: data)
 
 
 async def build(visit: el.Visit) -> None:

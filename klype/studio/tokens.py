@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 from nicegui import ui
+from nicegui.events import GenericEventArguments
 
 from klype.answers import distribution_bounds
 from klype.api.model import Model
@@ -212,10 +213,14 @@ class TokenPanel(el.PagePart):
             with self.box:
                 self.drawn = el.chart({}, self.visit.lang, 0, "")
                 el.small(" ".join([w("how_bars"), *([w("how_bars_aligned")] if model.stage == "align" else [])]))
-                others = el.fold(w("others"))
+
+                def unfold(event: GenericEventArguments) -> None:
+                    self.unfolded = event.args is True
+                    self.draw()
+
+                others = el.fold(w("others")).on("toggle", unfold, js_handler="(e) => emit(e.target.open)")
                 with others:
                     self.ways = el.box()
-                others.on("toggle", lambda event: self._unfold(event.args), js_handler="(e) => emit(e.target.open)")
                 columns = [w("token"), w("number"), w("model_p"), w("drawn_p", t=""), w("truth_p")]
                 el.as_data(self.visit, "next-token", columns, self.rows, self.drawn)
         self.drawn.props["aria-label"] = w("chart_of", token=said)
@@ -225,10 +230,6 @@ class TokenPanel(el.PagePart):
         if self.unfolded:
             with self.ways:
                 self._list(found, names, partial(self.fork, branches, at))
-
-    def _unfold(self, opened: object) -> None:
-        self.unfolded = opened is True
-        self.draw()
 
     def _list(self, found: TokenBars, names: Mapping[int, str], take: Callable[[int], None]) -> None:
         """The ways as a table, while somebody looks at it."""
