@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import torch
 
-from klype.train.optimizer import orthogonalised
+from klype.train.optimizer import nearest_orthogonal
 
 
 def of_klype(gradient: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The first update, for a learning rate of 1."""
     ahead = gradient.lerp(gradient * 0.05, 0.95)  # momentum .95, from nothing
     lying = ahead.T if len(ahead) > ahead.shape[1] else ahead
-    found = orthogonalised(lying.to(dtype)[None])[0].float()
+    found = nearest_orthogonal(lying.to(dtype)[None])[0].float()
     whole: torch.Tensor = found.T if len(ahead) > ahead.shape[1] else found
     return whole * max(1.0, gradient.shape[0] / gradient.shape[1]) ** 0.5
 

@@ -20,7 +20,7 @@ from klype.cli.next_tree_forks import bar_of, visible
 from klype.cli.terminal import Terminal
 from klype.engine.engine import Engine
 from klype.errors import UsageError
-from klype.model.checkpoint import Loaded
+from klype.model.checkpoint import LoadedModel
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.sources.find_model import Found
@@ -49,7 +49,7 @@ def opened() -> Opened:
     config = ModelConfig(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, hidden=16, window=WINDOW)
     model = Transformer(config).eval()
     torch.nn.init.normal_(model.head.weight, std=0.5)
-    loaded = Loaded(model, tokenizer, config, {}, Path("toy"))
+    loaded = LoadedModel(model, tokenizer, config, {}, Path("toy"))
     return native("toy", Found(Path("toy")), loaded, Engine(model, decode_bytes=tokenizer.token_bytes, name="toy"))
 
 

@@ -57,7 +57,7 @@ def test_a_model_that_opens_slowly_is_waited_for_with_a_word(
     typed: Callable[[str], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def slowly(*given: Any, **named: Any) -> checkpoint.Loaded:
+    def slowly(*given: Any, **named: Any) -> checkpoint.LoadedModel:
         time.sleep(1.5)
         return opened(*given, **named)
 

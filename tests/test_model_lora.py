@@ -14,7 +14,7 @@ from train_toys import Seeded, random_batch
 from klype.engine.engine import Engine
 from klype.errors import Interrupted
 from klype.model.config import ModelConfig
-from klype.model.lora import AdaptedTransformer, LoraSettings, frozen
+from klype.model.lora import AdaptedTransformer, LoraSettings, frozen_model
 from klype.model.transformer import Transformer
 from klype.train.flat_parameters import round_buffers
 from klype.train.loop import TrainSession, TrainSettings, train
@@ -156,8 +156,8 @@ def test_workers_share_frozen_weights_bit_for_bit(tmp_path: Path) -> None:
 
 def test_frozen_is_the_model_itself_where_it_can_be() -> None:
     base = toy()
-    assert frozen(base, torch.float32) is base
-    low = frozen(base, torch.bfloat16)
+    assert frozen_model(base, torch.float32) is base
+    low = frozen_model(base, torch.bfloat16)
     assert low is not base
     assert next(low.parameters()).dtype == torch.bfloat16
     assert next(base.parameters()).dtype == torch.float32

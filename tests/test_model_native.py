@@ -22,7 +22,7 @@ from klype.engine.engine import Engine
 from klype.engine.sampling import draw, noise, shape
 from klype.engine.speculation import DRAFT_STREAM, judged
 from klype.model import checkpoint
-from klype.model.checkpoint import Loaded
+from klype.model.checkpoint import LoadedModel
 from klype.model.prepacked import prepack
 from klype.values import Request, Sampling
 
@@ -56,20 +56,20 @@ def theirs(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def packed(folder: Path) -> Loaded:
+def packed(folder: Path) -> LoadedModel:
     loaded = checkpoint.load(folder)
     prepack(loaded.model, "float32")
     return loaded
 
 
-def tokens_of(loaded: Loaded) -> list[int]:
+def tokens_of(loaded: LoadedModel) -> list[int]:
     ids = loaded.tokenizer.encode(plain_text())[:TOKENS]
     assert len(ids) == TOKENS
     return ids
 
 
 @torch.inference_mode()
-def test_logits_on_real_text_are_those_of_transformers(folder: Path, theirs: Any, packed: Loaded) -> None:
+def test_logits_on_real_text_are_those_of_transformers(folder: Path, theirs: Any, packed: LoadedModel) -> None:
     tokens_1T = torch.tensor([tokens_of(packed)])
     reference = theirs(tokens_1T).logits
     assert (checkpoint.load(folder).model(tokens_1T) - reference).abs().max() < 1e-4
@@ -79,7 +79,7 @@ def test_logits_on_real_text_are_those_of_transformers(folder: Path, theirs: Any
 
 
 @torch.inference_mode()
-def test_greedy_answers_are_those_of_transformers(theirs: Any, packed: Loaded) -> None:
+def test_greedy_answers_are_those_of_transformers(theirs: Any, packed: LoadedModel) -> None:
     prompt = tokens_of(packed)[:64]
     request = Request(prompt=tuple(prompt), limit=GREEDY, sampling=Sampling(temperature=0))
     ((answer,),) = Engine(packed.model).run([request])
@@ -98,7 +98,7 @@ def test_greedy_answers_are_those_of_transformers(theirs: Any, packed: Loaded) -
 
 @torch.inference_mode()
 def test_what_coarser_weights_lose_is_measured(
-    folder: Path, packed: Loaded, record_property: Callable[[str, object], None]
+    folder: Path, packed: LoadedModel, record_property: Callable[[str, object], None]
 ) -> None:
     """The figures go to the test report; asserted is only that they are figures of a working model."""
     tokens = tokens_of(packed)
@@ -116,7 +116,7 @@ def test_what_coarser_weights_lose_is_measured(
 
 
 @torch.inference_mode()
-def test_one_speculated_step_over_the_top_50_has_the_models_distribution(packed: Loaded) -> None:
+def test_one_speculated_step_over_the_top_50_has_the_models_distribution(packed: LoadedModel) -> None:
     """The draft is the same model shown the last four tokens only: it guesses often enough, and often wrongly."""
     text, count, sampling = tokens_of(packed)[:64], 4000, Sampling(top_k=50)
     near_V, far_V = (packed.model(torch.tensor([part]))[:, -1] for part in (text, text[-4:]))
@@ -140,7 +140,7 @@ def test_one_speculated_step_over_the_top_50_has_the_models_distribution(packed:
 
 
 @torch.inference_mode()
-def test_what_packing_adds_to_the_rounding_of_float32(folder: Path, packed: Loaded) -> None:
+def test_what_packing_adds_to_the_rounding_of_float32(folder: Path, packed: LoadedModel) -> None:
     """Against float64, packed and plain float32 are both rounding: on average far below 1e-4."""
     tokens_1T = torch.tensor([tokens_of(packed)])
     plain = checkpoint.load(folder).model

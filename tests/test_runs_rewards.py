@@ -27,7 +27,16 @@ from klype.runs.reward import ranked_by
 from klype.runs.run_options import StageOptions
 from klype.runs.run_start import recipe_of, start_of
 from klype.runs.world_task import WorldTask
-from klype.train.rewards import QuestionPrompt, WeightedRewards, by_text, digest, load_function, named, scores, typed
+from klype.train.rewards import (
+    QuestionPrompt,
+    WeightedRewards,
+    by_name,
+    by_text,
+    digest,
+    load_function,
+    scores,
+    typed_rewards,
+)
 from klype.values import Question
 from tests.test_runs_rounds import TINY, _quick  # noqa: F401
 
@@ -222,17 +231,17 @@ def test_a_file_or_function_that_is_not_there_is_one_sentence(name: str, said: s
 
 
 def test_a_reward_is_typed_with_or_without_its_weight() -> None:
-    assert typed(["model=1", "a/b.py:f", "c=d.py:g=-0.5"]) == {"model": 1, "a/b.py:f": 1, "c=d.py:g": -0.5}
+    assert typed_rewards(["model=1", "a/b.py:f", "c=d.py:g=-0.5"]) == {"model": 1, "a/b.py:f": 1, "c=d.py:g": -0.5}
     for wrong, said in ((["f"], "names no function"), (["a.py:f=much"], "not a number"), (["model", "model"], "twice")):
         with pytest.raises(UsageError, match=said):
-            typed(wrong)
+            typed_rewards(wrong)
 
 
 def test_functions_are_named_by_what_they_are_called() -> None:
-    assert named([fails]) == ({"fails": 1.0}, {"fails": fails})
-    assert named({fails: 2, "model": 1, "a.py:f": 3})[0] == {"fails": 2, "model": 1, "a.py:f": 3}
+    assert by_name([fails]) == ({"fails": 1.0}, {"fails": fails})
+    assert by_name({fails: 2, "model": 1, "a.py:f": 3})[0] == {"fails": 2, "model": 1, "a.py:f": 3}
     with pytest.raises(UsageError, match="Two rewards"):
-        named([lambda q, a: [0.0], lambda q, a: [1.0]])
+        by_name([lambda q, a: [0.0], lambda q, a: [1.0]])
 
 
 def test_the_command_refuses_before_anything_is_made(babbler: Path, elsewhere: Path) -> None:

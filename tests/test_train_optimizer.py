@@ -14,7 +14,15 @@ from train_toys import random_batch, tiny_config, tiny_model
 from klype.errors import KlypeError
 from klype.train.flat_parameters import Layout
 from klype.train.objectives import cross_entropy
-from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor, fused_parts, is_matrix, orthogonalised
+from klype.train.optimizer import (
+    Optimizer,
+    OptimizerSettings,
+    Schedule,
+    factor,
+    fused_parts,
+    is_matrix,
+    nearest_orthogonal,
+)
 
 torch.set_num_threads(1)
 
@@ -29,11 +37,11 @@ def gradients(model: nn.Module, optimizer: Optimizer, seed: int) -> None:
 def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape)
-    values = torch.linalg.svdvals(orthogonalised(x))
+    values = torch.linalg.svdvals(nearest_orthogonal(x))
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     large = s / s.norm(dim=-1, keepdim=True) > 0.01
     assert ((values - 1).abs()[large] < 0.25).all()
-    alignment = torch.einsum("nri,nrc,nic->ni", u, orthogonalised(x), vh)  # along the input's own singular vectors
+    alignment = torch.einsum("nri,nrc,nic->ni", u, nearest_orthogonal(x), vh)  # along the input's own singular vectors
     assert (alignment[large] > 0.75).all()
 
 
@@ -98,7 +106,7 @@ def test_muon_follows_its_definition() -> None:
         model.up.weight.grad.copy_(g)
         optimizer.step(0.5)
         momentum = 0.95 * momentum + 0.05 * g
-        update = orthogonalised((0.05 * g + 0.95 * momentum).T[None])[0].T
+        update = nearest_orthogonal((0.05 * g + 0.95 * momentum).T[None])[0].T
         weight = weight * (1 - 0.05 * 0.01) - 0.05 * math.sqrt(12 / 4) * update
     torch.testing.assert_close(model.up.weight.detach(), weight, rtol=1e-4, atol=1e-5)
 

@@ -34,7 +34,7 @@ from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, fused_parts
 from klype.train.resume import read_newest, states
-from klype.train.sharded import Sharded
+from klype.train.sharded import ShardedLayout
 from klype.values import Batch
 
 torch.set_num_threads(1)
@@ -251,7 +251,7 @@ def _same_update(folder: Path) -> None:
     }
     whole, lent = tiny_model(), tiny_model()
     one = Optimizer(Layout(whole), OptimizerSettings(decay=0.1), PARTS)
-    layout = Sharded(lent, torch.float32, torch.device("cpu"))
+    layout = ShardedLayout(lent, torch.float32, torch.device("cpu"))
     many = Optimizer(layout, OptimizerSettings(decay=0.1), PARTS)
     assert lent.head.weight.numel() == 0
     for factor in (1.0, 0.5):
@@ -291,7 +291,7 @@ def _one_is_killed(folder: Path, port: int) -> None:
         if step == 3 and rank == 1:
             os._exit(0)  # as by kill -9, but that ``team`` takes it for an end
 
-    with pytest.raises(KlypeError, match="Process 0 of 2 has lost another one"), parallel.joined(mine):
+    with pytest.raises(KlypeError, match="Process 0 of 2 has lost another one"), parallel.process_group(mine):
         learn(folder, settings(save_every=2), session=TrainSession(parts=PARTS, on_step=on_step))
     assert parallel.ranks() == 1
 
@@ -347,7 +347,7 @@ def test_ranks_agree_on_what_only_one_of_them_knows(tmp_path: Path) -> None:
 
 def test_a_batch_is_dealt_whole_and_what_is_left_over_teaches_nothing() -> None:
     batches = [part(i, slice(0, 2)) for i in range(4)]
-    dealt = [parallel.dealt(batches, rank, 3) for rank in range(3)]
+    dealt = [parallel.own_batches(batches, rank, 3) for rank in range(3)]
     assert [len(own) for own in dealt] == [2, 2, 2]
     taught = [batch for own in dealt for batch in own if batch.weights_BT.any()]
     assert sorted(map(id, taught)) == sorted(map(id, batches))

@@ -26,7 +26,7 @@ from klype.runs.listener import RunListener, Silent
 from klype.runs.pipeline import align_rounds, overrides
 from klype.runs.run_options import STAGES, RunOptions, StageOptions
 from klype.sources.find_model import NEWEST_FIRST, holds_weights
-from klype.train.rewards import as_settings, name_of, named
+from klype.train.rewards import as_settings, by_name, name_of
 from klype.values import Reward
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class Run:
         """
         asked: dict[str, Any] = {**options, "stage": "align", "from_": str(self.path), "out": out}
         rounds, flaw = asked.pop("rounds", 1), asked.pop("taste", "")
-        weights, asked["functions"] = named(rewards)
+        weights, asked["functions"] = by_name(rewards)
         how = overrides(method, weights, asked.pop("beta", None), asked.pop("target_kl", None))
         place = _work(StageOptions, asked, how, lambda stage, say: align_rounds(stage, rounds, flaw, say))
         # several rounds have a folder each
@@ -320,7 +320,7 @@ def train(
         raise UsageError(f"text should be a file, or a list of files, folders or globs (it is {text!r}).")
     asked: dict[str, Any] = {**options, "recipe": recipe, "minutes": minutes, "seed": seed, "cache": cache_folder()}
     asked["text"] = tuple(map(str, texts))
-    weights, asked["functions"] = named(rewards)
+    weights, asked["functions"] = by_name(rewards)
     if "from_" in asked:
         asked["from_"] = str(asked["from_"] if isinstance(asked["from_"], str) else _path("from_", asked["from_"]))
     return Run(_work(RunOptions, asked, as_settings(weights), pipeline.run))

@@ -19,7 +19,7 @@ from klype.option import Option
 from klype.words import number
 
 if TYPE_CHECKING:
-    from klype.model.checkpoint import Loaded
+    from klype.model.checkpoint import LoadedModel
     from klype.sources.hub import Download
 
 EVERY_S = 0.2, 15.0  # a bar, and plain lines
@@ -129,7 +129,7 @@ def export_command(
     terminal.document(document)
 
 
-def to_hub(loaded: Loaded, run: Path | None, name: str, folder: Path | None) -> dict[str, Any]:
+def to_hub(loaded: LoadedModel, run: Path | None, name: str, folder: Path | None) -> dict[str, Any]:
     """Write the repository's folder, and push it where none is named. Errors: no network, no token, a bad name."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         raise UsageError(f"--hub {name} is not a name on the hub.", "Write owner/name.")
@@ -142,7 +142,7 @@ def to_hub(loaded: Loaded, run: Path | None, name: str, folder: Path | None) -> 
         return {"hub": push(Path(place) / "model", name)}
 
 
-def write_repository(loaded: Loaded, run: Path | None, name: str, folder: Path) -> list[str]:
+def write_repository(loaded: LoadedModel, run: Path | None, name: str, folder: Path) -> list[str]:
     """The checkpoint's files, with a card made from what its run says of data, measures and energy.
 
     The hashes are not of the card: who has it on a hub may edit it.

@@ -40,9 +40,9 @@ def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) ->
     """
     asked.check()
     from klype.runs import pipeline
-    from klype.train.rewards import as_settings, typed
+    from klype.train.rewards import as_settings, typed_rewards
 
-    asked = replace(asked, overrides=(*as_settings(typed(reward)), *asked.overrides))
+    asked = replace(asked, overrides=(*as_settings(typed_rewards(reward)), *asked.overrides))
     in_company(asked.recipe_name, asked, terminal, pipeline.run)
 
 
@@ -77,9 +77,9 @@ def align_command(terminal: Terminal, asked: AlignmentOptions) -> None:
         from klype.config import make
         from klype.runs import folder
         from klype.runs.pipeline import align_rounds, overrides
-        from klype.train.rewards import typed
+        from klype.train.rewards import typed_rewards
 
-    how = (*overrides(asked.method, typed(asked.reward), asked.beta, asked.target_kl), *asked.overrides)
+    how = (*overrides(asked.method, typed_rewards(asked.reward), asked.beta, asked.target_kl), *asked.overrides)
     common = {field.name: getattr(asked, field.name) for field in fields(WorkOptions)}
     common |= {"from_": asked.model, "steps": asked.steps, "minutes": asked.minutes, "overrides": how}
     stage = make(StageOptions, {**common, "stage": "align", "lang": terminal.lang})
@@ -108,7 +108,7 @@ def in_company(
     asked, together = replace(asked, lang=terminal.lang, cache=cache_folder(), program=program()), team()
     if together is not None:
         asked = replace(asked, processes=together.local, resume=asked.resume or together.restarts > 0)
-    with parallel.joined(together):
+    with parallel.process_group(together):
         if parallel.is_first():
             chosen = folder.chosen(recipe, asked.out, asked.resume, date.today())
             with chosen as place, listener(terminal, asked.human) as say:

@@ -130,7 +130,7 @@ class WholeTexts(AttentionPass):
         return attend(*self.heads(heads_MBTK, norms), self.mask).flatten(0, 1)
 
 
-def written_up_to(dtype: torch.dtype) -> int:
+def longest_written(dtype: torch.dtype) -> int:
     """Largest number of positions for which written-out scores are faster, forward and backward, than a fused kernel.
 
     Measured on a CPU with AVX-512 (torch 2.13, widths 64 to 384): in float32 only the shortest texts; in bfloat16 the
@@ -145,7 +145,7 @@ def attend(q_HBTK: Tensor, k_GBTK: Tensor, v_GBTK: Tensor, mask: Tensor | None) 
     ``None`` means plain causal attention by a fused kernel. Returns [B, T, H * K].
     """
     H, B, T, K = q_HBTK.shape
-    if mask is None or written_up_to(q_HBTK.dtype) < T:
+    if mask is None or longest_written(q_HBTK.dtype) < T:
         q, k, v = (z.transpose(0, 1) for z in (q_HBTK, k_GBTK, v_GBTK))
         added = mask if mask is None or mask.dim() == 2 else mask[:, None]
         gqa = q.shape[1] != k.shape[1]

@@ -58,7 +58,7 @@ HEADER = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model with everything that came in its folder. ``about`` is run.json ({} for other makers' models)."""
 
     model: Transformer
@@ -116,7 +116,7 @@ def load(
     known: Path | None = None,
     device: torch.device | None = None,
     kernel: Kernel | None = None,
-) -> Loaded:
+) -> LoadedModel:
     """Read klype's own checkpoint, a Hugging Face directory (of one weights file or several) or a GGUF file.
 
     ``known``: see Tokenizer.load; ``device``: where the model is to compute (None: the CPU); ``kernel``: computes with
@@ -156,7 +156,7 @@ def load(
     model = _build(config, files.get, DTYPES[dtype], quantised)
     if kernel is not None:
         put_quantised(model, quantised, kernel)
-    return Loaded(model.to(device), tokenizer, config, about, folder)
+    return LoadedModel(model.to(device), tokenizer, config, about, folder)
 
 
 def read_config(folder: Path) -> ModelConfig:

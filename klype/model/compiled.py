@@ -279,7 +279,7 @@ class _Entropy(torch.autograd.Function):
         return ctx.gradient_NV, None, None, None
 
 
-def seated(
+def reader_tables(
     stores: list[SharedKV], store_of: Indices, slot_of: Indices, config: ModelConfig
 ) -> tuple[dict[str, Any], Indices, Indices]:
     """Rows grouped by the shared text that they read, in tables, as ``RowsFields`` has them; addresses of each table's
@@ -321,7 +321,7 @@ class _FusedDecode(_PackedPass):
         super().__init__(backend, c, PackedTexts.single(cache.rows), None)
         if "tables" not in cache.plans:
             store_of = np.where(cache.shared > 0, cache.store_of, -1)
-            cache.plans["tables"] = seated(cache.stores, store_of, cache.slot_of, c)
+            cache.plans["tables"] = reader_tables(cache.stores, store_of, cache.slot_of, c)
         self.cache, self.tables = cache, cache.plans["tables"]
         positions_R = torch.from_numpy(cache.lengths)
         # pointers to these are in the fields

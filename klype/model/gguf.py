@@ -79,7 +79,7 @@ _FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class WeightEntry:
     """A weight in the file: its type by GGUF's number, its shape (rows first), and its bytes."""
 
     kind: int
@@ -88,7 +88,7 @@ class Placed:
     stop: int
 
 
-def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Placed]]:
+def read_header(file: Path) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
     """Metadata and weights by their names. Raises KlypeError for a file that is damaged, or none of this kind."""
     try:
         if not file.is_file() or file.stat().st_size < 24:
@@ -148,7 +148,7 @@ class _Reader:
             raise ValueError("it has values of a kind that is unknown")
         return self.numbers(_NUMBERS[kind])[0]
 
-    def header(self, size: int) -> tuple[dict[str, Any], dict[str, Placed]]:
+    def header(self, size: int) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
         """Metadata, and the places of weights, of a file of this size."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -170,13 +170,13 @@ class _Reader:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= 2**16:
             raise ValueError("its alignment is wrong")
-        first, placed = math.ceil(self.at / alignment) * alignment, dict[str, Placed]()
+        first, placed = math.ceil(self.at / alignment) * alignment, dict[str, WeightEntry]()
         for name, (shape, kind, offset) in entries.items():
             numbers, taken = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             if not all(0 < side <= size * numbers for side in shape) or shape[0] % numbers:
                 raise ValueError(f"{name:.60} has a shape that it cannot have")
             start = first + offset
-            placed[name] = Placed(kind, shape[::-1], start, start + math.prod(shape) // numbers * taken)
+            placed[name] = WeightEntry(kind, shape[::-1], start, start + math.prod(shape) // numbers * taken)
         end = first
         for name, entry in sorted(placed.items(), key=lambda pair: pair[1].start):
             if entry.start < end or entry.stop > size:
@@ -185,7 +185,7 @@ class _Reader:
         return metadata, placed
 
 
-def _expanded(file: Path, name: str, entry: Placed) -> Tensor:
+def _expanded(file: Path, name: str, entry: WeightEntry) -> Tensor:
     import gguf
 
     try:
@@ -200,7 +200,7 @@ def _expanded(file: Path, name: str, entry: Placed) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredMatrix:
     """A matrix as the file holds it: its type by GGUF's number, its columns, and its rows as bytes, mapped. ``paired``:
     rows of a head, where those that are rotated together lie side by side; 0 where all lie in Hugging Face's order."""
 
@@ -211,7 +211,7 @@ class Stored:
 
 
 # by our name of a weight: what a file has of it, one below the other
-StoredWeights = Mapping[str, Sequence[Stored]]
+StoredWeights = Mapping[str, Sequence[StoredMatrix]]
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class GGUFFile:
     config: ModelConfig
     tokenizer: Tokenizer
     shapes: dict[str, tuple[int, ...]]
-    _placed: dict[str, Placed]
+    _placed: dict[str, WeightEntry]
     _permuted: bool
 
     def get(self, name: str) -> Tensor:
@@ -239,7 +239,7 @@ class GGUFFile:
         entry = self._placed[name]
         return entry.kind if len(entry.shape) == 2 else -1
 
-    def stored(self, name: str) -> Stored:
+    def stored(self, name: str) -> StoredMatrix:
         """A matrix of one of the types in ``SCALES``, as it lies. Errors as of ``get``."""
         import gguf
 
@@ -250,7 +250,7 @@ class GGUFFile:
         if any((scale & _INFINITE == _INFINITE).any() for scale in scales):
             raise KlypeError(f"{self.file} holds numbers that are not finite, in {name}.", HINT)
         blocks = torch.from_numpy(raw).view(entry.shape[0], -1)
-        return Stored(entry.kind, entry.shape[1], blocks, self.config.head_dim if self._is_permuted(name) else 0)
+        return StoredMatrix(entry.kind, entry.shape[1], blocks, self.config.head_dim if self._is_permuted(name) else 0)
 
     @cached_property
     def mapped(self) -> npt.NDArray[np.uint8]:

@@ -28,7 +28,7 @@ class LoraSettings(config.Settings):
     alpha: float = Field(default=32.0, gt=0)
 
 
-class Adapted(nn.Module):
+class AdaptedLinear(nn.Module):
     """A frozen linear layer with an adapter beside it."""
 
     weight: Tensor
@@ -65,11 +65,11 @@ class AdaptedTransformer(Transformer):
             for (
                 name
             ) in MATRICES:  # with all of them LoRA learns as well as full training, with attention's alone it does not
-                setattr(layer, name, Adapted(getattr(layer, name), settings))
+                setattr(layer, name, AdaptedLinear(getattr(layer, name), settings))
         frozen: dict[int, Tensor] = {}  # a parameter that two modules share becomes one buffer of both
         for module in self.modules():
             for name, parameter in list(module._parameters.items()):
-                if parameter is not None and not isinstance(module, Adapted):
+                if parameter is not None and not isinstance(module, AdaptedLinear):
                     del module._parameters[name]
                     tensor = frozen.setdefault(id(parameter), parameter.detach())
                     module.register_buffer(name, tensor, persistent=False)
@@ -87,13 +87,13 @@ class AdaptedTransformer(Transformer):
         whole = copy.deepcopy(model)
         for own, layer in zip(self.layers, whole.layers, strict=True):
             for name in MATRICES:
-                adapted: Adapted = getattr(own, name)
+                adapted: AdaptedLinear = getattr(own, name)
                 weight: Tensor = getattr(layer, name).weight
                 weight.add_((adapted.b.float() @ adapted.a.float()).to(weight.dtype), alpha=adapted.scale)
         return whole.requires_grad_(True)
 
 
-def frozen(model: Transformer, dtype: torch.dtype) -> Transformer:
+def frozen_model(model: Transformer, dtype: torch.dtype) -> Transformer:
     """``model``, not to be trained, in ``dtype``: itself where it has that dtype already."""
     own = model if next(model.parameters()).dtype == dtype else copy.deepcopy(model).to(dtype)
     return own.requires_grad_(False)

@@ -40,7 +40,7 @@ class PackedTexts:
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packing:
     """Texts packed from a batch: their positions in its flattened rows, and which of those are wanted (None: all)."""
 
     texts: PackedTexts
@@ -56,7 +56,7 @@ class SharedPrefixes:
     lengths: Tensor
 
 
-def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packed:
+def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packing:
     """The rows up to their last wanted position, cut where a document ends, and filled up to a round number."""
     T = wanted_BT.shape[1]
     lengths_B = _lengths(wanted_BT)
@@ -74,7 +74,7 @@ def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packed:
     return _filled(PackedTexts(cu_seqlens, longest), rows, wanted, len(wanted) == len(rows))
 
 
-def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packed:
+def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packing:
     """``pack`` with each group's shared prefix laid out only once. ``wanted`` is in the order of ``wanted_BT``."""
     B, T = wanted_BT.shape
     G, Q = prefixes.group, len(prefixes.lengths)
@@ -103,15 +103,15 @@ def _lengths(wanted_BT: Tensor) -> Tensor:
     return torch.where(wanted_BT, torch.arange(wanted_BT.shape[1]) + 1, 0).amax(1)
 
 
-def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Packed:
+def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Packing:
     """Padded with one-token texts to a multiple of ROUND; ``every``: all rows are wanted, in their order."""
     spare = padding(len(rows))
     if not spare and every:
-        return Packed(texts, rows, None)
+        return Packing(texts, rows, None)
     more = torch.arange(1, spare + 1)
     trees = None if texts.trees is None else torch.cat([texts.trees, texts.trees[-1] + more])
     cu_seqlens = torch.cat([texts.cu_seqlens, more + len(rows)])
-    return Packed(PackedTexts(cu_seqlens, texts.max_seqlen, trees), torch.cat([rows, rows.new_zeros(spare)]), wanted)
+    return Packing(PackedTexts(cu_seqlens, texts.max_seqlen, trees), torch.cat([rows, rows.new_zeros(spare)]), wanted)
 
 
 def padding(rows: int) -> int:

@@ -112,7 +112,7 @@ def decodes(config: ModelConfig) -> bool:
     return not config.conv and not any(size % WIDTH for size in (config.width, config.head_dim, config.hidden))
 
 
-def blocked(weight_OI: Tensor, block: int) -> Tensor:
+def blocks_of(weight_OI: Tensor, block: int) -> Tensor:
     """As few_tokens.c reads a matrix: [O / B, I, B], in bfloat16 [O / B, I / 2, B, 2], the last block filled up."""
     rows, columns = weight_OI.shape
     beside = 2 if weight_OI.dtype == torch.bfloat16 else 1
@@ -124,7 +124,7 @@ def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bo
     """Whether so many bytes at this address are the matrix as ``blocked`` lays it: other processors have other ways."""
     if weight_OI.shape[1] % WIDTH:
         return False
-    wanted = blocked(weight_OI, block)
+    wanted = blocks_of(weight_OI, block)
     found = (ctypes.c_char * size).from_address(address)
     return wanted.nbytes == size and torch.equal(wanted.flatten(), torch.frombuffer(found, dtype=wanted.dtype))
 
@@ -217,7 +217,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         scale_O1 = (weight.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-12).bfloat16()
         matrix_OI = (weight.float() / scale_O1.float()).round_().clamp_(-127, 127).to(torch.int8)
-        self.register_buffer("matrix", matrix_OI if kernel is None else blocked(matrix_OI, kernel.block))
+        self.register_buffer("matrix", matrix_OI if kernel is None else blocks_of(matrix_OI, kernel.block))
         self.register_buffer("scale", scale_O1[:, 0].contiguous())
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
         self.in_blocks = weight.device.type == "cpu" and all(size % INT8_BLOCK == 0 for size in weight.shape)

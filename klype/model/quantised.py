@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from klype.model.compiler import call
 from klype.model.convert import pieces
-from klype.model.gguf import SCALES, GGUFFile, Stored, StoredWeights
+from klype.model.gguf import SCALES, GGUFFile, StoredMatrix, StoredWeights
 from klype.model.prepacked import Kernel, Matrix, decodes
 from klype.model.transformer import Transformer
 
@@ -24,12 +24,12 @@ from klype.model.transformer import Transformer
 ROWS = 8
 
 
-class Quantised(nn.Module):
+class QuantisedMatrix(nn.Module):
     """A matrix of one or several weights of a file, one below the other."""
 
     bias: Tensor | None
 
-    def __init__(self, weights: Sequence[Stored], kernel: Kernel, bias_O: Tensor | None = None) -> None:
+    def __init__(self, weights: Sequence[StoredMatrix], kernel: Kernel, bias_O: Tensor | None = None) -> None:
         super().__init__()
         self.kernel, self.kept, tables = kernel, [], []
         for number, weight in enumerate(weights):
@@ -54,14 +54,14 @@ class Quantised(nn.Module):
         self.fields = Matrix(bias=self.bias, rows=rows, columns=columns, rows_of_file=self.rows.ctypes.data)
 
 
-class QuantisedLinear(Quantised):
+class QuantisedLinear(QuantisedMatrix):
     """A linear layer, of however many rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.product(self.fields, x)
 
 
-class QuantisedEmbedding(Quantised):
+class QuantisedEmbedding(QuantisedMatrix):
     """An embedding whose rows are expanded when they are asked for."""
 
     def forward(self, tokens: Tensor) -> Tensor:

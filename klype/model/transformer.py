@@ -22,8 +22,8 @@ from klype.model.attention import (
     WholeTexts,
     document_mask,
     document_positions,
+    longest_written,
     rope_table,
-    written_up_to,
 )
 from klype.model.cache import Cache
 from klype.model.config import ModelConfig
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         if cache is None:
             positions = None if document_BT is None else document_positions(document_BT)
             self._check_length(T if positions is None else int(positions.max()) + 1)
-            written = min(len(self.causal), written_up_to(self.dtype)) >= T
+            written = min(len(self.causal), longest_written(self.dtype)) >= T
             mask = self.causal[:T, :T] if written else None
             if document_BT is not None:
                 mask = document_mask(document_BT, self.dtype)

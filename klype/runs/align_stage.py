@@ -16,7 +16,7 @@ from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.repetition import repeated_share
-from klype.model.lora import frozen
+from klype.model.lora import frozen_model
 from klype.model.transformer import Transformer
 from klype.planner import StepPlan
 from klype.runs.best_weights import BestWeights
@@ -171,7 +171,7 @@ def align(run: RunContext) -> None:
     whole = run.model("finetune").requires_grad_(False)
     rewards = rewards_of(run, whole)
     if run.recipe.lora.rank:  # the reference is the same weights without the adapters
-        reference = frozen(whole, getattr(torch, precision_of(run, "align")))
+        reference = frozen_model(whole, getattr(torch, precision_of(run, "align")))
         model = learner(run, reference)
     else:
         reference = whole

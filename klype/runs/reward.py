@@ -26,7 +26,7 @@ from klype.runs.run_json import Record
 from klype.runs.run_options import InputOptions, RunOptions
 from klype.runs.stages import RunContext, seconds_for, session_of
 from klype.train.policy import method
-from klype.train.preference import RankedAnswers, informative
+from klype.train.preference import RankedAnswers, informative_rankings
 from klype.train.reward_model import ABOUT, RewardModel, bias_audit, fit_reward, pairs_by_ranking
 from klype.train.rewards import (
     MODEL,
@@ -48,7 +48,7 @@ def reward(run: RunContext) -> None:
     """A model that imitates the annotator; how well is measured on questions it has not seen."""
     trunk = run.model("finetune")
     ranked = ranking.load(run.task, run.folder / "rank")
-    useful = informative(ranked.train)
+    useful = informative_rankings(ranked.train)
     fit = run.recipe.reward.fit
     run.say.stage_start("reward", fit.steps)
     seconds = seconds_for(run, "reward") if isinstance(run.options, RunOptions) else 0.0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from klype.engine.engine import Engine, Event
     from klype.model.attention import Backend
-    from klype.model.checkpoint import Loaded
+    from klype.model.checkpoint import LoadedModel
     from klype.sources.http_client import HttpClient
     from klype.sources.source import NativeSource, Source
     from klype.text.chat import Message
@@ -65,7 +65,7 @@ class Opened:
     say: Callable[[str], list[int]]
     template: bool
     flops_per_token: Callable[[int], int] | None = None
-    native: Loaded | None = None
+    native: LoadedModel | None = None
     exact: bool = True
     http: HttpClient | None = None
     spelling: Callable[[str], list[int]] | None = None
@@ -73,7 +73,7 @@ class Opened:
     how: OpenOptions = field(default_factory=OpenOptions)
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedModel:
         """Raises UsageError when klype does not compute the model itself."""
         if self.native is None:
             raise self._computed_elsewhere()
@@ -216,7 +216,7 @@ def _tell(key: str, **values: object) -> None:
     aside(words(language())(key, **values))
 
 
-def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
+def native(name: str, found: Found, loaded: LoadedModel, engine: Engine) -> Opened:
     """What klype computes itself, as a MODEL."""
     from klype.sources.source import NativeCodec, NativeSource
 
@@ -224,7 +224,7 @@ def native(name: str, found: Found, loaded: Loaded, engine: Engine) -> Opened:
     return _here(name, found, NativeSource(engine, NativeCodec(loaded.tokenizer, chat)), loaded)
 
 
-def _here(name: str, found: Found, source: NativeSource, loaded: Loaded | None = None) -> Opened:
+def _here(name: str, found: Found, source: NativeSource, loaded: LoadedModel | None = None) -> Opened:
     """What is computed on this machine."""
     tokenizer, runner = source.codec.tokenizer, source.engine.runner
     spell, control, say = tokenizer.token_bytes, tokenizer.name, tokenizer.encode_answer

@@ -52,9 +52,7 @@ class Workers:
                 for index, item in waiting:
                     results[index] = work(item)
 
-        running = [self._pool.submit(some) for _ in range(min(self.number, len(items)))]
-        for each in running:
-            each.result()
+        list(self._pool.map(lambda _: some(), range(min(self.number, len(items)))))
         return [results[index] for index in range(len(items))]
 
     def sweep(self, work: Callable[[slice], R], region: slice) -> list[R]:
@@ -116,7 +114,7 @@ class WholeMatrices:
 
 
 class Layout:
-    """The layout of one process, which has all weights; ``Sharded`` is that of several (sharded.py).
+    """The layout of one process, which has all weights; ``ShardedLayout`` is that of several (sharded.py).
 
     ``model`` is what computes. With ``dtype`` bfloat16 it does so with rounded weights, while a float32 master is what
     is updated and saved. A parameter's *own* tensor is what of it is here.

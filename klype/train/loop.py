@@ -191,9 +191,9 @@ class _Run:
         if alone:
             self.layout = Layout(model, dtype, Workers(1 if settings.compile else session.workers))
         else:
-            from klype.train.sharded import Sharded
+            from klype.train.sharded import ShardedLayout
 
-            self.layout = Sharded(model, dtype, parallel.device(), settings.compile)
+            self.layout = ShardedLayout(model, dtype, parallel.device(), settings.compile)
         self.recompute(settings.recompute)
         if settings.compile and alone:  # in shards, where each layer is gathered apart, each is a graph of its own
             objective = torch.compile(objective, dynamic=False)
@@ -356,7 +356,7 @@ class _Run:
         """Sums over micro-batches and ranks. The optimizer's gradient is then that of the step's loss times the sum's
         count."""
         sums: Metrics = {"loss": 0.0, "loss_count": 0.0}
-        own = parallel.dealt(drawn, parallel.rank(), parallel.ranks())
+        own = parallel.own_batches(drawn, parallel.rank(), parallel.ranks())
         beside: torch.Tensor | None = None
         weight = 0.0
         for start in range(0, len(own), len(self.replicas)):
@@ -369,7 +369,7 @@ class _Run:
                 if gradient is not None:
                     weight = its_weight
                     beside = gradient.float() if beside is None else beside.add_(gradient)
-        sums = parallel.summed(sums)
+        sums = parallel.sum_over_ranks(sums)
         if beside is not None:
             # all is divided by the main loss's count at the end, so that the other's mean is scaled up to it
             weight *= (sums["loss_count"] or 1.0) / (sums["rehearsal_count"] or 1.0)

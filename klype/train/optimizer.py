@@ -78,7 +78,7 @@ class Optimizer:
         self._update = torch.zeros_like(self.momentum)
         views = self._places.views(self._update, slice(0, len(matrices)))
         self._whole = layout.whole_matrices(matrices, views)
-        self._groups = grouped(split_rows(self._whole, parts or {}))
+        self._groups = matrix_groups(split_rows(self._whole, parts or {}))
         self.moment, self.square = (torch.zeros_like(self.master[first:]) for _ in range(2))
         self._taken = torch.zeros((), dtype=torch.float32, device=self.master.device)
         self._decays = [(slice(first, second), settings.decay), (slice(second, end), 0.0)]
@@ -256,7 +256,7 @@ COEFFICIENTS = (
 )
 
 
-def orthogonalised(x_NRC: torch.Tensor) -> torch.Tensor:
+def nearest_orthogonal(x_NRC: torch.Tensor) -> torch.Tensor:
     """The nearest (semi-)orthogonal matrices to ``x``, roughly: its singular vectors with singular values near 1.
 
     Needs rows <= columns, which keeps the product in the iteration small.
@@ -274,7 +274,7 @@ MatrixGroup = tuple[list[torch.Tensor], torch.Tensor]
 ENOUGH = 8e8
 
 
-def grouped(matrices: Sequence[torch.Tensor]) -> list[MatrixGroup]:
+def matrix_groups(matrices: Sequence[torch.Tensor]) -> list[MatrixGroup]:
     """Groups of equal shape, for one batched iteration each, dearest first. ``matrices`` are views into a buffer."""
     shapes: dict[tuple[int, int], list[torch.Tensor]] = {}
     for matrix in matrices:
@@ -299,10 +299,10 @@ def operations(rows: int, columns: int) -> float:
 def orthogonalise_(
     groups: Sequence[MatrixGroup], dtype: torch.dtype = torch.float32, workers: Workers | None = None
 ) -> None:
-    """Replaces every matrix of the groups by its orthogonalised, scaled self, in place; computed in ``dtype``."""
+    """Replaces every matrix of the groups by its nearest_orthogonal, scaled self, in place; computed in ``dtype``."""
 
     def one(group: MatrixGroup) -> None:
         lying, scales_N11 = group
-        torch._foreach_copy_(lying, (orthogonalised(torch.stack(lying).to(dtype)) * scales_N11).unbind())
+        torch._foreach_copy_(lying, (nearest_orthogonal(torch.stack(lying).to(dtype)) * scales_N11).unbind())
 
     (workers or Workers()).each(one, groups)

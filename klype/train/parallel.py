@@ -38,7 +38,7 @@ class ProcessRank:
 
 
 @contextmanager
-def joined(team: ProcessRank | None) -> Iterator[None]:
+def process_group(team: ProcessRank | None) -> Iterator[None]:
     """Context in which this process belongs to the process group, whose address torch finds where it looks for it."""
     if team is None or team.ranks == 1:
         yield
@@ -88,7 +88,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def summed(values: dict[str, float]) -> dict[str, float]:
+def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
     """The values of all ranks together."""
     if ranks() == 1:
         return values
@@ -155,7 +155,7 @@ def together(work: Callable[[], None]) -> None:
         raise failed or OSError(errno.EIO, "another process could not")
 
 
-def dealt(batches: Sequence[Batch], rank: int, ranks: int) -> list[Batch]:
+def own_batches(batches: Sequence[Batch], rank: int, ranks: int) -> list[Batch]:
     """Those of a step's micro-batches that a rank computes: as many on every rank, for all take part in every
     exchange. Where they do not come out even, some rank gets one with nothing to learn.
     """

@@ -153,7 +153,7 @@ class NoPreferencesError(KlypeError):
     """Rankings from which nothing can be learnt."""
 
 
-def informative(rankings: Iterable[RankedAnswers]) -> list[RankedAnswers]:
+def informative_rankings(rankings: Iterable[RankedAnswers]) -> list[RankedAnswers]:
     """Those of two candidates or more. Raises NoPreferencesError when in none of them one is liked better."""
     found = [ranking for ranking in rankings if len(ranking.answers) > 1]
     if not any(len(set(ranking.ranks)) > 1 for ranking in found):
@@ -183,7 +183,7 @@ class RankingBatches(NumberedBatches):
         settings: RankingSettings,
         rehearsal: Callable[[int], Batch] | None = None,
     ) -> None:
-        self.rankings = [r for r in informative(rankings) if len(set(r.ranks)) > 1]
+        self.rankings = [r for r in informative_rankings(rankings) if len(set(r.ranks)) > 1]
         self.reference, self.settings, self.rehearsal = reference, settings, rehearsal
         self._number = min(settings.questions, len(self.rankings))
         self._known: dict[int, torch.Tensor] = {}

@@ -32,7 +32,7 @@ from klype.sources.find_model import Found
 from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
 from klype.train.objectives import Ids, wide
 from klype.train.optimizer import OptimizerSettings, Schedule
-from klype.train.preference import RankedAnswers, davidson, informative, pairs_right, plackett_luce
+from klype.train.preference import RankedAnswers, davidson, informative_rankings, pairs_right, plackett_luce
 from klype.values import Batch, Figure, Floats, Loss, Trace
 
 WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
@@ -228,9 +228,9 @@ def fit_reward(
 ) -> RewardModel:
     """Fits heads on ``trunk`` (copied, frozen) to the rankings by the common loop; metrics and states in ``folder``.
 
-    Rankings of fewer than two candidates are left out. Raises NoPreferencesError: see ``informative``.
+    Rankings of fewer than two candidates are left out. Raises NoPreferencesError: see ``informative_rankings``.
     """
-    useful = informative(rankings)
+    useful = informative_rankings(rankings)
     model = RewardModel(trunk, settings.heads)
     features_NF = answer_features(trunk, *_flat(useful))
     model.mean_F = features_NF.mean(0)

@@ -146,7 +146,7 @@ def name_of(reward: Reward) -> str:
     return str(getattr(reward, "__name__", type(reward).__name__))
 
 
-def named(rewards: Iterable[Reward] | Mapping[Reward | str, float]) -> tuple[dict[str, float], dict[str, Reward]]:
+def by_name(rewards: Iterable[Reward] | Mapping[Reward | str, float]) -> tuple[dict[str, float], dict[str, Reward]]:
     """Weights and functions by name, of functions (weight 1) or {function, "model" or "file.py:function": weight}.
     Raises UsageError for what is neither."""
     given = cast(object, rewards)  # a caller may give anything
@@ -171,7 +171,7 @@ def named(rewards: Iterable[Reward] | Mapping[Reward | str, float]) -> tuple[dic
     return found, functions
 
 
-def typed(options: Sequence[str]) -> dict[str, float]:
+def typed_rewards(options: Sequence[str]) -> dict[str, float]:
     """{name: weight} of ``--reward`` as it is typed: ``file.py:function``, ``file.py:function=0.5``, ``model=1``."""
     found: dict[str, float] = {}
     for option in options:

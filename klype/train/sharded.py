@@ -35,7 +35,7 @@ from klype.train.objectives import LossBeside, Objective
 from klype.values import Batch, Loss
 
 
-class Sharded(Layout):
+class ShardedLayout(Layout):
     """Layout of several processes. The model that is to be trained lends its weights until ``release``; a copy of
     it, in shards, computes. With ``dtype`` bfloat16 what is gathered is rounded; shards and sums are float32.
     """
@@ -92,12 +92,10 @@ class Sharded(Layout):
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
         """Each matrix whole on one process: its rows go there, and back, in one exchange for all matrices."""
         ranks, rank = dist.get_world_size(), dist.get_rank()
-        # who makes which orthogonal: the dearest first, each to whoever has least to do
+        # who makes which orthogonal: in turn, the dearest first
         costs = [p.numel() * min(p.shape) for _, p in named]
-        owners, busy = [0] * len(named), [0] * ranks
-        for i in sorted(range(len(named)), key=lambda i: -costs[i]):
-            owners[i] = busy.index(min(busy))
-            busy[owners[i]] += costs[i]
+        dearest = sorted(range(len(named)), key=lambda i: -costs[i])
+        owners = {i: turn % ranks for turn, i in enumerate(dearest)}
         order = sorted(range(len(named)), key=lambda i: owners[i])
         shards = [own[i] for i in order]
         sent = [sum(own[i].numel() for i in order if owners[i] == r) for r in range(ranks)]
