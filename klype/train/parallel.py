@@ -129,18 +129,14 @@ def share_(tensors: Iterable[torch.Tensor]) -> None:
             dist.broadcast(tensor, 0)
 
 
-def wait_for_all() -> None:
-    any_rank(False)
-
-
 @contextmanager
 def first_alone() -> Iterator[None]:
     """The first rank goes through it alone, then all others, who find what it left."""
     if not is_first():
-        wait_for_all()
+        any_rank(False)  # which hears from every other
     yield
     if is_first():
-        wait_for_all()
+        any_rank(False)
 
 
 def together(work: Callable[[], None]) -> None:
