@@ -61,9 +61,18 @@ def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
     held: list[TextDocument] = []
     for document in unique(chain(begun, rest)):
         (held if is_held_out(document.text, share) else train).append(document)
-    if not held or not train or length < BLOCK:
-        train, held = _by_rank(train + held, share)
-    return Split(train, held)
+    if held and train and length == BLOCK:
+        return Split(train, held)
+    # The smallest hashes are held out, so that neither side is empty; a single document is cut into smaller blocks.
+    every, length = train + held, BLOCK
+    while len(every) < 2 and length >= 40:
+        length //= 2
+        every = list(unique(b for d in every for b in blocks(d, length)))
+    if len(every) < 2:
+        raise KlypeError("The text is too short to hold some of it out.", "Give at least a few sentences.")
+    ranked = sorted(every, key=lambda d: digest(d.text))
+    last = digest(ranked[min(len(ranked) - 1, max(1, round(share * len(ranked)))) - 1].text)
+    return Split([d for d in every if digest(d.text) > last], [d for d in every if digest(d.text) <= last])
 
 
 def is_held_out(text: str, share: float = HELD_OUT) -> bool:
@@ -115,20 +124,6 @@ def _cut(text: str, start: int, length: int) -> int:
         if ends:
             return start + length // 2 + ends[-1]
     return start + length
-
-
-def _by_rank(documents: list[TextDocument], share: float) -> tuple[list[TextDocument], list[TextDocument]]:
-    """Neither side empty: the smallest hashes are held out; a single document is cut into smaller blocks."""
-    length = BLOCK
-    while len(documents) < 2 and length >= 40:
-        length //= 2
-        documents = list(unique(b for d in documents for b in blocks(d, length)))
-    if len(documents) < 2:
-        raise KlypeError("The text is too short to hold some of it out.", "Give at least a few sentences.")
-    ranked = sorted(documents, key=lambda d: digest(d.text))
-    count = min(len(ranked) - 1, max(1, round(share * len(ranked))))
-    held = {digest(d.text) for d in ranked[:count]}
-    return [d for d in documents if digest(d.text) not in held], [d for d in documents if digest(d.text) in held]
 
 
 def near_duplicates(threshold: float) -> Callable[[str], bool]:

@@ -63,6 +63,11 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
+    def beside_rows(file: Path) -> bool:
+        """Whether ``save_to_disk`` of the package datasets wrote it beside the rows, or it was cached there."""
+        saved = all((file.parent / name).is_file() for name in ("state.json", "dataset_info.json"))
+        return saved and not (file.suffix == ".arrow" and file.name.startswith("data-"))
+
     found: dict[Path, None] = {}
     for given in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(given).expanduser()
@@ -75,7 +80,7 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
                 for p, below in inside.items()
                 if not any(part.startswith(".") for part in below.parts)
                 and not _NO_DATA.match(p.name)
-                and not _beside_rows(p)
+                and not beside_rows(p)
                 and not any(is_run(path / folder) for folder in below.parents if folder != Path())
             )
         else:
@@ -90,12 +95,6 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
 def kind_of(file: Path) -> str:
     """A file's kind by its ending, .gz or .zst apart: ".jsonl"."""
     return (Path(file.stem) if file.suffix in PACKED else file).suffix.lower()
-
-
-def _beside_rows(file: Path) -> bool:
-    """Whether ``save_to_disk`` of the package datasets wrote it beside the rows, or it was cached there."""
-    saved = all((file.parent / name).is_file() for name in ("state.json", "dataset_info.json"))
-    return saved and not (file.suffix == ".arrow" and file.name.startswith("data-"))
 
 
 def readable(kinds: Collection[str]) -> str:
