@@ -132,9 +132,7 @@ def _known(kind: type[Any], path: list[str]) -> list[str]:
         return [field.name for field in fields(kind)]
     for key in path:
         field = kind.model_fields.get(key)
-        inner = _model_of(field.annotation) if field else None
-        if inner is not None:
-            kind = inner
+        kind = (field and _model_of(field.annotation)) or kind
     return [field.alias or name for name, field in kind.model_fields.items()]
 
 

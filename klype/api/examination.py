@@ -103,7 +103,7 @@ class Examination:
 
         A figure that could not be had has the value None, and ``why``.
         """
-        return self._at(self.document["main"])
+        return self.at(float(self.document["main"]))
 
     def at(self, temperature: float) -> dict[str, Figure]:
         """The same at another of the temperatures. Raises KlypeError for one that was not asked for."""
@@ -112,9 +112,6 @@ class Examination:
             raise UsageError(
                 f"Temperature {key} was not examined.", f"There are {', '.join(self.document['figures'])}."
             )
-        return self._at(key)
-
-    def _at(self, key: str) -> dict[str, Figure]:
         return {name: Figure.of(row) for name, row in self.document["figures"][key].items()}
 
     def to_json(self) -> Row:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klype.errors import UsageError
+from klype.judge.judge import RULINGS, Ruling
 from klype.judge.judge import Judge as Judge
-from klype.judge.judge import Ruling
 from klype.judge.rule_judge import RuleJudge
 from klype.values import Figure, Question
 
@@ -96,18 +96,17 @@ def judge_rows(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) ->
     judge = judge or RuleJudge()
     found: list[dict[str, Any]] = []
     asked: list[Question] = []
-    kinds: set[Ruling] = set()
     for number, row in enumerate(rows, 1):
         question = question_of_row(row, number)
         asked.append(question)
-        kind: Ruling = "same" if row.keys() >= PAIR else "right"
-        kinds.add(kind)
-        ruling = judge.same(question, row["a"], row["b"]) if kind == "same" else judge.right(question, row["answer"])
-        found.append({kind: ruling, "judge": judge.name})
+        pair = row.keys() >= PAIR
+        ruling = judge.same(question, row["a"], row["b"]) if pair else judge.right(question, row["answer"])
+        found.append({"same" if pair else "right": ruling, "judge": judge.name})
     if not found:
         raise UsageError("There is no row to judge.", "Give JSONL rows with question, a and b.")
     # of both kinds of rulings together no rate was measured
-    error = judge.error_over(kinds.pop(), asked) if len(kinds) == 1 else None
+    kinds: list[Ruling] = [kind for kind in RULINGS if any(kind in row for row in found)]
+    error = judge.error_over(kinds[0], asked) if len(kinds) == 1 else None
     return {"rows": found, "judge": judge.name, "error_rate": None if error is None else error.json()}
 
 

@@ -37,7 +37,17 @@ Rewards = Iterable[Reward] | Mapping[Any, float]  # a mapping's keys are functio
 Work = TypeVar("Work", RunOptions, StageOptions)
 
 
-class TrainOptions(TypedDict, total=False):
+class CommonOptions(TypedDict, total=False):
+    """What training and alignment may both be given; see ``TrainOptions``."""
+
+    resume: bool
+    force: bool
+    device: str
+    set: Mapping[str, object]
+    progress: RunListener
+
+
+class TrainOptions(CommonOptions, total=False):
     """Further options of ``klype run``, under the same names.
 
     data: a folder of texts, questions and rankings, or ``hf:owner/name``. out: the run's folder (runs/RECIPE-DATE-N).
@@ -54,15 +64,10 @@ class TrainOptions(TypedDict, total=False):
     from_: str | os.PathLike[str]
     size: str
     lora: int
-    resume: bool
-    force: bool
-    device: str
     lang: str
-    set: Mapping[str, object]
-    progress: RunListener
 
 
-class AlignOptions(TypedDict, total=False):
+class AlignOptions(CommonOptions, total=False):
     """Further options of ``klype align``, under the same names.
 
     steps or minutes: how long a round takes (half a minute). rounds: how often answers are ranked and learned from, 1
@@ -78,11 +83,6 @@ class AlignOptions(TypedDict, total=False):
     target_kl: float
     beta: float
     seed: int
-    resume: bool
-    force: bool
-    device: str
-    set: Mapping[str, object]
-    progress: RunListener
 
 
 @dataclass(frozen=True)

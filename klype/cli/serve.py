@@ -8,7 +8,7 @@ import socket as sockets
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +92,7 @@ def serve_command(terminal: Terminal, asked: ServeOptions) -> None:
     if entrance.key is not None:
         terminal.say("serve.key")
     terminal.document({"url": url, "models": names})
-    if entrance.run(running):
-        terminal.say("serve.ended")
+    entrance.run(running, lambda: terminal.say("serve.ended"))
 
 
 def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
@@ -134,8 +133,7 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
         timer.daemon = True
         timer.start()
     warnings.filterwarnings("ignore", message=".*reduce_op.*")  # NiceGUI looks at every object there is
-    if entrance.run(running):
-        terminal.say("studio.ended")
+    entrance.run(running, lambda: terminal.say("studio.ended"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +150,8 @@ class Endpoint:
         shown = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{shown}:{self.socket.getsockname()[1]}/"
 
-    def run(self, server: uvicorn.Server) -> bool:
-        """Serve until it is asked to end; whether Ctrl-C did. What runs is finished then."""
+    def run(self, server: uvicorn.Server, say_ended: Callable[[], None]) -> None:
+        """Serve until it is asked to end; Ctrl-C is answered in words. What runs is finished then."""
         from klype.serve.server import attentive
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn raises again once all is finished
@@ -161,8 +159,7 @@ class Endpoint:
             with attentive():
                 server.run(sockets=[self.socket])
         except KeyboardInterrupt:
-            return True
-        return False
+            say_ended()
 
 
 def bind(host: str, port: int, key_file: Path | None, what: str) -> Endpoint:
