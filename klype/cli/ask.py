@@ -33,6 +33,8 @@ SAMPLES = 32  # answers drawn at every word
 LONGEST = 64  # tokens: of a longer answer it is not looked for where it was decided
 GAMMA = 4  # tokens guessed before a pass of the model
 WARM = 8  # tokens written before anything is timed: what is made at first use is not compared
+# what is told of guesses, by the names that a sentence has for it
+RATIOS = {"tokens": "tokens_per_pass", "speedup": "speedup", "predicted": "predicted_speedup"}
 BUDGET = 4.0  # times the passes of a plain answer that a decoder may spend
 
 
@@ -76,53 +78,48 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
     if asked.decoder:
         found = decide(opened, ask, request, (asked.decoder, times), asked.raw)
         told, chosen = decision(found, asked.decoder, times), found.choice.chosen
-        told |= judge_and_error(ask.judge, ask.error_rate)
         document = {
             "answer": chosen.text,
             "tokens": len(chosen.tokens),
             "passes": found.passes,
             "seconds": time.perf_counter() - started,
             "joules": meter.joules(),
-            "decoder": told,
+            "decoder": told | judge_and_error(ask.judge, ask.error_rate),
         }
         terminal.answer(chosen.text + ("" if chosen.ended else " …"))
-        terminal.lines(decision_lines(told, terminal.lang))
-        tell_cost(opened)
-        terminal.document(document, asked.out)
-        return
-    picked = None
-    if asked.best_of > 1:
-        answer, picked = best_of_drawn(model, request, asked.best_of)
-        terminal.answer(answer.text, end="")
+        terminal.lines(decision_lines(document["decoder"], terminal.lang))
     else:
-        pieces = model.write(request)
-        for piece in pieces:
-            terminal.answer(piece, end="")
-        assert pieces.answer is not None, "what is written to the end is an answer"
-        answer = pieces.answer
-    trace = answer.trace
-    terminal.answer("" if answer.ended == "stop" else " …")
-    document = {
-        "answer": answer.text,
-        "tokens": len(trace.steps),
-        "passes": trace.passes,
-        "seconds": trace.seconds,
-        "flops": opened.flops(trace),
-        "joules": meter.joules() if trace.joules is None else trace.joules,
-    }
-    if reading is not None:
-        document["unknown"] = reading.unknown(text)
-    if picked is not None:
-        document["best_of"] = picked
-    if draft is not None:
-        document["speculation"] = sped = beside_plain(opened, request, *draft)
-        ratios = {"tokens": sped["tokens_per_pass"], "speedup": sped["speedup"], "predicted": sped["predicted_speedup"]}
-        said = {key: "–" if value is None else number(value, terminal.lang, 2) for key, value in ratios.items()}
-        said["alpha"] = "–" if sped["alpha"] is None else percent(sped["alpha"], terminal.lang)
-        terminal.say("ask.speculated", draft=draft[0], passes=sped["passes"], plain=sped["plain_passes"], **said)
-    if asked.sure:
-        document["sure"] = sure_of(opened, ask, trace, request.limit)
-        terminal.lines(sure_lines(document["sure"], terminal.lang))
+        picked: dict[str, Any] = {}
+        if asked.best_of > 1:
+            answer, picked["best_of"] = best_of_drawn(model, request, asked.best_of)
+            terminal.answer(answer.text, end="")
+        else:
+            pieces = model.write(request)
+            for piece in pieces:
+                terminal.answer(piece, end="")
+            assert pieces.answer is not None, "what is written to the end is an answer"
+            answer = pieces.answer
+        trace = answer.trace
+        terminal.answer("" if answer.ended == "stop" else " …")
+        document = {
+            "answer": answer.text,
+            "tokens": len(trace.steps),
+            "passes": trace.passes,
+            "seconds": trace.seconds,
+            "flops": opened.flops(trace),
+            "joules": meter.joules() if trace.joules is None else trace.joules,
+            **({} if reading is None else {"unknown": reading.unknown(text)}),
+            **picked,
+        }
+        if draft is not None:
+            document["speculation"] = sped = beside_plain(opened, request, *draft)
+            ratios = {key: sped[of] for key, of in RATIOS.items()}
+            said = {key: "–" if value is None else number(value, terminal.lang, 2) for key, value in ratios.items()}
+            said["alpha"] = "–" if sped["alpha"] is None else percent(sped["alpha"], terminal.lang)
+            terminal.say("ask.speculated", draft=draft[0], passes=sped["passes"], plain=sped["plain_passes"], **said)
+        if asked.sure:
+            document["sure"] = sure_of(opened, ask, trace, request.limit)
+            terminal.lines(sure_lines(document["sure"], terminal.lang))
     tell_cost(opened)
     terminal.document(document, asked.out)
 
