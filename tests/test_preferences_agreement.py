@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 
 from klype.errors import UsageError
 from klype.preferences.agreement import Level, alpha, coincidences, krippendorff
-from klype.preferences.annotators import Scorer, Taste, contradictions, first_shown, rank_simulated, taste
-from klype.preferences.candidates import information, merge_near_duplicates, most_informative, spread
+from klype.preferences.annotators import (
+    Scorer,
+    Taste,
+    contradictions,
+    first_shown,
+    information,
+    merge_near_duplicates,
+    most_informative,
+    rank_simulated,
+    spread,
+    taste,
+)
 from klype.preferences.records import Candidate, Entry, RankingItem
 from klype.values import Question, Ranking, Verdict
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from klype.errors import KlypeError
 from klype.preferences.agreement import kendall_tau_b, pair_agreement, with_itself
-from klype.preferences.annotators import Scorer, rank_simulated, ranks
-from klype.preferences.candidates import merge_near_duplicates
+from klype.preferences.annotators import Scorer, merge_near_duplicates, rank_simulated, ranks
 from klype.values import Question, Ranking
 
 QUESTION = Question("q1", "Hvor bor Per?")

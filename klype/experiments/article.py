@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,8 +72,7 @@ def extras(found: ExamResult) -> dict[str, Figure]:
     the cautious effect grows a word; how much more of the words differ after another word than by chance; how often
     nothing is wrong within ``RECOVERED`` words of a forced right one, and how many answers had ended by then after a
     forced wrong one."""
-    t = found.settings.main
-    main = found.evidence[t]
+    main = found.evidence[t := found.settings.main]
 
     def mean(valued: Iterable[tuple[float, str]], unit: str) -> Figure:
         """Over values, each with its question."""
@@ -189,12 +189,8 @@ def openings(world: World, settings: Writing) -> Iterator[tuple[str, ...]]:
     """First sentences of the language's own documents of at least ``LEAST`` words: proverbs and walks are too short
     for a language that must end after them."""
     rng = random.Random(f"documents {settings.seed}")
-    left = settings.number
-    while left:
-        words = world.document(rng).words
-        if len(words) >= LEAST:
-            left -= 1
-            yield words[: words.index(".") + 1]
+    drawn = (world.document(rng).words for _ in count())
+    return islice((words[: words.index(".") + 1] for words in drawn if len(words) >= LEAST), settings.number)
 
 
 def write_texts(

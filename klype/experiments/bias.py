@@ -21,7 +21,7 @@ from klype.examine.say import Say
 from klype.experiments import framework
 from klype.experiments.bias_targets import TARGETS, WRITTEN, Lab, members, one_hot
 from klype.experiments.corpus import SHOWN
-from klype.experiments.experiment_report import ArmNames, Report
+from klype.experiments.experiment_report import OTHER, ArmNames, Report
 from klype.experiments.framework import SHARE, BoardMeasure, BoardPart, Experiment, ExperimentPlan, ExperimentProgress
 from klype.experiments.training import LabSettings
 from klype.values import Figure
@@ -32,7 +32,7 @@ CONTROL, TRUTH = "one-hot", "oracle"
 # makes it vary)
 WITHIN = (None, 3.2)
 ENDED = 0.8  # of all steps are usually taken before held-out loss has turned for long enough
-OTHER = 1.3  # times the training: truth, labels, measures
+OVERHEAD = 1.3  # times the training: truth, labels, measures
 
 
 class BiasRow(framework.Row):
@@ -174,7 +174,7 @@ def cost(plan: ExperimentPlan, seconds: tuple[float, float], knows: bool, cores:
     """Steps at most, and seconds."""
     both = [steps(count, plan.arms, plan.settings) for count in plan.documents]
     hard, soft = (plan.seeds * sum(part) for part in zip(*both, strict=True))
-    return hard + soft, OTHER * ENDED * (hard * seconds[0] + soft * seconds[1]) / cores
+    return hard + soft, OVERHEAD * ENDED * (hard * seconds[0] + soft * seconds[1]) / cores
 
 
 BIAS = Experiment[BiasBoard](
@@ -266,8 +266,7 @@ def bars_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     shown, own = board.bars, tell.own
     if shown is None or not shown.targets:
         return None
-    panels: list[Panel] = []
-    table: list[list[Cell]] = []
+    panels, table = list[Panel](), list[list[Cell]]()
     most = max(0.5, *shown.truth, *(v for values in shown.targets.values() for v in values))
     for name, values in shown.targets.items():
         if board.kinds[name] == "beside":
@@ -284,8 +283,7 @@ def bars_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
 def documents_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     world, own = board.source == "world", tell.own
     key = "kl" if world else "bits_per_byte"
-    series: list[Option] = []
-    table: list[list[Cell]] = []
+    series, table = list[Option](), list[list[Cell]]()
     for name in board.kinds:
         figures = [(float(r.documents), r.figures[key]) for r in board.rows if r.arm == name and key in r.figures]
         table += [tell.cells(name, figure, int(count)) for count, figure in figures]
@@ -296,10 +294,8 @@ def documents_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     x = axis(own("picture.axis_documents"), kind="log", min=board.documents[0], max=board.documents[-1])
     y = axis(own("picture.axis_kl") if world else tell.column(key), scale=not world)
     columns = [tell.column("documents"), tell.column(key), *tell.ends()]
-    made = tell.picture(
-        "documents" if world else "text_documents", [Panel("", lines(x, y, series), 340)], columns, table
-    )
-    return replace(made, id="documents")
+    name, panel = "documents" if world else "text_documents", Panel("", lines(x, y, series), 340)
+    return replace(tell.picture(name, [panel], columns, table), id="documents")
 
 
 def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
@@ -320,7 +316,7 @@ def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
         side = "left" if times > middle else "right"  # towards the middle, where there is room
         label = {"show": name in named, "formatter": tell.name(name), "color": "$ink", "position": side}
         point = {"showSymbol": True, "symbolSize": 11, "label": label}
-        series.append(line(tell.name(name), [(times, kl)], tell.colour(name), **point))
+        series.append(line(tell.name(name), [(times, kl)], COLOURS.get(name, OTHER), **point))
     x, y = axis(tell.own("picture.axis_compute"), kind="log"), axis(tell.own("picture.axis_kl"), scale=True)
     option = lines(x, y, series)
     option["legend"]["show"], option["grid"]["top"] = False, 24  # names stand beside the points

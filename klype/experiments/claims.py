@@ -90,11 +90,12 @@ def _shown(made: Document, **names: str) -> Shown:
     return {placeholder: (name, _figure(made, name)) for placeholder, name in names.items()}
 
 
-def _dependence(made: Document) -> Document:
+def _dependence(made: Document) -> tuple[Document, str]:
+    """What is known of it, and its picture."""
     found: Document | None = made["dependence"]
     if found is None:
         raise MissingFigureError("dependence")
-    return found
+    return found, "documents" if found["of"] == "documents" else "survival"
 
 
 def _ruling(made: Document, *tests: str) -> Ruling:
@@ -179,23 +180,19 @@ def formula(made: Document) -> ArticleClaim:
 
 def constant(made: Document) -> ArticleClaim:
     """Every word is right with the same probability, wherever it stands."""
-    found = _dependence(made)
+    found, curve = _dependence(made)
     if not found["stretches"]:
         raise MissingFigureError("stretches")
     shown: Shown = {f"h{i}": ("", {"value": h, "unit": "share"}) for i, h in enumerate(found["stretches"], 1)}
-    return _tested(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
+    return _tested(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, curve)
 
 
 def independent(made: Document) -> ArticleClaim:
     """Errors are independent: given the position, no texts err more than others."""
-    found = _dependence(made)
+    found, curve = _dependence(made)
     shown: Shown = {"k": ("survival", found["k"]), "reference": ("survival", found["reference"]),
                     "difference": ("", found["difference"])}  # fmt: skip
-    return _tested(made, "independent", shown, {"n": found["n"], "texts": found["texts"]}, _curve(found))
-
-
-def _curve(found: Document) -> str:
-    return "documents" if found["of"] == "documents" else "survival"
+    return _tested(made, "independent", shown, {"n": found["n"], "texts": found["texts"]}, curve)
 
 
 def meaning(made: Document) -> ArticleClaim:
@@ -234,12 +231,12 @@ def no_way_back(made: Document) -> ArticleClaim:
 
 def exponential(made: Document) -> ArticleClaim:
     """The chance of being right falls exponentially with length: by the same share at every word, for all texts."""
-    found, tests = _dependence(made), ("constant", "independent")
+    (found, curve), tests = _dependence(made), ("constant", "independent")
     if found["shape"]["value"] is None:
         raise MissingFigureError("shape")
     shown: Shown = {"shape": ("weibull_shape", found["shape"]), "k": ("survival", found["k"])}
     ruling = _ruling(made, *tests)
-    return ArticleClaim("exponential", ruling, "above", shown, {"n": found["n"]}, tests, _curve(found))
+    return ArticleClaim("exponential", ruling, "above", shown, {"n": found["n"]}, tests, curve)
 
 
 def passes(made: Document) -> ArticleClaim:

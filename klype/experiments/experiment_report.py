@@ -33,9 +33,6 @@ class ArmNames:
     def column(self, key: str) -> str:
         return self.own(f"column.{key}")
 
-    def colour(self, arm: str) -> str:
-        return self.colours.get(arm, OTHER)
-
     def figure(self, figures: Mapping[str, FigureFacts], key: str) -> str:
         """A figure as text; nothing where there is none."""
         figure = figures.get(key)
@@ -64,7 +61,7 @@ class ArmNames:
         """The arms' figures with their intervals; ``at``: the line they are seen against."""
         if not rows:
             return None
-        drawn = [(self.name(arm), f, self.say.figure(f, name), self.colour(arm)) for arm, f in rows]
+        drawn = [(self.name(arm), f, self.say.figure(f, name), self.colours.get(arm, OTHER)) for arm, f in rows]
         panel = Panel("", whiskers(drawn, x, at), 70 + 44 * len(rows))
         return self.picture(key, [panel], [self.column(key), *self.ends()], [self.cells(arm, f) for arm, f in rows])
 

@@ -319,29 +319,23 @@ class Experiment(Generic[B]):
         return int(getattr(plan.settings, "steps", plan.steps))
 
     def plan(
-        self,
-        source: Source,
-        folder: Path,
-        request: ExperimentPlan,
-        minutes: float,
-        cores: int,
-        compiled: Path | None = None,
+        self, source: Source, out: Path, asked: ExperimentPlan, minutes: float, cores: int, compiled: Path | None = None
     ) -> ExperimentPlan:
         """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
-        file = folder / "plan.json"
+        file = out / "plan.json"
         if (before := ExperimentPlan.read(file, self.noun, self.settings)) is not None:
             return before
-        arms, wanted = self.called(request.arms, source.knows), request.documents
+        arms, wanted = self.called(asked.arms, source.knows), asked.documents
         if wanted and (most := source.within(wanted)) != wanted:
             raise UsageError(
                 f"--documents: the text has only {most[-1]} pieces to draw from.", f"Ask for {most[-1]} at most."
             )
-        a_step = probe(source, request, compiled)
+        a_step = probe(source, asked, compiled)
 
         def planned(choice: ExperimentPlan) -> ExperimentPlan:
             documents = wanted or source.within(choice.documents)[-len(choice.documents) :]
-            fixed = {"documents": documents, "questions": choice.questions, "seeds": request.seeds or choice.seeds}
-            plan = request.model_copy(update={**fixed, "arms": arms})
+            fixed = {"documents": documents, "questions": choice.questions, "seeds": asked.seeds or choice.seeds}
+            plan = asked.model_copy(update={**fixed, "arms": arms})
             steps, seconds = self.cost(plan, a_step, source.knows, cores)
             return plan.model_copy(update={"steps": steps, "seconds": round(seconds, 1)})
 

@@ -63,8 +63,7 @@ class SeedCell(framework.Cell):
             return [models.trained("one-hot", k) for k in range(1, 1 + self.settings.teachers)]
 
         if self.test.truth is not None:
-            after = partial(mistakes_methods.reader, self.beginning)
-            look = exam(self.test, after, Student(first, corpus), self.seed)
+            look = exam(self.test, partial(mistakes_methods.reader, self.beginning), Student(first, corpus), self.seed)
         else:
             look = lambda student, back: text_values(student, self.test, [one.model for one in teachers()])
         for name in left:

@@ -63,8 +63,7 @@ def exam(test: Test, reader: Callable[[Ids], Reader], first: Student, seed: int)
     long = [d for d in test.documents if len(d) > OPENING + 1]
     asked = [Query(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long)]
     settings = FeedbackSettings(positions=8, distances=4, samples=2, seed=seed)
-    is_word = lambda token: token not in (test.documents[0][0], *first.codec.stop, first.back)
-    forced = interventions(first, asked, settings, is_word)
+    forced = interventions(first, asked, settings, first.is_word)
     if not forced:
         raise KlypeError(
             f"After none of {len(asked)} beginnings could a mistake be forced.", "Ask for more documents to learn from."
@@ -106,9 +105,7 @@ def after_mistakes(found: Sequence[InterventionOutcome]) -> Values:
     return {
         "questions": [one.intervention.question for one in found],
         "feedback": less,
-        "beside_near": [
-            np.subtract(w, n).tolist() for one, w, n in zip(found, wrong, near, strict=True) if one.intervention.matched
-        ],
+        "beside_near": np.subtract(wrong, near)[[one.intervention.matched for one in found]].tolist(),
         "hazard_wrong": wrong,
         "hazard_right": right,
         "recovery": float(np.mean([one.clean["wrong"][-1] for one in found])),
@@ -121,11 +118,8 @@ def going_on(student: Student, asked: Sequence[Query], rest: Sequence[Ids], back
     """One text a beginning at temperature 1: P(no error in the first n words), S, and excess error."""
     limit = WORDS if back is None else round(SPENDS * WORDS)
     requests = [Request(one.prompt, limit=limit, seed=1000 + i, stop=student.codec.stop) for i, one in enumerate(asked)]
-    traces = (
-        answers(student, requests)
-        if back is None
-        else answers_with_backspace(student, requests, [0] * len(requests), back)
-    )
+    none_yet = [0] * len(asked)
+    traces = answers(student, requests) if back is None else answers_with_backspace(student, requests, none_yet, back)
     own, passes = zip(*(standing(trace.tokens, back, WORDS) for (trace,) in traces), strict=True)
     errors = [one.reader.first_error(text) for one, text in zip(asked, own, strict=True)]
     found: Values = {f"right_{n}": float(np.mean([e is None or e > n for e in errors])) for n in RIGHT_AT}

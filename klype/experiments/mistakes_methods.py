@@ -85,6 +85,11 @@ class Student(EngineSource):
     def __init__(self, model: Transformer, corpus: Corpus) -> None:
         super().__init__(Engine(model), WordCodec(corpus.vocabulary, (corpus.end,)))
         self.model, self.back, self._version = model, corpus.size - 1, 0
+        self._controls = corpus.train[0][0], corpus.end, self.back
+
+    def is_word(self, token: int) -> bool:
+        """Neither what begins a text, nor what ends it, nor what takes back."""
+        return token not in self._controls
 
     def refresh(self) -> None:
         """The weights have moved: nothing computed with the old ones is used."""
@@ -106,10 +111,6 @@ class TrainingContext:
     teachers: Callable[[], list[TrainedModel]]
     tokens: int = 0
     teacher_flops: float = 0.0
-
-    def is_word(self, token: int) -> bool:
-        """Neither what begins a text, nor what ends it, nor what takes back."""
-        return token not in (self.corpus.train[0][0], self.corpus.end, self.student.back)
 
 
 def reader(beginning: Callable[[], Truth | None], prompt: Ids) -> Reader:
@@ -239,7 +240,7 @@ def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list
     half = len(begun) // 2
     asked = [Query(f"{round_} {i}", begun[i], labeller.reader(begun[i])) for i in range(half, len(begun))]
     settings = FeedbackSettings(positions=PLACES, seed=mix(context.seed, 12, round_) % 2**31)
-    forced = interventions(context.student, asked, settings, context.is_word)
+    forced = interventions(context.student, asked, settings, context.student.is_word)
     by_name = {one.question: one.prompt for one in asked}
     erring = [(*by_name[one.question], *one.before, one.tokens[0]) for one in forced]
     # each goes on as the model writes, no longer than the longest document
@@ -313,7 +314,7 @@ def broken(context: TrainingContext, batch: Batch, impossible: float, drawing: t
     q_BTV = said(context, batch)
     wrong_BTV = q_BTV * (batch.extra["soft_BTV"] <= impossible)
     wrong_BTV.scatter_(-1, batch.targets_BT[..., None], 0.0)  # teachers may think it impossible
-    wrong_BTV[..., [i for i in range(context.corpus.size) if not context.is_word(i)]] = 0
+    wrong_BTV[..., [i for i in range(context.corpus.size) if not context.student.is_word(i)]] = 0
     tokens_BT, targets_BT, weights_BT = (t.clone() for t in (batch.tokens_BT, batch.targets_BT, batch.weights_BT))
     for row, weight_T in enumerate(batch.weights_BT):
         targets = int(weight_T.sum())
@@ -345,7 +346,7 @@ def outcome(context: TrainingContext) -> Iterator[Batch]:
     settings = RolloutSettings(
         answers=GROUP, limit=WORDS, unfinished=0.0, seed=mix(context.seed, 19) % 2**20, stop=(context.corpus.end,)
     )
-    train, readers, half = context.corpus.train, dict[Ids, Reader](), max(GROUP, context.settings.rows // 2)
+    train, half = context.corpus.train, max(GROUP, context.settings.rows // 2)
     plain = documents(context, rows=context.settings.rows - half or half)
 
     def ask(step: int) -> Sequence[rewards.QuestionPrompt]:
@@ -354,14 +355,10 @@ def outcome(context: TrainingContext) -> Iterator[Batch]:
         return [rewards.QuestionPrompt(d[: 1 + n // 7 % (len(d) - 1)]) for d, n in zip(found, chosen, strict=True)]
 
     def reward(asked: Sequence[rewards.QuestionPrompt], said: Sequence[Sequence[int]]) -> Floats:
-        readers.clear()
         context.tokens += 2 * sum(len(a.prompt) + len(t) for a, t in zip(asked, said, strict=True))
-        out = []
-        for one, tokens in zip(asked, said, strict=True):
-            if one.prompt not in readers:
-                readers[one.prompt] = reader(context.beginning, one.prompt)
-            out.append(float(readers[one.prompt].first_error(tuple(tokens)) is None))
-        return np.array(out)
+        readers = {prompt: reader(context.beginning, prompt) for prompt in {one.prompt for one in asked}}
+        errors = [readers[a.prompt].first_error(tuple(t)) for a, t in zip(asked, said, strict=True)]
+        return np.array([float(error is None) for error in errors])
 
     reference = copy.deepcopy(context.student.model).eval()
     return RolloutBatches(settings, ask, context.student.engine, reward, reference, lambda step: next(plain))

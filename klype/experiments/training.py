@@ -119,13 +119,13 @@ class LabelledBatches(NumberedBatches):
             hidden_BT = torch.rand(tokens_BT.shape, generator=noise) < self._blanks
             # every document's first token is the begin mark
             tokens_BT = tokens_BT.masked_fill(hidden_BT, documents[0][0])
-        if self._data.soft is None:
-            return Batch(tokens_BT, targets_BT, weights_BT)
-        where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
-        # padding asks for the first place's: its weight is 0
-        where_BT = torch.where(weights_BT > 0, where_BT, 0)
-        soft_BTV = self._data.soft(where_BT.flatten()).view(*where_BT.shape, -1)
-        return Batch(tokens_BT, targets_BT, weights_BT, {"soft_BTV": soft_BTV})
+        batch = Batch(tokens_BT, targets_BT, weights_BT)
+        if self._data.soft is not None:
+            where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
+            # padding asks for the first place's: its weight is 0
+            where_BT = torch.where(weights_BT > 0, where_BT, 0)
+            batch.extra["soft_BTV"] = self._data.soft(where_BT.flatten()).view(*where_BT.shape, -1)
+        return batch
 
 
 def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -229,13 +229,12 @@ def optimize(
 
 def shape(vocabulary: int, settings: LabSettings) -> ModelConfig:
     """Small, with the convolution and without rotation: what learns the world in seconds."""
-    width = settings.width
     return ModelConfig(
         vocab_size=vocabulary,
-        width=width,
+        width=settings.width,
         layers=settings.layers,
-        heads=max(1, width // HEAD),
-        hidden=2 * width,
+        heads=max(1, settings.width // HEAD),
+        hidden=2 * settings.width,
         window=128,
         rope_theta=0.0,
         conv=5,

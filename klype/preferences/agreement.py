@@ -16,6 +16,7 @@ import numpy as np
 
 from klype.errors import KlypeError
 from klype.preferences.annotators import ranks
+from klype.preferences.records import numbered
 from klype.values import Figure, Floats, Ints, Ranking
 
 
@@ -99,15 +100,11 @@ def alpha(groups: Sequence[Sequence[Ranking]], level: Literal["nominal", "ordina
 
 
 def _ratings(ranking: Ranking, level: str) -> dict[Hashable, float]:
-    """Each candidate's rating; a text that stands twice is told apart by which time it is."""
+    """Each candidate's rating."""
     places = ranks(ranking)
-    seen: dict[str, int] = {}
-    out: dict[Hashable, float] = {}
-    for text, place in zip(ranking.candidates, places, strict=True):
-        seen[text] = seen.get(text, -1) + 1
-        before, tied = sum(p < place for p in places), places.count(place)
-        out[(text, seen[text])] = float(place == 0) if level == "nominal" else before + (tied - 1) / 2
-    return out
+    before = [sum(p < place for p in places) + (places.count(place) - 1) / 2 for place in places]
+    rated = [float(place == 0) for place in places] if level == "nominal" else before
+    return dict(zip(numbered(ranking.candidates), rated, strict=True))
 
 
 def coincidences(units: Sequence[Sequence[float]], values: Sequence[float]) -> Floats:

@@ -1,21 +1,23 @@
-"""Annotators: statistics of people's habits, simulated tastes, and models as judges, which are named as such."""
+"""Annotators: simulated tastes, models as judges, which are named as such, people's habits, and what they are shown."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from klype.errors import KlypeError, UsageError
-from klype.preferences.records import SIMULATED, Entry
+from klype.preferences.records import SIMULATED, Entry, numbered
 from klype.sources.source import Source, tokens_of
-from klype.values import Question, Ranking, Verdict
+from klype.values import Floats, Question, Ranking, Verdict
 
 EQUAL = 1e-9
 
@@ -60,11 +62,8 @@ def rank_simulated(
 
 def ranks(ranking: Ranking) -> tuple[int, ...]:
     """The place of each candidate: 0 best, equal numbers tied."""
-    places = [0] * len(ranking.candidates)
-    for place, group in enumerate(ranking.order):
-        for index in group:
-            places[index] = place
-    return tuple(places)
+    places = {index: place for place, group in enumerate(ranking.order) for index in group}
+    return tuple(places.get(index, 0) for index in range(len(ranking.candidates)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +79,12 @@ class Taste:
 
     def score(self, verdict: Verdict, finished: bool = True) -> float:
         likes = self.right * bool(verdict.right) + self.polite * bool(verdict.polite)
-        return (
-            likes + self.concise * bool(verdict.concise) - self.word * verdict.words - self.unfinished * (not finished)
-        )
+        likes += self.concise * bool(verdict.concise)
+        return likes - self.word * verdict.words - self.unfinished * (not finished)
 
     def __str__(self) -> str:
-        return ",".join(
-            f"{f.name}={getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name) != f.default
-        )
+        worth = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return ",".join(f"{name}={value:g}" for name, value in worth.items())
 
 
 def taste(text: str) -> Taste:
@@ -181,3 +178,65 @@ def contradictions(rankings: Sequence[Ranking]) -> Contradictions:
                 triads += 1
                 cyclic += (won[a, b] > 0) == (won[b, c] > 0) != (won[a, c] > 0)
     return Contradictions(pairs, opposed, triads, cyclic)
+
+
+# which answers annotators are shown: those that are not one and the same, and of which questions
+
+
+SIMILAR = 0.9
+
+
+def merge_near_duplicates(
+    candidates: Sequence[str], meaning: Callable[[str], Hashable] = lambda text: None
+) -> list[tuple[int, ...]]:
+    """Indices of candidates in their order, each merged into the first earlier one that it nearly equals and that means
+    the same: one tuple for each that stays, its own index first.
+
+    Nearly: the same words once case, punctuation and spaces are ignored, or a share of common character trigrams
+    (Jaccard) of at least SIMILAR. One other name in a long answer is a small difference to trigrams and a large one
+    to the truth: give ``meaning`` where it is known.
+    """
+    kept: list[tuple[str, frozenset[str], Hashable, list[int]]] = []
+    for index, text in enumerate(candidates):
+        plain, means = " ".join(re.findall(r"\w+", text.casefold())), meaning(text)
+        padded = f"  {plain} "
+        trigrams = frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
+        for other, known, meant, members in kept:
+            if means != meant:
+                continue
+            both = len(trigrams & known) / len(trigrams | known) if plain and other else 0.0  # Jaccard
+            if plain == other or (plain and other and both >= SIMILAR):
+                members.append(index)
+                break
+        else:
+            kept.append((plain, trigrams, means, [index]))
+    return [tuple(members) for *_, members in kept]
+
+
+def spread(meanings: Sequence[Hashable], most: int) -> list[int]:
+    """Which ``most`` candidates to show: each meaning once before any twice, earlier ones first. Indices in
+    ascending order."""
+    turns = [turn for _, turn in numbered(meanings)]
+    return sorted(sorted(range(len(turns)), key=turns.__getitem__)[:most])
+
+
+def information(scores_KH: Floats) -> Floats:
+    """[K, K]: how much (in nats) learning which of two candidates is better would tell about the heads of an ensemble.
+
+    BALD (Houlsby et al. 2011) on Bradley–Terry: the entropy of the mean prediction less the mean entropy of the heads'.
+    Zero where the heads agree, however unsure all of them are: that is the annotator's noise, not ignorance.
+    """
+    p_KKH = special.expit(scores_KH[:, None, :] - scores_KH[None, :, :])
+    entropy: Callable[[Floats], Floats] = lambda p: special.entr(p) + special.entr(1 - p)
+    gain_KK: Floats = np.maximum(0.0, entropy(p_KKH.mean(-1)) - entropy(p_KKH).mean(-1))
+    return gain_KK
+
+
+def most_informative(groups: Sequence[Floats]) -> list[int]:
+    """Questions in the order in which to rank them: whose candidates' comparisons would tell the most, first.
+
+    ``groups``: the ensemble's scores [candidates, heads] of each question. Per question it is the sum over its pairs:
+    a ranking orders all of them at the price of one question.
+    """
+    value = [float(np.triu(information(scores), 1).sum()) for scores in groups]
+    return sorted(range(len(groups)), key=lambda i: -value[i])

@@ -114,22 +114,13 @@ def pairs(ranking: Ranking) -> list[tuple[str, str]]:
 def ranked_row(entry: Entry) -> Row:
     """An entry with its whole question; only what differs from the usual is written besides the order."""
     question = entry.asked.question
-    row: Row = {
-        "id": question.id,
-        "question": question.question,
-        "context": question.context,
-        "candidates": [c.text for c in entry.asked.candidates],
-        "order": [list(group) for group in entry.order],
-        "annotator": entry.annotator,
-        "when": entry.when,
-    }
+    row: Row = {"id": question.id, "question": question.question, "context": question.context}
+    row["candidates"] = [c.text for c in entry.asked.candidates]
+    row |= {"order": [list(group) for group in entry.order], "annotator": entry.annotator, "when": entry.when}
     sources = [_source(c) for c in entry.asked.candidates]
-    kept: Row = {
-        "answers": list(question.answers),
-        "choices": list(question.choices),
-        "extra": question.extra,
-        "sources": sources if any(sources) else [],
-        "again": entry.again,
+    kept: Row = {"answers": list(question.answers), "choices": list(question.choices), "extra": question.extra}
+    kept |= {"sources": sources if any(sources) else [], "again": entry.again}
+    kept |= {
         "by": entry.by if entry.by != by_name(entry.annotator) else "",
         "part": entry.asked.part if entry.asked.part != "train" else "",
         "kind": entry.kind if entry.kind != "order" else "",
@@ -174,22 +165,17 @@ def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | st
         if not fine:
             return wrong
     assert order is not None and extra is not None  # noqa: PT018
+    candidates = []
     try:
-        candidates = tuple(
-            Candidate(
-                text,
-                str(source.get("model", "")),
-                source.get("temperature"),
-                str(source.get("author", "")),
-                records.trace_from(source["trace"]) if source.get("trace") else None,
-            )
-            for text, source in zip(texts, row.get("sources") or [{}] * len(texts), strict=True)
-        )
+        for text, source in zip(texts, row.get("sources") or [{}] * len(texts), strict=True):
+            trace = records.trace_from(source["trace"]) if source.get("trace") else None
+            about = str(source.get("model", "")), source.get("temperature"), str(source.get("author", ""))
+            candidates.append(Candidate(text, *about, trace))
     except (KeyError, TypeError, ValueError, AttributeError):
         return "has sources that do not fit its candidates"
     question = Question(str(row.get("id", identity)), row["question"], context, tuple(answers), tuple(choices), extra)
     again, when = bool(row.get("again")), str(row.get("when") or "")
-    return Entry(RankingItem(question, candidates, part), order, who, kind, by, when, seconds, again)
+    return Entry(RankingItem(question, tuple(candidates), part), order, who, kind, by, when, seconds, again)
 
 
 def _source(candidate: Candidate) -> Row:

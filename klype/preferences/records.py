@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from klype.values import Question, Ranking, Sampling, Step, Trace
 
+T = TypeVar("T")
 Part = Literal["train", "held-out"]
 Kind = Literal["order", "none", "skip"]
 By = Literal["person", "simulated", "model", "imported"]
@@ -85,6 +86,11 @@ def by_name(annotator: str) -> By:
     if annotator.startswith(SIMULATED):
         return "simulated"
     return "model" if annotator.startswith(MODEL) else "imported"
+
+
+def numbered(values: Sequence[T]) -> list[tuple[T, int]]:
+    """Each value with how often it stood before: twins are told apart."""
+    return [(value, values[:i].count(value)) for i, value in enumerate(values)]
 
 
 def dumps(value: Any) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from klype.errors import KlypeError
 from klype.preferences import database, schema
 from klype.preferences.database import DamagedError
-from klype.preferences.records import Candidate, Entry, RankingItem, dumps, trace_row
+from klype.preferences.records import Candidate, Entry, RankingItem, dumps, numbered, trace_row
 from klype.preferences.schema import Annotator, Row, annotators, candidates, claims, inserted, questions, rankings
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ LEASE_S = 900.0  # how long a question that somebody looks at is not given to ot
 APART = 3  # questions in between before one is asked again
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """Questions, candidates and rankings in SQLite or PostgreSQL. Safe for many processes at once; close it."""
 
     def __init__(self, engine: sa.Engine, place: str, clock: Callable[[], float]) -> None:
@@ -58,9 +58,6 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
-
-    def __enter__(self) -> Store:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -214,24 +211,23 @@ def _added(connection: Connection, asked: Sequence[RankingItem]) -> list[Ranking
     there = _asked_by_id(connection, only=[ids[mark] for mark in rows if mark in ids])
     new = [mark for mark in rows if mark not in ids]
     ids |= zip(new, inserted(connection, questions, [rows[mark] for mark in new]), strict=True)
-    stored = {mark: list(there[ids[mark]].candidates) if ids[mark] in there else [] for mark in rows}
-    places: list[list[int]] = []
+    stored = {mark: _by_text(there[ids[mark]].candidates) if ids[mark] in there else {} for mark in rows}
     for mark, one in zip(marks, asked, strict=True):
-        places.append([])
-        for candidate in one.candidates:
-            same = (i for i, c in enumerate(stored[mark]) if i not in places[-1] and c.text == candidate.text)
-            if (place := next(same, None)) is None:
-                place = len(stored[mark])
-                stored[mark].append(replace(candidate, id=0))
-            places[-1].append(place)
-    missing = [(mark, i) for mark, answers in stored.items() for i, answer in enumerate(answers) if not answer.id]
-    made = _with_ids(connection, [(ids[mark], stored[mark][i]) for mark, i in missing])
-    for (mark, i), candidate in zip(missing, made, strict=True):
-        stored[mark][i] = candidate
-    return [
-        replace(there.get(ids[mark], one), candidates=tuple(stored[mark][i] for i in own), id=ids[mark])
-        for mark, one, own in zip(marks, asked, places, strict=True)
-    ]
+        new_ones = {key: replace(candidate, id=0) for key, candidate in _by_text(one.candidates).items()}
+        stored[mark] = new_ones | stored[mark]
+    missing = [(mark, key) for mark, answers in stored.items() for key, answer in answers.items() if not answer.id]
+    made = _with_ids(connection, [(ids[mark], stored[mark][key]) for mark, key in missing])
+    for (mark, key), candidate in zip(missing, made, strict=True):
+        stored[mark][key] = candidate
+    found = []
+    for mark, one in zip(marks, asked, strict=True):
+        own = tuple(stored[mark][key] for key in _by_text(one.candidates))
+        found.append(replace(there.get(ids[mark], one), candidates=own, id=ids[mark]))
+    return found
+
+
+def _by_text(answers: Sequence[Candidate]) -> dict[tuple[str, int], Candidate]:
+    return dict(zip(numbered([answer.text for answer in answers]), answers, strict=True))
 
 
 def _with_ids(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:

@@ -17,8 +17,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import mean_by_question
 from klype.judge.meaning import text_meaning
 from klype.preferences.agreement import alpha, kendall_tau_b
-from klype.preferences.annotators import ModelJudge, Scorer, Taste, contradictions, first_shown, rank_simulated
-from klype.preferences.candidates import spread
+from klype.preferences.annotators import ModelJudge, Scorer, Taste, contradictions, first_shown, rank_simulated, spread
 from klype.preferences.records import MODEL, SIMULATED, By, Candidate, Entry, Kind, RankingItem
 from klype.preferences.schema import Annotator
 from klype.preferences.store import Store

@@ -18,8 +18,7 @@ from klype.judge.meaning import text_meaning
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.preferences import formats
-from klype.preferences.annotators import Scorer, rank_simulated, ranks
-from klype.preferences.candidates import merge_near_duplicates, most_informative
+from klype.preferences.annotators import Scorer, merge_near_duplicates, most_informative, rank_simulated, ranks
 from klype.preferences.records import SIMULATED, Candidate, Entry, Part, RankingItem, entry_of
 from klype.preferences.store import Store
 from klype.runs.rankers import Sitting, now, rank_by_hand
