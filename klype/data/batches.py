@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from klype.data.documents import Documents
 from klype.data.example_batches import Arrays, Example, PoolProcess, Pools, PoolSettings, Sample, padded
 from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
-from klype.values import Batch
+from klype.values import Batch, Batches
 
 
-class PackedBatches:
+class PackedBatches(Batches):
     """Endless batches of full windows [B rows, T tokens] of text. In an epoch each target is learnt exactly once.
 
     Documents are cut into pieces of at most T targets, at places that differ from epoch to epoch; the pieces come in
@@ -31,9 +31,6 @@ class PackedBatches:
             raise KlypeError("There is no text to train on.", "Give a file that holds some text.")
         self._epoch = self._next = self._offset = 0
         self._shift, self._firsts, self._order = self._plan()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         shape = (self._rows, self._window)
@@ -84,7 +81,7 @@ class PackedBatches:
         return piece
 
 
-class PaddedBatches:
+class PaddedBatches(Batches):
     """Endless batches of examples, padded at the end; ``sample(i)`` is a pure function of i. State is one integer.
 
     Examples are sorted by length within small pools. ``background`` makes the pools in another process (``sample``
@@ -95,9 +92,6 @@ class PaddedBatches:
         self._pools, self._background, self._position = Pools(sample, settings), background, 0
         self._pool: tuple[int, list[Arrays]] | None = None
         self._process: PoolProcess | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         number, at = divmod(self._position, self._pools.settings.batches)

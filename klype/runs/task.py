@@ -142,19 +142,16 @@ def draw_answers(
 
 def target_of(task: Task, model: Transformer, questions: Sequence[Question]) -> EvalTarget:
     """A run's model, its questions, and who judges the answers."""
-    config = model.config
+    config, chat = model.config, task.chat
+    told = {name: getattr(task, name) for name in ("judge", "judge_name", "deciding", "reader", "scores")}
     return EvalTarget(
-        source=NativeSource.of(model, task.chat.tokenizer, task.chat),
+        source=NativeSource.of(model, chat.tokenizer, chat),
         name="",
         identity="",
         vocabulary=config.vocab_size,
         questions=tuple(questions),
-        prompts=tuple(tuple(task.chat.prompt(question.messages())) for question in questions),
-        judge=task.judge,
-        judge_name=task.judge_name,
-        deciding=task.deciding,
+        prompts=tuple(tuple(chat.prompt(question.messages())) for question in questions),
         meaning=lambda question: lambda text: None,
-        reader=task.reader,
         shape=Shape(config.flops_per_token // 2, config.layers, config.heads * config.head_dim),
-        scores=task.scores,
+        **told,
     )

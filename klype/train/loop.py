@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -100,13 +100,10 @@ class TrainResult:
     skipped: int
 
 
-class NumberedBatches:
+class NumberedBatches(Batches):
     """Endless batches, each made from its number, which is all that there is to resume from."""
 
     index = 0
-
-    def __iter__(self) -> Self:
-        return self
 
     def __next__(self) -> Batch:
         batch = self.batch(self.index)
