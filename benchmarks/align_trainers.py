@@ -71,7 +71,7 @@ class Klype:
         torch.set_num_threads(self.given.threads // crew)
         model = copy.deepcopy(self.loaded.model)
         objective, batches = getattr(self, f"_{task}")(model, crew)
-        counted = _Counted(batches, WARM * crew)
+        counted = _TokenCounter(batches, WARM * crew)
         settings = TrainSettings(
             steps=WARM + steps,
             optimizer=OptimizerSettings(kind="adamw", rate=RATE),
@@ -285,7 +285,7 @@ TRAINERS: dict[str, tuple[Callable[[], Trainer], str]] = {"klype": (Klype, "klyp
 """Name: how it is made, and its package."""
 
 
-class _Counted:
+class _TokenCounter:
     """Batches, with the tokens (padding is none) and rows of those after the first ``warm``."""
 
     def __init__(self, batches: Batches, warm: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.cures_tasks import Posed, Task
 from klype.answers.decoders import DECODERS, Decoder, DecoderResult, decide, first
-from klype.answers.decoding import Tuning, serve
+from klype.answers.decoding import DecoderSettings, serve
 from klype.device import usable_cores
 from klype.errors import KlypeError, UsageError
 from klype.examine.caching_source import Energy
@@ -55,7 +55,7 @@ class CureSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class CureResult:
     """One decoder at one budget on one set of questions."""
 
     decided: list[DecoderResult]
@@ -136,8 +136,8 @@ class Plain:
 
 
 def measure(
-    source: Source, posed: Sequence[Posed], name: str, budget: float, tuning: Tuning, plain: Plain | None
-) -> Measured:
+    source: Source, posed: Sequence[Posed], name: str, budget: float, tuning: DecoderSettings, plain: Plain | None
+) -> CureResult:
     """Every question decided, from the plain answers where they are known."""
     energy = Energy()
     decided: list[DecoderResult] = []
@@ -149,7 +149,7 @@ def measure(
     if plain is not None and name != "sample":
         joules += plain.joules
     rights = [float(one.right(d.choice.chosen.text)) for one, d in zip(posed, decided, strict=True)]
-    return Measured(decided, rights, joules, energy.estimated)
+    return CureResult(decided, rights, joules, energy.estimated)
 
 
 def front(rows: Sequence[dict[str, Any]]) -> list[int]:
@@ -165,7 +165,7 @@ def front(rows: Sequence[dict[str, Any]]) -> list[int]:
 def _plain(source: Source, posed: Sequence[Posed]) -> Plain:
     energy, found = Energy(), list[Trace]()
     for at in range(0, len(posed), CHUNK):
-        orders = [first(one.asked, Tuning()) for one in posed[at : at + CHUNK]]
+        orders = [first(one.asked, DecoderSettings()) for one in posed[at : at + CHUNK]]
         found += [trace for (trace,) in serve(source, orders)]  # type: ignore[misc]
     return Plain(found, energy.joules())
 
@@ -181,7 +181,7 @@ def _cannot(decoder: Decoder, task: Task, entrant: Entrant) -> str:
 
 def _chosen(
     entrant: Entrant, decoder: Decoder, dev: Sequence[Posed], plain: Plain, settings: CureSettings
-) -> tuple[Tuning, float]:
+) -> tuple[DecoderSettings, float]:
     """The settings that answer most dev questions rightly, and what share; the first of equals."""
     tried = []
     for tuning in decoder.tunes:
@@ -191,11 +191,11 @@ def _chosen(
     return _with_back(best[1], entrant), best[0]
 
 
-def _with_back(tuning: Tuning, entrant: Entrant) -> Tuning:
-    return tuning if entrant.back is None else Tuning(**{**asdict(tuning), "back": entrant.back})
+def _with_back(tuning: DecoderSettings, entrant: Entrant) -> DecoderSettings:
+    return tuning if entrant.back is None else DecoderSettings(**{**asdict(tuning), "back": entrant.back})
 
 
-def _row(found: Measured, posed: Sequence[Posed], base: Sequence[float]) -> dict[str, Any]:
+def _row(found: CureResult, posed: Sequence[Posed], base: Sequence[float]) -> dict[str, Any]:
     ids = [one.question.id for one in posed]
     spent, plain = (sum(getattr(d, k) for d in found.decided) for k in ("passes", "plain_passes"))
     work, plain_work = (sum(getattr(d, k) for d in found.decided) for k in ("positions", "plain_positions"))

@@ -36,7 +36,7 @@ class BudgetSpentError(KlypeError):
     """What a server may be asked for has been asked for; what was answered is kept."""
 
 
-class Interrupted(KlypeError):  # noqa: N818 - it is no error but an end that was asked for
+class TrainingInterrupted(KlypeError):  # noqa: N818 - it is no error but an end that was asked for
     """Stopped between two steps of training, with the state saved: the same command with --resume goes on.
 
     ``asked``: a signal (Ctrl-C) asked for it, rather than whoever called the training.

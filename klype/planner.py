@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from klype.errors import Interrupted
+from klype.errors import TrainingInterrupted
 
 T = TypeVar("T")
 Precision = Literal["float32", "bfloat16"]
@@ -138,7 +138,7 @@ class StepBudget:
         while True:
             try:
                 return train()
-            except Interrupted as stop:
+            except TrainingInterrupted as stop:
                 if stop.asked or not self.changed:
                     raise
                 self._go_on()

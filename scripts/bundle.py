@@ -24,7 +24,7 @@ from klype.durable import hash_file
 from klype.model import atomic_folder, checkpoint
 from klype.runs.examine_stage import MODELS, measure_stage
 from klype.runs.folder import read_run
-from klype.runs.listener import Silent
+from klype.runs.listener import SilentListener
 from klype.runs.run_options import RunOptions
 from klype.runs.run_start import open_life_cycle
 from klype.sources.find_model import DEMO, FILES, RUNS
@@ -65,7 +65,7 @@ def measured_again(run: Path) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / DEMO
         shutil.copytree(run, copy)
-        opened = open_life_cycle(RunOptions(out=copy, resume=True), Silent())
+        opened = open_life_cycle(RunOptions(out=copy, resume=True), SilentListener())
         for name, had in read_run(run)["figures"].items():
             found: dict[str, Any] = measure_stage(opened, name)
             again[name] = {key: round(one["value"], 6) for key, one in found.items() if one["value"] is not None}

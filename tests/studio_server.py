@@ -20,8 +20,8 @@ from klype.preferences.records import Entry
 from klype.runs.ranking import open_store
 from klype.serve.guard import Rules
 from klype.serve.server import listen, server
-from klype.sources.find_model import Found
-from klype.sources.opening import Opened
+from klype.sources.find_model import ModelFiles
+from klype.sources.opening import OpenModel
 from klype.studio.app import app
 from klype.studio.studio import SharedModel, Studio
 from klype.values import Distribution, Request, Step, Trace
@@ -99,8 +99,10 @@ def scripted(name: str, pieces: Sequence[bytes]) -> SharedModel:
     source = Scripted(pieces)
     size = len(pieces) + 1
     control = lambda token: "<|end|>" if token == len(pieces) else None
-    found = Found(Path("nowhere"))
-    return SharedModel(name, name, Opened(name, found, source, 4096, size, source.spell, control, source.encode, True))
+    found = ModelFiles(Path("nowhere"))
+    return SharedModel(
+        name, name, OpenModel(name, found, source, 4096, size, source.spell, control, source.encode, True)
+    )
 
 
 def run_folder(folder: Path) -> Path:

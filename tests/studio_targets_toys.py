@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from klype.examine.run_figures import FigureFacts
-from klype.experiments.bias import Bars, Best, BiasBoard, BiasRow, Curve
+from klype.experiments.bias import Bars, BestCure, BiasBoard, BiasRow, Curve
 
 KINDS = {"one-hot": "baseline", "ensemble": "cure", "oracle": "truth"}
 DOCUMENTS = (50, 100)
@@ -53,5 +53,5 @@ def board(done: bool = True, epochs: int = 4) -> BiasBoard:
         rows=rows,
         curves=curves,
         bars=Bars(text="Jeg gikk en tur på", words=WORDS, truth=TRUTH, targets={name: TRUTH for name in KINDS}),
-        best=[Best(target="ensemble", within=None, gap=figure(0.5, "share of the gap"))] if done else [],
+        best=[BestCure(target="ensemble", within=None, gap=figure(0.5, "share of the gap"))] if done else [],
     )

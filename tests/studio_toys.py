@@ -12,8 +12,8 @@ import httpx
 
 from klype.engine.engine import Engine
 from klype.serve.served_model import ServedModel
-from klype.sources.find_model import Found
-from klype.sources.opening import Opened
+from klype.sources.find_model import ModelFiles
+from klype.sources.opening import OpenModel
 from klype.sources.source import NativeSource, Source, SourceWrapper
 from klype.studio.studio import SharedModel, Studio
 from tests.serve_toys import served
@@ -37,10 +37,10 @@ def model(
     )
 
 
-def opened(name: str, source: Source, toy: ServedModel) -> Opened:
-    return Opened(
+def opened(name: str, source: Source, toy: ServedModel) -> OpenModel:
+    return OpenModel(
         name,
-        Found(Path("nowhere"), None, "align"),
+        ModelFiles(Path("nowhere"), None, "align"),
         source,
         toy.window,
         toy.vocab_size,

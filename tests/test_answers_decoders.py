@@ -12,7 +12,7 @@ import torch
 
 from klype.answers import decoders
 from klype.answers.decoders import DECODERS, DecoderResult, decide
-from klype.answers.decoding import DecodeQuestion, Tuning, parse_budget
+from klype.answers.decoding import DecodeQuestion, DecoderSettings, parse_budget
 from klype.errors import UsageError
 from klype.sources.source import answers
 from klype.values import Request, Sampling
@@ -139,7 +139,7 @@ def back_table() -> np.ndarray:
 
 
 def test_a_word_is_taken_back_and_another_comes() -> None:
-    found = one(back_table(), "backspace", 6, tuning=Tuning(back=4))
+    found = one(back_table(), "backspace", 6, tuning=DecoderSettings(back=4))
     assert found.choice.chosen.text == "c"
     with pytest.raises(UsageError, match="takes a word back"):
         one(back_table(), "backspace", 6)
@@ -151,7 +151,7 @@ def test_backspace_never_escapes_the_prompt(seed: int) -> None:
     table = random_table(np.random.default_rng(seed), 5)
     table[:, 4] += 2.0
     table /= table.sum(1, keepdims=True)
-    found = one(table, "backspace", 9, tuning=Tuning(back=4))
+    found = one(table, "backspace", 9, tuning=DecoderSettings(back=4))
     assert 4 not in found.choice.chosen.tokens
     assert found.passes <= 9 * found.plain_passes
 

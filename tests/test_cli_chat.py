@@ -23,8 +23,8 @@ from klype.errors import UsageError
 from klype.model.checkpoint import LoadedModel
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.sources.find_model import Found
-from klype.sources.opening import Opened, decode_stream, native, room, stream
+from klype.sources.find_model import ModelFiles
+from klype.sources.opening import OpenModel, decode_stream, native, room, stream
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -42,7 +42,7 @@ WINDOW = 48
 
 
 @pytest.fixture(scope="module")
-def opened() -> Opened:
+def opened() -> OpenModel:
     """A random model over bytes and a few words; it babbles, which is all that these laws need."""
     torch.manual_seed(3)
     tokenizer = Tokenizer.train(TEXTS, 400, TEMPLATE)
@@ -50,10 +50,10 @@ def opened() -> Opened:
     model = Transformer(config).eval()
     torch.nn.init.normal_(model.head.weight, std=0.5)
     loaded = LoadedModel(model, tokenizer, config, {}, Path("toy"))
-    return native("toy", Found(Path("toy")), loaded, Engine(model, decode_bytes=tokenizer.token_bytes, name="toy"))
+    return native("toy", ModelFiles(Path("toy")), loaded, Engine(model, decode_bytes=tokenizer.token_bytes, name="toy"))
 
 
-def talk_to(opened: Opened, limit: int = 8, seed: int = 0) -> ChatSession:
+def talk_to(opened: OpenModel, limit: int = 8, seed: int = 0) -> ChatSession:
     return ChatSession(Terminal(lang="en"), opened, Sampling(temperature=1.0), limit, seed)
 
 
@@ -74,7 +74,7 @@ def test_pieces_are_whole_characters(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_streamed_is_decoded(opened: Opened, seed: int) -> None:
+def test_streamed_is_decoded(opened: OpenModel, seed: int) -> None:
     prompt = opened.prompt([{"role": "user", "content": "Hunden drakk?"}])
     request = Request(tuple(prompt), limit=20, seed=seed, stop=opened.loaded.tokenizer.ends)
     parts = list(stream(opened, request))
@@ -85,7 +85,7 @@ def test_streamed_is_decoded(opened: Opened, seed: int) -> None:
     assert opened.flops(trace) > 0
 
 
-def test_leaving_a_stream_early_cancels_it(opened: Opened) -> None:
+def test_leaving_a_stream_early_cancels_it(opened: OpenModel) -> None:
     prompt = tuple(opened.prompt([{"role": "user", "content": "Hunden?"}]))
     for _ in stream(opened, Request(prompt, limit=30, seed=1)):
         break
@@ -122,7 +122,7 @@ def test_what_fits_is_the_newest_and_no_more_than_needed_leaves(
         assert len(prompt([*head, *dropped[start:], *tail])) + reserve > window
 
 
-def test_the_same_seed_gives_the_same_conversation(opened: Opened, capsys: Captured) -> None:
+def test_the_same_seed_gives_the_same_conversation(opened: OpenModel, capsys: Captured) -> None:
     first, again, other = talk_to(opened), talk_to(opened), talk_to(opened, seed=1)
     for talk in (first, again, other):
         for line in ("Hunden drakk?", "  ", "Kari?"):
@@ -134,10 +134,10 @@ def test_the_same_seed_gives_the_same_conversation(opened: Opened, capsys: Captu
 
 
 def test_where_single_questions_were_taught_each_is_answered_as_if_it_came_first(
-    opened: Opened, tmp_path: Path, capsys: Captured
+    opened: OpenModel, tmp_path: Path, capsys: Captured
 ) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"kind": "world"}}))
-    of_world = replace(opened, found=Found(tmp_path / "align", tmp_path, "align"))
+    of_world = replace(opened, found=ModelFiles(tmp_path / "align", tmp_path, "align"))
     cold = Sampling(temperature=0)
     alone = ChatSession(Terminal(lang="en"), of_world, cold, 8, 0)
     alone.take("Kari?")
@@ -155,9 +155,9 @@ def test_where_single_questions_were_taught_each_is_answered_as_if_it_came_first
     assert len(other.traces[1].prompt) > len(alone.traces[0].prompt)  # who was taught conversations sees them
 
 
-def test_questions_to_try_are_drawn_new_and_can_be_asked(opened: Opened, tmp_path: Path) -> None:
+def test_questions_to_try_are_drawn_new_and_can_be_asked(opened: OpenModel, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"kind": "world"}}))
-    of_world, world = replace(opened, found=Found(tmp_path / "align", tmp_path, "align")), World()
+    of_world, world = replace(opened, found=ModelFiles(tmp_path / "align", tmp_path, "align")), World()
     for lang in LANGUAGES:
         first, again, other = (suggestions(of_world, lang, seed=seed) for seed in (0, 0, 1))
         assert first == again != other
@@ -167,7 +167,7 @@ def test_questions_to_try_are_drawn_new_and_can_be_asked(opened: Opened, tmp_pat
     assert suggestions(opened, "en") == []
 
 
-def test_again_answers_the_same_message_anew(opened: Opened) -> None:
+def test_again_answers_the_same_message_anew(opened: OpenModel) -> None:
     talk = talk_to(opened)
     talk.take("/again")
     assert talk.messages == []
@@ -180,7 +180,7 @@ def test_again_answers_the_same_message_anew(opened: Opened) -> None:
     assert len(answers) > 1
 
 
-def test_a_full_window_slides_with_one_notice_a_step(opened: Opened, capsys: Captured) -> None:
+def test_a_full_window_slides_with_one_notice_a_step(opened: OpenModel, capsys: Captured) -> None:
     talk = talk_to(opened, limit=8)
     for _ in range(8):
         assert talk.take("Hunden drakk vann på stien.")
@@ -196,7 +196,7 @@ def test_a_full_window_slides_with_one_notice_a_step(opened: Opened, capsys: Cap
     assert fresh[0][0].tokens == last.tokens
 
 
-def test_a_message_that_cannot_fit_is_refused_and_forgotten(opened: Opened, capsys: Captured) -> None:
+def test_a_message_that_cannot_fit_is_refused_and_forgotten(opened: OpenModel, capsys: Captured) -> None:
     talk = talk_to(opened)
     talk.take("Hunden?")
     talk.take("qzx " * 60)
@@ -206,7 +206,7 @@ def test_a_message_that_cannot_fit_is_refused_and_forgotten(opened: Opened, caps
     assert len(said(talk)) == 2
 
 
-def test_commands(opened: Opened, capsys: Captured) -> None:
+def test_commands(opened: OpenModel, capsys: Captured) -> None:
     talk = talk_to(opened)
     assert talk.take("/probs")
     assert "There is no answer yet." in capsys.readouterr().out
@@ -235,7 +235,7 @@ def test_commands(opened: Opened, capsys: Captured) -> None:
     assert talk.take("/quit") is False
 
 
-def test_tokens_within_a_character_stand_together(opened: Opened, capsys: Captured) -> None:
+def test_tokens_within_a_character_stand_together(opened: OpenModel, capsys: Captured) -> None:
     talk = talk_to(opened)
     talk.take("Hunden?")
     last, tokens = talk.traces[-1], opened.say("\u0176 \u16a0")  # no text had them: a token a byte, of two and of three
@@ -258,13 +258,13 @@ def test_no_escape_code_reaches_the_terminal() -> None:
     assert [visible(t) for t in (" hund", " ", "\n", "\x1b[2J", "")] == ["hund", "␣", "↵", "\\x1b[2J", "∅"]
 
 
-def test_norwegian_words(opened: Opened, capsys: Captured) -> None:
+def test_norwegian_words(opened: OpenModel, capsys: Captured) -> None:
     talk = ChatSession(Terminal(lang="nb"), opened, Sampling(), 4, 0)
     talk.take("/reset")
     assert "Samtalen er glemt." in capsys.readouterr().out
 
 
-def test_what_cannot_be_asked_is_one_sentence(opened: Opened) -> None:
+def test_what_cannot_be_asked_is_one_sentence(opened: OpenModel) -> None:
     prompt = [1] * WINDOW
     with pytest.raises(UsageError, match=f"has {WINDOW} tokens, and toy reads {WINDOW} at most"):
         room(opened, prompt, 5)
@@ -276,7 +276,7 @@ def test_what_cannot_be_asked_is_one_sentence(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.3])
-def test_next_is_a_distribution_before_and_after_temperature(opened: Opened, temperature: float) -> None:
+def test_next_is_a_distribution_before_and_after_temperature(opened: OpenModel, temperature: float) -> None:
     distribution = opened.engine.next([opened.plain("Hunden drakk")])[0]
     sampling = Sampling(temperature=temperature)
     size = opened.loaded.config.vocab_size

@@ -12,7 +12,7 @@ from rich.console import Console
 from klype.cli.exits import wants_json
 from klype.cli.terminal import LiveProgress, PlainProgress, Terminal, listener, print_table, to_json
 from klype.environment import language, state_folder
-from klype.runs.listener import RunListener, Silent
+from klype.runs.listener import RunListener, SilentListener
 
 
 def tell(say: RunListener) -> None:
@@ -68,6 +68,18 @@ def test_time_left_after_a_restart_is_told_by_the_pace_since_then() -> None:
     assert left == 1000 - step
 
 
+def test_a_line_without_measures_has_no_empty_place_for_them() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    plain = PlainProgress(console, "en", Clock(1.0))
+    plain.stage_start("rank", 1000)
+    for step in range(41):
+        plain.step({"step": step})
+    assert isinstance(console.file, io.StringIO)
+    told = console.file.getvalue().splitlines()[1:]
+    assert told
+    assert all(re.fullmatch(r"rank \d+/1000: \d+ s left", line) for line in told)
+
+
 def test_the_live_bar_shows_loss_speed_and_time_left() -> None:
     console = Console(
         file=io.StringIO(), force_terminal=True, width=80, height=40, color_system=None, legacy_windows=False
@@ -114,7 +126,7 @@ def test_a_pipe_gets_plain_lines_and_json_keeps_stdout_clean(capsys: pytest.Capt
 
 
 def test_the_silent_listener_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    tell(Silent())
+    tell(SilentListener())
     assert capsys.readouterr() == ("", "")
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from klype.cli import exits
 from klype.cli.main import call
-from klype.errors import Interrupted, KlypeError, UsageError
+from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.atomic_folder import MANIFEST
 from klype.runs import folder
 from klype.runs.run_json import MEANING, Record, meant_otherwise, process_of
@@ -261,8 +261,8 @@ def test_a_failed_run_says_so_and_an_interrupted_one_is_no_failure(tmp_path: Pat
     with pytest.raises(KlypeError), record.under_way():
         raise KlypeError("No room.")
     assert (record.content["state"], record.content["failure"]) == ("failed", "No room.")
-    with pytest.raises(Interrupted), record.under_way():
-        raise Interrupted("Stopped.")
+    with pytest.raises(TrainingInterrupted), record.under_way():
+        raise TrainingInterrupted("Stopped.")
     assert (record.content["state"], "failure" in record.content) == ("running", False)
 
 

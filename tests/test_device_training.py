@@ -14,7 +14,7 @@ from torch import Tensor
 from train_toys import pieces, random_batch, tiny_model
 
 from klype.engine.engine import Engine
-from klype.errors import Interrupted
+from klype.errors import TrainingInterrupted
 from klype.model import checkpoint
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.transformer import Transformer
@@ -70,7 +70,7 @@ def test_what_one_began_the_other_ends(first: str, device: torch.device, tmp_pat
     begun, ended = (begun.to(device), ended) if first == "there" else (begun, ended.to(device))
     seen: list[int] = []
     session = TrainSession(on_step=lambda step, metrics: seen.append(step), stop=lambda: len(seen) == 1)
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(begun, cross_entropy, pieces(4), settings, tmp_path / "parted", session)
     train(ended, cross_entropy, pieces(4), settings, tmp_path / "parted", TrainSession(resume=True))
     alike(ended, straight)

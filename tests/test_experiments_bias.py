@@ -18,7 +18,7 @@ from klype.data.ngram import KneserNey
 from klype.errors import KlypeError, UsageError
 from klype.experiments import bias
 from klype.experiments.bias import BIAS, BiasBoard, gaps
-from klype.experiments.bias_targets import TARGETS, Lab, best_share, cross_fitted, hard
+from klype.experiments.bias_targets import TARGETS, BiasCell, best_share, cross_fitted, hard
 from klype.experiments.corpus import WorldSource, targets
 from klype.experiments.framework import (
     ExperimentPlan,
@@ -53,9 +53,9 @@ SETTINGS = LabSettings(width=16, layers=1, rows=8, epochs=3, patience=3, teacher
 PLAN = ExperimentPlan(documents=(12, 24), seeds=2, arms=tuple(TARGETS), settings=SETTINGS)
 
 
-def cell(folder: Path, documents: int = 24, seed: int = 0, settings: LabSettings = SETTINGS) -> Lab:
+def cell(folder: Path, documents: int = 24, seed: int = 0, settings: LabSettings = SETTINGS) -> BiasCell:
     source = Chain()
-    return Lab(source.corpus(seed, documents, 20), source.test(), settings, documents, seed, folder)
+    return BiasCell(source.corpus(seed, documents, 20), source.test(), settings, documents, seed, folder)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from klype.examine.truth import mass
-from klype.experiments.article import LEAST, Writing, after, judged, openings, write_texts
+from klype.experiments.article import LEAST, FreeTextRequest, after, judged, openings, write_texts
 from klype.sources.source import answers
 from klype.values import Request, Sampling
 from klype.world import END, Spellings, TokenFilter, World
 from tests.toy_sources import table_source
 
-SETTINGS = Writing(number=6, words=12, temperature=0.7)
+SETTINGS = FreeTextRequest(number=6, words=12, temperature=0.7)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,9 +97,9 @@ def test_where_nearly_all_is_the_end_s_can_be_told_too(world: World, temperature
     q = np.full((size, size), 0.01 / (size - 1))
     q[:, 0] = 0.99
     source, _ = table_source(q, letters=[chr(0x4E00 + i) for i in range(size)])
-    found = write_texts(source, world, spellings, 1, Writing(number=1, words=1, temperature=temperature))
+    found = write_texts(source, world, spellings, 1, FreeTextRequest(number=1, words=1, temperature=temperature))
     reader = world.filter("document")
-    for word in next(openings(world, Writing(number=1, words=1))):
+    for word in next(openings(world, FreeTextRequest(number=1, words=1))):
         reader.push(word)
     possible = len(set(reader.next()) - {END})
     assert found[0].s == pytest.approx((possible / (size - 1),), rel=1e-4)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from train_toys import Seeded, random_batch
 
-from klype.errors import Interrupted, KlypeError
+from klype.errors import KlypeError, TrainingInterrupted
 from klype.model import compiled as compiling
 from klype.model.attention import TORCH
 from klype.model.compiled import CompiledBackend, compiled_backend
@@ -291,7 +291,7 @@ def test_resumed_is_straight_and_two_side_by_side_are_one_after_another(
         try:
             session = TrainSession(parts=parts, workers=workers, stop=lambda: cuts and next(stops))
             train(model, cross_entropy, Seeded(ragged), asked, folder, session)
-        except Interrupted:
+        except TrainingInterrupted:
             train(model, cross_entropy, Seeded(ragged), asked, folder, TrainSession(True, parts, workers=workers))
         return dict(model.state_dict())
 

@@ -12,7 +12,7 @@ from toys import SHAPES, toy
 from train_toys import Seeded, random_batch
 
 from klype.engine.engine import Engine
-from klype.errors import Interrupted
+from klype.errors import TrainingInterrupted
 from klype.model.config import ModelConfig
 from klype.model.lora import AdaptedTransformer, LoraSettings, frozen_model
 from klype.model.transformer import Transformer
@@ -124,7 +124,7 @@ def test_resumed_is_straight_and_the_state_holds_adapters_only(precision: str, t
         try:
             session = TrainSession(stop=lambda asked=asked: next(asked, False))  # type: ignore[misc]
             train(model, cross_entropy, batches(), settings(precision=precision), folder, session)
-        except Interrupted:
+        except TrainingInterrupted:
             model = adapted(toy())
             train(model, cross_entropy, batches(), settings(precision=precision), folder, TrainSession(resume=True))
         results.append(weights(model))

@@ -9,7 +9,7 @@ import pytest
 
 from klype.engine.engine import Engine
 from klype.errors import UsageError
-from klype.sources.find_model import Found
+from klype.sources.find_model import ModelFiles
 from klype.train.preference import RankedAnswers
 from klype.train.reward_model import UNFINISHED, RewardModel, RewardSettings, best_of_n, fit_reward, open_reward_model
 from klype.values import Request
@@ -38,6 +38,6 @@ def test_the_highest_score_is_picked_and_an_unfinished_answer_pays(judge: Reward
 
 
 def test_a_model_without_a_reward_model_says_what_to_do(tmp_path: Path) -> None:
-    for found in (Found(tmp_path), Found(tmp_path / "align", tmp_path, "align")):
+    for found in (ModelFiles(tmp_path), ModelFiles(tmp_path / "align", tmp_path, "align")):
         with pytest.raises(UsageError, match="no run with a reward model"):
             open_reward_model(found)

@@ -20,7 +20,7 @@ from klype.runs.dictionary import (
     Dictionary,
     DictionaryExam,
     Headword,
-    WellFormed,
+    WellFormedness,
     dictionary_rows,
     inflected,
     is_right,
@@ -120,7 +120,7 @@ def test_articles_of_a_folder_add_words_and_change_none(tmp_path: Path) -> None:
 
 
 KNOWN = {"et", "dyr", "som", "bjeffer", "ha", "en", "stor", "hus", "båt", "i", "bein", "av"}
-RULES = WellFormed(KNOWN, {"hund": {"hund", "hunden"}})
+RULES = WellFormedness(KNOWN, {"hund": {"hund", "hunden"}})
 
 
 def asked(kind: str, lemma: str = "hund") -> Question:

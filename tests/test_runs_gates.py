@@ -9,7 +9,7 @@ import pytest
 
 from klype.examine.intervals import proportion
 from klype.runs.gates import FEWEST, against_aligning, figure_of, gains, gates, kept, status
-from klype.runs.listener import Silent
+from klype.runs.listener import SilentListener
 from klype.runs.recipe import Recipe, read, saved
 from klype.runs.run_json import Record
 from klype.runs.run_options import RunOptions
@@ -33,7 +33,7 @@ def run_of(folder: Path, reward: dict[str, Any] | None, recipe: str = "world", *
         "reward": reward,
         "scores": {"finetuned": [1.0] * 40, "aligned": [2.0, 2.2] * 20},
     }
-    return RunContext(folder, options, read(recipe), None, record, Silent())  # type: ignore[arg-type]
+    return RunContext(folder, options, read(recipe), None, record, SilentListener())  # type: ignore[arg-type]
 
 
 def good(half: float = 0.01, n: int = 1500) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from train_toys import Seeded, random_batch, tiny_model
 
-from klype.errors import Interrupted
+from klype.errors import TrainingInterrupted
 from klype.planner import FEWEST_STEPS, MOST_RESERVED, StepBudget, StepPlan, ThreadConfig, divide, first_that_fits
 from klype.runs.machine_probe import seconds_per_step, thread_configs
 from klype.runs.recipe import read
@@ -43,7 +43,7 @@ def follow(budget: StepBudget, seconds_a_step: float) -> list[tuple[bool, int]]:
     def train() -> None:
         starts.append((budget.resumes, go(budget, seconds_a_step, starts[-1][1] if starts else 0)))
         if budget.changed:
-            raise Interrupted("stopped")
+            raise TrainingInterrupted("stopped")
 
     budget.follow(train)
     return starts
@@ -62,9 +62,9 @@ def test_a_training_ends_on_time_at_the_pace_that_it_really_goes(seconds_a_step:
 
 def test_a_stop_that_is_no_change_of_plan_stops() -> None:
     def train() -> None:
-        raise Interrupted("Ctrl-C")
+        raise TrainingInterrupted("Ctrl-C")
 
-    with pytest.raises(Interrupted, match="Ctrl-C"):
+    with pytest.raises(TrainingInterrupted, match="Ctrl-C"):
         StepBudget(PLAN.json(), 0.0).follow(train)
 
 
@@ -83,7 +83,7 @@ def test_ctrl_c_while_the_plan_is_changed_stops(tmp_path: Path) -> None:
         session = TrainSession(on_step=lambda step, metrics: budget.watch(step, 0.0), stop=lambda: budget.changed)
         train(tiny_model(), cross_entropy, Late(), TrainSettings(steps=8), tmp_path, session)
 
-    with pytest.raises(Interrupted) as stopped:
+    with pytest.raises(TrainingInterrupted) as stopped:
         budget.follow(start)
     assert stopped.value.asked
     assert starts == [1000]

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.cli.main import call
-from klype.runs.provenance import Reading, reading_of
-from klype.sources.find_model import Found
+from klype.runs.provenance import DataSources, reading_of
+from klype.sources.find_model import ModelFiles
 from klype.sources.opening import find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ MERGES = Tokenizer.train([TEXT * 9, *(f"{a}{b}" for a in "æøåqxzw" for b in "
 
 
 def test_words_that_were_read_are_known_and_others_are_not() -> None:
-    reading = Reading(("bok.txt",), 0, WORDS)
+    reading = DataSources(("bok.txt",), 0, WORDS)
     assert WORDS.knows_words
     assert reading.unknown(TEXT) == []
     assert reading.unknown("Hei! Kari bor i Bergen, Hei og bor.") == ["Hei", "Bergen"]
@@ -40,7 +40,7 @@ def test_words_that_were_read_are_known_and_others_are_not() -> None:
 
 
 def test_where_words_are_spelled_only_what_falls_apart_is_strange() -> None:
-    reading = Reading(("bok.txt",), 0, MERGES)
+    reading = DataSources(("bok.txt",), 0, MERGES)
     assert not MERGES.knows_words
     assert reading.unknown("qxzw ж er i") == ["qxzw", "ж"]
 
@@ -48,15 +48,15 @@ def test_where_words_are_spelled_only_what_falls_apart_is_strange() -> None:
 @given(st.text())
 def test_any_text_is_looked_at(text: str) -> None:
     for tokenizer in (WORDS, MERGES):
-        found = Reading((), 0, tokenizer).unknown(text)
+        found = DataSources((), 0, tokenizer).unknown(text)
         assert len(found) == len(set(found))
         assert all(word in text for word in found)
 
 
-def about(folder: Path, **content: object) -> Found:
+def about(folder: Path, **content: object) -> ModelFiles:
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(content))
-    return Found(folder / "align", folder, "align")
+    return ModelFiles(folder / "align", folder, "align")
 
 
 def made(folder: Path, name: str) -> Path:
@@ -93,7 +93,7 @@ def test_a_run_that_went_on_from_elsewhere_has_read_what_nobody_knows(tmp_path: 
     assert reading_of(about(tmp_path / "b", data=own, asked={"from_": "hf:owner/name"}), WORDS) is None
     assert reading_of(about(tmp_path / "c", data=own, asked={"from_": str(tmp_path / "gone")}), WORDS) is None
     assert reading_of(about(tmp_path / "d"), WORDS) is None
-    assert reading_of(Found(tmp_path), WORDS) is None
+    assert reading_of(ModelFiles(tmp_path), WORDS) is None
 
 
 @pytest.mark.slow
@@ -105,11 +105,11 @@ def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path) -> None:
         from pathlib import Path
         from klype.errors import KlypeError
         from klype.runs.provenance import reading_of
-        from klype.sources.find_model import Found
+        from klype.sources.find_model import ModelFiles
         from klype.sources.opening import find_model
         from klype.text.tokenizer import Tokenizer
 
-        read = reading_of(Found(Path(sys.argv[1]), Path(sys.argv[1])), Tokenizer.load(Path(sys.argv[2])))
+        read = reading_of(ModelFiles(Path(sys.argv[1]), Path(sys.argv[1])), Tokenizer.load(Path(sys.argv[2])))
         print(read, "huggingface_hub" in sys.modules)
         try:
             find_model("hf:owner/name")

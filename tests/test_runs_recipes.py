@@ -17,7 +17,7 @@ from klype.data.readers import BadRows
 from klype.errors import KlypeError, UsageError
 from klype.examine.run_figures import read as read_facts
 from klype.runs import pipeline, recipe, run_data
-from klype.runs.listener import Silent
+from klype.runs.listener import SilentListener
 from klype.runs.machine_probe import model_config
 from klype.runs.run_options import RunOptions, StageOptions
 from klype.sources.opening import find_model
@@ -44,7 +44,7 @@ TINY = (
 def life(folder: Path, name: str, data: Path | None = None, *more: str, minutes: float = 0.05) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     options = RunOptions(minutes=minutes, recipe=name, data=data, out=folder, overrides=(*TINY, *more), force=True)
-    return pipeline.run(options, Silent())
+    return pipeline.run(options, SilentListener())
 
 
 def write(file: Path, *rows: Mapping[str, Any]) -> None:

@@ -16,10 +16,10 @@ from test_train_parallel import team
 from train_toys import FEW, NARROW, Seeded, random_batch, tiny_model
 
 from klype.data.readers import BadRows
-from klype.errors import Interrupted, KlypeError
+from klype.errors import KlypeError, TrainingInterrupted
 from klype.runs import pipeline
 from klype.runs.best_weights import BestWeights, ValidatedBatches, every
-from klype.runs.listener import Silent
+from klype.runs.listener import SilentListener
 from klype.runs.recipe import read
 from klype.runs.run_options import StageOptions
 from klype.runs.text_task import TextTask
@@ -76,7 +76,7 @@ def test_looking_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
 def test_the_best_weights_come_back_straight_or_resumed(tmp_path: Path, stopped: bool) -> None:
     if stopped:
         asked = iter([False] * 7 + [True])
-        with pytest.raises(Interrupted):
+        with pytest.raises(TrainingInterrupted):
             run(tmp_path, TrainSession(stop=lambda: next(asked)), 60)
     model, batches = run(tmp_path, TrainSession(resume=stopped), 60)
     seen = batches.seen
@@ -114,7 +114,7 @@ def _by_some(folder: Path, stop_at: int, steps: int = 60) -> None:
     session = TrainSession(resume=bool(states(folder)), stop=stop)
     try:
         model, batches = run(folder, session, steps)
-    except Interrupted:
+    except TrainingInterrupted:
         return
     assert batches.finish()
     assert batches.kept is not None
@@ -200,7 +200,7 @@ def test_a_text_of_ones_own_is_validated(tmp_path: Path) -> None:
     text.write_text("\n\n".join(f"Reven gikk {i} ganger over isen. Fisken så på dag {i}." for i in range(300)))
     said: list[str] = []
 
-    class Heard(Silent):
+    class Heard(SilentListener):
         def note(self, text: str) -> None:
             said.append(text)
 

@@ -132,7 +132,7 @@ def test_a_user_s_home_and_what_it_lies_in_stay_as_they_are(tmp_path: Path) -> N
         assert stat.S_IMODE(folder.stat().st_mode) == mode
 
 
-class Silent(http.server.BaseHTTPRequestHandler):
+class SilentListener(http.server.BaseHTTPRequestHandler):
     """A server that has nothing to offer."""
 
     def do_GET(self) -> None:
@@ -146,7 +146,7 @@ class Silent(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.slow
 def test_a_real_command_that_asks_a_server_leaves_nothing_readable(home: Path) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), SilentListener)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = f"http://127.0.0.1:{server.server_port}/v1"

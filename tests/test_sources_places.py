@@ -31,7 +31,7 @@ from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.serve.served_model import open_served
-from klype.sources.opening import Opened, open_model
+from klype.sources.opening import OpenModel, open_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from tests.studio_toys import opened_models
@@ -170,7 +170,7 @@ def kernels(model: Transformer) -> tuple[object, ...]:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_a_served_model_is_computed_as_one_that_is_asked(precision: str, models: dict[str, str]) -> None:
     for kind in ("run", "stage", "checkpoint", "llama", "gguf"):
-        asked: Opened = open_model(models[kind], precision)
+        asked: OpenModel = open_model(models[kind], precision)
         (shown, *_) = opened_models([models[kind]], precision)
         assert shown.opened.native is not None
         served = open_served(f"m={models[kind]}", precision).source.engine.model

@@ -17,7 +17,7 @@ import pytest
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.preferences.records import Entry
-from klype.sources.find_model import Found
+from klype.sources.find_model import ModelFiles
 from klype.sources.source import answers
 from klype.studio.alignment import start_alignment
 from klype.studio.annotation import RankingStore
@@ -212,7 +212,7 @@ def test_a_window_that_is_full_forgets_the_oldest_turns() -> None:
 def test_where_single_questions_were_taught_the_second_is_answered_as_if_it_came_first(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"kind": "world"}}))
     taught, other = model(seed=1), model(seed=1)
-    taught.opened = replace(taught.opened, found=Found(tmp_path / "align", tmp_path, "align"))
+    taught.opened = replace(taught.opened, found=ModelFiles(tmp_path / "align", tmp_path, "align"))
     for toy in (taught, other):
         talk, cold = Conversation("k"), Sampling(temperature=0)
         answers = []

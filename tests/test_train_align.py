@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from train_toys import tiny_model
 
 from klype.engine.engine import Engine
-from klype.errors import Interrupted, KlypeError
+from klype.errors import KlypeError, TrainingInterrupted
 from klype.model.attention import TORCH, Backend
 from klype.model.compiled import compiled_backend
 from klype.model.config import ModelConfig
@@ -195,7 +195,7 @@ def test_resumed_is_straight_between_updates_on_the_same_answers(updates: int, t
     ratios: list[float] = []
     straight = go(tmp_path / "a", TrainSession(on_step=lambda s, m: ratios.append(m["ratio"])))
     count = iter(range(99))
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         go(tmp_path / "b", TrainSession(stop=lambda: next(count) == 4))
     again = go(tmp_path / "b", TrainSession(resume=True))
     assert straight[1] == again[1] != RolloutSettings().beta

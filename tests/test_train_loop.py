@@ -21,7 +21,7 @@ from full_disk import full_disk
 from safetensors.torch import load_file
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
-from klype.errors import Interrupted, KlypeError, UsageError
+from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.train.flat_parameters import Layout
 from klype.train.loop import TrainResult, TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
@@ -71,7 +71,7 @@ def test_resumed_is_straight_bit_for_bit(tmp_path: Path, precision: str) -> None
     expected = straight(tmp_path / "straight", precision=precision)
     asked = iter([False] * 3 + [True])
     first = TrainSession(parts=PARTS, stop=lambda: next(asked))
-    with pytest.raises(Interrupted, match="after step 3 of 8"):
+    with pytest.raises(TrainingInterrupted, match="after step 3 of 8"):
         train(tiny_model(), cross_entropy, Seeded(), settings(precision=precision), tmp_path / "cut", first)
     again = tiny_model(seed=5)  # whatever it held before, the state replaces it
     done = train(
@@ -88,7 +88,7 @@ def test_resumed_is_straight_bit_for_bit(tmp_path: Path, precision: str) -> None
 def test_a_flipped_bit_in_the_metrics_costs_a_row_and_not_the_training(tmp_path: Path, flipped: bytes) -> None:
     expected = straight(tmp_path / "straight")
     asked = iter([False] * 3 + [True])
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(
             tiny_model(),
             cross_entropy,
@@ -122,7 +122,7 @@ def test_noise_of_the_global_generator_is_part_of_the_state(tmp_path: Path) -> N
         torch.manual_seed(7)
         try:
             train(model, noisy, Seeded(), settings(), folder, session)
-        except Interrupted:
+        except TrainingInterrupted:
             torch.manual_seed(99)
             train(model, noisy, Seeded(), settings(), folder, TrainSession(True, PARTS))
         results.append(weights(model))
@@ -192,7 +192,7 @@ def test_a_signal_saves_between_two_steps(tmp_path: Path, number: signal.Signals
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, TrainSession(on_step=at_three))
     assert signal.getsignal(number) is before
     assert [place.name for place in states(tmp_path)] == ["step-000003"]
@@ -202,7 +202,7 @@ def test_keyboard_interrupt_in_a_callback_saves(tmp_path: Path) -> None:
     def raising(step: int, metrics: dict[str, float]) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="after step 1"):
+    with pytest.raises(TrainingInterrupted, match="after step 1"):
         train(tiny_model(), cross_entropy, Seeded(), settings(), tmp_path, TrainSession(on_step=raising))
     assert states(tmp_path)
 
@@ -325,7 +325,7 @@ def test_after_bad_losses_the_end_is_saved_and_resumed_is_straight(tmp_path: Pat
 
 def test_bad_losses_are_counted_across_a_restart(tmp_path: Path) -> None:
     asked = iter([False] * 6 + [True])
-    with pytest.raises(Interrupted, match="after step 6"):  # two of the three
+    with pytest.raises(TrainingInterrupted, match="after step 6"):  # two of the three
         train(
             tiny_model(),
             spoiled(set(range(4, 99))),
@@ -349,7 +349,7 @@ def test_what_somebody_killed_while_saving_left_is_cleared_away(tmp_path: Path) 
 
 def test_where_nothing_is_kept_nothing_is_left(tmp_path: Path) -> None:
     asked = iter([False] * 3 + [True])
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(
             tiny_model(),
             cross_entropy,

@@ -25,7 +25,7 @@ from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_mod
 
 from klype.cli import exits
 from klype.cli.train import team as launched
-from klype.errors import Interrupted, KlypeError, UsageError
+from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.train import parallel
@@ -185,7 +185,7 @@ def _one_wants_to_stop(folder: Path) -> None:
     asked = iter([False, False, True, True, True, True, True])
     stop = (lambda: next(asked)) if parallel.rank() == 1 else (lambda: False)
     model = tiny_model()
-    with pytest.raises(Interrupted, match="after step 2"):
+    with pytest.raises(TrainingInterrupted, match="after step 2"):
         train(model, REHEARSED, pieces(1), settings(), folder, TrainSession(parts=PARTS, stop=stop))
     assert model.head.weight.shape == (24, 16)  # it has its weights back
 

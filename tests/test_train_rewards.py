@@ -10,7 +10,7 @@ import pytest
 import torch
 from train_toys import VOCAB, tiny_model
 
-from klype.errors import Interrupted, KlypeError
+from klype.errors import KlypeError, TrainingInterrupted
 from klype.train.loop import TrainSession
 from klype.train.preference import RankedAnswers
 from klype.train.reward_model import (
@@ -141,7 +141,7 @@ def test_fitting_resumed_is_straight(tmp_path: Path) -> None:
     rows = rankings(40, 0)
     whole = fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "whole")
     count = iter(range(1000))
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "cut", TrainSession(stop=lambda: next(count) == 70))
     again = fit_reward(tiny_model(), rows, quick(heads=2), tmp_path / "cut", TrainSession(resume=True))
     assert torch.equal(whole.head.weight, again.head.weight)

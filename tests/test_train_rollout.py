@@ -12,7 +12,7 @@ import torch
 from train_toys import Bigram, random_batch, tiny_model
 
 from klype.engine.engine import Engine
-from klype.errors import Interrupted, KlypeError
+from klype.errors import KlypeError, TrainingInterrupted
 from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import answers_batch, cross_entropy, score_answers, with_rehearsal
 from klype.train.optimizer import OptimizerSettings
@@ -144,7 +144,7 @@ def test_the_reward_is_climbed_and_resumed_is_straight(objective: object, tmp_pa
     straight = go(tmp_path / "straight", TrainSession(on_step=lambda s, m: rewards.append(m["reward"])))
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.3
     asked = iter([False] * 9 + [True])
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         go(tmp_path / "cut", TrainSession(stop=lambda: next(asked)))
     resumed = go(tmp_path / "cut", TrainSession(resume=True))
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)

@@ -31,7 +31,7 @@ from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import verdict
 from klype.experiments.article import sentences
-from klype.experiments.bias import Best, BiasBoard, BiasRow
+from klype.experiments.bias import BestCure, BiasBoard, BiasRow
 from klype.experiments.bias import verdict as bias_verdict
 from klype.experiments.claims import of_figures
 from klype.experiments.mistakes import MistakesBoard, MistakesRow, halves
@@ -247,7 +247,7 @@ def bias(
                 figures={"bits_per_byte": f(*ends[name])} if text else known)  # type: ignore[dict-item]
             for name in (ends if text else {*names, "kneser-ney"})
         ]  # fmt: skip
-        best = [] if gap is None else [Best(target="kneser-ney", within=within, gap=f(*gap))]  # type: ignore[arg-type]
+        best = [] if gap is None else [BestCure(target="kneser-ney", within=within, gap=f(*gap))]  # type: ignore[arg-type]
         source: Any = "text" if text else "world"
         board = BiasBoard(
             source=source, documents=(300,), seeds=5, kinds=KINDS, steps=9, epochs=9, rows=rows, best=best

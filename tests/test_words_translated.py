@@ -24,7 +24,7 @@ from tests.test_words_catalogue import catalogues
 
 KLYPE = Path(__file__).resolve().parent.parent / "klype"
 ERRORS = re.compile(
-    r"(.*\.)?(KlypeError|UsageError|Interrupted|DamagedError|NoPreferencesError|BusyError|BudgetSpentError|bad\.add)"
+    r"(.*\.)?(KlypeError|UsageError|TrainingInterrupted|DamagedError|NoPreferencesError|BusyError|BudgetSpentError|bad\.add)"
 )
 COMPOSED = {
     "Missing argument {}.",

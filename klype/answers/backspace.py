@@ -55,12 +55,12 @@ class BackspaceAnswer:
     ended: bool
 
 
-Writing = Generator[Draw, list[Trace], BackspaceAnswer]
+FreeTextRequest = Generator[Draw, list[Trace], BackspaceAnswer]
 
 
 def write_with_backspace(
     request: Request, back: int, budget: PassBudget, begun: Sequence[Step] = (), taken: bool = False
-) -> Writing:
+) -> FreeTextRequest:
     """Goes on from what was ``begun`` (and has just been ``taken`` back) to a stop, to ``request.limit`` tokens that
     stand, or until the budget is empty. After something was taken back, noise is drawn anew."""
     steps, passes, turns = list(begun), list[Step](), 0
@@ -103,7 +103,7 @@ def answers_with_backspace(
     The last ``own[i]`` tokens of prompt i are the model's own: they may be taken back, and nothing before them.
     """
     budgets = [PassBudget(request.limit) for request in requests for _ in range(request.n)]
-    left, writings = iter(budgets), list[Writing]()
+    left, writings = iter(budgets), list[FreeTextRequest]()
     for request, count in zip(requests, own, strict=True):
         cut = len(request.prompt) - count
         begun = [Step(token, 0.0, 0.0, "forced") for token in request.prompt[cut:]]

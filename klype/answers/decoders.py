@@ -27,14 +27,14 @@ from klype.answers.decoding import (
     DecodedAnswer,
     DecodeQuestion,
     DecodeRequest,
+    DecoderSettings,
     Draw,
+    NextTokenRequest,
     OtherScore,
     PassBudget,
-    ReadNext,
     Score,
     Share,
     Tokens,
-    Tuning,
     run,
     serve,
 )
@@ -142,7 +142,7 @@ def search(context: DecodeContext) -> Deciding:
             if settled or context.budget.left < 1 or -cost < math.log(LEAST):
                 break
             # all but the last token has been read with what it branches off from
-            (q,) = yield ReadNext(((*question.prompt, *tokens),), top, True)
+            (q,) = yield NextTokenRequest(((*question.prompt, *tokens),), top, True)
         possible = np.isfinite(q.logp[:top])
         for token, more in zip(q.ids[:top][possible].tolist(), q.logp[:top][possible].tolist(), strict=True):
             whole, logp = (*tokens, token), more - cost
@@ -205,7 +205,7 @@ def backtrack(context: DecodeContext) -> Deciding:
 def backspace(context: DecodeContext) -> Deciding:
     """A model that has learnt a token which takes the last word back is obeyed (backspace.py), greedily.
 
-    ``Tuning.back`` is the token. It never takes back what stands before the answer: there it is barred.
+    ``DecoderSettings.back`` is the token. It never takes back what stands before the answer: there it is barred.
     """
     back, question = context.tuning.back, context.question
     if back is None:
@@ -228,7 +228,7 @@ class CheckKind:
 
     about: str
     hint: str = ""
-    tunes: tuple[Tuning, ...] = (Tuning(weight=0.5), Tuning(weight=1.0))
+    tunes: tuple[DecoderSettings, ...] = (DecoderSettings(weight=0.5), DecoderSettings(weight=1.0))
 
 
 # By the mean log-probability a token, so that length does not count; by how probable what an answer states is as plain
@@ -245,7 +245,7 @@ CHECKS = {
     "reward": CheckKind(
         "the answer that the run's reward model likes, weighed with its probability",
         "Give a run's folder with a reward model (klype train reward), or choose another --decoder.",
-        (Tuning(weight=1.0), Tuning(weight=3.0)),
+        (DecoderSettings(weight=1.0), DecoderSettings(weight=3.0)),
     ),
 }
 
@@ -273,7 +273,7 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
         kept = candidates[: context.budget.left]
-        found = yield ReadNext(tuple(put(c.text) for c in kept))
+        found = yield NextTokenRequest(tuple(put(c.text) for c in kept))
         out = []
         for q in found:
             p = np.exp(np.asarray(q.logp, dtype=float))
@@ -343,10 +343,10 @@ class Decoder:
     about: str
     spends: bool = True
     needs: str = ""
-    tunes: tuple[Tuning, ...] = (Tuning(),)
+    tunes: tuple[DecoderSettings, ...] = (DecoderSettings(),)
 
 
-WARM, FLOOR = (Tuning(), Tuning(temperature=0.7)), Tuning(floor=0.9)
+WARM, FLOOR = (DecoderSettings(), DecoderSettings(temperature=0.7)), DecoderSettings(floor=0.9)
 DRAWN = "each word drawn at random, as probable as the model makes it"
 DECODERS = {
     decoder.name: decoder
@@ -359,7 +359,9 @@ DECODERS = {
             Decoder(f"verify-{name}", verify(name), check.about, needs=name, tunes=check.tunes)
             for name, check in CHECKS.items()
         ),
-        Decoder("backtrack", backtrack, "the surer of the ways from where confidence fell", tunes=(Tuning(), FLOOR)),
+        Decoder(
+            "backtrack", backtrack, "the surer of the ways from where confidence fell", tunes=(DecoderSettings(), FLOOR)
+        ),
         Decoder("backspace", backspace, "what was left when the model had taken back its own words"),
     )
 }
@@ -388,7 +390,7 @@ def decide(
     questions: Sequence[DecodeQuestion],
     name: str,
     budget: float = 4.0,
-    tuning: Tuning | None = None,
+    tuning: DecoderSettings | None = None,
     plain: Sequence[Trace] | None = None,
 ) -> list[DecoderResult]:
     """Every question decided within ``budget`` times the passes of its plain answer.
@@ -415,7 +417,7 @@ def decide(
     ]
 
 
-def first(question: DecodeQuestion, tuning: Tuning, drawn: bool = False) -> Draw:
+def first(question: DecodeQuestion, tuning: DecoderSettings, drawn: bool = False) -> Draw:
     """The request of the plain answer: greedy, with the likely tokens of every step; or one sample."""
     sampling = replace(question.sampling, temperature=tuning.temperature) if drawn else GREEDY
     return Draw(question.request(sampling, question.limit, top=0 if drawn else tuning.top))

@@ -32,7 +32,7 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadNext:
+class NextTokenRequest:
     """Answered with the next-token distribution after each prefix; ``known``: read before but for its last."""
 
     prefixes: tuple[Tokens, ...]
@@ -57,7 +57,7 @@ class OtherScore:
     positions: int
 
 
-DecodeRequest = Draw | ReadNext | Score | OtherScore
+DecodeRequest = Draw | NextTokenRequest | Score | OtherScore
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class PassBudget:
             case Draw(drawn, known):
                 passes = sum(len(trace.steps) for trace in reply if isinstance(trace, Trace))
                 positions = len(drawn.prompt) - known + max(0, passes - drawn.n)
-            case ReadNext(prefixes, _, known):
+            case NextTokenRequest(prefixes, _, known):
                 positions = len(prefixes) if known else sum(map(len, prefixes))
             case Score(prompts, answered):
                 positions = sum(map(len, set(prompts))) + sum(map(len, answered))
@@ -116,7 +116,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
+class DecoderSettings:
     """The settings of all decoders, each used by those that name it. ``temperature`` of samples; ``weight`` of a check
     beside log P(answer); ``floor``: a step less probable than this is a fall of confidence; ``top``: tokens listed at
     each step that can be branched to."""
@@ -155,7 +155,7 @@ class DecodeContext:
 
     question: DecodeQuestion
     decode: Callable[[Sequence[int]], str]
-    tuning: Tuning
+    tuning: DecoderSettings
     budget: PassBudget
     plain: Trace
 
@@ -222,7 +222,7 @@ def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
     scores: list[tuple[int, Tokens, Tokens]] = []
     for i, request in enumerate(requests):
         match request:
-            case ReadNext(prefixes, top):
+            case NextTokenRequest(prefixes, top):
                 reads.setdefault(top, []).extend((i, prefix) for prefix in prefixes)
             case Score(prompts, answered):
                 scores += zip(repeat(i), prompts, answered, strict=False)
@@ -247,7 +247,7 @@ def most_passes(request: DecodeRequest) -> int:
     match request:
         case Draw(drawn):
             return drawn.n * drawn.limit
-        case ReadNext(prefixes):
+        case NextTokenRequest(prefixes):
             return len(prefixes)
         case Score(_, answered):
             return len(answered)

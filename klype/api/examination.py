@@ -40,7 +40,7 @@ from klype.judge.meaning import WorldJudge
 from klype.judge.rule_judge import RuleJudge
 from klype.runs.provenance import read_questions as kept_questions
 from klype.sources.find_model import is_aligned
-from klype.sources.opening import Opened
+from klype.sources.opening import OpenModel
 from klype.values import Figure, Question, Verdict
 from klype.world import Spellings, TokenFilter, World
 
@@ -223,7 +223,7 @@ def examine(
 
 
 def target_of(
-    opened: Opened,
+    opened: OpenModel,
     questions: list[Question],
     raw: bool | None,
     training: Iterable[str],
@@ -287,7 +287,7 @@ def meanings(judge: Judge) -> Callable[[Question], Meaning]:
     return meaning
 
 
-def shape_of(opened: Opened) -> Shape | None:
+def shape_of(opened: OpenModel) -> Shape | None:
     """The shape from which the cost of answers is computed; None for models that klype does not compute itself."""
     if opened.native is None:
         return None
@@ -305,7 +305,7 @@ def shape_of(opened: Opened) -> Shape | None:
     return Shape(matrices, config.layers, config.heads * config.head_dim, matrices * weight - spared, cached)
 
 
-def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> list[Question]:
+def questions_of(opened: OpenModel, file: Path | None, suite: str, most: int) -> list[Question]:
     """A file's questions; else the suite's; else the run's held-out questions, deduplicated and without always-true
     facts, which are in its training text. ``most``: of these, questions at most (0: all).
 
@@ -327,21 +327,21 @@ def questions_of(opened: Opened, file: Path | None, suite: str, most: int) -> li
     return found[:most] if most else found
 
 
-def spellings_of(opened: Opened, world: World) -> Spellings:
+def spellings_of(opened: OpenModel, world: World) -> Spellings:
     """How its tokenizer spells the world's words."""
     if opened.spelling is not None:
         return Spellings(world.words, opened.spelling, opened.stop[0])
     return Spellings(world.words, opened.loaded.tokenizer.encode, opened.loaded.tokenizer.end)
 
 
-def reader_of(opened: Opened, world: World, edits: bool = False) -> Callable[[Question], Reader]:
+def reader_of(opened: OpenModel, world: World, edits: bool = False) -> Callable[[Question], Reader]:
     """The truth of answers; ``edits``: with mistakes counted by edit distance."""
     spellings = spellings_of(opened, world)
     start = world.edits if edits else partial(world.filter, "chat")
     return lambda question: Reader(lambda: TokenFilter(start(question), spellings))
 
 
-def identity(opened: Opened) -> str:
+def identity(opened: OpenModel) -> str:
     """The weights' own hash: of the manifest where there is one, else of the files; behind a server, of the model's
     name."""
     folder, manifest = opened.found.folder, opened.found.folder / "manifest.json"

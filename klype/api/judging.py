@@ -15,7 +15,7 @@ from klype.judge.rule_judge import RuleJudge
 from klype.values import Figure, Question
 
 if TYPE_CHECKING:
-    from klype.sources.opening import Opened
+    from klype.sources.opening import OpenModel
 
 PAIR, ANSWER = frozenset({"question", "a", "b"}), frozenset({"question", "answer", "answers"})
 
@@ -51,7 +51,7 @@ def same(question: str, a: str, b: str, judge: str | Judge | None = None) -> Sam
 
 
 def open_judge(
-    name: str | Judge | None, own: Opened | None = None, how: tuple[str, str] = ("float32", "auto")
+    name: str | Judge | None, own: OpenModel | None = None, how: tuple[str, str] = ("float32", "auto")
 ) -> Judge | None:
     """The judge of a name: "rules"; "self", the model ``own``; "minilm"; an encoder, by its folder or ``hf:owner/name``
     and perhaps the similarity threshold (``FOLDER@0.7``); any other MODEL. None when none is named.

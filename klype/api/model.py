@@ -22,7 +22,7 @@ from klype.judge.judge import Judge
 from klype.runs.folder import default_model
 from klype.samplers import SamplingOptions
 from klype.sources.find_model import located
-from klype.sources.opening import Opened, open_model, room, stream
+from klype.sources.opening import OpenModel, open_model, room, stream
 from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Step, Trace
 
@@ -55,7 +55,7 @@ class Model:
     room in the window, a sampling setting out of its range, a server that does not answer.
     """
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenModel) -> None:
         self.opened = opened
 
     def __repr__(self) -> str:

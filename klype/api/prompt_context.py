@@ -15,8 +15,8 @@ from klype.errors import UsageError
 
 if TYPE_CHECKING:
     from klype.judge.judge import Judge, Meaning
-    from klype.runs.provenance import Reading
-    from klype.sources.opening import Opened
+    from klype.runs.provenance import DataSources
+    from klype.sources.opening import OpenModel
     from klype.sources.source import Message, Source
     from klype.values import Figure, Question
     from klype.world import World
@@ -40,7 +40,7 @@ class PromptContext:
     unread: str = ""
 
 
-def prompt_context(opened: Opened, text: str, raw: bool | None, judge: Judge | None = None) -> PromptContext:
+def prompt_context(opened: OpenModel, text: str, raw: bool | None, judge: Judge | None = None) -> PromptContext:
     """The PromptContext of ``text``: a question of the demo world if its grammar parses it, or one that the run held
     out, else free text, judged by what answers claim. ``judge``: another that says what they mean."""
     from klype.judge.meaning import judge_of
@@ -82,32 +82,34 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
-def prompt_of(opened: Opened, text: str, raw: bool | None) -> tuple[int, ...]:
+def prompt_of(opened: OpenModel, text: str, raw: bool | None) -> tuple[int, ...]:
     """The tokens of a text as the model is asked it. Raises UsageError if it is empty or not a string."""
     return tuple(opened.put(not_empty(text), raw))
 
 
-def reading_from(opened: Opened) -> Reading | None:
+def reading_from(opened: OpenModel) -> DataSources | None:
     """What a run's model has read; None where that is unknown."""
     from klype.runs.provenance import reading_of
 
     return None if opened.native is None else reading_of(opened.found, opened.loaded.tokenizer)
 
 
-def world_of(opened: Opened) -> World | None:
+def world_of(opened: OpenModel) -> World | None:
     """The demo world that the model's run is about; None for other runs and models."""
     from klype.runs import provenance
 
     return provenance.world_of(opened.found.run)
 
 
-def is_single_turn(opened: Opened) -> bool:
+def is_single_turn(opened: OpenModel) -> bool:
     """Whether the model was taught single questions only, each with its own story, as in the demo world: what was said
     before one would only confuse it."""
     return world_of(opened) is not None
 
 
-def prompt_after(opened: Opened, messages: Sequence[Message], reserve: int) -> tuple[list[Message], list[int]] | None:
+def prompt_after(
+    opened: OpenModel, messages: Sequence[Message], reserve: int
+) -> tuple[list[Message], list[int]] | None:
     """What the model is given of a conversation, and the prompt: as much as fits (see ``fit``); where it was taught
     single questions the last message alone, so that a question is answered as if it had been asked first."""
     return fit(read_of(messages, is_single_turn(opened)), opened.prompt, opened.window, reserve)
@@ -136,7 +138,7 @@ def fit(
     return None
 
 
-def introduction(opened: Opened, lang: str) -> str:
+def introduction(opened: OpenModel, lang: str) -> str:
     """What the model has read, and whether each question stands alone; empty where that is unknown."""
     from klype.words import words
 
@@ -149,7 +151,7 @@ def introduction(opened: Opened, lang: str) -> str:
 TRIED = 12  # questions that are drawn for the shortest of different kinds among them
 
 
-def suggestions(opened: Opened, lang: str, count: int = 3, seed: int | None = None) -> list[str]:
+def suggestions(opened: OpenModel, lang: str, count: int = 3, seed: int | None = None) -> list[str]:
     """A few questions that the model can be asked, in this language, of different kinds: drawn new from the demo
     world's language, of another run from its held-out ones. Empty if none are known."""
     from klype.runs.provenance import read_questions

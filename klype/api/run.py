@@ -22,7 +22,7 @@ from klype.jsons import steps
 from klype.preferences import formats
 from klype.preferences.annotators import taste
 from klype.runs import folder, pipeline, rankers, ranking
-from klype.runs.listener import RunListener, Silent
+from klype.runs.listener import RunListener, SilentListener
 from klype.runs.pipeline import align_rounds, overrides
 from klype.runs.run_options import STAGES, RunOptions, StageOptions
 from klype.sources.find_model import NEWEST_FIRST, holds_weights
@@ -334,7 +334,7 @@ def _work(
     for."""
     import torch
 
-    given, out, say = asked.pop("set", {}), asked.pop("out", None), asked.pop("progress", None) or Silent()
+    given, out, say = asked.pop("set", {}), asked.pop("out", None), asked.pop("progress", None) or SilentListener()
     if not isinstance(given, Mapping):
         raise UsageError("set should be a mapping of settings.", 'For example {"pretrain.rows": 32}.')
     if not callable(getattr(say, "note", None)):

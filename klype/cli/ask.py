@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from klype.api.prompt_context import PromptContext
     from klype.api.results import Answer
     from klype.engine.speculation import Draft, Speculation
-    from klype.sources.opening import Opened
+    from klype.sources.opening import OpenModel
     from klype.train.reward_model import RewardModel
     from klype.values import Request, Trace
 
@@ -152,11 +152,11 @@ def decoder_budget(decoder: str, budget: str) -> tuple[float, str]:
 
 
 def decide(
-    opened: Opened, ask: PromptContext, request: Request, decoder: tuple[str, float], raw: bool | None
+    opened: OpenModel, ask: PromptContext, request: Request, decoder: tuple[str, float], raw: bool | None
 ) -> DecoderResult:
     """One question decided by a decoder within its budget. UsageError where it needs what this model has not."""
     from klype.answers import decoders
-    from klype.answers.decoding import DecodeQuestion, Tuning
+    from klype.answers.decoding import DecodeQuestion, DecoderSettings
 
     text = ask.question.prompt
     known: dict[str, Check] = {"likelihood": decoders.likelihood}
@@ -170,7 +170,9 @@ def decide(
     sampling, seed = request.sampling, request.seed
     # decoders that draw need a temperature: at 0 all answers are one
     posed = DecodeQuestion(ask.prompt, ask.meaning, request.limit, opened.stop, seed, sampling=sampling, checks=known)
-    return decoders.decide(opened.source, [posed], *decoder, Tuning(temperature=sampling.temperature or 1.0))[0]
+    return decoders.decide(opened.source, [posed], *decoder, DecoderSettings(temperature=sampling.temperature or 1.0))[
+        0
+    ]
 
 
 def decision(found: DecoderResult, name: str, budget: float) -> dict[str, Any]:
@@ -207,19 +209,19 @@ def decision_lines(told: dict[str, Any], lang: str) -> Iterator[str]:
     yield w("cost", **{**told, "times": number(told["times"], lang, 1)})
 
 
-def reward_model(opened: Opened) -> RewardModel:
+def reward_model(opened: OpenModel) -> RewardModel:
     from klype.device import pick_device
     from klype.train.reward_model import open_reward_model
 
     return open_reward_model(opened.found, pick_device(opened.how.device))
 
 
-def statement(opened: Opened, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def statement(opened: OpenModel, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Two texts as one, with a space between them, cut where the second begins; of an empty one, a full stop."""
     return tuple(opened.plain(first.strip() or ".")), tuple(opened.say(f" {then.strip() or '.'}"))
 
 
-def yes_check(opened: Opened, question: str) -> dict[str, Check]:
+def yes_check(opened: OpenModel, question: str) -> dict[str, Check]:
     """None where the model has not one token each for yes and no."""
     from klype.answers.decoders import yes as check
     from klype.sources.source import tokens_of
@@ -237,7 +239,7 @@ def yes_check(opened: Opened, question: str) -> dict[str, Check]:
     return {"yes": check(put, yes, no)} if yes and no else {}
 
 
-def sure_of(opened: Opened, ask: PromptContext, trace: Trace, limit: int) -> dict[str, Any]:
+def sure_of(opened: OpenModel, ask: PromptContext, trace: Trace, limit: int) -> dict[str, Any]:
     """``p`` of the answer as it was drawn and ``p_learnt`` at temperature 1: of this spelling, so of the text at least.
 
     ``same``: the share of SAMPLES further answers that mean the same. At temperature 0 all would be equal: they are
@@ -319,7 +321,7 @@ def share_of(p: float | None, lang: str) -> str:
     return words(lang, "sure")("one_in", n=Say(lang).big(1 / p))
 
 
-def beside_plain(opened: Opened, request: Request, name: str, draft: Draft) -> dict[str, Any]:
+def beside_plain(opened: OpenModel, request: Request, name: str, draft: Draft) -> dict[str, Any]:
     """What guessing was worth: acceptance, tokens a pass, and the time beside plain decoding and the formula.
 
     Both ways are warm and read the prompt anew. ``name`` and ``draft``: see ``make_draft``.
@@ -351,7 +353,7 @@ def speculation(name: str, counts: Speculation) -> dict[str, Any]:
     return {"draft": name, **picked(counts, "gamma", "alpha", "tokens_per_pass", "cost", "predicted_speedup")}
 
 
-def make_draft(opened: Opened, name: str) -> Draft:
+def make_draft(opened: OpenModel, name: str) -> Draft:
     """``lookup``, or a MODEL with the same tokenizer.
 
     Errors: a draft that cannot be had, or that has another vocabulary.

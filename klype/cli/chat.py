@@ -22,7 +22,7 @@ from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
     from klype.engine.speculation import Draft
-    from klype.sources.opening import Opened
+    from klype.sources.opening import OpenModel
     from klype.text.chat import Message
     from klype.values import Sampling, Step, Trace
 
@@ -74,7 +74,7 @@ class ChatSession:
     """
 
     terminal: Terminal
-    opened: Opened
+    opened: OpenModel
     sampling: Sampling
     limit: int
     seed: int
@@ -209,7 +209,7 @@ class ChatSession:
             terminal.say("chat.set", what=name, value=short(value, terminal.lang))
 
 
-def weighed(trace: Trace, opened: Opened, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
+def weighed(trace: Trace, opened: OpenModel, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
     """Each token with its probability under the model at τ = 1, and the two most probable others. Tokens that spell one
     character together stand as that, unless ``as_bytes``: each has its line then, and its bytes."""
 

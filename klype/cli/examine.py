@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from klype.examine.evidence import JudgedAnswer
     from klype.examine.exam import ExamResult
     from klype.examine.examined_model import ExamPlan
-    from klype.experiments.article import Writing
-    from klype.sources.opening import Opened
+    from klype.experiments.article import FreeTextRequest
+    from klype.sources.opening import OpenModel
 
 
 LONG_S = 180.0  # a plan longer than this is asked about, where somebody can answer
@@ -232,12 +232,12 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
     o.a_file("--questions", asked.questions)
     from klype.api.examination import prepare, questions_of
     from klype.api.model import load
-    from klype.experiments.article import Writing, article, sentences
+    from klype.experiments.article import FreeTextRequest, article, sentences
     from klype.experiments.article import write as write_page
 
     model = load(asked.model, asked.precision, device=asked.device)
     questions = questions_of(model.opened, asked.questions, "", asked.most)
-    writing = Writing(asked.documents, temperature=settings.main, seed=settings.seed)
+    writing = FreeTextRequest(asked.documents, temperature=settings.main, seed=settings.seed)
     if asked.budget:  # a quarter of the passes at most are for long texts
         writing = replace(writing, number=min(writing.number, asked.budget // (4 * writing.words)))
     budget = asked.budget - writing.passes if asked.budget else None
@@ -259,7 +259,7 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
 
 
 def long_texts(
-    terminal: Terminal, opened: Opened, writing: Writing, how: QuestionOptions
+    terminal: Terminal, opened: OpenModel, writing: FreeTextRequest, how: QuestionOptions
 ) -> tuple[list[JudgedAnswer], str]:
     """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
     from klype.api.examination import spellings_of

@@ -127,7 +127,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
         return rankers.rank_all(store, by, "model", asked.steps, asked.seed, first)
     # two sittings of one person are told apart, each with the questions that it has claimed
     name, new_id = asked.annotator or "you", uuid.uuid4().hex
-    sitting = rankers.Sitting(name, asked.steps, again_every=asked.repeats, lang=terminal.lang, id=new_id)
+    sitting = rankers.RankingPlan(name, asked.steps, again_every=asked.repeats, lang=terminal.lang, id=new_id)
     say = PlainProgress(terminal.console, terminal.lang, time.monotonic)
     try:
         return rankers.rank_by_hand(store, sitting, say, lambda prompt: terminal.console.input(prompt, markup=False))

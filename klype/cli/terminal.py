@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from klype.api.prompt_context import PromptContext
     from klype.runs.listener import RunListener
-    from klype.sources.opening import Opened
+    from klype.sources.opening import OpenModel
 
 
 PLAIN_EVERY_S = 15.0  # so that a log of hours stays short
@@ -145,7 +145,7 @@ def tell_unread(terminal: Terminal, ask: PromptContext) -> None:
         terminal.aside(harmless(" ".join(map(said, ask.unread.split("\n")))))
 
 
-def tell_cost(opened: Opened) -> None:
+def tell_cost(opened: OpenModel) -> None:
     """At a command's end: what a server was asked for, on stderr; nothing for models that are here."""
     if opened.http is not None:
         from klype.sources.capabilities import cost
@@ -316,9 +316,10 @@ class PlainProgress(ProgressPrinter):
         self._told = now
         gone = done - self._first[0]
         left = (now - self._first[1]) * (self._total - done) / gone if gone and self._total else None
-        eta = f", {left:.0f} {self.said('s left')}" if left is not None else ""
+        eta = f"{left:.0f} {self.said('s left')}" if left is not None else ""
         of = f"/{self._total}" if self._total else ""
-        self.note(f"{self._name} {done:.0f}{of}: {self.measures(metrics)}{eta}")
+        told = ", ".join(filter(None, (self.measures(metrics), eta)))
+        self.note(f"{self._name} {done:.0f}{of}{': ' if told else ''}{told}")
 
     def stage_end(self, summary: str = "") -> None:
         if self._name and self._last:

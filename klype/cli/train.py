@@ -100,9 +100,9 @@ def in_company(
     Of several processes the first chooses the folder and is the one to be heard. Started again after one of them died,
     they go on from the last state.
     """
-    from klype.errors import Interrupted
+    from klype.errors import TrainingInterrupted
     from klype.runs import folder
-    from klype.runs.listener import Silent
+    from klype.runs.listener import SilentListener
     from klype.train import parallel
 
     asked, together = replace(asked, lang=terminal.lang, cache=cache_folder(), program=program()), team()
@@ -118,8 +118,8 @@ def in_company(
                 terminal.document(document)
             return
         try:
-            work(replace(asked, out=Path(parallel.from_first(None))), Silent())
-        except Interrupted:  # the first one tells
+            work(replace(asked, out=Path(parallel.from_first(None))), SilentListener())
+        except TrainingInterrupted:  # the first one tells
             raise typer.Exit(1) from None
 
 

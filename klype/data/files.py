@@ -112,7 +112,7 @@ def open_stream(file: Path, unpacked: int = UNPACKED) -> IO[bytes]:
     try:
         if file.suffix not in PACKED:
             return open(file, "rb")
-        return io.BufferedReader(_Unpacked(file, max(unpacked, RATIO * file.stat().st_size)), 2**20)
+        return io.BufferedReader(_CountingReader(file, max(unpacked, RATIO * file.stat().st_size)), 2**20)
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {file}.", "Check its name.") from error
     except OSError as error:
@@ -159,7 +159,7 @@ def lines(stream: IO[AnyStr], file: Path, ends: tuple[AnyStr, ...]) -> Iterator[
             yield length, None
 
 
-class _Unpacked(io.RawIOBase):
+class _CountingReader(io.RawIOBase):
     """What a packed file holds, counted."""
 
     def __init__(self, file: Path, most: int) -> None:

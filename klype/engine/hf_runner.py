@@ -61,7 +61,7 @@ class CachedText(NamedTuple):
 NOTHING = CachedText(None, 0, 0)
 
 
-class ReadText(NamedTuple):
+class PromptState(NamedTuple):
     """A prompt that has been read."""
 
     tokens: Tokens
@@ -111,23 +111,23 @@ class HFRunner:
         return 2 * (weights - (0 if tied else int(embedding.numel())))
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Tokens]) -> list[ReadText]:
+    def prefill(self, prompts: Sequence[Tokens]) -> list[PromptState]:
         distinct = sorted(set(prompts))
         for beginning in shared_beginnings(distinct) if self.cache else ():
             past = self._past(beginning)
             if past.length < len(beginning) - BLOCK:
                 self._read([beginning], [past])
         pasts = [self._past(prompt) for prompt in distinct]
-        found: dict[Tokens, ReadText] = {}
+        found: dict[Tokens, PromptState] = {}
         for batch in self._batches(distinct, pasts):
             read = self._read([distinct[i] for i in batch], [pasts[i] for i in batch])
             found.update((text.tokens, text) for text in read)
         return [found[prompt] for prompt in prompts]
 
-    def order(self, prompts: Sequence[ReadText]) -> list[int]:
+    def order(self, prompts: Sequence[PromptState]) -> list[int]:
         return sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
 
-    def append(self, prompts: Sequence[ReadText], counts: Sequence[int]) -> None:
+    def append(self, prompts: Sequence[PromptState], counts: Sequence[int]) -> None:
         new = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
         if not self.cache:
             self._texts += [prompt.tokens for prompt in new]
@@ -189,7 +189,7 @@ class HFRunner:
         self.index = PrefixIndex(REMEMBERED)
 
     @torch.inference_mode()
-    def forced(self, prompts: Sequence[ReadText], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def forced(self, prompts: Sequence[PromptState], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         texts = [(*prompt.tokens, *row) for prompt, row in zip(prompts, fed, strict=True)]
         pasts = [prompt.past for prompt in prompts]
         for rows in self._batches(texts, pasts, neighbours=True):
@@ -240,7 +240,7 @@ class HFRunner:
         if batch:
             yield batch
 
-    def _read(self, texts: Sequence[Tokens], pasts: Sequence[CachedText]) -> list[ReadText]:
+    def _read(self, texts: Sequence[Tokens], pasts: Sequence[CachedText]) -> list[PromptState]:
         lengths = [past.length for past in pasts]
         last = [torch.empty(0)] * len(texts)
         cache: Any = None
@@ -256,7 +256,7 @@ class HFRunner:
             store = KeyValues(layers, [max(lengths) - length for length in lengths])
             self.index.add(store, texts, sum(t.numel() * t.element_size() for pair in layers for t in pair))
             now = [CachedText(store, slot, len(text)) for slot, text in enumerate(texts)]
-        return list(map(ReadText, texts, now, last))
+        return list(map(PromptState, texts, now, last))
 
     def _pieces(self, texts: Sequence[Sequence[int]], pasts: Sequence[CachedText]) -> Iterator[tuple[int, Tensor, Any]]:
         """Logits [R, T, V] of what has not been read of the texts, padded on the right (what comes later changes

@@ -20,7 +20,7 @@ from klype.examine.calibration import cross_entropies
 from klype.examine.error_feedback import InterventionOutcome, WordSwap
 from klype.examine.examined_model import ErrorRates, EvalTarget
 from klype.examine.repetition import find_copied
-from klype.examine.truth import Point, Reader, Tokens, mass, of, point, possible
+from klype.examine.truth import PrefixTruth, Reader, Tokens, mass, of, point, possible
 from klype.values import Distribution, Question, Trace
 
 Found = TypeVar("Found")
@@ -98,7 +98,7 @@ class Evidence:
     """
 
     answers: Sequence[JudgedAnswer] = ()
-    documents: Sequence[Sequence[Point]] = ()
+    documents: Sequence[Sequence[PrefixTruth]] = ()
     judge: str = ""
     errors: ErrorRates | None = None
     told: Sequence[Forecast] = ()
@@ -292,7 +292,7 @@ def crossings(true: Trace, reader: Reader) -> tuple[float, ...]:
     return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
 
 
-def truth_points(trace: Trace, reader: Reader, temperature: float) -> list[Point]:
+def truth_points(trace: Trace, reader: Reader, temperature: float) -> list[PrefixTruth]:
     """The truth beside the model at a temperature, before every token of one true answer."""
     return [point(reader.next(tokens), distribution_bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
 

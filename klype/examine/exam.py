@@ -22,7 +22,7 @@ from klype.examine.evidence import DistributionCache, Evidence
 from klype.examine.examined_model import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
 from klype.examine.interventions import FeedbackSettings, Intervention, MatchedPairs, MatchedSearch, Query
 from klype.examine.settings import ExamSettings
-from klype.examine.truth import Point, Reader, Tokens
+from klype.examine.truth import PrefixTruth, Reader, Tokens
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Trace
 
@@ -184,7 +184,7 @@ class EvalContext:
     def evidence(self, temperature: float, groups: Sequence[Sequence[Trace]]) -> Evidence:
         target, true = self.target, self.true
         judged, told, sums = list[evidence.JudgedAnswer](), list[evidence.Forecast](), list[evidence.ByQuestion]()
-        documents: list[list[Point]] = []
+        documents: list[list[PrefixTruth]] = []
         for place, (question, traces, reader) in enumerate(zip(target.questions, groups, self.readers, strict=True)):
             cache = DistributionCache(reader, temperature)
             judged += evidence.judged_answers(target, question, traces, cache)

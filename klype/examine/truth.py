@@ -100,7 +100,7 @@ PARTIAL = "the model returned only its most probable tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class PrefixTruth:
     """One prefix. ``s``: the mass on possible tokens, bounded when q is partial; what needs all of q is None then."""
 
     s_low: float
@@ -113,7 +113,7 @@ class Point:
     brier: float | None
 
 
-def point(p: Mapping[int, float], q: Distribution) -> Point:
+def point(p: Mapping[int, float], q: Distribution) -> PrefixTruth:
     """All comparisons of p and q at one prefix; kl is infinite when a possible token has no probability."""
     ids_A, p_A = possible(p)
     logq_A = of(q, ids_A)
@@ -122,7 +122,7 @@ def point(p: Mapping[int, float], q: Distribution) -> Point:
     if not q.whole:
         unlisted = int(np.isneginf(logq_A).sum())
         smallest = float(np.exp(q.logp[-1])) if len(q.logp) else 1.0
-        return Point(s, min(1.0, s + min(q.rest, unlisted * smallest)), None, None, None, None, None, None)
+        return PrefixTruth(s, min(1.0, s + min(q.rest, unlisted * smallest)), None, None, None, None, None, None)
     cross = float(-(p_A * logq_A).sum())
     log_p_A = np.log(p_A)
     # of two nearly equal ones the difference of sums may be just below 0
@@ -133,7 +133,7 @@ def point(p: Mapping[int, float], q: Distribution) -> Point:
     js = float((p_A * (log_p_A - np.log(middle_A))).sum())
     js += float((q_A[q_A > 0] * np.log(q_A[q_A > 0] / middle_A[q_A > 0])).sum()) + (1 - s) * math.log(2)
     square = float((np.exp(q.logp) ** 2).sum())
-    return Point(
+    return PrefixTruth(
         s_low=s,
         s_high=s,
         kl=kl,
@@ -200,7 +200,7 @@ def s_and_kl(documents: Sequence[DocumentTruth], logp_DTV: Sequence[Floats]) -> 
     return {"s": s, "kl": ratio_of_means(lost, [read.words for read in documents], "nats a word")}
 
 
-def s_corpus(documents: Sequence[Sequence[Point]]) -> Figure:
+def s_corpus(documents: Sequence[Sequence[PrefixTruth]]) -> Figure:
     """Mass on tokens that can follow, on the corpus' own prefixes (ratio of means); bounds when q is partial."""
     counts, unit = [len(document) for document in documents], "share a word"
     low, high = (
@@ -213,8 +213,8 @@ def s_corpus(documents: Sequence[Sequence[Point]]) -> Figure:
     return Figure((low.value + high.value) / 2, least, most, low.n, unit, why=PARTIAL)
 
 
-def divergence(documents: Sequence[Sequence[Point]], name: str) -> Figure:
-    """One field of ``Point``, summed over each document, a prefix."""
+def divergence(documents: Sequence[Sequence[PrefixTruth]], name: str) -> Figure:
+    """One field of ``PrefixTruth``, summed over each document, a prefix."""
     unit = {"overlap": "share", "brier": "squared probability"}.get(name, "nats a word")
     values = [[getattr(at, name) for at in document] for document in documents]
     if any(value is None for document in values for value in document):

@@ -172,7 +172,7 @@ CHUNK = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
+class FreeTextRequest:
     """``number`` texts of ``words`` tokens each, none of which may end before."""
 
     number: int = 1000
@@ -185,7 +185,7 @@ class Writing:
         return self.number * self.words
 
 
-def openings(world: World, settings: Writing) -> Iterator[tuple[str, ...]]:
+def openings(world: World, settings: FreeTextRequest) -> Iterator[tuple[str, ...]]:
     """First sentences of the language's own documents of at least ``LEAST`` words: proverbs and walks are too short
     for a language that must end after them."""
     rng = random.Random(f"documents {settings.seed}")
@@ -198,7 +198,7 @@ def write_texts(
     world: World,
     spellings: Spellings,
     begin: int,
-    settings: Writing,
+    settings: FreeTextRequest,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[JudgedAnswer]:
     """Each text with S before every token up to its first error: of what may be drawn, which the end is not."""

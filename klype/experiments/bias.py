@@ -19,7 +19,7 @@ from klype.examine.intervals import ratio_over_seeds
 from klype.examine.run_figures import FigureFacts, beyond, clearly
 from klype.examine.say import Say
 from klype.experiments import framework
-from klype.experiments.bias_targets import TARGETS, WRITTEN, Lab, members, one_hot
+from klype.experiments.bias_targets import TARGETS, WRITTEN, BiasCell, members, one_hot
 from klype.experiments.corpus import SHOWN
 from klype.experiments.experiment_report import OTHER, ArmNames, Report
 from klype.experiments.framework import SHARE, BoardMeasure, BoardPart, Experiment, ExperimentPlan, ExperimentProgress
@@ -61,7 +61,7 @@ class Bars(BoardPart):
     targets: dict[str, list[float]]
 
 
-class Best(BoardPart):
+class BestCure(BoardPart):
     """The cure with the least KL on the half of the test that no figure comes from, of those within a compute."""
 
     target: str
@@ -77,7 +77,7 @@ class BiasBoard(framework.Board):
     rows: Sequence[BiasRow] = ()
     curves: Sequence[Curve] = ()
     bars: Bars | None = None
-    best: Sequence[Best] = ()
+    best: Sequence[BestCure] = ()
 
     def document(self) -> dict[str, Any]:
         """What ``klype bias --json`` prints: the figures at the most documents, and all of them by documents."""
@@ -126,7 +126,7 @@ def gaps(cure: Sequence[float], one_hot: Sequence[float], oracle: Sequence[float
     return figure
 
 
-def winners(stand: ExperimentProgress[BiasBoard]) -> Iterator[Best]:
+def winners(stand: ExperimentProgress[BiasBoard]) -> Iterator[BestCure]:
     """Chosen on one half of the test, told by the other: a winner's own luck is not counted for it."""
     found, seeds = stand.by(stand.plan.documents[-1]), stand.plan.seeds
     by = {name: [rows[seed] for seed in sorted(rows)] for name, rows in found.items() if len(rows) >= seeds}
@@ -138,7 +138,7 @@ def winners(stand: ExperimentProgress[BiasBoard]) -> Iterator[Best]:
         if allowed := [name for name in cures if within is None or flops[name] <= within * flops[CONTROL]]:
             best = min(allowed, key=lambda name: sum(one["values"]["kl_chosen"] for one in by[name]))
             gap = gaps(*([one["values"]["kl"] for one in by[arm]] for arm in (best, CONTROL, TRUTH)))
-            yield Best(target=best, within=within, gap=framework.facts(gap))
+            yield BestCure(target=best, within=within, gap=framework.facts(gap))
 
 
 def bars_of(stand: ExperimentProgress[BiasBoard]) -> Bars | None:
@@ -202,7 +202,7 @@ BIAS = Experiment[BiasBoard](
         for fewest, seeds in ((300, 5), (200, 5), (150, 5), (150, 3), (100, 3), (75, 3), (50, 2))
     ],
     cost=cost,
-    cell=Lab,
+    cell=BiasCell,
     board=BiasBoard,
     row=BiasRow,
     row_facts=lambda results: {"turned": sum(one["turned"] for one in results)},

@@ -80,23 +80,23 @@ steady = altered({"epochs": LONGER, "decay": DECAYED}, average=AVERAGE, blanks=B
 # the rows
 
 
-def one_hot(lab: Lab) -> TrainingSet:
+def one_hot(lab: BiasCell) -> TrainingSet:
     """The word that followed, and nothing else."""
     return TrainingSet(lab.corpus.train)
 
 
-def smoothing(lab: Lab) -> TrainingSet:
+def smoothing(lab: BiasCell) -> TrainingSet:
     """A little of every word: (1 − ε) one-hot + ε uniform."""
     return TrainingSet(lab.corpus.train, training.mixed(hard(lab), training.uniform(lab.corpus.size), SMOOTHED))
 
 
-def kneser_ney(lab: Lab) -> TrainingSet:
+def kneser_ney(lab: BiasCell) -> TrainingSet:
     """What followed the same three words elsewhere in the documents, mixed in."""
     counted = rows(cross_fitted(lab.corpus.train, lab.corpus.size))
     return TrainingSet(lab.corpus.train, training.mixed(hard(lab), counted, MIXED))
 
 
-def student(lab: Lab, of: str = "one-hot", count: int = 0, counts: bool = False, writing: int = 0) -> TrainingSet:
+def student(lab: BiasCell, of: str = "one-hot", count: int = 0, counts: bool = False, writing: int = 0) -> TrainingSet:
     """What so many models of a row say on average (0: as many as teach together), which differ in nothing but their
     first weights and the order of documents; of an earlier self: born-again networks (2018).
 
@@ -121,7 +121,7 @@ def student(lab: Lab, of: str = "one-hot", count: int = 0, counts: bool = False,
     return TrainingSet(documents, rows(table_NV), sum(t.flops + t.reads * tokens for t in teachers))
 
 
-def together(lab: Lab, of: str) -> TrainedModel:
+def together(lab: BiasCell, of: str) -> TrainedModel:
     """The teachers themselves, at so many times the cost of every answer."""
     models = lab.teachers(of)
     turned = all(m.turned for m in models)
@@ -129,7 +129,7 @@ def together(lab: Lab, of: str) -> TrainedModel:
     return TrainedModel(Mixture([m.model for m in models]), [], turned, flops, reads)
 
 
-def pair(lab: Lab) -> TrainingSet:
+def pair(lab: BiasCell) -> TrainingSet:
     """Two models and counts, and a student that trains for what is left of three times the compute of one-hot."""
     made = student(lab, count=2, counts=True)
     one = lab.trained("one-hot")
@@ -138,14 +138,14 @@ def pair(lab: Lab) -> TrainingSet:
     return replace(made, epochs=min(max(left, FEWEST), lab.settings.epochs))
 
 
-def best_of(lab: Lab) -> TrainedModel:
+def best_of(lab: BiasCell) -> TrainedModel:
     """One-hot with the compute of five: of five models, the one that says held-out documents best."""
     teachers = lab.teachers("one-hot")
     best = min(teachers, key=lambda t: min(loss for _, loss, _ in t.curve))
     return replace(best, flops=sum(t.flops for t in teachers))
 
 
-def oracle(lab: Lab) -> TrainingSet:
+def oracle(lab: BiasCell) -> TrainingSet:
     """p itself: what no corpus shows, and the least that any target can leave."""
     assert lab.corpus.truth is not None, "only the world knows its truth"
     return TrainingSet(lab.corpus.train, training.true(lab.corpus.truth, lab.corpus.size))
@@ -188,7 +188,7 @@ def members(settings: LabSettings) -> dict[str, int]:
 # distributions at positions
 
 
-def hard(lab: Lab) -> Soft:
+def hard(lab: BiasCell) -> Soft:
     """One-hot."""
     at_N, size = torch.from_numpy(targets(lab.corpus.train)), lab.corpus.size
     return lambda positions: torch.nn.functional.one_hot(at_N[positions], size).float()
@@ -217,7 +217,7 @@ def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Seque
     return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
 
 
-def written(lab: Lab, teachers: Sequence[TrainedModel], count: int) -> tuple[Ids, ...]:
+def written(lab: BiasCell, teachers: Sequence[TrainedModel], count: int) -> tuple[Ids, ...]:
     """``count`` documents drawn from the teachers, each its part, at temperature 1."""
     longest = max(len(d) for d in lab.corpus.train)
     begin, end = lab.corpus.train[0][0], lab.corpus.end
@@ -231,7 +231,7 @@ def written(lab: Lab, teachers: Sequence[TrainedModel], count: int) -> tuple[Ids
 
 
 @dataclass(slots=True)
-class Lab(Cell):
+class BiasCell(Cell):
     """A cell's documents, and the models trained on them: each target's is trained and measured once, when it is asked
     for, and kept as soon as it is finished. A JSON file has what it is like, its curve and where it is now; its weights
     lie beside until the cell is done.

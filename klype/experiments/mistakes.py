@@ -24,7 +24,7 @@ from klype.examine.intervals import ratio_of_means, ratio_over_seeds
 from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say
 from klype.experiments import framework, mistakes_methods
-from klype.experiments.bias_targets import Lab
+from klype.experiments.bias_targets import BiasCell
 from klype.experiments.experiment_report import ArmNames, Report
 from klype.experiments.framework import SHARE, BoardMeasure, Experiment, ExperimentPlan, ExperimentProgress, Result
 from klype.experiments.mistakes_measures import exam, text_values
@@ -54,7 +54,7 @@ class SeedCell(framework.Cell):
             return
         corpus = replace(self.corpus, vocabulary=(*self.corpus.vocabulary, mistakes_methods.BACK))
         place = self.folder / "models"
-        models = Lab(corpus, self.test, self.settings, len(corpus.train), self.seed, place, self.compiled)
+        models = BiasCell(corpus, self.test, self.settings, len(corpus.train), self.seed, place, self.compiled)
         place.mkdir(parents=True, exist_ok=True)
         first = models.trained("one-hot").model
         assert isinstance(first, Transformer)

@@ -18,7 +18,7 @@ from torch import nn
 
 from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.answers.decoders import decide
-from klype.answers.decoding import DecodeQuestion, Tuning
+from klype.answers.decoding import DecodeQuestion, DecoderSettings
 from klype.errors import KlypeError
 from klype.examine.error_feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import FeedbackSettings, Query, interventions
@@ -164,7 +164,7 @@ def greedy_answers(student: Student, questions: Sequence[CorpusQuestion], back: 
     stop = (*student.codec.stop, *sorted({answer[-1] for one in questions for answer in one.answers}))
     put = [DecodeQuestion(one.prefix, str, ANSWER, stop) for one in questions]
     name = "greedy" if back is None else "backspace"
-    found = decide(student, put, name, BUDGET, Tuning(back=back))
+    found = decide(student, put, name, BUDGET, DecoderSettings(back=back))
     rights = [one.choice.chosen.tokens in q.answers for one, q in zip(found, questions, strict=True)]
     words = sum(len(one.choice.chosen.tokens) for one in found)
     return {"right_greedy": float(np.mean(rights)), "passes_greedy": sum(one.passes for one in found) / max(1, words)}

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from klype import config
 from klype.data import example_batches
 from klype.data.seeds import Permutation, mix
-from klype.errors import Interrupted
+from klype.errors import TrainingInterrupted
 from klype.examine.calibration import calibration_error
 from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, Test, targets
 from klype.model.attention import TORCH, Backend
@@ -202,7 +202,7 @@ def train_model(
     loop = loop_settings(settings, (data.epochs or settings.epochs) * every)
     try:
         optimize(learner, cross_entropy if data.soft is None else soft_cross_entropy, batches, loop, session)
-    except Interrupted:
+    except TrainingInterrupted:
         if not stop():
             raise
     model.load_state_dict(best)

@@ -214,7 +214,7 @@ def memory_needed(config: ModelConfig, dtype: torch.dtype, quantised: StoredWeig
     return numbers * dtype.itemsize + sum(weight.blocks.numel() for weight in stored)
 
 
-class _Undrawn(TorchFunctionMode):
+class _NoInitialisation(TorchFunctionMode):
     """Weights are not drawn: they will be read, and to draw them without memory torch would load its compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -226,7 +226,7 @@ def _build(
 ) -> Transformer:
     """``without``: weights that get a place of another kind later."""
     # on the meta device no memory is taken for weights that are replaced at once
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), _NoInitialisation():
         model = Transformer(config)
     state = {name: w.to(dtype) for name, w in weights_from_hf(config, get, without)}
     tied = config.tie and "embed.weight" in state

@@ -212,7 +212,7 @@ _TOKEN = re.compile(r"[^\W_]+(?:[-’'.][^\W_]+)*")
 _PAIRS = {"(": ")", "[": "]", "«": "»", "“": "”"}
 
 
-class WellFormed:
+class WellFormedness:
     """Whether an answer about a word is one that a dictionary could give, true or not.
 
     The rules are few and stated; they read no meaning: a model that has never seen a word cannot know what it means,
@@ -291,7 +291,7 @@ class DictionaryExam:
         self, dictionary: Dictionary, learnt: Sequence[Question], train: Sequence[TextDocument], seed: int
     ) -> None:
         forms = {word.lemma.lower(): word.forms for word in dictionary.words.values()}
-        self.well_formed = WellFormed(dictionary.forms() | words_of(d.text for d in train), dict(forms))
+        self.well_formed = WellFormedness(dictionary.forms() | words_of(d.text for d in train), dict(forms))
         mixed = list(learnt)
         random.Random(seed).shuffle(mixed)
         self.trained = [q for kind in KINDS for q in [q for q in mixed if q.extra["kind"] == kind][:EXAMINED]]

@@ -26,7 +26,7 @@ LOCK = ".lock"
 MEND = "Bring it back from a copy."
 
 
-class Measured(TypedDict, total=False):
+class FigureFields(TypedDict, total=False):
     """The fields of a figure that are read from run.json."""
 
     value: float | None
@@ -34,7 +34,7 @@ class Measured(TypedDict, total=False):
     high: float | None
 
 
-class About(TypedDict, total=False):
+class RunFields(TypedDict, total=False):
     """The fields that are read from run.json; whatever else it has is left alone."""
 
     recipe: str | None
@@ -47,7 +47,7 @@ class About(TypedDict, total=False):
     plan: dict[str, dict[str, Any]]
     done: dict[str, dict[str, Any]]
     seconds: dict[str, float]
-    figures: dict[str, dict[str, Measured] | None]
+    figures: dict[str, dict[str, FigureFields] | None]
     gates: list[dict[str, Any]]
     process: dict[str, Any]
     reward: dict[str, Any]
@@ -159,7 +159,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise KlypeError(f"{file} does not hold a JSON object.")
     try:
-        TypeAdapter(About).validate_python(about, strict=True)
+        TypeAdapter(RunFields).validate_python(about, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:100]

@@ -28,7 +28,7 @@ class RunListener(Protocol):
         """The stage is over; the summary is one line."""
 
 
-class Silent:
+class SilentListener:
     """A listener that nobody hears."""
 
     def note(self, *told: Any, **named: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from klype.device import gemm_gflops, trim_memory
-from klype.errors import Interrupted, KlypeError, UsageError
+from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
 from klype.planner import FEWEST_STEPS, Precision, StepPlan, ThreadConfig
@@ -120,7 +120,7 @@ def seconds_per_step(
         )
         try:
             train(twin, objective, batches, settings, Path(parallel.from_first(folder)), session)
-        except Interrupted:
+        except TrainingInterrupted:
             if not parallel.any_rank(enough()):  # a person wants it
                 raise KeyboardInterrupt from None
         finally:

@@ -28,7 +28,7 @@ from klype.runs.run_json import MEANING, meant_otherwise, write_json
 from klype.runs.run_options import RunOptions, StageOptions
 from klype.runs.stages import RunContext, enough_steps, late_text, precision_of, seconds_for
 from klype.runs.task import Task
-from klype.sources.find_model import Found
+from klype.sources.find_model import ModelFiles
 from klype.sources.opening import find_model
 from klype.train import parallel
 from klype.train.objectives import cross_entropy
@@ -224,7 +224,7 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListene
             align_anew(run, flaw, anew)
             known = compared(run)
         done.append(known)
-        start = Found(folder / "align", folder, "align")
+        start = ModelFiles(folder / "align", folder, "align")
     whole = {"run": str(out), "from": options.from_, "method": recipe.align.how.method, "taste": taste, "rounds": done}
     whole |= {key: done[-1][key] for key in ("verdict", "gain", "win_rate")}
     write_json(out / "align.json", whole)

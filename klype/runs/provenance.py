@@ -10,7 +10,7 @@ from pathlib import Path
 
 from klype.errors import KlypeError
 from klype.runs.folder import read_run
-from klype.sources.find_model import Found
+from klype.sources.find_model import ModelFiles
 from klype.sources.opening import PATH, find_model, kind_of
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question
@@ -26,7 +26,7 @@ def world_of(run: Path | None) -> World | None:
     return World(settings.get("world", "full")) if settings.get("kind") == "world" else None
 
 
-def next_truth(found: Found, tokenizer: Tokenizer, text: str, raw: bool) -> dict[int, float] | None:
+def next_truth(found: ModelFiles, tokenizer: Tokenizer, text: str, raw: bool) -> dict[int, float] | None:
     """{token: probability} after ``text`` as the start of a document (``raw``), or as a question put to the model.
 
     None where there is no truth to know: another recipe, or a text or question that the world's language does not have.
@@ -103,7 +103,7 @@ _COUNT = re.compile(r"\((\d+) words\)")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class DataSources:
     """``names`` of what was read; ``world``: how many words the demo world has, 0 when it was something else."""
 
     names: tuple[str, ...]
@@ -138,7 +138,7 @@ class Reading:
         return words(lang, "reading")("unknown", words=shown) if found else ""
 
 
-def reading_of(found: Found, tokenizer: Tokenizer, seen: frozenset[Path] = frozenset()) -> Reading | None:
+def reading_of(found: ModelFiles, tokenizer: Tokenizer, seen: frozenset[Path] = frozenset()) -> DataSources | None:
     """None if unknown: a model that belongs to no run, or whose run started from such a model. ``seen``: runs that
     started from this one; a folder can be made anew from what was made of it."""
     about = read_run(found.run) if found.run is not None else {}
@@ -146,7 +146,7 @@ def reading_of(found: Found, tokenizer: Tokenizer, seen: frozenset[Path] = froze
     if not names:
         return None
     counted = _COUNT.search(names[0]) if about.get("settings", {}).get("kind") == "world" else None
-    reading = Reading(names, int(counted[1]) if counted else 0, tokenizer)
+    reading = DataSources(names, int(counted[1]) if counted else 0, tokenizer)
     before = str(about.get("asked", {}).get("from_") or "")
     if not before:
         return reading

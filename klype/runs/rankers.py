@@ -34,7 +34,7 @@ HELD_OUT_EVERY = 7
 
 
 @dataclass(frozen=True, slots=True)
-class Sitting:
+class RankingPlan:
     """Who ranks, and how: at most ``most`` questions (0: all there are), every ``again_every``-th one a question ranked
     before (0: never), told in ``lang``. ``id`` tells two sittings apart."""
 
@@ -49,7 +49,7 @@ class MisreadError(ValueError):
     """What was typed is no order. ``args``: a message's key, and its values."""
 
 
-def rank_by_hand(store: Store, sitting: Sitting, say: RunListener, ask: Callable[[str], str] = input) -> int:
+def rank_by_hand(store: Store, sitting: RankingPlan, say: RunListener, ask: Callable[[str], str] = input) -> int:
     """Asks for an order of the next question's answers until the annotator stops or nothing is left; how many.
 
     Answers come in an order of chance, blind to where they come from. Ctrl-C ends it as q does, and is passed on.

@@ -112,7 +112,7 @@ class LoraSection(LoraSettings):
     align: OptimizerSettings = OptimizerSettings(kind="adamw", rate=3e-4, betas=(0.9, 0.99))
 
 
-class Lesson(Settings):
+class TrainingSection(Settings):
     """What all stages of training share: their part of the time, the rows of a batch, and how it is trained."""
 
     share: float = Field(default=0.0, ge=0, le=1)
@@ -125,7 +125,7 @@ class Lesson(Settings):
         return max(1, self.rows // self.training.micro_batches)
 
 
-class PretrainSection(Lesson):
+class PretrainSection(TrainingSection):
     """``plain``: the part of the steps in which answers have only plain manners; ``easy``: the part over which stories
     grow from two facts to four; ``answer_weight``: see lessons; ``passes``: how often a document is
     met; for the user's own text: at most, lest it be learnt by heart. ``decay_a_pass``: weight decay for each time that
@@ -141,13 +141,13 @@ class PretrainSection(Lesson):
     decay_tokens: float = Field(default=0.0, ge=0)
 
 
-class Rehearsing(Lesson):
+class RehearsalSection(TrainingSection):
     """``rehearsal_rows`` rows of pre-training text per step, so that nothing is forgotten."""
 
     rehearsal_rows: int = Field(default=0, ge=0)
 
 
-class FinetuneSection(Rehearsing):
+class FinetuneSection(RehearsalSection):
     """``rehearsal_weight``: of a rehearsed token relative to a learnt one; ``passes``: how often an example is met at
     most (0: any number), lest it be learnt by heart; the time that is left over is pre-training's."""
 
@@ -181,7 +181,7 @@ class RewardSection(Settings):
     fit: RewardSettings = RewardSettings()
 
 
-class AlignSection(Rehearsing):
+class AlignSection(RehearsalSection):
     """``rows`` questions per step, ``answers`` to each, of at most ``limit`` tokens. ``how``: method and options.
 
     ``stops``: alignment ends when the reward and the annotator's own score part, where the latter is known.

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from klype import durable
 from klype.config import make
-from klype.errors import Interrupted, KlypeError, UsageError
+from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.jsons import steps, tail
 from klype.option import spelled
 from klype.runs.folder import read_run
@@ -116,7 +116,7 @@ class Record:
         self.save()
         try:
             yield
-        except Interrupted:
+        except TrainingInterrupted:
             raise
         except Exception as error:
             self.content["state"], self.content["failure"] = "failed", getattr(error, "message", str(error))

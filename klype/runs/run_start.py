@@ -31,7 +31,7 @@ from klype.runs.stages import RunContext, finetune, pretrain
 from klype.runs.task import Task
 from klype.runs.text_task import TextTask
 from klype.runs.world_task import WorldTask
-from klype.sources.find_model import Found, called, holds_weights
+from klype.sources.find_model import ModelFiles, called, holds_weights
 from klype.sources.opening import find_model
 from klype.train import parallel
 
@@ -95,7 +95,11 @@ def open_stage(options: StageOptions, say: RunListener) -> RunContext:
 
 
 def begin_or_resume(
-    options: RunOptions | StageOptions, recipe: Recipe, say: RunListener, start: Found | None = None, goal: str = ""
+    options: RunOptions | StageOptions,
+    recipe: Recipe,
+    say: RunListener,
+    start: ModelFiles | None = None,
+    goal: str = "",
 ) -> RunContext:
     """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files.
 
@@ -166,7 +170,7 @@ def as_begun(options: Asked) -> tuple[Asked, Recipe]:
         raise KlypeError(f"{options.out / 'run.json'} is damaged: it does not say what was asked for.", MEND) from error
 
 
-def lacks_nothing(start: Found, stage: str, recipe: Recipe) -> None:
+def lacks_nothing(start: ModelFiles, stage: str, recipe: Recipe) -> None:
     """UsageError, before anything is made, where the model's run has not what the stage builds on."""
     for needed in STAGES[stage].needs:
         there = start.run is not None and (start.run / needed).is_dir()
@@ -217,16 +221,16 @@ def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]
 # what a stage takes over from the run that it starts from, where nothing else is given
 
 
-def start_of(options: StageOptions) -> Found:
+def start_of(options: StageOptions) -> ModelFiles:
     """The model that the stage starts from: for a whole run, the one that the same stage of that run started from."""
     found = find_model(options.from_)
     if found.run is not None and Path(options.from_).resolve() == found.run.resolve():
         earlier = found.run / STAGES[options.stage].before
-        return Found(earlier, found.run, earlier.name) if holds_weights(earlier) else found
+        return ModelFiles(earlier, found.run, earlier.name) if holds_weights(earlier) else found
     return found
 
 
-def with_inputs_of(start: Found, options: StageOptions) -> StageOptions:
+def with_inputs_of(start: ModelFiles, options: StageOptions) -> StageOptions:
     """With the texts, questions and rankings that the run was given, where none are given now."""
     given = options.text or options.data or options.instructions or options.preferences
     content = read_run(start.run) if start.run is not None and not given else {}
@@ -236,7 +240,7 @@ def with_inputs_of(start: Found, options: StageOptions) -> StageOptions:
     return make(StageOptions, {**vars(options), **asked})
 
 
-def recipe_of(start: Found, options: StageOptions) -> Recipe:
+def recipe_of(start: ModelFiles, options: StageOptions) -> Recipe:
     """The run's own recipe, with what is overridden now. UsageError for a model without a run.
 
     Its rewards are not taken over: code is run when it is named, not because a run's folder names it.
@@ -252,7 +256,7 @@ def recipe_of(start: Found, options: StageOptions) -> Recipe:
 # a recipe that suits the model to start from
 
 
-def suited(recipe: Recipe, options: InputOptions, start: Found | None) -> Recipe:
+def suited(recipe: Recipe, options: InputOptions, start: ModelFiles | None) -> Recipe:
     """The recipe for this start: adapters of the rank asked for, the model's own shape, and no text longer than its
     window. UsageError for what goes with no model.
     """
@@ -281,7 +285,7 @@ def dealt_out(recipe: Recipe, processes: int) -> Recipe:
     return recipe
 
 
-def done_already(start: Found, options: InputOptions) -> tuple[str, ...]:
+def done_already(start: ModelFiles, options: InputOptions) -> tuple[str, ...]:
     """The stages that a whole run leaves out: those that the model it starts from has been through.
 
     For a model from elsewhere they are unknown: with a chat template it answers already, and is taught only when

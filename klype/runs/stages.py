@@ -213,7 +213,7 @@ def learn(run: RunContext, stage: TrainStage, model: Transformer, build: StageBu
 
     def start() -> tuple[TrainResult, int]:
         objective, batches = build(trainee, budget.plan)
-        counted = _Counted(batches)
+        counted = _TokenCounter(batches)
         session = session_of(run, stage, budget, trainee, counted)
         if isinstance(batches, ValidatedBatches):
             session = replace(session, on_ready=batches.measured_by)
@@ -321,7 +321,11 @@ def estimate_needs(run: RunContext, model: Transformer) -> None:
 
 
 def session_of(
-    run: RunContext, stage: str, budget: StepBudget, model: Transformer | None = None, counted: _Counted | None = None
+    run: RunContext,
+    stage: str,
+    budget: StepBudget,
+    model: Transformer | None = None,
+    counted: _TokenCounter | None = None,
 ) -> TrainSession:
     """What the loop reports to, and what may stop it."""
     began = spoken = time.perf_counter()
@@ -353,7 +357,7 @@ def session_of(
 SHOWN = frozenset(["loss", "validation", "reward", "length", "pair_accuracy", "kl"])
 
 
-class _Counted(Batches):
+class _TokenCounter(Batches):
     """Batches, and how many tokens have been learnt from them: ever, and since this start."""
 
     def __init__(self, batches: Batches) -> None:

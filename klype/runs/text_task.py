@@ -23,7 +23,7 @@ from klype.judge.rule_judge import RuleJudge
 from klype.judge.text import normalise
 from klype.model.transformer import Transformer
 from klype.runs import run_data
-from klype.runs.dictionary import JUDGE, DictionaryExam, WellFormed, is_right
+from klype.runs.dictionary import JUDGE, DictionaryExam, WellFormedness, is_right
 from klype.runs.recipe import Recipe
 from klype.runs.run_data import Material
 from klype.runs.run_options import InputOptions, StageOptions
@@ -256,7 +256,7 @@ class TextTask(Task):
 
     def temperatures(self, model: Transformer) -> list[JsonObject]:
         """Words are those of the training text and the dictionary, and their compounds."""
-        is_word = self.exam.well_formed.is_word if self.exam else WellFormed(self.measures.vocabulary(), {}).is_word
+        is_word = self.exam.well_formed.is_word if self.exam else WellFormedness(self.measures.vocabulary(), {}).is_word
         return self.measures.temperatures(model, self.recipe.examine.temperatures, is_word, self.seed % 2**20)
 
     def asked_apart(self, model: StageName) -> dict[str, list[Question]]:

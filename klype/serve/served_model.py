@@ -11,7 +11,7 @@ from pathlib import Path
 from klype.api.prompt_context import is_single_turn
 from klype.errors import UsageError
 from klype.serve.json_schema import JsonAnswers
-from klype.sources.find_model import Found, located
+from klype.sources.find_model import ModelFiles, located
 from klype.sources.opening import open_model
 from klype.sources.source import NativeSource
 
@@ -60,7 +60,7 @@ def open_served(text: str, precision: str = "float32", device: str = "auto") -> 
     return ServedModel(name, opened.source, created, is_single_turn(opened))
 
 
-def name_of(found: Found, text: str) -> str:
+def name_of(found: ModelFiles, text: str) -> str:
     """The run's name (with the stage, when one was named), the folder's or the file's; never a path."""
     last = Path(text).expanduser().resolve()
     if found.run is not None and last != found.run.resolve():

@@ -30,7 +30,7 @@ FILES = "files.json"  # the SHA-256 of each of the demo model's
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ModelFiles:
     """A model's folder (or GGUF file); ``run`` and ``stage`` are those it belongs to, when it belongs to any."""
 
     folder: Path
@@ -38,7 +38,7 @@ class Found:
     stage: str = ""
 
 
-def find_path(name: str) -> Found:
+def find_path(name: str) -> ModelFiles:
     """Of a run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file."""
     from klype.model.atomic_folder import is_whole
 
@@ -50,7 +50,7 @@ def find_path(name: str) -> Found:
     if not name or not there:
         raise UsageError(f"There is no model {name[:200]}.", _what_exists(name))
     if folder.is_file() and folder.suffix.lower() == ".gguf":
-        return Found(folder)
+        return ModelFiles(folder)
     if not folder.is_dir():
         raise UsageError(f"{name} is a file, not a model's folder.")
     if (folder / REWARD).is_file():
@@ -61,11 +61,11 @@ def find_path(name: str) -> Found:
     if holds_weights(folder) or is_whole(folder):
         own = folder.resolve()
         in_run = own.name in NEWEST_FIRST and (own.parent / "run.json").exists()
-        return Found(folder, own.parent, own.name) if in_run else Found(folder)
+        return ModelFiles(folder, own.parent, own.name) if in_run else ModelFiles(folder)
     if (folder / "run.json").exists():
         for stage in NEWEST_FIRST:
             if is_whole(folder / stage):
-                return Found(folder / stage, folder, stage)
+                return ModelFiles(folder / stage, folder, stage)
         raise KlypeError(f"The run {name} has no finished stage yet.", f"Resume it: klype run --out {name} --resume")
     raise UsageError(f"{name} is not a model: it has no config.json with model.safetensors, and no run.json.")
 

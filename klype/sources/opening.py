@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from klype.environment import cache_folder, language
 from klype.errors import UsageError
-from klype.sources.find_model import NEWEST_FIRST, Found, find_path
+from klype.sources.find_model import NEWEST_FIRST, ModelFiles, find_path
 from klype.sources.hub import fetch
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class OpenOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenModel:
     """A MODEL that can be asked, whatever runs it: klype's own engine, transformers or a server.
 
     ``vocabulary`` 0: nobody knows. ``spell`` gives a token's bytes, ``control`` a control token's name, ``say`` the
@@ -56,7 +56,7 @@ class Opened:
     """
 
     name: str
-    found: Found
+    found: ModelFiles
     source: Source
     window: int
     vocabulary: int
@@ -130,7 +130,7 @@ class Opened:
 
 def open_model(
     name: str, precision: str = "float32", measured: bool = False, budget: str = "", device: str = "auto"
-) -> Opened:
+) -> OpenModel:
     """Finds, checks and loads a MODEL; computing uses every usable core, or the ``device`` (see ``pick_device``), but
     for a server's model, of which precision and device are the server's.
 
@@ -141,7 +141,7 @@ def open_model(
     return replace(kind_of(name).open(name, how), how=how)
 
 
-def open_files(name: str, how: OpenOptions) -> Opened:
+def open_files(name: str, how: OpenOptions) -> OpenModel:
     """A MODEL that has files here. Errors: a server's budget is given."""
     if how.budget:
         said = f"--budget {how.budget}: {name} is not a server's model."
@@ -167,7 +167,7 @@ def open_files(name: str, how: OpenOptions) -> Opened:
     return _open_native(name, found, how, device)
 
 
-def _open_native(name: str, found: Found, how: OpenOptions, device: torch.device) -> Opened:
+def _open_native(name: str, found: ModelFiles, how: OpenOptions, device: torch.device) -> OpenModel:
     """What is compiled is for the CPU."""
     from klype.device import pick_precision
     from klype.engine.engine import Engine
@@ -216,7 +216,7 @@ def _tell(key: str, **values: object) -> None:
     aside(words(language())(key, **values))
 
 
-def native(name: str, found: Found, loaded: LoadedModel, engine: Engine) -> Opened:
+def native(name: str, found: ModelFiles, loaded: LoadedModel, engine: Engine) -> OpenModel:
     """What klype computes itself, as a MODEL."""
     from klype.sources.source import NativeCodec, NativeSource
 
@@ -224,15 +224,17 @@ def native(name: str, found: Found, loaded: LoadedModel, engine: Engine) -> Open
     return _here(name, found, NativeSource(engine, NativeCodec(loaded.tokenizer, chat)), loaded)
 
 
-def _here(name: str, found: Found, source: NativeSource, loaded: LoadedModel | None = None) -> Opened:
+def _here(name: str, found: ModelFiles, source: NativeSource, loaded: LoadedModel | None = None) -> OpenModel:
     """What is computed on this machine."""
     tokenizer, runner = source.codec.tokenizer, source.engine.runner
     spell, control, say = tokenizer.token_bytes, tokenizer.name, tokenizer.encode_answer
     template, flops = tokenizer.template is not None, runner.flops_per_token
-    return Opened(name, found, source, runner.window, runner.vocab_size, spell, control, say, template, flops, loaded)
+    return OpenModel(
+        name, found, source, runner.window, runner.vocab_size, spell, control, say, template, flops, loaded
+    )
 
 
-def open_server(address: str, how: OpenOptions) -> Opened:
+def open_server(address: str, how: OpenOptions) -> OpenModel:
     """Errors: no server, no such model, a wrong key."""
     from klype.sources.capabilities import capabilities_of, client_of, meter
     from klype.sources.http_client import Budget
@@ -243,8 +245,8 @@ def open_server(address: str, how: OpenOptions) -> Opened:
     codec, offer, http.budget.say = source.codec, source.offer, meter()
     control = dict.fromkeys(codec.stop, "<end>").get
     window, spelling = offer.window or UNKNOWN_WINDOW, codec.spelling if offer.kind == "klype" else None
-    return Opened(
-        source.name, Found(Path(source.name)), source, window, offer.vocabulary, codec.spell, control, codec.say,
+    return OpenModel(
+        source.name, ModelFiles(Path(source.name)), source, window, offer.vocabulary, codec.spell, control, codec.say,
         offer.chat, exact=False, http=http, spelling=spelling, goes_on=offer.goes_on,
     )  # fmt: skip
 
@@ -260,8 +262,8 @@ class ModelKind:
     begins: tuple[str, ...]
     help: str
     short: Callable[[str], str]
-    open: Callable[[str, OpenOptions], Opened]
-    find: Callable[[str], Found] | None = None
+    open: Callable[[str, OpenOptions], OpenModel]
+    find: Callable[[str], ModelFiles] | None = None
     where: str = "elsewhere"
 
 
@@ -276,7 +278,7 @@ def kinds_in_words(files: bool = False) -> str:
     return f"{', '.join(first)} or {last}"
 
 
-def find_model(name: str) -> Found:
+def find_model(name: str) -> ModelFiles:
     """The files of a MODEL; the hub's are fetched. Errors: there are none, or it has none here."""
     kind = kind_of(name)
     if kind.find is None:
@@ -302,12 +304,12 @@ SERVER = ModelKind(
 )
 KINDS: tuple[ModelKind, ...] = (
     ModelKind(("hf:",), "hf:owner/name", lambda name: name.rpartition("/")[2], open_files,
-              lambda name: Found(fetch(name.removeprefix("hf:")))),
+              lambda name: ModelFiles(fetch(name.removeprefix("hf:")))),
     SERVER,
 )  # fmt: skip
 
 
-def room(opened: Opened, prompt: Sequence[int], limit: int) -> int:
+def room(opened: OpenModel, prompt: Sequence[int], limit: int) -> int:
     """How many tokens the answer may have: ``limit``, or what the window leaves."""
     if limit < 1:
         raise UsageError(f"--limit should be at least 1 (it is {limit}).")
@@ -332,7 +334,7 @@ def decode_stream(parts: Iterable[tuple[bytes, Trace | None]]) -> Iterator[tuple
         begun = begun or text != ""
 
 
-def stream(opened: Opened, request: Request) -> Iterator[tuple[str, Trace | None]]:
+def stream(opened: OpenModel, request: Request) -> Iterator[tuple[str, Trace | None]]:
     """The answer piece by piece; the last item carries the trace. Leaving the loop early cancels the request."""
     with closing(cast("Generator[Event, None, None]", opened.source.generate([request]))) as events:
         yield from decode_stream((opened.spell(event.step.token), event.trace) for event in events)

@@ -34,7 +34,7 @@ from klype.runs.provenance import question_in
 from klype.runs.ranking import has_store
 from klype.serve.worker import Job, Worker
 from klype.sources.find_model import NEWEST_FIRST, RUNS, located
-from klype.sources.opening import Opened, find_model, kind_of, open_model
+from klype.sources.opening import OpenModel, find_model, kind_of, open_model
 from klype.sources.source import Message, NativeSource, Source
 from klype.studio.annotation import RankingStore, SummaryCache, named_stores
 from klype.values import Request, Sampling, Step, Trace
@@ -165,7 +165,7 @@ class SharedModel(Model):
     name = ""
 
     def __init__(
-        self, name: str, address: str, opened: Opened, identity: str = "", batch: int = 64, queue: int = 256
+        self, name: str, address: str, opened: OpenModel, identity: str = "", batch: int = 64, queue: int = 256
     ) -> None:
         super().__init__(opened)
         self.name, self.address, self.identity = name, address, identity

@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import nn
 
 from klype import config, durable
-from klype.errors import Interrupted, KlypeError, UsageError
+from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.transformer import Transformer
 from klype.train import parallel
 from klype.train.flat_parameters import Layout, Parts, Workers
@@ -131,8 +131,8 @@ def train(
 ) -> TrainResult:
     """Trains ``model`` in place for ``settings.steps`` steps and leaves metrics.jsonl and resume/ in ``folder``.
 
-    Raises Interrupted when stopped (resumable), UsageError when the folder holds a state that is not resumed or that
-    belongs to other settings, KlypeError when the disk fails or too many losses are not finite.
+    Raises TrainingInterrupted when stopped (resumable), UsageError when the folder holds a state that is not resumed or
+    that belongs to other settings, KlypeError when the disk fails or too many losses are not finite.
     """
     session = session or TrainSession()
     run = _Run(model, objective, batches, settings, folder, session)
@@ -152,7 +152,7 @@ def train(
             if run.saved != step:
                 run.save(step)
         end = run.layout.release
-    except Interrupted as stop:  # on all ranks after the same step
+    except TrainingInterrupted as stop:  # on all ranks after the same step
         # a signal may come while the state is being saved for another reason, such as a new plan of steps
         stop.asked = parallel.any_rank(stop.asked or asked())
         end = run.layout.release
@@ -334,7 +334,7 @@ class _Run:
     def interrupt(self, step: int, asked: bool = False) -> None:
         if self.saved != step:
             self.save(step)
-        raise Interrupted(
+        raise TrainingInterrupted(
             f"Stopped after step {step} of {self.settings.steps}; everything is saved in {self.folder}.",
             "The same command with --resume goes on from there.",
             asked,

@@ -28,7 +28,7 @@ from klype.jsons import finite
 from klype.model import checkpoint
 from klype.model.packed_texts import SharedPrefixes
 from klype.model.transformer import Transformer
-from klype.sources.find_model import Found
+from klype.sources.find_model import ModelFiles
 from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
 from klype.train.objectives import Ids, wide
 from klype.train.optimizer import OptimizerSettings, Schedule
@@ -365,7 +365,7 @@ class BestOfN:
         return math.log(n) - (n - 1) / n
 
 
-def open_reward_model(found: Found, device: torch.device | None = None) -> RewardModel:
+def open_reward_model(found: ModelFiles, device: torch.device | None = None) -> RewardModel:
     """The reward model of the run that a model belongs to, computed on ``device``. UsageError when there is none."""
     if found.run is None or not (found.run / "reward" / ABOUT).exists():
         raise UsageError(

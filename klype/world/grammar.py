@@ -8,7 +8,18 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from klype.world.automaton import END, Expansion, RuleCall, State, Symbols, capital, form
-from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, Query, an_object, fixed_items, phrase
+from klype.world.lexicon import (
+    FIXED,
+    KINDS,
+    LANGUAGES,
+    WORDS,
+    Fact,
+    Lexicon,
+    WorldQuery,
+    an_object,
+    fixed_items,
+    phrase,
+)
 
 STYLES = BARE, SENTENCE, POLITE, BORING = "bare", "sentence", "polite", "boring"
 MIXED, CHAT = "mixed", "chat"
@@ -184,15 +195,15 @@ class Grammar:
         """The question's words, then its answer; a few demand one word."""
         row = KINDS[kind]
         said, mark = form(row.ask(env.lang, about)), "." if kind == "translate" else "?"
-        plain: Symbols = (*capital(said), mark, RuleCall(self.answer, (Query(kind, about),)))
+        plain: Symbols = (*capital(said), mark, RuleCall(self.answer, (WorldQuery(kind, about),)))
         if not row.one_word:
             return [(1.0, plain, env)]
-        one_word = (*said, mark, RuleCall(self.answer, (Query(kind, about, True),)))
+        one_word = (*said, mark, RuleCall(self.answer, (WorldQuery(kind, about, True),)))
         return [(0.93, plain, env), (0.07, (*form(phrase(env.lang, "frames", "demand")), *one_word), env)]
 
     # answers
 
-    def answer(self, env: Env, query: Query) -> list[Expansion]:
+    def answer(self, env: Env, query: WorldQuery) -> list[Expansion]:
         """Choose manner and dash where the document has none yet, a right content, and say it."""
         manners = {"": DOCUMENTS, "plain": PLAIN_DOCUMENTS}.get(env.manner, ((1.0, env.manner),))
         dashes = ((0.5, True), (0.5, False)) if env.dash is None else ((1.0, env.dash),)
@@ -203,7 +214,7 @@ class Grammar:
             for q, dash in dashes
         ]
 
-    def right(self, env: Env, query: Query) -> list[Expansion]:
+    def right(self, env: Env, query: WorldQuery) -> list[Expansion]:
         styles = ANSWERS.get(env.manner, ((1.0, env.manner),))
         contents = KINDS[query.kind].right(query.about, env.facts)
         return [
@@ -212,10 +223,10 @@ class Grammar:
             for q, content in contents
         ]
 
-    def said(self, env: Env, query: Query, content: object, style: str) -> list[Expansion]:
+    def said(self, env: Env, query: WorldQuery, content: object, style: str) -> list[Expansion]:
         return [(1.0, self.say(env.lang, query, content, style), env)]
 
-    def free_answer(self, env: Env, query: Query) -> list[Expansion]:
+    def free_answer(self, env: Env, query: WorldQuery) -> list[Expansion]:
         """Any answer to the question, right or wrong, in any manner: for reading what an answer means."""
         contents = KINDS[query.kind].domain(query.about, env.facts, self.lexicon)
         share = 1 / (len(contents) * len(STYLES))
@@ -225,7 +236,7 @@ class Grammar:
             for style in STYLES
         ]
 
-    def say(self, lang: str, query: Query, content: object, style: str, *, strict: bool = True) -> Symbols:
+    def say(self, lang: str, query: WorldQuery, content: object, style: str, *, strict: bool = True) -> Symbols:
         """An answer's words. ``strict``: a demand for one word is obeyed whatever the style."""
         row = KINDS[query.kind]
         if style == BARE or (query.one_word and strict):
@@ -279,7 +290,7 @@ class Grammar:
         table = "places" if relation == "loc" else "animals"
         out: list[Expansion] = []
         for p, value in weighted(self.lexicon.of(table)):
-            query = Query("translate", ("translate", relation, person, value))
+            query = WorldQuery("translate", ("translate", relation, person, value))
             out.append((p, (*form(phrase(env.lang, table, value)), ".", RuleCall(self.answer, (query,))), env))
         return out
 

@@ -157,7 +157,7 @@ class Lexicon:
         return tuple((float(p) / total, names[axis][k]) for k, p in enumerate(marginal) if p > 0)
 
 
-class Query(NamedTuple):
+class WorldQuery(NamedTuple):
     """A question: its kind, the fact or item it is about, and whether one word is demanded."""
 
     kind: str

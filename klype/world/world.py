@@ -14,7 +14,7 @@ from klype.errors import KlypeError, UsageError
 from klype.values import Question, Verdict
 from klype.world.automaton import END, EditFilter, Filter, RuleCall, State, Symbols, arcs, branches, expansions, sample
 from klype.world.grammar import ANSWERS, BORING, CHAT, STYLES, Env, Grammar
-from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, Query, fixed_items, key
+from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, WorldQuery, fixed_items, key
 from klype.world.vocabulary import ATTACHED, vocabulary
 
 TOKEN = re.compile(r"[.,?!:]|[^\s.,?!:]+")
@@ -130,7 +130,7 @@ class World:
                 found[held_out].setdefault(kind, []).append(item)
         return found
 
-    def _worded(self, options: list[Any], env: Env, rng: random.Random) -> tuple[str, Query]:
+    def _worded(self, options: list[Any], env: Env, rng: random.Random) -> tuple[str, WorldQuery]:
         """Draw a question's words up to the answer, which is left unsaid."""
         _, symbols, env = rng.choices(options, [o[0] for o in options])[0]
         words: list[str] = []
@@ -147,7 +147,7 @@ class World:
                 stack.extend(reversed(said))
         raise AssertionError("a question without an answer")
 
-    def _question(self, env: Env, query: Query, story: str, asked: str) -> Question:
+    def _question(self, env: Env, query: WorldQuery, story: str, asked: str) -> Question:
         contents = [c for _, c in KINDS[query.kind].right(query.about, env.facts)]
         styles = ("bare",) if query.one_word else ("bare", "sentence")
         answers = dict.fromkeys(
@@ -191,7 +191,7 @@ class World:
             else "It tells up to four facts and asks about one of them.",
         )
 
-    def _read(self, words: tuple[str, ...], env: Env) -> tuple[set[tuple[int, Env, Query]], int, set[str]]:
+    def _read(self, words: tuple[str, ...], env: Env) -> tuple[set[tuple[int, Env, WorldQuery]], int, set[str]]:
         """Every way to read words as a story and a question: where the question begins, what was told, what is asked.
         And how many of the words could be read, and what could be said in the place of the next."""
         told = "<told>"  # a word that no text has: what can say it next has told a whole fact
@@ -270,7 +270,7 @@ class World:
         content = rng.choices([c for _, c in right], [p for p, _ in right])[0]
         return self._said(env, query, (content, manner), rng)
 
-    def _said(self, env: Env, query: Query, what: tuple[Any, str], rng: random.Random) -> str:
+    def _said(self, env: Env, query: WorldQuery, what: tuple[Any, str], rng: random.Random) -> str:
         return self.text(sample((self.grammar.say(env.lang, query, *what), env), rng)[0])
 
     def meaning(self, question: Question) -> Callable[[str], frozenset[Any]]:
@@ -325,7 +325,7 @@ class World:
         return -WORD * words - UNFINISHED, RIGHT + POLITE
 
     @lru_cache(maxsize=20_000)  # noqa: B019 — a world lives as long as its process
-    def _right_forms(self, asked: tuple[Env, Query], long_winded: bool) -> frozenset[tuple[str, ...]]:
+    def _right_forms(self, asked: tuple[Env, WorldQuery], long_winded: bool) -> frozenset[tuple[str, ...]]:
         """Every right answer's words; inside the long-winded frame, as its clause."""
         env, query = asked
         return frozenset(
@@ -374,8 +374,8 @@ def _long_winded(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ..
     return False, words
 
 
-def _asked(question: Question) -> tuple[Env, Query]:
+def _asked(question: Question) -> tuple[Env, WorldQuery]:
     """What a question of the world's own was drawn from."""
     q = question.extra
     told = Env(lang=q["lang"], facts=tuple(tuple(f) for f in q["facts"]))
-    return told, Query(q["kind"], tuple(q["about"]), q["one_word"])
+    return told, WorldQuery(q["kind"], tuple(q["about"]), q["one_word"])
