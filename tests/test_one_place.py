@@ -202,6 +202,7 @@ told = [klype(*blunt, "--json"), klype(*blunt), klype(*greedy)]
 def test_a_measure(place: Place) -> None:
     (place.folder / "asked.jsonl").write_text('{"question": "Hvem?", "answers": ["Kari"]}\n' * 2)
     document, printed, figure, shown = place("""
+import asyncio
 from klype import examine
 from tests.studio_toys import model, studio, visiting
 from klype.studio.divergence import ExamRequest, exam_folder
@@ -216,7 +217,11 @@ with visiting(home) as (run, user):
     for lang in ("en", "nb", "fy"):
         user.http_client.headers["accept-language"] = lang
         run(user.open("/divergence"))
-        shown[lang] = [str(e._text) for e in user.client.elements.values() if e._text]
+        for _ in range(100):  # the page may still be reading what was found
+            shown[lang] = [str(e._text) for e in user.client.elements.values() if e._text]
+            if any("(spoken words)" in text for text in shown[lang]):
+                break
+            run(asyncio.sleep(0.1))
 told = [(folder / "report.html").read_text(), printed["figures"]["1"]["spoken"], found.json(), shown]
 """)
     assert printed["unit"] == "spoken words"
