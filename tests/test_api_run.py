@@ -144,6 +144,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         (lambda: klype.train(device="abacus", out=tmp_path / "out"), "no kind of device 'abacus'"),
         (lambda: klype.train(lang="xx", out=tmp_path / "out"), "no language 'xx'"),
         (lambda: klype.train(progress=5, out=tmp_path / "out"), "progress should be"),  # type: ignore[arg-type]
+        (lambda: klype.train(progress=[], out=tmp_path / "out"), "progress should be"),  # type: ignore[arg-type]
         (lambda: klype.train(out=5), "out should be a path"),  # type: ignore[arg-type]
         (lambda: klype.train(from_=5, out=tmp_path / "out"), "from_ should be a path"),  # type: ignore[arg-type]
         (lambda: klype.Run(5), "path should be a path"),  # type: ignore[arg-type]

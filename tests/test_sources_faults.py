@@ -371,6 +371,27 @@ def test_an_echo_that_contradicts_itself_is_none() -> None:
     assert (offer.echo, offer.ids, offer.completion_top) == (False, True, 1)
 
 
+def test_a_request_for_an_echo_that_fails_is_no_answer_about_it() -> None:
+    """Else a server that was busy once would be asked a request for each token of what is scored from then on."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"id": "m", "owned_by": "vllm"}]})
+        if request.url.path == "/tokenize":
+            return httpx.Response(200, json={"tokens": [1, 2]})
+        body = json.loads(request.content)
+        if body.get("echo"):
+            return httpx.Response(503)
+        top = {"token_id:5": -0.5} if body.get("return_tokens_as_token_ids") else {"x": -0.5}
+        told = {"tokens": [*top], "token_logprobs": [-0.5], "top_logprobs": [top], "text_offset": [0]}
+        rows = [{"index": i, "text": "x", "finish_reason": "length", "logprobs": told} for i in range(body.get("n", 1))]
+        return httpx.Response(200, json={"choices": rows, "usage": {"completion_tokens": 1, "prompt_tokens": 2}})
+
+    client = httpx.Client(transport=httpx.MockTransport(handle))
+    with pytest.raises(KlypeError, match="did not answer"):
+        probe(HttpClient("http://there/v1", retry=RetryPolicy(tries=2, client=client, sleep=lambda _: None)))
+
+
 def test_an_untold_token_is_no_end_where_the_limit_ended_the_answer() -> None:
     answer = json.loads(json.dumps(LLAMA))
     answer["usage"]["completion_tokens"] = 2

@@ -292,6 +292,8 @@ def test_the_door() -> None:
             assert (led.status_code, led.headers["location"]) == (303, "/key")
             assert (await browser.get("/")).status_code == 401
             assert (await browser.post("/", headers=page)).status_code == 401
+            for method in ("PUT", "DELETE", "OPTIONS"):  # each would be a page, and kept for a minute
+                assert (await browser.request(method, "/key", headers=page)).status_code in (303, 401)
             asked = await browser.get("/key", headers={**page, "accept-language": "nb"})
             assert asked.status_code == 200
             assert asked.headers["referrer-policy"] == "same-origin"  # without any its form would come from nowhere

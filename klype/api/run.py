@@ -334,7 +334,8 @@ def _work(
     for."""
     import torch
 
-    given, out, say = asked.pop("set", {}), asked.pop("out", None), asked.pop("progress", None) or SilentListener()
+    given, out, say = asked.pop("set", {}), asked.pop("out", None), asked.pop("progress", None)
+    say = SilentListener() if say is None else say
     if not isinstance(given, Mapping):
         raise UsageError("set should be a mapping of settings.", 'For example {"pretrain.rows": 32}.')
     if not callable(getattr(say, "note", None)):

@@ -227,8 +227,8 @@ def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequ
                 shown = replace(asked, candidates=tuple(order))
                 ranked.append(Entry(shown, found.order, found.annotator, by=by, when=now(), again=again))
             if len(ranked) >= 100:
-                written += len(store.record_all(ranked))
-                ranked = []
+                whole, ranked = ranked, []  # what interrupts the writing does not have it written twice
+                written += len(store.record_all(whole))
     finally:
         written += len(store.record_all(ranked))
     return written

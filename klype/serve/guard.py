@@ -139,7 +139,10 @@ class Guard:
             raise self._too_large()
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
-        if self._key is None or scope["path"] == self.login or (scope["path"] in OPEN and _is_near(scope, headers)):
+        if self._key is None or (scope["path"] in OPEN and _is_near(scope, headers)):
+            return
+        # only what the page of the key answers: all else of that path would be built as any page is
+        if self.login and scope["path"] == self.login and scope.get("method") in ("GET", "HEAD", "POST"):
             return
         for value in headers.getlist("authorization"):
             scheme, _, key = value.partition(" ")

@@ -116,10 +116,10 @@ class Probe:
         except RefusedError:
             return None
 
-    def said(self, path: str, echoed: int = 0, **body: Any) -> ServerChoice | None:
+    def said(self, path: str, **body: Any) -> ServerChoice | None:
         """The only choice of an answer."""
         answer = self.answer(path, **body)
-        return choices(answer, 1, self.http.base, echoed=echoed)[0] if answer else None
+        return choices(answer, 1, self.http.base)[0] if answer else None
 
     def most(self, path: str, tops: Sequence[int], asking: Callable[[int], dict[str, Any]]) -> tuple[int, Key] | None:
         """How many alternatives the server tells, and the token that it wrote; None where it tells none."""
@@ -142,9 +142,11 @@ class Probe:
             found |= {"completion_top": told[0], "ids": prompt is not None and isinstance(told[1], int)}
         if prompt and found.get("ids"):
             found["echo"] = False
+            # a request that fails is no answer about echo: what is kept would make scores cost a request a token
+            answer = self.answer(path, **as_ids, logprobs=1, echo=True) or {}
             with suppress(KlypeError):  # llama.cpp ignores echo and tells its one token: it contradicts itself
-                said = self.said(path, len(prompt), **as_ids, logprobs=1, echo=True)
-                found["echo"] = said is not None and [heard.key for heard in said.tokens or ()][: len(prompt)] == prompt
+                said = choices(answer, 1, self.http.base, echoed=len(prompt))[0]
+                found["echo"] = [heard.key for heard in said.tokens or ()][: len(prompt)] == prompt
         rows = (self.answer(path, **plain, n=2) or {}).get("choices")
         # the same seed says the same
         drawn: dict[str, Any] = {**plain, "max_tokens": 8, "seed": 7, "temperature": 1.0}
