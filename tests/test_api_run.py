@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> klype.Run:
 
 
 @pytest.mark.slow
-def test_a_run_holds_models_metrics_and_a_report(trained: klype.Run) -> None:
+def test_a_run_holds_models_metrics_and_a_report(trained: klype.Run, tmp_path: Path) -> None:
     assert list(trained.stages) == ["pretrain", "finetune", "align"]
     newest, named = klype.load(trained), trained.stages["align"]
     (one,), (two,) = (model.ask("Hvem?", temperature=0, limit=5) for model in (newest, named))
@@ -71,6 +71,9 @@ def test_a_run_holds_models_metrics_and_a_report(trained: klype.Run) -> None:
     assert report.to_json() == json.loads((trained.path / "figures.json").read_text())
     assert set(report.figures) == {"base", "finetuned", "aligned"}
     assert "<bdi>short</bdi>" in report.to_html("nb")
+    (tmp_path / "figures.json").write_text(json.dumps({**report.to_json(), "gates": [{}]}))
+    with pytest.raises(klype.KlypeError, match=r"malformed at .*figures\.json: 'passed'"):
+        replace(report, path=tmp_path / "figures.json").to_html()
     for shown in (trained, report, trained.metrics["align"]):
         assert "<table>" in shown._repr_html_()
     with pytest.raises(KeyError):

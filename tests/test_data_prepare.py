@@ -88,6 +88,15 @@ def test_a_shard_is_written_as_soon_as_it_is_full(tmp_path: Path) -> None:
     assert len(write_shards(given(), tmp_path, 300, size=10)) == 4
 
 
+def test_what_cannot_be_read_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
+    def given() -> Iterator[list[int]]:
+        yield [1]
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        write_shards(given(), tmp_path, 300)
+
+
 def test_near_repetitions_are_told_where_datasketch_is_there() -> None:
     pytest.importorskip("datasketch")
     long = " ".join(f"Ord nummer {i} er et ord." for i in range(40))

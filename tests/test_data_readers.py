@@ -128,8 +128,11 @@ def test_encodings(tmp_path: Path) -> None:
     assert texts(tmp_path / "b.txt", encoding="utf-16") == [TEXT]
     (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbfabc")
     assert texts(tmp_path / "c.txt") == ["abc"]
-    with pytest.raises(UsageError, match="no encoding 'klingon'"):
-        texts(tmp_path / "a.txt", encoding="klingon")
+    (tmp_path / "d.jsonl").write_text('{"text": "Hei."}')
+    (tmp_path / "e.csv").write_text("text\nHei.\n")
+    for name in ("a.txt", "d.jsonl", "e.csv"):  # whatever is skipped: no row is to blame
+        with pytest.raises(UsageError, match="no encoding 'klingon'"):
+            texts(tmp_path / name, encoding="klingon", bad=BadRows(skip=True))
 
 
 BROKEN = {

@@ -139,6 +139,20 @@ def test_stores_from_before_get_their_checksums_and_what_an_older_klype_adds_is_
     assert held(place) == expected
 
 
+def test_all_of_the_first_version_of_a_store_can_be_saved(tmp_path: Path) -> None:
+    place = tmp_path / "rankings.db"
+    fill(place)
+    expected = held(place)
+    with closing(sqlite3.connect(place)) as connection:
+        for table in ("annotators", "questions", "candidates", "rankings"):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN checksum")
+        connection.execute("ALTER TABLE questions DROP COLUMN priority")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.commit()
+    assert whole_entries(place) == (expected[0], 0)
+    assert held(place) == expected
+
+
 def test_a_command_says_so_and_export_saves_what_is_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], elsewhere: None
 ) -> None:

@@ -65,9 +65,13 @@ def test_the_verdict_follows_the_interval_in_both_languages(low: float, high: fl
     figure = {"value": (low + high) / 2, "low": low, "high": high}
     document = {"gain": {"score": figure}, "before": {}, "after": {}}
     looks = [seen(0, 0.5, 0.0), seen(10, 0.1, 0.9)]
-    assert verdict(document, looks, False, "en").startswith(en)
-    assert verdict(document, looks, True, "nb").startswith(nb)
-    assert "step 0" in verdict(document, looks, True, "en")
+    assert verdict(document, looks, False, False, "en").startswith(en)
+    assert verdict(document, looks, True, False, "nb").startswith(nb)
+    assert "step 0" in verdict(document, looks, True, False, "en")
+    assert [("the annotator's own fell" in verdict(document, looks, False, fell, "en")) for fell in (True, False)] == [
+        True,
+        False,
+    ]
 
 
 class Numbers:

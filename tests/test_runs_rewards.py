@@ -107,6 +107,9 @@ def test_a_reward_file_is_climbed_and_a_watched_one_is_not(
     assert climbed[name]["before"] == watched[name]["before"]  # the same model, the same questions
     assert climbed[name]["gain"]["low"] > max(0, watched[name]["gain"]["high"])
     seen = whole["rounds"][0]["watch"]["seen"]
+    change = whole["rounds"][0]["watch"]["change"]  # of the annotator's score, by which a verdict says that it fell
+    assert change["value"] == pytest.approx(seen[-1]["truth"] - seen[0]["truth"])
+    assert change["n"] == 64
     assert seen[-1]["reward"] == pytest.approx(20 * seen[-1]["rewards"][name])
     kept = read_run(tmp_path / "climbed")
     assert kept["rewards"] == climbed

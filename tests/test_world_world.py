@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import pytest
 
+from klype.errors import KlypeError
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.world import END, Spellings, TokenFilter, World
@@ -277,6 +278,11 @@ def test_most_stories_have_as_many_questions_as_their_manner_says() -> None:
     assert 0.45 < inside / counts.total() < 0.8
     assert min(counts) == 3
     assert max(counts) > high
+
+
+def test_an_unknown_size_is_refused() -> None:
+    with pytest.raises(KlypeError, match="no world of size"):
+        World("huge")  # type: ignore[arg-type]
 
 
 def test_arcs_of_a_finished_text_are_none() -> None:

@@ -15,7 +15,7 @@ from klype.api.prompt_context import number, whole
 from klype.api.results import Row, data_frame, figure_rows, figure_table, html_table
 from klype.config import make
 from klype.environment import cache_folder
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, short_error
 from klype.examine.run_figures import read as read_facts
 from klype.examine.run_report import render
 from klype.jsons import steps
@@ -153,7 +153,12 @@ class RunReport:
 
     def to_html(self, lang: str = "en") -> str:
         """The whole report as one page; of an alignment alone, which has no page, its table."""
-        return render(read_facts(self.path), lang) if self.path.is_file() else self._repr_html_()
+        if not self.path.is_file():
+            return self._repr_html_()
+        try:
+            return render(read_facts(self.path), lang)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # what it holds is checked as it is shown
+            raise KlypeError(f"The facts of this run are malformed at {self.path}: {short_error(error)}.") from error
 
     def _repr_html_(self) -> str:
         return figure_table(list(dict.fromkeys(name for one in self.figures.values() for name in one)), self.figures)

@@ -220,26 +220,30 @@ def write_shards(
     the folder counts as unfinished. KlypeError when it cannot be written."""
     dtype, shards = "<u2" if vocab_size <= 2**16 else "<u4", list[dict[str, object]]()
     part, tokens = list[npt.NDArray[np.integer[Any]]](), 0
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for document in chain(documents, [None]):
-            if document is not None:
-                part.append(np.asarray(document, dtype))
-                tokens += len(document)
-            if tokens >= size or (document is None and (part or not shards)):
-                name, ends = f"shard-{len(shards):05d}", np.cumsum([len(ids) for ids in part], dtype="<u8")
-                files = {f"{name}.bin": b"".join(ids.tobytes() for ids in part), f"{name}.idx": ends.tobytes()}
-                for file, content in files.items():
-                    durable.write(folder / file, content)
-                digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-                shards.append({"name": name, "documents": len(ends), "tokens": tokens, "sha256": digests})
-                part, tokens = [], 0
-        about = {"dtype": dtype, "vocab_size": vocab_size, "shards": shards}
-        durable.write(folder / ABOUT, json.dumps(about, indent=1).encode())
-    except OSError as error:
-        raise KlypeError(
-            f"{folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
-        ) from error
+
+    def write(file: str, content: bytes) -> None:
+        try:  # what cannot be read of the documents is no fault of the folder
+            folder.mkdir(parents=True, exist_ok=True)
+            durable.write(folder / file, content)
+        except OSError as error:
+            raise KlypeError(
+                f"{folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
+            ) from error
+
+    for document in chain(documents, [None]):
+        if document is not None:
+            part.append(np.asarray(document, dtype))
+            tokens += len(document)
+        if tokens >= size or (document is None and (part or not shards)):
+            name, ends = f"shard-{len(shards):05d}", np.cumsum([len(ids) for ids in part], dtype="<u8")
+            files = {f"{name}.bin": b"".join(ids.tobytes() for ids in part), f"{name}.idx": ends.tobytes()}
+            for file, content in files.items():
+                write(file, content)
+            digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+            shards.append({"name": name, "documents": len(ends), "tokens": tokens, "sha256": digests})
+            part, tokens = [], 0
+    about = {"dtype": dtype, "vocab_size": vocab_size, "shards": shards}
+    write(ABOUT, json.dumps(about, indent=1).encode())
     return Documents.open(folder, verify=False)
 
 

@@ -220,11 +220,12 @@ def read_json_lines(file: Path, options: ReadOptions) -> Rows:
 
 def _decoded_lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
     """Lines and their numbers; where bytes cannot be split, a file that is not in its encoding is one bad row."""
-    decode(b"", options.encoding, str(file))  # it must be known
 
     def decoded(raw: bytes, where: str, offset: int = 0) -> str | None:
         try:
             return decode(raw, options.encoding, where, offset)
+        except UsageError:  # no such encoding: no row is to blame
+            raise
         except KlypeError as error:
             options.bad.add(error.message, error.hint)
             return None
@@ -277,7 +278,7 @@ def read_csv(file: Path, options: ReadOptions, delimiter: str = ",") -> Rows:
         if _is_wide(encoding):
             text = io.StringIO(decode(files.read_bytes(file), encoding, str(file)), newline="")
         else:
-            decode(b"", encoding, str(file))  # it must be known
+            decode(b"x", encoding, str(file))  # it must be known, which no bytes would not tell
             text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
         for number, fields in separated(files.lines(text, file, ("\n", "\r")), file, delimiter):
             where = place(file, number)

@@ -193,6 +193,7 @@ class ExperimentPlan(config.Settings):
             made = saved(file) or {}
             sizes = made.pop("documents")
             about = {"documents": sizes if isinstance(sizes, list) else (sizes,), "arms": made.pop(f"{noun}s")}
+            about["seeds"] = made["seeds"]  # none would be a request for as many as fit
             return ExperimentPlan(**made | about | {"settings": settings.model_validate(made["settings"])})
         except (KeyError, ValueError):
             raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None

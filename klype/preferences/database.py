@@ -77,6 +77,8 @@ def plainly(place: str) -> Iterator[None]:
     except (DBAPIError, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         raise _explained(place, str(cause).strip() or type(cause).__name__) from error
+    except UnicodeDecodeError as error:  # SQLite quotes a damaged name, of which Python can make no sentence
+        raise DamagedError(f"The store {place} is damaged: a name in it is no text.", SAVED) from error
     except DamagedError as error:
         raise error if error.hint else DamagedError(f"The store {place} is damaged: {error.message}.", SAVED) from None
 

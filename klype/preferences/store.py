@@ -214,7 +214,7 @@ def _added(connection: Connection, asked: Sequence[RankingItem]) -> list[Ranking
     stored = {mark: _by_text(there[ids[mark]].candidates) if ids[mark] in there else {} for mark in rows}
     for mark, one in zip(marks, asked, strict=True):
         new_ones = {key: replace(candidate, id=0) for key, candidate in _by_text(one.candidates).items()}
-        stored[mark] = new_ones | stored[mark]
+        stored[mark] |= {key: candidate for key, candidate in new_ones.items() if key not in stored[mark]}
     missing = [(mark, key) for mark, answers in stored.items() for key, answer in answers.items() if not answer.id]
     made = _with_ids(connection, [(ids[mark], stored[mark][key]) for mark, key in missing])
     for (mark, key), candidate in zip(missing, made, strict=True):
@@ -371,8 +371,9 @@ def _rows(engine: sa.Engine, table: sa.Table) -> list[Row]:
 
         orders = table.c.id, table.c.id.desc()
         ids = sorted({row["id"] for order in orders for row in reached(select(table.c.id).order_by(order))})
-        columns = [*table.columns]
-        for names in (columns, [column for column in columns if column.name != "checksum"]):  # an older store has none
+        # an older store may have neither; nobody reads in which order its questions were to be asked
+        columns = [column for column in table.columns if column.name != "priority"]
+        for names in (columns, [column for column in columns if column.name != "checksum"]):
             found = [row for number in ids for row in reached(select(*names).where(table.c.id == number))]
             if found:
                 break

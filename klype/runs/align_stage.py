@@ -201,7 +201,8 @@ def align(run: RunContext) -> None:
     model.eval()
     seen = watched[0].seen
     first, last, asked = seen[0].rewards, (best(seen) if stopped else seen[-1]).rewards, range(ASKED)
-    run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen]}
+    change = paired(seen[0].truth, seen[-1].truth, asked).json()  # of the annotator's score, question by question
+    run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen], "change": change}
     digests = run.record.content.get("functions", {})
     run.record.content["rewards"] = {
         name: {

@@ -196,8 +196,8 @@ def win_rate(before: Sequence[float], after: Sequence[float]) -> Figure:
     return mean_by_question(wins, range(len(wins)), "share of questions")
 
 
-def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bool, lang: str) -> str:
-    """What came of it, in a few sentences."""
+def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bool, fell: bool, lang: str) -> str:
+    """What came of it, in a few sentences; ``fell``: the annotator's score did, beyond chance."""
     w = words(lang, "align")
     said: list[str] = []
     gain = figure_of(document["gain"], "score")
@@ -209,9 +209,8 @@ def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bo
         said.append(w(kind, **{name: f"{'+' if end >= 0 else ''}{number(end, lang)}" for name, end in ends.items()}))
     if stopped:
         said.append(w("parted", step=seen[-1].step, best=best(seen).step))
-    elif len(seen) > 1 and seen[-1].reward > seen[0].reward:
-        fell = paired(seen[0].truth, seen[-1].truth, range(len(seen[0].truth))).high
-        said += [w("hacked")] if fell is not None and fell < 0 else []
+    elif fell and seen[-1].reward > seen[0].reward:
+        said.append(w("hacked"))
     if seen:
         said.append(w("far", kl=number((best(seen) if stopped else seen[-1]).kl, lang)))
     lost = []

@@ -20,7 +20,7 @@ from klype.runs import run_start
 from klype.runs.align_stage import Evaluation
 from klype.runs.examine_stage import MODELS, gather, measure_stage
 from klype.runs.folder import read_run
-from klype.runs.gates import against_aligning, compare, time_gate, verdict
+from klype.runs.gates import against_aligning, compare, figure_of, time_gate, verdict
 from klype.runs.listener import RunListener
 from klype.runs.machine_probe import all_cores_seconds, fitting, in_time
 from klype.runs.reward import examined
@@ -278,7 +278,9 @@ def compared(run: RunContext) -> dict[str, Any]:
     watched = content["watch"]
     document = compare(run, run.model("finetune"), run.model("align"))
     seen = [Evaluation(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
-    says = {lang: verdict(document, seen, watched["stopped"], lang) for lang in LANGUAGES}
+    fell = figure_of(watched, "change").high  # a run of an earlier klype does not know
+    lost = fell is not None and fell < 0
+    says = {lang: verdict(document, seen, watched["stopped"], lost, lang) for lang in LANGUAGES}
 
     before, after = document["before"], document["after"]
     rows = [(words.measure(k), words.figure(f, k), words.figure(after.get(k, f), k)) for k, f in before.items()]

@@ -191,10 +191,11 @@ def different(task: Task, question: Question, answers: Sequence[Candidate]) -> l
 
 def load(task: Task, folder: Path) -> RankedSets:
     """The rankings that the rank stage left, as token ids. Raises NoPreferencesError."""
-    found = _older(folder)
     if (folder / STORE).exists():
         with Store.open(folder / STORE, read_only=True) as store:
             found = store.entries()
+    else:
+        found = _older(folder)
     entries = _by_people(found)
     if entries and not any(e.asked.part == "held-out" for e in entries):
         parts = _parts([e.asked.question for e in entries])

@@ -37,6 +37,8 @@ class World:
     """The demo language. ``size`` "full" has some 560 words (815 with capitals), "small" is for tests."""
 
     def __init__(self, size: Literal["full", "small"] = "full") -> None:
+        if size not in ("full", "small"):
+            raise KlypeError(f"There is no world of size “{size}”.", "Sizes are: full, small.")
         self.size = size
         self.lexicon = Lexicon(small=size == "small")
         self.grammar = Grammar(self.lexicon)
