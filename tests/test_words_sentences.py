@@ -26,6 +26,7 @@ from klype.examine.answer_pictures import pictures as examination_pictures
 from klype.examine.evidence import OTHER_MANNERS
 from klype.examine.examination_report import verdict as examination_verdict
 from klype.examine.hypothesis_tests import Outcome, rulings
+from klype.examine.intervals import paired
 from klype.examine.run_report import energy, gate_row, too_few
 from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
@@ -275,7 +276,8 @@ def alignment(
     gain = {"value": None} if low is None else f(low, high)
     before, after = ({"retrieval_text": figure} if figure else {} for figure in known)
     document = {"gain": {"score": gain}, "before": before, "after": after}
-    return lambda lang: alignment_verdict(document, looks, stopped, lang)
+    high = paired(looks[0].truth, looks[-1].truth, range(60)).high if looks else None
+    return lambda lang: alignment_verdict(document, looks, stopped, high is not None and high < 0, lang)
 
 
 def refused(low: float, high: float, people: bool) -> Told:
