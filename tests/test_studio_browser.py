@@ -98,16 +98,16 @@ class Visitor:
         )
         self.page = context.new_page()
         self.faults: list[str] = []
-        self.page.on("console", lambda m: self.faults.append(f"{m.type}: {m.text}") if m.type != "log" else None)
-        self.page.on("pageerror", self._failed)
+        self.page.on("console", lambda m: self._failed(f"{m.type}: {m.text}") if m.type != "log" else None)
+        self.page.on("pageerror", lambda error: self._failed(f"error: {error}"))
         self.page.on("dialog", lambda dialog: self.faults.append(f"dialog: {dialog.message}"))
         self.page.on("request", lambda r: self._asked(r.url))
         self.page.on("websocket", lambda socket: self._asked(socket.url))
 
-    def _failed(self, error: Any) -> None:
+    def _failed(self, told: str) -> None:
         # NiceGUI's echart.js waits before it makes a chart, and fails to end one that has gone by then
-        if "reading 'dispose'" not in str(error):
-            self.faults.append(f"error: {error}")
+        if "reading 'dispose'" not in told:
+            self.faults.append(told)
 
     def _asked(self, url: str) -> None:
         own = self.base.partition("://")[2]
