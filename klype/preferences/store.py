@@ -213,8 +213,8 @@ def _added(connection: Connection, asked: Sequence[RankingItem]) -> list[Ranking
     ids |= zip(new, inserted(connection, questions, [rows[mark] for mark in new]), strict=True)
     stored = {mark: _by_text(there[ids[mark]].candidates) if ids[mark] in there else {} for mark in rows}
     for mark, one in zip(marks, asked, strict=True):
-        new_ones = {key: replace(candidate, id=0) for key, candidate in _by_text(one.candidates).items()}
-        stored[mark] |= {key: candidate for key, candidate in new_ones.items() if key not in stored[mark]}
+        for key, candidate in _by_text(one.candidates).items():
+            stored[mark].setdefault(key, replace(candidate, id=0))
     missing = [(mark, key) for mark, answers in stored.items() for key, answer in answers.items() if not answer.id]
     made = _with_ids(connection, [(ids[mark], stored[mark][key]) for mark, key in missing])
     for (mark, key), candidate in zip(missing, made, strict=True):

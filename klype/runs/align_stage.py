@@ -28,7 +28,7 @@ from klype.train.policy import ActorCritic, AnswerUse, align_objective, method
 from klype.train.preference import RankedAnswers, RankingBatches, RankingSettings
 from klype.train.rewards import QuestionPrompt, WeightedRewards
 from klype.train.rollout import RolloutBatches, RolloutSettings, kl_an_answer
-from klype.values import Batch, Batches, end
+from klype.values import Batch, Batches, Question, end
 from klype.words import number
 
 TIMES, ASKED = 10, 64  # evaluations, and questions in each
@@ -66,12 +66,15 @@ class RewardHacking(Exception):  # noqa: N818 - an end that was asked for
 
 @torch.no_grad()
 def evaluation(
-    task: Task, model: Transformer, reference: Transformer, rewards: WeightedRewards | None, step: int
+    task: Task,
+    questions: Sequence[Question],
+    model: Transformer,
+    reference: Transformer,
+    rewards: WeightedRewards | None,
+    step: int,
 ) -> Evaluation:
-    """The model under alignment after ``step`` steps, on fixed questions. ``rewards``: None where nothing rewards an
-    answer."""
+    """The model under alignment after ``step`` steps. ``rewards``: None where nothing rewards an answer."""
     model.eval()
-    questions = [task.questions(3)(i) for i in range(ASKED)]
     traces = [trace for (trace,) in draw_answers(task, model, questions, 1.0)]
     prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
     batch = answers_batch(prompts, answers)
@@ -178,6 +181,7 @@ def align(run: RunContext) -> None:
         start = copy.deepcopy(whole).requires_grad_(True)
         model = ActorCritic.of(start) if row.critic else start
     ranked, known = ranked_to_learn(run, rewards)
+    questions = [run.task.questions(3)(i) for i in range(ASKED)]  # the same at every look
     watched: list[EvaluatedBatches] = []
 
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
@@ -185,7 +189,8 @@ def align(run: RunContext) -> None:
         objective, batches = align_objective(section.how), batches_of(run, twin, reference, rewards, ranked)
         if planned is None:
             return objective, batches
-        look, best = partial(evaluation, run.task, twin, reference, rewards), BestWeights(twin, run.folder / "align")
+        look = partial(evaluation, run.task, questions, twin, reference, rewards)
+        best = BestWeights(twin, run.folder / "align")
         every, stops = max(1, planned.steps // TIMES), section.stops and known
         watched[:] = [EvaluatedBatches(batches, look, best, every, stops)]
         return objective, watched[0]

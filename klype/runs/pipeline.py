@@ -278,9 +278,9 @@ def compared(run: RunContext) -> dict[str, Any]:
     watched = content["watch"]
     document = compare(run, run.model("finetune"), run.model("align"))
     seen = [Evaluation(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
-    fell = figure_of(watched, "change").high  # a run of an earlier klype does not know
-    lost = fell is not None and fell < 0
-    says = {lang: verdict(document, seen, watched["stopped"], lost, lang) for lang in LANGUAGES}
+    high = figure_of(watched, "change").high  # a run of an earlier klype does not know
+    fell = high is not None and high < 0
+    says = {lang: verdict(document, seen, watched["stopped"], fell, lang) for lang in LANGUAGES}
 
     before, after = document["before"], document["after"]
     rows = [(words.measure(k), words.figure(f, k), words.figure(after.get(k, f), k)) for k, f in before.items()]
