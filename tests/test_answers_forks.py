@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from klype.answers.forks import ForkSettings, _continued, _moved, forks, permutation_test, strength
-from klype.answers.tree import TreeSettings, grow
+from klype.answers.tree import TreeSettings
 from klype.engine.engine import Event
 from klype.errors import UsageError
 from klype.sources.source import NativeSource, SourceWrapper
 from klype.values import Request, Trace
-from tests.toy_sources import random_table, table_source
+from tests.toy_sources import grow_one, random_table, table_source
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +66,7 @@ def test_the_mean_over_the_next_token_is_what_was_before() -> None:
     source, codec = table_source(table)
 
     def meanings(prompt: list[int], limit: int) -> dict[int, float]:
-        tree = grow(
+        tree = grow_one(
             source, prompt, TreeSettings(limit=limit, budget=10_000, until="budget"), codec.spell, lambda t: t[:1]
         )
         return {str(c.meaning): c.low for c in tree.clusters}  # type: ignore[misc]
@@ -161,7 +161,7 @@ def test_samples_that_neighbours_share_are_drawn_as_if_alone() -> None:
     assert set(texts[-1]) == {codec.decode(trace.tokens)}
     for t in range(5):
         grown = TreeSettings(limit=6 - t, budget=10_000, until="budget")
-        tree = grow(plain, [1, *trace.tokens[:t]], grown, codec.spell)
+        tree = grow_one(plain, [1, *trace.tokens[:t]], grown, codec.spell)
         begun, said = codec.decode(trace.tokens[:t]), Counter(texts[t])
         for found in tree.answers:
             spread = math.sqrt(n * found.low * (1 - found.low)) + 1

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from klype.answers.tree import TreeSettings, grow
+from klype.answers.tree import TreeSettings
 from klype.errors import BudgetSpentError
 from klype.values import Distribution
 from tests.test_answers_tree import LETTERS, by_text
-from tests.toy_sources import Partial, random_table, table_source
+from tests.toy_sources import Partial, grow_one, random_table, table_source
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +42,7 @@ def test_what_was_not_read_can_still_become_any_text_that_begins_so(seed: int, p
     server = Paid(source, 6)
     server.left = paid
     settings = TreeSettings(limit=5, budget=40, until="budget", batch=4, vocabulary=6)
-    tree = grow(server, [1], settings, codec.spell)
+    tree = grow_one(server, [1], settings, codec.spell)
     assert tree.expansions == paid
     assert tree.stopped == "budget"
     assert all(answer.low <= exact[answer.text] <= answer.high for answer in tree.answers)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from klype.answers import distribution_bounds
-from klype.answers.tree import Tree, TreeSettings, grow, grow_together
+from klype.answers.tree import Tree, TreeSettings, grow
 from klype.errors import UsageError
 from klype.values import Distribution, Sampling
-from tests.toy_sources import Partial, at_temperature, enumerate_answers, random_table, table_source
+from tests.toy_sources import Partial, at_temperature, enumerate_answers, grow_one, random_table, table_source
 
 LETTERS = (".", "a", "b", "ab", " ", "")
 """Spelled so that one text has many tokenisations: "ab" is one token or two, a space leads, and one says nothing."""
@@ -35,7 +35,7 @@ def by_text(p_VV: np.ndarray, start: int, limit: int) -> dict[str, float]:
 
 def grown(table: np.ndarray, settings: TreeSettings, k: int = 0) -> Tree:
     source, codec = table_source(table, letters=LETTERS)
-    return grow(Partial(source, k) if k else source, [1], settings, codec.spell)
+    return grow_one(Partial(source, k) if k else source, [1], settings, codec.spell)
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_a_text_counts_only_what_can_still_become_it() -> None:
     """After "b" nothing can become "a": its interval is narrower than the unexplored mass."""
     table = np.array([[1, 0, 0], [0.3, 0.2, 0.5], [0.1, 0.45, 0.45]])
     source, codec = table_source(table, letters=(".", "a", "b"))
-    tree = grow(source, [1], TreeSettings(limit=4, budget=6, until="budget", batch=1, vocabulary=3), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(limit=4, budget=6, until="budget", batch=1, vocabulary=3), codec.spell)
     empty = next(a for a in tree.answers if a.text == "")
     assert tree.unexplored > 0.1
     assert empty.high - empty.low < 1e-4
@@ -89,7 +89,7 @@ def test_a_tree_that_is_whole_is_the_enumeration() -> None:
 def test_until_mode_stops_with_the_mode() -> None:
     table = np.array([[1, 0, 0], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]])
     source, codec = table_source(table)
-    tree = grow(source, [1], TreeSettings(limit=20, budget=500, until="mode", batch=1), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(limit=20, budget=500, until="mode", batch=1), codec.spell)
     assert tree.stopped == "mode"
     assert tree.answers[0].text == ""
     assert tree.answers[0].low > tree.answers[1].low + tree.unexplored if len(tree.answers) > 1 else tree.unexplored
@@ -101,18 +101,20 @@ def test_a_mode_that_rounding_could_change_is_not_certain() -> None:
     even = [0.5, 0.49999988, 0, 1.2e-8]
     table = np.array([[1, 0, 0, 0], [1 - 1e-12, 0, 0, 1e-12], [1, 0, 0, 0], even])
     source, codec = table_source(table)
-    tree = grow(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.spell)
+    tree = grow_one(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.spell)
     assert tree.stopped != "mode"
     assert tree.answers[0].low < tree.answers[1].high
     clear = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.49, 0, 0.01]])
     source, codec = table_source(clear)
-    assert grow(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.spell).stopped == "mode"
+    assert (
+        grow_one(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.spell).stopped == "mode"
+    )
 
 
 def test_until_mass_stops_below_eps() -> None:
     table = np.array([[1, 0, 0], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]])
     source, codec = table_source(table)
-    tree = grow(source, [1], TreeSettings(limit=40, budget=5000, until="mass", eps=0.05), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(limit=40, budget=5000, until="mass", eps=0.05), codec.spell)
     assert tree.stopped == "mass"
     assert tree.unexplored < 0.05
 
@@ -120,7 +122,7 @@ def test_until_mass_stops_below_eps() -> None:
 def test_temperature_zero_has_one_answer() -> None:
     table = np.array([[1, 0, 0], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
     source, codec = table_source(table)
-    tree = grow(source, [1], TreeSettings(Sampling(0.0), limit=9, budget=50), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(Sampling(0.0), limit=9, budget=50), codec.spell)
     assert [(a.text, round(a.low, 4)) for a in tree.answers] == [("b", 1.0)]
     assert tree.unexplored == 0
     assert tree.entropy[0] == pytest.approx(0, abs=1e-5)
@@ -143,17 +145,17 @@ def test_a_partial_distribution_still_gives_certain_intervals(k: int, temperatur
 def test_penalties_and_truncations_of_what_is_not_listed_are_refused() -> None:
     source, _ = table_source(random_table(np.random.default_rng(0), 4))
     with pytest.raises(UsageError):
-        grow(source, [1], TreeSettings(Sampling(repetition_penalty=1.2)))
+        grow_one(source, [1], TreeSettings(Sampling(repetition_penalty=1.2)))
     with pytest.raises(UsageError):
-        grow(Partial(source, 2), [1], TreeSettings(Sampling(top_p=0.5)))
+        grow_one(Partial(source, 2), [1], TreeSettings(Sampling(top_p=0.5)))
     with pytest.raises(UsageError):
-        grow(source, [1], TreeSettings(budget=0))
+        grow_one(source, [1], TreeSettings(budget=0))
 
 
 def test_truncation_is_of_the_distribution_drawn_from() -> None:
     table = np.array([[1, 0, 0], [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
     source, codec = table_source(table)
-    tree = grow(source, [1], TreeSettings(Sampling(top_k=2), limit=3, budget=100, until="budget"), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(Sampling(top_k=2), limit=3, budget=100, until="budget"), codec.spell)
     assert {a.text for a in tree.answers} == {"", "a", "aa"}
     assert tree.answers[0].low == pytest.approx(0.5 / 0.8, abs=1e-4)
 
@@ -162,7 +164,7 @@ def test_meanings_sum_their_texts() -> None:
     table = random_table(np.random.default_rng(5), 4)
     source, codec = table_source(table)
     settings = TreeSettings(limit=6, budget=60, until="budget", vocabulary=4)
-    tree = grow(source, [1], settings, codec.spell, lambda text: len(text) % 2)
+    tree = grow_one(source, [1], settings, codec.spell, lambda text: len(text) % 2)
     exact = by_text_of(table, 8)
     assert len(tree.clusters) == 2
     for cluster in tree.clusters:
@@ -184,7 +186,7 @@ def test_entropy_lies_within_its_bounds(seed: int) -> None:
     entropy = math.fsum(-p * math.log(p) for p in exact.values())
     for budget in (2, 20, 200):
         source, codec = table_source(table)
-        tree = grow(source, [1], TreeSettings(limit=12, budget=budget, until="budget", vocabulary=4), codec.spell)
+        tree = grow_one(source, [1], TreeSettings(limit=12, budget=budget, until="budget", vocabulary=4), codec.spell)
         assert tree.entropy[0] - 1e-4 <= entropy + left * 40
         assert entropy <= tree.entropy[1] + 1e-4
 
@@ -243,14 +245,14 @@ def test_the_width_for_entropy_is_as_published() -> None:
         assert 0.5 * width <= high - low <= 1.5 * width
 
 
-def test_trees_that_grow_together_are_those_that_grow_alone() -> None:
+def test_trees_that_grow_are_those_that_grow_alone() -> None:
     source, codec = table_source(random_table(np.random.default_rng(6), 5))
     prompts = [(1,), (2,), (1, 3)]
     meanings = [lambda text: text[:1], lambda text: text, lambda text: len(text)]
     settings = TreeSettings(limit=6, budget=90, batch=4, vocabulary=5)
     for alone, together in zip(
-        [grow(source, p, settings, codec.spell, m) for p, m in zip(prompts, meanings, strict=True)],
-        grow_together(source, prompts, settings, codec.spell, meanings),
+        [grow_one(source, p, settings, codec.spell, m) for p, m in zip(prompts, meanings, strict=True)],
+        grow(source, prompts, settings, codec.spell, meanings),
         strict=True,
     ):
         assert (together.expansions, together.stopped) == (alone.expansions, alone.stopped)
@@ -267,7 +269,7 @@ def test_the_answer_of_a_peaked_model_is_found_within_twice_its_length_in_passes
     for token in range(1, V):
         table[token, (token + 1) % V] = 0.995
     source, codec = table_source(table / table.sum(axis=1, keepdims=True), letters=tuple(".abcdefghijkl"[:V]))
-    tree = grow(source, [1], TreeSettings(limit=2 * length, budget=2 * length, until="budget"), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(limit=2 * length, budget=2 * length, until="budget"), codec.spell)
     assert tree.expansions <= 2 * length
     assert tree.answers[0].low > 0.995 ** (length + 1)
     assert tree.answers[0].text == "bcdefghijkl"[: length - 1]

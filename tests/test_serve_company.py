@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from klype.answers.tree import TreeSettings, grow
+from klype.answers.tree import TreeSettings
 from klype.engine.engine import Engine, Event
 from klype.model import checkpoint
 from klype.serve.api_errors import ApiError
@@ -32,6 +32,7 @@ from tests.serve_toys import post, running, served
 from tests.studio_toys import model
 from tests.test_serve_answers import events
 from tests.test_serve_socket import gauge, start
+from tests.toy_sources import grow_one
 
 CLIENTS = 8
 SHORT, LONG = 8, 63
@@ -155,7 +156,7 @@ async def visit_and_go(one: SharedModel, visits: int, seed: int, own: Source) ->
                 if impatient and len(event.step.distribution.ids) > 0:  # type: ignore[union-attr]
                     raise CancelledError
             settings = TreeSettings(Sampling(), 4, 8, "mass", 0.001, batch=4, vocabulary=one.vocabulary)
-            grown = grow(source, with_stop[0][1].prompt, settings, one.opened.spell, lambda text: text, look)
+            grown = grow_one(source, with_stop[0][1].prompt, settings, one.opened.spell, lambda text: text, look)
             return grown.unexplored
 
         return work

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from klype.answers import distribution_bounds
-from klype.answers.tree import TreeSettings, grow
+from klype.answers.tree import TreeSettings
 from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import BudgetSpentError
@@ -28,6 +28,7 @@ from klype.studio.answer_paths_search import PathSource
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
+from tests.toy_sources import grow_one
 from tests.toys import toy
 
 TEXTS = ["jeg gikk en tur på fjellet", "hun gikk en tur i byen", "hvor gikk hun? hun gikk i byen"]
@@ -151,8 +152,10 @@ def test_the_truth_lies_within_the_bounds(remote: RemoteSource, temperature: flo
         low, high = distribution_bounds.mass_at(q, temperature, size, some)
         assert low - 1e-6 <= hot_V[2:9].sum() <= high + 1e-6
     settings = TreeSettings(Sampling(temperature=temperature), limit=3, budget=60, vocabulary=size)
-    whole_tree = grow(native, prompt, TreeSettings(Sampling(temperature=temperature), limit=3, budget=3000, eps=1e-9))
-    part = grow(remote, prompt, settings)
+    whole_tree = grow_one(
+        native, prompt, TreeSettings(Sampling(temperature=temperature), limit=3, budget=3000, eps=1e-9)
+    )
+    part = grow_one(remote, prompt, settings)
     truth = {answer.text: (answer.low, answer.high) for answer in whole_tree.answers}
     assert part.answers
     for answer in part.answers:
@@ -247,7 +250,7 @@ def test_a_spent_budget_shows_the_tree_so_far(app: Any, tmp_path: Path, requests
 
     def grown(budget: Budget) -> Any:
         http = HttpClient("http://localhost/v1", "", kept, budget, RetryPolicy(client=client, concurrency=1))
-        return grow(RemoteSource(http, offer), prompt, settings)
+        return grow_one(RemoteSource(http, offer), prompt, settings)
 
     part, budget = grown(Budget(requests=requests)), Budget()
     assert (part.stopped, part.expansions) == ("budget", requests)
@@ -260,7 +263,7 @@ def test_a_spent_budget_shows_the_tree_so_far(app: Any, tmp_path: Path, requests
     assert whole.entropy[0] <= part.entropy[1]
     spent = HttpClient("http://localhost/v1", "", None, Budget(requests=1, asked=1), RetryPolicy(client=client))
     with pytest.raises(BudgetSpentError, match="budget is used up"):
-        grow(RemoteSource(spent, offer), prompt, settings)
+        grow_one(RemoteSource(spent, offer), prompt, settings)
 
 
 def test_an_echo_alone_is_whole_however_fast_the_worker_is(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:

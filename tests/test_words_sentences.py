@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.cures_report import verdict as cures_verdict
 from klype.answers.forks import ForkSettings, forks
-from klype.answers.tree import TreeSettings, grow
+from klype.answers.tree import TreeSettings
 from klype.api.prompt_context import PromptContext
 from klype.api.results import AnswerForks, AnswerTree
 from klype.cli.ask import decision_lines, sure_lines
@@ -53,7 +53,7 @@ from tests.report_facts import dictionary_facts, gate, text_facts, world_facts
 from tests.test_examine_article import made
 from tests.test_runs_gates import run_of
 from tests.test_words_catalogue import catalogues
-from tests.toy_sources import table_source
+from tests.toy_sources import grow_one, table_source
 
 Told = Callable[[str], str]
 """What is said in a language, a sentence or paragraph a line."""
@@ -306,7 +306,7 @@ SOURCE, CODEC = table_source(np.array([[1.0, 0, 0], [0.6, 0, 0.4], [1.0, 0, 0]])
 def tree(until: Any, eps: float, budget: int, limit: int = 8) -> Told:
     def told(lang: str) -> str:
         settings = TreeSettings(limit=limit, until=until, eps=eps, budget=budget, batch=1, widest=1)
-        found = AnswerTree(grow(SOURCE, (1,), settings, CODEC.spell), "same meaning")
+        found = AnswerTree(grow_one(SOURCE, (1,), settings, CODEC.spell), "same meaning")
         ask = PromptContext(SOURCE, (1,), Question("q", "?"), str, "same meaning", None)
         return printed(lang, lambda terminal: tree_chart(terminal, words(lang, "examination"), found, ask, 9))
 
@@ -367,7 +367,7 @@ def paths(*drawn: int) -> FoundPaths:
         for name, count in zip("abc", drawn, strict=False)
     )
     trace = Trace((1,), (), Sampling(), 0, 0, "m", "stop", 1, 0.0)
-    grown = grow(SOURCE, (1,), TreeSettings(), CODEC.spell)
+    grown = grow_one(SOURCE, (1,), TreeSettings(), CODEC.spell)
     asked = PromptContext(SOURCE, (1,), Question("q", "?"), lambda text: text[:1], "normalised match", None)
     return FoundPaths(asked, (trace,) * sum(drawn), grown, meant, trace, CODEC.decode)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from klype.answers.tree import Tree, TreeSettings, grow
 from klype.engine.engine import Engine, Event
-from klype.sources.source import Message, NativeSource
+from klype.sources.source import Message, NativeSource, Source
 from klype.values import Distribution, Request, Trace
 from tests.toys import bigram
 
@@ -42,6 +43,18 @@ def table_source(
         logits = np.maximum(np.log(p_VV), -200.0)
     engine = Engine(bigram(logits.tolist()), name="table")
     return NativeSource(engine, codec), codec  # type: ignore[arg-type]
+
+
+def grow_one(
+    source: Source,
+    prompt: Sequence[int],
+    settings: TreeSettings,
+    spell: Callable[[int], bytes] | None = None,
+    meaning: Callable[[str], Hashable] = lambda text: text,
+    progress: Callable[[int, float], None] | None = None,
+) -> Tree:
+    """The tree of one prompt, where every text is a meaning of its own."""
+    return grow(source, [prompt], settings, spell, [meaning], progress)[0]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from klype.answers.decoding import (
     DecoderSettings,
     Draw,
     NextTokenRequest,
-    OtherScore,
     PassBudget,
     Score,
     Share,
@@ -289,11 +288,11 @@ def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]
     """``score(prompts, answers)`` of a reward model. One pass a candidate."""
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+        yield from ()  # it requests nothing of the source
         kept = candidates[: context.budget.left]
         prompts, tokens = [context.question.prompt] * len(kept), [c.tokens for c in kept]
-        positions = sum(map(len, prompts)) + sum(map(len, tokens))
-        scores = yield OtherScore(lambda: [float(s) for s in score(prompts, tokens)], len(kept), positions)
-        return list(scores)
+        context.budget.spend(len(kept), sum(map(len, prompts)) + sum(map(len, tokens)))
+        return [float(s) for s in score(prompts, tokens)]
 
     return check
 

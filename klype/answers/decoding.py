@@ -48,16 +48,7 @@ class Score:
     answers: tuple[Tokens, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class OtherScore:
-    """Work of another model than the source: answered with what ``work`` returns; a pass a row all the same."""
-
-    work: Callable[[], list[float]]
-    rows: int
-    positions: int
-
-
-DecodeRequest = Draw | NextTokenRequest | Score | OtherScore
+DecodeRequest = Draw | NextTokenRequest | Score
 
 
 @dataclass(slots=True)
@@ -69,7 +60,7 @@ class PassBudget:
     positions: int = 0
 
     def charge(self, request: DecodeRequest, reply: Reply) -> None:
-        """Take off what a request has cost. A prompt is read once, however many answers share it."""
+        """Spend what a request has cost. A prompt is read once, however many answers share it."""
         passes = most_passes(request)
         match request:
             case Draw(drawn, known):
@@ -79,8 +70,10 @@ class PassBudget:
                 positions = len(prefixes) if known else sum(map(len, prefixes))
             case Score(prompts, answered):
                 positions = sum(map(len, set(prompts))) + sum(map(len, answered))
-            case OtherScore(_, _, positions):
-                pass
+        self.spend(passes, positions)
+
+    def spend(self, passes: int, positions: int) -> None:
+        """Take them off what is left."""
         assert passes <= self.left, "a decoder asks for no more than it has"
         self.left -= passes
         self.passes += passes
@@ -188,7 +181,7 @@ class DecodeContext:
 Deciding = Generator[DecodeRequest, Any, Decision]
 Checking = Generator[DecodeRequest, Any, list[float]]
 Check = Callable[[DecodeContext, Sequence[DecodedAnswer]], Checking]  # a log-score of each candidate
-Reply = list[Trace] | list[Distribution] | list[float]
+Reply = list[Trace] | list[Distribution]
 T = TypeVar("T")
 
 
@@ -226,8 +219,6 @@ def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
                 reads.setdefault(top, []).extend((i, prefix) for prefix in prefixes)
             case Score(prompts, answered):
                 scores += zip(repeat(i), prompts, answered, strict=False)
-            case OtherScore(work):
-                replies[i] = work()
     for top in sorted(reads):
         for part in batched(reads[top]):
             for (i, _), q in zip(part, source.next([prefix for _, prefix in part], top), strict=True):
@@ -251,8 +242,6 @@ def most_passes(request: DecodeRequest) -> int:
             return len(prefixes)
         case Score(_, answered):
             return len(answered)
-        case OtherScore(_, rows):
-            return rows
 
 
 def parse_budget(text: str) -> float:

@@ -217,31 +217,20 @@ class Growth:
 
 def grow(
     source: Source,
-    prompt: Sequence[int],
-    settings: TreeSettings,
-    spell: Spell | None = None,
-    meaning: Meaning | None = None,
-    progress: Callable[[int, float], None] | None = None,
-) -> Tree:
-    """The tree below a prompt. ``spell``: a token's bytes, where known; ``meaning``: of a text (default: itself).
-
-    A server's budget that is spent ends it as ``settings.budget`` does, if it was enough for the prompt itself.
-    Errors: settings that cannot be; a partial distribution that is drawn from with more than a temperature.
-    """
-    return grow_together(source, [prompt], settings, spell, [meaning or (lambda text: text)], progress)[0]
-
-
-def grow_together(
-    source: Source,
     prompts: Sequence[Sequence[int]],
     settings: TreeSettings,
     spell: Spell | None,
     meanings: Sequence[Meaning],
     progress: Callable[[int, float], None] | None = None,
 ) -> list[Tree]:
-    """``grow`` for each prompt: the same trees, but every call of the source reads the next batch of all of them.
+    """The tree of answers to each prompt. Every call of the source reads the next batch of all trees.
 
-    ``progress``: beginnings that were read, and the most that is unexplored in a tree.
+    ``spell``: a token's bytes; None where they are unknown. ``meanings``: what a text means, a function per prompt.
+    ``progress(expansions, unexplored)``: prefixes read in all trees, and the largest unexplored mass of any.
+
+    When a server's budget is spent the trees end as with ``settings.budget``, if it was enough for all prompts
+    themselves. Raises UsageError for invalid settings, and for a partial distribution with any sampling option but
+    the temperature.
     """
     settings.check()
     growths = [Growth(source, prompt, settings, spell) for prompt in prompts]

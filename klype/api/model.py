@@ -324,7 +324,7 @@ class Model:
     ) -> AnswerTree:
         """The tree of a question's answers. ``progress``: beginnings that were read, and what is unexplored."""
         spell = self.opened.spell if self.opened.exact else None
-        tree = grow(ask.source, ask.prompt, settings, spell, ask.meaning, progress)
+        (tree,) = grow(ask.source, [ask.prompt], settings, spell, [ask.meaning], progress)
         return AnswerTree(tree, ask.judge, ask.error_rate)
 
     def find_forks(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from klype.answers.forks import Forks, ForkSettings, forks
-from klype.answers.tree import Tree, TreeSettings, grow_together
+from klype.answers.tree import Tree, TreeSettings, grow
 from klype.data.seeds import draw_seed
 from klype.examine import evidence, interventions
 from klype.examine.caching_source import Meters, Recorder
@@ -280,7 +280,7 @@ class EvalContext:
         grown = TreeSettings(sampling, limit, budget, vocabulary=target.vocabulary, batch=target.tree_batch)
         prompts = [target.prompts[place] for place in places]
         meanings = [target.meaning(target.questions[place]) for place in places]
-        return grow_together(self.source, prompts, grown, target.spell, meanings)
+        return grow(self.source, prompts, grown, target.spell, meanings)
 
     def forks(self, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
         target, settings = self.target, self.settings
