@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
+Tokens = tuple[int, ...]
 StepSource = Literal["prompt", "forced", "drawn", "drafted"]
 
 

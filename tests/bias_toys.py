@@ -8,7 +8,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from klype.data.seeds import mix
-from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, Test, sparse_truth
+from klype.experiments.corpus import Corpus, CorpusQuestion, Test, sparse_truth
+from klype.values import Tokens
 
 SIZE, END = 10, 1  # 0 begins, 1 ends, 2 … 9 are words
 
@@ -47,7 +48,7 @@ class Chain:
             p[follower] = p.get(follower, 0.0) + 0.9 * share
         return p
 
-    def documents(self, seed: int, count: int) -> tuple[Ids, ...]:
+    def documents(self, seed: int, count: int) -> tuple[Tokens, ...]:
         rng = random.Random(seed)
         out = []
         for _ in range(count):
@@ -58,7 +59,7 @@ class Chain:
             out.append(tuple(ids))
         return tuple(out)
 
-    def truth(self, documents: tuple[Ids, ...]) -> csr_array:
+    def truth(self, documents: tuple[Tokens, ...]) -> csr_array:
         return sparse_truth([self.next(word) for document in documents for word in document[:-1]], SIZE)
 
 

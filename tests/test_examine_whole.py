@@ -22,9 +22,9 @@ from klype.examine.examination_report import document, verdict
 from klype.examine.examined_model import SHARE, EvalTarget, ExamSpeed, in_time, plan, within
 from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
-from klype.examine.truth import Reader, Tokens, at_temperature
+from klype.examine.truth import Reader, at_temperature
 from klype.judge.meaning import text_meaning
-from klype.values import Distribution, Figure, Question, Trace, Verdict
+from klype.values import Distribution, Figure, Question, Tokens, Trace, Verdict
 from tests.toy_sources import enumerate_answers, table_source
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
-from klype.answers.decoding import Draw, PassBudget, Tokens, run
+from klype.answers.decoding import Draw, PassBudget, run
 from klype.data.seeds import mix
 from klype.sources.source import Source
-from klype.values import Request, Step, Trace
+from klype.values import Request, Step, Tokens, Trace
 
 # added to a logit: no probability is left in float32
 BARRED = -1e4

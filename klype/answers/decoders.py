@@ -33,13 +33,12 @@ from klype.answers.decoding import (
     PassBudget,
     Score,
     Share,
-    Tokens,
     run,
     serve,
 )
 from klype.errors import UsageError
 from klype.sources.source import Source
-from klype.values import Step, Trace
+from klype.values import Step, Tokens, Trace
 
 LEAST = 1e-4  # beginnings less probable than this are not gone to
 MOST = 256  # samples drawn in one request

@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 from klype.errors import UsageError
 from klype.samplers import PLAIN
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Request, Sampling, Step, Trace
+from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
 
-Tokens = tuple[int, ...]
 GREEDY = Sampling(temperature=0.0)
 CHUNK = 64  # rows of one call of the source at most, where a row brings a prompt of its own
 

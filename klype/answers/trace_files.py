@@ -22,13 +22,12 @@ from safetensors.numpy import save as write_arrays
 from klype import durable
 from klype.errors import KlypeError
 from klype.jsons import parsed
-from klype.values import Distribution, Sampling, Step, StepSource, Trace
+from klype.values import Distribution, Sampling, Step, StepSource, Tokens, Trace
 
 Arrays = dict[str, npt.NDArray[Any]]
 STEP_SOURCES: tuple[StepSource, ...] = get_args(StepSource)
 FORMAT = 1
 ROW = ("seed", "sample", "model", "ended", "passes", "seconds", "joules")  # of a trace, as they are
-Tokens = tuple[int, ...]
 
 
 def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]) -> None:

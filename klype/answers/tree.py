@@ -24,9 +24,8 @@ from klype.engine.sampling import noise, shape_whole
 from klype.errors import BudgetSpentError, UsageError
 from klype.samplers import PLAIN, needs_counts
 from klype.sources.source import Source
-from klype.values import Distribution, Floats, Ints, Sampling
+from klype.values import Distribution, Floats, Ints, Sampling, Tokens
 
-Tokens = tuple[int, ...]
 Beginning = tuple[Tokens, float]  # and its mass
 Spell = Callable[[int], bytes]
 Meaning = Callable[[str], Hashable]

@@ -25,9 +25,9 @@ import numpy as np
 from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.examine.intervals import Values, index_of, ratio_of_means
 from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, FeedbackSettings, Intervention, Query, going_on
-from klype.examine.truth import Reader, Tokens, at_temperature, mass
+from klype.examine.truth import Reader, at_temperature, mass
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Figure, Ints, Trace
+from klype.values import Distribution, Figure, Ints, Tokens, Trace
 
 FEW = 30  # fewer matched pairs than this are too few for a figure
 LOOKS = 8  # positions of an answer that are looked at

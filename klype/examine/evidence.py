@@ -20,8 +20,8 @@ from klype.examine.calibration import cross_entropies
 from klype.examine.error_feedback import InterventionOutcome, WordSwap
 from klype.examine.examined_model import ErrorRates, EvalTarget
 from klype.examine.repetition import find_copied
-from klype.examine.truth import PrefixTruth, Reader, Tokens, mass, of, point, possible
-from klype.values import Distribution, Question, Trace
+from klype.examine.truth import PrefixTruth, Reader, mass, of, point, possible
+from klype.values import Distribution, Question, Tokens, Trace
 
 Found = TypeVar("Found")
 OTHER_MANNERS = "alignment gave it other manners than the truth has, which is that of the fine-tuning examples"

@@ -22,9 +22,9 @@ from klype.examine.evidence import DistributionCache, Evidence
 from klype.examine.examined_model import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
 from klype.examine.interventions import FeedbackSettings, Intervention, MatchedPairs, MatchedSearch, Query
 from klype.examine.settings import ExamSettings
-from klype.examine.truth import PrefixTruth, Reader, Tokens
+from klype.examine.truth import PrefixTruth, Reader
 from klype.sources.source import Source, answers
-from klype.values import Question, Request, Sampling, Trace
+from klype.values import Question, Request, Sampling, Tokens, Trace
 
 AT_ONCE = 100  # further questions that are asked at once in search of matched pairs
 PROBED = 8  # questions from whose answers the time is estimated

@@ -19,9 +19,9 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from klype.examine.truth import Reader, Tokens, among
+from klype.examine.truth import Reader, among
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Request, Sampling
+from klype.values import Distribution, Request, Sampling, Tokens
 
 Arm = Literal["wrong", "right", "near"]
 ARMS: tuple[Arm, ...] = ("wrong", "right", "near")

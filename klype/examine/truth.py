@@ -13,9 +13,7 @@ import numpy.typing as npt
 
 from klype.answers import distribution_bounds
 from klype.examine.intervals import ends, ratio_of_means
-from klype.values import Distribution, Figure, Floats, Ints
-
-Tokens = tuple[int, ...]
+from klype.values import Distribution, Figure, Floats, Ints, Tokens
 
 
 class Truth(Protocol):

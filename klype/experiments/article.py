@@ -27,10 +27,10 @@ from klype.examine.hypothesis_tests import ALPHA, Ruling, rulings
 from klype.examine.intervals import mean_by_question
 from klype.examine.say import Say
 from klype.examine.survival import survival
-from klype.examine.truth import Tokens, Truth, mass
+from klype.examine.truth import Truth, mass
 from klype.experiments import claims
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Figure, Request, Sampling, Trace
+from klype.values import Distribution, Figure, Request, Sampling, Tokens, Trace
 from klype.words import LANGUAGES, words
 from klype.world import Spellings, TokenFilter, World
 

@@ -24,12 +24,12 @@ from klype.data.ngram import KneserNey
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.experiments import training
-from klype.experiments.corpus import Ids, targets
+from klype.experiments.corpus import targets
 from klype.experiments.framework import Arm, Cell, by_name
 from klype.experiments.training import Curve, LabSettings, Mixture, Soft, TrainedModel, TrainingSet, average, rows
 from klype.jsons import saved
 from klype.model.transformer import Transformer
-from klype.values import Floats, Request
+from klype.values import Floats, Request, Tokens
 
 WATCHED = 24  # test documents whose KL is seen while a model trains
 SMOOTHED, MIXED = 0.05, 0.3
@@ -210,18 +210,18 @@ def cross_fitted(documents: Sequence[Sequence[int]], size: int, order: int = ORD
     return out
 
 
-def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Sequence[Ids]) -> float:
+def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Sequence[Tokens]) -> float:
     """The share of the second, in twentieths, with which the mixture says the documents best."""
     a_N, b_N = (training.said_of(table.float(), documents).clamp_min(1e-9) for table in (first_NV, second_NV))
     shares = [k / 20 for k in range(20)]
     return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
 
 
-def written(lab: BiasCell, teachers: Sequence[TrainedModel], count: int) -> tuple[Ids, ...]:
+def written(lab: BiasCell, teachers: Sequence[TrainedModel], count: int) -> tuple[Tokens, ...]:
     """``count`` documents drawn from the teachers, each its part, at temperature 1."""
     longest = max(len(d) for d in lab.corpus.train)
     begin, end = lab.corpus.train[0][0], lab.corpus.end
-    out: list[Ids] = []
+    out: list[Tokens] = []
     for k, teacher in enumerate(teachers):
         share = count // len(teachers) + (k < count % len(teachers))
         if share and isinstance(teacher.model, Transformer):

@@ -19,10 +19,10 @@ from klype.data.readers import TextDocument
 from klype.data.seeds import mix
 from klype.errors import KlypeError
 from klype.text.tokenizer import Tokenizer
+from klype.values import Tokens
 from klype.world import Filter, World
 from klype.world.automaton import END, sample
 
-Ids = tuple[int, ...]
 # most tokens per document: longer ones are cut off (world) or cut into pieces (text), so that many fit
 LONGEST = 32
 BEGIN = "<s>"
@@ -44,8 +44,8 @@ def sparse_truth(rows: Sequence[Mapping[int, float]], size: int) -> csr_array:
 class CorpusQuestion:
     """A text that ends in a question mark, and every right answer, each up to its full stop."""
 
-    prefix: Ids
-    answers: tuple[Ids, ...]
+    prefix: Tokens
+    answers: tuple[Tokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class Test:
     ``bytes`` is the length of the documents' text where bits per byte mean something, else 0.
     """
 
-    documents: tuple[Ids, ...]
+    documents: tuple[Tokens, ...]
     truth: csr_array | None = None
     questions: tuple[CorpusQuestion, ...] = ()
-    shown: tuple[Ids, dict[int, float]] | None = None
+    shown: tuple[Tokens, dict[int, float]] | None = None
     bytes: int = 0
 
 
@@ -68,8 +68,8 @@ class Corpus:
 
     vocabulary: tuple[str, ...]
     end: int
-    train: tuple[Ids, ...]
-    held_out: tuple[Ids, ...]
+    train: tuple[Tokens, ...]
+    held_out: tuple[Tokens, ...]
     truth: csr_array | None = None
 
     def first(self, documents: int) -> Corpus:
@@ -83,7 +83,7 @@ class Corpus:
         return len(self.vocabulary)
 
 
-def targets(documents: Sequence[Ids]) -> npt.NDArray[np.int64]:
+def targets(documents: Sequence[Tokens]) -> npt.NDArray[np.int64]:
     """All targets of the documents, in order: [N]."""
     return np.array([token for document in documents for token in document[1:]], np.int64)
 
@@ -139,20 +139,20 @@ class WorldSource:
         """The truth at the beginning of a document, to be read on from."""
         return WordTruth(Filter(self._start), self.vocabulary, self._id)
 
-    def _documents(self, seed: int, count: int) -> tuple[Ids, ...]:
+    def _documents(self, seed: int, count: int) -> tuple[Tokens, ...]:
         rng = random.Random(seed)
         return tuple(self._ids(sample(self._start, rng)[0][:LONGEST]) for _ in range(count))
 
-    def _ids(self, words: Iterable[str]) -> Ids:
+    def _ids(self, words: Iterable[str]) -> Tokens:
         return (0, *(self._id[word] for word in words))
 
-    def _after(self, ids: Ids) -> WordTruth:
+    def _after(self, ids: Tokens) -> WordTruth:
         truth = self.beginning()
         for i in ids[1:]:
             truth.push(i)
         return truth
 
-    def _truth(self, documents: Sequence[Ids]) -> csr_array:
+    def _truth(self, documents: Sequence[Tokens]) -> csr_array:
         rows = []
         for document in documents:
             truth = self.beginning()
@@ -161,14 +161,14 @@ class WorldSource:
                 truth.push(i)
         return sparse_truth(rows, len(self.vocabulary))
 
-    def _question(self, document: Ids) -> CorpusQuestion | None:
+    def _question(self, document: Tokens) -> CorpusQuestion | None:
         """The document's last question that leaves room for an answer; None without one."""
         places = [t for t, i in enumerate(document[: LONGEST - 12]) if i == self._id["?"]]
         if not places:
             return None
         prefix = document[: places[-1] + 1]
-        answers: list[Ids] = []
-        todo: list[tuple[Ids, WordTruth]] = [((), self._after(prefix))]
+        answers: list[Tokens] = []
+        todo: list[tuple[Tokens, WordTruth]] = [((), self._after(prefix))]
         # one answer too many is enough to know that it is skipped
         while todo and len(answers) <= ANSWERS:
             said, truth = todo.pop()
@@ -223,7 +223,7 @@ class TextSource:
     def beginning(self) -> None:
         """Nobody knows it."""
 
-    def _pieces(self, texts: Sequence[TextDocument]) -> list[Ids]:
+    def _pieces(self, texts: Sequence[TextDocument]) -> list[Tokens]:
         begin, out = self._tokenizer.begin, []
         for ids in self._tokenizer.encode_documents([d.text for d in texts]):
             # every piece begins with the begin token, not only a text's first

@@ -22,12 +22,12 @@ from klype.answers.decoding import DecodeQuestion, DecoderSettings
 from klype.errors import KlypeError
 from klype.examine.error_feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import FeedbackSettings, Query, interventions
-from klype.examine.truth import Reader, Tokens
-from klype.experiments.corpus import CorpusQuestion, Ids, Test, sparse_truth
+from klype.examine.truth import Reader
+from klype.experiments.corpus import CorpusQuestion, Test, sparse_truth
 from klype.experiments.mistakes_methods import Student, up_to_slips
 from klype.experiments.training import Mixture, against, measure, predict
 from klype.sources.source import answers
-from klype.values import Floats, Request
+from klype.values import Floats, Request, Tokens
 
 # words of a test document that the model continues; words it then writes; words over which KL is summed
 OPENING, WORDS, EXCESS = 6, 20, 10
@@ -53,7 +53,9 @@ class WithoutBack(nn.Module):
         return logits_BTV.index_fill(-1, torch.tensor([self.back]), -1e4)
 
 
-def exam(test: Test, reader: Callable[[Ids], Reader], first: Student, seed: int) -> Callable[[Student, bool], Values]:
+def exam(
+    test: Test, reader: Callable[[Tokens], Reader], first: Student, seed: int
+) -> Callable[[Student, bool], Values]:
     """World: what all models of a seed are asked, as a function (model, whether it takes words back) → its values.
 
     They are asked beginnings of the test's documents, with their truth (``reader(prompt)``: what can follow a prompt),
@@ -114,7 +116,7 @@ def after_mistakes(found: Sequence[InterventionOutcome]) -> Values:
     }
 
 
-def going_on(student: Student, asked: Sequence[Query], rest: Sequence[Ids], back: int | None) -> Values:
+def going_on(student: Student, asked: Sequence[Query], rest: Sequence[Tokens], back: int | None) -> Values:
     """One text a beginning at temperature 1: P(no error in the first n words), S, and excess error."""
     limit = WORDS if back is None else round(SPENDS * WORDS)
     requests = [Request(one.prompt, limit=limit, seed=1000 + i, stop=student.codec.stop) for i, one in enumerate(asked)]

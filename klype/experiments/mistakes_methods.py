@@ -23,9 +23,9 @@ from torch.nn.utils.rnn import pad_sequence
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.examine.interventions import FeedbackSettings, Query, interventions
-from klype.examine.truth import Reader, Tokens, Truth
+from klype.examine.truth import Reader, Truth
 from klype.experiments import training
-from klype.experiments.corpus import Corpus, Ids, sparse_truth
+from klype.experiments.corpus import Corpus, sparse_truth
 from klype.experiments.framework import Arm, by_name
 from klype.experiments.training import LabelledBatches, LabSettings, Mixture, Soft, TrainedModel, TrainingSet
 from klype.model.transformer import Transformer
@@ -34,7 +34,7 @@ from klype.train import rewards
 from klype.train.objectives import Objective, cross_entropy, reverse_divergence, soft_cross_entropy, with_rehearsal
 from klype.train.policy import PolicySettings, grpo
 from klype.train.rollout import RolloutBatches, RolloutSettings
-from klype.values import Batch, Floats, Request
+from klype.values import Batch, Floats, Request, Tokens
 
 # the backspace token: last in every model's vocabulary, and in no document
 BACK = "⌫"
@@ -113,7 +113,7 @@ class TrainingContext:
     teacher_flops: float = 0.0
 
 
-def reader(beginning: Callable[[], Truth | None], prompt: Ids) -> Reader:
+def reader(beginning: Callable[[], Truth | None], prompt: Tokens) -> Reader:
     """The truth after a prompt, its first token being what begins a document."""
     truth = beginning()
     assert truth is not None, "only the world knows its truth"
@@ -168,14 +168,14 @@ class TruthLabels:
         assert self._context.corpus.truth is not None, "only the world knows its truth"
         return training.true(self._context.corpus.truth, self._context.corpus.size)
 
-    def reader(self, prompt: Ids) -> Reader:
+    def reader(self, prompt: Tokens) -> Reader:
         """What can follow on the prompt."""
         return reader(self._context.beginning, prompt)
 
-    def label(self, texts: Sequence[Ids]) -> tuple[list[Ids], torch.Tensor]:
+    def label(self, texts: Sequence[Tokens]) -> tuple[list[Tokens], torch.Tensor]:
         """The texts (or their beginnings), and what should follow at all of their positions, [N, V] in half
         precision."""
-        kept, found = list[Ids](), list[Mapping[int, float]]()
+        kept, found = list[Tokens](), list[Mapping[int, float]]()
         for text in texts:
             reader = self.reader(text[:1])
             if read := up_to_slips(reader, text[1:]):
@@ -198,14 +198,14 @@ class TeacherLabels:
     def documents(self) -> Soft:
         return training.rows(self._said(self._context.corpus.train))
 
-    def reader(self, prompt: Ids) -> Reader:
+    def reader(self, prompt: Tokens) -> Reader:
         mixture = Mixture(self._models)
         return Reader(lambda: ModelTruth(mixture, prompt))
 
-    def label(self, texts: Sequence[Ids]) -> tuple[list[Ids], torch.Tensor]:
+    def label(self, texts: Sequence[Tokens]) -> tuple[list[Tokens], torch.Tensor]:
         return list(texts), self._said(texts)
 
-    def _said(self, texts: Sequence[Ids]) -> torch.Tensor:
+    def _said(self, texts: Sequence[Tokens]) -> torch.Tensor:
         self._context.teacher_flops += self._reads * sum(len(text) - 1 for text in texts)
         return training.average(self._models, texts)
 
@@ -217,7 +217,7 @@ Labeller = TruthLabels | TeacherLabels
 class ModelTruth:
     """The words that a model considers possible, in the shape of a truth. A shallow copy is a snapshot."""
 
-    def __init__(self, model: torch.nn.Module, text: Ids) -> None:
+    def __init__(self, model: torch.nn.Module, text: Tokens) -> None:
         self._model, self._text = model, text
 
     @torch.no_grad()
@@ -232,7 +232,7 @@ class ModelTruth:
         return p
 
 
-def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list[Ids]:
+def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list[Tokens]:
     """``settings.own`` texts that the model writes at temperature 1, fewer where no error could be forced."""
     rng = random.Random(mix(context.seed, 11, round_))
     begun = [document[: rng.randint(1, min(OPENING, len(document) - 1))]
@@ -260,7 +260,7 @@ def rounds(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     settings = context.settings
     half = settings.rows // 2
     plain = documents(context, labeller, settings.rows - half)
-    texts, tables = list[Ids](), list[torch.Tensor]()
+    texts, tables = list[Tokens](), list[torch.Tensor]()
     for round_ in count():
         context.student.refresh()
         more, table_NV = labeller.label(own_texts(context, labeller, round_))

@@ -20,14 +20,14 @@ from klype.data import example_batches
 from klype.data.seeds import Permutation, mix
 from klype.errors import TrainingInterrupted
 from klype.examine.calibration import calibration_error
-from klype.experiments.corpus import Corpus, CorpusQuestion, Ids, Test, targets
+from klype.experiments.corpus import Corpus, CorpusQuestion, Test, targets
 from klype.model.attention import TORCH, Backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
 from klype.train.objectives import Objective, cross_entropy, soft_cross_entropy
 from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
-from klype.values import Batch, Batches, Floats
+from klype.values import Batch, Batches, Floats, Tokens
 
 UNPADDED = example_batches.PoolSettings(rows=1, multiple=1)  # no wider than the longest document
 PORTION = 64  # documents that teachers read at a time
@@ -45,7 +45,7 @@ class TrainingSet:
     ``flops`` is what it took to make them, teachers included; ``epochs``: fewer than the settings', where not 0.
     """
 
-    documents: tuple[Ids, ...]
+    documents: tuple[Tokens, ...]
     soft: Soft | None = None
     flops: float = 0.0
     epochs: int = 0
@@ -128,7 +128,7 @@ class LabelledBatches(NumberedBatches):
         return batch
 
 
-def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def padded(documents: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """tokens_BT, targets_BT and weights_BT (0 where nothing is)."""
     examples = [(document, [1.0] * len(document)) for document in documents]
     tokens_BT, targets_BT, weights_BT = map(torch.from_numpy, example_batches.padded(examples, UNPADDED))
@@ -136,7 +136,7 @@ def padded(documents: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 @torch.no_grad()
-def predict(model: nn.Module, documents: Sequence[Ids]) -> torch.Tensor:
+def predict(model: nn.Module, documents: Sequence[Tokens]) -> torch.Tensor:
     """Log-probabilities at every target of the documents, in order: [N, V] in nats."""
     found = []
     for at in range(0, len(documents), 64):
@@ -145,7 +145,7 @@ def predict(model: nn.Module, documents: Sequence[Ids]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def said_of(logp_NV: torch.Tensor, documents: Sequence[Ids]) -> torch.Tensor:
+def said_of(logp_NV: torch.Tensor, documents: Sequence[Tokens]) -> torch.Tensor:
     """Of log-probabilities at every target, those of the targets themselves, [N]."""
     return logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None])[:, 0]
 
@@ -212,7 +212,7 @@ def train_model(
 
 
 def loop_settings(settings: LabSettings, steps: int, rate: float = 1.0) -> TrainSettings:
-    """The loop's, with ``rate`` times the rates."""
+    """The loop's settings; ``rate`` multiplies the learning rates."""
     matrix_rate, others = rate * settings.matrix_rate, rate * settings.rate
     optimizer = OptimizerSettings(matrix_rate=matrix_rate, rate=others, decay=settings.decay)
     schedule = Schedule(warmup=0.05, flat=0.1, floor=0.05)
@@ -222,7 +222,7 @@ def loop_settings(settings: LabSettings, steps: int, rate: float = 1.0) -> Train
 def optimize(
     model: Transformer, objective: Objective, batches: Batches, settings: TrainSettings, session: TrainSession
 ) -> None:
-    """Trains the model in place by the one loop; nothing is left on the disk."""
+    """Trains the model in place with the loop that all stages use; nothing is left on disk."""
     with tempfile.TemporaryDirectory(prefix="klype-experiment-") as folder:
         train(model, objective, batches, settings, Path(folder), session)
 
@@ -271,7 +271,7 @@ def true(truth: csr_array, size: int) -> Soft:
     return lambda positions: torch.from_numpy(wide[positions.numpy()].toarray())
 
 
-def average(models: Sequence[nn.Module], documents: Sequence[Ids]) -> torch.Tensor:
+def average(models: Sequence[nn.Module], documents: Sequence[Tokens]) -> torch.Tensor:
     """The mean of the models' distributions at every target, [N, V] in half precision, read a few at a time."""
     portions = [documents[at : at + PORTION] for at in range(0, len(documents), PORTION)]
     return torch.cat([predict(Mixture(models), part).exp_().half() for part in portions])

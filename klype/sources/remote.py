@@ -20,9 +20,7 @@ from klype.sources.capabilities import CHAT, Capabilities
 from klype.sources.http_client import Call, HttpClient
 from klype.sources.response_parsing import ENDS, IDS, LONGEST, UNTOLD, Key, ServerChoice, ServerToken, choice, choices
 from klype.sources.source import Message
-from klype.values import Distribution, Request, Sampling, Step, Trace
-
-Tokens = tuple[int, ...]
+from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
 
 
 class IdCodec:

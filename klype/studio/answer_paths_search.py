@@ -21,10 +21,9 @@ from klype.judge.meaning import label
 from klype.sources.source import Source, SourceWrapper
 from klype.studio.elements import meaning_colour
 from klype.studio.studio import SharedModel
-from klype.values import Distribution, Figure, Request, Sampling, Trace
+from klype.values import Distribution, Figure, Request, Sampling, Tokens, Trace
 from klype.words import Words
 
-Tokens = tuple[int, ...]
 SAMPLES = 24  # continuations that are drawn at every word to find the one that decided
 # Of a drawing, in pixels: its least width, the room beside a flow, that of a tree's first labels, a row, what a share
 # needs behind a text, what is left free, a letter.
