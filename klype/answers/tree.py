@@ -1,9 +1,10 @@
-"""The exact distribution of answers: the most probable whole texts, each with an interval that is certain.
+"""The distribution of whole answers: the most probable texts, each with a certain interval for its probability.
 
-Best first: the heaviest open beginnings are read in one batch; an end of text adds to its answer's lower bound, all
-else stays open. What is open, and what a token limit or a partial distribution hides (lost), is the unexplored mass U:
-P(answer) lies in [low, low + U], and low and U of all answers sum to one. Different tokenisations of one text merge
-through its bytes; an upper bound counts only open beginnings from which the text can still be reached.
+Best-first search: the most probable unread prefixes are read in one batch. An end of text adds its probability to the
+lower bound of its answer; everything else stays open. What is still open, and what a token limit or a partial
+distribution hides ("lost"), is the unexplored mass U: P(answer) lies in [low, low + U], and U and the ``low`` of all
+answers sum to one. Different tokenisations of one text are merged by its bytes. An upper bound counts only those open
+prefixes from which the text can still be reached.
 """
 
 from __future__ import annotations
@@ -19,33 +20,38 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from klype.answers.distribution_bounds import drawn_from, entropy_bounds, tempered
+from klype.answers.distribution_bounds import drawn_from, entropy_bounds
 from klype.engine.sampling import noise, shape_whole
 from klype.errors import BudgetSpentError, UsageError
 from klype.samplers import PLAIN, needs_counts
 from klype.sources.source import Source
 from klype.values import Distribution, Floats, Ints, Sampling, Tokens
 
-Beginning = tuple[Tokens, float]  # and its mass
+Prefix = tuple[Tokens, float]  # tokens and their probability
 Spell = Callable[[int], bytes]
 Meaning = Callable[[str], Hashable]
 Stopped = Literal["mode", "mass", "budget", "whole"]
-WIDEST = 4096  # continuations of a beginning that are kept one by one; those after them are lost mass
-# So many of the most probable answers have an upper bound of their own; the others' is what is unexplored.
+WIDEST = 4096  # continuations of a prefix that are kept one by one; the mass of the others is lost
+# The upper bounds of this many of the most probable answers are tightened; for all others it is low + U.
 TIGHTENED = 256
-# While the heaviest beginning may lead to a likelier answer than any found, only beginnings of at least this part of
+# While the heaviest prefix may lead to a more probable answer than any found, only prefixes with at least this share of
 # its mass are read along with it: the answer of a peaked model is reached in about as many passes as it has tokens.
 BESIDE = 0.5
-# A batch may be this part of what was read already: wide trees are read faster, narrow ones not past their end.
+# A batch may hold one prefix for every GROWING that were read before: wide trees are read faster, and narrow ones not
+# past their end.
 GROWING = 24
-ROUNDING = 2e-6  # relative error of one probability in float32; an interval is widened by it for every token
+ROUNDING = 2e-6  # relative error of one probability in float32; intervals are widened by it for every token
 
 
 @dataclass(frozen=True, slots=True)
 class TreeSettings:
-    """``budget``: beginnings that are read (forward passes). ``until`` "mode": the most probable answer is certain;
-    "mass": less than ``eps`` is unexplored; "budget": neither. ``batch``: beginnings read together at first,
-    ``widest``: in a tree that has grown wide. ``vocabulary``: number of tokens, 0 when unknown."""
+    """When a tree is complete, and how it is read.
+
+    ``limit``: maximum number of tokens of an answer. ``budget``: maximum number of prefixes that are read (forward
+    passes). ``until``: stop when the most probable answer is certain ("mode"), when less than ``eps`` is unexplored
+    ("mass"), or not before the budget is spent ("budget"). ``batch``: prefixes read together at first; ``widest``: in a
+    tree that has grown wide. ``vocabulary``: number of tokens, 0 if unknown.
+    """
 
     sampling: Sampling = PLAIN
     limit: int = 32
@@ -67,7 +73,7 @@ class TreeSettings:
 
 @dataclass(frozen=True, slots=True)
 class TreeAnswer:
-    """A whole answer: its probability is in [low, high]; ``tokens``: its most probable spelling, the end included."""
+    """A whole answer, whose probability is in [low, high]. ``tokens``: its most probable tokenisation, with the end."""
 
     text: str
     low: float
@@ -78,7 +84,7 @@ class TreeAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Answers of one meaning; ``text`` is the most probable of them."""
+    """All ``answers`` (a count) with one meaning, whose probability is in [low, high]; ``text``: the most probable."""
 
     meaning: Hashable
     low: float
@@ -89,7 +95,12 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """``answers`` and ``clusters`` most probable first; entropies (nats) as certain bounds. ``stopped``: why."""
+    """The answers to one prompt as far as they were explored.
+
+    ``answers`` and ``clusters``: most probable first. ``unexplored``: probability of all other answers; ``lost``: the
+    part of it that no larger budget would explore. ``expansions``: prefixes read. ``entropy``, ``meaning_entropy``:
+    certain bounds in nats. ``stopped``: why the search ended.
+    """
 
     answers: tuple[TreeAnswer, ...]
     clusters: tuple[Cluster, ...]
@@ -104,8 +115,11 @@ class Tree:
 
 @dataclass(slots=True)
 class Node:
-    """A beginning that was read: its continuations that do not end it, most probable first; those before ``taken``
-    have been read too. ``last``: the limit lies behind them. ``tail``: what is not listed one by one."""
+    """A prefix that was read, of probability ``mass``.
+
+    ``ids``, ``p_K``: its continuations that do not end it, most probable first; those before ``taken`` have been read
+    themselves. ``last``: they reach the token limit. ``tail``: probability of the continuations that are not listed.
+    """
 
     tokens: Tokens
     spelled: bytes
@@ -119,7 +133,8 @@ class Node:
 
 @dataclass(slots=True)
 class TextMass:
-    """Mass of a text so far, its likeliest spelling and how many tokens its longest spelling has."""
+    """What was found of one text: its probability so far (``low``), its most probable tokenisation with that one's
+    probability (``mass``), and the length of its longest tokenisation."""
 
     low: float = 0.0
     tokens: Tokens = ()
@@ -128,11 +143,11 @@ class TextMass:
 
 
 class Growth:
-    """The tree while it grows."""
+    """A tree while it is explored."""
 
     def __init__(self, source: Source, prompt: Sequence[int], settings: TreeSettings, spell: Spell | None) -> None:
         self.source, self.prompt, self.settings, self.spell = source, tuple(prompt), settings, spell
-        self.nodes, self.sums, self.unread = list[Node](), dict[bytes, TextMass](), list[Beginning]()
+        self.nodes, self.sums, self.unread = list[Node](), dict[bytes, TextMass](), list[Prefix]()
         self.heap, self.order = list[tuple[float, int, Node]](), count()
         self.frontier, self.expansions = 0.0, 0
         self.stopped: Stopped | None = None
@@ -143,16 +158,16 @@ class Growth:
 
     @property
     def error(self) -> float:
-        """By how much rounding may have changed a text's mass (relatively), or the sum of all."""
+        """Bound of the relative rounding error of a text's probability, and of the sum of all."""
         return ROUNDING * (1 + max((found.longest for found in self.sums.values()), default=0))
 
-    def expand(self, beginnings: Sequence[Beginning], found: Sequence[Distribution]) -> None:
-        """What can follow these beginnings has been read."""
-        for (tokens, mass), (ids, p_K, tail) in zip(beginnings, continuations(found, self.settings), strict=True):
+    def expand(self, prefixes: Sequence[Prefix], found: Sequence[Distribution]) -> None:
+        """Adds the next-token distributions ``found`` after these prefixes, and decides whether to stop."""
+        for (tokens, mass), (ids, p_K, tail) in zip(prefixes, continuations(found, self.settings), strict=True):
             ends_K = np.isin(ids, self.source.codec.stop)
             spelled = b"".join(map(self.spell, tokens)) if self.spell else b""
             for token, p in zip(ids[ends_K].tolist(), p_K[ends_K].tolist(), strict=True):
-                # the one space that leads an answer is none of it
+                # a single leading space is not part of the answer
                 text = spelled.removeprefix(b" ") if self.spell else self.source.codec.decode(tokens).encode()
                 answer = self.sums.setdefault(text, TextMass())
                 answer.low += mass * p
@@ -168,22 +183,23 @@ class Growth:
             if not last:
                 self.frontier += mass * float(p_K.sum())
                 self._push(node)
-        self.expansions += len(beginnings)
+        self.expansions += len(prefixes)
         unexplored, error, until = self.unexplored, self.error, self.settings.until
         best = [*heapq.nlargest(2, (answer.low for answer in self.sums.values())), 0.0, 0.0]
         if not self.heap:
             self.stopped = "whole"
         elif until == "mass" and unexplored < self.settings.eps:
             self.stopped = "mass"
-        # all that is unexplored may be the second answer's, and rounding may have favoured the first
+        # all unexplored mass may belong to the second answer, and rounding may have favoured the first
         elif until == "mode" and best[0] * (1 - error) > best[1] * (1 + error) + unexplored + error:
             self.stopped = "mode"
         elif self.expansions >= self.settings.budget:
             self.stopped = "budget"
 
-    def expand_paid(self, beginnings: Sequence[Beginning]) -> None:
-        """``expand`` what was answered before a server's budget was spent, and end; the others are open still."""
-        for tokens, mass in beginnings:
+    def expand_paid(self, prefixes: Sequence[Prefix]) -> None:
+        """Expands those prefixes that a server answered before its budget was spent, then stops; the others stay
+        open."""
+        for tokens, mass in prefixes:
             try:
                 self.expand([(tokens, mass)], self.source.next([self.prompt + tokens], -1))
             except BudgetSpentError:
@@ -191,15 +207,15 @@ class Growth:
                 self.frontier += mass
         self.stopped = "budget"
 
-    def batch(self) -> list[Beginning]:
-        """The next beginnings to read, the heaviest; they leave the frontier."""
+    def batch(self) -> list[Prefix]:
+        """The most probable open prefixes, which are read next; they leave the frontier."""
         if not self.expansions:
             return [((), 1.0)]
         wide = max(self.settings.batch, min(self.settings.widest, self.expansions // GROWING))
-        most, taken = min(self.settings.budget - self.expansions, wide), list[Beginning]()
+        most, taken = min(self.settings.budget - self.expansions, wide), list[Prefix]()
         heaviest = -self.heap[0][0] if self.heap else 0.0
         best = max((found.low for found in self.sums.values()), default=0.0)
-        # nothing open can beat the best answer found: from there on mass is all that counts
+        # once nothing open can beat the best answer, only the mass that is read counts
         least = BESIDE * heaviest if heaviest > best else 0.0
         while self.heap and len(taken) < most and -self.heap[0][0] >= least:
             mass, _, node = heapq.heappop(self.heap)
@@ -239,7 +255,7 @@ def grow(
         try:
             found = iter(source.next(wanted, -1))
         except BudgetSpentError:
-            # a tree of which not even the first words were read says nothing
+            # a tree whose first tokens were not even read says nothing
             if not all(growth.expansions for growth in growths):
                 raise
             for growth, batch in zip(growing, batches, strict=True):
@@ -253,31 +269,31 @@ def grow(
 
 
 def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list[tuple[Ints, Floats, float]]:
-    """Token ids and probabilities as drawn from (what is certain of them), most probable first, and the mass left."""
+    """For each distribution the token ids and their probabilities (lower bounds) under the settings' sampling, most
+    probable first and none of probability 0, and the mass that is left."""
     out, sampling = list[tuple[Ints, Floats, float]](), settings.sampling
+    # a temperature alone needs no tensor over the vocabulary
+    simple = sampling.temperature > 0 and sampling == Sampling(temperature=sampling.temperature)
     for q in found:
-        p_K: Floats
-        ids, tail = q.ids, 0.0
-        if not q.whole:
+        ids = q.ids
+        if simple or not q.whole:
             at = drawn_from(q, sampling, settings.vocabulary)
             p_K, tail = at.low_K, at.rest
-        # a temperature alone needs no tensor over the vocabulary
-        elif sampling.temperature > 0 and sampling == Sampling(temperature=sampling.temperature):
-            p_K = tempered(q, sampling.temperature, len(ids)).low_K
         else:
             p_V = shape_whole(q, sampling, ((), ()), 0).double().exp().numpy()
-            p_K = p_V[ids] / p_V[ids].sum()
-        if (p_K[1:] > p_K[:-1]).any():  # a temperature keeps the order
+            p_K, tail = p_V[ids] / p_V[ids].sum(), 0.0
+        if (p_K[1:] > p_K[:-1]).any():  # a temperature keeps the order, other options may not
             order = np.argsort(-p_K, kind="stable")
             ids, p_K = ids[order], p_K[order]
-        # sorted, so that what a sampling cut off stands at the end
+        # sorted, so that tokens which the sampling excludes are at the end
         possible = int(np.count_nonzero(p_K))
         out.append((ids[:possible], p_K[:possible], tail))
     return out
 
 
 def reachable_mass(growth: Growth) -> Callable[[bytes], float]:
-    """How much open mass can still become a text, which may have been led by a space: an upper bound."""
+    """A function text → upper bound of the open mass that can still become this text, with or without a leading
+    space."""
     spell = growth.spell
     if spell is None:
         return lambda text: math.inf
@@ -293,7 +309,7 @@ def reachable_mass(growth: Growth) -> Callable[[bytes], float]:
 
     @cache
     def into(begin: bytes, spelled: bytes) -> float:
-        """Open mass that goes on from a beginning with so many bytes; many texts share it."""
+        """Open mass that continues the prefix ``begin`` with the bytes ``spelled``; cached, since texts share it."""
         found = []
         for node in nodes[begin]:
             places = node.taken + np.flatnonzero(np.isin(node.ids[node.taken :], tokens_of[spelled]))
@@ -313,7 +329,7 @@ def reachable_mass(growth: Growth) -> Callable[[bytes], float]:
 
 
 def finished(growth: Growth, meaning: Meaning) -> Tree:
-    """What has been found, and between which bounds."""
+    """The tree with the bounds of its answers, meanings and entropies."""
     unexplored, left = growth.unexplored, growth.unexplored + growth.error
     reachable = reachable_mass(growth)
     answers: list[TreeAnswer] = []
@@ -329,10 +345,11 @@ def finished(growth: Growth, meaning: Meaning) -> Tree:
     clusters = []
     for said, members in groups.items():
         low, most = math.fsum(member.low for member in members), max(members, key=lambda member: member.low)
-        error = 2 * ROUNDING * (1 + max(len(member.tokens) for member in members))  # ``low`` is below what was summed
+        # twice: each ``low`` was already reduced by its rounding error
+        error = 2 * ROUNDING * (1 + max(len(member.tokens) for member in members))
         clusters.append(Cluster(said, low, min(1.0, low * (1 + error) + left), most.text, len(members)))
     clusters.sort(key=lambda cluster: -cluster.low)
-    # mass of every open beginning and of all that is lost, and the most nats of entropy that can follow it
+    # the mass of every open prefix and of all that is lost, and the most nats of entropy that can follow it
     limit, size = growth.settings.limit, growth.settings.vocabulary
     word, masses, behind = math.log(size) if size else math.inf, list[Floats](), list[Floats]()
     for node in growth.nodes:
@@ -351,7 +368,8 @@ def finished(growth: Growth, meaning: Meaning) -> Tree:
 
 
 class Beam(NamedTuple):
-    """A beginning, or an answer that has ended (or was cut by the limit). ``key``: the greatest of all below it."""
+    """A prefix, or an answer that has ended (or was cut at the limit). ``key``: the largest perturbed log-probability
+    of all answers that begin with it."""
 
     key: float
     logp: float
@@ -360,11 +378,11 @@ class Beam(NamedTuple):
 
 
 def without_replacement(source: Source, prompt: Tokens, k: int, settings: TreeSettings, seed: int = 0) -> list[Beam]:
-    """``k`` different answers (token sequences, the end included), or all there are, drawn as plain samples are, but
-    none twice. Needs whole distributions: with partial ones, of what is listed only.
+    """``k`` different answers (token sequences with their end), or all if there are fewer, sampled without replacement.
+    From partial distributions only listed tokens are drawn.
 
-    Stochastic beam search (Kool, van Hoof & Welling 2019, arXiv:1903.06059): every answer gets the key log P + Gumbel
-    noise, and the k largest are found from above.
+    Stochastic beam search (Kool, van Hoof & Welling 2019, arXiv:1903.06059): every answer's key is log P + Gumbel
+    noise, and the k largest keys are found from the root down.
     """
     settings.check()
     beams = [Beam(float(_gumbel(seed, 0, np.arange(1))[0]), 0.0, (), False)]
@@ -375,10 +393,10 @@ def without_replacement(source: Source, prompt: Tokens, k: int, settings: TreeSe
         listed = continuations(source.next([[*prompt, *beam.tokens] for beam in opened], -1), settings)
         for beam, (ids, p_K, _) in zip(opened, listed, strict=True):
             logp_K = beam.logp + np.log(p_K)
-            # a beginning as a number, so that its continuations have noise of their own
+            # the prefix as a number, so that its continuations have noise of their own
             number = reduce(lambda value, token: (value * 1_000_003 + token + 1) & 0xFFFFFFFFFFFFFFF, beam.tokens, 0)
             free_K = logp_K + _gumbel(seed ^ number, depth + 1, ids)
-            # keys given that the greatest of them is the beginning's (the paper's stable form, app. B)
+            # keys given that the largest of them is the prefix's own (the paper's stable form, appendix B)
             below_K, key_K = free_K < free_K.max(), np.full(len(ids), beam.key)
             v_K = beam.key - free_K[below_K] + np.log1p(-np.exp(free_K[below_K] - free_K.max()))
             key_K[below_K] = beam.key - np.maximum(0.0, v_K) - np.log1p(np.exp(-np.abs(v_K)))
@@ -390,15 +408,18 @@ def without_replacement(source: Source, prompt: Tokens, k: int, settings: TreeSe
 
 
 def _gumbel(seed: int, position: int, ids: Ints) -> Floats:
-    # a stream of its own, apart from the one that answers are drawn with
+    # stream 7, apart from the one that answers are drawn with
     found: Floats = -np.log(-np.log(noise(seed, ids, position, 7)))
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """``text``: the words from the branching before it to the next one; ``mass``: of all answers found that begin
-    so, shown or not, a lower bound; ``answer``: the answer that ends here."""
+    """A branch of the tree as it is shown.
+
+    ``text``: the words between the previous fork and the next. ``mass``: probability (a lower bound) of all answers
+    found that begin so, shown or not. ``answer``: the answer that ends here.
+    """
 
     text: str
     mass: float
@@ -407,14 +428,14 @@ class Branch:
     meaning: Hashable = None
 
 
-Spelled = tuple[TreeAnswer, Tokens]  # an answer and the tokens of it that are left
+Remaining = tuple[TreeAnswer, Tokens]  # an answer and those of its tokens that are not placed yet
 
 
 def branches(tree: Tree, spell: Callable[[Tokens], str], most: int = 12) -> Branch:
-    """The ``most`` likeliest answers by their likeliest spelling."""
+    """The ``most`` most probable answers as a tree of their most probable tokenisations."""
 
-    def branch(rows: list[Spelled], every: list[Spelled]) -> Branch:
-        """``rows`` are shown, ``every`` answer counts; both without what stands before this branch."""
+    def branch(rows: list[Remaining], every: list[Remaining]) -> Branch:
+        """``rows`` are shown, ``every`` answer counts in the mass; both without the tokens before this branch."""
         if len(rows) == 1:
             answer, left = rows[0]
             return Branch(spell(left), answer.low, (), answer, answer.meaning)
@@ -422,7 +443,7 @@ def branches(tree: Tree, spell: Callable[[Tokens], str], most: int = 12) -> Bran
         kept = tuple(tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
         at = len(kept)
         begun = [(answer, left[at:]) for answer, left in every if left[:at] == kept]
-        shown: dict[int, list[Spelled]] = {}
+        shown: dict[int, list[Remaining]] = {}
         for answer, left in rows:
             shown.setdefault(left[at], []).append((answer, left[at:]))
         children = [branch(own, [one for one in begun if one[1][:1] == (token,)]) for token, own in shown.items()]
