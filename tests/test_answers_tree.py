@@ -236,6 +236,11 @@ def test_bounds_of_partial_distributions_hold_ten_thousand_times() -> None:
         hold(rng)
 
 
+def test_a_token_that_is_impossible_when_cold_has_no_part_in_the_entropy() -> None:
+    q = Distribution(np.array([3, 5]), np.array([-1e-9, -90.0]), 0.0)  # e^−900 is 0 to a computer
+    assert distribution_bounds.entropy_at(q, 0.1, 100) == (0.0, 0.0)
+
+
 def test_the_width_for_entropy_is_as_published() -> None:
     """TRUTH: V = 50k, rest .1 % → .009 nats, 1 % → .085, 5 % → .40 (20 tokens listed, the least at r/20… )."""
     for rest, width in ((0.001, 0.009), (0.01, 0.085), (0.05, 0.40)):

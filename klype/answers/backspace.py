@@ -1,8 +1,9 @@
-"""Writing with a token that takes the last word back (SequenceMatch: Cundy & Ermon 2023, arXiv:2306.05426).
+"""Generation with a backspace token, which takes the last word back (SequenceMatch: Cundy & Ermon 2023,
+arXiv:2306.05426).
 
-The token and the word before it leave the text, and that word is barred from its place; where nothing of one's own
-stands, the token itself is barred: nothing that others wrote is ever taken back. A model that notices late takes back
-word after word. Every token that the model said is a pass, those that are gone among them.
+The backspace and the word before it are removed from the text, and that word is barred from its position. Where the
+model has written nothing, backspace itself is barred, so that the prompt is never changed. A model that notices a
+mistake late takes back word after word. Every generated token costs a pass, also those that are removed.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from klype.data.seeds import mix
 from klype.sources.source import Source
 from klype.values import Request, Step, Tokens, Trace
 
-# added to a logit: no probability is left in float32
+# added to a logit: its probability is 0 in float32
 BARRED = -1e4
 
 
 @dataclass(slots=True)
 class EditableText:
-    """One's own text as it stands. ``back``: the token that takes back; None: nothing ever does.
+    """A generated text as it stands after backspaces. ``back``: the backspace token, None if there is none.
 
-    ``taken``: the last token took one back.
+    ``taken``: whether the last token was a backspace. ``gone``: tokens that were taken back, by the text before them.
     """
 
     tokens: Tokens = ()
@@ -32,12 +33,12 @@ class EditableText:
     gone: dict[Tokens, set[int]] = field(default_factory=dict)
 
     def bars(self) -> set[int]:
-        """What may not come next."""
+        """Tokens that must not come next."""
         own = {self.back} if self.back is not None and not self.tokens else set()
         return self.gone.get(self.tokens, set()) | own
 
     def push(self, token: int) -> None:
-        """Reads what was said: a word, or the token that takes the last one back."""
+        """Appends a token; backspace removes the last one instead."""
         self.taken = token == self.back
         if not self.taken:
             self.tokens = (*self.tokens, token)
@@ -48,21 +49,23 @@ class EditableText:
 
 @dataclass(frozen=True, slots=True)
 class BackspaceAnswer:
-    """``steps``: the text as it stands; ``passes``: all that was said for it; ``ended``: by a stop."""
+    """``steps``: the text that is left; ``passes``: every token that was generated; ``ended``: by a stop token."""
 
     steps: tuple[Step, ...]
     passes: tuple[Step, ...]
     ended: bool
 
 
-FreeTextRequest = Generator[Draw, list[Trace], BackspaceAnswer]
+Writing = Generator[Draw, list[Trace], BackspaceAnswer]
 
 
 def write_with_backspace(
     request: Request, back: int, budget: PassBudget, begun: Sequence[Step] = (), taken: bool = False
-) -> FreeTextRequest:
-    """Goes on from what was ``begun`` (and has just been ``taken`` back) to a stop, to ``request.limit`` tokens that
-    stand, or until the budget is empty. After something was taken back, noise is drawn anew."""
+) -> Writing:
+    """Continues the text ``begun`` until a stop token, until ``request.limit`` tokens are left, or to the budget's end.
+
+    ``taken``: first, the last of the steps begun is taken back. After every backspace noise is drawn anew.
+    """
     steps, passes, turns = list(begun), list[Step](), 0
     draft = EditableText(tuple(step.token for step in begun), back)
 
@@ -79,11 +82,11 @@ def write_with_backspace(
         turns = 1
     while (limit := min(budget.left, request.limit - len(steps))) > 0:
         prompt = (*request.prompt, *draft.tokens)
-        # else what is written anew at a place would have the noise of what stood there
+        # otherwise a position would be drawn again with the noise of the token that was removed
         seed = mix(request.seed, turns) if turns else request.seed
         on = replace(request, prompt=prompt, n=1, limit=limit, seed=seed, stop=(*request.stop, back))
         if bars := draft.bars():
-            # bars hold for one place: one token, then without them
+            # bars hold at one position: draw one token, then go on without them
             biases = (*request.sampling.logit_bias, *((token, BARRED) for token in sorted(bars)))
             on = replace(on, limit=1, stop=request.stop, sampling=replace(request.sampling, logit_bias=biases))
         (trace,) = yield Draw(on, len(prompt) if bars else len(prompt) - 1)
@@ -98,12 +101,12 @@ def write_with_backspace(
 def answers_with_backspace(
     source: Source, requests: Sequence[Request], own: Sequence[int], back: int
 ) -> list[list[Trace]]:
-    """``answers`` of a model that takes words back; a trace's steps are its passes, ``request.limit`` at most.
+    """``answers`` of a model with a backspace token. A trace's steps are all its passes, at most ``request.limit``.
 
-    The last ``own[i]`` tokens of prompt i are the model's own: they may be taken back, and nothing before them.
+    The last ``own[i]`` tokens of prompt i are the model's own: they may be taken back, but nothing before them.
     """
     budgets = [PassBudget(request.limit) for request in requests for _ in range(request.n)]
-    left, writings = iter(budgets), list[FreeTextRequest]()
+    left, writings = iter(budgets), list[Writing]()
     for request, count in zip(requests, own, strict=True):
         cut = len(request.prompt) - count
         begun = [Step(token, 0.0, 0.0, "forced") for token in request.prompt[cut:]]

@@ -1,8 +1,9 @@
-"""Decoders: ways to decide on an answer, their table, and what runs them over many questions at once.
+"""Decoders: ways to decide on an answer, the table of them, and ``decide``, which runs one over many questions at once.
 
-Each starts from the plain answer, which is paid already, and spends what is left. With nothing left each returns the
-plain answer: budget 1 is greedy (of ``sample``: one plain sample). ``verify-NAME`` weighs candidates by a check, which
-gives each a log-score: a row of ``CHECKS``, and a function that a question brings for it (``DecodeQuestion.checks``).
+Each starts from the plain answer, which is already paid for, and spends the rest of its budget. With nothing left it
+returns the plain answer: with budget 1 every decoder is greedy decoding (``sample``: one plain sample). ``verify-NAME``
+weighs candidates by a check, which gives each a log-score: a row of ``CHECKS``, and a function that the question brings
+for it (``DecodeQuestion.checks``).
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from klype.answers.decoding import (
 )
 from klype.errors import UsageError
 from klype.sources.source import Source
-from klype.values import Step, Tokens, Trace
+from klype.values import Distribution, Step, Tokens, Trace
 
-LEAST = 1e-4  # beginnings less probable than this are not gone to
-MOST = 256  # samples drawn in one request
+LEAST = 1e-4  # prefixes less probable than this are not explored
+MOST = 256  # maximum number of samples in one request
 Drawing = Generator[DecodeRequest, Any, list[DecodedAnswer]]
 
 
@@ -52,21 +53,23 @@ def plain(context: DecodeContext) -> Deciding:
 
 
 def consensus(context: DecodeContext) -> Deciding:
-    """The meaning of most samples (Wang et al. 2023, arXiv:2203.11171); the plain answer votes too, and wins
-    ties. As a minimum Bayes risk decoder: the answer that most others agree with.
+    """The meaning of most samples (self-consistency: Wang et al. 2023, arXiv:2203.11171). The plain answer votes too,
+    and wins ties. It is a minimum Bayes risk decoder: the answer that most others agree with.
 
-    Samples that were cut short are gone on with from what the short ones have left."""
+    Samples that were cut short are continued with what shorter samples have left of the budget.
+    """
     question, budget, number = context.question, context.budget, 0
+    unit = max(1, len(context.plain.steps))
     sampling = replace(question.sampling, temperature=context.tuning.temperature)
     whole, begun = [context.candidate(context.plain)], list[tuple[int, tuple[Step, ...]]]()
     while budget.left > 0:
         if begun:
             sample, before = begun.pop(0)
             n, limit = 1, min(budget.left, question.limit - len(before))
-        elif budget.left < (context.unit + 1) // 2:  # what is left would hold less than half an answer
+        elif budget.left < (unit + 1) // 2:  # too little for half an answer
             break
-        else:  # sample 0 is the plain answer's where that is drawn, too
-            n = min(max(1, budget.left // context.unit), MOST)
+        else:  # sample 0 is the plain answer where that was drawn, too
+            n = min(max(1, budget.left // unit), MOST)
             sample, before, limit = number + 1, (), min(question.limit, budget.left // n)
             number += n
         request = question.request(sampling, limit, tuple(step.token for step in before), n, first_sample=sample)
@@ -80,20 +83,20 @@ def consensus(context: DecodeContext) -> Deciding:
 
 
 def branches(context: DecodeContext, most: int) -> Drawing:
-    """The plain answer, and the greedy ends of the heaviest beginnings beside it, within so many passes. A beginning
-    branches off wherever another token was likely, too.
+    """The plain answer, and greedy completions of the most probable prefixes beside it, within ``most`` passes. Such a
+    prefix branches off wherever another token was likely, too.
 
-    Cf. Wang & Zhou 2024 (arXiv:2402.10200), who branch at the first token; here wherever the mass is.
+    Wang & Zhou 2024 (arXiv:2402.10200) branch at the first token only.
     """
     question, found, left, number = context.question, list[DecodedAnswer](), most, count()
-    heap: list[tuple[float, int, tuple[Step, ...]]] = []  # beginnings, heaviest first
+    heap: list[tuple[float, int, tuple[Step, ...]]] = []  # prefixes, most probable first
 
     def close(steps: Sequence[Step], ended: bool, since: int) -> None:
-        """A whole answer; at its own tokens, which begin at ``since``, others could have stood."""
+        """Adds a whole answer, and the prefixes that branch off from its own tokens, which begin at ``since``."""
         found.append(context.answer(steps, ended))
         before = math.exp(sum(step.logp for step in steps[:since]))
         for t, step in enumerate(steps[since:], since):
-            for token, logp in _listed(step, context.tuning.top):
+            for token, logp in _listed(step.distribution, context.tuning.top):
                 if token != step.token:
                     branch = (*steps[:t], Step(token, logp, logp, "forced"))
                     heapq.heappush(heap, (-before * math.exp(logp), next(number), branch))
@@ -114,17 +117,17 @@ def branches(context: DecodeContext, most: int) -> Drawing:
     return found
 
 
-def _listed(step: Step, most: int | None = None) -> list[tuple[int, float]]:
-    """The tokens that could have stood there, and their log-probabilities."""
-    q = step.distribution
-    return [] if q is None else list(zip(q.ids[:most].tolist(), q.logp[:most].tolist(), strict=True))
+def _listed(q: Distribution | None, most: int | None = None) -> list[tuple[int, float]]:
+    """The possible next tokens among the first ``most`` that are listed, and their log-probabilities."""
+    rows = () if q is None else zip(q.ids[:most].tolist(), q.logp[:most].tolist(), strict=True)
+    return [(token, logp) for token, logp in rows if math.isfinite(logp)]
 
 
 def search(context: DecodeContext) -> Deciding:
-    """Best-first: the meaning whose answers, as found, are the most probable together, until none can catch up.
+    """Best-first search for the meaning whose answers are the most probable together, until no other can catch up.
 
-    The plain answer's own beginnings are known already; any other costs a pass. Tokens that a partial distribution does
-    not list are not gone to.
+    The prefixes of the plain answer are known already; any other costs a pass. Tokens that a partial distribution does
+    not list are not explored.
     """
     question, top, number, plain = context.question, context.tuning.top, count(), context.candidate(context.plain)
     found, steps = {plain.tokens: plain}, context.plain.steps
@@ -136,13 +139,12 @@ def search(context: DecodeContext) -> Deciding:
         if q is None:
             sums = _sums(found.values(), _masses(found.values()))
             first, second = [*heapq.nlargest(2, sums.values()), 0.0][:2]
-            settled = first - second > 1.0 - sum(sums.values())  # whatever the mass that is left belongs to
+            settled = first - second > 1.0 - sum(sums.values())  # whichever meaning the rest of the mass belongs to
             if settled or context.budget.left < 1 or -cost < math.log(LEAST):
                 break
-            # all but the last token has been read with what it branches off from
+            # all but the last token was read with the prefix that it branches off from
             (q,) = yield NextTokenRequest(((*question.prompt, *tokens),), top, True)
-        possible = np.isfinite(q.logp[:top])
-        for token, more in zip(q.ids[:top][possible].tolist(), q.logp[:top][possible].tolist(), strict=True):
+        for token, more in _listed(q, top):
             whole, logp = (*tokens, token), more - cost
             text = context.decode(whole) if question.stop_texts else ""
             if token in question.stop or any(end in text for end in question.stop_texts):
@@ -154,7 +156,7 @@ def search(context: DecodeContext) -> Deciding:
 
 
 def _sums(candidates: Iterable[DecodedAnswer], weights: Iterable[float]) -> dict[Any, float]:
-    """The weight of every meaning, in the order in which they came."""
+    """The total weight of every meaning, in the order of their first candidates."""
     sums: dict[Any, float] = {}
     for c, weight in zip(candidates, weights, strict=True):
         sums[c.meaning] = sums.get(c.meaning, 0.0) + weight
@@ -166,8 +168,8 @@ def _masses(candidates: Iterable[DecodedAnswer]) -> list[float]:
 
 
 def backtrack(context: DecodeContext) -> Deciding:
-    """When confidence falls below the floor, the answer goes back to where it was least sure and takes the second way
-    there; it is kept when the whole is more probable, token by token."""
+    """Where confidence falls below the floor, returns to the least confident token and takes the second most probable
+    one instead; the new answer is kept if its mean log-probability per token is higher."""
     question = context.question
     best, steps, tried = context.candidate(context.plain), list(context.plain.steps), set[Tokens]()
     seen = [best]
@@ -183,7 +185,7 @@ def backtrack(context: DecodeContext) -> Deciding:
             break
         _, t = min(weak)
         tried.add(tuple(s.token for s in steps[:t]))
-        others = [(token, logp) for token, logp in _listed(steps[t]) if token != steps[t].token]
+        others = [(token, logp) for token, logp in _listed(steps[t].distribution) if token != steps[t].token]
         token, logp = max(others, key=lambda item: item[1], default=(-1, 0.0))
         limit = min(context.budget.left, question.limit - t - 1)
         if not others or token in question.stop or limit < 1:
@@ -192,18 +194,18 @@ def backtrack(context: DecodeContext) -> Deciding:
         (trace,) = yield context.go_on(head, limit)
         other = context.candidate(trace, head)
         seen.append(other)
-        # a token's mean: else the shorter answer would win
+        # the mean over tokens: otherwise the shorter answer would win
         surer = other.logp / len(other.tokens) > best.logp / max(1, len(best.tokens))
-        # an answer that was cut off never takes the place of a whole one
+        # an answer that was cut off never replaces a whole one
         if surer and (other.ended or not best.ended):
             best, steps = other, [*head, *trace.steps]
     return Decision(best, vote(seen, [math.exp(c.logp / max(1, len(c.tokens))) for c in seen]).shares)
 
 
 def backspace(context: DecodeContext) -> Deciding:
-    """A model that has learnt a token which takes the last word back is obeyed (backspace.py), greedily.
+    """Greedy decoding of a model that has learnt a token which takes its last word back (see backspace.py).
 
-    ``DecoderSettings.back`` is the token. It never takes back what stands before the answer: there it is barred.
+    ``DecoderSettings.back`` is the token. It takes back nothing before the answer: at its beginning it is barred.
     """
     back, question = context.tuning.back, context.question
     if back is None:
@@ -221,16 +223,16 @@ def backspace(context: DecodeContext) -> Deciding:
 
 @dataclass(frozen=True, slots=True)
 class CheckKind:
-    """``about``: what is chosen by it; ``hint``: what to do where a question does not bring it; ``tunes``: weights
-    worth trying, the first by default."""
+    """A way to check candidates. ``about``: which answer it chooses; ``hint``: what to do where a question brings no
+    such check; ``tunes``: settings worth trying, the first by default."""
 
     about: str
     hint: str = ""
     tunes: tuple[DecoderSettings, ...] = (DecoderSettings(weight=0.5), DecoderSettings(weight=1.0))
 
 
-# By the mean log-probability a token, so that length does not count; by how probable what an answer states is as plain
-# text; by the model's own P(yes) (Kadavath et al. 2022, arXiv:2207.05221); by the score of a reward model.
+# The mean log-probability per token, so that length does not count; the probability, as plain text, of what an answer
+# states; the model's own P(yes) (Kadavath et al. 2022, arXiv:2207.05221); the score of a reward model.
 CHECKS = {
     "likelihood": CheckKind("the answer that is most probable word for word, its length left out"),
     "statement": CheckKind(
@@ -249,14 +251,14 @@ CHECKS = {
 
 
 def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
-    """Free: what was drawn tells it."""
+    """The mean log-probability per token. No pass: it is known from the draw."""
     yield from ()  # it requests nothing
-    # less log P, which the verifier adds: at weight 1 the mean a token is all that is left
+    # minus log P, which the verifier adds: at weight 1 only the mean per token is left
     return [c.logp / max(1, len(c.tokens)) - c.logp for c in candidates]
 
 
 def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
-    """log P of the second behind the first of ``put(answer)``: of what an answer states. One pass a candidate."""
+    """log P of what an answer states, where ``put(answer)`` is a prompt and the statement. One pass per candidate."""
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
         rows = [put(c.text) for c in candidates[: context.budget.left]]
@@ -267,7 +269,7 @@ def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
 
 
 def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> Check:
-    """log P(yes) among yes and no, as the next token after ``put(answer)``. One pass a candidate."""
+    """log P(yes) among yes and no, as the next token after ``put(answer)``. One pass per candidate."""
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
         kept = candidates[: context.budget.left]
@@ -276,7 +278,7 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
         for q in found:
             p = np.exp(np.asarray(q.logp, dtype=float))
             good, bad = (float(p[np.isin(q.ids, list(ids))].sum()) for ids in (yes, no))
-            # where neither is listed nobody has said anything: even chances
+            # neither is listed: even chances
             out.append(math.log(max(1e-6, good / (good + bad))) if good + bad > 0 else math.log(0.5))
         return out
 
@@ -284,7 +286,7 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
 
 
 def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]]) -> Check:
-    """``score(prompts, answers)`` of a reward model. One pass a candidate."""
+    """``score(prompts, answers)`` of a reward model. One pass per candidate."""
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
         yield from ()  # it requests nothing of the source
@@ -297,8 +299,8 @@ def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]
 
 
 def verify(name: str) -> Callable[[DecodeContext], Deciding]:
-    """Half of what is left finds other answers (``branches``), and a check weighs them: log P(answer) + weight · check,
-    summed over the wordings of a meaning."""
+    """A decoder that spends half of what is left on finding other answers (``branches``) and the rest on a check, which
+    weighs them: exp(log P(answer) + weight · check), summed over the wordings of a meaning."""
 
     def strategy(context: DecodeContext) -> Deciding:
         check = context.question.checks.get(name)
@@ -309,32 +311,33 @@ def verify(name: str) -> Callable[[DecodeContext], Deciding]:
         known = sorted(best.values(), key=lambda c: -c.logp)
         mine = context.candidate(context.plain)
         known = [mine, *(c for c in known if c.tokens != mine.tokens)]
-        # one meaning alone needs no check, and a check of one answer compares nothing
+        # a single meaning needs no check, and a check of a single answer compares nothing
         if len({c.meaning for c in known}) < 2 or context.budget.left < 2:
             return Decision(mine, vote(known, _masses(known)).shares)
         scores = yield from check(context, known)
         kept = known[: len(scores)]
         total = np.array([c.logp + context.tuning.weight * s for c, s in zip(kept, scores, strict=True)])
-        # the greatest is 1: nothing overflows, and shares are what they were
+        # relative to the largest, which leaves the shares as they are: nothing overflows
         return vote(kept, np.exp(total - total.max()).tolist())
 
     return strategy
 
 
 def vote(candidates: Sequence[DecodedAnswer], weights: Sequence[float]) -> Decision:
-    """The meaning that weighs most, by its most probable answer; of equals the one that came first."""
+    """The meaning of the largest total weight (of equals the first), represented by its most probable answer."""
     sums = _sums(candidates, weights)
     total = sum(sums.values()) or 1.0
     order = sorted(sums, key=lambda meaning: -sums[meaning])
-    # a whole answer stands for its meaning before one that was cut off
+    # a whole answer represents its meaning rather than one that was cut off
     stands = {m: max((c for c in candidates if c.meaning == m), key=lambda c: (c.ended, c.logp)) for m in order}
     return Decision(stands[order[0]], tuple(Share(m, stands[m].text, sums[m] / total) for m in order))
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """``about``: what it chooses (other languages: words/sentences). ``spends``: more budget is of use. ``needs``: the
-    check that a question must bring. ``tunes``: its settings, the values worth trying."""
+    """A row of the table of decoders. ``about``: which answer it chooses (translated in words/sentences). ``spends``:
+    whether it can use more budget. ``needs``: the check that a question must bring. ``tunes``: settings worth trying,
+    the first by default."""
 
     name: str
     strategy: Callable[[DecodeContext], Deciding]
@@ -367,7 +370,8 @@ DECODERS = {
 
 @dataclass(frozen=True, slots=True)
 class DecoderResult:
-    """``passes`` and ``positions`` in all, the plain answer included; ``plain_passes``: of that alone."""
+    """What was decided. ``passes`` and ``positions``: in total, with the plain answer; ``plain_passes`` and
+    ``plain_positions``: of that alone."""
 
     choice: Decision
     plain: Decision
@@ -391,10 +395,11 @@ def decide(
     tuning: DecoderSettings | None = None,
     plain: Sequence[Trace] | None = None,
 ) -> list[DecoderResult]:
-    """Every question decided within ``budget`` times the passes of its plain answer.
+    """Decides every question within ``budget`` times the passes of its plain answer.
 
-    ``plain``: the plain answers, where they are known already with their distributions (they are paid all the same).
-    Errors: an unknown decoder, a question without what the decoder needs.
+    ``name``: a decoder of ``DECODERS``. ``plain``: the plain answers, if they are already known with their
+    distributions (their passes count all the same). Raises UsageError for an unknown decoder, and for a question
+    without the check that the decoder needs.
     """
     assert budget >= 1
     row = decoder(name)
@@ -416,6 +421,6 @@ def decide(
 
 
 def first(question: DecodeQuestion, tuning: DecoderSettings, drawn: bool = False) -> Draw:
-    """The request of the plain answer: greedy, with the likely tokens of every step; or one sample."""
+    """The request for the plain answer: greedy, with the most probable tokens at every step; or one sample."""
     sampling = replace(question.sampling, temperature=tuning.temperature) if drawn else GREEDY
     return Draw(question.request(sampling, question.limit, top=0 if drawn else tuning.top))

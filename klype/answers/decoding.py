@@ -1,9 +1,9 @@
-"""What a decoder requests and what it may spend.
+"""The requests that a decoder makes of a model, and the budget that it spends on them.
 
-A decoder is a generator: it yields requests and is sent the replies, so that many questions are answered side by side
-and one call of the source serves them all. One *pass* is one row of one forward call: a token that is drawn, a
-beginning that is read, an answer that is scored (all its tokens at once). ``positions`` counts the tokens that went
-through the model, prompts included: the better measure of work where answers are scored rather than drawn.
+A decoder is a generator that yields requests and is sent the replies, so that many questions are decoded side by side
+and one call of the source serves them all. One *pass* is one row of one forward call: a token that is drawn, a prefix
+that is read, or an answer that is scored (all its tokens at once). ``positions`` counts the tokens that went through
+the model, prompts included; it is the better measure of work where answers are scored rather than drawn.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from klype.sources.source import Source, answers
 from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
 
 GREEDY = Sampling(temperature=0.0)
-CHUNK = 64  # rows of one call of the source at most, where a row brings a prompt of its own
+CHUNK = 64  # maximum number of rows in one call of the source where every row has a prompt of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Answered with a list of traces; so many tokens of its prompt are ``known``, read before."""
+    """A request for answers; the reply is their traces. ``known``: tokens of the prompt that were read before."""
 
     request: Request
     known: int = 0
@@ -32,7 +32,8 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class NextTokenRequest:
-    """Answered with the next-token distribution after each prefix; ``known``: read before but for its last."""
+    """A request for the next-token distribution after each prefix. ``top``: tokens listed (-1: all). ``known``: all but
+    the last token of each prefix was read before."""
 
     prefixes: tuple[Tokens, ...]
     top: int = -1
@@ -41,7 +42,8 @@ class NextTokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Answered with one trace an answer: its log-probabilities behind a prompt of its own."""
+    """A request for the log-probabilities of given answers, each after a prompt of its own; the reply is their
+    traces."""
 
     prompts: tuple[Tokens, ...]
     answers: tuple[Tokens, ...]
@@ -52,7 +54,7 @@ DecodeRequest = Draw | NextTokenRequest | Score
 
 @dataclass(slots=True)
 class PassBudget:
-    """Passes that may still be spent, and what was."""
+    """Passes that are left to spend; passes and positions spent so far."""
 
     left: int
     passes: int = 0
@@ -92,7 +94,7 @@ class DecodedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A meaning that was found, the answer that stands for it, and how much spoke for it (shares sum to one)."""
+    """A meaning, the answer that represents it, and its share of the vote (shares sum to one)."""
 
     meaning: Hashable
     text: str
@@ -101,7 +103,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a decoder decided; ``shares``: most first."""
+    """The answer that a decoder chose, and the shares of all meanings, largest first."""
 
     chosen: DecodedAnswer
     shares: tuple[Share, ...] = ()
@@ -109,9 +111,12 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSettings:
-    """The settings of all decoders, each used by those that name it. ``temperature`` of samples; ``weight`` of a check
-    beside log P(answer); ``floor``: a step less probable than this is a fall of confidence; ``top``: tokens listed at
-    each step that can be branched to."""
+    """Settings of the decoders; each decoder uses some of them.
+
+    ``temperature`` of samples. ``weight`` of a check relative to log P(answer). ``floor``: confidence has fallen where
+    a token is less probable than this. ``top``: tokens listed at each step, which can be branched to. ``back``: the
+    token with which a model takes its last word back, None if it has none.
+    """
 
     temperature: float = 1.0
     weight: float = 1.0
@@ -122,7 +127,8 @@ class DecoderSettings:
 
 @dataclass(frozen=True)
 class DecodeQuestion:
-    """One question put to a source; ``checks``: how candidates are judged, where a decoder needs it."""
+    """A question as it is put to a source. ``checks``: functions that score candidates, by name, for the decoders that
+    need one."""
 
     prompt: Tokens
     meaning: Callable[[str], Hashable]
@@ -136,14 +142,14 @@ class DecodeQuestion:
     def request(
         self, sampling: Sampling, limit: int, after: Tokens = (), n: int = 1, top: int = 0, first_sample: int = 0
     ) -> Request:
-        """To go on from some tokens of the answer, with at most ``limit`` more."""
+        """A request to continue the answer that begins with the tokens ``after``, by at most ``limit`` tokens."""
         prompt = (*self.prompt, *after)
         return Request(prompt, n, limit, sampling, self.seed, self.stop, self.stop_texts, top, first_sample)
 
 
 @dataclass(slots=True)
 class DecodeContext:
-    """What a decoder works with: the question, its budget, the plain answer, and how tokens are spelled."""
+    """What a decoder works with: the question, settings and budget, the plain answer, and how tokens are decoded."""
 
     question: DecodeQuestion
     decode: Callable[[Sequence[int]], str]
@@ -151,13 +157,8 @@ class DecodeContext:
     budget: PassBudget
     plain: Trace
 
-    @property
-    def unit(self) -> int:
-        """Passes of the plain answer."""
-        return max(1, len(self.plain.steps))
-
     def candidate(self, trace: Trace, before: Sequence[Step] = ()) -> DecodedAnswer:
-        """The answer made of steps drawn earlier and a trace that goes on from them."""
+        """The answer that consists of earlier steps and a trace that continues them."""
         return self.answer((*before, *trace.steps), trace.ended == "stop")
 
     def answer(self, steps: Sequence[Step], ended: bool) -> DecodedAnswer:
@@ -166,7 +167,7 @@ class DecodeContext:
         return DecodedAnswer(text, tokens, sum(step.logp for step in steps), self.question.meaning(text), ended)
 
     def go_on(self, before: Sequence[Step], limit: int) -> Draw:
-        """Greedily, behind steps of which all but the last one have been read."""
+        """A request to continue these steps greedily; all but the last of them have been read."""
         request = self.question.request(GREEDY, limit, tuple(step.token for step in before), top=self.tuning.top)
         return Draw(request, len(request.prompt) - 1)
 
@@ -185,7 +186,7 @@ T = TypeVar("T")
 
 
 def run(source: Source, decoding: Sequence[Generator[Any, Any, T]], budgets: Sequence[PassBudget]) -> list[T]:
-    """What each generator returns. They run side by side: what they request at one time is served together."""
+    """Runs the generators side by side, serving their requests together; returns what each of them returns."""
     done: dict[int, T] = {}
     replies: dict[int, Reply | None] = dict.fromkeys(range(len(decoding)))
     while replies:
@@ -196,7 +197,7 @@ def run(source: Source, decoding: Sequence[Generator[Any, Any, T]], budgets: Seq
             except StopIteration as end:
                 done[i] = end.value
         for i, request in requests.items():
-            # before anything is asked: a budget is never exceeded
+            # checked before the source is called: a budget is never exceeded
             assert most_passes(request) <= budgets[i].left, "a decoder asks for no more than it has"
         replies = dict(zip(requests, serve(source, list(requests.values())), strict=True))
         for i, request in requests.items():
@@ -205,7 +206,7 @@ def run(source: Source, decoding: Sequence[Generator[Any, Any, T]], budgets: Seq
 
 
 def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
-    """What each request is answered with, in as few calls of the source as their kinds allow."""
+    """The replies to these requests, from as few calls of the source as their kinds allow."""
     replies: list[Any] = [[] for _ in requests]
     draws = [(i, request.request) for i, request in enumerate(requests) if isinstance(request, Draw)]
     for (i, _), traces in zip(draws, answers(source, [one for _, one in draws]) if draws else (), strict=True):
@@ -233,7 +234,7 @@ def batched(rows: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def most_passes(request: DecodeRequest) -> int:
-    """What a request can cost at most; it is not placed unless there is so much."""
+    """The most passes that a request can cost; a decoder must have as many left."""
     match request:
         case Draw(drawn):
             return drawn.n * drawn.limit
@@ -244,7 +245,7 @@ def most_passes(request: DecodeRequest) -> int:
 
 
 def parse_budget(text: str) -> float:
-    """ "8×", "8x" or "8": how many times the passes of a plain answer may be spent. UsageError otherwise."""
+    """A budget in plain answers, written "8×", "8x" or "8". Raises UsageError for anything else."""
     try:
         value = float(text.strip().removesuffix("×").removesuffix("x").removesuffix("X").replace(",", "."))
     except ValueError:

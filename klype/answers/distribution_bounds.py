@@ -1,9 +1,8 @@
-"""What a partial distribution (the k most probable tokens) or an unfinished tree says for certain. Nats.
+"""Certain bounds of what a partial distribution (the k most probable tokens) or an unfinished tree tells. Nats.
 
-Any completion of a distribution is allowed that gives no unlisted token more than the least listed one: its mass r
-lies on the V − k others; where no token is listed, nothing is known. Each bound is attained by such a completion,
-except where a function says otherwise. ``vocabulary`` 0: unknown, hence unbounded. Of a tree: the entropy of all its
-answers.
+A partial distribution may be completed in any way that gives no unlisted token more than the least probable listed one:
+its mass r lies on the V − k other tokens. Where no token is listed, nothing is known. Each bound is attained by some
+completion, except where a function says otherwise. ``vocabulary``: V, or 0 if it is unknown, hence unbounded.
 """
 
 from __future__ import annotations
@@ -17,10 +16,8 @@ import numpy as np
 from klype.errors import UsageError
 from klype.values import Distribution, Floats, Sampling
 
-# masses below this are rounding
-TINY = 1e-12
-# of float32: by so much a sum of its probabilities may be off
-ROUNDING = 1e-7
+TINY = 1e-12  # masses below this are rounding errors
+ROUNDING = 1e-7  # possible error of a sum of probabilities in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +30,11 @@ class TokenBounds:
 
 
 def entropy(q: Distribution, vocabulary: int) -> tuple[float, float]:
-    """H(q): least when the rest is on as few tokens as may be, most when it is spread evenly."""
+    """Bounds of H(q): lowest if the rest is on as few tokens as possible, highest if it is spread evenly."""
     if not q.ids.size:
         return 0.0, math.log(vocabulary) if vocabulary else math.inf
-    p_K = np.exp(q.logp[np.isfinite(q.logp)].astype(np.float64))
+    p_K = np.exp(q.logp.astype(np.float64))
+    p_K = p_K[p_K > 0.0]  # 0 · log 0 is 0, which numpy does not know
     listed = float(-(p_K * np.log(p_K)).sum())
     if q.rest <= 0.0:
         return listed, listed
@@ -49,10 +47,11 @@ def entropy(q: Distribution, vocabulary: int) -> tuple[float, float]:
 
 
 def entropy_at(q: Distribution, temperature: float, vocabulary: int) -> tuple[float, float]:
-    """H at a temperature, the listed tokens' shares of their own mass being known: valid, not always attained.
+    """Bounds of the entropy at a temperature: valid, but not always attained.
 
-    With R on the unlisted: H = h(R) + (1 − R)·H(listed) + R·H(unlisted), where no unlisted token has more than the
-    least listed one, and there are V − k of them. Both ends are concave in R, which lies between bounds.
+    The listed tokens' shares of their own mass are known. With mass R on the unlisted tokens,
+    H = h(R) + (1 − R)·H(listed) + R·H(unlisted), where none of the V − k unlisted tokens has more than the least
+    probable listed one. Both bounds are concave in R, which is itself bounded.
     """
     if temperature == 0.0:
         return 0.0, 0.0
@@ -65,32 +64,32 @@ def entropy_at(q: Distribution, temperature: float, vocabulary: int) -> tuple[fl
     most = min(1.0, max(0.0, at.rest))
     least = min(most, max(0.0, 1.0 - float(at.high_K.sum())))
     rarest = -math.log(max(float(at.high_K.min()), TINY))
-    # concave in R, it is least at one of the ends
+    # concave in R, so lowest at one of the ends
     low = min(_plogp(1 - r) + (1 - r) * listed + r * rarest for r in (least, most))
     others = vocabulary - len(q.ids) if vocabulary else 0
     if others <= 0:
         return low, math.inf
-    # where the derivative in R is 0, or the end nearest to there
+    # where the derivative in R is 0, or the end nearest to that
     best = min(most, max(least, others / (others + math.exp(listed))))
     return low, max(low, _plogp(best) + _plogp(1 - best) + (1 - best) * listed + best * math.log(others))
 
 
 def mass_at(q: Distribution, temperature: float, vocabulary: int, acceptable: Collection[int]) -> tuple[float, float]:
-    """The probability of a set of tokens at a temperature."""
+    """Bounds of the probability of a set of tokens at a temperature."""
     if not q.ids.size:
         return 0.0, 1.0
     at = tempered(q, temperature, vocabulary)
     inside_K = np.isin(q.ids, list(acceptable))
     low = min(1.0, float(at.low_K[inside_K].sum()))
     unlisted = len(set(acceptable)) - int(inside_K.sum())
-    # none of the unlisted has more than the least listed token
+    # no unlisted token has more than the least probable listed one
     spare = unlisted * float(at.high_K.min()) if q.rest > 0.0 else 0.0
     high = min(float(at.high_K[inside_K].sum()) + spare, 1.0 - float(at.low_K[~inside_K].sum()))
     return low, min(1.0, max(low, high))
 
 
 def relative(q: Distribution, temperature: float) -> Floats:
-    """ln of the listed tokens' p^(1/τ), less that of the most probable: nothing overflows, however near to 0 τ is."""
+    """log p^(1/τ) of the listed tokens, minus that of the most probable: it overflows at no temperature τ > 0."""
     logp_K = q.logp.astype(np.float64)
     with np.errstate(over="ignore"):
         relative_K: Floats = (logp_K - logp_K.max()) / temperature
@@ -98,7 +97,7 @@ def relative(q: Distribution, temperature: float) -> Floats:
 
 
 def whole_at(q: Distribution, temperature: float) -> Distribution:
-    """A whole distribution as it is drawn from at a temperature above 0."""
+    """A whole distribution at a temperature above 0."""
     z_K = relative(q, temperature)
     return Distribution(q.ids, z_K - math.log(float(np.exp(z_K).sum())))
 
@@ -108,7 +107,8 @@ def _plogp(p: float) -> float:
 
 
 def tempered(q: Distribution, temperature: float, vocabulary: int) -> TokenBounds:
-    """The listed tokens at a temperature: the unlisted ones' share of the normaliser is known between bounds only."""
+    """Probabilities of the listed tokens at a temperature. Of the unlisted tokens' share of the normaliser only bounds
+    are known."""
     logp_K = q.logp.astype(np.float64)
     if not logp_K.size:
         return TokenBounds(logp_K, logp_K, 1.0)
@@ -123,8 +123,8 @@ def tempered(q: Distribution, temperature: float, vocabulary: int) -> TokenBound
     if temperature == 1.0:
         p_K = np.exp(logp_K)
         return TokenBounds(p_K, p_K, max(0.0, 1.0 - float(p_K.sum())))
-    # Σ over unlisted tokens of (p / e^top)^(1/τ): between packed on few tokens and spread over all, or the reverse. The
-    # rest is 1 less a sum of rounded numbers: it may be off by ROUNDING, which matters above temperature 1.
+    # Σ over unlisted tokens of (p / e^top)^(1/τ): its bounds are the rest packed on few tokens and spread over all. The
+    # rest is 1 minus a sum of rounded numbers: it may be off by ROUNDING, which matters above temperature 1.
     top = float(logp_K.max())
     ends = [_ends(max(0.0, q.rest + off), q, temperature, vocabulary, top) for off in (-ROUNDING, ROUNDING)]
     least, most = min(ends[0]), max(ends[1])
@@ -133,38 +133,40 @@ def tempered(q: Distribution, temperature: float, vocabulary: int) -> TokenBound
 
 
 def drawn_from(q: Distribution, sampling: Sampling, vocabulary: int) -> TokenBounds:
-    """``tempered``, of a sampling. Errors: one that does more, for which the unlisted tokens would have to be known."""
+    """``tempered`` at the temperature of a sampling. Raises UsageError for one with other options, which would need the
+    unlisted tokens."""
     if sampling != Sampling(temperature=sampling.temperature):
         raise UsageError("This model tells only its most probable tokens: nothing but a temperature can be applied.")
     return tempered(q, sampling.temperature, vocabulary)
 
 
 def _ends(rest: float, q: Distribution, temperature: float, vocabulary: int, top: float) -> tuple[float, float]:
+    """Σ (p / e^top)^(1/τ) with the rest packed on as few tokens as possible, and spread over all."""
     power, scale, most = 1 / temperature, math.exp(-top), math.exp(float(q.logp.min()))
     full, left = _packed(rest, most)
     packed = full * (most * scale) ** power + (left * scale) ** power
     others = vocabulary - len(q.ids) if vocabulary else 0
     if others <= 0:
-        # nobody knows how many tokens: spread over endlessly many, x^power sums to 0 above power 1, to infinity below
+        # any number of tokens: spread over infinitely many, the sum is 0 above power 1 and infinite below
         return (0.0, packed) if power > 1 else (packed, math.inf)
     return packed, others * (rest / others * scale) ** power
 
 
 def _packed(rest: float, least: float) -> tuple[int, float]:
-    """The rest on as few tokens as may be, none above ``least``: so many full ones, and what is left for one more."""
-    # a rest that is a whole number of them is not rounded down to one fewer
+    """The rest on as few tokens as possible, none above ``least``: their number, and what is left for one more."""
+    # TINY: a rest that is an exact multiple must not be rounded down to one token fewer
     full = math.floor(rest / least + TINY)
     return full, max(0.0, rest - full * least)
 
 
 def entropy_bounds(low: Sequence[float], unexplored: float, opened: tuple[Floats, Floats]) -> tuple[float, float]:
-    """Entropy (nats) of a distribution whose masses are at least ``low`` and which has ``unexplored`` beside them.
+    """Bounds of the entropy (nats) of a tree's answers: their masses are at least ``low``, and ``unexplored`` is left.
 
-    Least: all of it on the largest. Most: the entropy of classes and open parts together, and what each part
-    (``opened``: masses, nats) can add.
+    Lowest: all of it belongs to the largest. Highest: the entropy of the known masses and the open parts together, plus
+    what each part can add. ``opened``: masses of the open parts, and the most nats of entropy within each.
     """
     masses = sorted((mass for mass in low if mass > 0), reverse=True)
-    # entropy is Schur-concave: the more uneven, the less
+    # entropy is Schur-concave: the more uneven, the lower
     least = _entropy([(masses[0] if masses else 0.0) + unexplored, *masses[1:]])
     mass_N, behind_N = opened
     more = float((mass_N * behind_N).sum()) if len(mass_N) else 0.0

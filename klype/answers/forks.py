@@ -1,12 +1,14 @@
-"""Forks: the word at which an answer's meaning was decided (after Bigelow et al. 2024, arXiv:2412.07961).
+"""Forks: the token at which an answer's meaning was decided (after Bigelow et al. 2024, arXiv:2412.07961).
 
-o_t is the distribution over meanings of the answers that begin with this answer's first t tokens; the strength of token
-t is how far it moves o. The total variation of two samples is never zero, least of all where nearly every answer is a
-meaning of its own, so it is not the strength: the meanings B that gain at t are chosen on one half of the samples, and
-o_t(B) − o_{t−1}(B) is measured on the other half, without bias. The token that may have decided is the one that moves o
-farthest in the squared distance ‖o_t − o_{t−1}‖², which is estimated without bias, on the half that chooses; whether
-there is a fork at all is a permutation test of the greatest such distance over all tokens. Neighbours have samples in
-common (see ``_continued``): chance shows less than the test allows for, which errs on the careful side.
+o_t is the distribution over meanings of the answers that begin with this answer's first t tokens. The strength of token
+t is how far it moves o. It is not the total variation between two samples, which is never zero, least of all where
+nearly every answer has a meaning of its own. Instead, the meanings B that gain at t are chosen on one half of the
+samples, and o_t(B) − o_{t−1}(B) is measured on the other half, without bias.
+
+The candidate for the fork is the token that moves o farthest in the squared distance ‖o_t − o_{t−1}‖², of which there
+is an unbiased estimate, on the half that chooses. Whether there is a fork at all is decided by a permutation test of
+the largest such distance over all tokens. Neighbouring rows share samples (see ``_continued``), so that chance shows
+less than the test allows for: the test is conservative.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ from klype.answers.tree import TreeSettings, continuations
 from klype.errors import UsageError
 from klype.samplers import PLAIN
 from klype.sources.source import Source, answers
-from klype.values import Figure, Request, Sampling, Trace, mean_of_known
+from klype.values import Figure, Floats, Request, Sampling, Trace, mean_of_known
 
 Labels = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-TOGETHER = 32  # permutations that are counted in one go
+TOGETHER = 32  # permutations that are counted at once
 
 
 @dataclass(frozen=True, slots=True)
 class ForkSettings:
-    """``n``: samples a position; ``others``: tokens so likely at the fork are followed (at most eight);
-    ``level``: a fork is one when chance alone shows as much less often than this."""
+    """``limit``: maximum number of tokens of an answer. ``n``: samples per position. ``others``: alternatives at the
+    fork that are at least this probable are explored (at most eight). ``permutations`` and ``level`` of the
+    significance test for a fork."""
 
     sampling: Sampling = PLAIN
     limit: int = 32
@@ -47,7 +49,8 @@ class ForkSettings:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A token: how far it moved the meaning; shares of the answer's own and of right meanings after it."""
+    """A token of the answer: how far it moved the meaning, and the shares of samples after it that have the answer's
+    ``own`` meaning and that are correct (None: not known)."""
 
     token: int
     strength: Figure
@@ -58,7 +61,8 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class ForkToken:
-    """Another likely token at the fork, and what is said after it: meanings with their shares, most first."""
+    """An alternative token at the fork, and the meanings of the answers that continue it, with their shares, most
+    frequent first."""
 
     token: int
     p: float
@@ -67,10 +71,12 @@ class ForkToken:
 
 @dataclass(frozen=True, slots=True)
 class Forks:
-    """``fork``: index of the token that decided, None when chance could have shown as much; ``p`` is that chance.
+    """Where the meaning of one answer was decided.
 
-    ``before``: shares of own and right meanings before the first token. ``lost``: the first index after which the
-    right meaning has less than half (−1: already before the first token), None when never or not known.
+    ``fork``: index of the deciding token, None if it is not significant; ``p``: p-value of the test. ``before``: shares
+    of own and correct meanings before the first token. ``lost``: the first index after which less than half of the
+    samples are correct (−1: before the first token), None if there is none or it is not known. ``samples``: per
+    position.
     """
 
     text: str
@@ -90,7 +96,8 @@ def forks(
     meaning: Callable[[str], Hashable],
     right: Callable[[str], bool | None] | None = None,
 ) -> Forks:
-    """The forks of one answer. Errors: an empty answer, fewer than four samples."""
+    """The forks of one answer. ``meaning`` and ``right`` judge a text. Raises UsageError for an empty answer and for
+    fewer than four samples."""
     if settings.n < 4:
         raise UsageError(f"Forks need at least 4 samples a position (asked for {settings.n}).")
     if not trace.steps:
@@ -104,7 +111,7 @@ def forks(
     labels_TN = np.array([[of_text[text] for text in row] for row in texts])
     variation_T, p = permutation_test(labels_TN, settings.permutations, settings.seed)
     at = int(np.argmax(_moved(labels_TN[None, :, 0::2])))
-    # a token whose gain may be nothing decided nothing, however unlike its neighbours' samples are
+    # a token whose gain may be zero decided nothing, however different the samples before and after it are
     fork = at if p < settings.level and (strength(labels_TN, at).low or 0.0) > 0 else None
     rights = [None if right is None else mean_of_known([right(text) for text in row]) for row in texts]
     owns = (labels_TN == of_text[own]).mean(axis=1).tolist()
@@ -120,8 +127,8 @@ def forks(
 def strength(labels_TN: Labels, at: int) -> Figure:
     """How much the meanings that token ``at`` favours gained by it: chosen on even samples, measured on odd ones.
 
-    Sample i before and after it are a pair, often one and the same text. Interval: Agresti & Min 2005, for a difference
-    of matched shares.
+    Sample i before the token and sample i after it are a pair, often the same text. Interval: Agresti & Min 2005, for
+    a difference of matched proportions.
     """
     before, after = labels_TN[at, 0::2], labels_TN[at + 1, 0::2]
     classes = int(labels_TN.max()) + 1
@@ -137,23 +144,23 @@ def strength(labels_TN: Labels, at: int) -> Figure:
 
 
 def permutation_test(labels_TN: Labels, permutations: int, seed: int) -> tuple[Floats, float]:
-    """Total variation between neighbouring rows, and how often rows that differ by chance only are as far apart."""
+    """Total variation between neighbouring rows, and the p-value of the largest distance between two of them."""
     rng = np.random.default_rng(seed)
     flat, greatest, as_great = labels_TN.ravel(), float(_moved(labels_TN[None]).max()), 0
     for first in range(0, permutations, TOGETHER):
         drawn = rng.permuted(np.tile(flat, (min(TOGETHER, permutations - first), 1)), axis=1)
         moved_BT = _moved(drawn.reshape(-1, *labels_TN.shape))
-        # the greatest of all positions: one test, however many words the answer has; equals differ by rounding
+        # the largest over all positions: one test, however long the answer; equal values differ by rounding
         as_great += int((moved_BT.max(axis=1) >= greatest - 1e-12).sum())
     count_TC = _counts(labels_TN[None])[0]
     variation_T = np.abs(np.diff(count_TC, axis=0)).sum(axis=1) / (2 * labels_TN.shape[1])
-    # the order that was observed is one of the permutations
+    # + 1: the observed order is one of the permutations
     return variation_T, (1 + as_great) / (1 + permutations)
 
 
 def _moved(labels_BTN: Labels) -> Floats:
-    """The squared distance between neighbouring rows' distributions over meanings, without bias, [B, T − 1]: how much
-    oftener two different samples agree within a row than across. Sample i of both is a pair and does not count."""
+    """Unbiased squared distance between neighbouring rows' distributions over meanings, [B, T − 1]: how much more often
+    two different samples agree within a row than across. Sample i of both rows is a pair and does not count."""
     n, count_BTC = labels_BTN.shape[2], _counts(labels_BTN)
     within_BT = (count_BTC * (count_BTC - 1)).sum(axis=2)
     pairs_BT = (labels_BTN[:, 1:] == labels_BTN[:, :-1]).sum(axis=2)
@@ -172,16 +179,16 @@ def _counts(labels_BTN: Labels) -> Floats:
 
 
 def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], settings: ForkSettings) -> list[list[str]]:
-    """[T + 1][n] texts that begin with the first t tokens, t = 0 … all; the last row is the answer itself.
+    """Texts [T + 1][n] that begin with the answer's first t tokens, t = 0 … T; the last row is the answer itself.
 
-    The next token is drawn n times at every t, with noise of its own. Sample i whose token is the answer's own goes on
-    as sample i of the row after: only those that leave the answer are drawn to their end.
+    The next token is drawn n times at every t, with noise of its own. A sample i that draws the answer's own token is
+    continued as sample i of the next row: only samples that leave the answer are drawn to their end.
     """
     stop, decode, T = source.codec.stop, source.codec.decode, len(answer)
     firsts = answers(
         source, [_request((*prompt, *answer[:t]), settings, settings.n, 1, t + 1, source) for t in range(T)]
     )
-    ended = answer[-1] in stop or settings.limit <= T  # an answer that was cut short does not end where it ends
+    ended = answer[-1] in stop or settings.limit <= T  # an answer that was cut short would go on
     leaving: dict[tuple[int, int], list[int]] = {}  # index and token: samples
     for t, group in enumerate(firsts):
         for i, trace in enumerate(group):
@@ -207,7 +214,7 @@ def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], set
 
 
 def _request(prefix: Sequence[int], settings: ForkSettings, n: int, limit: int, number: int, source: Source) -> Request:
-    """``number`` tells the noise of one answer's draws apart."""
+    """A request to continue a prefix; ``number`` gives its noise a seed of its own."""
     seed, stop = settings.seed * 1_000_003 + number, tuple(sorted(set(source.codec.stop)))
     return Request(tuple(prefix), n, limit, settings.sampling, seed, stop)
 
@@ -219,11 +226,12 @@ def _others(
     settings: ForkSettings,
     meaning: Callable[[str], Hashable],
 ) -> tuple[ForkToken, ...]:
+    """The most probable tokens after ``kept``, the answer's tokens before the fork, and what follows them."""
     prefix, decode, limit = (*prompt, *kept), source.codec.decode, settings.limit - len(kept) - 1
     ((ids, p_K, _),) = continuations(source.next([prefix], -1), TreeSettings(settings.sampling))
     likely = [(int(token), float(p)) for token, p in zip(ids, p_K, strict=True) if p >= settings.others][:8]
     going_on = [token for token, _ in likely if token not in source.codec.stop and limit > 0]
-    # seeds apart from those of _continued, which lie above
+    # negative numbers: seeds apart from those of _continued
     requests = [_request((*prefix, token), settings, settings.n, limit, -token - 1, source) for token in going_on]
     groups = dict(zip(going_on, answers(source, requests), strict=True))
     out = []

@@ -1,7 +1,7 @@
-"""Traces on disk: what a model said, with its distributions, so that it is never asked twice.
+"""Traces on disk: answers with their distributions, so that a model is never asked the same twice.
 
-NAME.safetensors holds the numbers (a distribution that several steps share is stored once), NAME.json the rest. The
-JSON file is written last and holds the hash of the other: a pair that is torn is told from a whole one.
+NAME.safetensors holds the numbers (a distribution that several steps share is stored once), NAME.json everything else.
+The JSON file is written last and holds the hash of the other, so that a pair that does not belong together is noticed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from klype.values import Distribution, Sampling, Step, StepSource, Tokens, Trace
 Arrays = dict[str, npt.NDArray[Any]]
 STEP_SOURCES: tuple[StepSource, ...] = get_args(StepSource)
 FORMAT = 1
-ROW = ("seed", "sample", "model", "ended", "passes", "seconds", "joules")  # of a trace, as they are
+ROW = ("seed", "sample", "model", "ended", "passes", "seconds", "joules")  # fields of a trace that JSON holds as is
 
 
 def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]) -> None:
-    """Both files, whole or not at all. ``about`` is anything JSON can hold. Errors: an unwritable folder."""
-    prompts, samplings = dict[Tokens, int](), dict[Sampling, int]()  # each once: thousands of traces share a handful
+    """Writes both files, atomically. ``about``: what the traces answer, as anything JSON can hold. Raises KlypeError
+    when the folder cannot be written."""
+    prompts, samplings = dict[Tokens, int](), dict[Sampling, int]()  # stored once: thousands of traces share a few
     known, listed = dict[tuple[bytes, bytes, float], int](), list[int]()
     kept: list[Distribution] = []
     steps = [step for trace in traces for step in trace.steps]
@@ -42,7 +43,7 @@ def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]
             kept.append(q)
         listed.append(-1 if q is None else known[key])
     ids = np.concatenate([np.zeros(0, np.int64), *(q.ids for q in kept)])
-    # four bytes a token where that is enough; servers without a tokenizer give texts for tokens, numbered by hash
+    # four bytes per token where that is enough; servers that give texts instead of tokens have them numbered by hash
     narrow = np.int32 if ids.max(initial=0) < 2**31 else np.int64
     arrays: Arrays = {
         "prompt": np.array([prompts.setdefault(trace.prompt, len(prompts)) for trace in traces], np.int64),
@@ -70,7 +71,7 @@ def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]
 
 
 def load(folder: Path, name: str, about: dict[str, Any]) -> list[Trace] | None:
-    """The traces of that name, when they are whole and about the same; else None: they are to be made (again)."""
+    """The traces of that name. None if there are none, they are damaged, or they are about something else."""
     try:
         document = parsed((folder / f"{name}.json").read_bytes())
         data = (folder / f"{name}.safetensors").read_bytes()
@@ -102,12 +103,13 @@ def load(folder: Path, name: str, about: dict[str, Any]) -> list[Trace] | None:
 
 
 def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[int], str]) -> None:
-    """One row a token: answer, position, token, its text, log-probabilities, entropy of its distribution (nats)."""
+    """Writes a Parquet file with a row per token: answer, position, token, text, log-probabilities, entropy of its
+    distribution (nats), and the fields of its trace. Raises KlypeError when it cannot be written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def entropy(q: Distribution | None) -> float | None:
-        """Of the listed tokens, at temperature 1; None where nothing or not everything is listed."""
+        """At temperature 1, in nats; None where the distribution is not known or not whole."""
         if q is None or not q.whole:
             return None
         logp = q.logp[np.isfinite(q.logp)].astype(np.float64)
@@ -138,6 +140,7 @@ def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[in
 
 
 def replace(file: Path, data: bytes) -> None:
+    """Writes a file atomically. Raises KlypeError when it cannot be written."""
     try:
         durable.write(file, data)
     except OSError as error:
