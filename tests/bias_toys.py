@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from klype.data.seeds import mix
-from klype.experiments.corpus import Corpus, CorpusQuestion, Test, sparse_truth
+from klype.experiments.corpus import Corpus, CorpusQuestion, TestSet, sparse_truth
 from klype.values import Tokens
 
 SIZE, END = 10, 1  # 0 begins, 1 ends, 2 … 9 are words
@@ -27,11 +27,11 @@ class Chain:
         train = self.documents(mix(seed, 1), documents)
         return Corpus(self.vocabulary, END, train, self.documents(mix(seed, 2), held_out), self.truth(train))
 
-    def test(self, documents: int = 30) -> Test:
+    def test(self, documents: int = 30) -> TestSet:
         found = self.documents(mix(0, 3), documents)
         asked = tuple(CorpusQuestion((0, word), ((self.after(word)[0],),)) for word in range(2, 6))
         shown = ((0, 2), dict(zip(self.after(2), (0.6, 0.3, 0.1), strict=True)))
-        return Test(found, self.truth(found), asked, shown)
+        return TestSet(found, self.truth(found), asked, shown)
 
     def beginning(self) -> ChainTruth:
         return ChainTruth()

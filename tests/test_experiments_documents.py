@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from klype.examine.truth import mass
-from klype.experiments.article import LEAST, FreeTextRequest, after, judged, openings, write_texts
+from klype.experiments.article import LEAST, FreeTextRequest, judged, openings, write_texts
 from klype.sources.source import answers
 from klype.values import Request, Sampling
 from klype.world import END, Spellings, TokenFilter, World
@@ -82,7 +82,9 @@ def test_where_the_language_has_to_end_nothing_more_is_judged(world: World) -> N
     source, _ = table_source(np.full((size, size), 1 / size), letters=[chr(0x4E00 + i) for i in range(size)])
     request = Request((1,), limit=5, sampling=Sampling(logit_bias=((0, -100.0),)), stop=(0,), top=-1)
     trace = answers(source, [request])[0][0]
-    truth = after(TokenFilter(world.filter("document"), spellings), tuple(tokens))
+    truth = TokenFilter(world.filter("document"), spellings)
+    for token in tokens:
+        truth.push(token)
     found = judged("x", trace, truth, 1.0, 0)
     assert found.s == ()
     assert found.first_error is None

@@ -1,8 +1,8 @@
-"""The article, claim by claim: what an examination of a given model says to each.
+"""The article, claim by claim: what the examination of a model says about each claim.
 
-A claim is *supported*, *not supported* or *undetermined*, by tests that share one chance of error (``rulings``); the
-figures, the test, its statistic and n stand beside it. Where a base model is given, long texts of its own are judged,
-too: the article speaks of a hundred words.
+A claim is *supported*, *not supported* or *undetermined*, by tests that share one error probability (``rulings``); the
+figures, the test, its statistic and n are given with it. Where there is a base model, long texts that it writes are
+judged, too: the article speaks of a hundred words.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from klype.examine.survival import survival
 from klype.examine.truth import Truth, mass
 from klype.experiments import claims
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Figure, Request, Sampling, Tokens, Trace
+from klype.values import Distribution, Figure, Request, Sampling, Trace
 from klype.words import LANGUAGES, words
 from klype.world import Spellings, TokenFilter, World
 
-# words of a long text that are plotted
-LONGEST = 100
+LONGEST = 100  # words of a long text that are plotted
 SHARE = "share of answers"
 
 
 def article(found: ExamResult, texts: Sequence[JudgedAnswer] = (), writer: str = "") -> dict[str, Any]:
-    """The examination's document with the claims: name, ruling, figures and tests. ``texts``: long ones, written by
-    the base model ``writer``; without them answers are what errors are counted along."""
+    """The examination's document with the claims: name, ruling, figures and tests.
+
+    ``texts``: long texts by the base model ``writer``; without them, errors are counted along the answers.
+    """
     made = {**document(found), "extra": {k: f.json() for k, f in extras(found).items()}}
     main = found.evidence[found.settings.main]
     if texts:
@@ -67,15 +68,18 @@ def article(found: ExamResult, texts: Sequence[JudgedAnswer] = (), writer: str =
 
 
 def extras(found: ExamResult) -> dict[str, Figure]:
-    """What only the article asks for: words drawn that were not the likeliest, questions answered both ways, what
-    judging by meaning adds to judging word for word, and what the experiment says beyond its own figures: by how much
-    the cautious effect grows a word; how much more of the words differ after another word than by chance; how often
-    nothing is wrong within ``RECOVERED`` words of a forced right one, and how many answers had ended by then after a
-    forced wrong one."""
+    """Figures that only the article needs.
+
+    ``not_likeliest``: words drawn that were not the most likely ones. ``both_ways``: questions answered both correctly
+    and wrongly. ``meaning_gain``: what judging by meaning adds to judging word for word. Of the feedback experiment:
+    ``growth`` of the cautious effect per word; ``parted``: how much more of the words differ after another word than by
+    chance; ``clean_beside``: how often nothing is wrong within ``RECOVERED`` words after a forced correct word;
+    ``ended``: how many answers had ended by then after a forced wrong one.
+    """
     main = found.evidence[t := found.settings.main]
 
     def mean(valued: Iterable[tuple[float, str]], unit: str) -> Figure:
-        """Over values, each with its question."""
+        """The mean over questions of (value, question) pairs."""
         values, asked = [*zip(*valued, strict=True)] or ((), ())
         return mean_by_question(values, asked, unit)
 
@@ -112,10 +116,11 @@ def extras(found: ExamResult) -> dict[str, Figure]:
 
 
 def write(folder: Path, made: claims.Document, lang: str) -> Path:
-    """``article.html``, both languages in it: a section a claim; a picture stands at the first that it is shown to."""
+    """Writes ``article.html`` in all languages, with a section for each claim; a picture is shown with the first claim
+    that it belongs to."""
     pages, rows = [], claims.claims(made)
     counts = {ruling: sum(claim.ruling == ruling for claim in rows) for ruling in get_args(Ruling)}
-    # who judges, and how often that judge errs about what is right
+    # the judge, and how often it errs about what is correct
     judged = {"judge": made["judge"], **made["figures"].get(made["main"], {}).get("right", {})}
     for say in map(Say, LANGUAGES):
         own, drawn = words(say.lang, "article"), pictures(made, say)
@@ -132,7 +137,7 @@ def write(folder: Path, made: claims.Document, lang: str) -> Path:
 
 
 def sentences(made: claims.Document, lang: str) -> list[tuple[str, str, str, str]]:
-    """(claim, ruling, what was measured, by which test) as text."""
+    """For each claim the sentences (claim, ruling, what was measured, how it was tested)."""
     say, own, out = Say(lang), words(lang, "article"), []
     for claim in claims.claims(made):
         shown = claim.shown
@@ -147,7 +152,7 @@ def sentences(made: claims.Document, lang: str) -> list[tuple[str, str, str, str
 
 
 def _how(claim: claims.ArticleClaim, made: claims.Document, say: Say) -> str:
-    """How it was ruled: each test with its statistic, n, and both probabilities."""
+    """How a claim was ruled on: each test with its statistic, n, and the p-values of both sides."""
     own = words(say.lang, "article")
     if claim.how != "test":
         return own(f"test.{claim.how}") if claim.how != "nothing" else ""
@@ -164,16 +169,13 @@ def _how(claim: claims.ArticleClaim, made: claims.Document, say: Say) -> str:
 
 # Long texts that a base model of the demo world writes, judged word by word: the article speaks of a hundred words.
 
-
-# only documents of at least this many words lend their first sentence
-LEAST = 80
-# texts written at a time: their distributions are too large to keep
-CHUNK = 50
+LEAST = 80  # minimum number of words of a document whose first sentence is used as a prompt
+CHUNK = 50  # texts that are written at once: their distributions are too large to keep
 
 
 @dataclass(frozen=True, slots=True)
 class FreeTextRequest:
-    """``number`` texts of ``words`` tokens each, none of which may end before."""
+    """A request for ``number`` texts of ``words`` tokens each, none of which may end earlier."""
 
     number: int = 1000
     words: int = 100
@@ -186,8 +188,8 @@ class FreeTextRequest:
 
 
 def openings(world: World, settings: FreeTextRequest) -> Iterator[tuple[str, ...]]:
-    """First sentences of the language's own documents of at least ``LEAST`` words: proverbs and walks are too short
-    for a language that must end after them."""
+    """First sentences of the language's own documents of at least ``LEAST`` words: after the short ones, such as
+    proverbs, the language must end."""
     rng = random.Random(f"documents {settings.seed}")
     drawn = (world.document(rng).words for _ in count())
     return islice((words[: words.index(".") + 1] for words in drawn if len(words) >= LEAST), settings.number)
@@ -201,7 +203,8 @@ def write_texts(
     settings: FreeTextRequest,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[JudgedAnswer]:
-    """Each text with S before every token up to its first error: of what may be drawn, which the end is not."""
+    """Has the model write the texts, and judges each with S before every token up to its first error. S is relative to
+    what may be drawn, without the end of the text. ``progress(done)``: called after every ``CHUNK``."""
     out: list[JudgedAnswer] = []
     begun = [tuple(t for word in words for t in spellings.of[word]) for words in openings(world, settings)]
     end, stop = source.codec.stop[0], tuple(source.codec.stop)
@@ -215,19 +218,15 @@ def write_texts(
         some = slice(first, first + CHUNK)
         for opening, (trace,) in zip(begun[some], answers(source, requests[some]), strict=True):
             truth = TokenFilter(world.filter("document"), spellings)
-            out.append(judged(str(len(out)), trace, after(truth, opening), settings.temperature, end))
+            for token in opening:
+                truth.push(token)
+            out.append(judged(str(len(out)), trace, truth, settings.temperature, end))
         progress(len(out))
     return out
 
 
-def after(truth: TokenFilter, opening: Tokens) -> TokenFilter:
-    for token in opening:
-        truth.push(token)
-    return truth
-
-
 def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) -> JudgedAnswer:
-    """Up to the first token that cannot follow, or to where the language has to end."""
+    """A text judged up to the first token that cannot follow, or to where the language must end."""
     s: list[float] = []
     error = None
     for step in trace.steps:
@@ -235,7 +234,8 @@ def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) 
         if not possible:
             break
         assert step.distribution is not None
-        # what is drawn from where the end is not: taking its share off would leave nothing, where it is nearly all
+        # the distribution without the end, normalised from what is left: 1 minus the end's share would lose all digits
+        # where that share is nearly 1
         going_on_K = step.distribution.ids != end
         going_on = Distribution(step.distribution.ids[going_on_K], step.distribution.logp[going_on_K])
         s.append(mass(going_on, temperature, possible))

@@ -1,4 +1,5 @@
-"""The hard-target experiment: every target trained towards at several numbers of documents, beside one-hot and p."""
+"""The experiment of ``klype bias``: models trained on different targets, compared with one-hot targets and with the
+true distribution p, at several numbers of documents."""
 
 from __future__ import annotations
 
@@ -28,21 +29,21 @@ from klype.values import Figure
 from klype.words import Words
 
 CONTROL, TRUTH = "one-hot", "oracle"
-# winners are named without a limit on compute, and within about three times that of one-hot (3.2, since early stopping
-# makes it vary)
+# winners are named without a limit on compute, and within about three times that of one-hot (3.2, since it varies with
+# early stopping)
 WITHIN = (None, 3.2)
-ENDED = 0.8  # of all steps are usually taken before held-out loss has turned for long enough
-OVERHEAD = 1.3  # times the training: truth, labels, measures
+ENDED = 0.8  # share of the maximum number of steps that are usually taken before early stopping
+OVERHEAD = 1.3  # duration relative to training alone: computing truth, labels and measures
 
 
 class BiasRow(framework.Row):
-    """``turned``: in so many of the seeds held-out loss rose before the end."""
+    """``turned``: the number of seeds in which held-out loss rose before the end."""
 
     turned: int
 
 
 class Curve(BoardPart):
-    """One model's way: (epoch, held-out loss, KL to the truth), nats a token. ``done``: it has been measured."""
+    """A model's learning curve: (epoch, held-out loss, KL to the truth), nats per token. ``done``: it was measured."""
 
     target: str
     documents: int
@@ -53,7 +54,8 @@ class Curve(BoardPart):
 
 
 class Bars(BoardPart):
-    """What may follow ``text``: the truth, and each target's model (mean over finished seeds, most documents)."""
+    """Probabilities of the words that may follow ``text``: the truth, and the models of each target (mean over finished
+    seeds, at the largest number of documents)."""
 
     text: str
     words: list[str]
@@ -62,7 +64,8 @@ class Bars(BoardPart):
 
 
 class BestCure(BoardPart):
-    """The cure with the least KL on the half of the test that no figure comes from, of those within a compute."""
+    """The cure with the lowest KL on that half of the test set from which no figure comes, among those whose compute is
+    at most ``within`` times that of the control."""
 
     target: str
     within: float | None
@@ -70,7 +73,7 @@ class BestCure(BoardPart):
 
 
 class BiasBoard(framework.Board):
-    """All that a page needs to show the experiment while it runs and afterwards. ``epochs`` of a model at most."""
+    """Everything that a page shows of the experiment, while it runs and afterwards. ``epochs``: maximum per model."""
 
     FILE = "targets.json"
     epochs: int
@@ -80,7 +83,7 @@ class BiasBoard(framework.Board):
     best: Sequence[BestCure] = ()
 
     def document(self) -> dict[str, Any]:
-        """What ``klype bias --json`` prints: the figures at the most documents, and all of them by documents."""
+        """What ``klype bias --json`` prints: figures at the largest number of documents, and by number of documents."""
         most, by = self.documents[-1], {str(count): dict[str, Any]() for count in self.documents}
         for row in self.rows:
             by[str(row.documents)][row.arm] = {**row.figures, "turned": row.turned, "seeds": row.seeds}
@@ -95,7 +98,7 @@ class BiasBoard(framework.Board):
 
     @staticmethod
     def read(folder: Path) -> BiasBoard:
-        """KlypeError when there is none, or it is not one."""
+        """The board in an experiment's folder. Raises KlypeError when there is none or it is damaged."""
         file = folder / BiasBoard.FILE
         try:
             return BiasBoard.model_validate_json(file.read_bytes())
@@ -107,33 +110,36 @@ class BiasBoard(framework.Board):
             raise KlypeError(f"{file} is damaged: {where}: {first['msg']}.", "Run klype bias again.") from None
 
 
-def board_facts(stand: ExperimentProgress[BiasBoard], rows: Sequence[BiasRow]) -> dict[str, Any]:
+def board_facts(progress: ExperimentProgress[BiasBoard], rows: Sequence[BiasRow]) -> dict[str, Any]:
+    """The fields of the board that only this experiment has."""
     about = ("target", "documents", "seed", "member")
     curves = [
         Curve(points=one["curve"], done="values" in one, **{key: one[key] for key in about})
-        for one in stand.found
+        for one in progress.found
         if one["curve"]
     ]
-    return {"epochs": stand.plan.settings.epochs, "curves": curves, "bars": bars_of(stand), "best": [*winners(stand)]}
+    told = {"epochs": progress.plan.settings.epochs, "curves": curves}
+    return {**told, "bars": bars_of(progress), "best": [*winners(progress)]}
 
 
 def gaps(cure: Sequence[float], one_hot: Sequence[float], oracle: Sequence[float]) -> Figure:
-    """The share of the way from one-hot to the oracle that a cure goes, paired by seed: Σ(o − c) / Σ(o − p)."""
+    """The share of the gap between one-hot and the oracle that a cure closes, paired by seed: Σ(o − c) / Σ(o − p)."""
     c, o, p = (np.asarray(values, float) for values in (cure, one_hot, oracle))
     figure = ratio_over_seeds(o - c, o - p, "share of the gap")  # it may be below 0, and above 1
-    if figure.value is not None and ((c == o).all() or (c == p).all()):  # no way at all, or all of it: by definition
+    if figure.value is not None and ((c == o).all() or (c == p).all()):  # 0 or 1 by definition
         return replace(figure, low=figure.value, high=figure.value, certain=True, why="")
     return figure
 
 
-def winners(stand: ExperimentProgress[BiasBoard]) -> Iterator[BestCure]:
-    """Chosen on one half of the test, told by the other: a winner's own luck is not counted for it."""
-    found, seeds = stand.by(stand.plan.documents[-1]), stand.plan.seeds
+def winners(progress: ExperimentProgress[BiasBoard]) -> Iterator[BestCure]:
+    """The best cure within each limit on compute. It is chosen on one half of the test set and measured on the other,
+    so that its luck does not count."""
+    found, seeds = progress.by(progress.plan.documents[-1]), progress.plan.seeds
     by = {name: [rows[seed] for seed in sorted(rows)] for name, rows in found.items() if len(rows) >= seeds}
     if not {CONTROL, TRUTH} <= by.keys():
         return
     flops = {name: sum(one["flops"] for one in results) for name, results in by.items()}
-    cures = [name for name in stand.names if name in by and TARGETS[name].kind == "cure"]
+    cures = [name for name in progress.names if name in by and TARGETS[name].kind == "cure"]
     for within in WITHIN:
         if allowed := [name for name in cures if within is None or flops[name] <= within * flops[CONTROL]]:
             best = min(allowed, key=lambda name: sum(one["values"]["kl_chosen"] for one in by[name]))
@@ -141,21 +147,22 @@ def winners(stand: ExperimentProgress[BiasBoard]) -> Iterator[BestCure]:
             yield BestCure(target=best, within=within, gap=framework.facts(gap))
 
 
-def bars_of(stand: ExperimentProgress[BiasBoard]) -> Bars | None:
-    if stand.test.shown is None:
+def bars_of(progress: ExperimentProgress[BiasBoard]) -> Bars | None:
+    """What models say after the sentence that is shown, None where its continuation is not known."""
+    if progress.test.shown is None:
         return None
-    measured = [by for count in stand.plan.documents if (by := stand.by(count))]
+    measured = [by for count in progress.plan.documents if (by := progress.by(count))]
     last = measured[-1] if measured else {}
     told = {name: [one["bars"] for one in by.values() if "bars" in one] for name, by in last.items()}
-    words = [stand.vocabulary[i] for i in stand.test.shown[1]]
+    words = [progress.vocabulary[i] for i in progress.test.shown[1]]
     means = {name: np.mean(told[name], axis=0).tolist() for name in TARGETS if told.get(name)}
-    return Bars(text=SHOWN, words=words, truth=list(stand.test.shown[1].values()), targets=means)
+    return Bars(text=SHOWN, words=words, truth=list(progress.test.shown[1].values()), targets=means)
 
 
 def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tuple[int, int]:
-    """Steps of one cell at most: one-hot ones, and with whole distributions."""
+    """The maximum number of steps of one cell: with one-hot targets, and with whole distributions."""
     rows = [TARGETS[name] for name in targets]
-    written = {"ensemble-written": 1, "steady-written": WRITTEN}  # times the documents, beside those there are
+    written = {"ensemble-written": 1, "steady-written": WRITTEN}  # written texts, relative to the documents
     hard = soft = 0
     for row in rows:
         epochs = row.how(settings).epochs
@@ -171,7 +178,7 @@ def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tupl
 
 
 def cost(plan: ExperimentPlan, seconds: tuple[float, float], knows: bool, cores: int) -> tuple[int, float]:
-    """Steps at most, and seconds."""
+    """The maximum number of steps of a plan, and about how many seconds it takes (see ``Experiment``)."""
     both = [steps(count, plan.arms, plan.settings) for count in plan.documents]
     hard, soft = (plan.seeds * sum(part) for part in zip(*both, strict=True))
     return hard + soft, OVERHEAD * ENDED * (hard * seconds[0] + soft * seconds[1]) / cores
@@ -219,7 +226,7 @@ COLOURS = {"one-hot": "base", "label-smoothing": "bad", "kneser-ney": "finetuned
 
 
 def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:
-    """What was found, in words; nothing is said that was not measured."""
+    """What was found, in sentences; only of what was measured."""
     tell, found = ArmNames("target", say, own), board.figures()
     if board.source == "text":
         cures = [name for name in found if board.kinds[name] == "cure"]
@@ -246,7 +253,7 @@ def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:
 
 
 def running(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> list[str]:
-    """Which models are being trained, each in a sentence. ``count`` writes a number of documents."""
+    """A sentence for each model that is being trained. ``count`` formats a number of documents."""
     return [
         own("running", target=own(f"target.{c.target}"), documents=count(c.documents), seed=c.seed,
             epoch=c.points[-1][0], epochs=board.epochs)
@@ -256,6 +263,7 @@ def running(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> 
 
 
 def gap_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    """How much of the gap each target closes, the best first."""
     gaps = {name: figures["gap"] for name, figures in board.figures().items() if "gap" in figures}
     rows = [(name, gap) for name, gap in gaps.items() if name not in (CONTROL, TRUTH) and gap["value"] is not None]
     rows.sort(key=lambda row: -(row[1]["value"] or 0.0))
@@ -263,6 +271,7 @@ def gap_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
 
 
 def bars_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    """What may follow one sentence: the truth beside each target's models."""
     shown, own = board.bars, tell.own
     if shown is None or not shown.targets:
         return None
@@ -281,6 +290,7 @@ def bars_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
 
 
 def documents_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    """KL, or bits per byte, by the number of documents."""
     world, own = board.source == "world", tell.own
     key = "kl" if world else "bits_per_byte"
     series, table = list[Option](), list[list[Cell]]()
@@ -299,6 +309,7 @@ def documents_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
 
 
 def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
+    """KL against compute, with the names of targets on the Pareto front."""
     rows = [
         (name, times, kl)
         for name, figures in board.figures().items()
@@ -313,7 +324,7 @@ def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     series = []
     middle = math.sqrt(min(times for _, times, _ in rows) * max(times for _, times, _ in rows))  # of a log axis
     for name, times, kl in rows:
-        side = "left" if times > middle else "right"  # towards the middle, where there is room
+        side = "left" if times > middle else "right"  # towards the middle, where there is space
         label = {"show": name in named, "formatter": tell.name(name), "color": "$ink", "position": side}
         point = {"showSymbol": True, "symbolSize": 11, "label": label}
         series.append(line(tell.name(name), [(times, kl)], COLOURS.get(name, OTHER), **point))
@@ -325,14 +336,14 @@ def compute_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
 
 
 def pareto(rows: Sequence[tuple[str, float, float]]) -> set[str]:
-    """The Pareto front of (name, compute, KL): those that leave less than all that cost less."""
+    """The Pareto front of rows (name, compute, KL): the names of those with a lower KL than all that cost less."""
     ordered = sorted(rows, key=lambda row: row[1:])
     least = accumulate((kl for *_, kl in ordered), min, initial=math.inf)
     return {name for (name, _, kl), before in zip(ordered, least, strict=False) if kl < before}
 
 
 def training_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
-    """The way of one seed's models: KL where it is known, else held-out loss."""
+    """Learning curves of one seed's models: KL where it is known, else held-out loss."""
     at, y = (2, "kl") if board.source == "world" else (1, "loss")
     chosen = [c for c in board.curves if c.documents == board.documents[-1] and c.member == 0 and c.target in COLOURS]
     first = min((c.seed for c in chosen), default=0)

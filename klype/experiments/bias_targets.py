@@ -1,7 +1,7 @@
-"""Training targets, one row each, and the models trained on them: a new target is one function and one row.
+"""The training targets of ``klype bias`` and the cell that trains on them: a new target is one function and one row.
 
-A row is a function (lab) → training set, or → a trained model. ``lab`` has the documents, and gives models trained on
-other rows when asked. Only ``oracle`` looks at the truth.
+The function of a row takes a ``BiasCell`` (``lab``) and returns a training set or a trained model. The cell has the
+documents, and trains the models of other rows on request. Only ``oracle`` uses the truth.
 """
 
 from __future__ import annotations
@@ -31,26 +31,25 @@ from klype.jsons import saved
 from klype.model.transformer import Transformer
 from klype.values import Floats, Request, Tokens
 
-WATCHED = 24  # test documents whose KL is seen while a model trains
-SMOOTHED, MIXED = 0.05, 0.3
+WATCHED = 24  # test documents whose KL is measured while a model trains
+SMOOTHED, MIXED = 0.05, 0.3  # shares of the uniform distribution and of Kneser–Ney in mixed targets
 # order of the n-grams; folds for cross-fitting, each labelled by the others
 ORDER, FOLDS = 4, 8
-# compute of a pair of teachers and their student relative to one-hot; least epochs of the student
+# compute of a pair of teachers and their student relative to one-hot; minimum number of epochs of the student
 TIMES, FEWEST = 3.0, 4
-DECAYED = 10.0  # times the weight decay
-# a steady model: share of context hidden, decay of the weight average, and how many times the usual epochs
+DECAYED = 10.0  # factor on the weight decay
+# a steady model: share of context that is hidden, decay of the weight average, factor on the number of epochs
 BLANKS, AVERAGE, LONGER = 0.3, 0.98, 2
-STEADY = 3  # steady teachers
-WRITTEN = 2  # times the documents there are
+STEADY = 3  # number of steady teachers
+WRITTEN = 2  # texts that teachers write, relative to the number of documents
 
 
 @dataclass(frozen=True)
 class Target(Arm):
-    """``make(lab)``: its training set, or a trained model; beside is no student of the same size, so neither cure nor
-    winner.
+    """What a model is trained towards. ``make(lab)``: its training set, or a trained model.
 
-    ``how``: its model is trained, where that differs from the others. ``members``: the row of which several models
-    teach it.
+    Arms of kind "beside" are models of another size, which are not compared as cures. ``how``: changes the settings of
+    the training. ``members``: the row of which several models are its teachers.
     """
 
     how: Callable[[LabSettings], LabSettings] = lambda settings: settings
@@ -61,18 +60,18 @@ class Target(Arm):
 
 
 def altered(times: dict[str, float], **fixed: float) -> Callable[[LabSettings], LabSettings]:
-    """The settings with some of them so many times what they are, and others fixed."""
+    """A function that multiplies some settings by ``times`` and sets others to ``fixed`` values."""
     return lambda own: own.model_copy(update=fixed | {name: by * getattr(own, name) for name, by in times.items()})
 
 
 wide = altered({"width": 2})
-# weights are pulled towards zero much harder
+# strong weight decay
 decayed = altered({"decay": DECAYED})
-# the mean of the last steps' weights is the model
+# the model is the mean of the last steps' weights
 averaged = altered({}, average=AVERAGE)
-# context is hidden while it learns: less can be learnt by heart, and it takes longer
+# part of the context is hidden: less can be memorised, and training takes longer
 blanked = altered({"epochs": LONGER}, blanks=BLANKS)
-# for those whom soft targets keep from learning by heart already
+# for students, which soft targets already keep from memorising
 long_averaged = altered({"epochs": LONGER}, average=AVERAGE)
 steady = altered({"epochs": LONGER, "decay": DECAYED}, average=AVERAGE, blanks=BLANKS)
 
@@ -81,27 +80,27 @@ steady = altered({"epochs": LONGER, "decay": DECAYED}, average=AVERAGE, blanks=B
 
 
 def one_hot(lab: BiasCell) -> TrainingSet:
-    """The word that followed, and nothing else."""
+    """The word that followed in the document."""
     return TrainingSet(lab.corpus.train)
 
 
 def smoothing(lab: BiasCell) -> TrainingSet:
-    """A little of every word: (1 − ε) one-hot + ε uniform."""
+    """Label smoothing: (1 − ε) one-hot + ε uniform."""
     return TrainingSet(lab.corpus.train, training.mixed(hard(lab), training.uniform(lab.corpus.size), SMOOTHED))
 
 
 def kneser_ney(lab: BiasCell) -> TrainingSet:
-    """What followed the same three words elsewhere in the documents, mixed in."""
+    """One-hot mixed with a Kneser–Ney n-gram model of the other documents."""
     counted = rows(cross_fitted(lab.corpus.train, lab.corpus.size))
     return TrainingSet(lab.corpus.train, training.mixed(hard(lab), counted, MIXED))
 
 
 def student(lab: BiasCell, of: str = "one-hot", count: int = 0, counts: bool = False, writing: int = 0) -> TrainingSet:
-    """What so many models of a row say on average (0: as many as teach together), which differ in nothing but their
-    first weights and the order of documents; of an earlier self: born-again networks (2018).
+    """Distillation from ``count`` models of the row ``of`` (0: the default number), which differ only in their initial
+    weights and the order of documents. A single teacher of the same size: born-again networks (Furlanello et al. 2018).
 
-    ``counts``: mixed with Kneser–Ney in the share that fits held-out documents best. ``writing``: so many times the
-    documents again that the teachers have written, labelled alike.
+    ``counts``: the teachers are mixed with Kneser–Ney in the share that fits held-out documents best. ``writing``: the
+    teachers write texts, so many times the number of documents, which are labelled in the same way.
     """
     teachers, corpus = lab.teachers(of, count), lab.corpus
     models = [teacher.model for teacher in teachers]
@@ -116,13 +115,13 @@ def student(lab: BiasCell, of: str = "one-hot", count: int = 0, counts: bool = F
         if more:
             counts_NV = torch.cat([counts_NV, torch.from_numpy(table.table(more)).half()])
         table_NV.lerp_(counts_NV, share)
-    # the teachers' training, and their reading of the documents
+    # compute of the teachers' training, and of reading the documents
     tokens = sum(len(d) - 1 for d in documents)
     return TrainingSet(documents, rows(table_NV), sum(t.flops + t.reads * tokens for t in teachers))
 
 
 def together(lab: BiasCell, of: str) -> TrainedModel:
-    """The teachers themselves, at so many times the cost of every answer."""
+    """The ensemble of the teachers itself, which makes every answer more expensive."""
     models = lab.teachers(of)
     turned = all(m.turned for m in models)
     flops, reads = sum(m.flops for m in models), sum(m.reads for m in models)
@@ -130,7 +129,7 @@ def together(lab: BiasCell, of: str) -> TrainedModel:
 
 
 def pair(lab: BiasCell) -> TrainingSet:
-    """Two models and counts, and a student that trains for what is left of three times the compute of one-hot."""
+    """A student of two models and counts, which trains with what they leave of TIMES the compute of one-hot."""
     made = student(lab, count=2, counts=True)
     one = lab.trained("one-hot")
     epoch = 3 * one.reads * sum(len(d) - 1 for d in made.documents)
@@ -139,14 +138,14 @@ def pair(lab: BiasCell) -> TrainingSet:
 
 
 def best_of(lab: BiasCell) -> TrainedModel:
-    """One-hot with the compute of five: of five models, the one that says held-out documents best."""
+    """Of all one-hot teachers the one with the lowest held-out loss, at the compute of all of them."""
     teachers = lab.teachers("one-hot")
     best = min(teachers, key=lambda t: min(loss for _, loss, _ in t.curve))
     return replace(best, flops=sum(t.flops for t in teachers))
 
 
 def oracle(lab: BiasCell) -> TrainingSet:
-    """p itself: what no corpus shows, and the least that any target can leave."""
+    """The true distribution p itself, which no corpus shows: the best that any target can do."""
     assert lab.corpus.truth is not None, "only the world knows its truth"
     return TrainingSet(lab.corpus.train, training.true(lab.corpus.truth, lab.corpus.size))
 
@@ -181,7 +180,7 @@ TARGETS = by_name(
 
 
 def members(settings: LabSettings) -> dict[str, int]:
-    """How many models of a row teach together."""
+    """The default number of teachers by row."""
     return {"one-hot": settings.teachers, "steady": STEADY}
 
 
@@ -189,7 +188,7 @@ def members(settings: LabSettings) -> dict[str, int]:
 
 
 def hard(lab: BiasCell) -> Soft:
-    """One-hot."""
+    """One-hot distributions of the training documents."""
     at_N, size = torch.from_numpy(targets(lab.corpus.train)), lab.corpus.size
     return lambda positions: torch.nn.functional.one_hot(at_N[positions], size).float()
 
@@ -198,7 +197,8 @@ def hard(lab: BiasCell) -> Soft:
 
 
 def cross_fitted(documents: Sequence[Sequence[int]], size: int, order: int = ORDER, folds: int = FOLDS) -> Floats:
-    """[N, V]: each document's targets by what all *other* folds say. What saw a target itself would only repeat it."""
+    """Kneser–Ney distributions [N, V] at all targets, each document's from the *other* folds: counts that include a
+    target itself would only repeat it."""
     folds = min(folds, len(documents))
     assert folds >= 2
     ends = np.cumsum([0, *(len(d) - 1 for d in documents)])
@@ -211,14 +211,14 @@ def cross_fitted(documents: Sequence[Sequence[int]], size: int, order: int = ORD
 
 
 def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Sequence[Tokens]) -> float:
-    """The share of the second, in twentieths, with which the mixture says the documents best."""
+    """The share of the second distribution, in twentieths, with which the mixture fits the documents best."""
     a_N, b_N = (training.said_of(table.float(), documents).clamp_min(1e-9) for table in (first_NV, second_NV))
     shares = [k / 20 for k in range(20)]
     return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
 
 
 def written(lab: BiasCell, teachers: Sequence[TrainedModel], count: int) -> tuple[Tokens, ...]:
-    """``count`` documents drawn from the teachers, each its part, at temperature 1."""
+    """``count`` documents sampled from the teachers at temperature 1, an equal part from each."""
     longest = max(len(d) for d in lab.corpus.train)
     begin, end = lab.corpus.train[0][0], lab.corpus.end
     out: list[Tokens] = []
@@ -232,9 +232,10 @@ def written(lab: BiasCell, teachers: Sequence[TrainedModel], count: int) -> tupl
 
 @dataclass(slots=True)
 class BiasCell(Cell):
-    """A cell's documents, and the models trained on them: each target's is trained and measured once, when it is asked
-    for, and kept as soon as it is finished. A JSON file has what it is like, its curve and where it is now; its weights
-    lie beside until the cell is done.
+    """A cell whose models are trained and measured once each, when they are first needed.
+
+    The JSON file of a model holds its learning curve while it trains, and its measures afterwards. Its weights are
+    stored next to it until the cell is finished.
     """
 
     known: dict[tuple[str, int], TrainedModel] = field(default_factory=dict)
@@ -244,7 +245,7 @@ class BiasCell(Cell):
             self.trained(name)
 
     def trained(self, name: str, member: int = 0) -> TrainedModel:
-        """The model trained on this target; members differ in initial weights and order."""
+        """The model trained on this target; members differ in initial weights and the order of documents."""
         key, file = (name, member), self.folder / f"{name}.{member}.json"
         if key not in self.known:
             about, weights = saved(file) or {}, file.with_suffix(".safetensors")
@@ -258,7 +259,7 @@ class BiasCell(Cell):
         return self.known[key]
 
     def teachers(self, name: str, count: int = 0) -> list[TrainedModel]:
-        """So many models of a row; 0: as many as teach together."""
+        """``count`` models of a row (0: the default number)."""
         return [self.trained(name, k) for k in range(count or members(self.settings)[name])]
 
     def _train(self, row: Target, member: int, file: Path) -> TrainedModel:
@@ -270,7 +271,7 @@ class BiasCell(Cell):
             replace_file(file, json.dumps({**about, "curve": curve}, allow_nan=False).encode())
 
         def look(model: nn.Module, curve: Curve) -> None:
-            """While it trains: KL on some of the test's documents."""
+            """Adds the KL on some test documents to the curve."""
             if self.test.truth is not None:
                 documents = self.test.documents[:WATCHED]
                 truth = self.test.truth[: sum(len(d) - 1 for d in documents)]

@@ -1,7 +1,7 @@
-"""The article's claims: what each is tested on, what rules it, the figures beside it, and the sentence for the ruling.
+"""The article's claims: how each is ruled on, and the figures that are shown with it.
 
-A claim is ruled by a test (Holm's procedure over all of a document), by counting where one example is
-enough, by arithmetic, or by how such models are made; the sentences are in ``klype/words/article_*.toml``.
+A claim is ruled on by a test (Holm's procedure over all tests of a document), by an example where one is enough, by
+arithmetic, or by how such models are made. The sentences are in ``klype/words/article_*.toml``.
 """
 
 from __future__ import annotations
@@ -21,33 +21,37 @@ from klype.examine.survival import hazards, survival, weibull_shape
 from klype.values import Figure
 
 Document = Mapping[str, Any]
-# placeholder in the sentence → (name of the measure, figure)
+# placeholder in the sentence → (name of the measure, figure as JSON)
 Shown = dict[str, tuple[str, Mapping[str, Any]]]
 How = Literal["test", "count", "example", "arithmetic", "construction", "above", "nothing"]
-# words of a text that the formula's figures are of
+# number of words n of a text for the figures of the formula
 WORDS = 100
 # an answer has recovered if nothing else is wrong within this many words
 RECOVERED = 3
 # an error is made more likely if its probability rises by more than this
 LIKELIER = 0.05
-# the effect grows if its slope per word exceeds this
+# the effect grows if its slope per word is more than this
 GROWTH = 0.01
-# the direction changes when more than this share of words (beyond chance), or of answers' meanings, differ
+# the direction changes if more than this share of words (beyond chance), or of answers' meanings, differs
 PARTED = 0.05
 # a share of pairs below this is rare
 SELDOM = 0.2
-# share of answers from which a gain counts as large
+# a gain of more than this share of answers is large
 MUCH = 0.1
-# answers are more diverse when their entropy is higher by at least this many nats
+# answers are more diverse if their entropy is higher by at least this many nats
 DIVERSE = 0.1
-# by at least this share, fewer answers must be right, or more repeat
+# temperature 0 is worse if at least this share fewer answers are correct, or more repeat
 POOR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class ArticleClaim:
-    """``name`` finds its words, which hold ``shown`` and ``plain``; ``how`` it is ruled, by which ``tests`` where by
-    tests; ``picture``: the picture that belongs to it. Shown figures that have no interval are compared shares."""
+    """A claim and its ruling.
+
+    ``name``: key of its sentences. ``how`` it is ruled on, and by which ``tests``. ``shown``, ``plain``: figures and
+    other values in the sentence; figures without an interval are shares that are compared with each other.
+    ``picture``: the one that belongs to it.
+    """
 
     name: str
     ruling: Ruling
@@ -59,11 +63,11 @@ class ArticleClaim:
 
 
 class MissingFigureError(LookupError):
-    """What a claim needs was not measured."""
+    """A figure that a claim needs was not measured."""
 
 
 def claims(made: Document) -> list[ArticleClaim]:
-    """In the order of the article; undetermined where what a claim needs was not measured."""
+    """All claims in the order of the article; undetermined where a figure that one needs was not measured."""
     rules: list[Callable[[Document], ArticleClaim]] = [
         not_likeliest, greedy, diverse, seldom_same, both_ways, direction, formula, constant, independent,
         meaning, feedback, grows, no_way_back, exponential, passes, targets,
@@ -78,7 +82,8 @@ def claims(made: Document) -> list[ArticleClaim]:
 
 
 def _figure(made: Document, name: str, t: str = "") -> Document:
-    """A figure, or one that only the article asks for. MissingFigureError where it has no value."""
+    """The figure of that name at temperature ``t`` (the main one by default), or one of ``article.extras``. Raises
+    MissingFigureError if it has no value."""
     figure: Document = made["figures"].get(t or made["main"], {}).get(name) or made["extra"].get(name) or {}
     if figure.get("value") is None:
         raise MissingFigureError(name)
@@ -86,12 +91,12 @@ def _figure(made: Document, name: str, t: str = "") -> Document:
 
 
 def _shown(made: Document, **names: str) -> Shown:
-    """By placeholder the figures of these names, each written as its measure is."""
+    """The figures of these names by placeholder."""
     return {placeholder: (name, _figure(made, name)) for placeholder, name in names.items()}
 
 
 def _dependence(made: Document) -> tuple[Document, str]:
-    """What is known of it, and its picture."""
+    """``dependence_facts`` of the document, and the name of its picture."""
     found: Document | None = made["dependence"]
     if found is None:
         raise MissingFigureError("dependence")
@@ -99,7 +104,7 @@ def _dependence(made: Document) -> tuple[Document, str]:
 
 
 def _ruling(made: Document, *tests: str) -> Ruling:
-    """That all hold: one that does not is enough against it."""
+    """The ruling on all of these tests together: one that does not support it decides."""
     found: set[Ruling] = {made["rulings"].get(test, "undetermined") for test in tests}
     return "does_not_support" if "does_not_support" in found else found.pop() if len(found) == 1 else "undetermined"
 
@@ -107,24 +112,24 @@ def _ruling(made: Document, *tests: str) -> Ruling:
 def _tested(
     made: Document, name: str, shown: Shown, plain: Mapping[str, str | float], picture: str = ""
 ) -> ArticleClaim:
-    """By the test of the claim's own name."""
+    """A claim that is ruled on by the test of its own name."""
     return ArticleClaim(name, _ruling(made, name), "test", shown, plain, (name,), picture)
 
 
 def _example(made: Document, name: str, plain: Mapping[str, float], picture: str = "") -> ArticleClaim:
-    """One example is enough."""
+    """A claim for which one example is enough."""
     share = _figure(made, name)
     ruling: Ruling = "supports" if share["value"] > 0 else "undetermined"
     return ArticleClaim(name, ruling, "example", {"share": ("right", share)}, plain, (), picture)
 
 
 def not_likeliest(made: Document) -> ArticleClaim:
-    """Not always the most probable word is taken: one that is not is enough."""
+    """Not always the most probable word is chosen: one example is enough."""
     return _example(made, "not_likeliest", {"t": float(made["main"])})
 
 
 def greedy(made: Document) -> ArticleClaim:
-    """Temperature 0 gives low quality and repetition: both."""
+    """Temperature 0 gives low quality and repetition: both are tested."""
     if made["main"] == "0":
         raise MissingFigureError("a temperature to compare with")
     names, shown = ("greedy_poor", "greedy_repeats"), Shown()
@@ -135,7 +140,7 @@ def greedy(made: Document) -> ArticleClaim:
 
 
 def diverse(made: Document) -> ArticleClaim:
-    """Above 1, answers are more diverse."""
+    """At a higher temperature answers are more diverse."""
     hottest = max(made["figures"], key=float)
     if hottest == made["main"]:
         raise MissingFigureError("a higher temperature")
@@ -144,18 +149,18 @@ def diverse(made: Document) -> ArticleClaim:
 
 
 def seldom_same(made: Document) -> ArticleClaim:
-    """Word for word the same answer is seldom given twice."""
+    """The same answer, word for word, is rarely given twice."""
     return _tested(made, "seldom_same", _shown(made, same="same_text"), {"t": float(made["main"])})
 
 
 def both_ways(made: Document) -> ArticleClaim:
-    """Wrong once, right when asked again: one question is enough."""
+    """Wrong once, correct when asked again: one question is enough."""
     return _example(made, "both_ways", {"n": made["settings"]["n"], "t": float(made["main"])}, "tree")
 
 
 def direction(made: Document) -> ArticleClaim:
-    """Another word changes where the text goes, by more than two texts that go on from one word differ; where nobody
-    knows what can follow, the meaning of answers that go on from it."""
+    """Another word changes the direction of the text: more words differ than between two texts that continue the same
+    word. Where it is not known what can follow, the meanings of the answers are compared instead."""
     try:
         shown = _shown(made, parted="parted")
     except MissingFigureError:
@@ -165,7 +170,7 @@ def direction(made: Document) -> ArticleClaim:
 
 
 def formula(made: Document) -> ArticleClaim:
-    """(1 − S)^n: the slip, and what holds."""
+    """(1 − S)^n is a slip: the probability that all n words are correct is S^n."""
     shown, plain = Shown(), {"s": "S", "right": "Sⁿ", "printed": "(1 − S)ⁿ"}
     with suppress(MissingFigureError):
         s = _figure(made, "s")
@@ -179,7 +184,7 @@ def formula(made: Document) -> ArticleClaim:
 
 
 def constant(made: Document) -> ArticleClaim:
-    """Every word is right with the same probability, wherever it stands."""
+    """Every word is correct with the same probability, at any position."""
     found, curve = _dependence(made)
     if not found["stretches"]:
         raise MissingFigureError("stretches")
@@ -188,7 +193,7 @@ def constant(made: Document) -> ArticleClaim:
 
 
 def independent(made: Document) -> ArticleClaim:
-    """Errors are independent: given the position, no texts err more than others."""
+    """Errors are independent: given the position, no text is more prone to errors than others."""
     found, curve = _dependence(made)
     shown: Shown = {"k": ("survival", found["k"]), "reference": ("survival", found["reference"]),
                     "difference": ("", found["difference"])}  # fmt: skip
@@ -196,12 +201,12 @@ def independent(made: Document) -> ArticleClaim:
 
 
 def meaning(made: Document) -> ArticleClaim:
-    """By meaning, being right is much likelier than word for word."""
+    """An answer is much more likely to be correct by meaning than word for word."""
     return _tested(made, "meaning", _shown(made, right="right", same="word_for_word", gain="meaning_gain"), {})
 
 
 def feedback(made: Document) -> ArticleClaim:
-    """An error makes the next likelier than a right word as rare does; errors by edit distance."""
+    """An error makes the next one more likely than an equally rare correct word does; errors by edit distance."""
     found = made["after_error"].get(made["main"])
     if found is None or found["cautious"][0]["value"] is None:
         raise MissingFigureError("matched pairs")
@@ -214,7 +219,7 @@ def feedback(made: Document) -> ArticleClaim:
 
 
 def grows(made: Document) -> ArticleClaim:
-    """The word after that is likelier still to be wrong: the slope of the effect over all distances."""
+    """The effect grows with every further word: its slope over all distances."""
     growth = _shown(made, growth="growth")
     rows = made["after_error"][made["main"]]["cautious"]
     shown = {"first": ("", rows[0]), "last": ("", rows[-1]), **growth}
@@ -222,15 +227,16 @@ def grows(made: Document) -> ArticleClaim:
 
 
 def no_way_back(made: Document) -> ArticleClaim:
-    """There is no way back after an error: the word stays, by construction; how much of what follows is wrong is told
-    beside the same after a right word."""
+    """There is no way back after an error: by construction the word stays. The figures tell how often nothing that
+    follows is wrong, after an error and after a correct word."""
     found = _shown(made, share="recovery", beside="clean_beside") | {"ended": ("", made["extra"]["ended"])}
     shown: Shown = {key: ("recovery", figure) for key, (_, figure) in found.items()}
     return ArticleClaim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
 
 
 def exponential(made: Document) -> ArticleClaim:
-    """The chance of being right falls exponentially with length: by the same share at every word, for all texts."""
+    """The probability of being correct falls exponentially with length: by the same factor at every word of every
+    text."""
     (found, curve), tests = _dependence(made), ("constant", "independent")
     if found["shape"]["value"] is None:
         raise MissingFigureError("shape")
@@ -240,22 +246,22 @@ def exponential(made: Document) -> ArticleClaim:
 
 
 def passes(made: Document) -> ArticleClaim:
-    """The whole model is used for every word."""
+    """The whole model is computed for every word."""
     shown = _shown(made, passes="passes", tokens="tokens")
     every = abs(shown["passes"][1]["value"] - shown["tokens"][1]["value"]) < 1e-9
     return ArticleClaim("passes", "supports" if every else "does_not_support", "count", shown, {}, (), "cost")
 
 
 def targets(made: Document) -> ArticleClaim:
-    """Training towards one right word biases the probabilities: what is seen here cannot tell the cause."""
+    """Training towards one correct word biases the probabilities: an examination cannot tell the cause."""
     return ArticleClaim("targets", "undetermined", "nothing", _shown(made, gap="calibration"), picture="calibration")
 
 
-# what they are tested on
+# the tests
 
 
 def along_texts(texts: Sequence[JudgedAnswer]) -> dict[str, Outcome | None]:
-    """Whether all positions are alike, and whether errors are independent given the position."""
+    """Tests whether the hazard is the same at all positions, and whether errors are independent given the position."""
     if not any(text.s for text in texts):
         return {}
     table_MTE = hazards(texts)
@@ -264,7 +270,8 @@ def along_texts(texts: Sequence[JudgedAnswer]) -> dict[str, Outcome | None]:
 
 
 def dependence_facts(texts: Sequence[JudgedAnswer], of: str) -> dict[str, Any] | None:
-    """The figures beside those tests, at the last position that they look at."""
+    """The figures that belong to those tests, at the last position that they use; None if there is none. ``of``: what
+    the texts are."""
     n = hypothesis_tests.last_position(table_MTE := hazards(texts)) if any(text.s for text in texts) else 0
     if n < 1:
         return None
@@ -281,7 +288,8 @@ def dependence_facts(texts: Sequence[JudgedAnswer], of: str) -> dict[str, Any] |
 
 
 def after_forced(found: Sequence[InterventionOutcome]) -> dict[str, Outcome | None]:
-    """Feedback and its growth over all distances, on matched pairs by edit distance; the direction, by rule."""
+    """Tests of feedback and its growth over all distances, on matched pairs, and of the direction, on words forced by
+    rule."""
     out: dict[str, Outcome | None] = {}
     matched = [one for one in found if one.intervention.matched]
     if len(matched) >= FEW:
@@ -299,13 +307,13 @@ def after_forced(found: Sequence[InterventionOutcome]) -> dict[str, Outcome | No
 
 
 def slope(distances: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Weights that make the least-squares slope over distances 1, 2, …"""
+    """Weights of the least-squares slope over the distances 1, 2, …"""
     off_D = np.arange(distances) - (distances - 1) / 2
     return np.asarray(off_D / (off_D**2).sum())
 
 
 def of_figures(made: Document) -> dict[str, Outcome | None]:
-    """Tests that need no more than figures and their intervals."""
+    """Tests that need only figures and their intervals."""
     t, none = made["main"], {"value": None}
     hottest = max(made["figures"], key=float)
 
@@ -314,7 +322,7 @@ def of_figures(made: Document) -> dict[str, Outcome | None]:
         return found
 
     less = figure("feedback_meaning")
-    same = from_interval(figure("same_text"), SELDOM)  # the claim is that it is less: the sides change places
+    same = from_interval(figure("same_text"), SELDOM)  # the claim is that it is less: swap the sides
     out: dict[str, Outcome | None] = {
         "seldom_same": same and replace(same, supports=same.against, against=same.supports),
         "meaning": from_interval(made["extra"]["meaning_gain"], MUCH),

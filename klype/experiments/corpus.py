@@ -1,4 +1,4 @@
-"""Documents of an experiment: to train on, for early stopping, and to test on, with the truth where it is known.
+"""The documents of an experiment, for training, early stopping and testing, with the truth where it is known.
 
 Shapes: N all target positions of some documents in order, V vocabulary. A document of n tokens has n − 1 targets.
 """
@@ -23,18 +23,19 @@ from klype.values import Tokens
 from klype.world import Filter, World
 from klype.world.automaton import END, sample
 
-# most tokens per document: longer ones are cut off (world) or cut into pieces (text), so that many fit
+# maximum number of tokens of a document: longer ones are cut off (demo world) or split into pieces (text), so that
+# training on many is fast
 LONGEST = 32
 BEGIN = "<s>"
 SHOWN = "Jeg gikk en tur på"
-# documents to test on; questions taken from them; questions with more right answers than this are skipped
+# test documents; questions taken from them; questions with more correct answers than this are skipped
 TEST, QUESTIONS, ANSWERS = 160, 60, 16
-VOCABULARY = 800  # tokens that a text is written in
-SHARE = 0.1  # of a text held out to stop by, and as much again to test on
+VOCABULARY = 800  # size of the vocabulary that is trained on a text
+SHARE = 0.1  # share of a text that is held out for early stopping, and again for testing
 
 
 def sparse_truth(rows: Sequence[Mapping[int, float]], size: int) -> csr_array:
-    """p at each of N positions, sparse: [N, V] of V = ``size``."""
+    """p at each of N positions as a sparse matrix [N, V], V = ``size``."""
     starts = np.cumsum([0, *map(len, rows)])
     ids = np.array([i for row in rows for i in row], np.int64)
     return csr_array((np.array([p for row in rows for p in row.values()], np.float32), ids, starts), (len(rows), size))
@@ -42,17 +43,17 @@ def sparse_truth(rows: Sequence[Mapping[int, float]], size: int) -> csr_array:
 
 @dataclass(frozen=True, slots=True)
 class CorpusQuestion:
-    """A text that ends in a question mark, and every right answer, each up to its full stop."""
+    """A text that ends with a question mark, and all correct answers, each up to its full stop."""
 
     prefix: Tokens
     answers: tuple[Tokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
-    """Documents to test on; what is None is not known of them.
-
-    ``bytes`` is the length of the documents' text where bits per byte mean something, else 0.
+class TestSet:
+    """The documents of the test. ``truth``: p at all of their targets, None if it is not known. ``shown``: a prompt and
+    the true probabilities of the next word. ``bytes``: length of the text that bits per byte refer to, 0 in the demo
+    world.
     """
 
     documents: tuple[Tokens, ...]
@@ -64,7 +65,8 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Token documents that begin with a begin token: to learn from, and held out to stop by. ``truth`` is of train."""
+    """Documents of tokens, each beginning with the begin token. ``train``: training documents, ``truth``: p at all of
+    their targets. ``held_out``: for early stopping. ``end``: the token that ends a document."""
 
     vocabulary: tuple[str, ...]
     end: int
@@ -73,7 +75,7 @@ class Corpus:
     truth: csr_array | None = None
 
     def first(self, documents: int) -> Corpus:
-        """With the first documents only to learn from."""
+        """The corpus with only the first training documents."""
         train = self.train[:documents]
         truth = None if self.truth is None else self.truth[: sum(len(d) - 1 for d in train)]
         return replace(self, train=train, truth=truth)
@@ -89,7 +91,8 @@ def targets(documents: Sequence[Tokens]) -> npt.NDArray[np.int64]:
 
 
 class WordTruth:
-    """The world's truth over the experiment's ids, at the beginning of a document. A shallow copy is a snapshot."""
+    """The demo world's true distribution in the experiment's token ids, at first that at the beginning of a document. A
+    shallow copy is a snapshot."""
 
     def __init__(self, words: Filter, vocabulary: Sequence[str], ids: Mapping[str, int]) -> None:
         self._words, self._vocabulary, self._ids = words, vocabulary, ids
@@ -101,14 +104,15 @@ class WordTruth:
         return {self._ids[word]: p for word, p in self._words.next().items()}
 
     def push(self, token: int) -> float:
-        """An id that is no word of the language is a mistake like any other."""
+        """Reads a token; an id that is no word of the language is a mistake like any other."""
         return self._words.push(self._vocabulary[token] if token < len(self._vocabulary) else "")
 
 
 class WorldSource:
-    """Documents of the demo world, drawn anew for every seed; the test is the same for all. A word is a token.
+    """Documents of the demo world, drawn anew for every seed; the test set is the same for all. A word is a token.
 
-    ``knows``: the truth is known."""
+    ``knows``: whether the truth is known.
+    """
 
     knows = True
 
@@ -119,24 +123,24 @@ class WorldSource:
         self._start = world.grammar.document(styled=False)
 
     def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
-        """These numbers of documents, or fewer where there are not so many."""
+        """These numbers of documents, or smaller ones if there are not so many."""
         return documents
 
     def corpus(self, seed: int, documents: int, held_out: int) -> Corpus:
-        """Fresh documents of this seed; fewer are the first of more. p of the documents to learn from comes along."""
+        """The documents of a seed. A smaller number of documents are the first of a larger one."""
         train = self._documents(mix(seed, 1), documents)
         held = self._documents(mix(seed, 2), held_out)
         return Corpus(self.vocabulary, 1, train, held, self._truth(train))
 
-    def test(self, documents: int = TEST, questions: int = QUESTIONS) -> Test:
+    def test(self, documents: int = TEST, questions: int = QUESTIONS) -> TestSet:
         found = self._documents(mix(0, 3), documents)
         asked = [q for d in found if (q := self._question(d)) is not None]
         prefix = self._ids(SHOWN.split())
         shown = dict(sorted(self._after(prefix).next().items(), key=lambda pair: -pair[1]))
-        return Test(found, self._truth(found), tuple(asked[:questions]), (prefix, shown))
+        return TestSet(found, self._truth(found), tuple(asked[:questions]), (prefix, shown))
 
     def beginning(self) -> WordTruth:
-        """The truth at the beginning of a document, to be read on from."""
+        """The truth at the beginning of a document."""
         return WordTruth(Filter(self._start), self.vocabulary, self._id)
 
     def _documents(self, seed: int, count: int) -> tuple[Tokens, ...]:
@@ -162,14 +166,15 @@ class WorldSource:
         return sparse_truth(rows, len(self.vocabulary))
 
     def _question(self, document: Tokens) -> CorpusQuestion | None:
-        """The document's last question that leaves room for an answer; None without one."""
+        """The last question of the document that leaves space for an answer, None if there is none or it has too many
+        answers."""
         places = [t for t, i in enumerate(document[: LONGEST - 12]) if i == self._id["?"]]
         if not places:
             return None
         prefix = document[: places[-1] + 1]
         answers: list[Tokens] = []
         todo: list[tuple[Tokens, WordTruth]] = [((), self._after(prefix))]
-        # one answer too many is enough to know that it is skipped
+        # one answer too many is enough: the question is skipped
         while todo and len(answers) <= ANSWERS:
             said, truth = todo.pop()
             if len(prefix) + len(said) > LONGEST:
@@ -185,7 +190,7 @@ class WorldSource:
 
 
 class TextSource:
-    """One's own text: pieces of ``LONGEST`` tokens; which of them are learnt differs from seed to seed."""
+    """Pieces of one's own text, of at most ``LONGEST`` tokens; every seed trains on others of them."""
 
     knows = False
 
@@ -205,8 +210,7 @@ class TextSource:
         self.vocabulary = tuple(self._tokenizer.token_bytes(i).decode(errors="replace") for i in range(size))
 
     def within(self, documents: tuple[int, ...]) -> tuple[int, ...]:
-        """Numbers of pieces that there are; three quarters of all at most, so that seeds differ."""
-        # of all pieces every seed would learn the same
+        """These numbers of pieces, or smaller ones: at most three quarters of all, so that seeds differ."""
         most = max(8, 3 * len(self._train) // 4)
         return documents if documents[-1] <= most else (most // 4, most // 2, most)
 
@@ -215,23 +219,23 @@ class TextSource:
         held = tuple(random.Random(mix(seed, 2)).sample(self._held, min(held_out, len(self._held))))
         return Corpus(self.vocabulary, self._tokenizer.end, train, held)
 
-    def test(self, documents: int = TEST) -> Test:
+    def test(self, documents: int = TEST) -> TestSet:
         found = tuple(random.Random(mix(0, 3)).sample(self._test, min(documents, len(self._test))))
         length = sum(len(self._tokenizer.token_bytes(i)) for document in found for i in document[1:])
-        return Test(found, bytes=length)
+        return TestSet(found, bytes=length)
 
     def beginning(self) -> None:
-        """Nobody knows it."""
+        """None: the truth of a text is not known."""
 
     def _pieces(self, texts: Sequence[TextDocument]) -> list[Tokens]:
         begin, out = self._tokenizer.begin, []
         for ids in self._tokenizer.encode_documents([d.text for d in texts]):
-            # every piece begins with the begin token, not only a text's first
+            # every piece begins with the begin token, not only the first of a text
             inside = ids[1:]
             cuts = range(0, len(inside), LONGEST - 1)
             out += [(begin, *inside[at : at + LONGEST - 1]) for at in cuts if len(inside) - at > 1]
         return out
 
 
-# where an experiment's documents come from
+# where the documents of an experiment come from
 Source = WorldSource | TextSource

@@ -1,4 +1,4 @@
-"""What a user may ask of an experiment: each option once, with its flag, help, default and bounds."""
+"""The options of the experiments' commands, each with its flag, help, default and bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINUTES = "Plans the documents and seeds that fit."
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOptions(Options):
-    """What all experiments may be told."""
+    """Options of all experiments."""
 
     seeds: Annotated[int, Option("Instead: number of seeds (0: as many as fit).", least=0)] = 0
     text: Annotated[tuple[str, ...], Option("Files, folders or globs of text. May be repeated.")] = ()
@@ -36,7 +36,7 @@ class ExperimentOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class BiasOptions(ExperimentOptions):
-    """``klype bias``."""
+    """Options of ``klype bias``."""
 
     minutes: Annotated[float, Option(MINUTES), Gt(0)] = 10.0
     documents: Annotated[tuple[int, ...], Option("Instead: numbers of documents, 300,600,1200.", commas=True)] = ()
@@ -49,7 +49,7 @@ class BiasOptions(ExperimentOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MistakesOptions(ExperimentOptions):
-    """``klype mistakes``."""
+    """Options of ``klype mistakes``."""
 
     minutes: Annotated[float, Option(MINUTES), Gt(0)] = 20.0
     documents: Annotated[int, Option("Instead: number of documents.", least=0)] = 0

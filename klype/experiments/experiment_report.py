@@ -1,4 +1,4 @@
-"""``report.html`` of an experiment, both languages in it: what was found, pictures, tables, and what the arms are."""
+"""The report of an experiment in all languages: findings, pictures, tables, and an explanation of the arms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ OTHER = "muted"
 
 @dataclass(frozen=True, slots=True)
 class ArmNames:
-    """One language's words for an experiment. ``colours``: of the arms that have curves; all are in the tables."""
+    """Names and cells in one language. ``noun``: what the experiment calls an arm. ``own``: its words. ``colours``: of
+    the arms that have curves; tables have all arms."""
 
     noun: str
     say: Say
@@ -34,31 +35,31 @@ class ArmNames:
         return self.own(f"column.{key}")
 
     def figure(self, figures: Mapping[str, FigureFacts], key: str) -> str:
-        """A figure as text; nothing where there is none."""
+        """A figure as text, empty if there is none."""
         figure = figures.get(key)
         if figure is None or figure["value"] is None:
             return ""
         return self.say.figure(figure, "right" if figure.get("unit") == SHARE else key)
 
     def ends(self) -> list[str]:
-        """The last columns of a picture's table: see ``cells``."""
+        """The names of the last columns of a picture's table (see ``cells``)."""
         return [self.say("end.low"), self.say("end.high")]
 
     def cells(self, arm: str, figure: FigureFacts, *place: Cell) -> list[Cell]:
-        """A row of a picture's table, with the ends of the interval."""
+        """A row of a picture's table: arm, ``place``, value, and the ends of the interval."""
         return [self.name(arm), *place, figure["value"], figure.get("low"), figure.get("high")]
 
     def picture(
         self, key: str, panels: list[Panel], columns: Sequence[str], rows: list[list[Cell]], title: str = ""
     ) -> Picture:
-        """``columns``: those after the arm's name."""
+        """A picture with its table. ``columns``: those after the arm's name."""
         title, how = title or self.own(f"picture.{key}"), self.own(f"picture.{key}_how")
         return Picture(key, title, how, panels, [self.column(self.noun), *columns], rows, True)
 
     def whiskers(
         self, key: str, rows: Sequence[tuple[str, FigureFacts]], x: Option, at: float, name: str = ""
     ) -> Picture | None:
-        """The arms' figures with their intervals; ``at``: the line they are seen against."""
+        """A picture of the arms' figures with their intervals, None without rows. ``at``: where to draw a line."""
         if not rows:
             return None
         drawn = [(self.name(arm), f, self.say.figure(f, name), self.colours.get(arm, OTHER)) for arm, f in rows]
@@ -68,10 +69,13 @@ class ArmNames:
 
 @dataclass(frozen=True)
 class Report(Generic[B]):
-    """How an experiment is shown. ``draws`` make its pictures, in the arms' ``colours``; ``notes``: the small print's
-    words; ``last``: the last column's words, and a row's; ``special``: cells that are more than a figure; ``narrow``:
-    columns that a terminal has room for, where not all; ``running``: what is being trained; ``told``: what else is said
-    of an arm."""
+    """How an experiment is shown.
+
+    ``verdict``: the findings as sentences. ``draws``: functions that make the pictures, in the arms' ``colours``.
+    ``notes``: keys of the small print. ``last``: key of the last column, and its cell in a row. ``special``: cells that
+    are not just a figure. ``narrow``: the columns in a terminal, if not all. ``running``: sentences about what is being
+    trained. ``told``: what is added to the explanation of an arm.
+    """
 
     experiment: Experiment[B]
     verdict: Callable[[B, Say, Words], list[str]]
@@ -85,7 +89,7 @@ class Report(Generic[B]):
     told: Callable[[str, Words], str] = lambda arm, own: ""
 
     def write(self, folder: Path, board: B, lang: str) -> Path:
-        """Writes ``report.html`` into the folder, whole or not at all."""
+        """Writes ``report.html`` into the folder, atomically; ``lang``: the language that is shown first."""
         return html.write(folder / "report.html", self.render(board, lang))
 
     def render(self, board: B, lang: str) -> str:
@@ -104,14 +108,14 @@ class Report(Generic[B]):
         return html.render(pages, lang)
 
     def pictures(self, board: B, say: Say, own: Words) -> list[Picture]:
-        """All of which there is something to show."""
+        """All pictures for which there are data."""
         tell = ArmNames(self.experiment.noun, say, own, self.colours)
         return [picture for draw in self.draws if (picture := draw(board, tell)) is not None]
 
     def table(
         self, board: B, documents: int, say: Say, own: Words, only: Sequence[str] = ()
     ) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows of all figures (or of ``only`` these) at one number of documents."""
+        """Columns and rows of all figures (or ``only`` of these) at one number of documents."""
         tell = ArmNames(self.experiment.noun, say, own)
         rows = [row for row in board.rows if row.documents == documents]
         kept = [key for key in only or self.experiment.measures if any(key in row.figures for row in rows)]

@@ -1,7 +1,7 @@
-"""An experiment: arms, each trained and measured with every seed, summed up over seeds beside a control.
+"""Experiments: arms that are trained and measured with several seeds, averaged over seeds and compared with a control.
 
 A new arm is a row of its experiment's table of arms, a new measure a row of its table of measures. A new experiment is
-an ``Experiment`` with the two, a ``Cell`` that says how an arm is trained, and a ``Board``; a ``Report`` shows it.
+an ``Experiment`` with these two tables, a ``Cell`` that trains an arm, and a ``Board``; a ``Report`` shows it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import student
 from klype.examine.run_figures import FigureFacts
 from klype.examine.truth import Truth
-from klype.experiments.corpus import Corpus, Source, Test
+from klype.experiments.corpus import Corpus, Source, TestSet
 from klype.experiments.training import LabSettings, TrainingSet, train_model, uniform
 from klype.jsons import saved
 from klype.model.attention import TORCH, Backend
@@ -38,20 +38,19 @@ from klype.model.compiled import compiled_backend
 from klype.planner import first_that_fits
 from klype.values import Figure
 
-# what a cell writes for an arm: name, seed, flops, seconds, and values once it has been measured
+# what a cell writes for an arm: its name, seed, flops, seconds, and its values once it has been measured
 Result = dict[str, Any]
 # arm → seed → result
 Results = dict[str, dict[int, Result]]
-# documents held out for early stopping
-HELD_OUT = 150
+HELD_OUT = 150  # documents for early stopping
 PROBED = 8  # steps that are timed
 SHARE = "share"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """``make``: how it is trained; ``kind``: the control or baseline, a cure, beside (what a cure is seen against), or
-    what the truth does."""
+    """One way to train. ``make``: the function that does it, or prepares it. ``kind``: a cure, or what cures are
+    compared with: the control or a baseline, something "beside" (such as a larger model), or training on the truth."""
 
     name: str
     make: Callable[..., Any]
@@ -66,17 +65,17 @@ A = TypeVar("A", bound=Arm)
 
 
 def by_name(*arms: A) -> dict[str, A]:
-    """The table of an experiment's arms."""
+    """Arms as a table by name."""
     return {arm.name: arm for arm in arms}
 
 
 @dataclass(frozen=True, slots=True)
 class BoardMeasure:
-    """A column: the mean over seeds of a value (``of``: its name, where it is another; the mean of a list counts), in
-    an interval that ends at ``least`` and ``most``.
+    """A measure of an arm: the mean over seeds of one of its values, with an interval within ``least`` and ``most``.
 
-    Or ``paired``: what this makes of the arm's values and those of the arms ``beside``, at the seeds that all have;
-    None where that cannot be told.
+    ``of``: the value's name, if it is not the measure's. A list counts as its mean. ``paired``: instead of the mean,
+    a function of the arm's values and those of the arms ``beside``, at the seeds that all of them have; it returns None
+    where there is no figure.
     """
 
     unit: str = SHARE
@@ -87,7 +86,7 @@ class BoardMeasure:
     beside: tuple[str, ...] = ()
 
     def figure(self, key: str, name: str, by: Results) -> Figure | None:
-        """The arm's figure; None if it has none."""
+        """The figure of the arm ``name``, None if it has none. ``key``: the measure's name."""
         groups = [by.get(arm, {}) for arm in (name, *self.beside)]
         seeds = sorted(set.intersection(*map(set, groups)))
         of, found = self.of or key, list[list[Any]]()
@@ -100,9 +99,9 @@ class BoardMeasure:
 
 
 def over_seeds(values: Sequence[float], unit: str, most: float = math.inf, least: float = 0.0) -> Figure:
-    """Mean over seeds (documents, first weights and order all drawn anew) with Student's t; one seed: no interval.
+    """Mean over seeds, with Student's interval; with one seed there is no interval.
 
-    The interval ends at the ``least`` and the ``most`` that there can be.
+    Documents, initial weights and order are drawn anew for every seed. ``least``, ``most``: possible values.
     """
     value_S = np.asarray(values, float)
     mean, n = float(value_S.mean()), value_S.size
@@ -113,13 +112,13 @@ def over_seeds(values: Sequence[float], unit: str, most: float = math.inf, least
 
 
 class BoardPart(BaseModel):
-    """A part of a board."""
+    """Base class of what a board is made of: frozen, strict JSON."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Row(BoardPart):
-    """One arm at one number of documents, over the seeds that are finished."""
+    """Figures of one arm at one number of documents, over the seeds that are finished."""
 
     arm: str = Field(validation_alias=AliasChoices("arm", "target"))
     documents: int
@@ -128,8 +127,11 @@ class Row(BoardPart):
 
 
 class Board(BoardPart):
-    """Results of an experiment so far, kept in ``FILE`` in its folder, written atomically. ``kinds`` by arm, in the
-    table's order; ``steps`` of training at most."""
+    """Results of an experiment so far, kept in ``FILE`` in its folder.
+
+    ``kinds``: of the arms, in the table's order. ``steps``: maximum number of training steps. ``cells_done``: how many
+    of the ``cells`` (an arm, a seed and a number of documents each) have been measured.
+    """
 
     FILE: ClassVar[str]
     version: Literal[1] = 1
@@ -144,11 +146,11 @@ class Board(BoardPart):
     rows: Sequence[SerializeAsAny[Row]] = ()
 
     def figures(self) -> dict[str, dict[str, FigureFacts]]:
-        """By arm, at the most documents."""
+        """Figures by arm, at the largest number of documents."""
         return {row.arm: row.figures for row in self.rows if row.documents == self.documents[-1]}
 
     def document(self) -> dict[str, Any]:
-        """What ``--json`` prints of it."""
+        """The board as ``--json`` prints it."""
         raise NotImplementedError
 
     def text(self) -> str:
@@ -156,7 +158,7 @@ class Board(BoardPart):
         return self.model_dump_json()
 
     def write(self, folder: Path) -> None:
-        """Whole or not at all."""
+        """Writes its file atomically. Raises KlypeError when that fails."""
         replace(folder / self.FILE, self.text().encode())
 
 
@@ -164,10 +166,12 @@ B = TypeVar("B", bound=Board)
 
 
 class ExperimentPlan(config.Settings):
-    """``questions``: documents to test on, 0: as many as usual. ``steps``: of training, over all cells at most (0 where
-    they are a setting); ``seconds``: about so long.
+    """What an experiment trains and measures.
 
-    As a request: no ``documents`` and no ``seeds`` are what fits into the minutes, no ``arms`` are all.
+    ``documents``: numbers of documents to train on. ``questions``: test documents (0: the default number). ``steps``:
+    maximum over all cells (0 where it is a setting). ``seconds``: estimated duration.
+
+    As a request, empty ``documents`` and 0 ``seeds`` mean as many as fit into the minutes, empty ``arms`` mean all.
     """
 
     documents: tuple[int, ...] = ()
@@ -180,20 +184,21 @@ class ExperimentPlan(config.Settings):
     seconds: float = 0.0
 
     def document(self, noun: str, one_size: bool) -> dict[str, Any]:
-        """As ``--json`` and plan.json have it: arms under their ``noun``, and one number where there is one size."""
+        """The plan in ``--json`` and plan.json: arms under their ``noun``; ``documents`` is a number if there is
+        ``one_size``."""
         made = self.model_dump(exclude={"arms", "steps" if one_size else "questions"})
         return {**made, f"{noun}s": self.arms} | ({"documents": self.documents[-1]} if one_size else {})
 
     @staticmethod
     def read(file: Path, noun: str, settings: type[LabSettings]) -> ExperimentPlan | None:
-        """The plan that an earlier start has left there; None where it is the first. KlypeError for a damaged one."""
+        """The plan that an earlier start saved, None if there is none. Raises KlypeError if it is damaged."""
         if not file.is_file():
             return None
         try:
             made = saved(file) or {}
             sizes = made.pop("documents")
             about = {"documents": sizes if isinstance(sizes, list) else (sizes,), "arms": made.pop(f"{noun}s")}
-            about["seeds"] = made["seeds"]  # none would be a request for as many as fit
+            about["seeds"] = made["seeds"]  # required: without it, it would be a request for as many as fit
             return ExperimentPlan(**made | about | {"settings": settings.model_validate(made["settings"])})
         except (KeyError, ValueError):
             raise KlypeError(f"{file} is damaged.", "Choose another --out.") from None
@@ -201,14 +206,14 @@ class ExperimentPlan(config.Settings):
 
 @dataclass(slots=True)
 class Cell:
-    """One seed at one number of documents, trained and measured in a process of its own.
+    """One seed at one number of documents, whose arms are trained and measured in a process of its own.
 
-    ``compiled``: where compiled code is kept (None: torch computes); ``beginning``: the truth at the beginning of a
-    document, None where nobody knows it.
+    ``compiled``: folder of compiled code (None: torch computes). ``beginning``: returns the truth at the beginning of a
+    document, or None where it is not known.
     """
 
     corpus: Corpus
-    test: Test
+    test: TestSet
     settings: LabSettings
     documents: int
     seed: int
@@ -218,22 +223,22 @@ class Cell:
 
     @property
     def backend(self) -> Backend:
-        """What computes the training."""
+        """The backend of the training."""
         return compiled_backend(self.compiled) if self.compiled else TORCH
 
     def run(self, names: Sequence[str]) -> None:
-        """Trains and measures these arms; each result is a file as soon as it is there, and is not made again."""
+        """Trains and measures these arms. Each result is written as soon as it is known, and not computed again."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentProgress(Generic[B]):
-    """ExperimentProgress of an experiment: ``found``, its results so far; ``names``, the arms that are reported."""
+    """The state of an experiment. ``found``: the results so far; ``names``: the arms that are reported."""
 
     experiment: Experiment[B]
     plan: ExperimentPlan
     found: Sequence[Result]
-    test: Test
+    test: TestSet
     vocabulary: Sequence[str] = ()
     done: bool = False
 
@@ -242,7 +247,7 @@ class ExperimentProgress(Generic[B]):
         return (*self.experiment.first, *self.plan.arms)
 
     def by(self, documents: int) -> Results:
-        """Results of measured arms at one number of documents; what was trained only to teach others is left out."""
+        """Results of measured arms at one number of documents, without models that were trained only as teachers."""
         out: Results = {}
         for one in self.found:
             measured = "values" in one and not one.get("member") and one.get("documents", documents) == documents
@@ -251,7 +256,7 @@ class ExperimentProgress(Generic[B]):
         return out
 
     def board(self) -> B:
-        """A row for each arm at each number of documents, and what else the experiment's board tells."""
+        """The experiment's board, with a row for each arm at each number of documents."""
         experiment, plan, done, rows = self.experiment, self.plan, 0, list[Row]()
         for documents in plan.documents:
             by = self.by(documents)
@@ -276,16 +281,20 @@ class ExperimentProgress(Generic[B]):
 
 
 def facts(figure: Figure) -> FigureFacts:
+    """The figure as JSON."""
     return cast(FigureFacts, figure.json())
 
 
 @dataclass(frozen=True)
 class Experiment(Generic[B]):
-    """``name``: of the command, its words and its folders; ``noun``: what an arm is called. ``first``: measured before
-    all arms. ``one_size``: there is but one number of documents. ``choices``: from the most wanted to the least;
-    ``cost(plan, seconds, knows, cores)``: steps and seconds of a plan, from seconds a step, one-hot and with whole
-    distributions. ``row_facts`` and ``board_facts``: what they tell
-    beside figures."""
+    """What an experiment consists of.
+
+    ``name``: of its command, words and folders; ``noun``: what it calls an arm; ``unknown``: error message for an arm
+    that does not exist. ``choices``: plans, the preferred first. ``cost(plan, seconds, knows, cores)``: steps and
+    seconds of a plan, from the seconds per step with one-hot targets and with whole distributions; ``knows``: whether
+    the truth is known. ``row_facts``, ``board_facts``: further fields of rows and board. ``first``: what is measured
+    before all arms. ``one_size``: there is a single number of documents.
+    """
 
     name: str
     noun: str
@@ -305,8 +314,10 @@ class Experiment(Generic[B]):
     one_size: bool = False
 
     def called(self, names: Sequence[str], truth: bool) -> tuple[str, ...]:
-        """Names of arms in the table's order (all when none is named), the control always among them; UsageError for
-        one there is not, or that needs a truth nobody knows."""
+        """These arms, or all if none is named, in the table's order and always with the control.
+
+        ``truth``: whether the truth is known. Raises UsageError for an arm that does not exist or needs the truth.
+        """
         known = [name for name, arm in self.arms.items() if truth or not arm.needs_truth]
         for name in names:
             if name not in known:
@@ -316,13 +327,14 @@ class Experiment(Generic[B]):
         return tuple(name for name in known if not names or name in names or name == self.control)
 
     def steps(self, plan: ExperimentPlan) -> int:
-        """Those that are told: of all cells, or of each arm where they are a setting."""
+        """The number of steps to report: of all cells, or of each arm where it is a setting."""
         return int(getattr(plan.settings, "steps", plan.steps))
 
     def plan(
         self, source: Source, out: Path, asked: ExperimentPlan, minutes: float, cores: int, compiled: Path | None = None
     ) -> ExperimentPlan:
-        """The folder's plan, when an earlier start has left one; else a new one, which is kept there."""
+        """The plan in the folder ``out``, if an earlier start saved one; else a new one that fits into the minutes,
+        which is saved there."""
         file = out / "plan.json"
         if (before := ExperimentPlan.read(file, self.noun, self.settings)) is not None:
             return before
@@ -353,9 +365,10 @@ class Experiment(Generic[B]):
         workers: int = 2,
         compiled: Path | None = None,
     ) -> B:
-        """Runs what of the plan is not finished, telling how it stands (and writing it); the board at the end.
+        """Runs what is not finished of the plan, and returns the final board.
 
-        ``compiled``: where compiled code is kept. KlypeError when one of the processes ends unasked.
+        ``tell``: called about once a second with the board so far, which is also written. ``compiled``: folder of
+        compiled code. Raises KlypeError when a process ends unexpectedly.
         """
         left = [
             (count, seed)
@@ -375,9 +388,8 @@ class Experiment(Generic[B]):
                 nonlocal last, seen
                 found = results(folder / "cells")
                 if found != seen or done or last is None:
-                    stand = ExperimentProgress(self, plan, found, test, source.vocabulary, done)
-                    seen, last = found, stand.board()
-                last.write(folder)  # in any case: what was written just now goes on
+                    seen, last = found, ExperimentProgress(self, plan, found, test, source.vocabulary, done).board()
+                last.write(folder)  # in any case: a recent file shows that the experiment is running
                 tell(last)
                 return last
 
@@ -394,18 +406,18 @@ class Experiment(Generic[B]):
         return folder / "cells" / (f"{seed}" if self.one_size else f"{documents}-{seed}")
 
     def finished(self, place: Path, names: Sequence[str]) -> bool:
-        """Whether all of these arms have been measured in this cell's folder."""
+        """Whether all of these arms have been measured in the cell's folder ``place``."""
         files = [place / f"{name}{'' if self.one_size else '.0'}.json" for name in names]
         return all("values" in (saved(file) or {}) for file in files)
 
 
 def probe(source: Source, request: ExperimentPlan, compiled: Path | None) -> tuple[float, float]:
-    """Seconds a step on a few documents, one-hot and with whole distributions, after one that warms up."""
-    # one epoch of it is so many steps
+    """Seconds per step with one-hot targets and with whole distributions, measured on a few documents."""
+    # one epoch of it is PROBED steps
     corpus = source.corpus(request.seed, PROBED * request.settings.rows, 8)
     once = request.settings.model_copy(update={"epochs": 1})
     backend, found = compiled_backend(compiled) if compiled else TORCH, []
-    # the first warms up and does not count
+    # the first is a warm-up and does not count
     for soft in (None, None, uniform(corpus.size)):
         began = time.perf_counter()
         train_model(TrainingSet(corpus.train, soft), corpus, once, 0, backend)
@@ -414,13 +426,14 @@ def probe(source: Source, request: ExperimentPlan, compiled: Path | None) -> tup
 
 
 def results(folder: Path) -> list[Result]:
-    """What the files of the cells in a folder hold, in the order of their names; damaged ones are left out."""
+    """The results in the cells' files, in the order of their names; damaged files are left out."""
     return [found for file in sorted(folder.glob("*/*.json")) if (found := saved(file))]
 
 
 @contextmanager
 def side_by_side(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes for the cells. KlypeError when one of them ends unasked; what has not begun is then left out."""
+    """A pool of processes for the cells. Raises KlypeError when one of them ends unexpectedly; on any error, cells that
+    have not begun are cancelled."""
     # forking a process with threads may deadlock
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=start_process, initargs=(os.getpid(),)) as pool:
@@ -437,7 +450,7 @@ def side_by_side(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def follow(running: Iterable[Future[Any]], look: Callable[[], object]) -> None:
-    """Looks every second until all have ended; what failed in one is raised here."""
+    """Calls ``look`` every second until all have ended; an error in one of them is raised here."""
     left = set(running)
     while left:
         ended, left = wait(left, timeout=1.0)
@@ -450,7 +463,7 @@ def follow(running: Iterable[Future[Any]], look: Callable[[], object]) -> None:
 
 
 def start_process(parent: int) -> None:
-    """A cell's process ends with its parent, and computes on one core."""
+    """Initialises a cell's process: it ends with its parent, and computes on one core."""
     end_with(parent)
     thread_policy()
     memory_policy()
@@ -459,8 +472,8 @@ def start_process(parent: int) -> None:
 
 
 def run_cell(cell: Cell, names: Sequence[str]) -> None:
-    """A cell, from which only the results stay."""
+    """Runs a cell, of which only the results are kept."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     cell.run(names)
-    for file in cell.folder.rglob("*.safetensors"):  # they were kept for resuming within the cell
+    for file in cell.folder.rglob("*.safetensors"):  # only needed to resume within the cell
         file.unlink()

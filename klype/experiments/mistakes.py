@@ -1,6 +1,7 @@
-"""Learning from mistakes: one model a seed, trained on documents, and every method that goes on from it.
+"""The experiment of ``klype mistakes``: for every seed one model is trained on documents, and every method continues
+from it.
 
-A folder cells/SEED holds a JSON file a method, and under ``models`` the first model and the teachers with theirs.
+A folder cells/SEED holds a JSON file for each method, and in ``models`` those of the first model and the teachers.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from klype.train.optimizer import fused_parts
 from klype.values import Batch, Figure
 from klype.words import Words
 
-ENDED = 0.9  # of the first training's steps are usually taken before held-out loss has turned for long enough
-LOOKED = 0.3  # seconds that a question takes for each model that is measured in the world, most of them the truth's
-LABELLED = 0.2  # seconds that the truth of one of the model's own texts takes
+ENDED = 0.9  # share of the first training's maximum number of steps that are usually taken before early stopping
+LOOKED = 0.3  # seconds per question to measure a model in the demo world, most of them spent on the truth
+LABELLED = 0.2  # seconds to compute the truth of one of the model's own texts
 DIFFERENCE, TIMES = "difference of probabilities", "times the control's"
 
 
 class SeedCell(framework.Cell):
-    """``test.documents``: as many as the feedback experiment is to have questions."""
+    """All methods of one seed. ``test.documents``: one for each question of the feedback experiment."""
 
     settings: MistakesSettings
 
@@ -81,7 +82,7 @@ class SeedCell(framework.Cell):
 
 
 def go_on(context: TrainingContext, row: mistakes_methods.Method) -> float:
-    """Trains the context's student by this method; FLOPs of it, what teachers and own texts took among them."""
+    """Trains the context's student by this method, and returns the FLOPs, including those of teachers and own texts."""
     model, settings = context.student.model, context.settings
     torch.manual_seed(mix(context.seed, 22) % 2**63)
     batches = CountedBatches(row.batches(context))
@@ -92,7 +93,7 @@ def go_on(context: TrainingContext, row: mistakes_methods.Method) -> float:
 
 
 class CountedBatches(NumberedBatches):
-    """A method's batches, and how many tokens they brought."""
+    """A method's batches. ``tokens``: how many tokens they held so far."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
@@ -106,13 +107,16 @@ class CountedBatches(NumberedBatches):
 
 
 def knows(name: str) -> mistakes_methods.Knows:
-    """What the method of this name must be told; a model before any method: nothing."""
+    """What the method of this name must be told (``Method.knows``); "nothing" for the model before any method."""
     return METHODS[name].knows if name in METHODS else "nothing"
 
 
 class MistakesRow(framework.Row):
-    """``seconds`` of a seed; by distance from a forced word: ``feedback`` and the same beside a matched word, and how
-    probable an error is after a wrong and a right one."""
+    """``seconds`` per seed; ``shocks``: how often a word was forced.
+
+    By distance from a forced word: ``feedback``, the same relative to a matched word, and the probability of an error
+    after a wrong word and after a correct one.
+    """
 
     seconds: float
     shocks: int | None = None
@@ -123,7 +127,8 @@ class MistakesRow(framework.Row):
 
 
 class MistakesBoard(framework.Board):
-    """``questions``: documents that the world's models are tested on; ``halved``: the cures that halve feedback."""
+    """``questions``: test documents in the demo world (0: the default number). ``halved``: cures that halve
+    feedback."""
 
     FILE = "figures.json"
     questions: int = 0
@@ -146,18 +151,20 @@ class MistakesBoard(framework.Board):
 
 
 def halves(kind: str, figures: dict[str, FigureFacts]) -> bool:
-    """Whether a cure's feedback is less than half of the control's, beyond both of its intervals. What that costs in KL
-    is told beside it: a loss that cannot be told from none is not shown to be none."""
+    """Whether a cure's feedback is significantly less than half of the control's, by seed and by question. Its cost in
+    KL is reported beside it: that a loss is not significant does not show that there is none."""
     highs = [figures[name].get("high") if name in figures else None for name in ("ratio", "ratio_by_question")]
     return kind == "cure" and all(high is not None and high < 0.5 for high in highs)
 
 
-def board_facts(stand: ExperimentProgress[MistakesBoard], rows: Sequence[MistakesRow]) -> dict[str, Any]:
+def board_facts(progress: ExperimentProgress[MistakesBoard], rows: Sequence[MistakesRow]) -> dict[str, Any]:
+    """The fields of the board that only this experiment has."""
     halved = [row.arm for row in rows if row.arm != BEFORE and halves(METHODS[row.arm].kind, row.figures)]
-    return {"questions": stand.plan.questions, "halved": halved}
+    return {"questions": progress.plan.questions, "halved": halved}
 
 
 def row_facts(results: list[Result]) -> dict[str, Any]:
+    """The fields of a row that only this experiment has, from one arm's results."""
     values = [one["values"] for one in results]
     told: dict[str, Any] = {"seconds": round(float(np.mean([one["seconds"] for one in results])), 1)}
     if "feedback" not in values[0]:
@@ -172,7 +179,7 @@ def row_facts(results: list[Result]) -> dict[str, Any]:
     return told
 
 
-# measured beside the control, paired by seed
+# differences from the control and ratios to it, paired by seed
 
 
 def difference(values: Sequence[float], unit: str = DIFFERENCE) -> Figure:
@@ -180,18 +187,18 @@ def difference(values: Sequence[float], unit: str = DIFFERENCE) -> Figure:
 
 
 def change(of: str, unit: str) -> BoardMeasure:
-    """The value less the control's; of cells of an earlier klype, which know the KL of words alone, there is none."""
+    """The value minus the control's."""
     less = lambda own, control: difference(np.subtract(own, control).tolist(), unit)
     return BoardMeasure(of=of, paired=less, beside=(CONTROL,))
 
 
 def times(own: Sequence[float], control: Sequence[float]) -> Figure | None:
-    """None of the model before any method, which had no compute."""
+    """The ratio to the control; None for the model before any method, which took no compute."""
     return ratio_over_seeds(own, control, TIMES) if any(own) else None
 
 
 class QuestionRatio(BoardMeasure):
-    """The feedback beside the control's, by question over all seeds."""
+    """The ratio of feedback to the control's, with an interval over the questions of all seeds."""
 
     def figure(self, key: str, name: str, by: framework.Results) -> Figure | None:
         seeds = sorted(by[name].keys() & by.get(CONTROL, {}).keys())
@@ -204,7 +211,7 @@ class QuestionRatio(BoardMeasure):
 
 
 def cost(plan: ExperimentPlan, seconds: tuple[float, float], knows: bool, cores: int) -> tuple[int, float]:
-    """Of training the first model and the teachers, of every method's steps, of measuring."""
+    """0 steps (they are a setting), and the seconds for training first model, teachers and methods, and measuring."""
     settings, rows = plan.settings, [METHODS[name] for name in plan.arms]
     assert isinstance(settings, MistakesSettings)
     first = settings.epochs * -(-plan.documents[-1] // settings.rows) * seconds[0] * ENDED
@@ -224,9 +231,9 @@ MISTAKES = Experiment[MistakesBoard](
     unknown="--methods: there is no method",
     arms=METHODS,
     control=CONTROL,
-    # feedback: the hazard after a forced error minus that after a correct word, mean over distances, and these two
-    # themselves (a method that makes mistakes everywhere lowers the difference, too); changes are from the control's,
-    # of KL as drawn: with the mass on the token that takes a word back, at least ``alarm`` nats
+    # feedback: the hazard after a forced error minus that after a correct word, mean over distances. Both hazards are
+    # measures, too: a method that makes mistakes everywhere also lowers the difference. kl_change is of KL as drawn,
+    # with the mass on the backspace token, which costs at least ``alarm`` nats.
     measures={
         "feedback": BoardMeasure(DIFFERENCE, least=-inf),
         "ratio": BoardMeasure(of="feedback", paired=partial(ratio_over_seeds, unit=TIMES), beside=(CONTROL,)),
@@ -271,7 +278,7 @@ Figures = Mapping[str, FigureFacts]
 
 
 def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
-    """What was found, in words; nothing is said that was not measured."""
+    """What was found, in sentences; only of what was measured."""
     tell, figures = ArmNames("method", say, own), board.figures()
     cures = [name for name in figures if board.kinds[name] == "cure"]
     if board.source == "text":
@@ -301,13 +308,14 @@ def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
 
 
 def beside_picture(board: MistakesBoard, tell: ArmNames, key: str, at: float) -> Picture | None:
-    """What is measured beside the control."""
+    """One measure of all methods but the control; ``at``: where to draw a line."""
     found = board.figures()
     rows = [(name, found[name][key]) for name in found if name != CONTROL and _value(found[name], key) is not None]
     return tell.whiskers(key, rows, axis(tell.column(key)), at)
 
 
 def distance_picture(board: MistakesBoard, tell: ArmNames) -> Picture | None:
+    """Feedback by distance from the forced word."""
     by = {row.arm: [*enumerate(row.feedback_by_distance, 1)] for row in board.rows if row.feedback_by_distance}
     if not by:
         return None
@@ -324,6 +332,7 @@ def distance_picture(board: MistakesBoard, tell: ArmNames) -> Picture | None:
 
 
 def _value(figures: Figures, key: str) -> float | None:
+    """The value of a figure, None if there is none."""
     figure = figures.get(key)
     return None if figure is None else figure["value"]
 

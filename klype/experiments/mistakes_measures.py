@@ -1,9 +1,9 @@
-"""What one model does after mistakes and without them: plain numbers; intervals come from several seeds.
+"""Measures of one model, after mistakes and without them: plain numbers; intervals come from several seeds.
 
-All models of a seed are asked the same: the same documents, the same beginnings, the same forced words. Of a model
-that has learnt to take words back, words are measured given that a word is said, and what it writes as it stands once
-the token was obeyed; ``alarm`` tells how often it would take back what is right. That costs KL, too: ``kl`` is of the
-words alone, ``kl_drawn`` of what is drawn, the token among it.
+All models of a seed get the same documents, the same prompts and the same forced words. For a model with a backspace
+token, next-word distributions are conditional on a word, and its texts are those that are left after backspaces.
+``alarm`` is its probability of taking back what is correct. That costs KL, too: ``kl`` is of words alone, ``kl_drawn``
+of what is drawn, backspace included.
 """
 
 from __future__ import annotations
@@ -23,25 +23,23 @@ from klype.errors import KlypeError
 from klype.examine.error_feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import FeedbackSettings, Query, interventions
 from klype.examine.truth import Reader
-from klype.experiments.corpus import CorpusQuestion, Test, sparse_truth
+from klype.experiments.corpus import CorpusQuestion, TestSet, sparse_truth
 from klype.experiments.mistakes_methods import Student, up_to_slips
 from klype.experiments.training import Mixture, against, measure, predict
 from klype.sources.source import answers
 from klype.values import Floats, Request, Tokens
 
-# words of a test document that the model continues; words it then writes; words over which KL is summed
+# words of a test document that the model continues; words that it then writes; words for the excess error
 OPENING, WORDS, EXCESS = 6, 20, 10
-# passes that a model with backspace may use, relative to the number of words
-SPENDS = 1.5
-# passes allowed per question, relative to the plain answer's
-BUDGET = 3.0
+SPENDS = 1.5  # passes that a model with backspace may use, relative to the number of words
+BUDGET = 3.0  # passes per question, relative to those of the plain answer
 ANSWER = 10
 RIGHT_AT = (5, 10, 20)
 Values = dict[str, Any]
 
 
 class WithoutBack(nn.Module):
-    """The model's words, given that it says one."""
+    """A model's next-word distribution without backspace."""
 
     def __init__(self, model: nn.Module, back: int) -> None:
         super().__init__()
@@ -49,18 +47,18 @@ class WithoutBack(nn.Module):
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         logits_BTV: torch.Tensor = self.model(tokens_BT)
-        # not -inf: its log-probability times 0 would be no number
+        # not -inf: times a probability of 0 it would be nan
         return logits_BTV.index_fill(-1, torch.tensor([self.back]), -1e4)
 
 
 def exam(
-    test: Test, reader: Callable[[Tokens], Reader], first: Student, seed: int
+    test: TestSet, reader: Callable[[Tokens], Reader], first: Student, seed: int
 ) -> Callable[[Student, bool], Values]:
-    """World: what all models of a seed are asked, as a function (model, whether it takes words back) → its values.
+    """The measures in the demo world: a function (model, whether it uses backspace) → values.
 
-    They are asked beginnings of the test's documents, with their truth (``reader(prompt)``: what can follow a prompt),
-    and go on after mistakes that are forced on ``first``, the model that all start from. ``feedback`` and the arms'
-    hazards are lists, a row an intervention, over distances.
+    Models continue beginnings of the test documents, and beginnings with mistakes that were forced on ``first``, the
+    model from which all methods start. ``reader(prompt)``: what can follow a prompt. ``feedback`` and the hazards are
+    lists with a row per intervention and a column per distance.
     """
     long = [d for d in test.documents if len(d) > OPENING + 1]
     asked = [Query(str(i), d[: OPENING + 1], reader(d[: OPENING + 1])) for i, d in enumerate(long)]
@@ -76,7 +74,7 @@ def exam(
         found: Values = dict(measure(WithoutBack(student.model, student.back), test))
         back_N = predict(student.model, test.documents)[:, student.back].double().exp()
         found["alarm"] = float(back_N.mean())
-        # KL(p‖q) = KL(p‖q given a word) − E log(1 − q(back)), for p never takes back
+        # KL(p‖q) = KL(p‖q given a word) − E log(1 − q(back)), since p never takes back
         found["kl_drawn"] = found["kl"] - float(torch.log1p(-back_N).mean())
         found |= going_on(student, asked, [d[OPENING + 1 :] for d in long], back)
         found |= greedy_answers(student, test.questions, back)
@@ -85,9 +83,9 @@ def exam(
     return look
 
 
-def text_values(student: Student, test: Test, teachers: Sequence[nn.Module]) -> Values:
-    """Text, where nobody knows the truth: bits per byte, calibration, and KL from the teachers' mean on documents and
-    on what the model itself writes."""
+def text_values(student: Student, test: TestSet, teachers: Sequence[nn.Module]) -> Values:
+    """The measures on one's own text, where the truth is not known: bits per byte, calibration, and KL from the mean of
+    the teachers on documents and on the model's own texts."""
     found: Values = dict(measure(WithoutBack(student.model, student.back), test))
     begun = [d[: OPENING + 1] for d in test.documents if len(d) > OPENING + 1]
     requests = [Request(p, limit=WORDS, seed=i, stop=student.codec.stop) for i, p in enumerate(begun)]
@@ -100,8 +98,8 @@ def text_values(student: Student, test: Test, teachers: Sequence[nn.Module]) -> 
 
 
 def after_mistakes(found: Sequence[InterventionOutcome]) -> Values:
-    """Row by intervention (``beside_near``: by matched one). ``recovery``: no further error in all of the distances;
-    ``standing``: an error is left then."""
+    """Lists with a row per intervention (``beside_near``: per matched one), and shares of them: ``recovery`` without a
+    further error over all distances, ``standing`` with an error left in the text after them."""
     wrong, right, near = ([list(one.errors[arm]) for one in found] for arm in ("wrong", "right", "near"))
     less = (np.array(wrong) - np.array(right)).tolist()
     return {
@@ -117,7 +115,7 @@ def after_mistakes(found: Sequence[InterventionOutcome]) -> Values:
 
 
 def going_on(student: Student, asked: Sequence[Query], rest: Sequence[Tokens], back: int | None) -> Values:
-    """One text a beginning at temperature 1: P(no error in the first n words), S, and excess error."""
+    """Measures of one text per prompt at temperature 1: P(no error in the first n words), passes, S, excess error."""
     limit = WORDS if back is None else round(SPENDS * WORDS)
     requests = [Request(one.prompt, limit=limit, seed=1000 + i, stop=student.codec.stop) for i, one in enumerate(asked)]
     none_yet = [0] * len(asked)
@@ -129,14 +127,13 @@ def going_on(student: Student, asked: Sequence[Query], rest: Sequence[Tokens], b
     kl, s = along(student, asked, own)
     right = np.concatenate([s_T[:e] for s_T, e in zip(s, errors, strict=True)])
     found |= {"s_own": float(right.mean())} if right.size else {}
-    # nats a word, on the first words of its own texts and of true ones
+    # nats per word, on the first words of its own texts and of true ones
     first, true = (np.concatenate([kl_T[:EXCESS] for kl_T in one]) for one in (kl, along(student, asked, rest)[0]))
     return found | ({"excess_error": 100 * float(first.mean() / true.mean() - 1)} if first.any() and true.any() else {})
 
 
 def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens, int]:
-    """The text as soon as so many words stand, the token that takes back being obeyed, or as it is in the end; and how
-    many tokens had been said by then."""
+    """The text after backspaces as soon as it has so many words, or at the end, and how many tokens it took."""
     sheet, passes = EditableText((), back), 0
     for token in said:
         if len(sheet.tokens) == words:
@@ -147,8 +144,7 @@ def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens,
 
 
 def along(student: Student, asked: Sequence[Query], texts: Sequence[Tokens]) -> tuple[list[Floats], list[Floats]]:
-    """KL(p‖q) and S at every place of each text behind its beginning, up to its third error; q given that a word is
-    said."""
+    """KL(p‖q) and S at every position of each text after its prompt, up to the third error; q is without backspace."""
     read = [up_to_slips(one.reader, text) for one, text in zip(asked, texts, strict=True)]
     rows = [one.reader.next(text[:t]) for one, text in zip(asked, read, strict=True) for t in range(len(text))]
     whole = [(*one.prompt, *text) for one, text in zip(asked, read, strict=True)]
@@ -160,7 +156,7 @@ def along(student: Student, asked: Sequence[Query], texts: Sequence[Tokens]) -> 
 
 
 def greedy_answers(student: Student, questions: Sequence[CorpusQuestion], back: int | None) -> Values:
-    """The share of right greedy answers (with words taken back, where that was learnt) and their passes."""
+    """The share of correct greedy answers (with backspace, where that was learnt), and their passes per word."""
     if not questions:
         return {}
     stop = (*student.codec.stop, *sorted({answer[-1] for one in questions for answer in one.answers}))

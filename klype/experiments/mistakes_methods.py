@@ -1,8 +1,8 @@
-"""Training methods, one row each: a new method is one function and one row.
+"""Training methods of ``klype mistakes``: a new method is one function and one row of ``METHODS``.
 
 A method makes batches from a ``TrainingContext``: the pre-trained student, its documents, the truth and the teachers.
-``knows`` says what it must be told beside documents: nothing, what teachers say, which words the language allows, or
-the true probabilities.
+``knows`` is what it needs besides documents: nothing, teachers' distributions, which words the language allows, or the
+true probabilities.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ from klype.train.policy import PolicySettings, grpo
 from klype.train.rollout import RolloutBatches, RolloutSettings
 from klype.values import Batch, Floats, Request, Tokens
 
-# the backspace token: last in every model's vocabulary, and in no document
+# the backspace token: the last of every model's vocabulary, and in no document
 BACK = "⌫"
 
-# texts are read up to this many wrong words: each makes the truth about ten times as expensive to compute
+# wrong words up to which texts are read: each makes the truth about ten times as expensive to compute
 SLIPS = 2
 
 
 class MistakesSettings(LabSettings):
-    """How the model is trained first, and how it goes on: ``steps`` of ``rows`` texts with ``again`` times the rates.
+    """Settings of the first training, and of the methods: ``steps`` of ``rows`` texts with ``again`` times the learning
+    rates.
 
-    Methods that learn from the model's own texts have ``own`` of them drawn at the beginning of each of ``rounds``, by
-    the model as it then is; those of earlier rounds are kept (DAgger). ``replaced``: the share of words that scheduled
-    sampling replaces at its end. ``late``: for so many words after a wrong one it is still to be taken back.
+    Methods that learn from the model's own texts draw ``own`` of them at the beginning of each of ``rounds``, from the
+    model as it is then, and keep those of earlier rounds (DAgger). ``replaced``: share of words that scheduled sampling
+    replaces at its end. ``late``: how many words later a wrong word is still to be taken back.
     """
 
     rows: int = 32
@@ -64,7 +65,7 @@ class MistakesSettings(LabSettings):
 
 @dataclass(frozen=True, slots=True)
 class WordCodec:
-    """Words by their number; a student is given tokens and reads no text."""
+    """A codec that only decodes: a student is given tokens, never text."""
 
     vocabulary: Sequence[str]
     stop: tuple[int, ...]
@@ -80,7 +81,7 @@ class WordCodec:
 
 
 class Student(EngineSource):
-    """A model that goes on learning: it answers as it is at the time of each question."""
+    """A source whose model is being trained: it answers with the model's current weights. ``back``: backspace."""
 
     def __init__(self, model: Transformer, corpus: Corpus) -> None:
         super().__init__(Engine(model), WordCodec(corpus.vocabulary, (corpus.end,)))
@@ -88,20 +89,23 @@ class Student(EngineSource):
         self._controls = corpus.train[0][0], corpus.end, self.back
 
     def is_word(self, token: int) -> bool:
-        """Neither what begins a text, nor what ends it, nor what takes back."""
+        """Whether a token is a word: not the begin or end of a text, and not backspace."""
         return token not in self._controls
 
     def refresh(self) -> None:
-        """The weights have moved: nothing computed with the old ones is used."""
+        """Drops what was computed with earlier weights."""
         self._version += 1
         self.engine.refresh(self._version)
 
 
 @dataclass(slots=True)
 class TrainingContext:
-    """What a method is made from. ``beginning``: the truth at the beginning of a document; None where nobody knows it.
-    ``teachers``: trained when first asked for. Counted beside the training: ``tokens`` that went once through the model
-    (drawn, or read), and FLOPs of teachers."""
+    """What a method works with.
+
+    ``beginning``: returns the truth at the beginning of a document, or None where it is not known. ``teachers``: trains
+    them when first called. Counted besides the training: ``tokens`` that went through the model once (drawn or read),
+    and the FLOPs of teachers.
+    """
 
     corpus: Corpus
     settings: MistakesSettings
@@ -114,7 +118,7 @@ class TrainingContext:
 
 
 def reader(beginning: Callable[[], Truth | None], prompt: Tokens) -> Reader:
-    """The truth after a prompt, its first token being what begins a document."""
+    """The truth after a prompt, whose first token is the one that begins a document."""
     truth = beginning()
     assert truth is not None, "only the world knows its truth"
     for token in prompt[1:]:
@@ -123,7 +127,7 @@ def reader(beginning: Callable[[], Truth | None], prompt: Tokens) -> Reader:
 
 
 def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
-    """The text before the word that is one slip too many, for the truth to be computed at every place of it."""
+    """The text before its wrong word number SLIPS + 1, so that the truth can be computed at all of its positions."""
     slips = 0
     for t, token in enumerate(text):
         slips += token not in reader.next(text[:t])
@@ -143,20 +147,18 @@ def joined(a: Batch, b: Batch) -> Batch:
     return Batch(tokens_BT, targets_BT, both(a.weights_BT, b.weights_BT), extra)
 
 
-# what a student learns from: half of its own texts are as it writes them, in the others an error is forced, and it goes
-# on from there; a text begins as a document does, with a few words of one
+# A student's own texts continue the first words of documents. Half of them are as it writes them; in the others an
+# error is forced, and the student continues after it.
 
-# most words of a document that the model's own text starts from
-OPENING = 8
-# an error is forced at one of this many first words of the model's own text
-PLACES = 8
-LEAST = 1e-9  # words that are together less likely than this are none
-# words that the teachers give less than this count as impossible
-UNLIKELY = 1e-3
+OPENING = 8  # maximum number of words of a document that an own text continues
+PLACES = 8  # an error is forced at one of the first words of an own text, of which there are so many
+LEAST = 1e-9  # wrong words whose total probability is less than this are ignored
+UNLIKELY = 1e-3  # words to which teachers give less than this count as impossible
 
 
 class TruthLabels:
-    """p itself, exact also after mistakes. ``impossible``: what is no more probable than this cannot follow."""
+    """Labels texts with the true distribution, which is exact also after mistakes. ``impossible``: words with at most
+    this probability cannot follow."""
 
     impossible = 0.0
 
@@ -164,16 +166,16 @@ class TruthLabels:
         self._context = context
 
     def documents(self) -> Soft:
-        """What follows at every position of the documents to learn from."""
+        """The labels at every position of the training documents."""
         assert self._context.corpus.truth is not None, "only the world knows its truth"
         return training.true(self._context.corpus.truth, self._context.corpus.size)
 
     def reader(self, prompt: Tokens) -> Reader:
-        """What can follow on the prompt."""
+        """What can follow the prompt."""
         return reader(self._context.beginning, prompt)
 
     def label(self, texts: Sequence[Tokens]) -> tuple[list[Tokens], torch.Tensor]:
-        """The texts (or their beginnings), and what should follow at all of their positions, [N, V] in half
+        """The texts, or as much of each as can be labelled, and the labels at all of their positions, [N, V] in half
         precision."""
         kept, found = list[Tokens](), list[Mapping[int, float]]()
         for text in texts:
@@ -185,7 +187,8 @@ class TruthLabels:
 
 
 class TeacherLabels:
-    """The mean of what several models say that were trained as the student was: no truth is needed."""
+    """Labels texts with the mean distribution of several models that were trained as the student was: the truth is not
+    needed."""
 
     impossible = UNLIKELY
 
@@ -210,12 +213,12 @@ class TeacherLabels:
         return training.average(self._models, texts)
 
 
-# what says what should follow a text
 Labeller = TruthLabels | TeacherLabels
 
 
 class ModelTruth:
-    """The words that a model considers possible, in the shape of a truth. A shallow copy is a snapshot."""
+    """A model's distribution over the words that it considers possible, with the interface of a ``Truth``. A shallow
+    copy is a snapshot."""
 
     def __init__(self, model: torch.nn.Module, text: Tokens) -> None:
         self._model, self._text = model, text
@@ -233,7 +236,7 @@ class ModelTruth:
 
 
 def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list[Tokens]:
-    """``settings.own`` texts that the model writes at temperature 1, fewer where no error could be forced."""
+    """``settings.own`` texts that the model writes at temperature 1, fewer if an error could not be forced in some."""
     rng = random.Random(mix(context.seed, 11, round_))
     begun = [document[: rng.randint(1, min(OPENING, len(document) - 1))]
              for document in rng.choices(context.corpus.train, k=context.settings.own)]  # fmt: skip
@@ -243,7 +246,7 @@ def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list
     forced = interventions(context.student, asked, settings, context.student.is_word)
     by_name = {one.question: one.prompt for one in asked}
     erring = [(*by_name[one.question], *one.before, one.tokens[0]) for one in forced]
-    # each goes on as the model writes, no longer than the longest document
+    # the model continues each of them, no longer than the longest document
     longest, seed = max(map(len, context.corpus.train)), mix(context.seed, 13, round_) % 2**31
     requests = [
         Request(prompt, limit=max(1, longest - len(prompt)), seed=seed + i, stop=(context.corpus.end,))
@@ -255,8 +258,8 @@ def own_texts(context: TrainingContext, labeller: Labeller, round_: int) -> list
 
 
 def rounds(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
-    """Half documents, half the student's own texts, all labelled; own ones are added round by round (DAgger: Ross,
-    Gordon & Bagnell 2011, arXiv:1011.0686)."""
+    """Batches of documents and the student's own texts, half of each, all labelled; own texts are added round by round
+    (DAgger: Ross, Gordon & Bagnell 2011, arXiv:1011.0686)."""
     settings = context.settings
     half = settings.rows // 2
     plain = documents(context, labeller, settings.rows - half)
@@ -273,16 +276,15 @@ def rounds(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
 
 
 def documents(context: TrainingContext, labeller: Labeller | None = None, rows: int = 0) -> LabelledBatches:
-    """The documents again, one-hot or with whole distributions."""
+    """Batches of the training documents, with one-hot targets or a labeller's distributions."""
     data = TrainingSet(context.corpus.train, None if labeller is None else labeller.documents())
     return LabelledBatches(data, rows or context.settings.rows, mix(context.seed, 14))
 
 
 def scheduled(context: TrainingContext) -> Iterator[Batch]:
     """Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099) in two passes (Mihaylova & Martins 2019,
-    arXiv:1906.07651): words of a document are replaced by what the student would have said in their place, more and
-    more of them; what is to follow stays the document's word, which is why it is biased (Huszár 2015,
-    arXiv:1511.05101)."""
+    arXiv:1906.07651): an increasing share of a document's words is replaced by samples from the student. The targets
+    remain the document's words, which is why the method is biased (Huszár 2015, arXiv:1511.05101)."""
     for position, batch in enumerate(documents(context)):
         rate = context.settings.replaced * position / context.settings.steps
         if rate == 0:
@@ -298,9 +300,9 @@ def scheduled(context: TrainingContext) -> Iterator[Batch]:
 
 
 def enriched(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
-    """The documents as they are, and beside them half as many with a word somewhere that the student might say there
-    and that cannot follow, as the labeller has it. What should come then is the token that takes back, also ``late``,
-    when words of the document stand between. Nobody learns to say the wrong word."""
+    """The documents, and half as many with one word replaced by a word that the student might say there but that cannot
+    follow, according to the labeller. The target after it is backspace, also up to ``late`` words later. The wrong word
+    itself is never a target."""
     plain, data = documents(context), TrainingSet(context.corpus.train, labeller.documents())
     labelled = LabelledBatches(data, context.settings.rows // 2, mix(context.seed, 17))
     for position in count(1):
@@ -309,11 +311,11 @@ def enriched(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
 
 
 def broken(context: TrainingContext, batch: Batch, impossible: float, drawing: torch.Generator) -> Batch:
-    """Each row up to some place, a wrong word and the token that takes it back, there and later; whole where nothing
-    wrong is likely."""
+    """The batch with a wrong word at a random position of each row and backspace as the target after it; rows in which
+    no wrong word is likely are unchanged."""
     q_BTV = said(context, batch)
     wrong_BTV = q_BTV * (batch.extra["soft_BTV"] <= impossible)
-    wrong_BTV.scatter_(-1, batch.targets_BT[..., None], 0.0)  # teachers may think it impossible
+    wrong_BTV.scatter_(-1, batch.targets_BT[..., None], 0.0)  # teachers may consider the document's word impossible
     wrong_BTV[..., [i for i in range(context.corpus.size) if not context.student.is_word(i)]] = 0
     tokens_BT, targets_BT, weights_BT = (t.clone() for t in (batch.tokens_BT, batch.targets_BT, batch.weights_BT))
     for row, weight_T in enumerate(batch.weights_BT):
@@ -337,12 +339,12 @@ def said(context: TrainingContext, batch: Batch) -> torch.Tensor:
     return q_BTV
 
 
-# answers per beginning that are compared with each other; words of each
-GROUP, WORDS = 8, 12
+GROUP, WORDS = 8, 12  # continuations of a prompt that are compared with each other; words of each
 
 
 def outcome(context: TrainingContext) -> Iterator[Batch]:
-    """Continuations rewarded when the language allows every word of them (a policy gradient), and documents beside."""
+    """Policy gradient: continuations are rewarded if the language allows every word of them; documents are rehearsed
+    beside them."""
     settings = RolloutSettings(
         answers=GROUP, limit=WORDS, unfinished=0.0, seed=mix(context.seed, 19) % 2**20, stop=(context.corpus.end,)
     )
@@ -369,10 +371,12 @@ Knows = Literal["nothing", "teachers", "language", "truth"]
 
 @dataclass(frozen=True)
 class Method(Arm):
-    """``make(context)``, or ``make(context, labeller)``: its batches. Beside are a cure's labels on documents alone:
-    what own texts add shows against it. ``by``: what labels its texts. ``times`` the steps; ``rate``: times the rates
-    of going on; ``back``: the model learns to take words back; ``own``: it learns from texts of its own that the truth
-    must be told of."""
+    """A way to continue training. ``make(context)``, or ``make(context, labeller)``, returns its batches.
+
+    Arms of kind "beside" use a cure's labels on documents alone, which shows what own texts add. ``by``: the labeller.
+    ``times``: factor on the number of steps; ``rate``: factor on the learning rates. ``back``: the model learns
+    backspace. ``own``: it learns from its own texts, of which the truth must be computed.
+    """
 
     knows: Knows = "nothing"
     by: type[Labeller] | None = None
@@ -387,7 +391,7 @@ class Method(Arm):
         return self.knows not in ("nothing", "teachers")
 
     def batches(self, context: TrainingContext) -> Iterator[Batch]:
-        """What a student learns from."""
+        """The method's batches."""
         made: Iterator[Batch] = self.make(context, *([] if self.by is None else [self.by(context)]))
         return made
 
@@ -407,5 +411,5 @@ METHODS = by_name(
     Method("outcome", outcome, "cure", "language", objective=REWARDED, rate=0.2, own=True),
 )
 CONTROL = "documents"
-# the model before any method, which all of them start from
+# the model before any method, from which all of them start
 BEFORE = "before"

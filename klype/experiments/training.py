@@ -1,4 +1,4 @@
-"""Small models trained on arbitrary targets by the common loop, with early stopping on held-out loss."""
+"""Small models trained on arbitrary target distributions, with early stopping on held-out loss; their measures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from klype.data import example_batches
 from klype.data.seeds import Permutation, mix
 from klype.errors import TrainingInterrupted
 from klype.examine.calibration import calibration_error
-from klype.experiments.corpus import Corpus, CorpusQuestion, Test, targets
+from klype.experiments.corpus import Corpus, CorpusQuestion, TestSet, targets
 from klype.model.attention import TORCH, Backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
@@ -30,19 +30,19 @@ from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 from klype.values import Batch, Batches, Floats, Tokens
 
 UNPADDED = example_batches.PoolSettings(rows=1, multiple=1)  # no wider than the longest document
-PORTION = 64  # documents that teachers read at a time
-HEAD = 16  # width of a head; compiled code wants a multiple of eight
+PORTION = 64  # documents that are read at once
+HEAD = 16  # width of an attention head; compiled code needs a multiple of eight
 # (epoch, held-out loss, KL to the truth where it is known), nats per token
 Curve = list[tuple[int, float, float | None]]
-# positions [n] among all targets of a training set → distributions [n, V], each summing to one
+# positions [n] among all targets of a training set → target distributions [n, V], each summing to one
 Soft = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Documents and what is said to follow at each of their positions; None: the one word that does, one-hot.
+    """Documents and their target distributions; ``soft`` None: one-hot, the word that follows in the document.
 
-    ``flops`` is what it took to make them, teachers included; ``epochs``: fewer than the settings', where not 0.
+    ``flops``: compute for the targets, training of teachers included. ``epochs``: if not 0, instead of the settings'.
     """
 
     documents: tuple[Tokens, ...]
@@ -52,10 +52,12 @@ class TrainingSet:
 
 
 class LabSettings(config.Settings):
-    """Settings shared by all models of an experiment.
+    """Settings that all models of an experiment share.
 
-    ``blanks``: the share of context tokens that are hidden while it learns; ``average``: what a running mean of the
-    weights keeps at every step (0: the weights as they are).
+    ``rows``: documents per step. ``patience``: epochs without improvement before training stops. ``matrix_rate``,
+    ``rate``: learning rates of matrices and of other weights. ``decay``: weight decay. ``blanks``: share of context
+    tokens that are hidden in training. ``average``: decay of the running mean of the weights that is the model (0: the
+    weights themselves). ``teachers``: models that teach together.
     """
 
     width: int = 48
@@ -73,8 +75,11 @@ class LabSettings(config.Settings):
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A model as it was when held-out loss was least. ``turned``: it then rose; ``flops``: all it took, teachers too;
-    ``reads``: FLOPs of reading one token."""
+    """A model as it was at the lowest held-out loss.
+
+    ``curve``: by epoch. ``turned``: whether held-out loss rose afterwards. ``flops``: total compute, teachers included.
+    ``reads``: FLOPs per token of reading.
+    """
 
     model: Transformer | Mixture
     curve: Curve
@@ -84,7 +89,7 @@ class TrainedModel:
 
 
 class Mixture(nn.Module):
-    """The mean of several models' distributions, as one model; its logits are log-probabilities."""
+    """An ensemble: the mean of several models' distributions, as log-probabilities."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -97,10 +102,10 @@ class Mixture(nn.Module):
 
 
 class LabelledBatches(NumberedBatches):
-    """Endless batches [rows, T] of whole documents, each once an epoch, with their targets' distributions.
+    """Endless batches [rows, T] of whole documents, each once per epoch, with their target distributions.
 
-    ``blanks`` of the context tokens, others at every look, give way to the begin mark; what follows them is to be said
-    all the same (blank noise: Xie et al. 2017).
+    A share ``blanks`` of the context tokens is replaced by the begin token, chosen anew in every batch; the targets
+    stay the same (blank noise: Xie et al. 2017).
     """
 
     def __init__(self, data: TrainingSet, rows: int, seed: int, blanks: float = 0.0) -> None:
@@ -117,19 +122,19 @@ class LabelledBatches(NumberedBatches):
         if self._blanks:
             noise = torch.Generator().manual_seed(mix(self._seed, 10, index + 1))
             hidden_BT = torch.rand(tokens_BT.shape, generator=noise) < self._blanks
-            # every document's first token is the begin mark
+            # every document's first token is the begin token
             tokens_BT = tokens_BT.masked_fill(hidden_BT, documents[0][0])
         batch = Batch(tokens_BT, targets_BT, weights_BT)
         if self._data.soft is not None:
             where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
-            # padding asks for the first place's: its weight is 0
+            # padding gets the targets of position 0, with weight 0
             where_BT = torch.where(weights_BT > 0, where_BT, 0)
             batch.extra["soft_BTV"] = self._data.soft(where_BT.flatten()).view(*where_BT.shape, -1)
         return batch
 
 
 def padded(documents: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """tokens_BT, targets_BT and weights_BT (0 where nothing is)."""
+    """tokens_BT, targets_BT and weights_BT (0 for padding)."""
     examples = [(document, [1.0] * len(document)) for document in documents]
     tokens_BT, targets_BT, weights_BT = map(torch.from_numpy, example_batches.padded(examples, UNPADDED))
     return tokens_BT, targets_BT, weights_BT
@@ -139,22 +144,22 @@ def padded(documents: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor, tor
 def predict(model: nn.Module, documents: Sequence[Tokens]) -> torch.Tensor:
     """Log-probabilities at every target of the documents, in order: [N, V] in nats."""
     found = []
-    for at in range(0, len(documents), 64):
-        tokens_BT, _, weights_BT = padded(documents[at : at + 64])
+    for at in range(0, len(documents), PORTION):
+        tokens_BT, _, weights_BT = padded(documents[at : at + PORTION])
         found.append(model(tokens_BT)[weights_BT > 0].log_softmax(-1))
     return torch.cat(found)
 
 
 def said_of(logp_NV: torch.Tensor, documents: Sequence[Tokens]) -> torch.Tensor:
-    """Of log-probabilities at every target, those of the targets themselves, [N]."""
+    """The log-probabilities of the targets themselves, [N]."""
     return logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None])[:, 0]
 
 
 def weight_average(model: Transformer, keep: float) -> AveragedModel:
-    """A copy whose weights are a running mean of the model's, over its updates (Polyak and Juditsky 1992)."""
+    """A copy whose weights are a running mean of the model's weights (Polyak & Juditsky 1992)."""
 
     def mean(average: torch.Tensor, weight: torch.Tensor, n: torch.Tensor | int) -> torch.Tensor:
-        # the first weights are forgotten soon: the mean is over a tenth of all at most
+        # early weights are forgotten: the mean is over about the last tenth of the updates at most
         return average.lerp(weight, 1 - min(keep, (int(n) + 1) / (int(n) + 10)))
 
     found = AveragedModel(model, avg_fn=mean)
@@ -170,9 +175,9 @@ def train_model(
     backend: Backend = TORCH,
     on_epoch: Callable[[nn.Module, Curve], None] = lambda model, curve: None,
 ) -> TrainedModel:
-    """A fresh model of the settings' size, trained on the set by the one loop, as it was at the least held-out loss.
+    """Trains a new model of the settings' size on the training set; returns it as it was at the lowest held-out loss.
 
-    ``on_epoch(model, curve)`` may complete the curve's last point, which has no KL yet.
+    ``on_epoch(model, curve)``: may complete the last point of the curve, which has no KL yet.
     """
     torch.manual_seed(mix(seed, 4))
     model = Transformer(shape(corpus.size, settings))
@@ -186,7 +191,7 @@ def train_model(
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     def look(step: int, metrics: dict[str, float]) -> None:
-        """At the model once an epoch; the best is kept."""
+        """Measures the model once per epoch and keeps the best weights."""
         if mean is not None:
             mean.update_parameters(model)
         if step % every:
@@ -228,7 +233,7 @@ def optimize(
 
 
 def shape(vocabulary: int, settings: LabSettings) -> ModelConfig:
-    """Small, with the convolution and without rotation: what learns the world in seconds."""
+    """A small model with the convolution and without rotary embeddings, which learns the demo world in seconds."""
     return ModelConfig(
         vocab_size=vocabulary,
         width=settings.width,
@@ -245,11 +250,12 @@ def shape(vocabulary: int, settings: LabSettings) -> ModelConfig:
 
 
 def uniform(size: int) -> Soft:
+    """The uniform distribution over the vocabulary."""
     return lambda positions: torch.full((len(positions), size), 1 / size)
 
 
 def rows(table_NV: torch.Tensor | Floats) -> Soft:
-    """A table kept in half precision; each row is made to sum to one again."""
+    """The distributions of a table, which is stored in half precision; rows are normalised again."""
     kept_NV = torch.as_tensor(table_NV).half()
 
     def soft(positions: torch.Tensor) -> torch.Tensor:
@@ -266,29 +272,30 @@ def mixed(first: Soft, second: Soft, share: float) -> Soft:
 
 
 def true(truth: csr_array, size: int) -> Soft:
-    """p itself; words that the truth does not know have none."""
+    """The true distribution p; tokens that the truth does not have get probability 0."""
     wide = csr_array((truth.data, truth.indices, truth.indptr), (truth.shape[0], size))
     return lambda positions: torch.from_numpy(wide[positions.numpy()].toarray())
 
 
 def average(models: Sequence[nn.Module], documents: Sequence[Tokens]) -> torch.Tensor:
-    """The mean of the models' distributions at every target, [N, V] in half precision, read a few at a time."""
+    """The mean of the models' distributions at every target, [N, V] in half precision."""
     portions = [documents[at : at + PORTION] for at in range(0, len(documents), PORTION)]
     return torch.cat([predict(Mixture(models), part).exp_().half() for part in portions])
 
 
-# What one trained model is like on the test documents: plain numbers; intervals come from several seeds.
+# measures of one trained model on the test set: plain numbers; intervals come from several seeds
 
 
 Values = dict[str, float]
-BINS = 15  # of the calibration error
+BINS = 15  # for the calibration error
 
 
-def measure(model: nn.Module, test: Test) -> Values:
-    """World: kl, reverse_kl (of what the model says within the language), s, calibration, right; kl_chosen is the kl
-    on one half of the documents, by which a winner is chosen, all else is on the other half.
+def measure(model: nn.Module, test: TestSet) -> Values:
+    """The measures of a model on the test set.
 
-    Text: bits_per_byte, calibration, right (the probability of the token that followed). All: loss (nats a token).
+    Demo world: kl, reverse_kl (of the model's distribution within the language), s, calibration, right. They are of one
+    half of the documents; kl_chosen, by which a winner is chosen, is the kl of the other half. Text: bits_per_byte,
+    calibration, right (the probability of the token that followed). Both: loss (nats per token).
     """
     logp_NV = predict(model, test.documents)
     logp_N = said_of(logp_NV, test.documents)
@@ -319,8 +326,9 @@ def measure(model: nn.Module, test: Test) -> Values:
 
 
 def against(logp_NV: torch.Tensor, truth: csr_array) -> tuple[np.ndarray, ...]:
-    """At each position: KL(p‖q), KL(q within the language‖p), the mass on possible words S, and p of the likeliest."""
-    # position, word and probability of all that may follow
+    """At each position: KL(p‖q), KL(q within the language‖p), the mass S on possible words, and p of the model's most
+    likely word."""
+    # position, token and probability of everything that may follow
     known = truth.tocoo()
     row_A, ids_A = (torch.from_numpy(at).long() for at in (known.row, known.col))
     p_A, logq_A = torch.from_numpy(known.data).double(), logp_NV[row_A, ids_A].double()
@@ -337,7 +345,7 @@ def against(logp_NV: torch.Tensor, truth: csr_array) -> tuple[np.ndarray, ...]:
 
 
 def right(model: nn.Module, questions: Sequence[CorpusQuestion]) -> float:
-    """P(right answer): the mass of all right answers to a question, summed exactly; the mean over questions."""
+    """P(correct answer): the total probability of all correct answers to a question; the mean over questions."""
     texts = [(*question.prefix, *answer) for question in questions for answer in question.answers]
     logp_N = said_of(predict(model, texts), texts).double().numpy()
     parts = iter(np.split(logp_N, np.cumsum([len(text) - 1 for text in texts])))
