@@ -133,9 +133,9 @@ class Layout:
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.data
 
-    def own_of(self, whole: torch.Tensor) -> torch.Tensor:
-        """This process's part of a whole tensor."""
-        return whole
+    def fill(self, tensor: torch.Tensor, whole: torch.Tensor) -> None:
+        """Copies a whole tensor, or this process's rows of it, into a tensor that ``named`` returned."""
+        tensor.copy_(whole)
 
     def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """A tensor of the parameter's shape of which ``own`` is what is here."""

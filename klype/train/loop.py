@@ -225,13 +225,8 @@ class _Run:
         else:
             from klype.train.sharded import read_shards
 
-            read_shards(state.shards, self.optimizer.named_state())
+            read_shards(state.shards, self.optimizer.state_dict())
             self.layout.publish()
-        with torch.no_grad():
-            for model in (self.model, self.layout.model):  # in shards the second is a copy
-                for name, tensor in self._untrained(model):
-                    own, whole = self.layout.own(tensor), state.model[name]
-                    own.copy_(whole if own.shape == whole.shape else self.layout.own_of(whole))
         try:
             self.batches.restore(about["batches"])
         except (KeyError, TypeError) as error:
@@ -324,11 +319,9 @@ class _Run:
         if self._metrics is not None:
             # lines first: a state must not be ahead of the metrics that it is resumed with
             self._metrics.sync()
-        if parallel.ranks() == 1:
-            state = State(step, self.model.state_dict(), self.optimizer.state_dict(), about)
-        else:
-            state = State(step, dict(self._untrained(self.model)), self.optimizer.named_state(), about)
-        write_state(self.folder, state)
+        # for whoever looks at the model meanwhile; in shards no process has it whole
+        model = self.model.state_dict() if parallel.ranks() == 1 else {}
+        write_state(self.folder, State(step, model, self.optimizer.state_dict(), about))
         self.saved, self._saved_at = step, self.session.clock()
 
     def interrupt(self, step: int, asked: bool = False) -> None:
@@ -401,12 +394,6 @@ class _Run:
                 f" the batch is in {place}.",
                 "Look at the data, or start another run with lower learning rates and another --out.",
             )
-
-    def _untrained(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Buffers, and parameters that are frozen."""
-        named = self.model.named_parameters(remove_duplicate=False)
-        trained = {name for name, parameter in named if parameter.requires_grad}
-        return ((name, tensor) for name, tensor in model.state_dict().items() if name not in trained)
 
 
 def _micro_batch(

@@ -64,7 +64,6 @@ class Optimizer:
         self._matrices = len(matrices)
         regions = [[p for _, p in region] for region in (matrices, decayed, others)]
         self._places = FlatOffsets.of([[layout.own(p) for p in region] for region in regions])
-        self._whole_places = FlatOffsets.of(regions)
         first, second, end = self._places.ends
         self._muon_end = first
         parameters = [p for _, p in self._named]
@@ -149,40 +148,28 @@ class Optimizer:
         self._scale = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Flat tensors: master weights, momentum, AdamW's moments and step count."""
-        return {**{name: flat for name, flat, _ in self._saved()}, "taken": self._taken}
+        """Master weights, momentum and AdamW's moments by parameter, and the number of steps taken.
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Puts everything back, weights included, as one process saved it. KlypeError when it was saved for a model of
-        another shape.
+        The tensors are views of the optimizer's own: values copied into them are loaded, and reach the model with
+        ``layout.publish``. In shards, those of parameters are DTensors.
         """
-        whole, first = self._whole_places, self._whole_places.ends[0]
-        sizes = {"master": whole.ends[-1], "momentum": first}
-        sizes |= dict.fromkeys(("moment", "square"), whole.ends[-1] - first) | {"taken": 1}
-        if sizes != {name: tensor.numel() for name, tensor in state.items()}:
-            raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
-        self._taken.copy_(state["taken"])
-        for name, flat, which in self._saved():
-            for own, saved in zip(self._places.views(flat, which), whole.views(state[name], which), strict=True):
-                own.copy_(self.layout.own_of(saved))
-        self.layout.publish()
-
-    def named_state(self) -> dict[str, torch.Tensor]:
-        """The same tensors parameter by parameter, as they are wherever and by however many they are saved: what is
-        copied into them is loaded, and becomes the model's with ``layout.publish``.
-        """
+        inside, outside = slice(0, self._matrices), slice(self._matrices, None)
+        buffers = [("master", self.master, slice(None)), ("momentum", self.momentum, inside)]
+        buffers += [("moment", self.moment, outside), ("square", self.square, outside)]
         named = {"taken": self._taken.view(1)}
-        for name, flat, which in self._saved():
+        for name, flat, which in buffers:
             for (parameter, p), own in zip(self._named[which], self._places.views(flat, which), strict=True):
                 named[f"{name}.{parameter}"] = self.layout.named(p, own)
         return named
 
-    def _saved(self) -> list[tuple[str, torch.Tensor, slice]]:
-        """The flat buffers of a state by name, and the parameters that have a place in each."""
-        inside, outside = slice(0, self._matrices), slice(self._matrices, None)
-        inner = ("master", self.master, slice(None)), ("momentum", self.momentum, inside)
-        return [*inner, ("moment", self.moment, outside), ("square", self.square, outside)]
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restores the state that one process saved, weights included. KlypeError when the model had other shapes."""
+        own = self.state_dict()
+        check_shapes({name: tensor.shape for name, tensor in state.items()}, own)
+        for name, tensor in own.items():
+            self.layout.fill(tensor, state[name])
+        self.layout.publish()
 
     def _scaled(self, at: slice) -> torch.Tensor:
         """A stretch of the gradient, scaled in place."""
@@ -202,6 +189,12 @@ class Optimizer:
 
     def _sweep(self, work: Callable[[slice], object]) -> None:
         self.layout.workers.sweep(work, slice(0, len(self.gradient)))
+
+
+def check_shapes(saved: Mapping[str, torch.Size], own: Mapping[str, torch.Tensor]) -> None:
+    """Raises KlypeError unless a saved optimizer state has the names and shapes of ``own``."""
+    if saved != {name: tensor.shape for name, tensor in own.items()}:
+        raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
 
 
 def split_rows(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:

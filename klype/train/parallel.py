@@ -108,18 +108,12 @@ def any_rank(flag: bool) -> bool:
     return bool(count)
 
 
-def from_all(value: Any) -> list[Any]:
-    """All ranks' values, in rank order."""
-    if ranks() == 1:
-        return [value]
-    values: list[Any] = [None] * ranks()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def from_first(value: Any) -> Any:
     """The first rank's value, on all ranks."""
-    return value if ranks() == 1 else from_all(value if is_first() else None)[0]
+    values = [value]
+    if ranks() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def share_(tensors: Iterable[torch.Tensor]) -> None:

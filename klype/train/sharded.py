@@ -27,11 +27,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from klype.errors import KlypeError
 from klype.model.transformer import Transformer
 from klype.train import parallel
 from klype.train.flat_parameters import Change, FlatOffsets, Layout, WholeMatrices, Workers, round_buffers
 from klype.train.objectives import LossBeside, Objective
+from klype.train.optimizer import check_shapes
 from klype.values import Batch, Loss
 
 
@@ -72,8 +72,9 @@ class ShardedLayout(Layout):
         own: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         return own.detach()
 
-    def own_of(self, whole: torch.Tensor) -> torch.Tensor:
-        return whole[_rows(len(whole), dist.get_rank())]
+    def fill(self, tensor: torch.Tensor, whole: torch.Tensor) -> None:
+        rows = _rows(len(whole), dist.get_rank()) if isinstance(tensor, DTensor) else slice(None)
+        self.own(tensor).copy_(whole[rows])
 
     def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         like: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride()}
@@ -144,13 +145,10 @@ class ShardedLayout(Layout):
 
     def release(self) -> None:
         """Every process gives its model all weights back."""
-        lent = [p for p in self._lender.parameters() if p.requires_grad]
-        sharded = [p for p in self.model.parameters() if p.requires_grad]
-        masters = dict(zip(self._parameters, self._masters, strict=True))
-        for whole, parameter in zip(lent, sharded, strict=True):
-            master = self.named(parameter, masters[parameter])
-            assert isinstance(master, DTensor)
-            whole.data = master.full_tensor().to(whole.device, copy=True)
+        sharded = self.model.state_dict()
+        for name, lent in self._lender.named_parameters():
+            if lent.requires_grad:
+                lent.data = sharded[name].full_tensor().to(lent.device, copy=True)
 
     def abandon(self) -> None:
         """The weights are where the last state is: to gather them would need all processes."""
@@ -199,9 +197,8 @@ def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copies into the tensors what is saved of them, whoever saved it."""
     here = _present(tensors)
     reader = HuggingFaceStorageReader(str(folder))
-    shapes = {name: about.size for name, about in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
-    if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
+    saved = reader.read_metadata().state_dict_metadata
+    check_shapes({name: about.size for name, about in saved.items()}, tensors)  # type: ignore[union-attr]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # one process alone may read what several wrote
