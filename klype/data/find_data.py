@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from klype import durable
 from klype.data.files import Paths, files_of, kind_of
 from klype.data.readers import KINDS, TABLES, BadRows, ReadOptions, place, read_rows
 from klype.data.rows import Conversation, conversation_of, strings
@@ -138,44 +137,22 @@ def is_hub(path: str | Path) -> bool:
 def fetch(spec: str, folder: Path, megabytes: float, load: Load | None = None) -> Path:
     """The folder with the first ``megabytes`` of a data set's rows, fetched unless they are there already.
 
-    Raises KlypeError in one sentence without the package, the net, the data set or its rows.
+    Raises KlypeError without the package, the network, the data set or its rows.
     """
     dataset = Dataset.parse(spec)
     place = folder / dataset.folder
     file = place / "rows.jsonl"
     if file.exists():
         return place
-    found = _stream(dataset, load or _load)
-    first = next(found, None)
-    if first is None:
-        raise KlypeError(f"The data set {dataset.name} gave no rows.", "Choose another, or another @split.")
-    part, size, most = place / "rows.part", 0, megabytes * 1e6
-    named = f"Licence: {first[1] or 'not named on its page'}\n"
-    named += f"Attribution: the data set {dataset.name} on the Hugging Face Hub\n"
+    lines, size = list[bytes](), 0
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as out:
-            for row, _ in chain([first], found):
-                line = json.dumps(dict(row), ensure_ascii=False, default=str) + "\n"
-                size += len(line.encode("utf-8", "replace"))
-                if size > most and out.tell():
-                    break
-                out.write(line)
-            out.flush()
-            os.fsync(out.fileno())
-        (place / "LICENCE.txt").write_text(named, encoding="utf-8")
-    except OSError as error:
-        raise KlypeError(f"{place} cannot be written: {error.strerror}.", "Choose another --out.") from error
-    part.replace(file)
-    return place
-
-
-def _stream(dataset: Dataset, load: Load) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Rows, each with the licence of all. Whatever breaks on the way (the net, a broken shard) is one sentence."""
-    try:
-        rows, licence = load(dataset)
+        rows, licence = (load or _load)(dataset)
         for row in rows:
-            yield row, licence
+            line = json.dumps(dict(row), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+            size += len(line)
+            if size > megabytes * 1e6 and lines:
+                break
+            lines.append(line)
     except KlypeError:
         raise
     except Exception as error:  # the client's exceptions have no common base, and change between its versions
@@ -184,6 +161,17 @@ def _stream(dataset: Dataset, load: Load) -> Iterator[tuple[Mapping[str, Any], s
             f"The data set {dataset.name} cannot be read from the Hugging Face Hub: {first}.",
             "Check its name and the network, or fetch it elsewhere and give its folder with --data.",
         ) from error
+    if not lines:
+        raise KlypeError(f"The data set {dataset.name} gave no rows.", "Choose another, or another @split.")
+    named = f"Licence: {licence or 'not named on its page'}\n"
+    named += f"Attribution: the data set {dataset.name} on the Hugging Face Hub\n"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        durable.write(place / "LICENCE.txt", named)
+        durable.write(file, b"".join(lines))
+    except OSError as error:
+        raise KlypeError(f"{place} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    return place
 
 
 def _load(dataset: Dataset) -> tuple[Rows, str]:
