@@ -177,6 +177,7 @@ def test_a_bug_is_told_even_where_no_file_can_be_written(home: Path, capsys: Cap
         (["run", "--set", "pretrain.shaer=1"], "There is no setting 'pretrain.shaer'."),
         (["run", "--set", "pretrain"], "'pretrain' is not of the form key=value"),
         (["run", "--text", ".", "--encoding", "utf-88"], "--encoding: there is no encoding 'utf-88'."),
+        (["run", "--text", ".", "--encoding", "rot13"], "--encoding: there is no encoding 'rot13'."),
         (["run", "--lang", "fr"], "There is no language 'fr': use en or nb."),
         (["run", "--minuts", "3"], "No such option: --minuts"),
         (["train", "pretrian"], "STAGE should be 'pretrain', 'finetune', 'rank', 'reward' or 'align'"),

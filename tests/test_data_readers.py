@@ -133,6 +133,8 @@ def test_encodings(tmp_path: Path) -> None:
     for name in ("a.txt", "d.jsonl", "e.csv"):  # whatever is skipped: no row is to blame
         with pytest.raises(UsageError, match="no encoding 'klingon'"):
             texts(tmp_path / name, encoding="klingon", bad=BadRows(skip=True))
+    with pytest.raises(UsageError, match="no encoding 'rot13'"):  # a codec, but of text to text
+        ReadOptions(encoding="rot13")
 
 
 BROKEN = {

@@ -89,6 +89,9 @@ class ReadOptions:
     unpacked: int = files.UNPACKED
     block: int = BLOCK
 
+    def __post_init__(self) -> None:
+        check_encoding(self.encoding)
+
 
 # (row number from 1, fields)
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -139,6 +142,14 @@ def place(file: Path, number: int) -> str:
     return f"{file} {TABLES[files.kind_of(file)].unit} {number}"
 
 
+def check_encoding(name: str) -> None:
+    """Raises UsageError unless Python has a text encoding of this name (rot13, say, is none)."""
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError) as error:
+        raise UsageError(f"--encoding: there is no encoding '{name}'.", "Try utf-8, latin-1 or utf-16.") from error
+
+
 def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
     """Text of bytes; a byte that does not belong to the encoding is named with its position in the file."""
     try:
@@ -147,8 +158,6 @@ def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
         raise KlypeError(
             f"{where} is not {encoding}: byte {offset + error.start} is 0x{raw[error.start]:02x}.", _SAVE
         ) from error
-    except LookupError as error:
-        raise UsageError(f"There is no encoding {encoding!r}.", "Try utf-8, latin-1 or utf-16.") from error
 
 
 def _documents(file: Path, options: ReadOptions) -> Iterator[TextDocument]:
@@ -164,8 +173,6 @@ def _documents(file: Path, options: ReadOptions) -> Iterator[TextDocument]:
     else:
         try:
             yield from _text_parts(file, options)
-        except UsageError:
-            raise
         except KlypeError as error:
             options.bad.add(error.message, error.hint)
 
@@ -199,10 +206,7 @@ def _text_parts(file: Path, options: ReadOptions) -> Iterator[TextDocument]:
 
 def _is_wide(encoding: str) -> bool:
     """Whether a newline is other bytes than 0x0a, so that bytes cannot be split into lines."""
-    try:
-        return "\n".encode(encoding) != b"\n"
-    except LookupError:
-        return False  # decode will say so
+    return "\n".encode(encoding) != b"\n"
 
 
 def read_json_lines(file: Path, options: ReadOptions) -> Rows:
@@ -224,8 +228,6 @@ def _decoded_lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]
     def decoded(raw: bytes, where: str, offset: int = 0) -> str | None:
         try:
             return decode(raw, options.encoding, where, offset)
-        except UsageError:  # no such encoding: no row is to blame
-            raise
         except KlypeError as error:
             options.bad.add(error.message, error.hint)
             return None
@@ -278,7 +280,6 @@ def read_csv(file: Path, options: ReadOptions, delimiter: str = ",") -> Rows:
         if _is_wide(encoding):
             text = io.StringIO(decode(files.read_bytes(file), encoding, str(file)), newline="")
         else:
-            decode(b"x", encoding, str(file))  # it must be known, which no bytes would not tell
             text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
         for number, fields in separated(files.lines(text, file, ("\n", "\r")), file, delimiter):
             where = place(file, number)

@@ -3,7 +3,6 @@ what is asked for is there."""
 
 from __future__ import annotations
 
-import codecs
 import glob
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,16 +83,14 @@ class InputOptions(WorkOptions):
         """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
         before anything is made or started."""
         from klype.data.find_data import Dataset, is_hub  # not when a command only asks what its options are
+        from klype.data.readers import check_encoding
         from klype.sources.opening import find_model
         from klype.words import LANGUAGES
 
         a_device(self.device)
         if self.lang not in LANGUAGES:
             raise UsageError(f"There is no language '{self.lang}': use {' or '.join(LANGUAGES)}.")
-        try:
-            codecs.lookup(self.encoding)
-        except LookupError:
-            raise UsageError(f"--encoding: there is no encoding '{self.encoding}'.", "Try utf-8 or latin-1.") from None
+        check_encoding(self.encoding)
         for name in self.text:
             if not Path(name).expanduser().exists() and not glob.glob(name, recursive=True):
                 raise UsageError(f"--text: there is nothing at {name}.")
