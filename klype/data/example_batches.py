@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from multiprocessing.connection import Connection
 
 import numpy as np
 import numpy.typing as npt
@@ -106,27 +105,26 @@ def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
 class PoolProcess:
     """Makes pools ahead in another process, from ``next`` on; ``sample`` must be picklable."""
 
-    def __init__(self, sample: Sample, first: int, settings: PoolSettings, ahead: int = 3) -> None:
+    def __init__(self, sample: Sample, first: int, settings: PoolSettings) -> None:
         context = multiprocessing.get_context("spawn")  # forking a process with threads may deadlock
         self.next = first
-        self._queue: Any = context.Queue(maxsize=ahead)
-        job = (self._queue, sample, first, settings, os.getpid())
+        self._pools, out = context.Pipe(duplex=False)
+        job = (out, sample, first, settings, os.getpid())
         self._process = context.Process(target=make_pools, args=job, daemon=True)
         with alone():
             self._process.start()
+        out.close()  # the process has the only other one, so that its end is noticed
 
     def get(self) -> list[Arrays]:
         """The next pool. Raises KlypeError when the process failed or ended."""
-        got: list[Arrays] | str | None = None
-        while got is None:
-            try:
-                got = self._queue.get(timeout=1)
-            except queue.Empty:
-                if not self._process.is_alive():
-                    code = self._process.exitcode
-                    raise KlypeError(
-                        f"The process that prepares documents ended (exit code {code}).", "Start again with --resume."
-                    ) from None
+        try:
+            got: list[Arrays] | str = self._pools.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise KlypeError(
+                f"The process that prepares documents ended (exit code {self._process.exitcode}).",
+                "Start again with --resume.",
+            ) from None
         if isinstance(got, str):
             raise KlypeError(f"The process that prepares documents failed: {got}.", "Start again with --resume.")
         self.next += 1
@@ -136,17 +134,16 @@ class PoolProcess:
         """End the process."""
         self._process.terminate()
         self._process.join()
-        self._queue.close()
-        self._queue.cancel_join_thread()
+        self._pools.close()
 
 
-def make_pools(out: Any, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
+def make_pools(out: Connection, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
     """The job of the process: pools from ``first`` on, or at last what went wrong, as text."""
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     pools = Pools(sample, settings)
     try:
         for number in count(first):
-            out.put(pools(number))
+            out.send(pools(number))
     except Exception as error:  # it goes to the parent, whatever it is
-        out.put(f"{type(error).__name__}: {error}")
+        out.send(f"{type(error).__name__}: {error}")
