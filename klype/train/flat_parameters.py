@@ -43,17 +43,13 @@ class Workers:
         """The results of all items, in their order; whoever is free takes the next one."""
         if self._pool is None or len(items) < 2:
             return [work(item) for item in items]
-        results: dict[int, R] = {}
-        waiting = iter(enumerate(items))
-        records = torch.is_grad_enabled()  # which each thread has its own setting of
+        records = torch.is_grad_enabled()  # a setting of each thread's own
 
-        def some() -> None:
+        def recorded(item: T) -> R:
             with torch.set_grad_enabled(records):
-                for index, item in waiting:
-                    results[index] = work(item)
+                return work(item)
 
-        list(self._pool.map(lambda _: some(), range(min(self.number, len(items)))))
-        return [results[index] for index in range(len(items))]
+        return list(self._pool.map(recorded, items))
 
     def sweep(self, work: Callable[[slice], R], region: slice) -> list[R]:
         """``work`` on each stretch of a region of a buffer."""

@@ -51,7 +51,7 @@ def write_state(folder: Path, state: State) -> Path:
 
     Every rank calls it. Of several, each has its part of the optimizer's tensors, named as by ``named_state``.
     """
-    place = folder / "resume" / f"step-{state.step:06d}"
+    place = _place(folder, state.step)
     draft = place.with_name(f".{place.name}{durable.DRAFT}")
 
     def begin() -> None:
@@ -95,37 +95,31 @@ def write_state(folder: Path, state: State) -> Path:
 
 
 def read_newest(folder: Path, say: Callable[[str], None]) -> State | None:
-    """The newest whole state under ``folder/resume``; None when there is none at all.
+    """The newest intact state under ``folder/resume``; None when there are no states.
 
-    A torn one is named through ``say`` and the one before it is used; KlypeError when all are torn. Of several ranks,
-    the first looks which one is whole.
+    A damaged one is named through ``say`` and the one before it is used; KlypeError when all are damaged. The first
+    rank decides which one all ranks read.
     """
-    if not parallel.is_first():
-        name = parallel.from_first(None)
-        return _read(folder / "resume" / name, checked=True) if name else None
-    found = _newest_whole(folder, say)
-    if found is None and states(folder):
+    step = parallel.from_first(newest_step(folder, say) if parallel.is_first() else None)
+    if step >= 0:
+        return _read(_place(folder, step))
+    if states(folder):
         raise KlypeError(
             f"Every training state under {folder / 'resume'} is damaged.",
             "Remove that folder to start afresh.",
         )
-    parallel.from_first(f"step-{found.step:06d}" if found else None)
-    return found
-
-
-def newest_step(folder: Path) -> int:
-    """Step of the newest intact state under ``folder/resume``; -1 if there is none."""
-    found = _newest_whole(folder, lambda message: None)
-    return -1 if found is None else found.step
-
-
-def _newest_whole(folder: Path, say: Callable[[str], None]) -> State | None:
-    for place in reversed(states(folder)):
-        try:
-            return _read(place)
-        except _TornError as torn:
-            say(f"{place.name} is damaged ({torn}): going on from an earlier state.")
     return None
+
+
+def newest_step(folder: Path, say: Callable[[str], None] = lambda message: None) -> int:
+    """Step of the newest intact state under ``folder/resume``, -1 if there is none; ``say`` names newer ones that are
+    damaged."""
+    for place in reversed(states(folder)):
+        damage = _damage(place)
+        if not damage:
+            return int(place.name.removeprefix("step-"))
+        say(f"{place.name} is damaged ({damage}): going on from an earlier state.")
+    return -1
 
 
 def states(folder: Path) -> list[Path]:
@@ -134,25 +128,28 @@ def states(folder: Path) -> list[Path]:
     return sorted((folder / "resume").glob("step-*"), key=lambda place: int(place.name.removeprefix("step-")))
 
 
-class _TornError(Exception):
-    """A state that is not what its manifest says."""
+def _place(folder: Path, step: int) -> Path:
+    return folder / "resume" / f"step-{step:06d}"
 
 
-def _read(place: Path, checked: bool = False) -> State:
-    """``checked``: somebody has compared the hashes already."""
+def _damage(place: Path) -> str:
+    """What is wrong with a state; "" when it has all of its files, with the hashes of its manifest."""
     try:
         hashes: dict[str, str] = finite((place / MANIFEST).read_bytes())["files"]
         sharded = any(name.startswith(f"{SHARDS}/") for name in hashes)
-        names = [MODEL, ABOUT] if sharded else [MODEL, ABOUT, OPTIMIZER]
-        for name in () if checked else dict.fromkeys([*names, *hashes]):
+        for name in dict.fromkeys([MODEL, ABOUT, *([] if sharded else [OPTIMIZER]), *hashes]):
             if hash_file(place / name) != hashes[name]:
-                raise _TornError(f"{name} does not match its hash")
-        contents = {name: (place / name).read_bytes() for name in names}
+                return f"{name} does not match its hash"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _TornError(f"{type(error).__name__}: {error}") from error
-    about = parsed(contents[ABOUT])  # a loss that was measured meanwhile may be none
-    optimizer = {} if sharded else load(contents[OPTIMIZER])
-    return State(about.pop("step"), load(contents[MODEL]), optimizer, about, place / SHARDS if sharded else None)
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _read(place: Path) -> State:
+    about = parsed((place / ABOUT).read_bytes())  # a loss that was measured meanwhile may not be finite
+    shards = place / SHARDS if (place / SHARDS).is_dir() else None
+    optimizer = {} if shards else load((place / OPTIMIZER).read_bytes())
+    return State(about.pop("step"), load((place / MODEL).read_bytes()), optimizer, about, shards)
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -170,13 +167,9 @@ class MetricsFile:
         self.path = path
         try:
             if path.exists():
-                content = path.read_bytes()
-                lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-                kept = b"".join(line for line in lines if any(row["step"] <= step for row in jsons.steps([line])))
-                if content.startswith(kept):
-                    os.truncate(path, len(kept))
-                else:
-                    durable.write(path, kept)
+                lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+                kept = (line for line in lines if any(row["step"] <= step for row in jsons.steps([line])))
+                durable.write(path, b"".join(kept))
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._failed(error) from error
