@@ -29,8 +29,7 @@ class PackedBatches(Batches):
         self._targets_D = np.maximum(documents.lengths - 1, 0)
         if not self._targets_D.sum():
             raise KlypeError("There is no text to train on.", "Give a file that holds some text.")
-        self._epoch = self._next = self._offset = 0
-        self._shift, self._firsts, self._order = self._plan()
+        self._go_to(0)
 
     def __next__(self) -> Batch:
         shape = (self._rows, self._window)
@@ -52,15 +51,15 @@ class PackedBatches(Batches):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to where ``state`` was taken (with the same documents, shape and seed)."""
-        self._epoch, self._next, self._offset = state["epoch"], state["piece"], state["offset"]
-        self._shift, self._firsts, self._order = self._plan()
+        self._go_to(state["epoch"], state["piece"], state["offset"])
 
-    def _plan(self) -> tuple[int, npt.NDArray[np.int64], Permutation]:
-        """This epoch's shift of the cuts, number of the first piece of each document (and of all), and order."""
-        shift = mix(self._seed, self._epoch, 1) % self._window
-        pieces_D = np.where(self._targets_D > 0, -(-(self._targets_D + shift) // self._window), 0)
-        firsts = np.concatenate([[0], np.cumsum(pieces_D)])
-        return shift, firsts, Permutation(int(firsts[-1]), mix(self._seed, self._epoch, 2))
+    def _go_to(self, epoch: int, piece: int = 0, offset: int = 0) -> None:
+        """Sets the position, and this epoch's cuts, number of the first piece of each document (and of all), order."""
+        self._epoch, self._next, self._offset = epoch, piece, offset
+        self._shift = mix(self._seed, epoch, 1) % self._window
+        pieces_D = np.where(self._targets_D > 0, -(-(self._targets_D + self._shift) // self._window), 0)
+        self._firsts = np.concatenate([[0], np.cumsum(pieces_D)])
+        self._order = Permutation(int(self._firsts[-1]), mix(self._seed, epoch, 2))
 
     def _piece(self, room: int) -> npt.NDArray[np.integer[Any]]:
         """The next at most ``room`` targets of one document, and the token before the first of them."""
@@ -76,8 +75,7 @@ class PackedBatches(Batches):
             self._offset, self._next = 0, self._next + 1
         piece = self._documents[document][start : start + taken + 1]
         if self._next == self._order.size:
-            self._epoch, self._next = self._epoch + 1, 0
-            self._shift, self._firsts, self._order = self._plan()
+            self._go_to(self._epoch + 1)
         return piece
 
 

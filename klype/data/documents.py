@@ -154,22 +154,23 @@ def near_duplicates(threshold: float) -> Callable[[str], bool]:
     return is_new
 
 
-@dataclass(frozen=True, slots=True)
 class Documents:
-    """Documents of token ids. ``parts`` are flat arrays, ``ends`` where each document ends in its part."""
+    """A sequence of documents, each an array of token ids."""
 
-    parts: tuple[npt.NDArray[np.integer[Any]], ...]
-    ends: tuple[npt.NDArray[np.uint64], ...]
-    firsts: tuple[int, ...]  # number of the first document of each part, and at last of all documents
+    def __init__(self, parts: Sequence[npt.NDArray[np.integer[Any]]], ends: Sequence[npt.NDArray[np.uint64]]) -> None:
+        """``parts`` are flat arrays of token ids; ``ends`` says where each document of a part ends in it."""
+        self.parts, self.ends = parts, ends
+        # the number of the first document of each part; at last that of all documents
+        self.firsts = np.cumsum([0, *map(len, ends)])
 
     def __len__(self) -> int:
-        return self.firsts[-1]
+        return int(self.firsts[-1])
 
     def __getitem__(self, index: int) -> npt.NDArray[np.integer[Any]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = int(np.searchsorted(self.firsts, index, side="right")) - 1
-        at = index - self.firsts[part]
+        at = index - int(self.firsts[part])
         start = int(self.ends[part][at - 1]) if at else 0
         return self.parts[part][start : int(self.ends[part][at])]
 
@@ -182,15 +183,14 @@ class Documents:
 
     def followed_by(self, others: Documents) -> Documents:
         """These and then the others, none of them copied."""
-        firsts = (*self.firsts, *(len(self) + first for first in others.firsts[1:]))
-        return Documents((*self.parts, *others.parts), (*self.ends, *others.ends), firsts)
+        return Documents((*self.parts, *others.parts), (*self.ends, *others.ends))
 
     @staticmethod
     def of(documents: Iterable[Sequence[int]]) -> Documents:
         """In memory."""
         lists = [np.asarray(d, dtype=np.uint32) for d in documents]
         ends = np.cumsum([len(d) for d in lists], dtype=np.uint64)
-        return Documents((np.concatenate([np.zeros(0, np.uint32), *lists]),), (ends,), (0, len(lists)))
+        return Documents([np.concatenate([np.zeros(0, np.uint32), *lists])], [ends])
 
     @staticmethod
     def open(folder: Path, verify: bool = True) -> Documents:
@@ -201,7 +201,7 @@ class Documents:
             raise KlypeError(f"{folder} holds no finished shards.", "Delete the folder and make it again.") from error
         except ValueError as error:
             raise KlypeError(f"{folder / ABOUT} is damaged.", "Delete the folder and make it again.") from error
-        parts, ends, firsts = [], [], [0]
+        parts, ends = [], []
         for shard in about["shards"]:
             for name, known in shard["sha256"].items():
                 if not (folder / name).is_file() or (verify and durable.hash_file(folder / name) != known):
@@ -209,8 +209,7 @@ class Documents:
             stem = folder / shard["name"]
             parts.append(_mapped(stem.with_suffix(".bin"), about["dtype"]))
             ends.append(_mapped(stem.with_suffix(".idx"), "<u8"))
-            firsts.append(firsts[-1] + len(ends[-1]))
-        return Documents(tuple(parts), tuple(ends), tuple(firsts))
+        return Documents(parts, ends)
 
 
 def write_shards(

@@ -71,7 +71,6 @@ class Optimizer:
         for parameter, view in zip(parameters, self._places.views(self.master), strict=True):
             view.copy_(self.layout.own(parameter))
         self.gradient = torch.zeros_like(self.master)
-        self._forgotten = False
         self.added = self.layout.bind(parameters, self._places, (self.master, self.gradient))
         self.momentum = torch.zeros_like(self.master[:first])
         self._update = torch.zeros_like(self.momentum)
@@ -84,22 +83,17 @@ class Optimizer:
         self._scale: torch.Tensor | None = None
 
     def zero_grad(self) -> None:
-        """Forgets the gradient. What is collected from elsewhere next takes its place."""
-        self._forgotten = self.added is not self.gradient
-        if not self._forgotten:
-            self._sweep(lambda at: self.gradient[at].zero_())
+        """Sets the gradient to zero."""
+        self._sweep(lambda at: self.gradient[at].zero_())
 
     def collect(self, added: Sequence[torch.Tensor]) -> None:
-        """Adds what ``backward`` left there to the gradient, in this order. Needed after every backward."""
+        """Moves what ``backward`` left in these buffers into the gradient, in their order. Needed after every
+        backward."""
         elsewhere = [gradient for gradient in added if gradient is not self.gradient]
-        forgotten, self._forgotten = self._forgotten, self._forgotten and not elsewhere
 
         def move(at: slice) -> None:
-            for number, gradient in enumerate(elsewhere):
-                if forgotten and not number:
-                    self.gradient[at].copy_(gradient[at])
-                else:
-                    self.gradient[at].add_(gradient[at])
+            for gradient in elsewhere:
+                self.gradient[at].add_(gradient[at])
                 gradient[at].zero_()
 
         if elsewhere:

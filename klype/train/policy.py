@@ -107,7 +107,8 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     scored = score_answers(model, batch)
     logp_BT = scored.logp_BT
     mask_BT = (batch.weights_BT != 0).to(logp_BT.dtype)
-    value_N = cast(ActorCritic, model).values_of(scored.states_ND).to(logp_BT.dtype)
+    # detached: the value loss does not train the model below the head
+    value_N = cast(ActorCritic, model).value_head(scored.states_ND.detach())[:, 0].to(logp_BT.dtype)
     value_BT = torch.zeros_like(logp_BT).flatten().index_copy(0, scored.kept_N, value_N).view(logp_BT.shape) * mask_BT
     # an answer is judged whole: no word of it has a reward of its own
     reward_BT = at_the_end(batch.extra["rewards_B"].to(logp_BT.dtype), mask_BT)
@@ -143,11 +144,6 @@ class ActorCritic(Transformer):
         model = Transformer(self.config)
         model.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("value_head.")})
         return model.to(self.embed.weight.device)
-
-    def values_of(self, states_ND: torch.Tensor) -> torch.Tensor:
-        """[N]; the states are detached: the value loss does not train the model below."""
-        value_N1: torch.Tensor = self.value_head(states_ND.detach())
-        return value_N1[:, 0]
 
 
 def gae(

@@ -158,20 +158,17 @@ class RolloutBatches(NumberedBatches):
         # else the next batch is drawn anew from the step's number alone
         kept, packed = self._kept if self.index % self.settings.updates else None, None
         if kept is not None:  # float32 and integers survive JSON exactly
-            tensors = {"tokens": kept.tokens_BT, "targets": kept.targets_BT, "weights": kept.weights_BT}
-            tensors |= {f"extra.{k}": v for k, v in kept.extra.items() if isinstance(v, torch.Tensor)}
-            rest = {k: v for k, v in kept.extra.items() if isinstance(v, int | float | dict)}
-            packed = {"tensors": {k: v.tolist() for k, v in tensors.items()}, "rest": rest}
+            fields = {"tokens_BT": kept.tokens_BT, "targets_BT": kept.targets_BT, "weights_BT": kept.weights_BT}
+            fields |= kept.extra
+            packed = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
         return {**super().state(), "beta": self.controller.beta, "kept": packed}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         self.controller.beta, self._kept = state.get("beta", self.controller.beta), None
         if packed := state.get("kept"):
-            tensors = {k: torch.tensor(v) for k, v in packed["tensors"].items()}
-            extra = {k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")}
-            extra |= packed["rest"]
-            self._kept = Batch(tensors["tokens"], tensors["targets"], tensors["weights"], extra)
+            extra = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in packed.items()}
+            self._kept = Batch(extra.pop("tokens_BT"), extra.pop("targets_BT"), extra.pop("weights_BT"), extra)
 
 
 def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
