@@ -1,5 +1,5 @@
-"""``klype ask``: one question, one answer, and what is told of it: what a decoder chose and why (--decoder), how sure
-the model is (--sure), what guesses ahead brought (--speculate)."""
+"""``klype ask``: one question, one answer; and on request what a decoder chose and why (--decoder), how certain the
+model is (--sure), and what speculative decoding gained (--speculate)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ if TYPE_CHECKING:
     from klype.train.reward_model import RewardModel
     from klype.values import Request, Trace
 
-SHOWN = 5  # meanings that are listed of those that a decoder found
-SAMPLES = 32  # answers drawn at every word
-LONGEST = 64  # tokens: of a longer answer it is not looked for where it was decided
+SHOWN = 5  # meanings listed of those that a decoder found
+SAMPLES = 32  # answers drawn for --sure, and continuations drawn at every token
+LONGEST = 64  # tokens: in a longer answer the deciding token is not searched for
 GAMMA = 4  # tokens guessed before a pass of the model
-WARM = 8  # tokens written before anything is timed: what is made at first use is not compared
-# what is told of guesses, by the names that a sentence has for it
-RATIOS = {"tokens": "tokens_per_pass", "speedup": "speedup", "predicted": "predicted_speedup"}
-BUDGET = 4.0  # times the passes of a plain answer that a decoder may spend
+WARM = 8  # tokens generated before anything is timed, so that one-time initialisation is not measured
+BUDGET = 4.0  # a decoder's default budget, in multiples of a plain answer's passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
         times, server = decoder_budget(asked.decoder, asked.budget)
         model, ask = asked.opened(name, text, server)
     opened, request = model.opened, model.request(ask.prompt, sampling, asked.limit, asked.seed)
-    # a draft that cannot be had is refused before anything is said
+    # before anything is printed: a draft that does not suit the model is an error
     draft = None if asked.speculate is None else (asked.speculate, make_draft(opened, asked.speculate))
     if (reading := reading_from(opened)) is not None:
         plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
@@ -112,11 +110,8 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
             **picked,
         }
         if draft is not None:
-            document["speculation"] = sped = beside_plain(opened, request, *draft)
-            ratios = {key: sped[of] for key, of in RATIOS.items()}
-            said = {key: "–" if value is None else number(value, terminal.lang, 2) for key, value in ratios.items()}
-            said["alpha"] = "–" if sped["alpha"] is None else percent(sped["alpha"], terminal.lang)
-            terminal.say("ask.speculated", draft=draft[0], passes=sped["passes"], plain=sped["plain_passes"], **said)
+            document["speculation"] = beside_plain(opened, request, *draft)
+            terminal.say("ask.speculated", **with_ratios_written(document["speculation"], terminal.lang))
         if asked.sure:
             document["sure"] = sure_of(opened, ask, trace, request.limit)
             terminal.lines(sure_lines(document["sure"], terminal.lang))
@@ -125,7 +120,7 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
 
 
 def best_of_drawn(model: Model, request: Request, n: int) -> tuple[Answer, dict[str, Any]]:
-    """The answer that the run's reward model likes best, and what ``--json`` tells of the choice."""
+    """Draws ``n`` answers; returns the one with the highest reward, and the ``best_of`` field of ``--json``."""
     from klype.train.reward_model import best_of_n
 
     found = model.draw(replace(request, n=n))
@@ -135,9 +130,10 @@ def best_of_drawn(model: Model, request: Request, n: int) -> tuple[Answer, dict[
 
 
 def decoder_budget(decoder: str, budget: str) -> tuple[float, str]:
-    """``--budget`` as what a decoder may spend, and what a server may be asked for: "8×", "500requests", or both.
+    """Parses ``--budget`` ("8×", "500requests" or both) into a decoder's budget, in multiples of a plain answer's
+    passes, and a server's limits.
 
-    Errors: plain answers without a decoder, a decoder that does not exist.
+    Raises UsageError for a decoder that does not exist, and for a decoder's budget without a decoder.
     """
     own, of_server = budget_parts(budget)
     if not decoder:
@@ -154,7 +150,8 @@ def decoder_budget(decoder: str, budget: str) -> tuple[float, str]:
 def decide(
     opened: OpenModel, ask: PromptContext, request: Request, decoder: tuple[str, float], raw: bool | None
 ) -> DecoderResult:
-    """One question decided by a decoder within its budget. UsageError where it needs what this model has not."""
+    """Answers one question with ``decoder``: its name and its budget. Raises UsageError where the decoder needs
+    something that this model lacks."""
     from klype.answers import decoders
     from klype.answers.decoding import DecodeQuestion, DecoderSettings
 
@@ -170,13 +167,12 @@ def decide(
     sampling, seed = request.sampling, request.seed
     # decoders that draw need a temperature: at 0 all answers are one
     posed = DecodeQuestion(ask.prompt, ask.meaning, request.limit, opened.stop, seed, sampling=sampling, checks=known)
-    return decoders.decide(opened.source, [posed], *decoder, DecoderSettings(temperature=sampling.temperature or 1.0))[
-        0
-    ]
+    (found,) = decoders.decide(opened.source, [posed], *decoder, DecoderSettings(sampling.temperature or 1.0))
+    return found
 
 
 def decision(found: DecoderResult, name: str, budget: float) -> dict[str, Any]:
-    """What ``--json`` tells of the choice."""
+    """The ``decoder`` field of ``--json``: what was chosen, among what, and at what cost."""
     from klype.api.results import picked
     from klype.judge.meaning import label
 
@@ -194,7 +190,7 @@ def decision(found: DecoderResult, name: str, budget: float) -> dict[str, Any]:
 
 
 def decision_lines(told: dict[str, Any], lang: str) -> Iterator[str]:
-    """Why, and at what cost, in a few lines."""
+    """``decision`` in a few sentences."""
     from klype.answers.decoders import decoder
     from klype.examine.say import Say
 
@@ -217,12 +213,12 @@ def reward_model(opened: OpenModel) -> RewardModel:
 
 
 def statement(opened: OpenModel, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Two texts as one, with a space between them, cut where the second begins; of an empty one, a full stop."""
+    """The tokens of two texts joined by a space, split where the second begins; an empty text becomes a full stop."""
     return tuple(opened.plain(first.strip() or ".")), tuple(opened.say(f" {then.strip() or '.'}"))
 
 
 def yes_check(opened: OpenModel, question: str) -> dict[str, Check]:
-    """None where the model has not one token each for yes and no."""
+    """A check that asks the model itself whether the answer is right; empty if yes and no are not one token each."""
     from klype.answers.decoders import yes as check
     from klype.sources.source import tokens_of
 
@@ -240,11 +236,12 @@ def yes_check(opened: OpenModel, question: str) -> dict[str, Check]:
 
 
 def sure_of(opened: OpenModel, ask: PromptContext, trace: Trace, limit: int) -> dict[str, Any]:
-    """``p`` of the answer as it was drawn and ``p_learnt`` at temperature 1: of this spelling, so of the text at least.
+    """The ``sure`` field of ``--json``: how certain the model is of an answer.
 
-    ``same``: the share of SAMPLES further answers that mean the same. At temperature 0 all would be equal: they are
-    drawn at 1, and ``temperature`` says so. ``decided``: the word that decided the meaning, null when chance could
-    have shown as much; ``why`` there is none. Tokens whose probability the model does not tell: p is null.
+    ``p``: the answer's probability as it was drawn, ``p_learnt``: at temperature 1; both are of this tokenization, and
+    so lower bounds for the text, and null where the model does not tell a token's probability. ``same``: the share of
+    SAMPLES further answers that mean the same. They are drawn at ``temperature``, which is 1 for a greedy answer: at 0
+    all would be equal. ``decided``: the token that decided the meaning; if null, ``why`` none was found.
     """
     from klype.answers.forks import ForkSettings, forks
     from klype.examine.intervals import allowing, ends, proportion
@@ -261,7 +258,7 @@ def sure_of(opened: OpenModel, ask: PromptContext, trace: Trace, limit: int) -> 
     texts, own = [decode(other.tokens) for other in answers(ask.source, [request])[0]], decode(trace.tokens)
     alike = [ask.meaning(text) for text in texts].count(ask.meaning(own))
     same = proportion(alike, len(texts), "share of answers", ask.judge)
-    if (error := ask.error_rate) is not None:  # of equal texts nobody doubts it
+    if (error := ask.error_rate) is not None:  # a judge cannot err about identical texts: at least those agree
         least = ends(proportion(texts.count(own), len(texts)))[0]
         same = allowing(same, error, *((least, 1.0) if error.value is None else ends(same)), within=(least, 1.0))
     found: dict[str, Any] = {
@@ -281,14 +278,14 @@ def sure_of(opened: OpenModel, ask: PromptContext, trace: Trace, limit: int) -> 
         return {**found, "why": "by chance" if same.value is not None and same.value < 1 else "all the same"}
     at = looked.positions[looked.fork]
     before = looked.positions[looked.fork - 1].own if looked.fork else looked.before[0]
-    if at.own <= before:  # it moved other meanings, not this one
+    if at.own <= before:  # the token made other meanings less probable, not this one more
         return {**found, "why": "by chance"}
     word = {"token": opened.spelled(at.token), "index": looked.fork, "before": before, "after": at.own, "p": looked.p}
     return {**found, "decided": word}
 
 
 def sure_lines(found: dict[str, Any], lang: str) -> Iterator[str]:
-    """Three plain sentences."""
+    """``sure_of`` in three sentences."""
     from klype.examine.say import Say
     from klype.values import Figure
 
@@ -309,7 +306,7 @@ def sure_lines(found: dict[str, Any], lang: str) -> Iterator[str]:
 
 
 def share_of(p: float | None, lang: str) -> str:
-    """In percent; what is rarer than one in a thousand as one in so many."""
+    """A probability in percent; below 0.1 % as "1 in 5,000", below 1e-9 as a power of ten."""
     from klype.examine.say import Say
 
     if p is None:
@@ -322,16 +319,16 @@ def share_of(p: float | None, lang: str) -> str:
 
 
 def beside_plain(opened: OpenModel, request: Request, name: str, draft: Draft) -> dict[str, Any]:
-    """What guessing was worth: acceptance, tokens a pass, and the time beside plain decoding and the formula.
+    """Answers the request with and without speculative decoding; returns the ``speculation`` field of ``--json``.
 
-    Both ways are warm and read the prompt anew. ``name`` and ``draft``: see ``make_draft``.
+    Both are timed after a warm-up and process the prompt from scratch. ``name`` and ``draft``: see ``make_draft``.
     """
     from klype.engine.speculation import speculate
 
     engine, warming = opened.engine, replace(request, limit=min(WARM, request.limit))
     engine.run([warming])
     speculate(engine, warming, draft, GAMMA)
-    engine.prefixes.clear()  # else the prompt would not be read again
+    engine.prefixes.clear()  # else the prompt's keys and values would be reused
     ((plain,),) = engine.run([request])
     engine.prefixes.clear()
     ((trace,), counts) = speculate(engine, request, draft, GAMMA)
@@ -347,21 +344,26 @@ def beside_plain(opened: OpenModel, request: Request, name: str, draft: Draft) -
 
 
 def speculation(name: str, counts: Speculation) -> dict[str, Any]:
-    """What ``--json`` tells of guesses."""
+    """The ``speculation`` field of ``--json``: what guessing with the draft ``name`` was worth."""
     from klype.api.results import picked
 
     return {"draft": name, **picked(counts, "gamma", "alpha", "tokens_per_pass", "cost", "predicted_speedup")}
 
 
-def make_draft(opened: OpenModel, name: str) -> Draft:
-    """``lookup``, or a MODEL with the same tokenizer.
+def with_ratios_written(told: dict[str, Any], lang: str) -> dict[str, Any]:
+    """``speculation``'s fields for a sentence: ratios as text, "–" for those that could not be measured."""
+    said = {**told, "alpha": "–" if told["alpha"] is None else percent(told["alpha"], lang)}
+    for name in {"tokens_per_pass", "speedup", "predicted_speedup"} & told.keys():
+        said[name] = "–" if told[name] is None else number(told[name], lang, 2)
+    return said
 
-    Errors: a draft that cannot be had, or that has another vocabulary.
-    """
+
+def make_draft(opened: OpenModel, name: str) -> Draft:
+    """The draft called ``name``: "lookup", or a MODEL. Raises UsageError for a MODEL with another tokenizer."""
     from klype.engine.speculation import LookupDraft, ModelDraft
     from klype.sources.opening import open_model
 
-    own = opened.loaded  # of klype's own models only
+    own = opened.loaded  # raises for models that klype's own engine does not run
     if name == "lookup":
         return LookupDraft()
     loaded = open_model(name, opened.how.precision, device=str(own.model.device)).loaded

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
-from klype.cli.ask import GAMMA, make_draft, speculation, sure_lines, sure_of
+from klype.cli.ask import GAMMA, make_draft, speculation, sure_lines, sure_of, with_ratios_written
 from klype.cli.next_tree_forks import visible
 from klype.cli.terminal import Terminal, print_table, starting
 from klype.errors import KlypeError
 from klype.samplers import SAMPLERS
 from klype.sources.opening import kind_of
-from klype.words import number, percent, plain, short, words
+from klype.words import percent, plain, short, words
 from klype.words.plain import harmless
 from klype.words.sentences import Sentences
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from klype.text.chat import Message
     from klype.values import Sampling, Step, Trace
 
-LEAST_SHOWN = 0.005  # what would read 0% is no alternative worth a word
+LEAST_SHOWN = 0.005  # alternatives below this would be printed as 0%
 
 
 def command(
@@ -68,9 +68,10 @@ def command(
 
 @dataclass
 class ChatSession:
-    """The conversation's state: what was said, how answers are drawn, and their traces.
+    """A conversation: its messages, how answers are drawn, and their traces.
 
-    ``draft``: by name, what guesses ahead; ``sure``: whether it is told how sure the model is of its answers.
+    ``draft``: the name of the draft for speculative decoding, and the draft; ``sure``: whether to say how certain the
+    model is of each answer.
     """
 
     terminal: Terminal
@@ -85,7 +86,7 @@ class ChatSession:
     guesses: list[dict[str, Any]] = field(default_factory=list)
     certainties: list[dict[str, Any]] = field(default_factory=list)
     answers: int = 0
-    dropped: int = 0  # messages of which it was told that they are left out
+    dropped: int = 0  # messages that no longer fit the window, as the user was last told
 
     def __post_init__(self) -> None:
         from klype.api.prompt_context import is_single_turn, reading_from
@@ -93,7 +94,7 @@ class ChatSession:
         self.reading, self.alone = reading_from(self.opened), is_single_turn(self.opened)
 
     def take(self, line: str) -> bool:
-        """One line of the user's: a message or a command. False: it was /quit."""
+        """Handles one line of input, a message or a command. Returns False for /quit."""
         name, _, value = line.partition(" ")
         match name:
             case _ if not line.startswith("/"):
@@ -145,7 +146,7 @@ class ChatSession:
         from klype.api.prompt_context import prompt_after, prompt_context
 
         terminal, model, window = self.terminal, Model(self.opened), self.opened.window
-        # a quarter of the window is kept for the answer, or as much as it may need
+        # a quarter of the window is reserved for the answer, or ``limit`` where that is less
         fitting = prompt_after(self.opened, self.messages, min(self.limit, window // 4))
         if fitting is None:
             self.messages.pop()
@@ -158,7 +159,7 @@ class ChatSession:
             self.dropped = dropped
         limit = min(self.limit, window - len(prompt))
         request = model.request(tuple(prompt), self.sampling, limit, self.seed)
-        # what else was likely is for /probs; each answer has noise of its own, so that /again is another one
+        # top: alternatives for /probs; first_sample: each answer has its own noise, so that /again gives another one
         request = replace(request, top=3, first_sample=self.answers)
         self.answers += 1
         said = ""
@@ -183,9 +184,7 @@ class ChatSession:
             if self.draft is not None:
                 self.guesses.append(speculation(self.draft[0], counts))
                 if counts.tokens_per_pass is not None:
-                    alpha = "–" if counts.alpha is None else percent(counts.alpha, terminal.lang)
-                    tokens = number(counts.tokens_per_pass, terminal.lang, 2)
-                    terminal.say("chat.guessed", draft=self.draft[0], alpha=alpha, tokens=tokens)
+                    terminal.say("chat.guessed", **with_ratios_written(self.guesses[-1], terminal.lang))
             if self.sure:
                 ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
                 self.certainties.append(sure_of(self.opened, ask, self.traces[-1], limit))
@@ -210,10 +209,13 @@ class ChatSession:
 
 
 def weighed(trace: Trace, opened: OpenModel, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
-    """Each token with its probability under the model at τ = 1, and the two most probable others. Tokens that spell one
-    character together stand as that, unless ``as_bytes``: each has its line then, and its bytes."""
+    """The rows of /probs: each token, its probability at temperature 1, and the two most probable alternatives.
+
+    Tokens that together encode one character share a row, unless ``as_bytes``: then each is shown with its bytes.
+    """
 
     def cut(tokens: Sequence[int]) -> bool:
+        """Whether they end inside a character."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         decoder.decode(b"".join(opened.spell(token) for token in tokens if opened.control(token) is None))
         return not as_bytes and bool(decoder.getstate()[0])
@@ -240,7 +242,7 @@ def weighed(trace: Trace, opened: OpenModel, lang: str, as_bytes: bool) -> Itera
 
 
 def typed_lines(terminal: Terminal) -> Iterator[str]:
-    """The user's lines, without their ends: with editing where a person types, else as they stand on stdin."""
+    """The user's lines without line ends: from a prompt with line editing on a terminal, else from stdin."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\r\n") for line in sys.stdin)
         return
@@ -252,6 +254,6 @@ def typed_lines(terminal: Terminal) -> Iterator[str]:
         except EOFError:
             plain.tell("")
             return
-        except KeyboardInterrupt:  # what was typed is given up, the conversation is not
+        except KeyboardInterrupt:  # discards the line, not the conversation
             plain.tell("")
             terminal.say("chat.ends")

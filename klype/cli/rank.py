@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
     # two sittings of one person are told apart, each with the questions that it has claimed
     name, new_id = asked.annotator or "you", uuid.uuid4().hex
     sitting = rankers.RankingPlan(name, asked.steps, again_every=asked.repeats, lang=terminal.lang, id=new_id)
-    say = PlainProgress(terminal.console, terminal.lang, time.monotonic)
+    say = PlainProgress(terminal.console, terminal.lang)
     try:
         return rankers.rank_by_hand(store, sitting, say, lambda prompt: terminal.console.input(prompt, markup=False))
     except KeyboardInterrupt:

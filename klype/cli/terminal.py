@@ -1,9 +1,10 @@
-"""The terminal: the answer on stdout, everything else on stderr, progress live or plain when nobody looks."""
+"""The terminal: answers on stdout, everything else on stderr, progress as a bar or, outside a terminal, as lines."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -25,7 +26,7 @@ from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Task
     from rich.table import Table
 
     from klype.api.prompt_context import PromptContext
@@ -37,7 +38,10 @@ PLAIN_EVERY_S = 15.0  # so that a log of hours stays short
 
 
 class Terminal:
-    """One command's output. With ``as_json`` stdout holds one JSON document, and words go to stderr."""
+    """One command's output. With ``as_json`` stdout holds one JSON document, and messages go to stderr.
+
+    Raises UsageError for a language that klype does not speak.
+    """
 
     def __init__(self, as_json: bool = False, lang: str | None = None) -> None:
         lang = lang or language()
@@ -50,21 +54,21 @@ class Terminal:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody looks, on a terminal that can redraw."""
+        """Whether output goes to a terminal that can redraw lines."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def say(self, key: str, **values: object) -> None:
-        """A message of the catalogue, as plain text."""
+        """Prints a message of the catalogue."""
         self.console.print(self.words(key, **values))
 
     def lines(self, lines: Iterable[str]) -> None:
-        """What is told of the answer, a line each; with --json it is in the document."""
+        """Prints lines about the answer; nothing with --json, whose document holds them."""
         if not self.as_json:
             for line in lines:
                 self.console.print(line)
 
     def aside(self, text: str, underlined: Sequence[str] = ()) -> None:
-        """How it goes, for whoever waits; some of its words may be underlined."""
+        """Prints a dimmed remark; the words ``underlined`` are underlined in it."""
         from rich.text import Text
 
         shown = Text(text, "dim")
@@ -72,12 +76,12 @@ class Terminal:
         self.console.print(shown)
 
     def answer(self, text: str, end: str = "\n") -> None:
-        """What was asked for, on stdout; with --json it is in the document."""
+        """Prints the answer, or a piece of it; nothing with --json, whose document holds it."""
         if not self.as_json:
             tell(text, end)
 
     def document(self, document: dict[str, Any], out: Path | None = None) -> None:
-        """The result for programs: on stdout with --json, and in a file when one is named."""
+        """Writes the JSON document: to stdout with --json, and to the file ``out``."""
         if out is not None:
             write_json(out, document)
         if self.as_json:
@@ -85,7 +89,7 @@ class Terminal:
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """JSON without NaN or infinities: those are a programmer's error here. It says all, and is harmless to print."""
+    """JSON text that is safe to print: control characters are escaped. Raises ValueError for NaN and infinity."""
     return escape(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=2))
 
 
@@ -94,7 +98,7 @@ def write_json(file: Path, document: dict[str, Any]) -> None:
 
 
 def write(file: Path, text: str) -> None:
-    """Whole or not at all (durable.py)."""
+    """Writes a file atomically. Raises UsageError where that is not possible."""
     try:
         durable.write(file, text)
     except OSError as error:
@@ -102,7 +106,7 @@ def write(file: Path, text: str) -> None:
 
 
 def program(environ: Mapping[str, str] = os.environ, python: str = sys.executable) -> str:
-    """How this klype is called from the user's shell: ``klype`` where the shell finds it, else by its path."""
+    """How the user's shell calls this klype: ``klype`` if it is on PATH, else its path."""
     script = Path(python).with_name("klype.exe" if sys.platform == "win32" else "klype")
     if not script.is_file():
         return f"{shlex.quote(python)} -m klype"
@@ -113,40 +117,41 @@ def program(environ: Mapping[str, str] = os.environ, python: str = sys.executabl
 
 
 def any_character() -> None:
-    """Output is UTF-8 on every system; what cannot be written (a broken byte of an argument) is spelled out."""
+    """Makes output UTF-8 on every system; what cannot be encoded (a stray byte of an argument) is escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def budget_parts(text: str) -> tuple[str, str]:
-    """``--budget``: what it says of the work here, and what a server may be asked for: "300,500requests" → ("300",
-    "500requests")."""
+    """Splits ``--budget`` into the limit for work on this machine and those for a server: "300,500requests" →
+    ("300", "500requests")."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     of_server = [part for part in parts if part.casefold().endswith(("requests", "tokens"))]
     return ",".join(part for part in parts if part not in of_server), ",".join(of_server)
 
 
 def pass_budget(text: str | None) -> tuple[int | None, str]:
-    """``--budget`` as forward passes of a plain number (None: not said), and what a server may be asked for."""
+    """Parses ``--budget`` into a number of forward passes (None: not given) and the limits for a server. Raises
+    UsageError for anything else."""
     from klype.sources.http_client import Budget
 
     own, of_server = budget_parts((text or "").replace(" ", ""))
-    if own and not re.fullmatch(r"[0-9]*[1-9][0-9]*", own):  # 0 is no budget
+    if own and not re.fullmatch(r"[0-9]*[1-9][0-9]*", own):
         raise UsageError(f"--budget should be a whole number of passes from 1 up (it is {own}).")
     Budget.parse(of_server)
     return int(own) if own else None, of_server
 
 
 def tell_unread(terminal: Terminal, ask: PromptContext) -> None:
-    """Where the demo world's grammar stops reading a question, of which nobody knows the truth then."""
+    """Says where the demo world's grammar fails to parse a question, for which no truth is known then."""
     if ask.unread and not terminal.as_json:
         said = Sentences(terminal.lang)
         terminal.aside(harmless(" ".join(map(said, ask.unread.split("\n")))))
 
 
 def tell_cost(opened: OpenModel) -> None:
-    """At a command's end: what a server was asked for, on stderr; nothing for models that are here."""
+    """At a command's end: prints a server's requests and tokens to stderr; nothing for local models."""
     if opened.http is not None:
         from klype.sources.capabilities import cost
 
@@ -154,14 +159,14 @@ def tell_cost(opened: OpenModel) -> None:
 
 
 def plain_console(**options: Any) -> Console:
-    """rich's console for text of strangers: its own escape codes go to the terminal, none that came in a text."""
+    """rich's console for untrusted text: escape codes of rich itself reach the terminal, those in texts do not."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
     class PlainConsole(Console):
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
-                # rich's own control codes are no text
+                # control segments hold rich's own codes
                 harm = not segment.control and not segment.text.isprintable()
                 yield Segment(harmless(segment.text), segment.style) if harm else segment
 
@@ -170,21 +175,19 @@ def plain_console(**options: Any) -> Console:
 
 @contextmanager
 def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
-    """The listener that suits this terminal; the bars are gone when the block is left, however it is left.
+    """The listener for this terminal: a bar, which is gone when the block is left, or plain lines.
 
-    ``asks``: somebody is asked to type meanwhile, over whose line a bar would be drawn.
+    ``asks``: the user is asked to type meanwhile; a bar would be drawn over the line being typed.
     """
-    if not asks and terminal.watched:
-        live = LiveProgress(terminal.console, terminal.lang)
-        with live.progress:
-            yield live
-    else:
-        yield PlainProgress(terminal.console, terminal.lang, time.monotonic)
+    kind = LiveProgress if terminal.watched and not asks else PlainProgress
+    say = kind(terminal.console, terminal.lang)
+    with say.progress:
+        yield say
 
 
 @contextmanager
 def part_progress(terminal: Terminal) -> Iterator[Callable[[str, int, int], None]]:
-    """Tells how work of several parts goes: called with a part's name, how much of it is done, and of how much."""
+    """Shows the progress of work in several parts: yields ``progress(part, done, total)``."""
     with listener(terminal) as say:
         part = [""]
 
@@ -200,9 +203,9 @@ def part_progress(terminal: Terminal) -> Iterator[Callable[[str, int, int], None
 
 @contextmanager
 def patiently(text: str, seconds: float = 1.0) -> Iterator[None]:
-    """What is being done within is told on stderr once it has taken longer than a moment."""
+    """Prints ``text`` to stderr if the block takes longer than ``seconds``."""
     timer = threading.Timer(seconds, aside, (text,))
-    timer.daemon = True  # what ends sooner does not wait for it
+    timer.daemon = True  # a process that ends sooner does not wait for it
     timer.start()
     try:
         yield
@@ -211,17 +214,30 @@ def patiently(text: str, seconds: float = 1.0) -> Iterator[None]:
 
 
 def starting(terminal: Terminal) -> AbstractContextManager[None]:
-    """Around what a command imports and opens before its first word."""
+    """To be put around a command's imports and the opening of its model: says "Starting …" if they take long."""
     return patiently(terminal.words("model.starting"))
 
 
-class ProgressPrinter:
-    """What the live and the plain listener have in common: notes and tables."""
+class LiveProgress:
+    """A ``RunListener`` that draws a bar for the stage that is running; notes, tables and samples scroll by above it.
+    ``options``: of rich's Progress."""
 
-    def __init__(self, console: Console, lang: str) -> None:
-        self.console = console
-        self.lang = lang
+    def __init__(self, console: Console, lang: str, **options: Any) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console, self.lang = console, lang
         self.said = Sentences(lang, "progress")
+        self.task: Task | None = None  # of the stage that is running
+        self.progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}" + LANGUAGES[lang].percent),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            expand=console.width <= 100,
+            **options,
+        )
 
     def note(self, text: str) -> None:
         self.console.print("\n".join(map(self.said, text.split("\n"))), markup=False)
@@ -237,98 +253,70 @@ class ProgressPrinter:
         name = self.said.name
         print_table(self.console, name(title), [*map(name, columns)], [[*map(name, row)] for row in rows])
 
-    def measures(self, metrics: Mapping[str, float], fewest: bool = False) -> str:
-        """ "loss 2.31  12,345 tok/s  kl 0.02": the loss and the speed by their own units, the rest by name."""
+    def measures(self, metrics: Mapping[str, float], most: int | None = 1) -> str:
+        """ "loss 2.31  12,345 tok/s  kl 0.02": loss and speed, and ``most`` of the other metrics (None: all)."""
         said, lang = self.said, self.lang
         parts = [f"{said('loss')} {number(metrics['loss'], lang, 3)}"] if "loss" in metrics else []
         if "tokens_per_second" in metrics:
             parts.append(f"{count(round(metrics['tokens_per_second']), lang)} tok/s")
         rest = [name for name in metrics if name not in ("step", "loss", "tokens_per_second")]
-        parts += [f"{said(name)} {number(metrics[name], lang, 3)}" for name in (rest[:1] if fewest else rest)]
-        return "  ".join(parts)
-
-
-class LiveProgress(ProgressPrinter):
-    """A bar for the stage that is running, with what it measures; what the model says scrolls by above."""
-
-    def __init__(self, console: Console, lang: str) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        super().__init__(console, lang)
-        self._task: TaskID | None = None
-        self._total: int | None = None
-        self.progress: Progress = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}" + LANGUAGES[lang].percent),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            expand=console.width <= 100,
-        )
+        return "  ".join([*parts, *(f"{said(name)} {number(metrics[name], lang, 3)}" for name in rest[:most])])
 
     def stage_start(self, name: str, total_steps: int) -> None:
         self.stage_end()
-        self._total = total_steps or None
-        self._task = self.progress.add_task(self.said(name), total=self._total, numbers="")
+        self.progress.add_task(self.said(name), total=total_steps or None, numbers="")
+        self.task = self.progress.tasks[-1]
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        if self._task is None:
-            self.stage_start("", 0)
-        assert self._task is not None
-        self.progress.update(self._task, completed=metrics.get("step"), numbers=self.measures(metrics, fewest=True))
+        assert self.task is not None, "a step belongs to a stage"
+        self.progress.update(self.task.id, completed=metrics.get("step"), numbers=self.measures(metrics))
 
     def stage_end(self, summary: str = "") -> None:
-        if self._task is not None:
-            self.progress.update(self._task, completed=self._total)
-            self.progress.stop_task(self._task)
-            self._task = None
+        if self.task is not None:
+            self.progress.update(self.task.id, completed=self.task.total)
+            self.progress.stop_task(self.task.id)
+            self.task = None
         if summary:
             self.note(summary)
 
 
-class PlainProgress(ProgressPrinter):
-    """A line at the start of a stage, one every quarter of a minute, and one at its end."""
+class PlainProgress(LiveProgress):
+    """The same in plain lines: one at the start of a stage, one every ``PLAIN_EVERY_S``, and one at its end."""
 
-    def __init__(self, console: Console, lang: str, clock: Callable[[], float]) -> None:
-        super().__init__(console, lang)
+    def __init__(self, console: Console, lang: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._name = ""
-        self._total = 0
-        self._began = self._told = clock()
-        self._first = (0.0, self._began)  # the step that this start was at when it was first heard of, and when
-        self._last: Mapping[str, float] = {}
+        self._now: float = clock()
+        self._told, self._stepped = self._now, False
+        # disable: no bar is drawn, and rich still estimates the time left, from the steps of this process
+        super().__init__(console, lang, disable=True, get_time=lambda: self._now, speed_estimate_period=math.inf)
+
+    def measures(self, metrics: Mapping[str, float], most: int | None = None) -> str:
+        return super().measures(metrics, most)
 
     def stage_start(self, name: str, total_steps: int) -> None:
-        self.stage_end()
-        self._name, self._total = self.said(name), total_steps
-        self._began = self._told = self._clock()
-        self._last = {}
-        self.note(f"{self._name}: {count(total_steps, self.lang)} {self.said('steps')}" if total_steps else self._name)
+        super().stage_start(name, total_steps)
+        self._told, self._stepped = self._now, False
+        steps = f": {count(total_steps, self.lang)} {self.said('steps')}" if total_steps else ""
+        self.note(f"{self.said(name)}{steps}")
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        now, done = self._clock(), metrics.get("step", 0.0)
-        if not self._last:
-            self._first = (done, now)
-        self._last = metrics
-        if now - self._told < PLAIN_EVERY_S:
+        self._now, self._stepped = self._clock(), True
+        super().step(metrics)
+        task = self.progress.tasks[-1]
+        if self._now - self._told < PLAIN_EVERY_S:
             return
-        self._told = now
-        gone = done - self._first[0]
-        left = (now - self._first[1]) * (self._total - done) / gone if gone and self._total else None
-        eta = f"{left:.0f} {self.said('s left')}" if left is not None else ""
-        of = f"/{self._total}" if self._total else ""
-        told = ", ".join(filter(None, (self.measures(metrics), eta)))
-        self.note(f"{self._name} {done:.0f}{of}{': ' if told else ''}{told}")
+        self._told = self._now
+        left = "" if task.time_remaining is None else f"{task.time_remaining:.0f} {self.said('s left')}"
+        of = "" if task.total is None else f"/{task.total}"
+        told = ", ".join(filter(None, (task.fields["numbers"], left)))
+        self.note(f"{task.description} {task.completed:.0f}{of}{': ' if told else ''}{told}")
 
     def stage_end(self, summary: str = "") -> None:
-        if self._name and self._last:
-            seconds = number(self._clock() - self._began, self.lang, 1)
-            measured = self.measures(self._last)
-            self.note(f"{self._name}: {measured}{' ' if measured else ''}({seconds} s)")
-        self._name, self._last = "", {}
-        if summary:
-            self.note(summary)
+        self._now = self._clock()
+        if self.task is not None and self._stepped:
+            measured, seconds = self.task.fields["numbers"], number(self.task.elapsed or 0.0, self.lang, 1)
+            self.note(f"{self.task.description}: {measured}{' ' if measured else ''}({seconds} s)")
+        super().stage_end(summary)
 
 
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -336,7 +324,7 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequ
 
 
 def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table without rules; numbers stand to the right."""
+    """A table without rules; columns of numbers are right-aligned."""
     from rich.table import Table
     from rich.text import Text
 
