@@ -61,9 +61,29 @@ def options_of(kind: type[Options]) -> dict[str, Any]:
 
 
 def a_file(option: str, file: Path | None) -> None:
-    """Errors: there is none. It is told before anything is loaded."""
+    """Raises UsageError for a file that does not exist, before anything is loaded."""
     if file is not None and not file.is_file():
         raise UsageError(f"{option}: there is no file {file}.")
+
+
+def not_empty(text: str) -> str:
+    """The text. Raises UsageError if it is empty or not a string."""
+    if not isinstance(text, str):
+        raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
+    if not text.strip():
+        raise UsageError("There is no text.", "Give a question, or a text to continue.")
+    return text
+
+
+def suite_files(suite: str) -> list[Path]:
+    """The JSONL files of a suite that is a path: of one file or of a folder. Raises UsageError if there are none."""
+    place = Path(suite)
+    files = [place] if place.is_file() else sorted(place.glob("*.jsonl"))
+    if not files:
+        raise UsageError(
+            f"There is no suite {suite} here.", "Known: world; else the path of a JSONL file or of a folder of them."
+        )
+    return files
 
 
 def spelled(kind: type[Options], field: str) -> str:

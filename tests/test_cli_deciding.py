@@ -10,7 +10,7 @@ import pytest
 
 from klype.answers.decoders import DECODERS
 from klype.api.prompt_context import PromptContext
-from klype.cli import ask as command
+from klype.cli import ask, asking
 from klype.errors import UsageError
 from klype.values import Question, Request, Sampling
 from klype.words.sentences import Sentences
@@ -25,8 +25,8 @@ def told(name: str, budget: float = 8.0) -> dict[str, Any]:
     ask = PromptContext(source, (1,), Question("q", "a"), lambda text: merged.get(text, text), "text", None)
     opened = cast(Any, SimpleNamespace(source=source, stop=(0,), as_raw=lambda raw: True, plain=codec.encode))
     request = Request(ask.prompt, limit=4, sampling=Sampling(0.7), seed=1)
-    found = command.decide(opened, ask, request, (name, budget), None)
-    return command.decision(found, name, budget)
+    found = asking.decide(opened, ask, request, (name, budget), None)
+    return asking.decision(found, name, budget)
 
 
 def test_what_was_chosen_why_and_at_what_cost() -> None:
@@ -43,22 +43,22 @@ def test_what_was_chosen_why_and_at_what_cost() -> None:
 def test_every_decoder_has_words(lang: str) -> None:
     said = Sentences(lang)
     assert all((said(row.about) == row.about) == (lang == "en") for row in DECODERS.values())
-    lines = "\n".join(command.decision_lines(told("search"), lang))
+    lines = "\n".join(asking.decision_lines(told("search"), lang))
     assert "60" in lines
     assert "b" in lines
 
 
 def test_budgets_for_decoders_and_for_servers() -> None:
-    assert command.decoder_budget("consensus", "8×") == (8.0, "")
-    assert command.decoder_budget("consensus", "8x,500requests") == (8.0, "500requests")
-    assert command.decoder_budget("search", "") == (command.BUDGET, "")
-    assert command.decoder_budget("", "500requests,20000tokens")[1] == "500requests,20000tokens"
+    assert ask.decoder_budget("consensus", "8×") == (8.0, "")
+    assert ask.decoder_budget("consensus", "8x,500requests") == (8.0, "500requests")
+    assert ask.decoder_budget("search", "") == (ask.BUDGET, "")
+    assert ask.decoder_budget("", "500requests,20000tokens")[1] == "500requests,20000tokens"
     with pytest.raises(UsageError, match="for a decoder"):
-        command.decoder_budget("", "8×")
+        ask.decoder_budget("", "8×")
     with pytest.raises(UsageError, match="no decoder"):
-        command.decoder_budget("guess", "8×")
+        ask.decoder_budget("guess", "8×")
     with pytest.raises(UsageError, match="plain answers"):
-        command.decoder_budget("search", "lots")
+        ask.decoder_budget("search", "lots")
     with pytest.raises(UsageError, match="nothing to check with"):
         told("verify-yes")
 
@@ -68,4 +68,4 @@ def test_a_model_without_one_token_for_yes_cannot_verify_by_it() -> None:
     letters = tuple(".YesNo yn")
     _, codec = table_source(np.eye(len(letters)), letters=letters)
     opened = cast(Any, SimpleNamespace(source=SimpleNamespace(codec=codec), say=codec.encode, prompt=codec.prompt))
-    assert command.yes_check(opened, "q") == {}
+    assert asking.yes_check(opened, "q") == {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from klype.api.prompt_context import PromptContext
-from klype.cli.ask import share_of, sure_of
+from klype.cli.asking import share_of, sure_of
 from klype.sources.source import answers
 from klype.values import Question, Request, Sampling
 from tests.toy_sources import table_source

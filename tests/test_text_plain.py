@@ -239,7 +239,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     """--raw, a given answer, what decoders put together, the server's completions, and a client of that server."""
-    from klype.cli.ask import statement
+    from klype.cli.asking import statement
     from klype.serve.app import app
     from klype.serve.guard import ServeSettings
     from klype.serve.served_model import ServedModel

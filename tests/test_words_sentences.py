@@ -18,7 +18,7 @@ from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings
 from klype.api.prompt_context import PromptContext
 from klype.api.results import AnswerForks, AnswerTree
-from klype.cli.ask import decision_lines, sure_lines
+from klype.cli.asking import decision_lines, sure_lines
 from klype.cli.next_tree_forks import forks_chart, tree_chart
 from klype.cli.rank import tell_habits
 from klype.cli.terminal import Terminal

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from klype.api.judging import open_judge
 from klype.api.model import Model, load
-from klype.api.prompt_context import number, suite_files, whole, world_of
+from klype.api.prompt_context import number, whole, world_of
 from klype.api.results import Row, data_frame, figure_rows, figure_table
 from klype.config import make
 from klype.data.rows import questions_from, read_questions
@@ -38,6 +38,7 @@ from klype.examine.truth import Reader
 from klype.judge.judge import Judge, Meaning
 from klype.judge.meaning import WorldJudge
 from klype.judge.rule_judge import RuleJudge
+from klype.option import suite_files
 from klype.runs.provenance import read_questions as kept_questions
 from klype.sources.find_model import is_aligned
 from klype.sources.opening import OpenModel

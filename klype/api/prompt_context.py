@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from klype.errors import UsageError
-
-if TYPE_CHECKING:
-    from klype.judge.judge import Judge, Meaning
-    from klype.runs.provenance import DataSources
-    from klype.sources.opening import OpenModel
-    from klype.sources.source import Message, Source
-    from klype.values import Figure, Question
-    from klype.world import World
+from klype.judge.judge import Judge, Meaning
+from klype.judge.meaning import judge_of
+from klype.option import not_empty
+from klype.runs import provenance
+from klype.runs.provenance import DataSources
+from klype.sources.opening import OpenModel
+from klype.sources.source import Message, Source
+from klype.values import Figure, Question
+from klype.words import words
+from klype.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +43,16 @@ class PromptContext:
 def prompt_context(opened: OpenModel, text: str, raw: bool | None, judge: Judge | None = None) -> PromptContext:
     """The PromptContext of ``text``: a question of the demo world if its grammar parses it, or one that the run held
     out, else free text, judged by what answers claim. ``judge``: another that says what they mean."""
-    from klype.judge.meaning import judge_of
-    from klype.runs.provenance import question_in
-    from klype.values import Question
-
     plain = opened.as_raw(raw)
     prompt = prompt_of(opened, text, raw)
     run = opened.found.run
     world = world_of(opened) if not plain else None
-    found, unread = question_in(world, run, text) if run is not None and not plain else (None, "")
+    found, unread = provenance.question_in(world, run, text) if run is not None and not plain else (None, "")
     question = found or Question("asked", text)
     ruling = judge_of(question, world, judge)
     right = partial(ruling.right, question) if world is not None and found is not None else None
     error = ruling.errs("same", [question])
     return PromptContext(opened.source, prompt, question, ruling.meaning(question), ruling.name, right, error, unread)
-
-
-def not_empty(text: str) -> str:
-    """The text of a question. Raises UsageError if empty or not a string."""
-    if not isinstance(text, str):
-        raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
-    if not text.strip():
-        raise UsageError("There is no text.", "Give a question, or a text to continue.")
-    return text
 
 
 def whole(**given: object) -> None:
@@ -89,15 +76,11 @@ def prompt_of(opened: OpenModel, text: str, raw: bool | None) -> tuple[int, ...]
 
 def reading_from(opened: OpenModel) -> DataSources | None:
     """What a run's model has read; None where that is unknown."""
-    from klype.runs.provenance import reading_of
-
-    return None if opened.native is None else reading_of(opened.found, opened.loaded.tokenizer)
+    return None if opened.native is None else provenance.reading_of(opened.found, opened.loaded.tokenizer)
 
 
 def world_of(opened: OpenModel) -> World | None:
     """The demo world that the model's run is about; None for other runs and models."""
-    from klype.runs import provenance
-
     return provenance.world_of(opened.found.run)
 
 
@@ -140,8 +123,6 @@ def fit(
 
 def introduction(opened: OpenModel, lang: str) -> str:
     """What the model has read, and whether each question stands alone; empty where that is unknown."""
-    from klype.words import words
-
     reading = reading_from(opened)
     if reading is None:
         return ""
@@ -154,27 +135,14 @@ TRIED = 12  # questions that are drawn for the shortest of different kinds among
 def suggestions(opened: OpenModel, lang: str, count: int = 3, seed: int | None = None) -> list[str]:
     """A few questions that the model can be asked, in this language, of different kinds: drawn new from the demo
     world's language, of another run from its held-out ones. Empty if none are known."""
-    from klype.runs.provenance import read_questions
-
     rng, world, run = random.Random(seed), world_of(opened), opened.found.run
     if world is not None:
         drawn = [q for q in (world.question(rng, heldout=True) for _ in range(3 * TRIED)) if q.extra["lang"] == lang]
     else:
-        known = read_questions(run / "questions.jsonl") if run is not None else []
+        known = provenance.read_questions(run / "questions.jsonl") if run is not None else []
         mine = [q for q in known if q.extra.get("lang", lang) == lang and "before" not in q.extra]
         drawn = rng.sample(mine, min(TRIED, len(mine)))
     drawn = sorted(drawn[:TRIED], key=lambda question: len(question.prompt))
     # from the longest to the shortest, so that of each kind the shortest is kept
     kinds = {str(question.extra.get("kind", question.id)): question.prompt for question in reversed(drawn)}
     return sorted(kinds.values(), key=len)[:count]
-
-
-def suite_files(suite: str) -> list[Path]:
-    """The JSONL files of a suite that is a path. Raises UsageError when there is none."""
-    place = Path(suite)
-    files = [place] if place.is_file() else sorted(place.glob("*.jsonl"))
-    if not files:
-        raise UsageError(
-            f"There is no suite {suite} here.", "Known: world; else the path of a JSONL file or of a folder of them."
-        )
-    return files

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
-from klype.cli.ask import GAMMA, make_draft, speculation, sure_lines, sure_of, with_ratios_written
 from klype.cli.next_tree_forks import visible
 from klype.cli.terminal import Terminal, print_table, starting
 from klype.errors import KlypeError
@@ -51,9 +50,11 @@ def command(
         from klype.api.prompt_context import introduction, suggestions
         from klype.sources.opening import room
 
+        if speculate is not None:
+            from klype.cli import asking
         opened = load(model, precision, device=device).opened
     room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
-    draft = None if speculate is None else (speculate, make_draft(opened, speculate))
+    draft = None if speculate is None else (speculate, asking.make_draft(opened, speculate))
     talk = ChatSession(terminal, opened, sampling, limit, seed, draft, sure)
     terminal.say("chat.hello", name=kind_of(model).short(model))
     if talk.reading is not None:
@@ -145,6 +146,8 @@ class ChatSession:
         from klype.api.model import AnswerStream, Model
         from klype.api.prompt_context import prompt_after, prompt_context
 
+        if self.draft is not None or self.sure:
+            from klype.cli import asking  # other answers do not wait for it
         terminal, model, window = self.terminal, Model(self.opened), self.opened.window
         # a quarter of the window is reserved for the answer, or ``limit`` where that is less
         fitting = prompt_after(self.opened, self.messages, min(self.limit, window // 4))
@@ -169,7 +172,7 @@ class ChatSession:
                 from klype.engine.speculation import Speculation, passes
                 from klype.sources.opening import decode_stream
 
-                counts, spell = Speculation(GAMMA), self.opened.spell
+                counts, spell = Speculation(asking.GAMMA), self.opened.spell
                 written = passes(self.opened.engine, request, self.draft[1], counts)
                 spoken = ((b"".join(spell(step.token) for step in steps), trace) for steps, trace in written)
                 pieces = AnswerStream(model, decode_stream(spoken))
@@ -182,13 +185,13 @@ class ChatSession:
             if pieces.answer.ended == "length":
                 terminal.say("chat.cut", limit=limit)
             if self.draft is not None:
-                self.guesses.append(speculation(self.draft[0], counts))
+                self.guesses.append(asking.speculation(self.draft[0], counts))
                 if counts.tokens_per_pass is not None:
-                    terminal.say("chat.guessed", **with_ratios_written(self.guesses[-1], terminal.lang))
+                    terminal.say("chat.guessed", **asking.with_ratios_written(self.guesses[-1], terminal.lang))
             if self.sure:
                 ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
-                self.certainties.append(sure_of(self.opened, ask, self.traces[-1], limit))
-                terminal.lines(sure_lines(self.certainties[-1], terminal.lang))
+                self.certainties.append(asking.sure_of(self.opened, ask, self.traces[-1], limit))
+                terminal.lines(asking.sure_lines(self.certainties[-1], terminal.lang))
         except KeyboardInterrupt:
             terminal.answer("")
             terminal.say("chat.stopped")

@@ -16,7 +16,7 @@ from klype.cli.terminal import Terminal, part_progress, pass_budget, patiently, 
 from klype.cli.terminal import write_json as write
 from klype.errors import KlypeError, UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
-from klype.option import Option, Options
+from klype.option import Option, Options, suite_files
 from klype.words import Words, count, number, percent, short, words
 from klype.words.plain import harmless
 
@@ -72,8 +72,6 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     for file in asked.training:
         if not file.exists():
             raise UsageError(f"--training: there is nothing at {file}.")
-    from klype.api.prompt_context import suite_files
-
     if asked.suite not in ("", "world"):
         suite_files(asked.suite)
     passes, limits = pass_budget(asked.budget)

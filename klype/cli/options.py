@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from klype.api.prompt_context import not_empty
 from klype.cli.terminal import Terminal, program
 from klype.device import Device as Device
 from klype.errors import UsageError
-from klype.option import Option, Options, option_in, options_of
+from klype.option import Option, Options, not_empty, option_in, options_of
 from klype.option import a_file as a_file
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
