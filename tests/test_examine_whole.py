@@ -22,7 +22,7 @@ from klype.examine.examination_report import document, verdict
 from klype.examine.examined_model import SHARE, EvalTarget, ExamSpeed, in_time, plan, within
 from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
-from klype.examine.truth import Reader, at_temperature
+from klype.examine.truth import Reader
 from klype.judge.meaning import text_meaning
 from klype.values import Distribution, Figure, Question, Tokens, Trace, Verdict
 from tests.toy_sources import enumerate_answers, table_source
@@ -194,7 +194,7 @@ def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: ExamR
 def test_however_near_to_0_a_temperature_is_it_is_like_0(temperature: float) -> None:
     q = Distribution(np.array([1, 0, 2, 3]), np.log([0.6, 0.3, 0.1, 1e-30]))
     cold = DistributionCache(Reader(lambda: Chain(TRUTH, 1)), temperature)
-    assert at_temperature(q, temperature).tolist() == [1, 0, 0, 0]
+    assert distribution_bounds.tempered(q, temperature, 4).low_K.tolist() == [1, 0, 0, 0]
     assert (cold.entropy((), q), cold.said((), q), cold.s((), q)) == (0.0, 1.0, 1.0)
     assert cold.kl((), q) > 100  # the truth is not so sure
     assert np.exp(distribution_bounds.whole_at(q, temperature).logp).tolist() == [1, 0, 0, 0]

@@ -22,10 +22,11 @@ from zlib import crc32
 
 import numpy as np
 
+from klype.answers import distribution_bounds
 from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.examine.intervals import Values, index_of, ratio_of_means
 from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, FeedbackSettings, Intervention, Query, going_on
-from klype.examine.truth import Reader, at_temperature, mass
+from klype.examine.truth import Reader, mass
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Figure, Ints, Tokens, Trace
 
@@ -158,7 +159,7 @@ def variation(a: Distribution, b: Distribution, temperature: float) -> float:
     size = int(max(a.ids.max(), b.ids.max())) + 1
     p_2V = np.zeros((2, size))
     for row, q in zip(p_2V, (a, b), strict=True):
-        row[q.ids] = at_temperature(q, temperature)
+        row[q.ids] = distribution_bounds.tempered(q, temperature, 0).low_K
     return float(np.abs(p_2V[0] - p_2V[1]).sum() / 2)
 
 

@@ -32,7 +32,6 @@ class Reader:
     def __init__(self, start: Callable[[], Truth]) -> None:
         self._truths: dict[Tokens, tuple[Truth, bool]] = {(): (start(), True)}
         self._next: dict[Tokens, Mapping[int, float]] = {}
-        self._errors: dict[Tokens, int | None] = {(): None}
 
     def next(self, tokens: Tokens) -> Mapping[int, float]:
         """{token: p} after these tokens; its keys are A(x)."""
@@ -46,14 +45,7 @@ class Reader:
 
     def first_error(self, tokens: Tokens) -> int | None:
         """The position (1, 2, …) of the first token that could not follow."""
-        known = len(tokens)
-        while tokens[:known] not in self._errors:
-            known -= 1
-        error = self._errors[tokens[:known]]
-        for t in range(known + 1, len(tokens) + 1):
-            error = error or (None if self.is_right(tokens[:t]) else t)
-            self._errors[tokens[:t]] = error
-        return error
+        return next((t for t in range(1, len(tokens) + 1) if not self.is_right(tokens[:t])), None)
 
     def _at(self, tokens: Tokens) -> tuple[Truth, bool]:
         """What is true after these tokens, and whether the last of them could follow the others."""
@@ -67,31 +59,18 @@ class Reader:
         return self._truths[tokens]
 
 
-def at_temperature(q: Distribution, temperature: float) -> Floats:
-    """Probabilities of the listed tokens at a temperature (0: all on the most probable), as shares of what is listed
-    when nothing is unlisted; a partial distribution at temperature 1 keeps its unlisted mass."""
-    if temperature == 0.0:
-        q_K = np.zeros(len(q.logp))
-        q_K[int(np.argmax(q.logp))] = 1.0
-        return q_K
-    q_K = np.exp(distribution_bounds.relative(q, temperature))
-    return np.asarray(q_K / q_K.sum() * (1.0 - q.rest))
-
-
 def among(ids_K: Ints, tokens: Sequence[int] | Mapping[int, float]) -> npt.NDArray[np.bool_]:
-    """Which of these ids are in a set. Whole distributions list all ids below their length: a table tells at once."""
+    """Which of these ids are in a set of tokens, [K]."""
     wanted = np.fromiter(tokens, np.int64, len(tokens))
-    if len(ids_K) == 0 or int(ids_K.max()) >= len(ids_K) or int(ids_K.min()) < 0:
-        return np.isin(ids_K, wanted)
-    is_in = np.zeros(len(ids_K), bool)
-    is_in[wanted[(wanted >= 0) & (wanted < len(ids_K))]] = True
-    found: npt.NDArray[np.bool_] = is_in[ids_K]
-    return found
+    # a table over the vocabulary: np.isin takes three times as long for 4,096 ids
+    is_in = np.zeros(1 + max(ids_K.max(initial=-1), wanted.max(initial=-1)), bool)
+    is_in[wanted] = True
+    return np.asarray(is_in[ids_K])
 
 
 def mass(q: Distribution, temperature: float, tokens: Sequence[int] | Mapping[int, float]) -> float:
-    """The probability of a set of tokens at a temperature."""
-    return min(1.0, float(at_temperature(q, temperature)[among(q.ids, tokens)].sum()))
+    """The probability of a set of tokens under a whole distribution at a temperature (0: all on the most probable)."""
+    return min(1.0, float(distribution_bounds.tempered(q, temperature, 0).low_K[among(q.ids, tokens)].sum()))
 
 
 PARTIAL = "the model returned only its most probable tokens"
@@ -152,18 +131,9 @@ def possible(p: Mapping[int, float]) -> tuple[Ints, Floats]:
 
 def of(q: Distribution, ids_A: Ints) -> Floats:
     """Log-probabilities of these tokens, −∞ where they are not listed."""
-    logq_A = np.full(len(ids_A), -math.inf)
-    if q.whole and len(q.ids) and int(q.ids.max()) == len(q.ids) - 1:
-        logq_V = np.empty(len(q.ids))
-        logq_V[q.ids] = q.logp
-        known_A = ids_A < len(q.ids)
-        logq_A[known_A] = logq_V[ids_A[known_A]]
-        return logq_A
-    # a partial distribution lists a few of many ids
-    place = {token: k for k, token in enumerate(q.ids.tolist())}
-    at_A = np.array([place.get(token, -1) for token in ids_A.tolist()], int)
-    logq_A[at_A >= 0] = q.logp[at_A[at_A >= 0]]
-    return logq_A
+    logq_V = np.full(1 + max(q.ids.max(initial=-1), ids_A.max(initial=-1)), -math.inf)
+    logq_V[q.ids] = q.logp
+    return np.asarray(logq_V[ids_A])
 
 
 @dataclass(frozen=True, slots=True)
