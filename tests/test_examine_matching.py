@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from klype.examine.interventions import (
     AS_RARE,
     FeedbackSettings,
     Intervention,
-    MatchedSearch,
     Query,
     find_matched,
     interventions,
@@ -56,9 +56,8 @@ def test_rarity_is_not_taken_for_wrongness() -> None:
     source, settings = rarity_alone(), FeedbackSettings(distances=2)
     asked = questions(60)
     forced = interventions(source, asked, settings, lambda t: True)
-    found = find_matched(
-        source, lambda round_: questions(40, 100 * (round_ + 1)), MatchedSearch(1.0, limit=3), lambda t: True
-    )
+    rounds = (questions(40, 100 * i) for i in range(1, 21))
+    found = find_matched(source, rounds, FeedbackSettings(limit=3), lambda t: True)
     after = outcomes(source, asked, forced, settings) + outcomes(source, found.asked, found.found, settings)
     shown = effect(after)
     assert len(found.found) >= 100
@@ -70,9 +69,7 @@ def test_rarity_is_not_taken_for_wrongness() -> None:
 
 def test_every_pair_found_is_as_rare_and_each_beginning_counts_once() -> None:
     source = rarity_alone()
-    found = find_matched(
-        source, lambda round_: questions(30), MatchedSearch(1.0, wanted=10**6, rounds=4, limit=5), lambda t: True
-    )
+    found = find_matched(source, [questions(30)] * 4, FeedbackSettings(pairs=10**6, limit=5), lambda t: True)
     assert all(intervention.matched and not intervention.by_rule for intervention in found.found)
     assert all(abs(intervention.rarity) <= AS_RARE for intervention in found.found)
     assert all(intervention.tokens[0] == WRONG and intervention.tokens[2] == RARE for intervention in found.found)
@@ -84,7 +81,7 @@ def test_every_pair_found_is_as_rare_and_each_beginning_counts_once() -> None:
 def test_where_nothing_is_as_rare_all_are_dropped_and_nothing_is_said() -> None:
     likely = [0, 0, 0.99, 0, 0.01]
     source = table_source(np.array([[1, 0, 0, 0, 0], likely, likely, likely, likely]))[0]
-    found = find_matched(source, lambda round_: questions(20), MatchedSearch(1.0, rounds=2, limit=3), lambda t: True)
+    found = find_matched(source, [questions(20)] * 2, FeedbackSettings(limit=3), lambda t: True)
     assert found.found == ()
     assert found.dropped > 20
     forced = interventions(source, questions(40), FeedbackSettings(distances=1, samples=1), lambda t: True)
@@ -104,11 +101,12 @@ def test_where_nothing_is_as_rare_all_are_dropped_and_nothing_is_said() -> None:
 def test_the_search_ends_when_there_are_enough() -> None:
     asked: list[int] = []
 
-    def ask(round_: int) -> list[Query]:
-        asked.append(round_)
-        return questions(50, 50 * round_)
+    def rounds() -> Iterator[list[Query]]:
+        for round_ in range(20):
+            asked.append(round_)
+            yield questions(50, 50 * round_)
 
-    found = find_matched(rarity_alone(), ask, MatchedSearch(1.0, wanted=60, limit=6), lambda t: True)
+    found = find_matched(rarity_alone(), rounds(), FeedbackSettings(pairs=60, limit=6), lambda t: True)
     assert len(found.found) >= 60
     assert asked == list(range(len(asked)))
     assert len(asked) < 20
@@ -128,7 +126,7 @@ def test_errors_by_edits_are_counted_beside_errors_word_by_word() -> None:
 
     asked = [Query(f"q{i}", (START,), Reader(Open), Reader(All)) for i in range(40)]
     settings = FeedbackSettings(distances=3)
-    found = find_matched(rarity_alone(), lambda round_: asked, MatchedSearch(1.0, rounds=1, limit=3), lambda t: True)
+    found = find_matched(rarity_alone(), [asked], FeedbackSettings(limit=3), lambda t: True)
     shown = effect(outcomes(rarity_alone(), asked, found.found, settings))
     assert shown.further["wrong_errors"].value > 0.2
     assert shown.further["wrong_edits"].value == pytest.approx(0, abs=1e-6)

@@ -29,7 +29,7 @@ def test_the_word_that_is_the_meaning_is_all_there_is() -> None:
     for i, trace in enumerate(traces):
         said = source.codec.decode(trace.tokens)
         rows.append((f"q{i}", trace, lambda text, done, said=said: text == said))
-    found = word_swaps(source, rows, FeedbackSettings(positions=1, samples=3), 4)
+    found = word_swaps(source, rows, FeedbackSettings(positions=1, samples=3, limit=4))
     assert [(one.own, one.other) for one in found] == [(1.0, 0.0)] * 8
     assert measure(Evidence(replaced=found))["feedback_meaning"].value == pytest.approx(1)
 
@@ -37,8 +37,8 @@ def test_the_word_that_is_the_meaning_is_all_there_is() -> None:
 def test_a_word_without_meaning_changes_nothing_and_the_undecided_are_left_out() -> None:
     source, _ = table_source(TABLE)
     trace = source.engine.run([Request((1,), limit=4, stop=(0,))])[0][0]
-    settings = FeedbackSettings(positions=1, samples=2)
-    same = word_swaps(source, [("q", trace, lambda text, done: True)], settings, 4)
+    settings = FeedbackSettings(positions=1, samples=2, limit=4)
+    same = word_swaps(source, [("q", trace, lambda text, done: True)], settings)
     assert [(one.own, one.other) for one in same] == [(1.0, 1.0)]
-    assert word_swaps(source, [("q", trace, lambda text, done: None)], settings, 4) == []
-    assert word_swaps(source, [], settings, 4) == []
+    assert word_swaps(source, [("q", trace, lambda text, done: None)], settings) == []
+    assert word_swaps(source, [], settings) == []

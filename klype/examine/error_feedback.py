@@ -247,14 +247,12 @@ class WordSwap:
     undecided: float = 0.0
 
 
-def word_swaps(
-    source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings, limit: int
-) -> list[WordSwap]:
+def word_swaps(source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings) -> list[WordSwap]:
     """Answers without a position where another word is as rare, and those whose continuations cannot be decided, are
     left out."""
-    kept = _replacements(source, right_answers, settings, limit)
+    kept = _replacements(source, right_answers, settings)
     requests = [
-        going_on(source, (*trace.prompt, *trace.tokens[:at], token), limit - at - 1, settings,
+        going_on(source, (*trace.prompt, *trace.tokens[:at], token), settings.limit - at - 1, settings,
                  f"{question} {arm} replaced", n=settings.samples)
         for (question, trace, _), at, other in kept
         for arm, token in (("own", trace.tokens[at]), ("other", other))
@@ -274,7 +272,7 @@ def word_swaps(
 
 
 def _replacements(
-    source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings, limit: int
+    source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings
 ) -> list[tuple[RightAnswer, int, int]]:
     """Each answer with a position and the other word there, found by ``LOOKS`` looks at most."""
     stop = set(source.codec.stop)
@@ -282,7 +280,7 @@ def _replacements(
     for look in range(LOOKS):
         here = [(i % settings.positions + look, row) for i, row in enumerate(right_answers) if row[0] not in found]
         here = [(at, row) for at, row in here
-                if at < min(limit - 1, len(row[1].tokens)) and row[1].tokens[at] not in stop]  # fmt: skip
+                if at < min(settings.limit - 1, len(row[1].tokens)) and row[1].tokens[at] not in stop]  # fmt: skip
         if not here:
             break
         listed = source.next([(*trace.prompt, *trace.tokens[:at]) for at, (_, trace, _) in here], -1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from klype.answers.tree import Tree, TreeSettings, grow
 from klype.data.seeds import draw_seed
 from klype.examine import evidence, interventions
 from klype.examine.caching_source import Meters, Recorder
-from klype.examine.error_feedback import Right, WordSwap, outcomes, word_swaps
+from klype.examine.error_feedback import InterventionOutcome, Right, WordSwap, outcomes, word_swaps
 from klype.examine.evidence import DistributionCache, Evidence
 from klype.examine.examined_model import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
-from klype.examine.interventions import FeedbackSettings, Intervention, MatchedPairs, MatchedSearch, Query
+from klype.examine.interventions import FeedbackSettings, Intervention, MatchedPairs, Query
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import PrefixTruth, Reader
 from klype.sources.source import Source, answers
@@ -41,7 +41,6 @@ class ExamResult:
     settings: ExamSettings
     evidence: dict[float, Evidence] = field(default_factory=dict)
     traces: dict[float, list[list[Trace]]] = field(default_factory=dict)
-    interventions: dict[float, list[Intervention]] = field(default_factory=dict)
     trees: list[Tree] = field(default_factory=list)
     forks: list[Forks] = field(default_factory=list)
     true: list[Trace] = field(default_factory=list)
@@ -49,6 +48,12 @@ class ExamResult:
     tokens: int = 0
     model_s: float = 0.0
     seconds: float = 0.0
+
+    @property
+    def interventions(self) -> dict[float, list[Intervention]]:
+        """The interventions of the feedback experiment that the rule gave (not those of the matched search)."""
+        forced = {t: [one.intervention for one in found.outcomes] for t, found in self.evidence.items()}
+        return {t: [one for one in found if one.by_rule] for t, found in forced.items()}
 
 
 def examine(
@@ -76,8 +81,8 @@ def examine(
                 # where nobody knows which words can follow, whole answers are judged
                 evidence = replace(evidence, replaced=context.replaced(t, found.traces[t], evidence))
             elif target.whole:
-                found.interventions[t], after = context.feedback(t, (given or {}).get(t))
-                evidence = replace(evidence, **after)
+                after = context.feedback(t, (given or {}).get(t))
+                evidence = replace(evidence, outcomes=after, dropped=context.matched.dropped)
         found.evidence[t] = evidence
     found.trees = context.trees()
     found.forks = context.forks(found.traces[settings.main])
@@ -121,7 +126,6 @@ class EvalContext:
     settings: ExamSettings
     source: Source
     progress: Progress = lambda part, done, of: None
-    crossed: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     @cached_property
     def readers(self) -> list[Reader | None]:
@@ -149,6 +153,12 @@ class EvalContext:
         traces = self.source.score(target.prompts, said, -1)
         self.progress("truth", len(said), len(said))
         return traces
+
+    @cached_property
+    def crossed(self) -> list[tuple[float, ...]]:
+        """``evidence.crossings`` of each answer in ``true``."""
+        rows = zip(self.true, self.readers, strict=False)
+        return [evidence.crossings(trace, reader) for trace, reader in rows if reader is not None]
 
     def request(self, place: int, temperature: float) -> Request:
         target, settings = self.target, self.settings
@@ -190,9 +200,6 @@ class EvalContext:
             judged += evidence.judged_answers(target, question, traces, cache)
             told += evidence.forecasts(question.id, traces, cache)
             if reader is not None and true and temperature > 0:
-                # they are of the truth's answers, the same at every temperature
-                if place not in self.crossed:
-                    self.crossed[place] = evidence.crossings(true[place], reader)
                 sums.append(evidence.sums(traces[:4], true[place], cache, self.crossed[place]))
                 documents.append(evidence.truth_points(true[place], reader, temperature))
         return Evidence(
@@ -224,35 +231,32 @@ class EvalContext:
         """Matched pairs, in answers to questions that were not given where such can be made, else in further ones."""
         settings, another = self.settings, self.target.another
         # else every round asks the same questions, and draws other answers
-        rounds = max(1, settings.pairs * PER_PAIR // (len(self.asked) if another is None else AT_ONCE))
-        search = MatchedSearch(settings.main or 1.0, settings.pairs, rounds, settings.limit, settings.seed)
-
-        def ask(round_: int) -> list[Query]:
-            if another is None:
-                return self.asked
-            return [self._asked(*another(round_ * AT_ONCE + i)) for i in range(AT_ONCE)]
-
-        return interventions.find_matched(self.source, ask, search, self.target.is_word)
+        number = max(1, settings.pairs * PER_PAIR // (len(self.asked) if another is None else AT_ONCE))
+        rounds = (
+            [self._asked(*another(i)) for i in range(first, first + AT_ONCE)] if another is not None else self.asked
+            for first in range(0, number * AT_ONCE, AT_ONCE)
+        )
+        search = self.feedback_settings(settings.main or 1.0)
+        return interventions.find_matched(self.source, rounds, search, self.target.is_word)
 
     def feedback_settings(self, temperature: float) -> FeedbackSettings:
-        distances, samples, seed = self.settings.distances, self.settings.intervention_samples, self.settings.seed
-        return FeedbackSettings(temperature, distances=distances, samples=samples, seed=seed)
+        settings = self.settings
+        shared = {name: getattr(settings, name) for name in ("distances", "seed", "pairs", "limit")}
+        return FeedbackSettings(temperature, samples=settings.intervention_samples, **shared)
 
-    def feedback(
-        self, temperature: float, given: list[Intervention] | None
-    ) -> tuple[list[Intervention], dict[str, Any]]:
-        """What was forced by rule; and for the evidence, what followed it and the matched pairs."""
+    def feedback(self, temperature: float, given: list[Intervention] | None) -> list[InterventionOutcome]:
+        """What follows the interventions by rule (those ``given``, where there are some), then the matched ones."""
         settings, total, part = self.feedback_settings(temperature), len(self.asked), f"feedback {temperature:g}"
         self.progress(part, 0, total)
-        if given is None:
-            forced = interventions.interventions(self.source, self.asked, settings, self.target.is_word)
-        else:
+        if given:
             known = {one.question for one in self.asked}
-            forced = [one for one in given if one.question in known and one.by_rule]
+            forced = [one for one in given if one.question in known]
+        else:
+            forced = interventions.interventions(self.source, self.asked, settings, self.target.is_word)
         after = outcomes(self.source, self.asked, forced, settings)
         after += outcomes(self.source, self.matched.asked, self.matched.found, settings)
         self.progress(part, total, total)
-        return forced, {"outcomes": after, "dropped": self.matched.dropped}
+        return after
 
     def replaced(self, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[WordSwap]:
         """The first right answer of each question, with one word replaced."""
@@ -262,13 +266,8 @@ class EvalContext:
             rights = [trace for trace, answer in [(t, next(judged)) for t in traces] if answer.right]
             if rights and len(rows) < self.settings.interventions:
                 rows.append((question.id, rights[0], partial(_right, target, question)))
-        if not rows:
-            return []
-        part = f"feedback {temperature:g}"
-        self.progress(part, 0, len(rows))
-        out = word_swaps(self.source, rows, self.feedback_settings(temperature), self.settings.limit)
-        self.progress(part, len(rows), len(rows))
-        return out
+        settings, n = self.feedback_settings(temperature), len(rows)
+        return self.in_parts(f"feedback {temperature:g}", n, n or 1, lambda _: word_swaps(self.source, rows, settings))
 
     def trees(self) -> list[Tree]:
         settings, together = self.settings, self.target.trees_together(self.settings.limit)

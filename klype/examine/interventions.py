@@ -11,7 +11,7 @@ drawn from q among those that have a partner."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from zlib import crc32
@@ -41,9 +41,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackSettings:
-    """Question i is intervened at position i mod ``positions`` of its own answer, ``samples`` continuations an arm.
+    """How the feedback experiment is run.
 
-    ``back``: the token that takes the last word back, where the model has learnt one.
+    Question i is intervened at position i mod ``positions`` of its own answer; ``samples`` continuations are drawn per
+    arm, and followed for ``distances`` tokens. ``pairs``: how many matched pairs are searched for. ``limit``: the
+    length of an answer in tokens. ``back``: the backspace token, which deletes the last word, where the model has one.
     """
 
     temperature: float = 1.0
@@ -52,18 +54,8 @@ class FeedbackSettings:
     samples: int = 4
     seed: int = 0
     back: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedSearch:
-    """``wanted`` pairs are looked for in at most ``rounds`` times as many answers as are asked for at once, drawn at
-    ``temperature``, of at most ``limit`` tokens."""
-
-    temperature: float
-    wanted: int = 100
-    rounds: int = 20
+    pairs: int = 100
     limit: int = 32
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +87,7 @@ class MatchedPairs:
 
 
 def going_on(
-    source: Source, prompt: Tokens, limit: int, settings: FeedbackSettings | MatchedSearch, about: str, **more: Any
+    source: Source, prompt: Tokens, limit: int, settings: FeedbackSettings, about: str, **more: Any
 ) -> Request:
     """What the model makes of a beginning, with noise of its own: by what it is ``about``."""
     return Request(
@@ -179,18 +171,18 @@ def force(
 
 
 def find_matched(
-    source: Source, ask: Callable[[int], Sequence[Query]], settings: MatchedSearch, is_word: Callable[[int], bool]
+    source: Source, rounds: Iterable[Sequence[Query]], settings: FeedbackSettings, is_word: Callable[[int], bool]
 ) -> MatchedPairs:
-    """``ask(round)`` are the questions of a round: others each time, or the same, to which other answers are drawn. A
-    round counts whole; a beginning, once."""
+    """Searches the answers to one round of questions after another until ``settings.pairs`` matched pairs are found.
+
+    A round may have new questions, or the same ones, to which other answers are drawn. The last one is searched to its
+    end, so there may be more pairs. Each beginning is looked at once.
+    """
     found: list[Intervention] = []
     asked: dict[str, Query] = {}
     seen: set[tuple[str, Tokens]] = set()
     dropped = 0
-    for round_ in range(settings.rounds):
-        if len(found) >= settings.wanted:
-            break
-        questions = ask(round_)
+    for round_, questions in enumerate(rounds):
         requests = [going_on(source, one.prompt, settings.limit, settings, f"{one.question} search {round_}", top=-1)
                     for one in questions]  # fmt: skip
         drawn = [group[0] for group in answers(source, requests)]
@@ -212,4 +204,6 @@ def find_matched(
                 if intervention is not None:
                     found.append(replace(intervention, by_rule=False))
                     asked[one.question] = one
+        if len(found) >= settings.pairs:
+            break
     return MatchedPairs(tuple(found), tuple(asked.values()), dropped)
