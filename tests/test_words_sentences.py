@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
 from tempfile import TemporaryDirectory
@@ -152,7 +152,7 @@ def article(
         found = put({**made(**main), "judge": "same meaning"}, changes or {})
         known = {name: test for name, test in of_figures(found).items() if test is not None} | (tests or {})
         found["rulings"] = rulings(known)
-        found["tests"] = {name: test.json() for name, test in known.items()}
+        found["tests"] = {name: asdict(test) for name, test in known.items()}
         return "\n".join(row[2] for row in sentences(found, lang))
 
     return told
@@ -615,11 +615,12 @@ EXAMINED = [
     *said_of_runs(
         ("some could not be decided", "exam.decided", exam({"right": f(0.7, 0.8), "decided": f(0.9, 0.95)}),
          "exam.right", exam({"right": f(0.7, 0.8)})),
-        ("the judge can err", "exam.bounds", exam({"right": f(0.7, 0.8) | ERRS}), "", exam({"right": f(0.7, 0.8)})),
-        ("its error was measured", "exam.bounds", exam({"right": f(0.7, 0.8) | ERRS}),
-         "exam.bounds_unmeasured", exam({"right": f(0.7, 0.8) | ERRS | NOT_KNOWN})),
-        ("its error was measured", "exam.same_bounds", exam({"same_meaning": f(0.7, 0.8) | ERRS}),
-         "exam.same_unmeasured", exam({"same_meaning": f(0.7, 0.8) | ERRS | NOT_KNOWN})),
+        ("the judge can err", "exam.right_bounds", exam({"right": f(0.7, 0.8) | ERRS}), "",
+         exam({"right": f(0.7, 0.8)})),
+        ("its error was measured", "exam.right_bounds", exam({"right": f(0.7, 0.8) | ERRS}),
+         "exam.right_unmeasured", exam({"right": f(0.7, 0.8) | ERRS | NOT_KNOWN})),
+        ("its error was measured", "exam.same_meaning_bounds", exam({"same_meaning": f(0.7, 0.8) | ERRS}),
+         "exam.same_meaning_unmeasured", exam({"same_meaning": f(0.7, 0.8) | ERRS | NOT_KNOWN})),
         ("a server does not go on from a beginning", "exam.no_beginnings", exam(goes_on=False), "", exam()),
         ("questions were left out", "exam.skipped", exam(skipped=3), "", exam()),
         ("there was one question", "exam.asked_one", exam(questions=1), "", exam()),

@@ -7,13 +7,11 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from klype.api.judging import open_judge
@@ -29,7 +27,7 @@ from klype.examine.caching_source import Meters, Shape
 from klype.examine.exam import ExamResult, Progress, probe
 from klype.examine.exam import examine as run_examination
 from klype.examine.examination_report import document, render, verdict
-from klype.examine.examined_model import EvalTarget, ExamPlan, in_time, plan, within
+from klype.examine.examined_model import EvalTarget, ExamPlan, in_time, within
 from klype.examine.interventions import Intervention
 from klype.examine.repetition import Index
 from klype.examine.say import Say
@@ -140,7 +138,6 @@ class Exam:
     """An examination that is planned and not yet begun; ``plan`` says what it costs."""
 
     target: EvalTarget
-    settings: ExamSettings
     plan: ExamPlan
 
     def run(
@@ -151,9 +148,8 @@ class Exam:
     ) -> ExamResult:
         """Asks the questions. In ``folder`` answers are kept as traces: those that are there already are not asked
         again. ``given``: the forced words of the model that this one is compared with."""
-        with TemporaryDirectory(ignore_cleanup_errors=True) if folder is None else nullcontext(folder) as place:
-            meters = Meters(joules=EnergyMeter().joules)
-            return run_examination(self.target, self.settings, Path(place), progress, given, meters)
+        meters = Meters(joules=EnergyMeter().joules)
+        return run_examination(self.target, self.plan.settings, folder, progress, given, meters)
 
 
 def prepare(
@@ -171,12 +167,11 @@ def prepare(
     if not one.goes_on:  # these ask what follows the beginning of an answer
         settings = replace(settings, trees=0, forks=0, interventions=0)
     speed, known, asked = probe(one, settings), one.reader is not None and one.whole, len(one.questions)
-    if budget is not None:
-        settings, asked = within(budget, asked, settings, speed, known)
-        one = replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked])
-    elif minutes:
-        settings = in_time(60 * minutes, asked, settings, speed, known)
-    return Exam(one, settings, plan(asked, settings, speed, known))
+    if budget is None:
+        return Exam(one, in_time(60 * minutes or math.inf, asked, settings, speed, known))
+    planned = within(budget, asked, settings, speed, known)
+    asked = planned.questions
+    return Exam(replace(one, questions=one.questions[:asked], prompts=one.prompts[:asked]), planned)
 
 
 def examine(

@@ -19,7 +19,7 @@ IN_A_BIN = 10  # questions, for each bin: there are no more bins than this allow
 PLAIN = 5000.0  # squared gaps beside chance's part of them, beyond which their root is as good as normal
 
 
-def bins(said: Values, came_true: Values, questions: Sequence[Any], count: int = 10) -> list[tuple[float, Figure]]:
+def bins(said: Values, came_true: Values, questions: Sequence[Any], *, count: int = 10) -> list[tuple[float, Figure]]:
     """Reliability by bins of equal mass: (mean probability said, how often it came true).
 
     ``came_true`` is 0 or 1, or the true probability itself where it is known. Equal values share a bin. ``count``: at
@@ -34,7 +34,7 @@ def bins(said: Values, came_true: Values, questions: Sequence[Any], count: int =
     return found
 
 
-def calibration_error(said: Values, came_true: Values, questions: Sequence[Any], count: int = 10) -> Figure:
+def calibration_error(said: Values, came_true: Values, questions: Sequence[Any], *, count: int = 10) -> Figure:
     """Root mean square gap over bins of equal mass, less what chance alone would show (Kumar et al. 2019).
 
     Bins as in ``bins``. The interval inverts the distribution of the squared gaps' sum (noncentral χ², its degrees of

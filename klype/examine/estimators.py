@@ -112,14 +112,9 @@ def s_of_corpus(evidence: Evidence) -> Figure:
     return s_corpus(evidence.documents) if evidence.documents else NO_FIGURE
 
 
-def forecasts(evidence: Evidence) -> tuple[list[float], list[float], list[str]]:
-    """Probabilities said, how often they came true, and of which questions."""
-    told = evidence.told
-    return [one.said for one in told], [one.true for one in told], [one.question for one in told]
-
-
 def calibration(evidence: Evidence) -> Figure:
-    return beside_truth(evidence, evidence.told, lambda: probabilities.calibration_error(*forecasts(evidence)))
+    told = evidence.told
+    return beside_truth(evidence, told, lambda: probabilities.calibration_error(*zip(*told, strict=True)))
 
 
 def temperature(evidence: Evidence) -> Figure:

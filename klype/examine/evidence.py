@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -66,9 +66,9 @@ class JudgedAnswer:
     asked: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What was said to be so probable, how often it comes true (0 or 1, or the truth itself), and where."""
+class Forecast(NamedTuple):
+    """The model's probability of its most likely next token, and how often that token follows: 0 or 1, or its true
+    probability."""
 
     said: float
     true: float

@@ -19,7 +19,7 @@ from klype.examine.answer_pictures import tree as tree_picture
 from klype.examine.calibration import bins, risk_coverage
 from klype.examine.charts import Picture
 from klype.examine.error_feedback import BY_DISTANCE
-from klype.examine.estimators import effect_of, forecasts, sureness
+from klype.examine.estimators import effect_of, sureness
 from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.exam import ExamResult
 from klype.examine.html import Block, Formula, Part, RichText, Section, Text, texts
@@ -104,7 +104,7 @@ def along(curve: Survival, longest: int) -> dict[str, list[Made]]:
 
 def reliability(evidence: Evidence) -> list[Made]:
     """Equal-mass bins: probability said, how often it came true."""
-    return [{"p": p, "observed": f.json()} for p, f in bins(*forecasts(evidence))]
+    return [{"p": p, "observed": f.json()} for p, f in bins(*zip(*evidence.told, strict=True))]
 
 
 def risk_curve(evidence: Evidence) -> list[Made]:
@@ -247,13 +247,9 @@ def verdict(document: Document, say: Say) -> list[str]:
         out.append(say("exam.word_for_word", same=said("word_for_word")))
     out[-1] = _ended(out[-1])
     if right is not None:
-        out += say.allowed(right)
+        out += say.allowed(right, "right")
     if (same := figures.get("same_meaning")) is not None:
-        out.append(say("exam.same", same=said("same_meaning")))
-        if bounds := say.bounds(same, "same_meaning"):
-            known_error = same["error_rate"]["value"] is not None
-            error = {"error": say.figure(same["error_rate"])} if known_error else {}
-            out.append(say(f"exam.same_{'bounds' if known_error else 'unmeasured'}", bounds=bounds, **error))
+        out += [say("exam.same", same=said("same_meaning")), *say.allowed(same, "same_meaning")]
     second = feedback(document, say)
     if "fork" in figures:
         second.append(say("exam.forks", share=said("fork"), n=figures["fork"]["n"]))

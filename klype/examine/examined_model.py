@@ -161,32 +161,31 @@ def plan(questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool) 
     )
 
 
-def in_time(seconds: float, questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool) -> ExamSettings:
-    """With trees and forks of fewer questions, two at least, where all of them would take longer."""
+def in_time(seconds: float, questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool) -> ExamPlan:
+    """The plan with trees and forks for as few questions as it takes to fit into the time, but for two at least."""
 
-    def smaller() -> Iterator[ExamSettings]:
+    def smaller() -> Iterator[ExamPlan]:
         now = settings
-        yield now
+        yield plan(questions, now, speed, truth)
         while max(now.trees, now.forks) > 2:
             trees, forks = (count if count <= 2 else max(2, count * 3 // 4) for count in (now.trees, now.forks))
-            yield (now := replace(now, trees=trees, forks=forks))
+            now = replace(now, trees=trees, forks=forks)
+            yield plan(questions, now, speed, truth)
 
-    return first_that_fits(smaller(), lambda one: plan(questions, one, speed, truth).seconds, SHARE * seconds)
+    return first_that_fits(smaller(), lambda one: one.seconds, SHARE * seconds)
 
 
-def within(
-    budget: int, questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool
-) -> tuple[ExamSettings, int]:
-    """Smaller settings, and questions, whose plan keeps to a budget of passes.
+def within(budget: int, questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool) -> ExamPlan:
+    """The largest plan found that needs no more than ``budget`` forward passes.
 
-    Forks, trees and interventions shrink first, then answers, then questions; at last only answers are left. Errors: a
-    budget that not even one question fits.
+    Forks, trees and interventions shrink first, then the answers to each question, then the number of questions; in the
+    end only answers are left. Raises UsageError when the budget is too small for one question.
     """
 
-    def smaller() -> Iterator[tuple[ExamSettings, int]]:
+    def smaller() -> Iterator[ExamPlan]:
         now, asked = settings, questions
         while True:
-            yield now, asked
+            yield plan(asked, now, speed, truth)
             if now.forks > 2 or now.trees > 2 or now.interventions > 20:
                 now = _fewer(now, 2)
             elif now.n > 4:
@@ -202,7 +201,7 @@ def within(
             else:
                 raise UsageError(f"A budget of {budget} passes is too small to answer even one question.")
 
-    return first_that_fits(smaller(), lambda one: plan(one[1], one[0], speed, truth).total, budget)
+    return first_that_fits(smaller(), lambda one: one.total, budget)
 
 
 def _fewer(settings: ExamSettings, part: int) -> ExamSettings:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -46,9 +46,6 @@ class Outcome:
     supports: float
     against: float
     margin: float
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def rulings(tests: Mapping[str, Outcome], family: int = 0) -> dict[str, Ruling]:

@@ -158,12 +158,13 @@ class Say:
         """The figure, and its bounds where it has some."""
         return f"{self.figure(figure, name)} {self.allowing(figure, name)}".strip()
 
-    def allowed(self, right: FigureFacts) -> list[str]:
-        """How many answers are right when the judge's errors and those that it left undecided are allowed for."""
-        if not (bounds := self.bounds(right, "right")):
+    def allowed(self, figure: FigureFacts, name: str) -> list[str]:
+        """A sentence with the figure's bounds; none where it has none. ``name``: right or same_meaning."""
+        if not (bounds := self.bounds(figure, name)):
             return []
-        known = right["error_rate"]["value"] is not None
-        return [self(f"exam.{'bounds' if known else 'bounds_unmeasured'}", bounds=bounds)]
+        error = figure["error_rate"]
+        key = "unmeasured" if error["value"] is None else "bounds"
+        return [self(f"exam.{name}_{key}", bounds=bounds, error=self.figure(error))]
 
     def measure(self, name: str) -> str:
         """Its title: the catalogue's, else its own."""

@@ -39,7 +39,7 @@ def _answers(facts: Facts, say: Say) -> Iterator[str]:
     elif {"right", "decided"} <= last.keys():
         n = say.count(last["decided"].get("n", 0))
         yield say("verdict.decided", n=n, judge=say.judged(last["right"]), **shown("decided", "right"))
-        yield from say.allowed(last["right"])
+        yield from say.allowed(last["right"], "right")
     elif "right" in last:
         n, n_fixed = (say.count(last.get(name, last["right"]).get("n", 0)) for name in ("right", "right_fixed"))
         key = "verdict.right_stories" if "right_fixed" in last else "verdict.right"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, get_args
@@ -52,7 +52,7 @@ def article(found: ExamResult, texts: Sequence[JudgedAnswer] = (), writer: str =
     made["dependence"] = claims.dependence_facts(told, "documents" if texts else "answers")
     tests = claims.along_texts(told) | claims.after_forced(main.outcomes) | claims.of_figures(made)
     known = {name: test for name, test in tests.items() if test is not None}
-    made["tests"] = {name: test.json() for name, test in known.items()}
+    made["tests"] = {name: asdict(test) for name, test in known.items()}
     made["rulings"] = rulings(known)
     made["claims"] = [
         {

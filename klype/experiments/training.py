@@ -303,7 +303,7 @@ def measure(model: nn.Module, test: TestSet) -> Values:
     said_N, best_N = logp_NV.exp().max(-1)
 
     def calibration(true_N: np.ndarray, told_N: np.ndarray) -> float:
-        figure = calibration_error(said_N.numpy()[told_N], true_N[told_N], document_N[told_N].tolist(), BINS)
+        figure = calibration_error(said_N.numpy()[told_N], true_N[told_N], document_N[told_N].tolist(), count=BINS)
         return float(figure.value or 0.0)
 
     if test.truth is None:

@@ -180,8 +180,8 @@ def judge_the_judge(model: RewardModel, held_out: Sequence[RankedAnswers]) -> di
     both = [(-np.array(r.ranks), s_N) for r, s_N in zip(held_out, scores, strict=True)]
     return {
         "tau": _mean_tau(both, range(len(both))).json(),
-        "calibration_error": calibration_error(said, won, asked, BINS).json(),
-        "calibration": [{"p": p, "observed": observed.json()} for p, observed in bins(said, won, asked, BINS)],
+        "calibration_error": calibration_error(said, won, asked, count=BINS).json(),
+        "calibration": [{"p": p, "observed": observed.json()} for p, observed in bins(said, won, asked, count=BINS)],
     }
 
 
