@@ -20,7 +20,7 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
-from klype.runs.rankers import MisreadError, parse_order
+from klype.runs.annotator_session import MisreadError, parse_order
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from klype.world import World

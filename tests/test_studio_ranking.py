@@ -27,19 +27,10 @@ from klype.errors import KlypeError, UsageError
 from klype.preferences import formats
 from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
+from klype.runs.annotator_session import AGAIN_EVERY, AnnotatorSession, order_of
 from klype.runs.ranking import STORE, open_store
 from klype.studio.alignment import newest_alignment, start_alignment
-from klype.studio.annotation import (
-    AGAIN_EVERY,
-    RECOUNT_S,
-    STORES,
-    AnnotatorSession,
-    RankingStore,
-    SummaryCache,
-    order_of,
-    ranking_store,
-    sign_in,
-)
+from klype.studio.annotation import RECOUNT_S, STORES, RankingStore, SummaryCache, ranking_store, sign_in
 from klype.studio.background_jobs import without_options
 from klype.studio.fields import Upload
 from klype.studio.ranking import RankingBoard
@@ -109,8 +100,8 @@ def first(desk: AnnotatorSession) -> list[list[int]]:
 def test_every_question_comes_once_with_repeats_and_nothing_is_kept_twice(place: RankingStore) -> None:
     desk = AnnotatorSession(place.open(), "Kari", "tab")
     while (turn := desk.next()) is not None:
-        assert desk.say(turn.number, "order", first(desk))
-        assert not desk.say(turn.number, "order", [[turn.asked.candidates[0].id]])
+        assert desk.record(turn.number, "order", first(desk))
+        assert not desk.record(turn.number, "order", [[turn.asked.candidates[0].id]])
     entries = desk.store.entries()
     fresh = [entry.asked.id for entry in entries if not entry.again]
     assert sorted(fresh) == sorted({asked.id for asked in desk.store.questions()})
@@ -124,7 +115,7 @@ def test_one_is_asked_again_after_some_time_with_the_same_answers(tmp_path: Path
     again = []
     while (turn := desk.next()) is not None:
         again += [turn.asked.id] * turn.again
-        desk.say(turn.number, "none" if turn.asked.id % 2 else "order", first(desk))
+        desk.record(turn.number, "none" if turn.asked.id % 2 else "order", first(desk))
     assert len(again) == 1
     told = [entry for entry in desk.store.entries() if entry.asked.id == again[0]]
     assert [entry.again for entry in told] == [False, True]
@@ -139,11 +130,11 @@ def test_who_sits_down_after_another_finds_no_half_made_order_of_theirs(place: R
         drafts[name] = set()
         while (turn := desk.next()) is not None:
             drafts[name].add(turn.draft)
-            desk.say(turn.number, "order", first(desk))
+            desk.record(turn.number, "order", first(desk))
             again = desk.undo()
             assert again is not None
             assert again.draft == turn.draft  # what is taken back lies there as it was
-            desk.say(again.number, "order", first(desk))
+            desk.record(again.number, "order", first(desk))
         desk.close()
     assert len(drafts["Kari"]) == len(drafts["Ola"]) > 3
     assert drafts["Kari"].isdisjoint(drafts["Ola"])
@@ -154,14 +145,14 @@ def test_what_is_undone_lies_there_again_and_can_be_kept_anew(place: RankingStor
     assert desk.undo() is None
     turn = desk.next()
     assert turn is not None
-    desk.say(turn.number, "skip", None)
+    desk.record(turn.number, "skip", None)
     desk.next()
     back = desk.undo()
     assert back is not None
     assert (back.asked.id, back.number) != (turn.asked.id, turn.number)
     assert back.asked == turn.asked or {c.id for c in back.asked.candidates} == {c.id for c in turn.asked.candidates}
     assert desk.done == 0
-    assert desk.say(back.number, "order", first(desk))
+    assert desk.record(back.number, "order", first(desk))
     assert [entry.kind for entry in desk.store.entries()] == ["order"]
     desk.close()
 
@@ -171,7 +162,9 @@ def test_two_windows_of_one_annotator_keep_one_ranking(tmp_path: Path) -> None:
     one, two = (AnnotatorSession(place.open(), "Kari", sitting) for sitting in ("a", "b"))
     turns = [one.next(), two.next()]
     assert all(turns)
-    kept = [desk.say(turn.number, "order", first(desk)) for desk, turn in zip((one, two), turns, strict=True) if turn]
+    kept = [
+        desk.record(turn.number, "order", first(desk)) for desk, turn in zip((one, two), turns, strict=True) if turn
+    ]
     assert kept == [True, False]
     assert len(one.store.entries()) == 1
     one.close()
@@ -188,11 +181,11 @@ def test_a_better_answer_is_written_and_others_do_not_see_it(place: RankingStore
     more = desk.write(turn.number, "Nobody knows.")
     assert more is not None
     assert more.asked.candidates[:-1] == turn.asked.candidates
-    assert desk.say(more.number, "order", [[more.asked.candidates[-1].id]])
+    assert desk.record(more.number, "order", [[more.asked.candidates[-1].id]])
     other = AnnotatorSession(place.open(), "Ola", "tab")
     while (seen := other.next()) is not None:
         assert all(c.author in ("", "Ola") for c in seen.asked.candidates)
-        other.say(seen.number, "skip", None)
+        other.record(seen.number, "skip", None)
     desk.close()
     other.close()
 
@@ -205,7 +198,7 @@ def ten_people(place: RankingStore) -> list[tuple[str, int]]:
         try:
             desk = AnnotatorSession(place.open(), name, name)
             while (turn := desk.next()) is not None:
-                assert desk.say(turn.number, "order", first(desk))
+                assert desk.record(turn.number, "order", first(desk))
             desk.close()
         except BaseException as error:
             failed.append(error)
@@ -269,7 +262,7 @@ def test_a_store_is_counted_once_for_all_and_anew_when_anything_was_said(place: 
     assert turn is not None
     assert before is tallies.of(place)
     assert (len(before.entries), before.questions) == (0, len(desk.store.questions()))
-    desk.say(turn.number, "order", first(desk))
+    desk.record(turn.number, "order", first(desk))
     assert tallies.of(place) is before  # a moment old is good enough while others rank
     now[0] += RECOUNT_S
     assert [entry.annotator for entry in tallies.of(place).entries] == ["Kari"]
@@ -284,7 +277,7 @@ def test_a_snapshot_holds_what_was_said_by_those_who_were_asked(place: RankingSt
         desk = AnnotatorSession(place.open(), name, name)
         turn = desk.next()
         assert turn is not None
-        desk.say(turn.number, "order", first(desk))
+        desk.record(turn.number, "order", first(desk))
         desk.close()
     entries = place.snapshot(tmp_path / "copy", ("Kari",))
     with Store.open(tmp_path / "copy" / STORE) as copied:
@@ -307,7 +300,7 @@ def test_one_s_own_language_comes_first_and_then_the_rest(tmp_path: Path) -> Non
         desk, languages = AnnotatorSession(place.open(), f"Kari {lang}", "tab", lang), []
         while (turn := desk.next()) is not None:
             languages.append(turn.asked.question.extra["lang"])
-            desk.say(turn.number, "order", first(desk))
+            desk.record(turn.number, "order", first(desk))
         assert len(languages) == 6
         assert languages[:3] == [lang] * 3 or not lang
         desk.close()
@@ -321,7 +314,7 @@ def test_what_is_begun_here_leaves_no_half_made_run_in_a_menu(place: RankingStor
     desk = AnnotatorSession(place.open(), "Kari", "tab")
     for _ in range(2):
         desk.next()
-        desk.say(desk.turns, "order", first(desk))
+        desk.record(desk.turns, "order", first(desk))
     desk.close()
     seen = start_alignment(studio, place, ("Kari",))
     asyncio.run(until(lambda: seen.read() and seen.state == "failed", 20))
@@ -354,7 +347,7 @@ def test_learning_is_begun_once_and_says_why_it_failed(place: RankingStore, tmp_
     for _ in range(2):
         turn = desk.next()
         assert turn is not None
-        desk.say(turn.number, "order", first(desk))
+        desk.record(turn.number, "order", first(desk))
     desk.close()
     seen = start_alignment(studio, place, ("Kari",))
     with pytest.raises(UsageError, match="already"):
@@ -469,7 +462,7 @@ def _exported(home: Path) -> Path:
     desk = AnnotatorSession(open_store(home / "runs" / "toy" / "rank"), "Kari", "tab")
     turn = desk.next()
     assert turn is not None
-    desk.say(turn.number, "order", first(desk))
+    desk.record(turn.number, "order", first(desk))
     formats.export(home / "out.jsonl", desk.store.entries(), "ranked")
     desk.close()
     return home / "out.jsonl"

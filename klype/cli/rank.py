@@ -95,6 +95,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
     from klype.preferences import formats
     from klype.preferences.annotators import ModelJudge, taste
     from klype.runs import rankers
+    from klype.runs.annotator_session import AnnotatorSession, rank_by_hand
     from klype.sources.opening import open_model
 
     if asked.from_ or asked.active:
@@ -125,11 +126,11 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
         by = rankers.by_model(ModelJudge(open_model(asked.judge, device=asked.device).source))
         return rankers.rank_all(store, by, "model", asked.steps, asked.seed, first)
     # two sittings of one person are told apart, each with the questions that it has claimed
-    name, new_id = asked.annotator or "you", uuid.uuid4().hex
-    sitting = rankers.RankingPlan(name, asked.steps, again_every=asked.repeats, lang=terminal.lang, id=new_id)
+    session = AnnotatorSession(store, asked.annotator or "you", uuid.uuid4().hex, again_every=asked.repeats)
     say = PlainProgress(terminal.console, terminal.lang)
+    ask = lambda prompt: terminal.console.input(prompt, markup=False)
     try:
-        return rankers.rank_by_hand(store, sitting, say, lambda prompt: terminal.console.input(prompt, markup=False))
+        return rank_by_hand(session, say, ask, asked.steps, terminal.lang)
     except KeyboardInterrupt:
         raise RankingInterrupted("Interrupted.", "The same command goes on from there.") from None
 

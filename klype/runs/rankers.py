@@ -1,12 +1,10 @@
-"""Who ranks what is in a store: a person with a few keys, simulated annotators, a judging model; their agreement."""
+"""Rankings by simulated annotators, a judge model or a reward function, and how well annotators agree."""
 
 from __future__ import annotations
 
 import random
-import re
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -15,150 +13,14 @@ from typing import Any
 from klype.data.seeds import mix
 from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import mean_by_question
-from klype.judge.meaning import text_meaning
 from klype.preferences.agreement import alpha, kendall_tau_b
-from klype.preferences.annotators import ModelJudge, Scorer, Taste, contradictions, first_shown, rank_simulated, spread
-from klype.preferences.records import MODEL, SIMULATED, By, Candidate, Entry, Kind, RankingItem
-from klype.preferences.schema import Annotator
+from klype.preferences.annotators import ModelJudge, Scorer, Taste, contradictions, first_shown, rank_simulated
+from klype.preferences.records import MODEL, SIMULATED, By, Entry
 from klype.preferences.store import Store
 from klype.runs import provenance
-from klype.runs.listener import RunListener
 from klype.train.rewards import scores
 from klype.values import Figure, Question, Ranking, Reward, Verdict
-from klype.words import words
 from klype.world import World
-
-SHOWN = 6
-KEYS = 9  # one digit per answer
-HELD_OUT_EVERY = 7
-
-
-@dataclass(frozen=True, slots=True)
-class RankingPlan:
-    """Who ranks, and how: at most ``most`` questions (0: all there are), every ``again_every``-th one a question ranked
-    before (0: never), told in ``lang``. ``id`` tells two sittings apart."""
-
-    name: str
-    most: int = 0
-    again_every: int = 0
-    lang: str = "en"
-    id: str = "sitting"
-
-
-class MisreadError(ValueError):
-    """What was typed is no order. ``args``: a message's key, and its values."""
-
-
-def rank_by_hand(store: Store, sitting: RankingPlan, say: RunListener, ask: Callable[[str], str] = input) -> int:
-    """Asks for an order of the next question's answers until the annotator stops or nothing is left; how many.
-
-    Answers come in an order of chance, blind to where they come from. Ctrl-C ends it as q does, and is passed on.
-    """
-    told, name = words(sitting.lang, "ranking"), sitting.name
-    who = Annotator(name, "person", sitting.id)
-
-    def reply(prompt: str, at_the_end: str) -> str:
-        try:
-            return ask(told(prompt)).strip()
-        except EOFError:
-            return at_the_end
-
-    def about(asked: RankingItem, again: bool) -> int | None:
-        """Asks until there is an answer. How many more are ranked now; None when the annotator stops."""
-        number = len(store.entries(annotators=(name,))) + 1
-        # The answers that differ the most, in an order of chance; what is asked again is shown whole.
-        shown = list(asked.candidates) if again else differing(asked, name)
-        random.Random(mix(number, *name.encode(), *asked.question.prompt.encode())).shuffle(shown)
-        began, new = time.perf_counter(), True
-        while True:
-            if new:
-                say.note("\n" + told("title", number=number, question=_line(asked.question.transcript)))
-                say.table("", ("", told("answer")), [(str(i), _line(c.text)) for i, c in enumerate(shown, 1)])
-            typed, new = reply("prompt", "q").lower(), False
-            if typed == "q":
-                return None
-            if typed == "u":
-                back = store.undo(who)
-                say.note(told("undone") if back else told("nothing_to_undo"))
-                if back is not None:
-                    return -1
-            elif typed == "w":
-                text = reply("write", "")
-                if not text or text in (c.text for c in shown) or len(shown) >= KEYS:
-                    say.note(told("not_written", most=KEYS))
-                else:
-                    shown.append(store.add_candidate(asked.id, Candidate(text, author=name)))
-                    new = True
-            else:
-                kind: Kind = "skip" if typed == "s" else "none" if typed == "n" else "order"
-                tied = {"skip": (), "none": (tuple(range(len(shown))),)}
-                try:
-                    order = tied[kind] if kind in tied else parse_order(typed, len(shown))
-                except MisreadError as wrong:
-                    key, values = wrong.args
-                    say.note(told(key, **values))
-                    continue
-                seconds = round(time.perf_counter() - began, 2)
-                seen = replace(asked, candidates=tuple(shown))
-                store.record(Entry(seen, order, name, kind, when=now(), seconds=seconds, again=again))
-                return 1
-
-    say.note(told("help"))
-    before, done = len(store.entries(annotators=(name,))), 0
-    try:
-        while not sitting.most or done < sitting.most:
-            # now and then one ranked before, to see how far one agrees with oneself
-            repeats = sitting.again_every and done % sitting.again_every == sitting.again_every - 1
-            again = store.claim_again(who) if repeats else None
-            part = "held-out" if done % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "train"
-            asked = again or store.claim(who, part) or store.claim(who)
-            if asked is None:
-                say.note(told("nothing_left"))
-                break
-            more = about(asked, again is not None)
-            if more is None:
-                break
-            done = max(0, done + more)
-    finally:  # with Ctrl-C too
-        store.release(who)
-        found = len(store.entries(annotators=(name,)))
-        say.note("\n" + told("end", now=max(0, found - before), all=found))
-    return found - before
-
-
-def _line(text: str) -> str:
-    """A model's text on one line."""
-    return " ".join(text.split())
-
-
-def parse_order(reply: str, n: int) -> tuple[tuple[int, ...], ...]:
-    """``3=1 2`` or ``3=12`` → ((2, 0), (1,)); the others come last, tied. Raises MisreadError."""
-    plain = re.sub(r"[\s,>]", "", reply)
-    if plain in ("", "?"):
-        raise MisreadError("help", {})
-    if not re.fullmatch(r"\d(=?\d)*", plain):
-        raise MisreadError("no_order", {"typed": reply})
-    groups: list[list[int]] = []
-    rest = list(range(n))
-    for tie, digit in re.findall(r"(=?)(\d)", plain):
-        index = int(digit) - 1
-        if not 0 <= index < n:
-            raise MisreadError("no_such", {"number": digit, "n": n})
-        if index not in rest:
-            raise MisreadError("twice", {"number": digit})
-        rest.remove(index)
-        if not tie:
-            groups.append([])
-        groups[-1].append(index)
-    return tuple(map(tuple, [*groups, rest] if rest else groups))
-
-
-def differing(asked: RankingItem, name: str) -> list[Candidate]:
-    """The answers that differ the most in meaning, SHOWN at most; what others wrote themselves is theirs alone."""
-    own = [c for c in asked.candidates if not c.author or c.author == name]
-    meaning = text_meaning(asked.question)
-    return [own[i] for i in spread([meaning(c.text) for c in own], SHOWN)]
-
 
 Judge = Callable[[Question, str, bool], Verdict]
 Rank = Callable[[Question, Sequence[str], random.Random], Ranking]

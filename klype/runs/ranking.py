@@ -21,7 +21,8 @@ from klype.preferences import formats
 from klype.preferences.annotators import Scorer, merge_near_duplicates, most_informative, rank_simulated, ranks
 from klype.preferences.records import SIMULATED, Candidate, Entry, Part, RankingItem, entry_of
 from klype.preferences.store import Store
-from klype.runs.rankers import RankingPlan, now, rank_by_hand
+from klype.runs.annotator_session import AnnotatorSession, rank_by_hand
+from klype.runs.rankers import now
 from klype.runs.run_options import RunOptions
 from klype.runs.stages import RunContext, seconds_for
 from klype.runs.task import Task
@@ -66,7 +67,7 @@ def rank(run: RunContext) -> None:
                 questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
                 candidates = draw(run.model("finetune"), task, questions, options.seed)
                 store.add(_asked(questions, candidates, _parts(questions)))
-            rank_by_hand(store, RankingPlan("you"), run.say)
+            rank_by_hand(AnnotatorSession(store, "you", "sitting", again_every=0), run.say)
             if not (done := store.entries(annotators=("you",))):
                 raise KlypeError(
                     "Nothing was ranked.", "Rank at least one question, or let the simulated annotator do it."

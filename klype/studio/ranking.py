@@ -16,14 +16,13 @@ from klype.errors import KlypeError
 from klype.examine.say import Say, visible
 from klype.preferences import formats
 from klype.preferences.records import KINDS
+from klype.runs.annotator_session import AnnotatorSession, RankingTask
 from klype.studio import elements as el
 from klype.studio.alignment import AlignCard
 from klype.studio.annotation import (
     KEY_MOST,
     NAME_MOST,
-    AnnotatorSession,
     RankingStore,
-    RankingTask,
     StoreSummary,
     named,
     ranking_store,
@@ -161,7 +160,7 @@ class RankingPage(el.PagePart):
             kind = next((kind for kind in KINDS if kind == what), None)
             try:
                 if kind is not None:
-                    kept = await asyncio.to_thread(session.say, turn, kind, sent.get("groups"))
+                    kept = await asyncio.to_thread(session.record, turn, kind, sent.get("groups"))
                     task = session.task or await asyncio.to_thread(session.next)
                     self._lay(task, w(f"said_{kind}") if kept else w("said_already"))
                 elif what == "undo":
