@@ -230,7 +230,7 @@ def test_where_single_questions_were_taught_the_second_is_answered_as_if_it_came
 
 def test_shares_of_paths_are_those_of_the_answers() -> None:
     toy = model()
-    search = PathSearch(toy, toy.ask_about("hvor gikk hun?"), 0.8, n=40, limit=4, budget=60)
+    search = PathSearch(toy, toy.context("hvor gikk hun?"), 0.8, n=40, limit=4, budget=60)
     found = search.paths(toy.source)
     assert sum(one.drawn for one in found.meant) == 40 == len(found.traces)
     assert 1 - sum(a.low for a in found.tree.answers) == pytest.approx(found.tree.unexplored, abs=1e-6)
@@ -244,12 +244,12 @@ def test_shares_of_paths_are_those_of_the_answers() -> None:
 
 def test_paths_that_nobody_wants_end_at_once() -> None:
     toy = model()
-    search = PathSearch(toy, toy.ask_about("hvor gikk hun?"))
+    search = PathSearch(toy, toy.context("hvor gikk hun?"))
     search.cancelled.set()
     with pytest.raises(CancelledError):
         search.paths(toy.source)
     tight = model(window=20)
-    asked = PathSearch(tight, tight.ask_about("jeg gikk en tur på fjellet " * 3))
+    asked = PathSearch(tight, tight.context("jeg gikk en tur på fjellet " * 3))
     with pytest.raises(UsageError, match="reads 20 at most"):
         asked.paths(tight.source)
 

@@ -156,6 +156,5 @@ def test_an_examination_that_did_not_end_well_is_told_of(tmp_path: Path, lang: s
     (work / "ended.json").write_text(json.dumps({"code": code, "error": "No."}))
     with visiting(Studio([toy], tmp_path, ["false"])) as (run, user):
         user.http_client.headers["accept-language"] = lang
-        run(user.open("/divergence"))
         said = words(lang, "studio_divergence")(key, why="No." if key == "failed" else "")
-        run(until(lambda: said in texts(user)))
+        assert said in run(user.http_client.get("/divergence")).text  # at once, not with the next look

@@ -63,7 +63,7 @@ class PathsPage(el.PagePart):
             ui.notify(self.w("say_something"), position="top")
             return
         model = self.studio.model(self.model.value)
-        asking = await self.visit.attempt(model.ask_about, self.text.value.strip())
+        asking = await self.visit.attempt(model.context, self.text.value.strip())
         if asking is not None:
             self._run(partial(PathSearch, model, asking))
 

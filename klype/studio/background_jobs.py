@@ -1,11 +1,10 @@
-"""Long work in processes of their own, begun and read through files: it outlives the server that began it.
+"""Background work in processes of its own, which outlive the server that started them.
 
-A piece of work is a folder: ``work.json`` says what is to be done, ``process.json`` who does it, ``ended.json`` how it
-ended; ``N.out`` and ``N.err`` are what its steps said. Nothing of it is kept in the server's memory.
+A piece of work is a folder: ``work.json`` holds the plan, ``process.json`` the process, ``ended.json`` how it ended;
+``N.out`` and ``N.err`` are the output of step N. The server keeps nothing of it in memory.
 
-The process (``python -m klype.studio.background_jobs FOLDER``) runs the steps one after the other, hands an
-interruption on to the one that runs, and has the model that is being aligned answer a few questions whenever a new
-state of it is saved.
+The process (``python -m klype.studio.background_jobs FOLDER``) runs the steps one after the other, passes an interrupt
+on to the step that runs, and has a model in training answer a few questions whenever a new state of it is saved.
 """
 
 from __future__ import annotations
@@ -40,21 +39,20 @@ from klype.words.plain import aside
 State = Literal["running", "done", "failed", "cancelled", "stopped"]
 WORK, PROCESS, CHILD, ENDED = "work.json", "process.json", "child.json", "ended.json"
 SAMPLES, CANCEL = "samples.jsonl", "cancel"
+SAMPLES_MOST = 16 << 20  # bytes of samples.jsonl that are read
 INTERRUPTED = 130
-AT_ONCE = 2  # pieces of work that train may run at the same time in one home
-KEY_MOST = 20  # characters of a key that a browser sends are read
-CURVE_POINTS = 240  # of a curve: more cannot be told apart on a screen
+AT_ONCE = 2  # trainings that may run at the same time in one home
+KEY_MOST = 20  # characters of a key from a browser that are read
+CURVE_POINTS = 240  # points of a curve: more cannot be told apart on a screen
 EVERY_S = 0.5
-PATIENCE_S = 120.0  # how long an interrupted step may take to save its state before it is ended
-TEMPERATURE = 0.7  # that of the figures of a run
+PATIENCE_S = 120.0  # how long an interrupted step may take to save its state before it is killed
+TEMPERATURE = 0.7  # as of the figures of a run
 
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """``steps`` are commands, one after the other, each of which goes on where it was when it is run again.
-
-    ``run`` is the folder that comes of it. ``about``: whatever the page wants to know of it later.
-    """
+    """What is to be done. ``steps``: commands, one after the other, each of which resumes when it is run again;
+    ``run``: the folder that they write; ``about``: whatever the page needs to know later."""
 
     kind: Literal["run", "align", "bias", "examine"]
     run: Path
@@ -64,7 +62,7 @@ class WorkPlan:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A piece of work by its folder; what it says is read anew every time."""
+    """A piece of work in its folder, whose files every property reads anew."""
 
     folder: Path
 
@@ -75,7 +73,7 @@ class Work:
 
     @property
     def state(self) -> State:
-        """``stopped``: its process is gone and did not say how it ended (killed, or the machine went down)."""
+        """``stopped``: the process is gone without having written how it ended (killed, or the machine went down)."""
         if (self.folder / ENDED).is_file():
             ended = _read(self.folder / ENDED)
             if ended.get("code") == 0:
@@ -87,20 +85,19 @@ class Work:
 
     @property
     def step(self) -> int:
-        """Which step is at work, or was last."""
+        """The number of the step that runs, or ran last."""
         return max((int(file.stem) for file in self.folder.glob("*.err") if file.stem.isdecimal()), default=0)
 
     @property
     def seconds(self) -> float:
-        """How long it has run, its earlier starts included."""
+        """Seconds that it has run, earlier starts included."""
         if (self.folder / ENDED).is_file():
             return float(_read(self.folder / ENDED).get("seconds", 0.0))
         earlier, process = float(_read(self.folder / PROCESS).get("earlier", 0.0)), self._process()
         return earlier + (0.0 if process is None else max(0.0, time.time() - process.create_time()))
 
     def why(self) -> str:
-        """Why it failed, in the command's own sentences, but for what they say of its options: who reads this is at a
-        page."""
+        """Why it failed, in the command's own sentences, without those that name an option of the command line."""
         for file in (self.folder / f"{self.step}.out", self.folder / ENDED):
             error = _read(file).get("error")
             if isinstance(error, dict):
@@ -110,28 +107,29 @@ class Work:
         return next(iter(self.told(1)), "")
 
     def told(self, lines: int = 12, most: int = 1 << 14) -> list[str]:
-        """The last lines of its progress, of so many bytes; blank ones are left out."""
+        """The last ``lines`` of the progress that are not blank, from its last ``most`` bytes."""
         text = jsons.tail(self.folder / f"{self.step}.err", most).decode("utf-8", "replace")
         return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
     def samples(self) -> list[dict[str, Any]]:
-        """What the model in the making answered, oldest first: ``step`` and ``answers`` (see ``StepRunner``)."""
-        return [row for row in rows_of(self.folder / SAMPLES) if isinstance(row.get("answers"), list)]
+        """What the model answered during training, oldest first: rows with ``step`` and ``answers``."""
+        lines = jsons.tail(self.folder / SAMPLES, SAMPLES_MOST).split(b"\n")
+        return [row for row in jsons.rows(lines) if isinstance(row.get("answers"), list)]
 
     def cancel(self) -> None:
-        """As Ctrl-C does: what was saved stays, and it can be gone on with."""
+        """Interrupts it, as Ctrl-C does: what was saved stays, and it can be resumed."""
         process = self._process()
         if process is not None:
-            (self.folder / CANCEL).touch()  # a chain that has only begun does not hear signals yet
+            (self.folder / CANCEL).touch()  # a process that has only started does not handle signals yet
             with suppress(psutil.Error):  # Windows has no SIGINT to send
                 process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
     def go_on(self) -> None:
-        """Begins again where it stopped; nothing happens when it runs or is done."""
+        """Resumes it, unless it runs or is done."""
         if self.state in ("running", "done"):
             return
         earlier, orphan = self.seconds, self._process(CHILD)
-        if orphan is not None:  # the chain was killed, and its step lives on
+        if orphan is not None:  # the process was killed, and its step lives on
             with suppress(psutil.Error):
                 orphan.terminate()
                 orphan.wait(30)
@@ -144,7 +142,7 @@ class Work:
 
 
 def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
-    """Starts the work. UsageError when as much as may run at once does so already."""
+    """Starts the work. UsageError when ``AT_ONCE`` trainings run already."""
     # an examination only reads a model: it may run beside any training
     training = [w for w in works(home) if w.state == "running" and _read(w.folder / WORK).get("kind") != "examine"]
     if plan.kind != "examine" and len(training) >= AT_ONCE:
@@ -162,53 +160,45 @@ def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
 
 
 def works(home: Path) -> list[Work]:
-    """All pieces of work begun in this home, newest first."""
+    """All work started in this home, newest first."""
     files = (home / "work").glob(f"*/{WORK}")
     begun = sorted(((str(_read(file).get("began", "")), file.parent) for file in files), reverse=True)
     return [Work(folder) for _, folder in begun]
 
 
 def works_by_run(home: Path, *kinds: str) -> dict[Path, Work]:
-    """The newest work of these kinds by the folder that comes of it, links followed."""
+    """The newest work of these kinds by the folder that it writes, links resolved."""
     found: dict[Path, Work] = {}
     for work in works(home):
-        with suppress(KeyError, TypeError):  # whatever lies there
+        with suppress(KeyError, TypeError):  # a damaged work.json
             if (plan := work.plan).kind in kinds:
                 found.setdefault(plan.run.resolve(), work)
     return found
 
 
 def new_name(kind: str) -> str:
-    """A folder's name that nobody else has chosen; nothing of it comes from a browser."""
+    """A new name for a folder; nothing in it comes from a browser."""
     return f"{kind}-{datetime.now():%Y-%m-%d-%H%M%S}-{token_hex(2)}"
 
 
 def key_of(folder: Path) -> str:
-    """What a browser calls a folder: nothing else that one sends names any."""
+    """The key by which a browser names a folder; it cannot name any other way."""
     return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
 
 
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    """The whole rows of a JSONL file that may be growing."""
-    try:
-        return list(jsons.rows(file.read_bytes().split(b"\n")))
-    except OSError:
-        return []
-
-
 def without_options(text: str) -> str:
-    """The text without its sentences, or parts behind a semicolon, that name an option of the command line."""
+    """Returns the text without the sentences (or parts after a semicolon) that name an option of the command line."""
     left = re.sub(r"[;:]?[^.;:!?]*(?<!\S)--[a-z][^.;!?]*", "", text)
     return re.sub(r"(?<=[.!?])\s*\.", "", left).strip()
 
 
 def _launch(folder: Path, earlier: float) -> None:
-    """In a session of its own, so that neither the server's end nor its Ctrl-C takes it along."""
+    """Starts the process in a session of its own, so that neither the server's end nor its Ctrl-C ends it."""
     with (folder / "chain.err").open("ab") as log:
         command, none = [sys.executable, "-m", "klype.studio.background_jobs", str(folder)], subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=none, stdout=none, stderr=log, start_new_session=True)
     write_json(folder / PROCESS, {**process_of(process.pid), "earlier": earlier})
-    # somebody has to wait for it, or its zombie would stand in the list of processes until the server ends
+    # wait for it in a thread, or it would stay a zombie until the server ends
     threading.Thread(target=process.wait, name="klype work", daemon=True).start()
 
 
@@ -218,7 +208,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 @dataclass
 class MetricsTail:
-    """The ``rows`` of a metrics.jsonl that may be growing: ``step``, and finite numbers by their names."""
+    """The ``rows`` of a metrics.jsonl that may be growing: ``step`` and the finite numbers, by name."""
 
     file: Path
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -226,11 +216,12 @@ class MetricsTail:
 
     @property
     def at(self) -> int:
-        """The newest step; 0 before there is one."""
+        """The last step; 0 before the first."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     def read(self) -> bool:
-        """Whether anything is new. A file that was begun anew is read anew; half a row waits for its other half."""
+        """Reads what was appended and returns whether there was anything. A file that was started over is read from the
+        start; an incomplete last row is left for the next time."""
         try:
             with self.file.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self._read:
@@ -239,27 +230,27 @@ class MetricsTail:
                 data = file.read()
         except OSError:
             return False
-        whole = data[: data.rfind(b"\n") + 1]  # whoever writes may be in the middle of a line
+        whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
         for row in jsons.steps(whole.split(b"\n")):
-            # resumed training writes steps again that it had lost: the later row holds
+            # a resumed training repeats the steps since its last save: the later row counts
             while self.rows and self.at >= row["step"]:
                 self.rows.pop()
             self.rows.append(row)
         return bool(whole)
 
     def last(self, name: str) -> float | None:
-        """The newest number of this name."""
+        """The last number of this name."""
         return next((row[name] for row in reversed(self.rows) if name in row), None)
 
     def curve(self, name: str, most: int = CURVE_POINTS) -> list[list[float]]:
-        """(step, value), each the mean of as many neighbours as it takes to be ``most`` points."""
+        """[step, value] pairs, at most ``most``: neighbours are averaged."""
         return thin([(float(row["step"]), float(row[name])) for row in self.rows if name in row], most)
 
 
 def sample_answers(folder: Path, weights: Path | None, questions: Sequence[str], limit: int) -> list[str]:
-    """One answer of a checkpoint, or of one with the ``weights`` of a state that training saved, to each question: the
-    same every time. Raises KlypeError and OSError for what cannot be read."""
+    """One answer to each question, the same every time: by a checkpoint, or with the ``weights`` that its training
+    saved. Raises KlypeError and OSError for what cannot be read."""
     from safetensors.torch import load
 
     from klype.device import set_threads
@@ -267,7 +258,7 @@ def sample_answers(folder: Path, weights: Path | None, questions: Sequence[str],
     from klype.sources.source import NativeSource, answers
     from klype.values import Request, Sampling
 
-    set_threads(1)  # it shares the machine with the training that it looks at
+    set_threads(1)  # the training needs the other cores
     loaded = checkpoint.load(folder)
     if weights is not None:
         state = load(weights.read_bytes())
@@ -276,7 +267,7 @@ def sample_answers(folder: Path, weights: Path | None, questions: Sequence[str],
     said = []
     for seed, question in enumerate(questions):
         prompt = tuple(source.codec.prompt([{"role": "user", "content": question}]))
-        # a question's own seed, so that two states of a model differ by what they have learnt only
+        # the same seed for every state, so that they differ only by what they have learnt
         room = min(limit, loaded.config.window - len(prompt))
         request = Request(prompt, 1, room, drawn, seed, source.codec.stop)
         said.append(source.codec.decode(answers(source, [request])[0][0].tokens) if room > 0 else "")
@@ -285,7 +276,7 @@ def sample_answers(folder: Path, weights: Path | None, questions: Sequence[str],
 
 @dataclass
 class StepRunner:
-    """Runs the steps of a piece of work. ``sampled``: steps of the training at which the model was asked."""
+    """Runs the steps of a piece of work. ``sampled``: training steps at which the model has answered the questions."""
 
     work: Work
     interrupted: bool = False
@@ -304,7 +295,7 @@ class StepRunner:
                     (folder / f"{step}.done").touch()
             if code or self.interrupted:
                 break
-        # the last step may have ended well before it heard of the interruption
+        # the last step may have ended well before the interrupt reached it
         if self.interrupted and code == 0 and not (folder / f"{len(plan.steps) - 1}.done").exists():
             code = INTERRUPTED
         cancelled = self.interrupted and code != 0
@@ -318,7 +309,7 @@ class StepRunner:
             self.child.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
     def _step(self, step: int, command: Sequence[str], ask: dict[str, Any] | None) -> tuple[int, str]:
-        """The step's exit code, and why it could not even be started."""
+        """Returns the step's exit code, and why it could not be started."""
         with (self.work.folder / f"{step}.out").open("wb") as out, (self.work.folder / f"{step}.err").open("ab") as err:
             try:
                 self.child = subprocess.Popen(bound(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
@@ -340,20 +331,20 @@ class StepRunner:
         return (code if code >= 0 else INTERRUPTED if self.interrupted else 1), ""
 
     def _sample(self, ask: dict[str, Any], final: bool = False) -> None:
-        """Asks the model at the start, in each state that training saved, and at the end."""
+        """Asks the model before the training, at each state that is saved, and after it."""
         base, folder = Path(ask["before"]), Path(ask["after"])
         states = {int(f.parent.name.partition("-")[2]): f for f in folder.glob("resume/step-*/model.safetensors")}
         if 0 not in self.sampled and base.is_dir() and folder.parent.is_dir():
             self._answer(0, base, None, ask)
         newest = max(states, default=0)
         if final and (folder / "model.safetensors").is_file():
-            rows = rows_of(folder / "metrics.jsonl")
-            self._answer(int(rows[-1]["step"]) if rows else newest, folder, None, ask)
+            last = next(jsons.steps(reversed(jsons.tail(folder / "metrics.jsonl").split(b"\n"))), {"step": newest})
+            self._answer(int(last["step"]), folder, None, ask)
         elif newest and newest not in self.sampled:
             self._answer(newest, base, states[newest], ask)
 
     def _answer(self, step: int, folder: Path, weights: Path | None, ask: dict[str, Any]) -> None:
-        """A state that is being replaced by a newer one is left out; the next one comes soon."""
+        """Writes one row of samples; none for a state that is just being replaced by a newer one."""
         from safetensors import SafetensorError
 
         self.sampled.add(step)
@@ -370,7 +361,7 @@ def main() -> int:
     chain = StepRunner(Work(Path(sys.argv[1])))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, chain.stop)
-    for _ in range(100):  # whoever began it writes down first who does it
+    for _ in range(100):  # the parent writes process.json first
         if (chain.work.folder / PROCESS).is_file():
             break
         time.sleep(0.05)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nicegui import ui
-
 from klype.examine.answer_pictures import pictures
 from klype.examine.charts import Picture, axis, formula_curves, whisker_panels
 from klype.examine.examination_report import verdict
@@ -29,6 +27,7 @@ from klype.words import Words
 
 # An answer's tokens, and forward passes at most: what is examined becomes less until it keeps to that.
 TEMPERATURES, LIMIT, BUDGET = (0.0, 0.7, 1.0), 32, 200_000
+LOOK_S = 0.5
 POINTS = 160  # of the formula's curves
 # S and n, on the slider's scale −log10(1 − S): at first, and the article's own, S = 0.99999 and n = 100.
 FIRST, EXAMPLE = (2.0, 100), (5.0, 100)
@@ -115,7 +114,6 @@ class DivergencePage(el.WorkPart):
                 self.samples = Counts(visit, "samples", (2, 32, 2), 8)
             self.lay(w("go"), self.start)
         self.box = el.box()
-        ui.timer(0.5, self.look)
 
     @property
     def request(self) -> ExamRequest:
@@ -294,4 +292,4 @@ class FormulaCard(el.PagePart):
 
 async def build(visit: el.Visit) -> None:
     """The page."""
-    await DivergencePage(visit).look()
+    await el.follow(DivergencePage(visit).look, LOOK_S)

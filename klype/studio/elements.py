@@ -1,5 +1,5 @@
-"""Who looks at which page, in which language and theme, and what pages are built of: boxes, buttons, tables, and the
-report's charts in colours that follow the theme without being drawn anew; each with its data."""
+"""A visit to a page, with its language and theme, and the elements that pages are built of: boxes, buttons, tables, and
+the report's charts, whose colours follow the theme without a redraw; each with its data to download."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ T = TypeVar("T")
 LANGUAGE_COOKIE, THEME_COOKIE = "klype_lang", "klype_theme"
 # the theme after each, and its icon
 THEMES = {"auto": ("dark", "brightness_auto"), "light": ("auto", "light_mode"), "dark": ("light", "dark_mode")}
-# Told apart by colour-blind readers too (after Okabe and Ito); text beside them says the same.
+# Colours of meanings, which colour-blind readers can tell apart (after Okabe and Ito); text beside them says the same.
 MEANINGS = ("#0072b2", "#b85000", "#00735a", "#a3377c", "#7a6000", "#3f6fd1", "#8a3b12", "#5a4fa2")
 MEANINGS_DARK = ("#6cb8ea", "#f0a35e", "#4fc9a4", "#e79ac6", "#d9c25c", "#9db8ff", "#e8a184", "#bdb4f5")
-LONGEST_FIGURE = 24  # in a table a number stands in one line, one that says why it is uncertain in several
-PAGE_BEGINS = "message"  # the element in which one writes to a model
+LONGEST_FIGURE = 24  # characters of a figure that is kept on one line of a table; longer ones wrap
+PAGE_BEGINS = "message"  # id of the card with the input field, where the skip link leads
 FONT = "ui-sans-serif, system-ui, sans-serif"
-Rows = Callable[[], Sequence[Sequence[Cell]]]  # data as they are when they are asked for
-FORMATS = ("number", "percent", "value", "share", "bar", "whisker")  # functions of ``formats.js``, which all pages have
+Rows = Callable[[], Sequence[Sequence[Cell]]]  # returns the data at the time of a download
+FORMATS = ("number", "percent", "value", "share", "bar", "whisker")  # functions of ``formats.js``, which all pages load
 
 
 @dataclass(frozen=True)
 class Page:
-    """``name`` is that of its catalogue (``studio_<name>``), which holds its title, lead and explanation. ``skips``:
-    where a model is there, the first link leads past whatever stands before ``PAGE_BEGINS``."""
+    """A page of the menu. ``name``: its catalogue is ``studio_<name>``, with title, lead and explanation. ``build``
+    adds its content. ``skips``: the skip link leads to ``PAGE_BEGINS`` if there is a model."""
 
     name: str
     route: str
@@ -56,7 +56,8 @@ class Page:
 
 
 class Visit:
-    """``words`` are the page's own, ``frame`` those of all pages; ``say`` writes figures as the report does."""
+    """A request for a page: ``words`` is the page's catalogue in the visitor's language, ``frame`` that of all pages;
+    ``say`` formats figures as the report does."""
 
     def __init__(self, studio: Studio, page: Page, request: Request) -> None:
         self.studio, self.page, self.request = studio, page, request
@@ -69,7 +70,7 @@ class Visit:
         ui.notify(self.why(error), type="negative", position="top", timeout=8000, multi_line=True)
 
     def why(self, error: BaseException) -> str:
-        """What went wrong, in one sentence; klype's own fault is said to be one, and the log has the rest."""
+        """Returns what went wrong in one sentence of the visitor's language. A bug is called one, and logged."""
         if isinstance(error, KlypeError):
             said = Sentences(self.lang)
             return visible(str(KlypeError(said(error.message), said(error.hint))))
@@ -79,7 +80,7 @@ class Visit:
         return self.frame("fault", name=type(error).__name__)
 
     async def attempt(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
-        """What it returns, done in a thread; None where it failed, which the visitor is told."""
+        """Runs ``work`` in a thread and returns its result; shows an error to the visitor and returns None."""
         try:
             return await asyncio.to_thread(work, *args, **named)
         except Exception as error:
@@ -88,30 +89,30 @@ class Visit:
 
 
 def text_of(tag: str, text: Any, classes: str = "", **props: Any) -> ui.element:
-    """An element of this tag that holds a text: what it says is never parsed."""
+    """An element that holds plain text: it is never parsed as HTML."""
     element = box(classes, tag, **props)
     element._text = str(text)
     return element
 
 
 def small(text: str) -> ui.element:
-    """A paragraph that explains."""
+    """A paragraph of explanation."""
     return text_of("p", text, "k-small")
 
 
 def status() -> ui.element:
-    """A sentence that a screen reader says when it changes."""
+    """An empty paragraph that a screen reader announces when its text changes."""
     return text_of("p", "", "k-small", role="status", aria_live="polite")
 
 
 def retext(element: ui.element, text: str) -> None:
-    """Another text into an element that is there."""
+    """Replaces the text of an element."""
     element._text = text
     element.update()
 
 
 def box(classes: str = "", tag: str = "div", **props: Any) -> ui.element:
-    """An element to be filled; underscores in the names of properties stand for hyphens."""
+    """An element for others; underscores in the names of properties become hyphens."""
     element = ui.element(tag).classes(classes)
     element.props.update({name.replace("_", "-"): value for name, value in props.items()})
     return element
@@ -126,7 +127,7 @@ def card(title: str = "", classes: str = "", **props: Any) -> ui.element:
 
 
 def fold(title: str, classes: str = "") -> ui.element:
-    """What is opened by its title."""
+    """A section that is opened by its title."""
     made = box(f"k-fold {classes}".strip(), "details")
     with made:
         text_of("summary", title)
@@ -134,7 +135,8 @@ def fold(title: str, classes: str = "") -> ui.element:
 
 
 class Scroll(ui.element, component="scroll.js"):
-    """What is too wide for a phone scrolls in it, by keys, too, and it says what is cut off; ``label`` is its name."""
+    """A box whose content scrolls sideways, by keys too, and that says what is cut off. ``label``: for screen
+    readers."""
 
     def __init__(self, visit: Visit, label: str) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ def button(text: str, on_click: Callable[[], Any], classes: str = "", **props: A
 
 @dataclass
 class PagePart:
-    """A page, or a part of one, as one visitor has it: ``w`` are its words, ``say`` writes figures."""
+    """A page, or a part of one, of one visitor: ``w`` is its catalogue, ``say`` formats figures."""
 
     visit: Visit
 
@@ -160,7 +162,7 @@ class PagePart:
         self.build()
 
     def build(self) -> None:
-        """Lays it out, where it is made."""
+        """Adds the elements to the page; called once, at the end of the constructor."""
         raise NotImplementedError
 
 
@@ -168,8 +170,8 @@ Part = TypeVar("Part", bound=PagePart)
 
 
 def unless_busy(look: Callable[[Part], Awaitable[None]]) -> Callable[[Part], Coroutine[Any, Any, None]]:
-    """A part's method that is left out while the part is at work already: a timer may find a busy disk, and a button is
-    pressed twice."""
+    """A decorator for methods of a part that do nothing while another one so decorated runs: a disk may be slower than
+    the timer, and buttons are pressed twice."""
 
     @wraps(look)
     async def once(part: Part) -> None:
@@ -180,21 +182,25 @@ def unless_busy(look: Callable[[Part], Awaitable[None]]) -> Callable[[Part], Cor
     return once
 
 
-@dataclass
-class WorkPart(PagePart):
-    """A part that shows a piece of ``work``: how it stands, how far it is, and what can be done about it."""
+async def follow(look: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Looks now, and again at this interval. The timer is made last, because NiceGUI sends a page off, however empty,
+    as soon as a timer on it waits for the browser."""
+    await look()
+    ui.timer(seconds, look)
 
-    def __post_init__(self) -> None:
-        self.work: Work | None = None
-        super().__post_init__()
+
+class WorkPart(PagePart):
+    """A part that shows a piece of ``work``: its state, its progress, and buttons to cancel or resume it."""
+
+    work: Work | None = None
 
     async def look(self) -> None:
-        """What has come of it, read beside the page; drawn when it has changed."""
+        """Reads the work's files in a thread, and redraws what has changed."""
         raise NotImplementedError
 
     def lay(self, on: str, go_on: Callable[[], Any] | None = None) -> ui.element:
-        """The note, the bar and a row of buttons, which is returned. The one called ``on`` goes on with the work, or
-        does ``go_on``."""
+        """Adds a note, a progress bar and a row of buttons, which is returned. The button labelled ``on`` resumes the
+        work, or calls ``go_on``."""
         self.note, self.progress = status(), ProgressBar()
         with box("k-row") as row:
             self.stop = button(self.visit.frame("cancel"), partial(self.act, Work.cancel))
@@ -202,7 +208,7 @@ class WorkPart(PagePart):
         return row
 
     def tell(self, said: str, state: str, share: float, more: bool | None = None) -> None:
-        """How it stands. ``more``: whether it can be gone on with, where its state does not say it."""
+        """Shows the state. ``more``: whether the work can be resumed, where its state does not tell."""
         retext(self.note, said)
         self.progress.fill(state == "running", share)
         self.stop.set_visibility(state == "running" and self.work is not None)
@@ -216,7 +222,7 @@ class WorkPart(PagePart):
 
 
 class ProgressBar(ui.element):
-    """A bar that fills."""
+    """A progress bar."""
 
     def __init__(self, classes: str = "") -> None:
         super().__init__("div")
@@ -232,7 +238,8 @@ class ProgressBar(ui.element):
 def table(
     visit: Visit, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), label: str = ""
 ) -> None:
-    """A table whose cells are texts, or functions that fill their cell; ``label``: its name, else its columns'."""
+    """A table. Cells are values, or functions that add elements to their cell. ``numeric``: the columns of numbers;
+    ``label``: for screen readers, by default the columns' names."""
     with Scroll(visit, label or ", ".join(columns)), box("k-table", "table"):
         with box(tag="thead"), box(tag="tr"):
             for i, column in enumerate(columns):
@@ -254,15 +261,15 @@ def known(figure: object) -> bool:
 
 
 def ends(figure: Mapping[str, Any] | None) -> list[Cell]:
-    """A figure as data: value, low, high, n."""
+    """Returns a figure's value, low, high and n, None where one is missing."""
     return [(figure or {}).get(name) for name in ("value", "low", "high", "n")]
 
 
 def figure_table(
     visit: Visit, name: str, columns: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], label: str
 ) -> None:
-    """Figures by what they are of (title → measure → figure) and their data; ``titles`` of measures in their order, and
-    ``label``, what the rows are."""
+    """A table of figures, and its data. ``columns``: title → measure → figure; ``titles``: of the measures, in the
+    order of the rows; ``label``: the heading above the measures."""
     rows = [
         [title, *(visit.say.told(found[key], key) if known(found.get(key)) else "–" for found in columns.values())]
         for key, title in titles.items()
@@ -274,7 +281,7 @@ def figure_table(
 
 
 def big_numbers(shown: Mapping[str, str]) -> None:
-    """Numbers beside each other, each over what it is: name → number."""
+    """A row of large numbers, each above its name; ``shown``: name → number."""
     with box("r-numbers"):
         for name, number in shown.items():
             with box():
@@ -283,7 +290,7 @@ def big_numbers(shown: Mapping[str, str]) -> None:
 
 
 def as_data(visit: Visit, name: str, columns: Sequence[str], rows: Rows, picture: ui.element | None = None) -> None:
-    """``Show as data``: numbers as CSV and JSON, and the picture that they stand behind as PNG, where there is one."""
+    """Buttons that download ``rows`` as CSV and JSON, and the charts in ``picture`` as PNG."""
 
     def save_csv() -> None:
         ui.download.content(to_csv(columns, rows()), f"{name}.csv", "text/csv;charset=utf-8")
@@ -306,7 +313,7 @@ def as_data(visit: Visit, name: str, columns: Sequence[str], rows: Rows, picture
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> bytes:
-    """For spreadsheets: UTF-8 with its mark; a text that would start a formula is quoted."""
+    """CSV for spreadsheets: UTF-8 with a byte order mark; a text that would start a formula is quoted."""
     out = io.StringIO()
     writer = csv.writer(out)
     for row in (columns, *rows):
@@ -316,20 +323,21 @@ def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> bytes:
 
 
 def chart(option: Option, lang: str, height: int, label: str) -> ui.echart:
-    """An ECharts drawing of the report's kind; ``label`` is what a screen reader says instead of it."""
+    """A chart of the report's kind, ``height`` pixels high; ``label``: for screen readers."""
     drawn = ui.echart(revived(option, lang), renderer="svg").classes("k-chart").style(f"height: {height}px")
     drawn.props.update({"role": "img", "aria-label": label})
     return drawn
 
 
 def redraw(drawn: ui.echart, option: Option, lang: str) -> None:
-    drawn.options.clear()  # the element stays: a new one takes a browser three times as long
+    """Draws other data in the same element: a new one would take the browser three times as long."""
+    drawn.options.clear()
     drawn.options.update(revived(option, lang))
     drawn.update()
 
 
 def panels(visit: Visit, drawings: Sequence[Panel], label: str = "") -> list[ui.echart]:
-    """Charts beside each other, each under its title; one that may be wider than a phone scrolls."""
+    """Charts side by side, each under its title; one with a least width scrolls where there is less room."""
     made = []
     with box("k-panels"):
         for panel in drawings:
@@ -343,8 +351,8 @@ def panels(visit: Visit, drawings: Sequence[Panel], label: str = "") -> list[ui.
 
 
 def picture(visit: Visit, found: Picture, rows: Rows | None = None) -> list[ui.echart]:
-    """A report's picture: its finding as the title, its panels, how to read it, and its rows, or those of now, for who
-    asks for them. Returns the charts."""
+    """A card with a report's picture: title, charts (which are returned), how to read them, and the data. ``rows``: the
+    data where they are not in the picture."""
     with card(found.title) as drawn:
         made = panels(visit, found.panels, found.title)
         small(found.how)
@@ -353,8 +361,8 @@ def picture(visit: Visit, found: Picture, rows: Rows | None = None) -> list[ui.e
 
 
 class GrowingPictures:
-    """Pictures of what grows, in the order of their ``names``: charts are redrawn while the same panels are there, and
-    laid anew when there are others. They stand where it is made. ``rows``: their data, where it is not in them."""
+    """Pictures of data that grow, in the order of ``names``. A chart is redrawn as long as its picture has the same
+    panels, and made anew otherwise. ``rows``: the data where they are not in the pictures."""
 
     def __init__(self, visit: Visit, names: Sequence[str], rows: Rows | None = None) -> None:
         self._visit, self._boxes, self._rows = visit, {name: box() for name in names}, rows
@@ -377,9 +385,10 @@ class GrowingPictures:
 
 
 def revived(option: Mapping[str, Any], lang: str) -> Option:
-    """``$ink`` becomes a variable of the theme, ``fn:percent`` a function (under a key that begins with a colon).
+    """Returns a chart's option for the browser: ``$ink`` becomes a variable of the theme, ``fn:percent`` a JavaScript
+    function (under a key that begins with a colon).
 
-    Only values of our own option dictionaries become functions; texts of models and users stay texts.
+    Only the names in ``FORMATS`` become functions; texts of models and users stay texts.
     """
     functions = {f"fn:{name}": f"klypeFormats('{LANGUAGES[lang].tag}').{name}" for name in FORMATS}
 
@@ -394,7 +403,7 @@ def revived(option: Mapping[str, Any], lang: str) -> Option:
             return found
         if isinstance(given, Sequence) and not isinstance(given, str):
             return [value(one) for one in given]
-        if given == "inherit":  # what the page has, by name: text is measured with it
+        if given == "inherit":  # ECharts measures text with the font, so it has to be named
             return FONT
         return f"var(--k-{given[1:]})" if isinstance(given, str) and re.fullmatch(r"\$[a-z0-9]+", given) else given
 
@@ -402,18 +411,19 @@ def revived(option: Mapping[str, Any], lang: str) -> Option:
 
 
 def meaning_colour(place: int) -> str:
-    """The colour of the so-manieth meaning; grey from the ninth on."""
+    """The colour of the meaning at this place, from 0; grey for places without a colour of their own."""
     return f"var(--k-m{place})" if 0 <= place < len(MEANINGS) else "var(--k-base)"
 
 
 def language_of(request: Request) -> str:
-    """The one that was switched to, else the first that the browser asks for and klype speaks."""
+    """The language that the visitor chose, else the first of the browser's languages that klype has."""
     chosen = request.cookies.get(LANGUAGE_COOKIE, "")
     return chosen if chosen in LANGUAGES else preferred(request.headers.get("accept-language", ""))
 
 
 def preferred(header: str) -> str:
-    """By an Accept-Language header: the first wish that klype speaks, or whose readers read what it speaks."""
+    """Returns the language for an Accept-Language header: the most wanted one that klype has, or whose speakers read
+    one that it has; "en" if there is none."""
     wishes: list[tuple[float, int, str]] = []
     for place, part in enumerate(header.split(",")[:20]):
         name, _, quality = part.strip().partition(";")
@@ -424,12 +434,12 @@ def preferred(header: str) -> str:
 
 
 def text_file(*names: str) -> str:
-    """Scripts and styles of the studio's own, one after the other."""
+    """The text of these files of the studio (scripts, styles), joined."""
     return "".join((resources.files("klype.studio") / name).read_text(encoding="utf-8") for name in names)
 
 
 def theme() -> str:
-    """The page's colours as CSS: light and dark from the same names."""
+    """CSS with the colours of both themes as variables of the same names."""
     return (
         f"body{{{_variables(LIGHT, False)}}}\nbody.body--dark{{{_variables(DARK, True)}}}\n"
         f"html{{background:{LIGHT['paper']};color-scheme:light}}html:has(body.body--dark){{background:{DARK['paper']};color-scheme:dark}}\n"

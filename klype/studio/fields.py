@@ -1,5 +1,4 @@
-"""What a visitor fills in: the browser's own controls, each with its label; files that are uploaded; and the form that
-opens any MODEL by its name."""
+"""Form fields: the browser's own controls with their labels, file uploads, and the form that opens a MODEL by name."""
 
 from __future__ import annotations
 
@@ -23,23 +22,23 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
 from klype.studio import elements as el
 
-# An input's value as an attribute: as a property, Vue would set it again whenever anything on the page changes, and
-# take back what was typed or moved since.
+# The attribute of an input's first value. As a property, Vue would set it again whenever anything on the page changes,
+# and undo what was typed or moved since.
 AT_FIRST = "^value"
 SEND_VALUE = "(e) => emit(e.target.value)"
-# Bytes of a file that come at once: as base64 well below the megabyte that a message of the page may have.
+# bytes of a file in one message: as base64 well below the megabyte that a message may have
 SLICE = 192 << 10
-FILES_MOST, OLD_S = 40, 24 * 3600.0  # files that wait in a home to be used, and for how long; older ones make room
+FILES_MOST, OLD_S = 40, 24 * 3600.0  # how many unused uploads are kept, and for how long
 LONGEST_MODEL = 1000  # characters of a MODEL's name
 SEED_MOST = 2**32 - 1
 
 
 def nothing() -> None:
-    """What is done where nothing is to be done."""
+    """The callback that does nothing."""
 
 
 class Field(ui.element):
-    """A control with its label, and what is in it."""
+    """A control with its label."""
 
     def __init__(self, name: str, tag: str = "input", classes: str = "k-field", **props: Any) -> None:
         super().__init__("label")
@@ -52,23 +51,23 @@ class Field(ui.element):
             self.input.props.update(props)
 
     def fill(self, value: float | str) -> None:
-        """Puts a value into the input, in place of what was typed or moved."""
+        """Sets the input's value in the browser."""
         self.input.props[AT_FIRST] = value
         self.client.run_javascript(f"document.getElementById('{self.input.html_id}').value = {json.dumps(value)}")
 
     def hears(self, event: str, take: Callable[[Any], object], script: str = SEND_VALUE, **more: Any) -> None:
-        """``take`` gets what the browser's ``script`` sends, which may be anything."""
+        """Calls ``take`` with what the browser's ``script`` sends at an event, which may be anything."""
         self.input.on(event, lambda sent: take(sent.args), js_handler=script, **more)
 
 
 class Slider(Field):
-    """A range with its value beside its name. Sent as it moves, ten times a second at most: ``moved`` is done then, and
+    """A range with its value beside its name. ``moved`` is called while it moves, at most ten times a second, and
     ``released`` when it is let go."""
 
     def __init__(
         self, name: str, ends: tuple[float, float, float], value: float, shown: Callable[[float], str]
     ) -> None:
-        """``ends``: least, most and step."""
+        """``ends``: least, most and step; ``shown(value)``: the text of a value."""
         self.low, self.high, step = ends
         super().__init__(name, type="range", min=self.low, max=self.high, step=step, value=value)
         self.value, self._shown = value, shown
@@ -77,7 +76,6 @@ class Slider(Field):
         with self:
             self._output = el.text_of("output", shown(value))
             self._output.move(target_index=1)
-        # ten messages a second are enough to see bars move
         self.hears("input", lambda sent: self._take(sent, self.moved), throttle=0.1)
         self.hears("change", lambda sent: self._take(sent, self.moved, self.released))
 
@@ -86,8 +84,7 @@ class Slider(Field):
         self.fill(self.value)
 
     def _take(self, given: object, *acts: Callable[[], object]) -> None:
-        """A browser may send anything."""
-        with suppress(ValueError):
+        with suppress(ValueError):  # a browser may send anything
             value = float(str(given))
             if math.isfinite(value):
                 self.value = min(self.high, max(self.low, value))
@@ -97,21 +94,21 @@ class Slider(Field):
 
 
 class Minutes(Slider):
-    """How long something may take."""
+    """A slider for minutes."""
 
     def __init__(self, visit: el.Visit, ends: tuple[float, float, float], value: float) -> None:
         super().__init__(visit.words("minutes"), ends, value, lambda v: f"{visit.say.plain(v)}{chr(0xA0)}min")
 
 
 class Counts(Slider):
-    """A whole number, written as the language does."""
+    """A slider for a whole number; ``key``: its name in the page's catalogue."""
 
     def __init__(self, visit: el.Visit, key: str, ends: tuple[float, float, float], value: float) -> None:
         super().__init__(visit.words(key), ends, value, lambda v: visit.say.count(round(v)))
 
 
 class Select(Field):
-    """One of several, by key."""
+    """A menu; ``options``: key → text, ``value``: the chosen key."""
 
     def __init__(
         self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object] = nothing
@@ -131,14 +128,14 @@ class Select(Field):
 
 
 class PageSelect(Select):
-    """One of several pages: the address ``to`` with its key behind it."""
+    """A menu that leads to pages: to the address ``to`` followed by the chosen key."""
 
     def __init__(self, name: str, options: Mapping[str, str], value: str, to: str) -> None:
         super().__init__(name, options, value, lambda: ui.navigate.to(to + self.value))
 
 
 class Check(Field):
-    """On or off."""
+    """A checkbox."""
 
     def __init__(self, name: str, value: bool) -> None:
         super().__init__(name, classes="k-check", type="checkbox", checked=value)
@@ -151,7 +148,7 @@ class Check(Field):
 
 
 class TextField(Field):
-    """A text that is typed in; ``_listen``: how much of it is taken, and what Enter does."""
+    """A field for text."""
 
     value = ""
 
@@ -160,7 +157,8 @@ class TextField(Field):
         self.fill(value)
 
     def _listen(self, most: int, on_send: Callable[[], object], keep: str = "", held: str = "") -> None:
-        """``keep`` is done in the browser with every key; ``held`` is what else Enter waits for there."""
+        """Takes at most ``most`` characters; Enter calls ``on_send``. ``keep``: JavaScript to run at every input;
+        ``held``: a further condition on Enter."""
 
         def take(sent: object) -> None:
             self.value = str(sent or "")[:most]
@@ -175,7 +173,7 @@ class TextField(Field):
 
 
 class TextLine(TextField):
-    """A text of one line; Enter sends."""
+    """A field for one line; Enter sends it."""
 
     def __init__(
         self, name: str, most: int, on_send: Callable[[], object], kind: Literal["text", "password"] = "text"
@@ -185,8 +183,8 @@ class TextLine(TextField):
 
 
 class TextArea(TextField):
-    """A text of one or more lines. Enter sends, Shift + Enter begins a line; ``draft`` names it in the browser, which
-    keeps what was not sent through reloads and the server's restarts."""
+    """A field for several lines: Enter sends, Shift + Enter begins a line. ``draft``: the key under which the browser
+    keeps what was not sent, through reloads and restarts of the server."""
 
     def __init__(self, name: str, most: int, on_send: Callable[[], object], draft: str = "") -> None:
         super().__init__(name, "textarea", "k-field k-grow", rows=2, maxlength=most)
@@ -195,7 +193,7 @@ class TextArea(TextField):
         self._listen(most, on_send, keep, " && !e.shiftKey")
 
     def examples(self, title: str, texts: Sequence[str]) -> None:
-        """Texts to begin with, each a button that sends it; nothing where there are none."""
+        """Adds a button for each text, which sends it."""
 
         def send(text: str) -> object:
             self.set(text)
@@ -208,7 +206,7 @@ class TextArea(TextField):
                     el.button(text, partial(send, text), "tiny")
 
     def restore(self) -> None:
-        """What the browser still has of it is typed in again."""
+        """Fills in the draft that the browser has kept."""
         ui.run_javascript(
             f"const a = document.getElementById('{self.input.html_id}');"
             f" const d = sessionStorage.getItem('klype-{self._draft}');"
@@ -222,7 +220,7 @@ class TextArea(TextField):
 
 
 class SeedField(Field):
-    """A whole number that a run begins with; ``value`` raises UsageError for what is none, in the page's language."""
+    """A field for a run's seed. ``value`` raises UsageError, in the page's language, for what is no whole number."""
 
     def __init__(self, visit: el.Visit) -> None:
         self._visit, self._name, self._given = visit, visit.words("seed"), "0"
@@ -242,8 +240,8 @@ class SeedField(Field):
 
 @dataclass
 class UploadedFile:
-    """``name`` is what its owner calls it: shown, and never a path. It is whole when ``got`` is ``size``; ``number`` is
-    the browser's for it."""
+    """An upload. ``file``: where it is kept, under a name of our own; ``name``: the visitor's name for it, only shown;
+    ``number``: the browser's number for it. It is complete when ``got`` is ``size`` bytes."""
 
     file: Path
     name: str
@@ -256,8 +254,8 @@ OnFile = Callable[[UploadedFile], Awaitable[None]]
 
 
 class Upload(ui.element, component="upload.js"):
-    """A file from a browser, of one of these ``kinds`` and at most so many bytes: in slices over the page's own
-    connection, under a name of our own. ``on_given`` is called with it when it is whole."""
+    """A button that uploads a file of one of these ``kinds``, of at most ``most`` bytes, in slices over the page's
+    websocket. ``on_given`` is called with it when it is complete."""
 
     def __init__(self, visit: el.Visit, label: str, most: int, kinds: Sequence[str], on_given: OnFile) -> None:
         super().__init__()
@@ -267,7 +265,7 @@ class Upload(ui.element, component="upload.js"):
         self.on("slice", lambda event: self.take(event.args if isinstance(event.args, dict) else {}))
 
     async def take(self, sent: Mapping[str, Any]) -> None:
-        """One slice; the next one is asked for when it is on the disk."""
+        """Stores a slice, then asks for the next one."""
         try:
             given = await asyncio.to_thread(self._keep, sent)
         except (KlypeError, OSError) as error:
@@ -295,14 +293,14 @@ class Upload(ui.element, component="upload.js"):
                 raise UsageError(f"A file has from 1 byte to {self._most >> 20} MiB.")
             folder.mkdir(parents=True, exist_ok=True)
             kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
-            for place, file in enumerate(kept):  # older ones make room
+            for place, file in enumerate(kept):
                 if len(kept) - place >= FILES_MOST or file.stat().st_mtime < time.time() - OLD_S:
                     file.unlink(missing_ok=True)
-            # of the name its owner gave it only the ending is kept
+            # of the visitor's name only the ending is used
             self._now = UploadedFile(folder / f"{token_hex(8)}{suffix}", visible(name)[:120], size, number)
         given = self._now
         if given is None or given.number != number or given.got != at:
-            return None  # of a file that was given up, or sent twice
+            return None  # a slice of an upload that was given up, or one sent twice
         try:
             piece = base64.b64decode(data, validate=True)
         except ValueError:
@@ -322,7 +320,8 @@ class Upload(ui.element, component="upload.js"):
 
 
 async def open_model(visit: el.Visit, model: str, note: ui.element, to: str) -> None:
-    """Opens it, says in ``note`` what is waited for and how long, and leads to the page ``to``; or says why not."""
+    """Opens a MODEL, shows in ``note`` for how long it has been opening, and goes to the page ``to``; shows the error
+    if it cannot be opened."""
     note.classes(remove="k-warn")
     began, work = time.monotonic(), asyncio.ensure_future(asyncio.to_thread(visit.studio.open, model))
     while not (await asyncio.wait([work], timeout=1))[0]:
@@ -339,10 +338,10 @@ async def open_model(visit: el.Visit, model: str, note: ui.element, to: str) -> 
 
 
 def open_form(visit: el.Visit) -> None:
-    """A field for a MODEL of whatever kind."""
+    """A form for the name of a MODEL of any kind."""
 
     async def opened() -> None:
-        if not visit.studio.opens:  # whatever a browser sends
+        if not visit.studio.opens:  # the form is not shown then, but a browser may send anything
             visit.tell(UsageError("Models are opened from the machine that the studio runs on only."))
         elif text := field.value.strip():
             go.props("disabled")
@@ -361,14 +360,14 @@ def open_form(visit: el.Visit) -> None:
 
 
 def open_fold(visit: el.Visit) -> None:
-    """The same for a page that has models already."""
+    """The same, folded, on a page that has models already."""
     if visit.studio.opens:
         with el.fold(visit.frame("open_another"), "k-card"):
             open_form(visit)
 
 
 def first_steps(visit: el.Visit, why: str) -> None:
-    """What there is to do where a page has no model that it could show: open one, or train one."""
+    """What a page without a model offers: to train one, or to open one. ``why``: the title."""
     with el.card(why):
         el.text_of("a", visit.frame("train_one"), "k-button strong", href="/runs#start")
         el.small(visit.frame("train_how"))

@@ -45,7 +45,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A run to be begun. ``model``: the address of the one that it goes on from, where the recipe needs one."""
+    """A run to be started. ``files``: uploads to train on; ``model``: the address of the one to start from."""
 
     recipe: str
     minutes: float
@@ -56,8 +56,8 @@ class RunRequest:
 
 
 def start_run(studio: Studio, request: RunRequest) -> Work:
-    """Begins ``klype run``, on the files where the recipe takes any: they lie in the run's own folder, under names of
-    ours, and stay with the form when nothing was begun. UsageError for what cannot be."""
+    """Starts ``klype run``. Files are moved into the run's folder, under neutral names, and back when the run cannot be
+    started. UsageError when the recipe needs files or a model and there are none."""
     needs = RECIPES[request.recipe]  # a Select takes none but its own keys
     if needs.files == "needed" and not request.files:
         raise UsageError("There is no text to learn from.", "Add a file first.")
@@ -136,7 +136,7 @@ class RunForm(el.PagePart):
     async def start(self) -> None:
         def started() -> Work:
             wanted = self.recipe.value, self.minutes.value, self.lang.value, self.seed.value
-            return start_run(self.studio, RunRequest(*wanted, tuple(self.files), self.model.value))
+            return start_run(self.studio, RunRequest(*wanted, self.files, self.model.value))
 
         if (work := await self.visit.attempt(started)) is not None:
             ui.navigate.to(f"{self.visit.page.route}?run={key_of(work.plan.run)}")
@@ -212,5 +212,4 @@ async def build(visit: el.Visit) -> None:
     """The page."""
     sent = visit.request.query_params
     page = RunsPage(visit, sent.get("run", "")[:KEY_MOST], sent.get("with", "")[:KEY_MOST])
-    await page.look()
-    ui.timer(LOOK_S, page.look)
+    await el.follow(page.look, LOOK_S)

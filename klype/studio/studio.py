@@ -21,7 +21,7 @@ from typing import TypeVar, cast
 
 from klype.api.examination import identity, reader_of
 from klype.api.model import Model
-from klype.api.prompt_context import PromptContext, prompt_after, prompt_context, reading_from, suggestions, world_of
+from klype.api.prompt_context import prompt_after, reading_from, suggestions, world_of
 from klype.device import EnergyMeter
 from klype.engine.engine import Event
 from klype.engine.runner import NativeRunner
@@ -184,10 +184,6 @@ class SharedModel(Model):
     def speculates(self) -> bool:
         """Whether tokens can be guessed ahead: where klype computes the model itself."""
         return self.worker is not None and isinstance(self.worker.engine.runner, NativeRunner)
-
-    def ask_about(self, text: str) -> PromptContext:
-        """One question: its prompt, what its answers mean, and which of them are right."""
-        return prompt_context(self.opened, text, None)
 
     def prompt_after(self, conversation: Conversation, question: str) -> list[int]:
         """The prompt of a new turn. The oldest turns leave a window that is full, all of them a model that was taught

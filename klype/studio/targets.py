@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nicegui import ui
-
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Picture
 from klype.examine.say import Say, visible
@@ -214,5 +212,4 @@ class TargetsPage(el.WorkPart):
 async def build(visit: el.Visit) -> None:
     """The page."""
     page = TargetsPage(visit, visit.request.query_params.get("experiment", "")[:KEY_MOST])
-    await page.look()
-    ui.timer(LOOK_S, page.look)
+    await el.follow(page.look, LOOK_S)
