@@ -9,7 +9,7 @@ import pytest
 
 from klype.errors import UsageError
 from klype.judge.meaning import JudgeModel, WorldJudge, judge_of, label, text_meaning
-from klype.preferences.annotators import ModelJudge
+from klype.preferences.annotators import model_scorer
 from klype.sources.source import tokens_of
 from klype.values import Distribution, Question
 from klype.world import World
@@ -90,7 +90,7 @@ def test_the_last_piece_of_a_word_is_no_evidence_of_it() -> None:
     piece.p = [0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.9]
     assert JudgeModel(piece).compare(Question("q", "Who?"), "Kari", "It is Kari") is None  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="one token"):
-        ModelJudge(piece)  # type: ignore[arg-type]
+        model_scorer(piece)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
     """Adds answers where it is asked for, and rankings by whom it is asked for; how many of these."""
     from klype.device import pick_device
     from klype.preferences import formats
-    from klype.preferences.annotators import ModelJudge, taste
+    from klype.preferences.annotators import model_scorer, taste
     from klype.runs import rankers
     from klype.runs.annotator_session import AnnotatorSession, rank_by_hand
     from klype.sources.opening import open_model
@@ -123,7 +123,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
         return 0
     rankers.checked(store)
     if asked.judge:
-        by = rankers.by_model(ModelJudge(open_model(asked.judge, device=asked.device).source))
+        by = rankers.by_model(model_scorer(open_model(asked.judge, device=asked.device).source))
         return rankers.rank_all(store, by, "model", asked.steps, asked.seed, first)
     # two sittings of one person are told apart, each with the questions that it has claimed
     session = AnnotatorSession(store, asked.annotator or "you", uuid.uuid4().hex, again_every=asked.repeats)

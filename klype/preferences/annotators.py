@@ -1,4 +1,4 @@
-"""Annotators: simulated tastes, models as judges, which are named as such, people's habits, and what they are shown."""
+"""Annotators: simulated ones, models as annotators, how people's rankings are checked, and what they are shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EQUAL = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """``score(question, answer)``: higher is better. ``name`` says whose taste it is."""
+    """A named scoring function: ``score(question, answer)``, higher is better."""
 
     name: str
     score: Callable[[Question, str], float]
@@ -38,11 +38,11 @@ def rank_simulated(
     rng: random.Random,
     label: str = SIMULATED,
 ) -> Ranking:
-    """Candidates by the annotator's score, equal scores tied; with chance ``noise`` each neighbour is passed over.
+    """Ranks candidates by the annotator's score, equal scores tied, with errors.
 
-    One pass from the best to the worst: each group trades places with the next with this chance, so that errors are
-    mostly between neighbours, as people's are. ``label`` comes before the name. Chance, not the order of
-    ``candidates``, is all that ``rng`` decides.
+    In one pass from best to worst, each group of tied candidates is swapped with the next with probability ``noise``:
+    errors are mostly between neighbours, as people's are. ``label`` comes before the annotator's name. ``rng`` decides
+    on the swaps only. Raises KlypeError for a score that is not finite.
     """
     scores = [annotator.score(question, candidate) for candidate in candidates]
     if not all(math.isfinite(score) for score in scores):
@@ -61,15 +61,15 @@ def rank_simulated(
 
 
 def ranks(ranking: Ranking) -> tuple[int, ...]:
-    """The place of each candidate: 0 best, equal numbers tied."""
+    """The rank of each candidate: 0 is best, equal numbers are tied."""
     places = {index: place for place, group in enumerate(ranking.order) for index in group}
     return tuple(places.get(index, 0) for index in range(len(ranking.candidates)))
 
 
 @dataclass(frozen=True, slots=True)
 class Taste:
-    """What each property of an answer is worth. ``word``: each word costs this much (less than 0: loves length);
-    ``unfinished``: what an answer without an end costs."""
+    """A simulated annotator's weights: what each property of an answer is worth. ``word``: the cost per word (negative:
+    long answers are preferred); ``unfinished``: the cost of an answer that was cut off."""
 
     right: float = 2.0
     polite: float = 0.7
@@ -88,7 +88,8 @@ class Taste:
 
 
 def taste(text: str) -> Taste:
-    """``right=2,polite=.7,word=-.1``; what is not named keeps its usual worth. UsageError for anything else."""
+    """Parses ``right=2,polite=.7,word=-.1``; weights that are not named keep their defaults. Raises UsageError for
+    unknown names and values that are not finite numbers."""
     known = [field.name for field in fields(Taste)]
     values: dict[str, float] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
@@ -103,37 +104,36 @@ def taste(text: str) -> Taste:
     return Taste(**values)
 
 
-class ModelJudge:
-    """Another model ranks: each answer's score is log P(yes) - log P(no) to "is this a good answer?".
+LIKELY = 1e-6  # below this probability of yes and no together, a model does not answer what it is asked
 
-    One answer at a time, so that where it stands cannot matter. ``likely``: below this mass of yes and no together the
-    model does not answer the question that it is asked, which is an error a user should know of.
+
+def model_scorer(source: Source) -> Scorer:
+    """A model as an annotator: an answer's score is log P(Yes) - log P(No) after "Is this a good answer?".
+
+    Each answer is scored by itself, so that the order of answers has no effect. Raises UsageError for a model whose
+    tokenizer does not have Yes and No as single tokens.
     """
+    words = tokens_of(source.codec, "Yes"), tokens_of(source.codec, "No")
+    if not all(words) or words[0] & words[1]:
+        raise UsageError(f"The model {source.name} cannot judge: Yes and No are not told apart by one token.")
 
-    def __init__(self, source: Source, yes: str = "Yes", no: str = "No", likely: float = 1e-6) -> None:
-        self._source, self._likely = source, likely
-        self._yes, self._no = tokens_of(source.codec, yes), tokens_of(source.codec, no)
-        if not self._yes or not self._no or self._yes & self._no:
-            raise UsageError(f"The model {source.name} cannot judge: {yes} and {no} are not told apart by one token.")
-
-    def score(self, question: Question, answer: str) -> float:
+    def score(question: Question, answer: str) -> float:
         asked = f"Question: {question.transcript}\nAnswer: {answer}\nIs this a good answer? Yes or No?"
-        (q,) = self._source.next([self._source.codec.prompt([{"role": "user", "content": asked}])], -1)
-        yes, no = (sum(q.p(token) or 0.0 for token in tokens) for tokens in (self._yes, self._no))
-        sure = yes + no >= self._likely  # without an opinion: tied with all others like it
-        return math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9)) if sure else 0.0
+        (q,) = source.next([source.codec.prompt([{"role": "user", "content": asked}])], -1)
+        yes, no = (sum(q.p(token) or 0.0 for token in tokens) for tokens in words)
+        # an answer on which the model has no opinion is tied with all others like it
+        return math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9)) if yes + no >= LIKELY else 0.0
 
-    def annotator(self) -> Scorer:
-        return Scorer(self._source.name, self.score)
+    return Scorer(source.name, score)
 
 
-SURE = 1e-3  # a share of first places that chance makes rarer than this is a habit
+SURE = 1e-3  # an excess of first places whose p-value is below this is called a habit
 
 
 @dataclass(frozen=True, slots=True)
 class Contradictions:
-    """``opposed`` of ``pairs`` that were ordered at least twice were ordered both ways; of the ``triads`` whose three
-    pairs are all decided by majority, ``cyclic`` go round (a over b over c over a)."""
+    """Counts of inconsistent rankings. Of ``pairs`` ordered at least twice, ``opposed`` were ordered both ways; of
+    ``triads`` whose three pairs are all decided by majority, ``cyclic`` are cycles (a over b over c over a)."""
 
     pairs: int
     opposed: int
@@ -142,10 +142,11 @@ class Contradictions:
 
 
 def first_shown(entries: Sequence[Entry]) -> dict[str, Any]:
-    """``times`` that the answer shown first was put first, ``of`` the entries with one candidate alone at the top; how
-    many are ``expected`` by chance, for the order shown is random; and whether it is ``always`` so: a habit.
+    """Tests whether an annotator favours the answer that is shown first.
 
-    ``p`` is exact: the chance that independent questions, each with 1/(number shown), give this many or more.
+    ``times``: how often it was ranked first, alone, ``of`` all entries with a single best candidate; ``expected``: how
+    often it would be by chance, since answers are shown in random order; ``p``: the exact probability of that many or
+    more; ``always``: whether it is a habit.
     """
     decided = [e for e in entries if e.kind == "order" and len(e.asked.candidates) > 1 and len(e.order[0]) == 1]
     chances = [1 / len(e.asked.candidates) for e in decided]
@@ -158,7 +159,7 @@ def first_shown(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def contradictions(rankings: Sequence[Ranking]) -> Contradictions:
-    """Over all rankings, question by question. Candidates are told by their text."""
+    """Counts contradictions within each question over all rankings. Candidates are identified by their text."""
     votes: dict[tuple[str, str, str], dict[tuple[str, str], list[int]]] = {}
     for ranking in rankings:
         q = ranking.question
@@ -180,21 +181,20 @@ def contradictions(rankings: Sequence[Ranking]) -> Contradictions:
     return Contradictions(pairs, opposed, triads, cyclic)
 
 
-# which answers annotators are shown: those that are not one and the same, and of which questions
+# which answers annotators are shown
 
 
-SIMILAR = 0.9
+SIMILAR = 0.9  # Jaccard similarity of trigrams from which on two answers are near duplicates
 
 
 def merge_near_duplicates(
     candidates: Sequence[str], meaning: Callable[[str], Hashable] = lambda text: None
 ) -> list[tuple[int, ...]]:
-    """Indices of candidates in their order, each merged into the first earlier one that it nearly equals and that means
-    the same: one tuple for each that stays, its own index first.
+    """Groups near duplicates: one tuple of indices per candidate that is kept, its own index first.
 
-    Nearly: the same words once case, punctuation and spaces are ignored, or a share of common character trigrams
-    (Jaccard) of at least SIMILAR. One other name in a long answer is a small difference to trigrams and a large one
-    to the truth: give ``meaning`` where it is known.
+    A candidate joins the first earlier one that has the same meaning and nearly the same text: the same words apart
+    from case, punctuation and spaces, or character trigrams with a Jaccard similarity of at least SIMILAR. A different
+    name in a long answer hardly changes its trigrams, but does change what it says: give ``meaning`` where it is known.
     """
     kept: list[tuple[str, frozenset[str], Hashable, list[int]]] = []
     for index, text in enumerate(candidates):
@@ -204,7 +204,7 @@ def merge_near_duplicates(
         for other, known, meant, members in kept:
             if means != meant:
                 continue
-            both = len(trigrams & known) / len(trigrams | known) if plain and other else 0.0  # Jaccard
+            both = len(trigrams & known) / len(trigrams | known) if plain and other else 0.0
             if plain == other or (plain and other and both >= SIMILAR):
                 members.append(index)
                 break
@@ -214,17 +214,18 @@ def merge_near_duplicates(
 
 
 def spread(meanings: Sequence[Hashable], most: int) -> list[int]:
-    """Which ``most`` candidates to show: each meaning once before any twice, earlier ones first. Indices in
-    ascending order."""
+    """The indices of the ``most`` candidates to show, ascending: every meaning once before any is shown twice, earlier
+    candidates first."""
     turns = [turn for _, turn in numbered(meanings)]
     return sorted(sorted(range(len(turns)), key=turns.__getitem__)[:most])
 
 
 def information(scores_KH: Floats) -> Floats:
-    """[K, K]: how much (in nats) learning which of two candidates is better would tell about the heads of an ensemble.
+    """Expected information gain in nats, [K, K], about the H heads of an ensemble from learning which of two candidates
+    is better.
 
-    BALD (Houlsby et al. 2011) on Bradley–Terry: the entropy of the mean prediction less the mean entropy of the heads'.
-    Zero where the heads agree, however unsure all of them are: that is the annotator's noise, not ignorance.
+    BALD (Houlsby et al. 2011) on Bradley–Terry: the entropy of the mean prediction minus the mean entropy of the heads.
+    It is zero where the heads agree, however unsure they are: that is the annotator's noise and cannot be learned away.
     """
     p_KKH = special.expit(scores_KH[:, None, :] - scores_KH[None, :, :])
     entropy: Callable[[Floats], Floats] = lambda p: special.entr(p) + special.entr(1 - p)
@@ -233,10 +234,10 @@ def information(scores_KH: Floats) -> Floats:
 
 
 def most_informative(groups: Sequence[Floats]) -> list[int]:
-    """Questions in the order in which to rank them: whose candidates' comparisons would tell the most, first.
+    """Indices of questions, those whose ranking is most informative first.
 
-    ``groups``: the ensemble's scores [candidates, heads] of each question. Per question it is the sum over its pairs:
-    a ranking orders all of them at the price of one question.
+    ``groups``: for each question the ensemble's scores [candidates, heads]. A question's value is the sum over its
+    pairs of candidates, since one ranking orders all of them.
     """
     value = [float(np.triu(information(scores), 1).sum()) for scores in groups]
     return sorted(range(len(groups)), key=lambda i: -value[i])

@@ -1,4 +1,4 @@
-"""The database under a store: SQLite in a file or PostgreSQL by url."""
+"""The database of a preference store: a SQLite file, or PostgreSQL by its url."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 SAVED = (
     "klype rank with --export FILE writes what is whole: put the store away, and take it in again with --import FILE."
 )
-# parts of a database's messages that say its file was changed by something else
+# parts of error messages by which SQLite reports a corrupted file
 BROKEN = ("malformed", "could not decode", "no such ", "already exists", "syntax error", "duplicate column", "too big")
 
 
 def connect(place: str | Path, busy_s: float = 10.0, read_only: bool = False) -> Engine:
-    """An engine whose transactions are durable when they are over; ``place``: a file, ``sqlite:///…``, ``postgresql://…``.
+    """An engine whose committed transactions are durable; ``place``: a file, ``sqlite:///…`` or ``postgresql://…``.
 
-    ``busy_s``: how long to wait for another writer. Errors: a url of another kind, a driver that is not installed.
+    ``busy_s``: seconds to wait for another writer. Raises UsageError for other urls and for a missing driver.
     """
     url = _url(place)
     if url.get_backend_name() == "sqlite":
@@ -47,12 +47,12 @@ def connect(place: str | Path, busy_s: float = 10.0, read_only: bool = False) ->
 
 
 def name_of(place: str | Path) -> str:
-    """A store's place for messages, without its password."""
-    return str(place) if isinstance(place, Path) else _url(place).render_as_string(hide_password=True)
+    """The place as messages name it, without its password."""
+    return str(place) if file_of(place) is not None else _url(place).render_as_string(hide_password=True)
 
 
 def short(place: str | Path) -> str:
-    """A name for a list: the file's, or the database and its server."""
+    """A short name for lists: the file's name, or DATABASE@HOST."""
     url = _url(place)
     if url.get_backend_name() == "sqlite":
         return Path(url.database or "").name
@@ -60,24 +60,24 @@ def short(place: str | Path) -> str:
 
 
 def file_of(place: str | Path) -> Path | None:
-    """The file of a SQLite store; None for PostgreSQL."""
+    """The file of a SQLite store, None for PostgreSQL."""
     url = _url(place)
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
 class DamagedError(KlypeError):
-    """The store holds something that was never written to it."""
+    """The store is corrupted: it contains something that klype did not write."""
 
 
 @contextmanager
 def plainly(place: str) -> Iterator[None]:
-    """Context that turns database errors into one-sentence KlypeErrors."""
+    """Turns database errors into one-sentence KlypeErrors."""
     try:
         yield
     except (DBAPIError, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         raise _explained(place, str(cause).strip() or type(cause).__name__) from error
-    except UnicodeDecodeError as error:  # SQLite quotes a damaged name, of which Python can make no sentence
+    except UnicodeDecodeError as error:  # SQLite's message quotes a damaged name that is not UTF-8
         raise DamagedError(f"The store {place} is damaged: a name in it is no text.", SAVED) from error
     except DamagedError as error:
         raise error if error.hint else DamagedError(f"The store {place} is damaged: {error.message}.", SAVED) from None
@@ -85,7 +85,7 @@ def plainly(place: str) -> Iterator[None]:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """One transaction that may write: all of it is on the disk afterwards, or nothing."""
+    """A write transaction, committed durably at the end or rolled back."""
     with engine.connect() as raw:
         connection = raw.execution_options(writes=True)
         with connection.begin():
@@ -93,7 +93,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def check_whole(engine: Engine) -> None:
-    """DamagedError for a file in which rows are lost, or an index says other than its table."""
+    """Raises DamagedError for a SQLite file that fails its integrity check (lost rows, an index unlike its table)."""
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:
             found = str(connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar())
@@ -121,7 +121,7 @@ def _url(place: str | Path) -> URL:
 def _sqlite(url: URL, busy_s: float, read_only: bool) -> Engine:
     file = Path(str(url.database)).resolve()
     if read_only:
-        # Without a log next to it, nothing writes to the file: it can be read where even SQLite's locks cannot be made.
+        # Without a write-ahead log nobody is writing: "immutable" reads it even where SQLite cannot create its locks.
         alone = not file.with_name(f"{file.name}-wal").exists()
         query = {"mode": "ro", "uri": "true", **({"immutable": "1"} if alone else {})}
         url = URL.create("sqlite", database=f"file:{file}", query=query)
@@ -129,7 +129,7 @@ def _sqlite(url: URL, busy_s: float, read_only: bool) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # transactions begin where SQLAlchemy says, see below
+        connection.isolation_level = None  # not sqlite3's own transactions: SQLAlchemy begins them, see below
         connection.execute(f"PRAGMA busy_timeout = {int(busy_s * 1000)}")
         connection.execute("PRAGMA foreign_keys = ON")
         if not read_only:

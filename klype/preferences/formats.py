@@ -1,8 +1,9 @@
-"""Preferences as JSONL: klype's own ranked lists, which lose nothing, and the pairs that other trainers read.
+"""Preferences as JSONL: klype's own ranked lists, which are lossless, and the pairs that other trainers read.
 
-trl: prompt, chosen, rejected (messages where something was said before) · sharegpt: conversations, chosen, rejected as
-messages (from, value) · alpaca: system, history, instruction, input, chosen, rejected · ranked: question, candidates,
-order, and who said so, when and how.
+- ranked: question, candidates, order, annotator, when, and what else is known;
+- trl: prompt, chosen, rejected, as messages where the question had messages before it;
+- sharegpt: conversations, chosen, rejected as messages (from, value);
+- alpaca: system, history, instruction, input, chosen, rejected.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 
 
 def export(path: Path, entries: Iterable[Entry], form: Format) -> int:
-    """Writes the file, whole or not at all; how many rows."""
+    """Writes the file atomically and returns the number of rows. Raises UsageError where it cannot be written."""
     rows = [row for entry in entries for row in rows_of(entry, form)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,10 +41,11 @@ def export(path: Path, entries: Iterable[Entry], form: Format) -> int:
 
 
 def read(path: Path, annotator: str = "") -> list[Entry]:
-    """The entries of a file in any of the formats, told by each row's names; ``annotator`` where the row names none.
+    """Reads the entries of a file in any of the formats, recognised by each row's keys; ``annotator``: for rows that
+    name none, by default the file's name.
 
-    A last line without its end that is no JSON was cut off by a writer that was killed: it is left out. Any other bad
-    row is a KlypeError that names it.
+    A last line that is incomplete, as a killed writer leaves it, is ignored. Raises KlypeError for any other bad row,
+    naming its line.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -68,7 +70,7 @@ def read(path: Path, annotator: str = "") -> list[Entry]:
 
 
 def rows_of(entry: Entry, form: Format) -> list[Row]:
-    """One row for a ranked list; one for every ordered pair in the other formats (ties and skips make none)."""
+    """The rows of an entry: one for a ranked list, else one per ordered pair (ties and skips have none)."""
     if form == "ranked":
         return [ranked_row(entry)]
     if entry.kind == "skip":
@@ -92,7 +94,8 @@ def _turn(role: str, text: str) -> Row:
 
 
 def _alpaca(said: Sequence[Mapping[str, str]]) -> Row:
-    """The last message as the instruction, behind a system prompt and a history of questions and answers."""
+    """The columns of a conversation: its last message is the instruction, the earlier ones are system and history.
+    Raises UsageError where earlier messages are not pairs of question and answer."""
     led = said[0]["role"] == "system"
     earlier = said[led:-1]
     if [message["role"] for message in earlier] != ["user", "assistant"] * (len(earlier) // 2):
@@ -106,13 +109,13 @@ def _alpaca(said: Sequence[Mapping[str, str]]) -> Row:
 
 
 def pairs(ranking: Ranking) -> list[tuple[str, str]]:
-    """Every ordered pair, the better one first."""
+    """Every pair of candidates that the ranking orders, the better one first."""
     places, texts = ranks(ranking), ranking.candidates
     return [(texts[i], texts[j]) for i, better in enumerate(places) for j, worse in enumerate(places) if better < worse]
 
 
 def ranked_row(entry: Entry) -> Row:
-    """An entry with its whole question; only what differs from the usual is written besides the order."""
+    """A lossless row: the question, the order, the annotator, and every other field that is not at its default."""
     question = entry.asked.question
     row: Row = {"id": question.id, "question": question.question, "context": question.context}
     row["candidates"] = [c.text for c in entry.asked.candidates]
@@ -130,7 +133,7 @@ def ranked_row(entry: Entry) -> Row:
 
 
 def entry_from(row: Mapping[str, Any], identity: str, annotator: str = "") -> Entry | str:
-    """The entry of a row of any format, or what is wrong with it, in words that follow the row's name."""
+    """The entry of a row in any format, or what is wrong with it, phrased to follow the row's name."""
     if "candidates" in row and "order" in row and isinstance(row.get("question"), str):
         return _ranked(row, identity, annotator)
     found = ranking_of(row, identity, annotator)

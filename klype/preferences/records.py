@@ -1,6 +1,6 @@
-"""What a store holds, as values: questions with their candidates, and what an annotator said about them.
+"""The values in a preference store: questions with candidate answers, and annotators' rankings of them.
 
-A candidate's trace is kept as a row: its tokens and their log-probabilities, without the distributions.
+A candidate's trace is stored as a row with its tokens and their log-probabilities, without the distributions.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SIMULATED, MODEL = "simulated: ", "model: "
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An answer. ``model`` and ``temperature`` say where it came from, ``author`` who rewrote it; ``trace`` without
-    distributions. ``id`` is the store's, 0 before it is stored."""
+    """An answer to be ranked. ``model`` and ``temperature``: how it was sampled; ``author``: the person who wrote it,
+    if one did; ``trace``: without distributions. ``id`` is the store's, 0 before it is stored."""
 
     text: str
     model: str = ""
@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class RankingItem:
-    """A question and the candidates that answer it."""
+    """A question with its candidate answers."""
 
     question: Question
     candidates: tuple[Candidate, ...]
@@ -50,11 +50,11 @@ class RankingItem:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One ranking in a store (or a skip): what an annotator said about a question's candidates, in the order shown.
+    """One annotator's ranking of a question's candidates, or a skip. ``asked.candidates`` are in the order shown.
 
-    ``order`` holds indices into ``asked.candidates``, best first, tied ones in one inner tuple. ``kind`` "none": none
-    is good (the order still counts: all tied when nothing else was said); "skip": no order. ``seconds``: how long it
-    took.
+    ``order``: indices into ``asked.candidates``, best first, tied ones in one inner tuple. ``kind`` "none": no answer
+    is good (the order still counts: all are tied unless something else was said); "skip": there is no order.
+    ``seconds``: how long it took; ``again``: a question that the annotator had ranked before.
     """
 
     asked: RankingItem
@@ -68,41 +68,41 @@ class Entry:
     id: int = 0
 
     def ranking(self) -> Ranking:
-        """The order as every trainer reads it."""
+        """The entry as trainers read it."""
         assert self.kind != "skip", "what was skipped has no order"
         texts = tuple(candidate.text for candidate in self.asked.candidates)
         return Ranking(self.asked.question, texts, self.order, self.annotator, self.when)
 
 
 def entry_of(ranking: Ranking, part: Part = "train", by: By | None = None) -> Entry:
-    """A ranking as an entry; who made it is read from the name when ``by`` is not given."""
+    """A ranking as an entry; without ``by`` the kind of annotator is inferred from the name."""
     candidates = tuple(Candidate(text) for text in ranking.candidates)
     asked = RankingItem(ranking.question, candidates, part)
     return Entry(asked, ranking.order, ranking.annotator, by=by or by_name(ranking.annotator), when=ranking.when)
 
 
 def by_name(annotator: str) -> By:
-    """Simulated annotators and judging models carry their kind in their name; anyone else is not known here."""
+    """The kind of annotator that a name's prefix says; "imported" where it has none."""
     if annotator.startswith(SIMULATED):
         return "simulated"
     return "model" if annotator.startswith(MODEL) else "imported"
 
 
 def numbered(values: Sequence[T]) -> list[tuple[T, int]]:
-    """Each value with how often it stood before: twins are told apart."""
+    """Each value with the number of equal ones before it, which makes duplicates distinct."""
     return [(value, values[:i].count(value)) for i, value in enumerate(values)]
 
 
 def dumps(value: Any) -> str:
-    """JSON with letters as they are where UTF-8 can write them: half of a surrogate pair it cannot."""
+    """JSON without escapes, except where the text has lone surrogates, which UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     surrogates = not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
     return json.dumps(value, allow_nan=False) if surrogates else text
 
 
 def trace_row(trace: Trace) -> dict[str, Any]:
-    """Everything in a trace but distributions (they are the model's, and it can be asked again). A log-probability that
-    is not told, as servers do not always, is None."""
+    """A trace as a JSON object, without distributions (the model can be asked for them again). Log-probabilities that
+    are unknown (NaN), as with some servers, are None."""
     return {
         "prompt": list(trace.prompt),
         "tokens": [step.token for step in trace.steps],
@@ -114,7 +114,7 @@ def trace_row(trace: Trace) -> dict[str, Any]:
 
 
 def trace_from(row: Mapping[str, Any]) -> Trace:
-    """The trace of a row."""
+    """The trace that ``trace_row`` wrote."""
     sampling = dict(row["sampling"])
     if "logit_bias" in sampling:
         sampling["logit_bias"] = tuple((int(token), float(bias)) for token, bias in sampling["logit_bias"])

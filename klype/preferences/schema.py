@@ -1,4 +1,4 @@
-"""The tables of a store of preferences, their checksums and versions; values to their rows and back."""
+"""The tables of a preference store with their checksums and migrations, and the values of their rows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from klype.values import Question
 
 
 class Json(TypeDecorator[Any]):
-    """Any JSON value as text, which is what is read. Free text is kept so as well: PostgreSQL has no zero byte, UTF-8
-    no lone surrogate."""
+    """A JSON value stored as text; reading returns that text, over which checksums are computed. Free text is stored as
+    JSON too: PostgreSQL cannot hold zero bytes, nor UTF-8 lone surrogates."""
 
     impl = Text
     cache_ok = True
@@ -36,7 +36,7 @@ METADATA = sa.MetaData()
 
 
 def _table(name: str, *columns: Column[Any] | sa.UniqueConstraint, sealed: bool = True) -> Table:
-    """``sealed``: what is written once, and has a checksum."""
+    """A table with an integer key; ``sealed``: its rows are never updated and have a checksum."""
     seal = [Column("checksum", Text)] if sealed else []
     return Table(name, METADATA, Column("id", sa.Integer, primary_key=True), *columns, *seal)
 
@@ -96,8 +96,8 @@ SEALED = (annotators, questions, candidates, rankings)
 
 
 def migrate(engine: sa.Engine, place: str, read_only: bool = False) -> None:
-    """Brings the tables up to the newest version; KlypeError when they are newer than this klype, or may not be
-    changed."""
+    """Creates or upgrades the tables. Raises KlypeError for a store of a newer klype, and for an older one that is
+    opened read-only."""
     with engine.connect() as connection:
         if version_of(connection, place) == VERSIONS[-1]:
             return
@@ -105,16 +105,16 @@ def migrate(engine: sa.Engine, place: str, read_only: bool = False) -> None:
         raise KlypeError(f"The store {place} is of an older version and cannot be brought up to date read-only.")
     try:
         with writing(engine) as connection:
-            if (found := version_of(connection, place)) != VERSIONS[-1]:  # in SQLite, another may have been first
+            if (found := version_of(connection, place)) != VERSIONS[-1]:  # another process may have been first
                 upgrade(connection, found)
-    except DBAPIError:  # in PostgreSQL, who comes second waits for the first one's tables, and cannot make them again
+    except DBAPIError:  # PostgreSQL has the second process wait, and then fails to create the tables again
         with engine.connect() as connection:
             if version_of(connection, place) != VERSIONS[-1]:
                 raise
 
 
 def version_of(connection: Connection, place: str) -> str:
-    """ "" where there are no tables yet."""
+    """The version of the tables; "" where there are none yet."""
     there = sa.inspect(connection).has_table(version.name)
     found = str(connection.execute(select(version)).scalar() or "") if there else ""
     if found not in ("", *VERSIONS):
@@ -123,10 +123,11 @@ def version_of(connection: Connection, place: str) -> str:
 
 
 def upgrade(connection: Connection, old: str) -> None:
-    METADATA.create_all(connection)  # whole tables that are missing: all of a new store, of the first version's claims
+    """Creates missing tables and adds what the version ``old`` lacks."""
+    METADATA.create_all(connection)  # all tables of a new store; of version 0001, claims
     if old == "0001":
         connection.exec_driver_sql("ALTER TABLE questions ADD COLUMN priority FLOAT DEFAULT '0' NOT NULL")
-    if old in ("0001", "0002"):  # what is there gets its checksums now
+    if old in ("0001", "0002"):  # these have no checksums
         for table in SEALED:
             connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN checksum TEXT")
             rows = connection.execute(select(table.c.id, *(table.c[name] for name in covered(table)))).all()
@@ -139,17 +140,17 @@ def upgrade(connection: Connection, old: str) -> None:
 
 
 def covered(table: Table) -> list[str]:
-    """The columns that a row's checksum is of: all that is written once. Older rows may have none."""
+    """The columns that a row's checksum covers: all that are never updated."""
     return [column.name for column in table.columns if column.name not in ("id", "priority", "checksum")]
 
 
 def checksum(name: str, stored: Sequence[Any]) -> str:
-    """Checksum of a stored row of the table ``name``, over its values; disk damage will not match it."""
+    """Checksum of the stored values of a row of the table ``name``."""
     return hashlib.sha256(json.dumps([name, *stored], default=repr).encode()).hexdigest()[:12]
 
 
 def inserted(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The new rows' ids. Each row gets its checksum; non-finite floats become NULL."""
+    """Inserts rows with their checksums, non-finite floats as NULL, and returns their ids."""
     sealed, columns = [], [table.c[name] for name in covered(table)]
     for row in rows:
         values = {column.name: row.get(column.name) for column in columns}
@@ -164,13 +165,13 @@ def inserted(connection: Connection, table: Table, rows: Sequence[Mapping[str, A
     return [int(number) for (number,) in connection.execute(statement, sealed)] if sealed else []
 
 
-# a row of a table as it is stored
+# a stored row by column name
 Row = Mapping[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """A name in a session: two sessions never hold the same question while others are left. Questions marked with the
+    """Who ranks, in which session: two sessions never hold the same question while others are left. Questions in the
     language ``lang`` come first."""
 
     name: str
@@ -214,7 +215,8 @@ def person_of(row: Row) -> Annotator:
 
 @contextmanager
 def _read(table: Table, row: Row) -> Iterator[dict[str, Any]]:
-    """The row's JSON values, read. DamagedError when it is not what was written, or speaks of another that is gone."""
+    """The row's JSON values by column. Raises DamagedError where the checksum does not match, a value cannot be parsed,
+    or the block looks up a row that does not exist."""
     broken = DamagedError(f"row {row['id']} of its {table.name} is not what was written")
     if row["checksum"] is not None and row["checksum"] != checksum(table.name, [row[n] for n in covered(table)]):
         raise broken

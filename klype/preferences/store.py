@@ -1,6 +1,6 @@
-"""The preference store, append-only: what was acknowledged is on disk, and entries are undone, never deleted.
+"""The preference store: append-only and durable; an undo is one more entry, and nothing is deleted.
 
-What is whole in a store that is damaged is read row by row, from both ends, and nothing is changed in it.
+Of a damaged store the intact rows can be read, one by one; nothing in it is changed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from klype.preferences.records import Candidate, Entry, RankingItem, dumps, numb
 from klype.preferences.schema import Annotator, Row, annotators, candidates, claims, inserted, questions, rankings
 
 T = TypeVar("T")
-LEASE_S = 900.0  # how long a question that somebody looks at is not given to others
-APART = 3  # questions in between before one is asked again
+LEASE_S = 900.0  # how long a question that an annotator looks at is not given to others
+APART = 3  # rankings between a question and its repetition
 
 
 class Store(AbstractContextManager["Store"]):
-    """Questions, candidates and rankings in SQLite or PostgreSQL. Safe for many processes at once; close it."""
+    """Questions, candidates and rankings in SQLite or PostgreSQL; safe for concurrent processes. A context manager."""
 
     def __init__(self, engine: sa.Engine, place: str, clock: Callable[[], float]) -> None:
         self._engine, self.place, self._clock = engine, place, clock
@@ -39,9 +39,10 @@ class Store(AbstractContextManager["Store"]):
     def open(
         place: str | Path, busy_s: float = 10.0, read_only: bool = False, clock: Callable[[], float] = time.time
     ) -> Store:
-        """Makes what is missing and migrates what is older. KlypeError: newer, locked, unwritable, no store at all."""
+        """Opens a store, creating or migrating it. Raises KlypeError where it is newer, locked, damaged, not writable,
+        or not a store, and with ``read_only`` where it does not exist. ``clock``: seconds since 1970."""
         file = database.file_of(place)
-        named = str(place) if file is not None else database.name_of(place)
+        named = database.name_of(place)
         if read_only and file is not None and not file.is_file():
             raise KlypeError(f"There is no store {file}.")
         with database.plainly(named):
@@ -65,22 +66,22 @@ class Store(AbstractContextManager["Store"]):
     # questions and candidates
 
     def add(self, asked: Sequence[RankingItem]) -> list[int]:
-        """Questions with their candidates; what is there already is not doubled. The questions' ids."""
+        """Adds questions with their candidates, except those that exist already, and returns the questions' ids."""
         with self._writing() as connection:
             return [found.id for found in _added(connection, asked)]
 
     def add_candidate(self, question: int, candidate: Candidate) -> Candidate:
-        """One more answer, such as one that a person wrote; with its id."""
+        """Adds one answer, such as one that a person wrote, and returns it with its id."""
         with self._writing() as connection:
             return _with_ids(connection, [(question, candidate)])[0]
 
     def questions(self, part: str = "") -> list[RankingItem]:
-        """All questions with all their candidates, in the order added."""
+        """All questions (of one part) with their candidates, in the order added."""
         with self._reading() as connection:
             return list(_asked_by_id(connection, part).values())
 
     def prioritise(self, priority: Mapping[int, float]) -> None:
-        """The questions with the highest numbers are asked first; others keep theirs."""
+        """Sets priorities by question id; questions with the highest are asked first."""
         if priority:
             statement = update(questions).where(questions.c.id == bindparam("q")).values(priority=bindparam("p"))
             with self._writing() as connection:
@@ -89,10 +90,11 @@ class Store(AbstractContextManager["Store"]):
     # ranking
 
     def claim(self, who: Annotator, part: str = "", each: int = 1, lease_s: float = LEASE_S) -> RankingItem | None:
-        """The next question for this annotator, kept from others for a while; None when nothing is left.
+        """The next question for this annotator, leased to this session; None when nothing is left.
 
-        A question is wanted until ``each`` annotators of this kind have ranked or skipped it. One that another
-        sitting holds is given out only when its lease has run out, or to the same annotator when nothing else is left.
+        A question is asked until ``each`` annotators of this kind have ranked or skipped it. One that is leased to
+        another session is given out only when the lease has expired, or to the same annotator when nothing else is
+        left.
         """
         now = self._clock()
         with self._writing() as connection:
@@ -108,30 +110,28 @@ class Store(AbstractContextManager["Store"]):
             return _asked_by_id(connection, only=[found])[found]
 
     def claim_again(self, who: Annotator) -> RankingItem | None:
-        """A question that this annotator ranked some time ago and has not ranked twice; with the candidates shown then.
-
-        None while there is none that lies ``APART`` rankings back.
-        """
+        """A question that this annotator ranked exactly once, at least APART rankings ago, with the candidates shown
+        then; None if there is none."""
         own = [e for e in self.entries(annotators=(who.name,)) if e.kind != "skip"]
         times = Counter(entry.asked.id for entry in own)
         return next((e.asked for e in own[: max(0, len(own) - APART)] if times[e.asked.id] == 1), None)
 
     def release(self, who: Annotator) -> None:
-        """Gives back the questions that this sitting holds."""
+        """Ends this session's leases."""
         with self._writing() as connection:
             connection.execute(delete(claims).where(claims.c.session == who.session))
 
     def record(self, entry: Entry) -> int:
-        """Keeps what was said; when this returns it is on the disk. ``asked`` and its candidates carry ids."""
+        """Stores an entry durably and returns its id. ``entry.asked`` and its candidates must have ids."""
         return self.record_all([entry])[0]
 
     def record_all(self, entries: Sequence[Entry]) -> list[int]:
-        """All of them in one transaction."""
+        """Stores entries in one transaction and returns their ids."""
         with self._writing() as connection:
             return _recorded(connection, entries, self._stamp())
 
     def undo(self, who: Annotator) -> Entry | None:
-        """Takes back the annotator's last ranking or skip; it stays in the store as taken back. None: nothing to."""
+        """Undoes the annotator's last ranking or skip and returns it; None if there is nothing to undo."""
         with self._writing() as connection:
             _one_at_a_time(connection)
             found = _entries_of(connection, "", (who.name,))
@@ -144,19 +144,20 @@ class Store(AbstractContextManager["Store"]):
             return last
 
     def entries(self, part: str = "", annotators: Sequence[str] = ()) -> list[Entry]:
-        """What was said and not taken back, oldest first."""
+        """Entries that were not undone, oldest first."""
         with self._reading() as connection:
             return _entries_of(connection, part, annotators)
 
     def mark(self) -> tuple[int, int]:
-        """A cheap change counter: grows with every ranking, undo and question."""
+        """A change counter that is cheap to read: it grows with every ranking, undo and question."""
         with self._reading() as connection:
             newest = select(sa.func.max(rankings.c.id)), select(sa.func.max(questions.c.id))
             said, asked = (int(connection.execute(query).scalar() or 0) for query in newest)
             return said, asked
 
     def put(self, entries: Sequence[Entry]) -> int:
-        """Entries from elsewhere, with their questions and candidates; exact doubles are left out. How many are new."""
+        """Adds entries from elsewhere with their questions and candidates, except exact duplicates, and returns how
+        many were new."""
         with self._writing() as connection:
             _one_at_a_time(connection)
             known, new = {_key(entry) for entry in _entries_of(connection)}, []
@@ -185,8 +186,7 @@ class Store(AbstractContextManager["Store"]):
 
 
 def _one_at_a_time(connection: Connection) -> None:
-    """Until this transaction is over, whoever calls this waits: it locks the one row of the version. In SQLite whoever
-    writes is alone anyway."""
+    """Serialises transactions by locking the single row of the version table. SQLite has only one writer anyway."""
     connection.execute(select(schema.version).with_for_update())
 
 
@@ -198,11 +198,11 @@ def _annotator_id(connection: Connection, who: Annotator, now: str) -> int:
 
 
 def _added(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingItem]:
-    """The items with ids, inserted if new: questions are matched by digest, candidates by text and count."""
+    """The items with ids, inserted if new. Questions are matched by digest, candidates by text and repetition."""
     marks, rows = [], dict[str, dict[str, Any]]()
     for one in asked:
         q = one.question
-        # what tells two questions apart: everything in them
+        # questions are equal if all of their fields are
         told = dumps([q.id, q.question, q.context, q.answers, q.choices, q.extra])
         marks.append(mark := hashlib.sha256(told.encode()).hexdigest())
         about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
@@ -231,7 +231,7 @@ def _by_text(answers: Sequence[Candidate]) -> dict[tuple[str, int], Candidate]:
 
 
 def _with_ids(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:
-    """New candidates, each for the question of that id."""
+    """Inserts candidates, each with its question's id, and returns them with ids."""
     values = [
         {"question_id": question, "text": c.text, "model": c.model, "temperature": c.temperature, "author": c.author,
          "trace": c.trace and trace_row(c.trace)}
@@ -257,6 +257,7 @@ def _recorded(connection: Connection, entries: Sequence[Entry], now: str) -> lis
 
 
 def _asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | None = None) -> dict[int, RankingItem]:
+    """Questions with their candidates by id: all, those of a part, or at least those with the ids ``only``."""
     chosen = select(questions).order_by(questions.c.id)
     answers = select(candidates).order_by(candidates.c.id)
     if only is not None and len(only) < 500:
@@ -273,20 +274,21 @@ def _asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | N
 
 
 def _entries_of(connection: Connection, part: str = "", names: Sequence[str] = ()) -> list[Entry]:
-    """What the annotators (all of them, when none is named) said and did not take back."""
+    """The named annotators' entries (by default everyone's) that were not undone."""
     people = {row["id"]: schema.person_of(row) for row in connection.execute(select(annotators)).mappings()}
     query = select(rankings).order_by(rankings.c.id)
     if names:
         query = query.where(rankings.c.annotator_id.in_([i for i, who in people.items() if who.name in names]))
     rows = connection.execute(query).mappings().all()
-    asked = _asked_by_id(connection, only=sorted({row["question_id"] for row in rows}))  # one's own are few of them
+    asked = _asked_by_id(connection, only=sorted({row["question_id"] for row in rows}))
     entries = [schema.entry_of_row(row, asked, people) for row in rows]
     undone = {row["undoes"] for row in rows}
     return [e for e in entries if e is not None and e.id not in undone and part in ("", e.asked.part)]
 
 
 def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, int], now: float) -> int | None:
-    """The id of the question to claim: this sitting's own, else free ones, else one that another own sitting holds."""
+    """The id of the question to claim: first those in the annotator's language, last those that the annotator's own
+    other sessions hold; among equals the highest priority."""
     part, each = wanted
     undone = select(rankings.c.undoes).where(rankings.c.undoes.is_not(None))
     said = (rankings.c.kind != "undo") & rankings.c.id.not_in(undone)
@@ -327,7 +329,7 @@ def _key(entry: Entry) -> tuple[Any, ...]:
 
 
 def whole_entries(place: str | Path) -> tuple[list[Entry], int]:
-    """The entries of which every row is what was written, and how many other rankings were found."""
+    """The intact entries of a store that may be damaged, and how many rankings were found but are not intact."""
     engine = database.connect(place, read_only=database.file_of(place) is not None)
     try:
         people, asked, answers, said = (_rows(engine, table) for table in schema.SEALED)
@@ -353,18 +355,18 @@ def _undamaged(rows: Sequence[Row], read: Callable[[Row], T]) -> dict[int, T]:
 
 
 def _rows(engine: sa.Engine, table: sa.Table) -> list[Row]:
-    """All that can be reached, each asked for by its id: one that is broken takes no other with it."""
+    """Every row of a table that can be read, each selected by its id, so that a broken one takes no other with it."""
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             raw: Any = connection.connection.driver_connection
             raw.text_factory = lambda text: text.decode("utf-8", "replace")
             raw.execute("PRAGMA writable_schema = ON")
 
-        def reached(query: sa.Select[Any]) -> list[Row]:
+        def reached(query: sa.Select[Any], number: int = 0) -> list[Row]:
             found = list[Row]()
             try:
-                for row in connection.execute(query).mappings():
-                    found.append(row)  # one that cannot be read takes none before it along
+                for row in connection.execute(query, {"number": number}).mappings():
+                    found.append(row)  # what was read before a row that cannot be read is kept
             except (DBAPIError, OSError):
                 connection.rollback()
             return found
@@ -374,7 +376,7 @@ def _rows(engine: sa.Engine, table: sa.Table) -> list[Row]:
         # an older store may have neither; nobody reads in which order its questions were to be asked
         columns = [column for column in table.columns if column.name != "priority"]
         for names in (columns, [column for column in columns if column.name != "checksum"]):
-            found = [row for number in ids for row in reached(select(*names).where(table.c.id == number))]
-            if found:
+            by_id = select(*names).where(table.c.id == bindparam("number"))  # built once: it costs more than its row
+            if found := [row for number in ids for row in reached(by_id, number)]:
                 break
     return [{"checksum": None, **row} for row in found]

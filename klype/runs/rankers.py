@@ -14,7 +14,7 @@ from klype.data.seeds import mix
 from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import mean_by_question
 from klype.preferences.agreement import alpha, kendall_tau_b
-from klype.preferences.annotators import ModelJudge, Scorer, Taste, contradictions, first_shown, rank_simulated
+from klype.preferences.annotators import Scorer, Taste, contradictions, first_shown, rank_simulated
 from klype.preferences.records import MODEL, SIMULATED, By, Entry
 from klype.preferences.store import Store
 from klype.runs import provenance
@@ -39,9 +39,8 @@ def by_taste(taste: Taste, judge: Judge, noise: float, name: str) -> Rank:
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, noise, rng)
 
 
-def by_model(judge: ModelJudge) -> Rank:
-    """Returns a Rank function that orders by a judge model's scores; deterministic."""
-    annotator = judge.annotator()
+def by_model(annotator: Scorer) -> Rank:
+    """Returns a Rank function that orders by a model's scores (see ``model_scorer``); deterministic."""
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, 0.0, rng, MODEL)
 
 

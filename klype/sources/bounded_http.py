@@ -1,7 +1,8 @@
-"""One HTTP exchange with a server that nobody vouches for: what it may send, and how long it may take.
+"""HTTP requests to untrusted servers, with limits on the size of a response and on the time it takes.
 
-Bytes are counted as they come and after decompression, so that a small answer cannot become a large one; lines and the
-whole have a length; connecting, headers and body have one deadline, also where every byte comes just before a time-out.
+Bytes are counted after decompression, so that a small response cannot become a large one. Lines and the whole body have
+a maximum size. Connecting, headers and body share one deadline: httpx's time-outs are per read, and a server could send
+every byte just before one.
 """
 
 from __future__ import annotations
@@ -19,22 +20,21 @@ import httpx
 
 from klype.errors import KlypeError
 
-LARGEST = 64 << 20  # bytes of any answer
-BASE = 4 << 20  # … of one that holds no tokens: a list of models, a text's tokens
-TOKEN, ALTERNATIVE = 1 << 10, 256  # … more for each token that was asked for, and for each that is listed beside it
+# bytes of a response: of any; of one without generated tokens; more for each token requested and each alternative of it
+LARGEST, BASE, TOKEN, ALTERNATIVE = 64 << 20, 4 << 20, 1 << 10, 256
 LINE = 1 << 20  # bytes of a line of a stream
-REFUSAL = 1 << 18  # bytes of an error
+REFUSAL = 1 << 18  # bytes that are read of an error
 REDIRECTS = 3
-PACKED = 1 << 10  # bytes that are unpacked at a time: deflate makes a thousand times as many of them at most
+PACKED = 1 << 10  # bytes that are decompressed at a time: deflate expands them at most a thousandfold
 UNUSED = "Nothing of it is used."
 
 
 class Limits:
-    """Of an answer of the server ``where``: ``most`` bytes, and ``seconds`` from the first try to the last byte, waits
-    apart; they end at ``until``."""
+    """Limits on a response of the server ``where``: ``most`` bytes, and ``seconds`` from the first try to the last
+    byte, back-off excluded; ``until``: the deadline on the monotonic clock."""
 
     def __init__(self, where: str, body: Mapping[str, Any], seconds: float, per_token: float) -> None:
-        """By what was asked: tokens of all answers, those of the prompt where it is echoed, alternatives of each."""
+        """Limits for the request ``body``, by the number of tokens requested, echoed and listed beside each."""
         tokens = (body.get("max_tokens") or body.get("max_completion_tokens") or 0) * body.get("n", 1)
         echoed = len(body["prompt"]) if body.get("echo") else 0
         listed = int(body.get("top_logprobs") or body.get("logprobs") or 0)
@@ -44,7 +44,7 @@ class Limits:
         self.until: float = time.monotonic() + self.seconds
 
     def left(self) -> float:
-        """Seconds to the deadline. Raises KlypeError when it has passed."""
+        """Seconds until the deadline. Raises KlypeError if it has passed."""
         if (left := self.until - time.monotonic()) <= 0:
             raise self.exceeded()
         return left
@@ -56,13 +56,14 @@ class Limits:
 
 
 class ResponseReader:
-    """An answer that has begun. ``whole`` and ``lines`` raise KlypeError at a limit, httpx.HTTPError when it breaks."""
+    """Reads the body of a response. ``whole`` and ``lines`` raise KlypeError at a limit, httpx.HTTPError where the
+    connection breaks."""
 
     def __init__(self, response: httpx.Response, limits: Limits) -> None:
         self.response, self.limits = response, limits
 
     def whole(self) -> bytes:
-        """All of it; of an error no more than its beginning."""
+        """The whole body; of an error status only its beginning."""
         found = bytearray()
         for chunk in self._chunks():
             found += chunk
@@ -72,7 +73,7 @@ class ResponseReader:
         return bytes(found)
 
     def lines(self) -> Iterator[str]:
-        """Of a stream of events: what ends in a line feed."""
+        """The body's lines; what follows the last line feed is ignored."""
         held = bytearray()
         for chunk in self._chunks():
             at = len(held)
@@ -85,8 +86,7 @@ class ResponseReader:
                 raise KlypeError(f"{self.limits.where} streams a line of more than {LINE >> 20} MiB.", UNUSED)
 
     def _chunks(self) -> Iterator[bytes]:
-        """A little at a time, unpacked, up to a limit. The connection ends at the deadline: a read that waits returns
-        at once."""
+        """The decompressed body up to its limit. At the deadline the socket is shut down, which ends a pending read."""
         where, most, size = self.limits.where, self.limits.most, 0
         stream = self.response.extensions.get("network_stream")
         connection: socket.socket | None = stream.get_extra_info("socket") if stream is not None else None
@@ -108,7 +108,7 @@ class ResponseReader:
                 yield chunk
         finally:
             timer.cancel()
-        self.limits.left()  # the end may be one that the deadline made
+        self.limits.left()  # the body may have ended because the socket was shut down
 
     def _unpacked(self) -> Iterator[bytes]:
         kind = self.response.headers.get("content-encoding", "identity").strip().lower()
@@ -117,10 +117,10 @@ class ResponseReader:
         if kind == "identity":
             yield from self.response.iter_bytes()
             return
-        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either head
+        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip's header or zlib's
         for raw in self.response.iter_raw():
             for start in range(0, len(raw), PACKED):
-                if unpack.eof:  # whatever comes behind it
+                if unpack.eof:  # trailing data is ignored
                     return
                 try:
                     yield unpack.decompress(raw[start : start + PACKED])
@@ -130,7 +130,8 @@ class ResponseReader:
 
 
 def begin(send: Callable[[httpx.Request], httpx.Response], request: httpx.Request, limits: Limits) -> ResponseReader:
-    """The answer's head. Raises KlypeError at the deadline, and for a redirection to another origin."""
+    """Sends a request and returns its response once the headers are here. Raises KlypeError at the deadline and for a
+    redirect to another origin."""
     for _ in range(REDIRECTS + 1):
         response = _headed(send, request, limits)
         again = response.next_request
@@ -145,7 +146,8 @@ def begin(send: Callable[[httpx.Request], httpx.Response], request: httpx.Reques
 
 
 def _headed(send: Callable[[httpx.Request], httpx.Response], request: httpx.Request, limits: Limits) -> httpx.Response:
-    """In a thread of its own: a time-out of httpx is that of one read, and a head can come in a thousand."""
+    """The response with its headers, sent in a separate thread: a header can take thousands of reads, and httpx has a
+    time-out for each, not for all."""
     found: Future[httpx.Response] = Future()
 
     def work() -> None:

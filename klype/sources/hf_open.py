@@ -1,4 +1,4 @@
-"""From a folder, or a hub name, to a model of transformers. No remote code, no pickle, no network but for hub names."""
+"""Opens a Hugging Face folder through transformers, without remote code, pickles or network access."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_files import read_object, read_special_tokens
 
-BATCH = 64  # answers written at the same time
-# names of a configuration's numbers of which something is built
+BATCH = 64  # answers generated at the same time
+# names of a configuration's numbers that determine the sizes of tensors
 SIZE = re.compile(
     r"layers?$|^vocab_size$|(hidden|intermediate|expert)\w*_size$|^n_(embd|inner|head)$|^d_(model|ff)$|_dim$|_heads$|experts$"
 )
-SMALL = 1024  # what is built of so much costs next to nothing, whatever the files hold
+SMALL = 1024  # sizes up to this one are always accepted: what is built of them costs next to nothing
 
 
 def why_not_native(folder: Path) -> str:
-    """Why klype cannot compute the model of this folder itself; "" when it can."""
+    """Why klype cannot compute a folder's model itself; "" if it can."""
     try:
         read_config(folder)
     except KlypeError as error:
@@ -40,8 +40,11 @@ def why_not_native(folder: Path) -> str:
 
 
 def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.device | None = None) -> NativeSource:
-    """transformers' model of this folder under klype's engine. Errors: no transformers, code that would have to be run,
-    weights that are pickled, missing or damaged, an architecture that is no causal language model (an encoder)."""
+    """The model of a folder, computed by transformers and scheduled by klype's engine.
+
+    Raises KlypeError if transformers is not installed, if the model needs code of its own, if weights are pickled,
+    missing or damaged, and for architectures that are no causal language models, such as encoders.
+    """
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
     about = read_object(folder / "config.json")
@@ -53,7 +56,7 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
         raise KlypeError(
             f"{name or folder} has the architecture {kind!r}, which klype reads through transformers.", INSTALL
         ) from None
-    # no bars and no advice from the library on the terminal; its errors are told in one sentence
+    # the library prints neither progress bars nor warnings: its errors become one sentence
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -69,7 +72,7 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
             "It must be a causal language model in safetensors, and need no code of its own.",
         ) from None
     model, told = loaded
-    if told["missing_keys"]:  # transformers makes them up at random, and only warns
+    if told["missing_keys"]:  # transformers initialises them at random, and only warns
         some = ", ".join(sorted(told["missing_keys"])[:3])
         raise KlypeError(f"{name or folder} lacks weights of its architecture {kind!r}: {some}.", "Fetch it again.")
     tokenizer = tokenizer_of(folder)
@@ -90,8 +93,8 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
 
 
 def check_sizes(folder: Path, about: Mapping[str, Any]) -> None:
-    """Compares what a configuration asks for with what the weights' files hold, before anything is built: a million
-    layers take no room in a configuration, and minutes to build. Raises KlypeError."""
+    """Raises KlypeError if a configuration's sizes exceed what the weight files hold. Building a model of a million
+    layers would take minutes before a missing weight is noticed."""
     try:
         tensors, numbers = 0, 0
         for file in weight_files(folder):
@@ -111,7 +114,7 @@ def check_sizes(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _sizes(about: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every size that decides what is built, those of a part (text_config …) too."""
+    """Every number of a configuration that SIZE matches, nested ones (text_config …) too."""
     for name, value in about.items():
         if isinstance(value, Mapping):
             yield from _sizes(value)
@@ -120,7 +123,7 @@ def _sizes(about: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
-    """From tokenizer.json; older formats are converted by transformers."""
+    """The tokenizer of a folder, from tokenizer.json; transformers converts older formats."""
     if (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
     import transformers

@@ -1,4 +1,4 @@
-"""JSON over HTTP with patience: retries, back-off, a budget, answers that are kept; one sentence for every fault."""
+"""A JSON client for untrusted HTTP servers: retries with back-off, a budget, a response cache, one-sentence errors."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from klype.errors import BudgetSpentError, KlypeError, UsageError, short_error
 from klype.jsons import parsed
 from klype.sources.bounded_http import Limits, ResponseReader, begin
 
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # after which the same question may be asked again
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)  # status codes of temporary errors
 
 
 class RefusedError(KlypeError):
-    """The server understood and said no: what was asked is not offered."""
+    """The server refused a request: it does not offer what was asked."""
 
 
 @dataclass
 class Budget:
-    """At most so many requests and tokens (0: no limit); answers that are kept cost nothing, nor do tokenizers.
+    """Limits on requests and tokens (0: none) and what was used of them. Cached responses and tokenizing are free.
 
-    ``say`` hears of every payment, on whichever thread it is made.
+    ``say`` is called after every response, on the thread that made the request.
     """
 
     requests: int = 0
@@ -51,7 +51,7 @@ class Budget:
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """ "500requests", "20000tokens", or both with a comma."""
+        """Parses "500requests", "20000tokens", or both with a comma. Raises UsageError for anything else."""
         found = Budget()
         for part in text.replace(" ", "").replace("_", "").split(",") if text.strip() else ():
             match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)(requests|tokens)", part, re.IGNORECASE)
@@ -62,11 +62,11 @@ class Budget:
 
     @property
     def spent(self) -> int:
-        """Tokens, as the server counts them."""
+        """Tokens used, as the server counts them."""
         return self.prompt_tokens + self.answer_tokens
 
     def take(self) -> None:
-        """One more request. Raises BudgetSpentError when there is no room for it."""
+        """Counts one more request. Raises BudgetSpentError if the budget is used up."""
         with self.lock:
             spent = self.spent
             if (self.requests and self.asked >= self.requests) or (self.tokens and spent >= self.tokens):
@@ -77,6 +77,7 @@ class Budget:
             self.asked += 1
 
     def pay(self, usage: Any) -> None:
+        """Counts the tokens of a response's ``usage``."""
         numbers = usage if isinstance(usage, Mapping) else {}
         with self.lock:
             self.prompt_tokens += count(numbers.get("prompt_tokens"))
@@ -86,11 +87,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """``tries`` of a request; the first wait in seconds, doubled each time up to ``most``, unless the server says;
-    ``longest`` of all waits together.
+    """How often and how long a request is tried.
 
-    ``seconds``, and ``per_token`` for each that is asked for, are what an answer may take with all tries, waits apart.
-    ``concurrency``: requests at once. ``client`` and ``sleep`` are passed in by tests.
+    ``tries``: attempts; ``first``: the first wait in seconds, doubled each time up to ``most`` unless the server says
+    how long; ``longest``: of all waits together. A response may take ``seconds``, and ``per_token`` for each token
+    requested, over all attempts and without waits. ``concurrency``: requests at once. ``client``, ``sleep``: for tests.
     """
 
     tries: int = 6
@@ -106,7 +107,8 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """``sample`` tells repetitions apart; ``check`` raises when the answer is wrong: such a one is not kept."""
+    """A request. ``sample`` distinguishes repetitions in the cache; ``check`` raises for a wrong answer, which is then
+    not cached."""
 
     path: str
     body: Mapping[str, Any]
@@ -115,7 +117,7 @@ class Call:
 
 
 class HttpClient:
-    """One server. ``key`` goes into the header and nowhere else."""
+    """A client of one server. ``key`` is sent in the Authorization header and appears nowhere else."""
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class HttpClient:
         self._reached = False
 
     def probe(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Asked now, whatever is kept; without a body by GET."""
+        """Sends a request past the cache (GET without a body, else POST) and returns the JSON object."""
         intake, data = self._patiently(path, body)
         answer = None
         with suppress(ValueError):
@@ -147,7 +149,7 @@ class HttpClient:
         return answer
 
     def post(self, call: Call) -> dict[str, Any]:
-        """From what is kept, else from the server."""
+        """The answer from the cache, else from the server."""
         asked = json.dumps([self.base, call.path, call.body, call.sample], sort_keys=True, ensure_ascii=True)
         key = hashlib.sha256(asked.encode()).hexdigest()
         found = self.kept.answer(key)
@@ -162,7 +164,8 @@ class HttpClient:
         return answer
 
     def many(self, calls: Sequence[Call]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Places and answers as they come, so many at once; at the first fault nothing more is begun."""
+        """Yields (index, answer) as answers arrive, with bounded concurrency. After an error no further call is
+        sent."""
         todo = iter(range(len(calls)))
         with ThreadPoolExecutor(self.retry.concurrency) as pool:
             running: dict[Future[dict[str, Any]], int] = {}
@@ -180,8 +183,9 @@ class HttpClient:
                     future.cancel()
 
     def stream(self, call: Call) -> Iterator[dict[str, Any]]:
-        """Server-sent events up to [DONE], which some servers leave out, or to the stream's end (whether the answer has
-        one says its finish reason). Errors: a stream that is cut off, or holds anything but JSON."""
+        """Yields the JSON of server-sent events, until [DONE] or the end of the stream: some servers leave [DONE] out,
+        and the finish reason says whether an answer is complete. Raises KlypeError where the stream breaks or is not
+        JSON."""
         body = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
         intake, _ = self._patiently(call.path, body, whole=False)
         try:
@@ -210,10 +214,10 @@ class HttpClient:
             intake.response.close()
 
     def _patiently(self, path: str, body: Mapping[str, Any] | None, whole: bool = True) -> tuple[ResponseReader, bytes]:
-        """The answer, once the server has one, and unless it comes as a stream all of it. Each try is paid for: the
-        server may have computed an answer that did not arrive.
+        """The response and, if ``whole``, its body, after as many attempts as it takes. Each attempt counts against the
+        budget: the server may have computed an answer that did not arrive.
 
-        Raises RefusedError for what the server does not offer.
+        Raises RefusedError for what the server does not offer, KlypeError for other failures.
         """
         url = f"{self.base.removesuffix('/v1')}{path}" if path.startswith("/") else f"{self.base}/{path}"
         request = partial(self._client.build_request, "GET" if body is None else "POST", url, json=body)
@@ -244,7 +248,7 @@ class HttpClient:
             self._reached = True
             if status == 200:
                 return intake, data
-            if status not in PASSING:
+            if status not in RETRIED:
                 if status in (401, 403):
                     raise KlypeError(f"{self.base} wants a key, or another one ({status}).", "Set it as KLYPE_API_KEY.")
                 said = f"status {status}"
@@ -259,6 +263,7 @@ class HttpClient:
         raise KlypeError(f"{self.base} did not answer in {tried} tries ({problem}).", "Try again later.")
 
     def _strange(self, intake: ResponseReader) -> KlypeError:
+        """The error for a response of the wrong content type."""
         kind = intake.response.headers.get("content-type", "nothing")
         return KlypeError(
             f"{self.base} answers with {kind.split(';')[0][:60]}, not as OpenAI's API does.",
@@ -267,7 +272,7 @@ class HttpClient:
 
 
 def retry_after(text: str, now: datetime) -> float | None:
-    """Seconds to wait, from a number or a date; None when nothing usable is said."""
+    """Seconds to wait by a Retry-After header, a number or a date; None if it is neither."""
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text.strip()):
         return float(text)
     try:
@@ -283,29 +288,24 @@ def _message(document: Any) -> str:
 
 
 def count(value: Any) -> int:
-    """A number above 0 that a server tells; 0 for anything else."""
+    """A server's count if it is a positive integer, else 0."""
     return value if isinstance(value, int) and value > 0 else 0
 
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS pieces (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, data BLOB NOT NULL);
-"""
-
-
 class ResponseCache:
-    """``file`` None: in memory only. Errors: a place that cannot be written, a damaged file."""
+    """JSON objects by key in a SQLite file; ``file`` None: in memory. Raises KlypeError for a file that is damaged or
+    cannot be written."""
 
     def __init__(self, file: Path | None = None) -> None:
         self.file, self._lock = file, threading.Lock()
         try:
             if file is not None:
                 private_folder(file.parent)
-                with open(file, "ab", opener=private):  # SQLite gives its other files what this one has
+                with open(file, "ab", opener=private):  # SQLite's other files get the permissions of this one
                     pass
             self._base = sqlite3.connect(file or ":memory:", check_same_thread=False, timeout=30, isolation_level=None)
             self._base.execute("PRAGMA journal_mode=WAL")
-            self._base.executescript(SCHEMA)
+            self._base.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
         except (sqlite3.Error, OSError) as error:
             raise KlypeError(f"The answers kept in {file} cannot be used: {error}.", "Delete that file.") from None
 
@@ -315,14 +315,6 @@ class ResponseCache:
 
     def keep(self, key: str, answer: Mapping[str, Any]) -> None:
         self._one("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, json.dumps(answer))
-
-    def piece(self, number: int) -> tuple[str, bytes] | None:
-        """What a text's number stands for: its kind and its bytes."""
-        row = self._one("SELECT kind, data FROM pieces WHERE id = ?", number)
-        return None if row is None else (str(row[0]), bytes(row[1]))
-
-    def keep_piece(self, number: int, kind: str, data: bytes) -> None:
-        self._one("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?)", number, kind, data)
 
     def _one(self, statement: str, *values: Any) -> tuple[Any, ...] | None:
         with self._lock:

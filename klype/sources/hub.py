@@ -1,4 +1,4 @@
-"""The Hugging Face hub: repositories by name, in its client's cache or in klype's own folder. No pickles, no code."""
+"""Models from the Hugging Face hub, in its client's cache or klype's own folder. No pickles and no code are fetched."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ INSTALL = "Install it: pip install 'klype[hf]'."
 REPOSITORY = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # files of a hub repository that are fetched: no pickles, no code
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-CARD = ("README.md", "LICENSE*")  # what it is, and on what terms
+CARD = ("README.md", "LICENSE*")
 ABOUT = "pulled.json"
 
 
 def fetch(name: str) -> Path:
-    """The folder of ``owner/name`` (``owner/name@revision``) in the hub's local cache, fetched when it is not there."""
+    """The folder of ``owner/name`` or ``owner/name@revision`` in the hub's local cache, fetched if it is not there."""
     repository, _, revision = name.partition("@")
     if not re.fullmatch(REPOSITORY, repository):
         raise UsageError(f"hf:{name} is not the name of a model on the hub.", "Write hf:owner/name.")
@@ -33,15 +33,15 @@ def fetch(name: str) -> Path:
         from huggingface_hub import snapshot_download
 
         asked: dict[str, Any] = {"revision": revision or None, "allow_patterns": list(WANTED)}
-        with suppress(OSError, ValueError):  # not here yet
+        with suppress(OSError, ValueError):  # not in the cache
             return Path(snapshot_download(repository, local_files_only=True, **asked))
         return Path(snapshot_download(repository, **asked))
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A model on its way into klype's folder. ``files``: the bytes of each; ``hashes``: SHA-256 of those whose the hub
-    knows."""
+    """A download of a model into klype's folder. ``files``: their sizes in bytes; ``hashes``: the SHA-256 of those for
+    which the hub has it."""
 
     name: str
     repository: str
@@ -51,7 +51,7 @@ class Download:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The total size in bytes."""
         return sum(self.files.values())
 
     @property
@@ -59,13 +59,13 @@ class Download:
         return models_folder() / f".{self.name}-{self.revision[:12]}.part"
 
     def done(self) -> int:
-        """Bytes that have come, those of an earlier attempt too."""
+        """Bytes that have been downloaded, including earlier attempts."""
         found = (self.draft / file for file in self.files)
         return sum(file.stat().st_size for file in found if file.is_file())
 
     def run(self) -> Path:
-        """The model's folder, which is whole or not there. What has come stays when it is stopped, and is gone on
-        from (the hub's own client begins anew)."""
+        """Downloads the model atomically and returns its folder. An interrupted download is resumed, which the hub's
+        own client does not do. Raises KlypeError for files whose hash is wrong."""
         folder = models_folder() / self.name
         durable.private_folder(folder.parent)
         with open(folder.parent / ".lock", "w") as lock, _asking(self.repository):
@@ -98,7 +98,8 @@ class Download:
 
 
 def look_up(name: str) -> Download:
-    """What ``klype pull`` fetches for a short name or ``owner/name``, as the hub says."""
+    """The download of a short name or ``owner/name``, as the hub describes it. Raises KlypeError if the hub has no such
+    model in safetensors."""
     known = HUB.get(name)
     repository = known.repository if known else name.removeprefix("hf:")
     if "/" not in repository or not re.fullmatch(REPOSITORY, repository):
@@ -122,7 +123,8 @@ def look_up(name: str) -> Download:
 
 
 def find_pulled(name: str) -> Path | None:
-    """Where a model lies that was fetched before. Errors: the name is another repository's."""
+    """The folder of a model that was fetched before, else None. Raises UsageError if another repository has its
+    name."""
     repository = name.removeprefix("hf:")
     folder = find_named(name if name in HUB else repository.rpartition("/")[2])
     if folder is None or folder.is_file():  # a package's
@@ -135,7 +137,7 @@ def find_pulled(name: str) -> Path | None:
 
 @contextmanager
 def _asking(name: str) -> Iterator[None]:
-    """What goes wrong with the hub, in one sentence."""
+    """Turns errors of the hub's client into one-sentence KlypeErrors."""
     try:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     except ImportError:

@@ -1,7 +1,7 @@
-"""A MODEL, opened: its kind, by how the name begins, and what chat, ask and next have in common.
+"""Opens a MODEL by its name, whatever kind it is.
 
-A new kind is a row of KINDS and the function that opens it. Nothing heavy is imported before a model is opened: the
-command line reads the table before anything is computed.
+A new kind is a row of KINDS and a function that opens it. Heavy modules are imported only when a model is opened: the
+command line reads the table for its help.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from klype.values import Request, Trace
 
 Made = TypeVar("Made")
-LARGE = 30_000_000  # bytes of weights from which opening a model takes long enough to be told
-UNKNOWN_WINDOW = 1 << 20  # of a server that does not tell
+LARGE = 30_000_000  # bytes of weights from which on a message says that a model is being opened
+UNKNOWN_WINDOW = 1 << 20  # tokens, of a server that does not say
 
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How a MODEL is opened, as ``open_model`` explains it."""
+    """How a MODEL is opened; see ``open_model``."""
 
     precision: str = "float32"
     measured: bool = False
@@ -48,11 +48,12 @@ class OpenOptions:
 class OpenModel:
     """A MODEL that can be asked, whatever runs it: klype's own engine, transformers or a server.
 
-    ``vocabulary`` 0: nobody knows. ``spell`` gives a token's bytes, ``control`` a control token's name, ``say`` the
-    tokens of a given answer. ``native``: its files, when klype computes the model itself;
-    ``exact``: tokens one by one spell what they spell together; ``http``: the way to a server, which counts its cost;
-    ``spelling``: a text's tokens and no others, where klype's own server tells them. ``goes_on``: whether it can be
-    asked what follows the beginning of an answer; some servers cannot. ``how`` it was opened.
+    ``window``: tokens of prompt and answer together; ``vocabulary``: number of tokens, 0 if unknown. ``spell``: a
+    token's bytes; ``control``: a control token's name; ``say``: the tokens of a given answer; ``spelling``: a text's
+    tokens without one that begins it, from klype's own server only. ``template``: it has a chat template. ``native``:
+    the loaded checkpoint, if klype computes the model itself. ``exact``: tokens spell the same alone and together.
+    ``http``: the client of a server, which counts the cost. ``goes_on``: it can continue the beginning of an answer,
+    which some servers cannot.
     """
 
     name: str
@@ -74,14 +75,14 @@ class OpenModel:
 
     @property
     def loaded(self) -> LoadedModel:
-        """Raises UsageError when klype does not compute the model itself."""
+        """The loaded checkpoint. Raises UsageError if klype does not compute the model itself."""
         if self.native is None:
             raise self._computed_elsewhere()
         return self.native
 
     @property
     def engine(self) -> Engine:
-        """What schedules a model that is computed on this machine. Raises UsageError for a server's."""
+        """The engine of a local model. Raises UsageError for a server's."""
         from klype.sources.source import EngineSource
 
         if not isinstance(self.source, EngineSource):
@@ -100,30 +101,31 @@ class OpenModel:
         return tuple(self.source.codec.stop)
 
     def as_raw(self, raw: bool | None) -> bool:
-        """Whether text goes in as it is: as asked; else where there is no template, or none has been learnt yet."""
+        """Whether text is given without the chat template: as asked, else if the model has none or was only
+        pre-trained."""
         return self.found.stage == "pretrain" or not self.template if raw is None else raw
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The conversation as token ids, up to where the answer begins."""
+        """The tokens of a conversation, up to where the answer begins."""
         return self.source.codec.prompt(messages)
 
     def plain(self, text: str) -> list[int]:
-        """A text as the start of a document."""
+        """The tokens of a text as the beginning of a document."""
         return self.source.codec.encode(text)
 
     def put(self, text: str, raw: bool | None = None, before: Sequence[Message] = ()) -> list[int]:
-        """A user's text as the model is asked it, behind what was said ``before``: by the chat template, or as it is
-        (see ``as_raw``)."""
+        """The prompt for a user's text after the messages ``before``, by the chat template or as a document
+        (``as_raw``)."""
         messages = [*before, {"role": "user", "content": text}]
         return self.plain("\n".join(m["content"] for m in messages)) if self.as_raw(raw) else self.prompt(messages)
 
     def spelled(self, token: int) -> str:
-        """A token's text; a control token's name; bytes that are no character stand as they are."""
+        """A token's text, with bytes that are no UTF-8 escaped, or a control token's name."""
         name = self.control(token)
         return name if name is not None else self.spell(token).decode("utf-8", "backslashreplace")
 
     def flops(self, trace: Trace) -> int | None:
-        """FLOP of reading the prompt and of every step, each token attending to what was before it on average."""
+        """FLOP of the prompt and all steps, with attention over half of the tokens on average; None if unknown."""
         tokens = len(trace.prompt) + len(trace.steps)
         return None if self.flops_per_token is None else tokens * self.flops_per_token(tokens // 2)
 
@@ -131,18 +133,18 @@ class OpenModel:
 def open_model(
     name: str, precision: str = "float32", measured: bool = False, budget: str = "", device: str = "auto"
 ) -> OpenModel:
-    """Finds, checks and loads a MODEL; computing uses every usable core, or the ``device`` (see ``pick_device``), but
-    for a server's model, of which precision and device are the server's.
+    """Finds, checks and loads a MODEL. Architectures that klype does not compute itself go through transformers.
 
-    ``measured``: its probabilities are looked at, for which "auto" never chooses int8. ``budget``: what a server may
-    be allowed at most, "500requests" or "20000tokens". Architectures that klype does not compute go to transformers.
+    ``precision`` and ``device`` (see ``pick_device``) have no effect on a server's model. ``measured``: its
+    probabilities are looked at, so that precision "auto" never chooses int8. ``budget``: limits for a server, such as
+    "500requests,20000tokens". Raises KlypeError for what cannot be opened.
     """
     how = OpenOptions(precision, measured, budget, device)
     return replace(kind_of(name).open(name, how), how=how)
 
 
 def open_files(name: str, how: OpenOptions) -> OpenModel:
-    """A MODEL that has files here. Errors: a server's budget is given."""
+    """Opens a MODEL that has local files. Raises UsageError if a server's budget is given."""
     if how.budget:
         said = f"--budget {how.budget}: {name} is not a server's model."
         raise UsageError(said, "Requests and tokens are counted there.")
@@ -168,7 +170,7 @@ def open_files(name: str, how: OpenOptions) -> OpenModel:
 
 
 def _open_native(name: str, found: ModelFiles, how: OpenOptions, device: torch.device) -> OpenModel:
-    """What is compiled is for the CPU."""
+    """Opens a model that klype computes itself, on the CPU with its compiled code."""
     from klype.device import pick_precision
     from klype.engine.engine import Engine
     from klype.model import checkpoint
@@ -180,7 +182,7 @@ def _open_native(name: str, found: ModelFiles, how: OpenOptions, device: torch.d
     precision, on_cpu = how.precision, device.type == "cpu"
     as_stored = on_cpu and found.folder.suffix.lower() == ".gguf"
     if precision == "auto" and as_stored:
-        precision = "float32"  # of the file's own numbers, than which nothing is faster
+        precision = "float32"  # computed with the quantised weights as they are stored, which is fastest
     if precision == "auto" and on_cpu and not how.measured:
         precision = fastest_alone(kernel=_compiled(make_kernel))
     chosen = pick_precision(precision, device)
@@ -196,7 +198,7 @@ def _open_native(name: str, found: ModelFiles, how: OpenOptions, device: torch.d
 
 
 def _compiled(make: Callable[[Path, Callable[[], None]], Made]) -> Made:
-    """What is compiled the first time, which is told; and so it is where that fails."""
+    """Calls ``make(folder, announce)``, saying so if it has to compile, and again if that fails."""
     told: list[str] = []
 
     def announce() -> None:
@@ -217,7 +219,7 @@ def _tell(key: str, **values: object) -> None:
 
 
 def native(name: str, found: ModelFiles, loaded: LoadedModel, engine: Engine) -> OpenModel:
-    """What klype computes itself, as a MODEL."""
+    """An OpenModel that klype computes itself."""
     from klype.sources.source import NativeCodec, NativeSource
 
     chat = loaded.chat if loaded.tokenizer.template else None
@@ -225,17 +227,16 @@ def native(name: str, found: ModelFiles, loaded: LoadedModel, engine: Engine) ->
 
 
 def _here(name: str, found: ModelFiles, source: NativeSource, loaded: LoadedModel | None = None) -> OpenModel:
-    """What is computed on this machine."""
+    """An OpenModel that is computed on this machine."""
     tokenizer, runner = source.codec.tokenizer, source.engine.runner
-    spell, control, say = tokenizer.token_bytes, tokenizer.name, tokenizer.encode_answer
-    template, flops = tokenizer.template is not None, runner.flops_per_token
     return OpenModel(
-        name, found, source, runner.window, runner.vocab_size, spell, control, say, template, flops, loaded
-    )
+        name, found, source, runner.window, runner.vocab_size, tokenizer.token_bytes, tokenizer.name,
+        tokenizer.encode_answer, tokenizer.template is not None, runner.flops_per_token, loaded,
+    )  # fmt: skip
 
 
 def open_server(address: str, how: OpenOptions) -> OpenModel:
-    """Errors: no server, no such model, a wrong key."""
+    """Opens a server's model. Raises KlypeError if there is no server or no such model, or the key is wrong."""
     from klype.sources.capabilities import capabilities_of, client_of, meter
     from klype.sources.http_client import Budget
     from klype.sources.remote import RemoteSource
@@ -253,10 +254,10 @@ def open_server(address: str, how: OpenOptions) -> OpenModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelKind:
-    """A name that begins so is of this kind. ``help`` writes such a name.
+    """A kind of MODEL, recognised by how its name ``begins``. ``help``: how such a name is written.
 
-    ``short(name)``: what the studio calls the model. ``find(name)``: its files; None where it has none here, of which
-    errors say that it is ``where``.
+    ``short(name)``: the model's name in the studio. ``open(name, options)``: opens it. ``find(name)``: its files; None
+    for a kind without local files, of which errors say that it is ``where``.
     """
 
     begins: tuple[str, ...]
@@ -268,18 +269,18 @@ class ModelKind:
 
 
 def kind_of(name: str) -> ModelKind:
-    """By how the name begins; any other is a path."""
+    """The kind of a MODEL's name; any name that is of no other kind is a path."""
     return next((kind for kind in KINDS if name.startswith(kind.begins)), PATH)
 
 
 def kinds_in_words(files: bool = False) -> str:
-    """The names of all kinds, or of those that have ``files``, for help."""
+    """How MODELs are named, for help: those of all kinds, or of the kinds with local ``files``."""
     *first, last = (kind.help for kind in (PATH, *KINDS) if kind.find is not None or not files)
     return f"{', '.join(first)} or {last}"
 
 
 def find_model(name: str) -> ModelFiles:
-    """The files of a MODEL; the hub's are fetched. Errors: there are none, or it has none here."""
+    """The files of a MODEL; the hub's are fetched. Raises UsageError if it has no local files."""
     kind = kind_of(name)
     if kind.find is None:
         raise UsageError(f"{name} is {kind.where}, and this needs the model's own files.", "Give its folder.")
@@ -287,7 +288,7 @@ def find_model(name: str) -> ModelFiles:
 
 
 def _short(name: str) -> str:
-    """Of a path its last name, behind the run's where that is a stage."""
+    """The last part of a path; RUN/STAGE for a stage."""
     path = Path(name)
     return f"{path.resolve().parent.name}/{path.name}" if path.name in NEWEST_FIRST else path.name
 
@@ -310,7 +311,7 @@ KINDS: tuple[ModelKind, ...] = (
 
 
 def room(opened: OpenModel, prompt: Sequence[int], limit: int) -> int:
-    """How many tokens the answer may have: ``limit``, or what the window leaves."""
+    """``limit``, or what the window leaves after the prompt. Raises UsageError if that is nothing."""
     if limit < 1:
         raise UsageError(f"--limit should be at least 1 (it is {limit}).")
     if not prompt:
@@ -325,8 +326,8 @@ def room(opened: OpenModel, prompt: Sequence[int], limit: int) -> int:
 
 
 def decode_stream(parts: Iterable[tuple[bytes, Trace | None]]) -> Iterator[tuple[str, Trace | None]]:
-    """An answer's bytes as text while they come: whole characters only, without the one space that leads it. The last
-    part carries the trace."""
+    """Decodes an answer's bytes as they arrive, whole characters only and without one leading space. The last part has
+    the trace."""
     decoder, begun = codecs.getincrementaldecoder("utf-8")(errors="replace"), False
     for data, trace in parts:
         text = decoder.decode(data, trace is not None)
@@ -335,6 +336,6 @@ def decode_stream(parts: Iterable[tuple[bytes, Trace | None]]) -> Iterator[tuple
 
 
 def stream(opened: OpenModel, request: Request) -> Iterator[tuple[str, Trace | None]]:
-    """The answer piece by piece; the last item carries the trace. Leaving the loop early cancels the request."""
+    """Yields the answer piece by piece; the last item has the trace. Closing the generator cancels the request."""
     with closing(cast("Generator[Event, None, None]", opened.source.generate([request]))) as events:
         yield from decode_stream((opened.spell(event.step.token), event.trace) for event in events)

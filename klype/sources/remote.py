@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-style server, and its codecs: the server's own tokenizer, or pieces of text as tokens."""
+"""A model behind an OpenAI-compatible server; codecs: its own tokenizer, or pieces of text as tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
 
 
 class IdCodec:
-    """The server's own token ids, by its ``/tokenize`` and ``/detokenize``."""
+    """The server's own token ids, through its ``/tokenize`` and ``/detokenize``."""
 
     def __init__(self, http: HttpClient, offer: Capabilities) -> None:
         self._http, self._offer = http, offer
@@ -37,8 +37,8 @@ class IdCodec:
         return self._tokens(text, True)
 
     def say(self, answer: str) -> list[int]:
-        """A given answer, as it goes on after a prompt: klype's own tokenizer, which begins every text with a space,
-        begins it with one, too."""
+        """The tokens of a given answer after a prompt. A tokenizer that puts a space before every text, as klype's own
+        does, has one before the answer, too."""
         if self._offer.kind != "klype":
             return self.spelling(answer)
         bare, spaced = self.spelling("a"), self.spelling(" a")
@@ -46,7 +46,7 @@ class IdCodec:
         return self.spelling(f" {answer.strip()}" if spaces else answer)
 
     def spelling(self, text: str) -> list[int]:
-        """A text's tokens and no others."""
+        """A text's tokens, without one that begins a text."""
         return self._tokens(text, False)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -73,7 +73,7 @@ class IdCodec:
         return "completions", {"prompt": list(prompt), "max_tokens": limit}
 
     def _text(self, ids: Tokens) -> str:
-        """With the space that may lead it."""
+        """The text of tokens, including a leading space."""
         if ids and ids not in self._texts:
             model = {} if self._llama else {"model": self._offer.model}
             answer = self._http.post(Call("/detokenize", {"tokens": list(ids), **model}))
@@ -84,7 +84,8 @@ class IdCodec:
         return self._texts.get(ids, "")
 
     def _tokens(self, text: str, begins: bool, control: bool = False) -> list[int]:
-        """``begins``: with the token that begins a text; ``control``: what names a control token is one."""
+        """Tokenizes; ``begins``: with the token that begins a text; ``control``: names of control tokens become
+        them."""
         if self._llama:
             return self._ask({"content": text, "add_special": begins, "parse_special": control})
         return self._ask({"model": self._offer.model, "prompt": text, "add_special_tokens": begins})
@@ -96,31 +97,31 @@ class IdCodec:
         return tokens
 
     def _ends(self) -> tuple[int, ...]:
-        """Tokens that end an answer: those whose name is one token. Of klype's, what ends a message in its chat
-        template, which text alone can never spell."""
+        """Tokens that end an answer: those in ENDS that are a single token. klype's server never turns text into
+        control tokens, so there it is the one that its chat template writes after every message."""
         talk = [{"role": role, "content": said} for role, said in (("user", "a"), ("assistant", "b"), ("user", "a"))]
         try:
             written = self.prompt(talk)
-        except KlypeError:  # no template
+        except KlypeError:  # no chat template
             written = []
         if self._offer.kind == "klype":
             written = written or self.encode("a")
             silent = [i for i in dict.fromkeys(written) if written.count(i) == 3 and self._text((i,)) == ""]
-            # without one: the end token of the vocabularies that klype trains
+            # without a template: the end token of the vocabularies that klype trains
             return tuple(silent) or (2,)
         named = [self._tokens(name, False, control=True) for name in ENDS]
         found = dict.fromkeys(ids[0] for ids in named if len(ids) == 1)
-        # first the one that the chat template writes behind a message
+        # first the one that the chat template writes after a message
         return tuple(sorted(found, key=lambda token: -written.count(token)))
 
 
 class PieceCodec:
-    """Pieces of text as tokens, numbered by their hash: the same in every process."""
+    """Pieces of text as tokens, whose ids are hashes: the same in every process."""
 
     def __init__(self, http: HttpClient, offer: Capabilities) -> None:
         self._http, self._offer = http, offer
         self._pieces: dict[int, tuple[str, bytes]] = {}
-        # "", first: an end that the server keeps to itself (``end``)
+        # "" stands for an end that the server does not report (``end``)
         self.stop = tuple(self._number("token", name.encode()) for name in ("", *ENDS))
         self.end = self.stop[0]
 
@@ -165,39 +166,40 @@ class PieceCodec:
 
     def _number(self, kind: str, data: bytes) -> int:
         digest = hashlib.blake2b(kind.encode() + b"\0" + data, digest_size=8).digest()
-        # 62 bits: below IDS, and an integer in numpy's int64 and in SQLite
+        # 62 bits: below IDS, and an int64
         number = int.from_bytes(digest, "big") >> 2
         if number not in self._pieces:
             self._pieces[number] = (kind, data)
-            self._http.kept.keep_piece(number, kind, data)
+            self._http.kept.keep(f"piece {number}", {"piece": [kind, data.decode("latin-1")]})
         return number
 
     def _piece(self, number: int) -> tuple[str, bytes]:
-        found = self._pieces.get(number) or self._http.kept.piece(number)
-        if found is None:
-            raise KlypeError("A token of a server is not known here any more: its kept answers were deleted.")
-        self._pieces[number] = found
-        return found
+        if number not in self._pieces:
+            if (found := self._http.kept.answer(f"piece {number}")) is None:
+                raise KlypeError("A token of a server is not known here any more: its kept answers were deleted.")
+            kind, text = found["piece"]
+            self._pieces[number] = kind, text.encode("latin-1")
+        return self._pieces[number]
 
 
-LEAST = 1e-9  # mass that a listed distribution leaves at least: whether it is whole is not known
+LEAST = 1e-9  # probability beside the listed tokens, at least: whether the list is complete is unknown
 MASK = 0x7FFFFFFF
-# kinds that draw with defaults of their own where a request says nothing
+# servers with sampling defaults of their own
 HAS_OWN_DEFAULTS = ("klype", "vllm", "llama.cpp")
-# take any number of answers in one request; llama.cpp no more than it has slots, and others' limit nobody tells
+# servers that take any n; llama.cpp takes as many as it has slots, and the limit of others is unknown
 TAKES_N = ("klype", "vllm")
 
 
 class RemoteSource:
-    """A server's model as a source. Errors of ``next`` and ``generate``: what the server cannot do, or did wrong."""
+    """A server's model as a source. Its methods raise KlypeError for what the server cannot do or does wrong."""
 
     def __init__(self, http: HttpClient, offer: Capabilities) -> None:
         self.http, self.offer, self.name = http, offer, f"{http.base}#{offer.model}"
         self.codec: IdCodec | PieceCodec = IdCodec(http, offer) if offer.ids else PieceCodec(http, offer)
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        """One token is asked for at temperature 1; what it is does not matter, unless it leaves a character unfinished:
-        llama.cpp returns no logprobs then, and the distribution lists no token."""
+        """Next-token distributions, from the logprobs of one sampled token each. Where that token is an incomplete
+        character, llama.cpp returns no logprobs, and the distribution lists no token."""
         asked = list(dict.fromkeys(tuple(prefix) for prefix in prefixes))
         calls = [self._call(Request(prefix, limit=1, top=-1), prefix, 1, 0) for prefix in asked]
         found = {}
@@ -210,7 +212,7 @@ class RemoteSource:
         return [found[tuple(prefix)] for prefix in prefixes]
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        """By the echo of the whole text where it is offered, else token by token; not listed is not known (NaN)."""
+        """Scores by echo where the server offers it, else token by token; unlisted tokens have log-probability NaN."""
         pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
         if self.offer.echo:
             found = self._echoed(pairs)
@@ -241,7 +243,7 @@ class RemoteSource:
         return self._events(requests)
 
     def _events(self, requests: Sequence[Request]) -> Iterator[Event]:
-        parts = []  # of each HTTP request: the place of ours, its first sample, how many
+        parts = []  # of each HTTP request: the index of ours, its first sample, how many
         for place, request in enumerate(requests):
             first, n = request.first_sample, request.n
             together = self.offer.n and self.offer.kind in TAKES_N
@@ -256,7 +258,7 @@ class RemoteSource:
     def _told(
         self, request: Request, steps: Sequence[Step], finish: str | None, place: int, sample: int
     ) -> Iterator[Event]:
-        """An answer that has ended, step by step."""
+        """The events of a finished answer."""
         drawn = request.sampling, request.seed, sample
         ended: Literal["stop", "length"] = "stop" if finish == "stop" else "length"
         trace = Trace(request.prompt, tuple(steps), *drawn, self.name, ended, passes=len(steps), seconds=0.0)
@@ -265,7 +267,7 @@ class RemoteSource:
         yield Event(place, sample, steps[-1], trace)
 
     def _streamed(self, request: Request) -> Iterator[Event]:
-        """Token by token; the last is held back until it is known how the answer ended."""
+        """Events as tokens arrive; the last one is held back until the finish reason is known."""
         where, steps, text, finish, told = self.http.base, list[Step](), "", None, 0
         for chunk in self.http.stream(self._call(request, request.prompt, 1, request.first_sample)):
             rows = chunk.get("choices") or []
@@ -288,13 +290,13 @@ class RemoteSource:
         yield from islice(self._told(request, steps, finish, 0, request.first_sample), told, None)
 
     def _call(self, request: Request, prompt: Sequence[int], n: int, first: int) -> Call:
-        """The HTTP request for ``n`` samples from ``first`` on."""
+        """The HTTP call for ``n`` samples from number ``first`` on."""
         offer, s = self.offer, request.sampling
         body: dict[str, Any] = {"model": offer.model, **self._shaping(s)}
         if n > 1:
             body["n"] = n
         own_numbers = offer.kind == "klype" and first == 0
-        # primes, so that near seeds and samples do not give the same number; 31 bits, which fit a signed 32-bit integer
+        # primes, so that neighbouring seeds and samples do not collide; 31 bits: some servers take signed 32-bit seeds
         body["seed"] = request.seed if own_numbers else (request.seed * 1_000_003 + first * 7919) & MASK
         if request.stop_texts:
             body["stop"] = list(request.stop_texts)
@@ -307,8 +309,8 @@ class RemoteSource:
         return Call(path, {**body, **asked, **told}, first, lambda answer: choices(answer, n, self.http.base))
 
     def _shaping(self, sampling: Sampling) -> dict[str, Any]:
-        """How to draw, in the server's own names; where it has defaults of its own (vLLM's come from the model,
-        llama.cpp cuts at 40 tokens), also what is off."""
+        """Sampling parameters by the server's names; also those that are off where it has defaults of its own (vLLM's
+        come from the model, llama.cpp's top-k is 40)."""
         kind, wanted = self.offer.kind, active(sampling)
         told = {
             row.servers[kind] or name: getattr(sampling, name)
@@ -324,7 +326,7 @@ class RemoteSource:
         return told
 
     def _distribution(self, listed: Sequence[tuple[Key, float]], top: int = -1) -> Distribution:
-        """The k most probable: a drawn token beyond them is no part of the list."""
+        """The k most probable tokens; some servers list the sampled token beyond them, which is left out."""
         most = self.offer.completion_top or self.offer.chat_top
         listed = listed[: most if top < 0 else min(top, most)]
         ids = np.array([self.codec.number(key) for key, _ in listed], np.int64)
@@ -332,14 +334,14 @@ class RemoteSource:
         return Distribution(ids, logp, max(LEAST, 1.0 - float(np.exp(logp).sum())))
 
     def _steps(self, said: ServerChoice, request: Request) -> list[Step]:
-        if said.tokens is None:  # words stand for tokens whose number and probability nobody tells
+        if said.tokens is None:  # words stand for tokens, whose number and probabilities are unknown
             return [_unknown_step(token) for token in self.codec.words(said.text)] or self._with_end([], said.finish)
         return self._with_end(self._heard(said.tokens, request), said.finish)
 
     def _heard(self, tokens: Sequence[ServerToken], request: Request) -> list[Step]:
         out: list[Step] = []
         for heard in tokens:
-            # tokens before it, parts of one character, are told with it
+            # llama.cpp reports the parts of a character together, under the last part's id
             if heard.hidden and isinstance(heard.key, int) and self.codec.spell(heard.key) != heard.data:
                 out += map(_unknown_step, self.codec.spelling(heard.data.decode(errors="replace")))
                 continue
@@ -349,12 +351,12 @@ class RemoteSource:
         return out
 
     def _with_end(self, steps: list[Step], finish: str | None) -> list[Step]:
-        """An end that the server keeps to itself has a probability that nobody tells."""
+        """Appends an end token of unknown probability where the server does not report it."""
         silent = not steps or (finish == "stop" and steps[-1].token not in self.codec.stop)
         return [*steps, _unknown_step(self.codec.end)] if silent else steps
 
     def _echoed(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[list[Step]]:
-        """One token more is asked for and left out: not every server takes a limit of none."""
+        """Scores by echo. One more token is requested and ignored, since some servers refuse ``max_tokens: 0``."""
         fixed = {"model": self.offer.model, "max_tokens": 1, "echo": True, "logprobs": self.offer.completion_top}
         fixed["return_tokens_as_token_ids"] = True
         found: list[list[Step]] = [[] for _ in pairs]
@@ -371,19 +373,20 @@ class RemoteSource:
 
 
 def _forced(token: int, distribution: Distribution) -> Step:
-    """A given token where these may follow; not listed is not known (NaN)."""
+    """The step of a given token under a distribution; NaN if it is not listed."""
     p = distribution.p(token)
     logp = math.log(p) if p else math.nan
     return Step(token, logp, logp, "forced", distribution)
 
 
 def _unknown_step(token: int) -> Step:
-    """A step whose probability nobody tells."""
+    """A sampled token of unknown probability."""
     return Step(token, math.nan, math.nan, "drawn")
 
 
 def sampling_logprob(logp: float, sampling: Sampling) -> float:
-    """Under what was drawn from: known where nothing was shaped, or nothing was left to chance; else NaN."""
+    """Log-probability under the distribution that was sampled from: known without shaping, and at temperature 0; else
+    NaN."""
     if sampling == Sampling():
         return logp
     return 0.0 if sampling.temperature == 0.0 else math.nan

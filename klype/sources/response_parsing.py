@@ -1,6 +1,6 @@
-"""What servers answer, read strictly: OpenAI's chat and completions, vLLM's and llama.cpp's variants.
+"""Strict parsing of servers' responses: OpenAI's chat and completions, vLLM's and llama.cpp's variants.
 
-Shapes after their documentation: OpenAI API reference (chat: ``logprobs.content``; completions: ``tokens``,
+Formats follow their documentation: OpenAI API reference (chat: ``logprobs.content``; completions: ``tokens``,
 ``token_logprobs``, ``top_logprobs``), vLLM's OpenAI-compatible server (``token_id:N`` with
 ``return_tokens_as_token_ids``), llama.cpp's server README (``content`` also for completions, with ``id``).
 """
@@ -15,13 +15,13 @@ from typing import Any
 
 from klype.errors import KlypeError
 
-Key = int | bytes  # a token: its id where the server tells it, else its bytes
-# what stands for "less likely than anything listed" (OpenAI's own convention), or for no number at all
+Key = int | bytes  # a token: its id if the server returns it, else its bytes
+# OpenAI's value for "less likely than anything listed"; also for NaN and infinity, which JSON cannot hold
 UNLIKELY = -9999.0
-IDS = 1 << 63  # ids of tokens are below
-UNTOLD = "\ufffd"  # bytes that are no character yet; llama.cpp tells their tokens only with the one that ends it
-LONGEST = 512  # characters of a token, at most: tokenizers hold runs of spaces and of signs
-# how tokens that end an answer are spelled
+IDS = 1 << 63  # token ids are below
+UNTOLD = "\ufffd"  # an incomplete character; llama.cpp reports its tokens together with the one that completes it
+LONGEST = 512  # characters of a token at most: vocabularies have runs of spaces and of signs
+# names of tokens that end an answer
 ENDS = (
     "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<end_of_turn>", "<eos>",
     "<|eom_id|>",    "<｜end▁of▁sentence｜>",
@@ -30,10 +30,10 @@ ENDS = (
 
 @dataclass(frozen=True, slots=True)
 class ServerToken:
-    """A token with its log-probability (NaN: not told) and the most probable tokens, most probable first.
+    """A token with its log-probability (NaN: unknown) and the most probable tokens, most probable first.
 
-    ``data``: what it adds to the text, where that is told beside its id. llama.cpp tells a token that leaves a
-    character unfinished only together with the one that ends it, under the latter's id.
+    ``data``: its bytes, if they are returned beside its id. llama.cpp returns the tokens of one character as one entry,
+    under the id of the last.
     """
 
     key: Key
@@ -43,13 +43,13 @@ class ServerToken:
 
     @property
     def hidden(self) -> int:
-        """How many untold tokens it may stand for: a character has four bytes at most."""
+        """How many further tokens the entry may include: a character has at most four bytes."""
         return 0 if self.data.isascii() else 3
 
 
 @dataclass(frozen=True, slots=True)
 class ServerChoice:
-    """One choice. ``tokens`` None: the server tells no log-probabilities."""
+    """One choice of a response; ``tokens`` None: without log-probabilities."""
 
     index: int
     text: str
@@ -58,9 +58,9 @@ class ServerChoice:
 
 
 def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: int = 0) -> list[ServerChoice]:
-    """All ``n`` choices in order; ``most``: tokens asked for; ``echoed``: tokens of the prompt told with each.
+    """All ``n`` choices in order; ``most``: tokens requested; ``echoed``: tokens of the prompt that each includes.
 
-    Errors: an answer that contradicts itself.
+    Raises KlypeError for a response that is malformed or contradicts itself.
     """
     rows = answer.get("choices")
     if not isinstance(rows, list) or len(rows) != n:
@@ -73,7 +73,7 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
         if said.finish is None:
             raise KlypeError(f"{where} gave an answer without saying why it ended.", "Nothing of it is used.")
         keys = [heard.key for heard in said.tokens or () if isinstance(heard.key, bytes)]
-        if keys and len(keys) == len(said.tokens or ()):  # the tokens, where their bytes are told, contain the text
+        if keys and len(keys) == len(said.tokens or ()):  # the tokens' bytes must contain the text
             joined = b"".join(keys).decode(errors="replace")
             if UNTOLD not in joined + said.text and said.text.strip() not in joined:
                 raise KlypeError(f"{where} tells tokens that do not spell its text.", "Nothing of it is used.")
@@ -84,13 +84,13 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
     told = [said.tokens for said in found_ if said.tokens is not None]
     if len(told) == n:
         silent = sum(said.finish == "stop" for said in found_) + sum(h.hidden for tokens in told for h in tokens)
-        silent += 3 * sum(said.text.endswith(UNTOLD) for said in found_)  # the limit came within a character
+        silent += 3 * sum(said.text.endswith(UNTOLD) for said in found_)  # the limit was reached within a character
         check_count(sum(map(len, told)) - n * echoed, silent, answer.get("usage"), where)
     return found_
 
 
 def choice(row: Any, where: str) -> ServerChoice:
-    """One choice, or one piece of a stream."""
+    """Parses a choice, whole or a chunk of a stream. Raises KlypeError if it is malformed."""
     try:
         message = row.get("message", row.get("delta"))
         text = (message.get("content") or "") if message is not None else row.get("text", "")
@@ -103,7 +103,7 @@ def choice(row: Any, where: str) -> ServerChoice:
 
 
 def logprobs(found: Any, where: str) -> tuple[ServerToken, ...] | None:
-    """Either shape; None where there is none."""
+    """Parses log-probabilities of either format; None if there are none."""
     if not found:
         return None
     if isinstance(found.get("content"), list):
@@ -130,7 +130,7 @@ def logprobs(found: Any, where: str) -> tuple[ServerToken, ...] | None:
 
 
 def key_of(text: str, data: Any = None) -> Key:
-    """A token from its spelling, or from its bytes where they are told."""
+    """The token of a text in a response, or of its bytes ``data`` if those are returned."""
     match = re.fullmatch(r"token_id:([0-9]+)", text)
     if match:
         return _id(int(match[1]))
@@ -142,7 +142,7 @@ def key_of(text: str, data: Any = None) -> Key:
 
 
 def by_probability(listed: Sequence[tuple[Key, float]]) -> tuple[tuple[Key, float], ...]:
-    """Most probable first, one entry a token, without those that are only said to be unlikely."""
+    """Most probable first, without duplicates and unknown log-probabilities."""
     best: dict[Key, float] = {}
     for key, logp in listed:
         if not math.isnan(logp):
@@ -151,7 +151,8 @@ def by_probability(listed: Sequence[tuple[Key, float]]) -> tuple[tuple[Key, floa
 
 
 def check_count(told: int, silent: int, usage: Any, where: str) -> None:
-    """The count of tokens agrees with the server's own, but for as many as may go untold."""
+    """Raises KlypeError unless the number of tokens agrees with the server's ``usage``, which may count up to
+    ``silent`` more."""
     if not isinstance(usage, dict) or not isinstance(usage.get("completion_tokens"), int):
         return
     details = usage.get("completion_tokens_details")
@@ -173,14 +174,15 @@ def _id(number: int) -> int:
 
 
 def _listed(data: Any) -> bytes:
-    """Bytes that are told one by one: of a number, ``bytes`` makes as many zeros."""
+    """Bytes from a list of numbers. Raises TypeError for anything else: ``bytes`` of a number would be that many
+    zeros."""
     if not isinstance(data, list):
         raise TypeError("bytes")
     return bytes(data)
 
 
 def _logp(value: Any, where: str) -> float:
-    """NaN where it is not told."""
+    """A log-probability; NaN if unknown. Raises KlypeError for what cannot be one."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:

@@ -1,4 +1,4 @@
-"""What every model that can be asked offers. Tokens are the source's own; ``codec`` translates."""
+"""The interface of every model that can be asked. Tokens are the model's own; a codec translates text."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ Message = Mapping[str, str]  # ``role`` and ``content``
 
 
 class Codec(Protocol):
-    """Text to the source's tokens and back."""
+    """Translates between text and a source's tokens."""
 
     @property
     def stop(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
 
     def encode(self, text: str) -> list[int]:
-        """A text to be continued, with the token that begins a text where the model has one."""
+        """The tokens of a text to be continued, after the token that begins a text if the model has one."""
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """A conversation up to where the model's answer begins."""
+        """The tokens of a conversation, up to where the model's answer begins."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """An answer's text, control tokens left out."""
+        """The text of an answer, without control tokens."""
 
 
 def tokens_of(codec: Codec, word: str) -> set[int]:
-    """The tokens that are the whole word in one of its usual spellings: none where it takes several, of which the last
-    says nothing of the word."""
+    """The single tokens that spell a word, in any usual spelling; spellings that take several tokens are left out."""
     start = len(codec.encode(""))
     found = set()
     for spelled in (word, f" {word}", word.lower(), f" {word.lower()}"):
@@ -48,7 +47,7 @@ def tokens_of(codec: Codec, word: str) -> set[int]:
 
 
 class Source(Protocol):
-    """``name`` says which weights answer; it is what traces carry."""
+    """A model that can be asked. ``name`` identifies its weights in traces."""
 
     @property
     def name(self) -> str: ...
@@ -57,17 +56,19 @@ class Source(Protocol):
     def codec(self) -> Codec: ...
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        """The next-token distribution (temperature 1) after each prefix; ``top`` -1: as much as the source gives."""
+        """The next-token distribution (temperature 1) after each prefix, of its ``top`` tokens; -1: all that are
+        known."""
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        """How probable each given answer is, token by token."""
+        """Log-probabilities of each given answer, token by token."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """Tokens as they come; ``Event.request`` is the request's place in the sequence. Closing it ends the work."""
+        """Yields tokens as they are generated; ``Event.request`` is an index into ``requests``. Closing the iterator
+        cancels what is left."""
 
 
 class SourceWrapper:
-    """A source that passes on what it is asked: for those that change or watch one of the three questions."""
+    """A source that forwards to another: the base of those that change or observe one of the methods."""
 
     def __init__(self, source: Source) -> None:
         self._source, self.codec = source, source.codec
@@ -87,7 +88,7 @@ class SourceWrapper:
 
 
 def answers(source: Source, requests: Sequence[Request]) -> list[list[Trace]]:
-    """All answers, in order of request and sample."""
+    """All answers to each request, in order of sample."""
     found: list[list[Trace]] = [[] for _ in requests]
     for event in source.generate(requests):
         if event.trace is not None:
@@ -96,7 +97,7 @@ def answers(source: Source, requests: Sequence[Request]) -> list[list[Trace]]:
 
 
 class NativeCodec:
-    """A tokenizer and, where the model has one, its chat template."""
+    """A codec of a tokenizer and, if the model has one, its chat template."""
 
     def __init__(self, tokenizer: Tokenizer, chat: Chat | None = None) -> None:
         self.tokenizer, self.chat, self.stop = tokenizer, chat, tokenizer.ends
@@ -110,8 +111,8 @@ class NativeCodec:
         return self.chat.prompt(messages)
 
     def answer(self, messages: Sequence[Message], answer: str) -> list[int]:
-        """A given answer as the chat template writes it behind its prompt, with what ends it there."""
-        if self.chat is None or self.tokenizer.user >= 0:  # one trained here is always spoken to alike
+        """The tokens of a given answer after its prompt, as the chat template writes them, with an end token."""
+        if self.chat is None or self.tokenizer.user >= 0:  # models trained by klype have one fixed template
             return self.ended(self.tokenizer.encode_answer(answer))
         prompt = self.prompt(messages)
         ids, learnt = self.chat.conversation([*messages, {"role": "assistant", "content": answer}])
@@ -120,7 +121,7 @@ class NativeCodec:
         return self.ended(ids[len(prompt) : len(learnt) - learnt[::-1].index(1)])
 
     def ended(self, ids: list[int]) -> list[int]:
-        """With the end, where it is not there and the model has one."""
+        """The tokens with an end token, if the model has one."""
         said = bool(ids) and ids[-1] in self.stop
         return ids if said or self.tokenizer.end < 0 else [*ids, self.tokenizer.end]
 
@@ -129,8 +130,8 @@ class NativeCodec:
 
 
 class EngineSource:
-    """An engine with the words it speaks, whatever codec knows them. It may be asked from several threads, and while an
-    answer is being written: each step of the engine advances all that are."""
+    """An engine with a codec, as a source. Thread-safe, also while answers are generated: each step of the engine
+    advances all of them."""
 
     def __init__(self, engine: Engine, codec: Codec) -> None:
         self.engine, self.codec = engine, codec
@@ -151,9 +152,8 @@ class EngineSource:
             return self.engine.score(prompts, answers, top)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """What is left when the iterator is closed is cancelled."""
         with self._lock:
-            for request in requests:  # all are looked at before any is begun
+            for request in requests:  # all are checked before any is begun
                 self.engine.check(request)
         return self._events(requests)
 
@@ -174,13 +174,13 @@ class EngineSource:
                     yield replace(event, request=places[event.request])
         finally:
             self._left += places
-            # Not waited for: a garbage collector may close this inside a step of the same thread.
+            # without waiting: the garbage collector may close this generator inside a step of the same thread
             if self._lock.acquire(blocking=False):
                 self._cancel()
                 self._lock.release()
 
     def _step(self, mine: Collection[int]) -> None:
-        """One step, whose events everyone finds among their own."""
+        """One step of the engine; each event is queued for the iterator that it belongs to."""
         self._cancel()
         if not self._heard.keys() >= set(mine):
             raise KlypeError(f"{self.name or 'The model'} failed at another question: this answer was lost, too.")
@@ -199,12 +199,9 @@ class EngineSource:
 
 
 class NativeSource(EngineSource):
-    """… whose words are a tokenizer's."""
+    """An engine whose codec is a tokenizer with its chat template."""
 
     codec: NativeCodec
-
-    def __init__(self, engine: Engine, codec: NativeCodec) -> None:
-        super().__init__(engine, codec)
 
     @staticmethod
     def of(model: Transformer, tokenizer: Tokenizer, chat: Chat | None = None, name: str = "") -> NativeSource:
