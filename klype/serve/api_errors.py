@@ -1,4 +1,4 @@
-"""Every error in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CODES = {
 
 
 class ApiError(Exception):
-    """A request that is refused, with what the client is told. ``retry_after``: in seconds."""
+    """An error response. ``retry_after``: in seconds, 0 for none."""
 
     def __init__(
         self, message: str, status: int = 400, param: str | None = None, code: str | None = None, retry_after: int = 0
@@ -45,7 +45,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What went wrong with a model, for its client."""
+    """The error as clients are told of it; bugs only as "failed to answer"."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, KlypeError):
@@ -58,7 +58,7 @@ async def refused(_: Request, error: Exception) -> Response:
 
 
 async def refused_by_framework(request: Request, error: HTTPException) -> Response:
-    """Unknown paths and methods, and bodies that cannot be read."""
+    """The response to unknown paths and methods, and to unreadable bodies."""
     method, path = request.method[:20], f"{request.url.path[:200]!a}"
     said = {404: f"There is nothing at {method} {path}.", 405: f"{method} is not allowed at {path}."}
     response = ApiError(said.get(error.status_code, str(error.detail)[:300]), error.status_code).response()
@@ -67,7 +67,7 @@ async def refused_by_framework(request: Request, error: HTTPException) -> Respon
 
 
 async def invalid(_: Request, error: RequestValidationError) -> Response:
-    """The first of pydantic's errors as a sentence, with the parameter that it is about."""
+    """The first of pydantic's errors as a sentence, with the name of its parameter."""
     first = error.errors()[0]
     place = list(first["loc"])
     place = place[1:] if place[:1] == ["body"] else place
@@ -83,7 +83,7 @@ async def invalid(_: Request, error: RequestValidationError) -> Response:
     return ApiError(message, 400, param or None).response()
 
 
-# as FastAPI takes them: all in one shape, the server's own failures too
+# FastAPI's ``exception_handlers``
 HANDLERS: dict[int | type[Exception], Any] = {
     ApiError: refused,
     KlypeError: refused,

@@ -1,4 +1,4 @@
-"""The server's app: models by name, OpenAI's endpoints, and what operators look at."""
+"""The server's ASGI app: OpenAI's endpoints, health and metrics."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from klype.sources.source import Message
 from klype.text.tokenizer import LONG_TEXT
 
 T = TypeVar("T")
-KEYS = 100  # members that a body may have: each unknown one costs memory for saying so
-LARGE = 64 << 10  # bytes from which on a body is read beside the event loop
-# between two large bodies, in times that the first took: while one is read, nothing else in the process goes on
+KEYS = 100  # fields that a body may have: each unknown one costs memory for its error
+LARGE = 64 << 10  # bytes from which on a body is parsed outside the event loop
+# a pause between two large bodies, in times the first one took: parsing holds the GIL
 PAUSE = 2
 
 
 def app(models: Sequence[ServedModel], settings: ServeSettings | None = None, rules: Rules | None = None) -> ASGIApp:
-    """The endpoints behind their guard. In process, call it as http://localhost: other hosts are refused."""
+    """The endpoints behind a guard. Call it in process as http://localhost: other hosts are refused."""
     server, rules = _Endpoints(models, settings or ServeSettings()), rules or Rules()
     fast = FastAPI(
         title="klype",
@@ -70,12 +70,12 @@ def app(models: Sequence[ServedModel], settings: ServeSettings | None = None, ru
     guarded = Guard(fast, rules)
     if not rules.origins:
         return guarded
-    told = ("retry-after", "warning")  # headers that a page's script may read
+    told = ("retry-after", "warning")  # readable by scripts of those sites
     return CORSMiddleware(guarded, sorted(rules.origins), ("GET", "POST"), ("*",), expose_headers=told)
 
 
 class _Endpoints:
-    """The models with their workers, and the endpoints."""
+    """The endpoints, with the models and their workers."""
 
     def __init__(self, models: Sequence[ServedModel], settings: ServeSettings) -> None:
         names = [served.name for served in models]
@@ -100,7 +100,7 @@ class _Endpoints:
         await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers.values()))
 
     async def reading(self, read: Callable[[], T]) -> T:
-        """What reads a large body, which keeps Python's other threads waiting: one at a time, and they have turns."""
+        """Runs ``read`` in a thread. Parsing a large body holds the GIL: one runs at a time, with pauses for others."""
         took = [0.0]
 
         def timed() -> T:
@@ -115,9 +115,9 @@ class _Endpoints:
         return await done
 
     async def beside(self, served: ServedModel, length: int, messages: Sequence[Message], work: Callable[[], T]) -> T:
-        """Work on a text of this length; a short one's is done at once, a longer one's beside the event loop. A
-        template that was never rendered for such messages is a stranger's program: of each model one runs at a time,
-        and no other text waits for it."""
+        """Runs ``work`` on a text of this length: at once if it is short, else in a thread. A chat template that was
+        never rendered for such messages is untrusted code: it runs in a thread of the model's own, so that nothing else
+        waits for it."""
         chat, pool = served.source.codec.chat, None
         if messages and chat is not None and not chat.is_ready(messages):
             pool = self._templates[served.name]
@@ -126,7 +126,7 @@ class _Endpoints:
         return work() if pool is None else await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def model(self, name: str | None) -> ServedModel:
-        """By its name, which is never a path; the first where none is named."""
+        """The model of a name; None: the first. Raises ApiError (404) for an unknown name."""
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
@@ -217,8 +217,8 @@ def _written(answer: BaseModel) -> Response:
 
 
 class _StrictRequest(Request):
-    asked: Any  # the form of its body
-    unused: Sequence[str] = ()  # fields of the body that change nothing
+    asked: Any  # the model of its body
+    unused: Sequence[str] = ()  # fields of the body that have no effect
 
     async def json(self) -> Any:
         read = partial(_read, await self.body(), self.asked)
@@ -229,8 +229,8 @@ class _StrictRequest(Request):
 
 
 def _read(body: bytes, form: type[BaseModel]) -> Any:
-    """A body is JSON as it should be: valid UTF-8, whole characters, no deep nesting, no NaN. One that does not fit
-    the form is returned as it is: FastAPI finds that again, and says why. (It lets through no error but its own.)"""
+    """Parses and validates a body: strict JSON, without NaN or deep nesting. One that does not fit ``form`` is returned
+    unvalidated, so that FastAPI reports the error: an error raised here would not be shown."""
     try:
         document = from_json(body, allow_inf_nan=False, cache_strings=False)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How a choice is written, for chat and completions: its text as tokens come, its pieces, and its log-probabilities."""
+"""Writes choices of chat and completions: their text as tokens arrive, chunks of a stream, and log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from klype.serve.request_parsing import Plan
 from klype.serve.worker import AT_ONCE
 from klype.values import Step, Trace
 
-LEAST = -9999.0  # stands for a log-probability that is no number JSON knows (OpenAI's own convention)
+LEAST = -9999.0  # OpenAI's value for log-probabilities that JSON cannot hold
 Piece = dict[str, Any]
 
 
 class StopTextDecoder:
-    """Bytes in, text out, up to the stop text that is whole first. What may turn out to be the beginning of one waits
-    until it is known.
+    """Incremental decoder that ends before the first stop text. What may be the beginning of one is held back.
 
-    ``lead``: the one space that leads a chat answer is left out. Bytes that cannot become UTF-8 are U+FFFD; the first
-    bytes of a character that never came whole are left out.
-    """
+    ``lead``: one leading space is left out. Invalid UTF-8 becomes U+FFFD; an incomplete character at the end is left
+    out."""
 
     def __init__(self, stops: Sequence[str] = (), lead: bool = False) -> None:
         self._stops = [stop.encode() for stop in stops]
@@ -30,7 +28,7 @@ class StopTextDecoder:
         self._strip, self._cut = lead, False
 
     def add(self, data: bytes, last: bool = False) -> str:
-        """The text that is certain now; ``last`` when nothing follows."""
+        """The text that is certain after these bytes; ``last``: nothing follows."""
         if self._cut:
             return ""
         data = self._held + data
@@ -52,14 +50,14 @@ def finite(logp: float) -> float:
 
 
 class ChoiceWriter:
-    """One of the answers: what has been said, and how it is written. ``kind`` and ``chunk_kind`` are the names of the
-    object around it, whole and in pieces, and ``prefix`` begins its id."""
+    """Writes one choice. ``kind``, ``chunk_kind``: the ``object`` of a response, whole and streamed; ``prefix``: of its
+    id; ``said``: the number of tokens so far."""
 
     prefix: ClassVar[str]
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
     lead: ClassVar[bool] = False
-    broken: ClassVar[str] = ""  # leads the escaped bytes of a token that is no text, as OpenAI has it
+    broken: ClassVar[str] = ""  # comes before the escaped bytes of a token that is no text, as in OpenAI's API
 
     def __init__(self, plan: Plan, index: int) -> None:
         self.plan, self.index, self.top = plan, index, plan.top or 0
@@ -68,7 +66,7 @@ class ChoiceWriter:
         self._spoken = StopTextDecoder(plan.body.stops, self.lead)
 
     def opening(self, prompt: Trace | None) -> list[Piece]:
-        """Pieces before the first token, given the probabilities of the prompt where they were asked for."""
+        """Pieces before the first token; ``prompt``: the scored prompt, if it was requested."""
         raise NotImplementedError
 
     def piece(self, text: str, logprobs: Piece | None, reason: str | None) -> Piece:
@@ -78,11 +76,11 @@ class ChoiceWriter:
         raise NotImplementedError
 
     def whole(self, pieces: Sequence[Piece]) -> Piece:
-        """The choice, put together from all of its pieces."""
+        """The choice, joined from all of its pieces."""
         raise NotImplementedError
 
     def pieces(self, steps: Sequence[Step], reason: str | None) -> list[Piece]:
-        """The next one, if any, with these steps; ``reason``: why it ended (None: it goes on)."""
+        """The next piece, if any, with these steps; ``reason``: why the choice ended (None: it continues)."""
         self.said += len(steps)
         spellings = self.plan.served.spellings
         text = "".join([self._spoken.add(spellings[step.token]) for step in steps])
@@ -92,8 +90,8 @@ class ChoiceWriter:
         return [self.piece(text, logprobs, reason)] if text or reason or logprobs else []
 
     def spelling(self, token: int) -> str:
-        """A token as text: a control token has its name, and bytes that are no characters are escaped; with
-        ``return_tokens_as_token_ids`` (vLLM's) "token_id:7", which no two tokens share."""
+        """A token as text: the name of a control token, escaped bytes for what is no text, or with vLLM's option
+        ``return_tokens_as_token_ids`` "token_id:7"."""
         if self.plan.body.return_tokens_as_token_ids:
             return f"token_id:{token}"
         data = self.plan.served.spellings[token]
@@ -105,12 +103,13 @@ class ChoiceWriter:
             return self.broken + "".join(f"\\x{byte:02x}" for byte in data)
 
     def alternatives(self, step: Step) -> list[tuple[int, float]]:
-        """The most probable tokens with their log-probabilities; the chosen one's is exactly the step's own."""
+        """The most probable tokens with their log-probabilities, where the sampled token's equals the step's
+        exactly."""
         found, top = step.distribution, self.top
         if found is None or not top:
             return []
         pairs = zip(found.ids[:top].tolist(), found.logp[:top].tolist(), strict=True)
-        # under a constraint fewer may be possible than are asked for
+        # a constraint may allow fewer tokens than are requested
         return [(token, finite(step.logp if token == step.token else p)) for token, p in pairs if p > -math.inf]
 
 
@@ -167,7 +166,7 @@ class CompletionWriter(ChoiceWriter):
         echo, ids, steps = self.plan.echoes[place], self.plan.prompts[place], tuple[Step, ...]()
         if prompt is not None:
             steps = Step(ids[0], math.nan, math.nan, "forced"), *prompt.steps
-        # a space that the tokenizer put before the text is not in the text
+        # a space that the tokenizer puts before the text is not part of it
         self._at = len(echo) - len(self.plan.served.text(ids))
         some = max(1, AT_ONCE // (1 + self.top))
         parts = [self.logprobs(steps[start : start + some]) for start in range(0, len(steps), some)]
@@ -186,7 +185,8 @@ class CompletionWriter(ChoiceWriter):
         return self.piece(text, None if self.plan.top is None else logprobs, pieces[-1]["finish_reason"])
 
     def logprobs(self, steps: Sequence[Step]) -> Piece:
-        """The token that was chosen is always among its alternatives; nothing is known about a prompt's first (NaN)."""
+        """Log-probabilities with the sampled token always among the alternatives; null for the first token of a
+        prompt."""
         out: Piece = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for step in steps:
             logp, listed = None if math.isnan(step.logp) else finite(step.logp), dict[str, float]()
@@ -197,6 +197,6 @@ class CompletionWriter(ChoiceWriter):
             values = self.spelling(step.token), logp, listed or None, max(0, self._at)
             for name, value in zip(out, values, strict=True):
                 out[name].append(value)
-            # a character counts where its first byte is
+            # characters begun in this token: bytes that do not continue one
             self._at += sum(byte & 0xC0 != 0x80 for byte in self.plan.served.spellings[step.token])
         return out

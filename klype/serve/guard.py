@@ -1,8 +1,7 @@
-"""The outermost layer of everything that klype serves: who may speak to it, how much and how long.
+"""The outermost ASGI middleware of server and studio: access control, and limits on size and time.
 
-An ASGI middleware for HTTP and websockets. A web page that a user happens to visit must not reach a server on the
-user's own machine: neither by its own name made to point here (DNS rebinding: the Host header tells) nor across
-sites (Origin and Sec-Fetch-Site tell).
+A web page that a user visits must not reach a server on the user's own machine: neither by a host name of its own that
+resolves to this machine (DNS rebinding, seen by the Host header) nor across sites (Origin and Sec-Fetch-Site).
 """
 
 from __future__ import annotations
@@ -27,25 +26,24 @@ from klype.errors import UsageError
 from klype.serve.api_errors import ApiError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-OPEN = ("/health", "/metrics")  # asked without a key by whoever watches the server from its own machine
+OPEN = ("/health", "/metrics")  # need no key when they are requested from this machine
 COOKIE = "klype_session"
 AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
-# seconds in which what lies in the socket is read: a machine that stood still finds its limits past before it
+# seconds after the deadline for what is already in the socket: a process that was suspended has not read it yet
 GLANCE = 0.1
 PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
-# headers by which a proxy tells for whom it asks
+# headers in which a proxy names its client
 PROXIES = re.compile(r"forwarded|via|x-(forwarded|real|client|cluster-client|original)-.*|(true|cf|fastly|fly)-.*ip")
 DAY_S = 24 * 3600
-SESSIONS = 1000  # at once; the oldest ends for one more
+SESSIONS = 1000  # at once; one more ends the oldest
 
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """Limits of the API. ``batch`` samples of a model run at once, ``queue`` more may wait; beyond that: 429.
+    """Limits of the API. ``batch``: samples of a model that run at once; ``queue``: that wait, more get status 429.
 
-    ``n`` choices a prompt and ``samples`` a request at most. ``chat_top`` and ``completion_top`` are the alternatives
-    a token may list (OpenAI's own are 20 and 5).
-    """
+    ``n``: choices per prompt; ``samples``: choices per request; ``chat_top``, ``completion_top``: alternatives per
+    token (as in OpenAI's API)."""
 
     batch: int = 64
     queue: int = 256
@@ -57,9 +55,11 @@ class ServeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """``hosts`` are the names that the server answers to; ``addresses``: also to any IP address (which no foreign
-    name can be made to be). ``key`` None: no key is needed (on loopback only). ``origins``: other sites whose pages may
-    ask, as browsers write them (https://site:port). ``seconds`` a body may take.
+    """Who may send requests, and how large and slow they may be.
+
+    ``hosts``: accepted Host names; ``addresses``: any IP address is accepted as well (it cannot be rebound). ``key``
+    None: no key is needed (on loopback only). ``origins``: other sites whose pages may send requests, as browsers write
+    them (https://site:port). ``seconds``: the time that a body may take. ``concurrent``: requests at once.
     """
 
     hosts: frozenset[str] = LOOPBACK
@@ -73,14 +73,14 @@ class Rules:
 
     @staticmethod
     def of(key: str | None, host: str = "127.0.0.1", names: Iterable[str] = (), origins: Iterable[str] = ()) -> Rules:
-        """For a server bound to ``host`` that is also reached under ``names``."""
+        """The rules of a server bound to ``host`` that is also reached as ``names``."""
         hosts = LOOPBACK | {name.lower() for name in (host, *names)}
         return Rules(hosts, not is_loopback(host), key, frozenset(map(origin_of, origins)))
 
 
 class Guard:
-    """Lets through what the rules allow, and answers everything else itself, in OpenAI's shape. ``sessions`` are those
-    of browsers that have given the key on the page ``login``, to which they are led for it."""
+    """Middleware that passes on what the rules allow and refuses the rest with OpenAI's errors. ``login``: the page to
+    which browsers without a key are redirected; ``sessions``: those of browsers that have given the key there."""
 
     def __init__(self, app: ASGIApp, rules: Rules, sessions: Sessions | None = None, login: str = "") -> None:
         self.app, self.rules, self.login = app, rules, login
@@ -95,7 +95,7 @@ class Guard:
         try:
             self._check(scope)
         except ApiError as error:
-            if scope["type"] == "websocket":  # before it is accepted: the client sees 403
+            if scope["type"] == "websocket":  # closed before it is accepted: the client sees 403
                 await send({"type": "websocket.close", "code": 1008, "reason": ""})
             elif error.status == 401 and self.login and _is_person(scope):
                 await RedirectResponse(self.login, 303, {"cache-control": "no-store"})(scope, receive, send)
@@ -104,7 +104,7 @@ class Guard:
             return
 
         async def while_allowed() -> Message:
-            """A websocket ends with its session: by the next message, and a browser sends one every few seconds."""
+            """Closes a websocket whose session has ended at its next message; browsers send one every few seconds."""
             message = await receive()
             try:
                 self._check_key(scope, headers_of(scope))
@@ -129,7 +129,7 @@ class Guard:
         if host is None or not (host[0] in self.rules.hosts or (self.rules.addresses and _address(host[0]))):
             raise ApiError("This host name is not one of the server's own.", 403)
         origins = headers.getlist("origin")
-        if len(origins) != 1 or origins[0] not in self.rules.origins:  # pages of sites that are let in may ask
+        if len(origins) != 1 or origins[0] not in self.rules.origins:
             _check_origin(scope, headers, host)
         self._check_key(scope, headers)
         if self.inside >= self.rules.concurrent:
@@ -141,7 +141,7 @@ class Guard:
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         if self._key is None or (scope["path"] in OPEN and _is_near(scope, headers)):
             return
-        # only what the page of the key answers: all else of that path would be built as any page is
+        # only the methods of the login page: the app would answer others at this path as it does any page
         if self.login and scope["path"] == self.login and scope.get("method") in ("GET", "HEAD", "POST"):
             return
         for value in headers.getlist("authorization"):
@@ -152,7 +152,7 @@ class Guard:
             raise ApiError("This server needs its API key: Authorization: Bearer KEY.", 401)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The body is counted and timed while it comes in; what the app makes of a refused one is not sent."""
+        """Runs the app with limits on the body's size and time; the app's response to a refused body is not sent."""
         clock = asyncio.get_running_loop().time
         end, glances = clock() + self.rules.seconds, iter([GLANCE])
         received, whole, begun = 0, False, False
@@ -212,7 +212,7 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def origin_of(text: str) -> str:
-    """A site as browsers write it. UsageError for anything else: "*" and "null" would be everybody."""
+    """A site as browsers write it in Origin. Raises UsageError for anything else, such as "*" and "null"."""
     scheme, found, rest = text.lower().rstrip("/").partition("://")
     if scheme not in ("http", "https") or not found or AUTHORITY.fullmatch(rest) is None:
         raise UsageError(f"--allow-origin does not understand “{text}”.", "Write a site: https://example.org:8080.")
@@ -224,7 +224,7 @@ def headers_of(scope: Scope) -> Headers:
 
 
 def _check_origin(scope: Scope, headers: Headers, host: tuple[str, str]) -> None:
-    """What a browser sends says which site it comes from; other clients send nothing of it."""
+    """Raises ApiError for a request that a browser sends on behalf of another site; other clients name no site."""
     own = host[0], host[1] or ("443" if is_encrypted(scope) else "80")
     refused = False
     for origin in headers.getlist("origin"):
@@ -240,13 +240,13 @@ def _check_origin(scope: Scope, headers: Headers, host: tuple[str, str]) -> None
 
 
 def _authority(values: list[str]) -> tuple[str, str] | None:
-    """Host (lower case, without brackets) and port ("" where none is named); None unless there is exactly one."""
+    """Host (lower case, without brackets) and port ("" if there is none); None unless there is exactly one value."""
     match = AUTHORITY.fullmatch(values[0]) if len(values) == 1 else None
     return None if match is None else (match.group(1).strip("[]").lower(), match.group(2) or "")
 
 
 def is_encrypted(scope: Scope) -> bool:
-    """Whether the browser speaks TLS, to a proxy in front: it says so, and no page can make a browser say it."""
+    """Whether the client uses TLS, also to a proxy that says so; no web page can make a browser send these headers."""
     headers = headers_of(scope)
     told = any(re.match(r"(?i)https\b", value) for value in headers.getlist("x-forwarded-proto"))
     told = told or any(re.match(r'(?i)[^,]*proto="?https\b', value) for value in headers.getlist("forwarded"))
@@ -254,12 +254,12 @@ def is_encrypted(scope: Scope) -> bool:
 
 
 def _is_person(scope: Scope) -> bool:
-    """Whether somebody waits for a page."""
+    """Whether a browser requests a page."""
     return scope["method"] == "GET" and "text/html" in headers_of(scope).get("accept", "")
 
 
 def _is_near(scope: Scope, headers: Headers) -> bool:
-    """Whether the client itself is on this machine, not a proxy for somebody else."""
+    """Whether the client is on this machine and is no proxy."""
     client, host = scope.get("client"), _authority(headers.getlist("host"))
     if client is None or host is None or any(map(PROXIES.fullmatch, headers.keys())):
         return False
@@ -267,12 +267,12 @@ def _is_near(scope: Scope, headers: Headers) -> bool:
 
 
 def digest(key: bytes) -> bytes:
-    """Equally long for every key, so that comparing tells nothing about its length."""
+    """A hash of a key: comparing hashes reveals nothing about the key's length."""
     return hashlib.sha256(key).digest()
 
 
 async def _refuse(send: Send, error: ApiError) -> None:
-    """The connection ends with it: what the client may still be sending is not read."""
+    """Sends an error and closes the connection, so that the rest of the body is not read."""
     response = error.response()
     response.headers["connection"] = "close"
     await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
@@ -280,14 +280,14 @@ async def _refuse(send: Send, error: ApiError) -> None:
 
 
 class Sessions:
-    """Kept as digests, in memory. ``clock`` is in seconds and runs while the machine sleeps."""
+    """Browser sessions, in memory, by the hash of their cookie. ``clock``: in seconds, also counting suspended time."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._ends: dict[bytes, float] = {}  # in the order of their beginnings
+        self._ends: dict[bytes, float] = {}  # oldest first
 
     def begin(self) -> str:
-        """A cookie's value."""
+        """Begins a session and returns its cookie."""
         now = self._clock()
         self._ends = {one: end for one, end in self._ends.items() if end > now}
         while len(self._ends) >= SESSIONS:

@@ -1,4 +1,4 @@
-"""JSON by a schema (``response_format``): which tokens may come next, as llguidance tells."""
+"""Constrained decoding of JSON by a schema (``response_format``), through llguidance."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ if TYPE_CHECKING:
 
 SPACING: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 PARAM = "response_format"
-ASCII = bytes(range(0x20, 0x7F))  # in which any JSON can be written
+ASCII = bytes(range(0x20, 0x7F))  # enough to write any JSON
 
 
 class JsonAnswers:
-    """JSON of one model. ``spellings`` are its tokens' bytes (none for control tokens), ``stop`` the tokens that end an
-    answer, and ``encode`` its tokenizer.
+    """Makes constraints for a model. ``spellings``: its tokens' bytes (empty for control tokens); ``stop``: tokens that
+    end an answer; ``encode``: its tokenizer.
 
-    Between the parts of the JSON stands one space, as json.dumps writes it: white space of the model's own choice would
-    be uncertainty about nothing, and weak models write it without end. For the same reason what the schema leaves no
-    choice of has one spelling, the tokenizer's own, and probability 1.
+    White space is as json.dumps writes it: if models chose it, their answers would differ in nothing but that, and weak
+    models write it endlessly. For the same reason text that the schema determines has only one tokenization, the
+    tokenizer's, with probability 1.
     """
 
     def __init__(self, spellings: Sequence[bytes], stop: Sequence[int], encode: Callable[[str], list[int]]) -> None:
         self._spellings, self._stop, self._encode = spellings, stop, encode
-        # A vocabulary as llguidance's wrapper wants it; the last token stands for the end where the model has none.
+        # attributes that llguidance's TokenizerWrapper reads; the last token is the end for models without one
         self.tokens, self.eos_token_id, self.bos_token_id = [*spellings, b""], len(spellings), None
 
     def __call__(self, text: bytes) -> list[int]:
-        """Its tokens, which spell exactly this."""
+        """The tokens of a text, which spell it exactly (called by llguidance)."""
         ids = self._encode(text.decode())
         exact = b"".join(self._spellings[token] for token in ids) == text
         return ids if exact else [self._alone[byte] for byte in text]
 
     def following(self, schema: Mapping[str, Any]) -> Callable[[], Constraint]:
-        """A constraint for each answer. ApiError: the schema cannot be followed, not by this model, or not here."""
+        """Returns a function that makes a constraint for one answer. Raises ApiError for an unsupported schema, for a
+        model that cannot write JSON, and without llguidance."""
         try:
             from llguidance import LLMatcher
         except ImportError:
@@ -55,7 +56,7 @@ class JsonAnswers:
         matcher = LLMatcher(
             self._tokenizer, LLMatcher.grammar_from_json_schema(written, overrides=SPACING), log_level=0
         )
-        matcher.compute_bitmask()  # an endless schema is noticed at the first token only
+        matcher.compute_bitmask()  # an infinite schema is only noticed here
         if matcher.is_error():
             why = matcher.get_error().partition("\n")[0][:300].rstrip(".")
             raise ApiError(f"The JSON schema cannot be followed: {why}.", 400, f"{PARAM}.json_schema.schema")
@@ -63,7 +64,7 @@ class JsonAnswers:
 
     @cached_property
     def _alone(self) -> dict[int, int]:
-        """Tokens of a single byte."""
+        """The tokens of a single byte, by byte."""
         return {spelling[0]: token for token, spelling in enumerate(self._spellings) if len(spelling) == 1}
 
     @cached_property
@@ -74,7 +75,7 @@ class JsonAnswers:
 
 
 class JsonConstraint:
-    """One answer's."""
+    """The constraint on one answer."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size

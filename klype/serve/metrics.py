@@ -1,4 +1,4 @@
-"""What operators look at: whether the models answer, and what the server counts, for Prometheus."""
+"""Health check, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 def health(workers: Mapping[str, Worker]) -> Response:
-    """200 as long as every model answers; else 503, with what has become of one."""
+    """Status 200 while every model answers, else 503 with the reason of one that does not."""
     for name, worker in workers.items():
         if worker.failure:
             return ApiError(f"{name}: {worker.failure}", 503, "model").response()
@@ -26,8 +26,7 @@ def health(workers: Mapping[str, Worker]) -> Response:
 
 
 class ServerMetrics(Collector):
-    """Counters and histograms by model; what runs and waits is read from the workers when asked. Every app has its own
-    registry."""
+    """Counters and histograms by model, in a registry of the app's own; gauges are read from the workers on request."""
 
     def __init__(self, workers: Mapping[str, Worker]) -> None:
         self.workers = workers
@@ -44,7 +43,7 @@ class ServerMetrics(Collector):
         own.register(self)
 
     def answered(self, model: str, prompt: int, said: int, seconds: float) -> None:
-        """Tokens of prompt and answer."""
+        """Counts a response: tokens of the prompt and generated, and the time it took."""
         self._prompts.labels(model).inc(prompt)
         self._said.labels(model).inc(said)
         self._seconds.labels(model).observe(seconds)
@@ -61,7 +60,7 @@ class ServerMetrics(Collector):
 
 
 class RequestCounter:
-    """ASGI: counts every answer by its route and status."""
+    """ASGI middleware that counts responses by route and status."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self.app, self.metrics = app, metrics

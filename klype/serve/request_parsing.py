@@ -1,4 +1,4 @@
-"""A client's words as requests to the engine, or as one sentence about what cannot be."""
+"""Turns validated HTTP requests into requests to the engine, or into an ApiError."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from klype.serve.served_model import ServedModel
 from klype.sources.source import Message
 from klype.values import Request
 
-BIASES = 1024
+BIASES = 1024  # tokens that logit_bias may name
 BIAS = 100
-SHRINKS = 4  # a tokenizer's normalisation makes no text shorter than this part of it
+SHRINKS = 4  # a tokenizer's normalisation shortens a text at most by this factor
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one HTTP request asks of a model: ``n`` answers to each prompt, in order.
+    """What an HTTP request asks of a model: ``n`` answers to each prompt, in order.
 
-    ``requests`` is empty when nothing is to be generated. ``top`` alternatives a token; None: no log-probabilities.
-    ``echoes`` are the texts that are repeated before the answers (one a prompt), with the ids that are scored.
-    ``constraint``: the response_format that restricts the answers.
+    ``requests``: empty if nothing is to be generated. ``top``: alternatives per token; None: no log-probabilities.
+    ``echoes``: for each prompt its text, which is repeated before its answers; None without echo. ``constraint``: the
+    type of response_format that restricts the answers.
     """
 
     body: GenerationRequest
@@ -50,13 +50,13 @@ class Plan:
 
     @property
     def scored(self) -> Sequence[tuple[int, ...]]:
-        """Prompts whose own probabilities are asked for."""
+        """Prompts whose own log-probabilities are requested."""
         return self.prompts if self.echoes is not None and self.top is not None else ()
 
 
 def plan_chat(body: ChatRequest, messages: Sequence[Message], served: ServedModel, settings: ServeSettings) -> Plan:
-    """``messages`` are the body's, plain. Raises ApiError when it cannot be answered."""
-    for name in REFUSED:  # what changes an answer and is not supported is refused, never silently left out
+    """The plan of a chat request; ``messages``: the body's as plain text. Raises ApiError if it cannot be answered."""
+    for name in REFUSED:  # an unsupported field that would change the answer is never ignored in silence
         value = getattr(body, name)
         if value if name in ("tools", "functions", "audio") else value not in (None, "none", "auto"):
             raise ApiError(f"{name} is not supported by this server.", 400, name)
@@ -86,7 +86,7 @@ def plan_chat(body: ChatRequest, messages: Sequence[Message], served: ServedMode
 
 
 def plan_completion(body: CompletionRequest, served: ServedModel, settings: ServeSettings) -> Plan:
-    """Raises ApiError when it cannot be answered."""
+    """The plan of a completion request. Raises ApiError if it cannot be answered."""
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise ApiError("best_of is only supported when it equals n.", 400, "best_of")
     if body.suffix:
@@ -102,7 +102,7 @@ def plan_completion(body: CompletionRequest, served: ServedModel, settings: Serv
 
 
 def plan_embedding(body: EmbeddingRequest, served: ServedModel) -> list[tuple[int, ...]]:
-    """The texts' tokens. Raises ApiError when it cannot be answered."""
+    """The tokens of each text. Raises ApiError if the request cannot be answered."""
     if body.dimensions is not None:
         raise ApiError("dimensions is not supported by this server.", 400, "dimensions")
     found = []
@@ -120,8 +120,8 @@ def plan_embedding(body: EmbeddingRequest, served: ServedModel) -> list[tuple[in
 
 
 def chat_prompt(served: ServedModel, messages: Sequence[Message]) -> tuple[int, ...]:
-    """A conversation through the model's template, as much of it as the model was taught to read; what users write
-    never becomes a control token."""
+    """The tokens of a conversation by the model's chat template; a model that was taught single questions gets the last
+    one. What users write never becomes a control token."""
     try:
         return tuple(served.source.codec.prompt(read_of(messages, served.single_turn)))
     except KlypeError as error:
@@ -134,7 +134,8 @@ def chat_prompt(served: ServedModel, messages: Sequence[Message]) -> tuple[int, 
 def _requests(
     body: GenerationRequest, served: ServedModel, prompts: Sequence[tuple[int, ...]], limit: int | None, top: int | None
 ) -> tuple[Request, ...]:
-    """``limit``: tokens of an answer at most (None: what the window leaves); ``top``: alternatives a token."""
+    """A request per prompt; ``limit``: tokens of an answer (None: what the window leaves); ``top``: alternatives per
+    token."""
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options needs stream to be true.", 400, "stream_options")
     n, stop = body.n or 1, () if body.ignore_eos else served.source.codec.stop
@@ -156,7 +157,7 @@ def _requests(
 
 
 def _short_enough(prompt: str | list[int], served: ServedModel) -> None:
-    """Refuses, before it is tokenized, what must be longer than the window."""
+    """Raises ApiError for a prompt that must exceed the window, before it is tokenized."""
     least = len(prompt) // (SHRINKS * served.longest) if isinstance(prompt, str) else len(prompt)
     if least > served.window:
         raise _too_long(served, f"{least} tokens of the prompt or more. Shorten it.")
@@ -168,12 +169,13 @@ def _too_long(served: ServedModel, asked: str) -> ApiError:
 
 
 def _prompts(given: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
-    """Texts, or lists of token ids."""
+    """A list of prompts, each a text or a list of token ids."""
     return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
 def _ids(prompt: str | list[int], served: ServedModel) -> tuple[int, ...]:
-    """A text as the beginning of a document; token ids as they are. ApiError for what is too long, or unknown."""
+    """The tokens of a prompt, a text as the beginning of a document. Raises ApiError if it is too long, empty, or has
+    an unknown token."""
     _short_enough(prompt, served)
     if isinstance(prompt, str):
         ids = served.source.codec.encode(prompt)

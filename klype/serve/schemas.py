@@ -1,8 +1,8 @@
-"""What clients send and what they are answered, as OpenAI's API names it.
+"""Requests and responses in the names of OpenAI's API.
 
-Of requests, types are strict: "1" is no number, and what is unknown is refused; lists end at their first mistake, so
-that a body full of mistakes costs no more than its parsing. Answers are models for the published description: the hot
-path writes the same by hand.
+Requests are validated strictly: "1" is no number, and unknown fields are refused. Lists fail at their first error, so
+that a body full of errors costs no more than its parsing. Response models describe the API (openapi.json); the hot path
+writes the same JSON by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from klype.samplers import SAMPLERS, Sampler, Sampling
 
 STOPS = 4
-PARTS = 16  # of a message's text; with more, a body of a thousand messages would take long to be checked
+PARTS = 16  # of a message's content; with more, a body of a thousand messages would take long to validate
 SEED = 2**63
 
 Name = Annotated[str, Field(max_length=200)]
@@ -31,13 +31,13 @@ class Body(BaseModel):
 
 
 class BodyPart(BaseModel):
-    """Of a body; what is unknown in it is not looked at."""
+    """A part of a body, whose unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
 def _sampler(row: Sampler) -> Any:
-    """A sampler as a field of a request: its type and what it may be."""
+    """The field of a sampler: its type and its bounds."""
     low, high = row.served or (row.least, row.most)
     bounds: Any = {"gt" if row.above and row.served is None else "ge": low, "le": high}
     kind: Any = int if row.whole else float
@@ -48,12 +48,12 @@ def _anything(names: tuple[str, ...], description: str) -> dict[str, Any]:
     return dict.fromkeys(names, (Any, Field(None, description=description)))
 
 
-# fields of OpenAI's that are accepted and change nothing here; the answer's ``Warning`` header names them
+# fields of OpenAI's API that are accepted and have no effect; the ``Warning`` header names them
 UNUSED = (
     *("user", "prediction", "reasoning_effort", "verbosity", "metadata", "store", "service_tier", "prompt_cache_key"),
     *("prompt_cache_retention", "safety_identifier"),
 )
-# those that would change an answer: what they ask for is refused
+# fields that would change an answer: refused
 REFUSED = ("tools", "functions", "audio", "tool_choice", "function_call")
 
 Sampled: Any = create_model("Sampled", __base__=Body, **{name: _sampler(row) for name, row in SAMPLERS.items()})
@@ -72,7 +72,7 @@ class StreamOptions(BodyPart):
 
 
 class GenerationRequest(Sampled, User):  # type: ignore[misc]
-    """What chat and completions have in common."""
+    """The fields that chat and completions have in common."""
 
     model: Name
     logit_bias: dict[str, Any] | None = Field(None, description="Token id to a number from -100 to 100.")
@@ -86,11 +86,11 @@ class GenerationRequest(Sampled, User):  # type: ignore[misc]
     return_tokens_as_token_ids: bool | None = Field(None, description='Spell tokens as "token_id:7".')
 
     def sampling(self, bias: tuple[tuple[int, float], ...]) -> Sampling:
-        """What is not given is as OpenAI has it: nothing shaped, temperature 1."""
+        """The sampling parameters; OpenAI's defaults for those not given: no shaping, temperature 1."""
         values = {name: value for name in SAMPLERS if (value := getattr(self, name)) is not None}
-        if values.get("top_k") == -1:  # as vLLM writes that it is off
+        if values.get("top_k") == -1:  # vLLM's value for "off"
             values["top_k"] = 0
-        if values.get("top_p") == 0:  # only the most probable
+        if values.get("top_p") == 0:  # the most probable token only
             values["top_p"] = 1e-9
         return Sampling(**values, logit_bias=bias)
 
@@ -125,7 +125,7 @@ class ChatMessage(BodyPart):
 
 
 def plain(messages: list[ChatMessage]) -> list[dict[str, str]]:
-    """As a chat template takes them: each of one text, "developer" as the "system" that it was called before."""
+    """Messages as chat templates take them: parts joined to one text, "developer" under its earlier name "system"."""
     texts = (m.content if isinstance(m.content, str) else "".join(part.text for part in m.content) for m in messages)
     roles = ("system" if message.role == "developer" else message.role for message in messages)
     return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
@@ -154,7 +154,7 @@ class ChatRequest(GenerationRequest, ChatOptions):  # type: ignore[misc]
 
 
 class TokenizeRequest(Body):
-    """A text, or a conversation as its chat template writes it."""
+    """Text, or a conversation in its chat template, to be tokenized."""
 
     model: Name | None = None
     prompt: str | None = None
@@ -168,7 +168,8 @@ class DetokenizeRequest(Body):
 
 
 def _form(name: str, *bases: Any, doc: str | None = None, **fields: Any) -> Any:
-    """Of an answer: the types of its fields, behind those of the bases. All are there, but for what has a Field."""
+    """A response model: the types of its fields after those of the bases. Fields are required unless they have a
+    Field."""
     config = None if bases else ConfigDict(extra="forbid", protected_namespaces=())
     told: dict[str, Any] = {name: kind if isinstance(kind, tuple) else (kind, ...) for name, kind in fields.items()}
     told |= {"__config__": config, "__base__": bases or None, "__doc__": doc}

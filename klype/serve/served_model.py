@@ -1,4 +1,4 @@
-"""A model as the server offers it: a name, an engine, the words and the JSON it speaks, and which weights it has."""
+"""A model as the server offers it: its name, engine, vocabulary, JSON grammar and fingerprint."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class ServedModel:
-    """``name`` is what clients call it (never a path); ``created`` is in Unix seconds; ``single_turn``: it was taught
-    single questions, so that what was said before is not for it. The source's engine is the server's from now on.
+    """A model with its name for clients (never a path). The server takes over the source's engine.
 
-    ``spellings``: what each token adds to a text, in bytes (nothing for control tokens and for rows without a
-    spelling), of which the longest has ``longest``; ``names``: those of control tokens.
+    ``created``: in Unix seconds; ``single_turn``: it was taught single questions, and gets the last one only.
+    ``spellings``: the bytes of each token, empty for control tokens and unused rows; ``longest``: the length of the
+    longest; ``names``: those of control tokens.
     """
 
     def __init__(self, name: str, source: NativeSource, created: int = 0, single_turn: bool = False) -> None:
@@ -43,13 +43,14 @@ class ServedModel:
         self.json = JsonAnswers(self.spellings, source.codec.stop, partial(tokenizer.encode, first=False))
 
     def text(self, tokens: Iterable[int]) -> str:
-        """What they spell; bytes that are no UTF-8 become U+FFFD. No call of Python a token: a client may send 2^18."""
+        """The text of tokens; invalid UTF-8 becomes U+FFFD."""
+        # without a call of Python per token: a client may send 2^18 of them
         return b"".join(map(self.spellings.__getitem__, tokens)).decode(errors="replace")
 
 
 def open_served(text: str, precision: str = "float32", device: str = "auto") -> ServedModel:
-    """``MODEL`` or ``NAME=MODEL``; without a name it is made from the folder's. It is opened as everywhere, and its
-    engine knows it by its name (a path is nobody's business). Raises UsageError when another server computes it."""
+    """Opens ``MODEL`` or ``NAME=MODEL``; the default name is that of the run, folder or file. The engine gets the name
+    as its label, so that clients never see a path. Raises UsageError for a model of another server."""
     given, separator, rest = text.partition("=")
     named = bool(separator) and NAME.fullmatch(given) is not None and not Path(text).exists()
     address = located(rest if named else text)
@@ -61,7 +62,7 @@ def open_served(text: str, precision: str = "float32", device: str = "auto") -> 
 
 
 def name_of(found: ModelFiles, text: str) -> str:
-    """The run's name (with the stage, when one was named), the folder's or the file's; never a path."""
+    """The name of the run (with the stage if one was given), of the folder or of the file."""
     last = Path(text).expanduser().resolve()
     if found.run is not None and last != found.run.resolve():
         raw = f"{found.run.resolve().name}-{found.stage}"

@@ -1,4 +1,4 @@
-"""The app on a socket: clients that dawdle are cut off, and what runs is finished when the server is told to end."""
+"""Runs an app with uvicorn: slow clients are disconnected, and running requests are finished at shutdown."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from klype.errors import KlypeError, UsageError
 from klype.serve.guard import Rules
 
-GRACE = 60  # seconds that running answers have when the server is told to end
-# How long a thread may compute while another waits for its turn: Python's own 5 ms, several times over in each answer
-# of the event loop, would be what a short one waits for beside long texts.
+GRACE = 60  # seconds for running requests at shutdown
+# The interpreter's switch interval. With the default of 5 ms, of which a request waits several, short requests would be
+# slow while long texts are being processed.
 TURN_S = 5e-4
-# Objects made before the collector looks through them, and how often before it looks through older ones, too. A body of
-# JSON can hold 300,000; with Python's own (700, 10, 10) all of them would be looked through again and again.
+# Thresholds of the garbage collector. A JSON body can have 300,000 objects, which the default (700, 10, 10) would
+# traverse again and again.
 YOUNG = (10_000, 1, 200)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is any free one. Raises KlypeError when the address cannot be had."""
+    """A listening socket; port 0 is any free one. Raises KlypeError if the address cannot be used."""
     if not 0 <= port <= 65535:
         raise UsageError(f"--port should be from 0 to 65535 (it is {port}).")
     try:
@@ -46,7 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def server(app: ASGIApp, rules: Rules, grace: int = GRACE) -> uvicorn.Server:
-    """To be run with ``run(sockets=[listen(…)])``. It trusts no proxy's headers and says nothing of itself."""
+    """A server to be run with ``run(sockets=[listen(…)])``. It trusts no proxy headers and sends no Server header."""
     config = uvicorn.Config(
         app,
         http=protocol(rules),
@@ -61,18 +61,18 @@ def server(app: ASGIApp, rules: Rules, grace: int = GRACE) -> uvicorn.Server:
 
 
 class Server(uvicorn.Server):
-    """Ends at a second Ctrl-C at once, as a command that is interrupted does."""
+    """A server that a second Ctrl-C ends at once."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         if self.force_exit:
-            os._exit(130)  # what is broken off would tell of it in tracebacks, and threads that compute would abort
+            os._exit(130)  # no tracebacks of interrupted requests, and no aborts of threads that compute
 
 
 @contextmanager
 def attentive() -> Iterator[None]:
-    """Keeps the process from standing still: what was loaded before (300,000 objects: .2 s) is not looked through by
-    the garbage collector, bodies are not while they are read, and threads that compute take short turns."""
+    """Keeps pauses short: the garbage collector skips what was loaded before (300,000 objects: 0.2 s) and bodies while
+    they are parsed, and threads that compute switch more often."""
     turn, young = sys.getswitchinterval(), gc.get_threshold()
     gc.freeze()
     gc.set_threshold(*YOUNG)
@@ -86,12 +86,12 @@ def attentive() -> Iterator[None]:
 
 
 def protocol(rules: Rules) -> type[HttpToolsProtocol]:
-    """HTTP as uvicorn speaks it, with an end to patience: for headers, and for a client that does not read."""
+    """uvicorn's HTTP protocol with time-outs for headers and for clients that do not read."""
 
     class Impatient(HttpToolsProtocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             self._awaited: dict[str, asyncio.TimerHandle] = {}
-            self._head = 0  # bytes of headers that have come
+            self._head = 0  # bytes of headers received
             super().connection_made(transport)
             self._await("head")
 

@@ -1,4 +1,4 @@
-"""One thread a model, and all clients' work in it: continuous batching, scoring between steps, quick cancelling."""
+"""Runs all clients' jobs of a model in one thread: continuous batching, scoring between steps, cancellation."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from klype.values import Request, Trace
 
 LOG = logging.getLogger("klype.serve")
 ENDING = "The server is shutting down."
-AT_ONCE = 128  # tokens and alternatives that are written down before others on the event loop have their turn
-SCORED = 4096  # tokens of given texts that are scored between two steps of the answers (one text at least)
+AT_ONCE = 128  # tokens and alternatives that a job processes before others on the event loop have their turn
+SCORED = 4096  # tokens of given texts that are scored between two steps of generation (at least one text)
 
 
 @dataclass(frozen=True, slots=True)
 class TextResult:
-    """Of a given text: its tokens (but the first) with their log-probabilities, or the mean of its states, [D].
-    ``place`` is the text's place in the job."""
+    """The result for a given text, number ``place`` of its job: the log-probabilities of its tokens except the first,
+    or the mean of its hidden states, [D]."""
 
     place: int
     value: Trace | npt.NDArray[np.float32]
 
 
-Update = Event | TextResult  # ``Event.request`` is the request's place in the job
+Update = Event | TextResult  # ``Event.request`` is an index into the job's requests
 
 
 class Job:
-    """What one client asked: answers to ``requests``, and of ``texts`` the probabilities (``top`` beside each token) or
-    the mean states (``embeds``).
+    """A client's work: answers to ``requests``, and for ``texts`` log-probabilities (with ``top`` alternatives per
+    token) or, with ``embeds``, mean hidden states.
 
-    Made on the event loop that waits for it. ``size`` counts answers and texts.
+    It must be created on the event loop that awaits it. ``size``: the number of answers and texts.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Job:
         self._changed = asyncio.Event()
 
     async def updates(self) -> AsyncIterator[list[Update]]:
-        """What has come since the last time, in pieces that leave the loop to others, until all has come. Raises what
-        stopped the work."""
+        """Yields updates as they arrive, in batches small enough for the event loop, until the job is done. Raises the
+        error that ended it."""
         expected = self.size
         while expected:
             await self._changed.wait()
@@ -75,35 +75,35 @@ class Job:
                 raise self._error
 
     def arrive(self, news: Iterable[Update], error: BaseException | None) -> None:
-        """On the loop's thread only."""
+        """Adds updates and an error; call it on the event loop's thread."""
         self._arrived.extend(news)
         self._error = self._error or error
         self._changed.set()
 
 
 def ends(update: Update) -> bool:
-    """Whether an answer or a text is complete with it."""
+    """Whether an update is the last one of an answer or a text."""
     return isinstance(update, TextResult) or update.trace is not None
 
 
 class Worker:
-    """Owns an engine: nobody else may call it while the thread runs. Starts with the first job.
+    """A thread, started with the first job, that owns an engine: nobody else may call it.
 
-    At most ``batch`` samples run and ``queue`` more wait; what comes on top is refused (429). What a turn
-    fails with is told to all who took part, and the engine begins anew; ``failure`` is what is said where it cannot.
+    At most ``batch`` samples run and ``queue`` more wait; further jobs are refused (429). If the engine fails, the jobs
+    that were running get the error, and the engine is reset. ``failure``: why the thread ended, if it could not be.
     """
 
     def __init__(self, engine: Engine, batch: int, queue: int) -> None:
         self.engine = engine
-        self.load = 0  # samples and texts that were accepted and are not done
+        self.load = 0  # samples and texts that are accepted and not done
         self.cancelled = 0  # jobs
         self.failure = ""
-        self._rate = 0.0  # samples a second, lately
+        self._rate = 0.0  # samples per second, a moving average
         self._batch, self._queue = batch, queue
         self._changed = threading.Condition()
-        self._inbox: deque[tuple[Job, bool]] = deque()  # job, and whether it is to be cancelled
-        self._jobs: dict[Job, set[int]] = {}  # in the order of their coming, with the engine's ids of what runs
-        self._owners: dict[int, tuple[Job, int]] = {}  # engine's id: job, place
+        self._inbox: deque[tuple[Job, bool]] = deque()  # job, and whether to cancel it
+        self._jobs: dict[Job, set[int]] = {}  # jobs, oldest first, with the engine's ids of their requests
+        self._owners: dict[int, tuple[Job, int]] = {}  # by the engine's id: job, index of the request
         self._news: dict[Job, list[Update]] = {}
         self._errors: dict[Job, BaseException] = {}
         self._thread: threading.Thread | None = None
@@ -118,12 +118,12 @@ class Worker:
         return self.load - self.running
 
     def submit(self, job: Job) -> None:
-        """Raises ApiError when too much is waiting (an idle model takes whatever is allowed in one request)."""
+        """Raises ApiError if the queue is full; an idle worker takes a job of any size."""
         with self._changed:
             if self._stopping:
                 raise ApiError(self.failure or ENDING, 503)
             if self.load and self.load + job.size > self._batch + self._queue:
-                # seconds until half of what waits will have been answered
+                # seconds until half of the load is done
                 later = max(1, min(60, math.ceil(self.load / 2 / self._rate))) if self._rate else 1
                 raise ApiError("The server is busy: its queue is full. Try again later.", 429, retry_after=later)
             if self._thread is None:
@@ -136,14 +136,14 @@ class Worker:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Takes effect before the next step; a finished job is no error."""
+        """Cancels a job before the next step; a finished job is ignored."""
         with self._changed:
             if not self._stopping:
                 self._inbox.append((job, True))
                 self._changed.notify()
 
     def stop(self) -> None:
-        """Ends the thread; what still runs is dropped."""
+        """Ends the thread and all jobs that are not done."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -172,7 +172,7 @@ class Worker:
         self._deliver()
 
     def _turn(self) -> None:
-        """What came in, then some given texts, then one token of every answer."""
+        """One iteration: new and cancelled jobs, some given texts, one token of every answer."""
         try:
             while self._inbox:  # only this thread takes from it
                 job, gone = self._inbox.popleft()
@@ -185,9 +185,9 @@ class Worker:
                     self._report(job, replace(event, request=place))
             took = max(time.perf_counter() - started, 1e-6)
             self._rate += (done / took - self._rate) * min(1.0, took / 10)
-        except BaseException as error:  # whatever it is, the next client is to be answered
+        except BaseException as error:  # whatever it is, later jobs are served
             LOG.error("The engine failed, and begins anew.", exc_info=error)
-            # those stay of which nothing was begun: all is texts that are still to be scored
+            # jobs of which nothing was begun, only texts to be scored, stay
             for job in [job for job in self._jobs if len(job.texts) < job.left]:
                 self._end(job, error, asks_engine=False)
             self.engine.abandon()
@@ -204,7 +204,7 @@ class Worker:
             self._end(job, error)
 
     def _score(self) -> int:
-        """The texts that have waited longest and of which the same is asked, in one call of the engine."""
+        """Scores the oldest texts that need the same results, in one call of the engine, and returns how many."""
         waiting, batch, tokens = [job for job in self._jobs if job.texts], list[tuple[Job, int, tuple[int, ...]]](), 0
         if not waiting:
             return 0
@@ -240,7 +240,7 @@ class Worker:
                 self._end(job)
 
     def _end(self, job: Job, error: BaseException | None = None, asks_engine: bool = True) -> None:
-        """It is done, or the rest of it is given up; ``error`` is what its client is told."""
+        """Removes a job that is done or failed; ``error``: for its client."""
         if asks_engine and job.left:
             for number in self._jobs[job]:
                 self.engine.cancel(number)
@@ -252,14 +252,14 @@ class Worker:
             self._errors[job] = as_api_error(error)
 
     def _drop(self, job: Job) -> None:
-        """The client has gone."""
+        """Removes a job whose client has disconnected."""
         if job in self._jobs:
             self.cancelled += 1
             self._news.pop(job, None)
             self._end(job)
 
     def _deliver(self) -> None:
-        """One call into each event loop, whatever has happened."""
+        """Hands over all updates and errors, with one call into each event loop."""
         news, errors = self._news, self._errors
         self._news, self._errors = {}, {}
         jobs = [*{**news, **errors}]
@@ -272,6 +272,6 @@ class Worker:
             own = [job for job in jobs if job.loop is loop]
             try:
                 loop.call_soon_threadsafe(hand_over, own)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed
                 for job in own:
                     self._drop(job)
