@@ -130,7 +130,7 @@ def clustered(judge: Judge, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if row.get("lang", "en") != lang or len(truth) < 2 or len(set(truth)) == len(truth):
                 continue
             known = [a for a, c in zip(row["answers"], row["clusters"], strict=True) if c is not None]
-            indices.append(adjusted_rand(truth, judge.clusters(Question("", row["question"]), known)))
+            indices.append(adjusted_rand(truth, list(map(judge.meaning(Question("", row["question"])), known))))
         if indices:
             figure = ratio_of_means(indices, [1.0] * len(indices), "adjusted Rand index")
             found.append({"judge": judge.name, "language": lang, "questions": len(indices), "ari": as_json(figure)})
@@ -166,7 +166,7 @@ def references(judge: Judge, rows: list[dict[str, Any]], lang: str) -> list[dict
     ]
 
 
-def adjusted_rand(truth: Sequence[int], found: Sequence[int]) -> float:
+def adjusted_rand(truth: Sequence[int], found: Sequence[object]) -> float:
     """Agreement of two clusterings, 0 by chance and 1 when equal (Hubert and Arabie, 1985)."""
 
     def pairs(labels: Iterable[object]) -> int:

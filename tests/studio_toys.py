@@ -14,9 +14,10 @@ from klype.engine.engine import Engine
 from klype.serve.served_model import ServedModel
 from klype.sources.find_model import ModelFiles
 from klype.sources.opening import OpenModel
-from klype.sources.source import NativeSource, Source, SourceWrapper
+from klype.sources.source import NativeSource, Source
 from klype.studio.studio import SharedModel, Studio
 from tests.serve_toys import served
+from tests.toy_sources import Forwarding
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def model(
     toy = served("toy", seed, **changes)
     source = toy.source if engine is None else NativeSource(engine, toy.source.codec)
     return SharedModel(
-        name, "nowhere", opened(name, source if own else SourceWrapper(source), toy), f"weights {seed}", batch
+        name, "nowhere", opened(name, source if own else Forwarding(source), toy), f"weights {seed}", batch
     )
 
 

@@ -15,9 +15,9 @@ from klype.answers.forks import ForkSettings, _continued, _moved, forks, permuta
 from klype.answers.tree import TreeSettings
 from klype.engine.engine import Event
 from klype.errors import UsageError
-from klype.sources.source import NativeSource, SourceWrapper
+from klype.sources.source import NativeSource
 from klype.values import Request, Trace
-from tests.toy_sources import grow_one, random_table, table_source
+from tests.toy_sources import Forwarding, grow_one, random_table, table_source
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,7 +138,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
         forks(source, empty, ForkSettings(), lambda text: text)
 
 
-class Counted(SourceWrapper):
+class Counted(Forwarding):
     """… and how many tokens were drawn."""
 
     tokens = 0

@@ -13,6 +13,7 @@ from klype.api.judging import open_judge
 from klype.errors import KlypeError, UsageError
 from klype.judge.embedding import EmbeddingJudge, open_embedding
 from klype.values import Question
+from tests.toys import clusters
 
 transformers = pytest.importorskip("transformers")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "kari", "ola", "har", "en", "hund", "katt")
@@ -61,7 +62,7 @@ def test_it_decides_between_its_thresholds_and_says_when_it_cannot() -> None:
         assert [rule(question, text) for text in ("same", "between", "other")] == [True, None, False]
     assert judge.right(question, " ") is False
     assert judge.right(Question("q", "?"), "same") is None
-    assert judge.clusters(question, ["a", "other", "same", "A."]) == [0, 1, 0, 0]
+    assert clusters(judge, question, ["a", "other", "same", "A."]) == [0, 1, 0, 0]
     assert judge.name == "sentence embedding toy at 0.8"
     assert judge.error_rate("same", "en") is None
     with pytest.raises(UsageError):

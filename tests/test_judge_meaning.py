@@ -13,6 +13,7 @@ from klype.preferences.annotators import model_scorer
 from klype.sources.source import tokens_of
 from klype.values import Distribution, Question
 from klype.world import World
+from tests.toys import clusters
 
 
 def test_in_the_world_manners_differ_and_meaning_does_not() -> None:
@@ -122,5 +123,5 @@ def test_a_judge_model_is_asked_in_both_orders() -> None:
     assert [judge.same(question, *pair) for pair in (("a", "b"), ("a", "c"), ("c", "a"), ("c", "d"))] == [
         True, None, None, False,
     ]  # fmt: skip
-    assert judge.clusters(question, ["c", "a", "b", "", "A.", "d"]) == [0, 1, 1, 2, 1, 3]
+    assert clusters(judge, question, ["c", "a", "b", "", "A.", "d"]) == [0, 1, 1, 2, 1, 3]
     assert JudgeModel(LikesTheFirst(0, 0), window=0).same(question, "a", "b") is None  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.meaning import LABELLED, adjusted_rand, run
 from klype.judge.rule_judge import ERRORS, RuleJudge, Sameness
 from klype.values import Figure, Question
+from tests.toys import clusters
 
 RULES = RuleJudge()
 ROWS = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
@@ -26,7 +27,7 @@ class Asked:
     def __init__(self, question: str, *references: str, choices: tuple[str, ...] = ()) -> None:
         asked = Question("q", question, answers=references, choices=choices)
         self.same, self.right, self.clusters = (
-            partial(rule, asked) for rule in (RULES.same, RULES.right, RULES.clusters)
+            partial(rule, asked) for rule in (RULES.same, RULES.right, partial(clusters, RULES))
         )
 
 

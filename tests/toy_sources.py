@@ -9,7 +9,7 @@ import numpy as np
 
 from klype.answers.tree import Tree, TreeSettings, grow
 from klype.engine.engine import Engine, Event
-from klype.sources.source import Message, NativeSource, Source
+from klype.sources.source import Message, NativeSource, Source, SourceWrapper
 from klype.values import Distribution, Request, Trace
 from tests.toys import bigram
 
@@ -55,6 +55,19 @@ def grow_one(
 ) -> Tree:
     """The tree of one prompt, where every text is a meaning of its own."""
     return grow(source, [prompt], settings, spell, [meaning], progress)[0]
+
+
+class Forwarding(SourceWrapper):
+    """A source that is none of klype's own, and does what another one does."""
+
+    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
+        return self._source.next(prefixes, top)
+
+    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
+        return self._source.score(prompts, answers, top)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+        return self._source.generate(requests)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from klype.judge.judge import Judge
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
+from klype.values import Question
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -33,6 +36,12 @@ def toy(shape: str = "llama", seed: int = 0, **changes: Any) -> Transformer:
                 weight.normal_(0, 0.8 / max(weight.shape[-1], 1) ** 0.5)
         model.head.weight.mul_(2.0)
     return model.eval()
+
+
+def clusters(judge: Judge, question: Question, answers: Sequence[str]) -> list[int]:
+    """Each answer's meaning, numbered as they appear."""
+    found = list(map(judge.meaning(question), answers))
+    return [list(dict.fromkeys(found)).index(value) for value in found]
 
 
 def bigram(logits: list[list[float]] | torch.Tensor) -> Transformer:

@@ -1,1 +1,1 @@
-"""Judges: do two answers mean the same, and is one correct? None if undecided."""
+"""Judges decide whether two answers mean the same and whether one is correct; None if undecided."""

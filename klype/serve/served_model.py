@@ -11,7 +11,7 @@ from pathlib import Path
 from klype.api.prompt_context import is_single_turn
 from klype.errors import UsageError
 from klype.serve.json_schema import JsonAnswers
-from klype.sources.find_model import ModelFiles, located
+from klype.sources.find_model import located
 from klype.sources.opening import open_model
 from klype.sources.source import NativeSource
 
@@ -55,20 +55,14 @@ def open_served(text: str, precision: str = "float32", device: str = "auto") -> 
     named = bool(separator) and NAME.fullmatch(given) is not None and not Path(text).exists()
     address = located(rest if named else text)
     opened = open_model(address, precision, device=device)
-    opened.engine.name = name = given if named else name_of(opened.found, address)
+    last = Path(address).expanduser().resolve()
+    raw = last.stem if last.is_file() else last.name
+    if (run := opened.found.run) is not None and last != run.resolve():
+        raw = f"{run.resolve().name}-{opened.found.stage}"
+    name = given if named else re.sub(r"[^A-Za-z0-9._-]+", "-", raw).strip("-._")[:100]
+    if not name:
+        raise UsageError(f"There is no name to be made from {address}.", "Give it one: NAME=MODEL.")
+    opened.engine.name = name
     assert isinstance(opened.source, NativeSource), "what has an engine has a tokenizer"
     created = min(int(opened.found.folder.stat().st_mtime), int(time.time()))
     return ServedModel(name, opened.source, created, is_single_turn(opened))
-
-
-def name_of(found: ModelFiles, text: str) -> str:
-    """The name of the run (with the stage if one was given), of the folder or of the file."""
-    last = Path(text).expanduser().resolve()
-    if found.run is not None and last != found.run.resolve():
-        raw = f"{found.run.resolve().name}-{found.stage}"
-    else:
-        raw = last.stem if last.is_file() else last.name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", raw).strip("-._")[:100]
-    if not name:
-        raise UsageError(f"There is no name to be made from {text}.", "Give it one: NAME=MODEL.")
-    return name

@@ -68,7 +68,7 @@ class Source(Protocol):
 
 
 class SourceWrapper:
-    """A source that forwards to another: the base of those that change or observe one of the methods."""
+    """The base of a source that changes or observes what another one does; it has that one's codec and name."""
 
     def __init__(self, source: Source) -> None:
         self._source, self.codec = source, source.codec
@@ -76,15 +76,6 @@ class SourceWrapper:
     @property
     def name(self) -> str:
         return self._source.name
-
-    def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        return self._source.next(prefixes, top)
-
-    def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        return self._source.score(prompts, answers, top)
-
-    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
-        return self._source.generate(requests)
 
 
 def answers(source: Source, requests: Sequence[Request]) -> list[list[Trace]]:

@@ -53,7 +53,7 @@ class PathSource(SourceWrapper):
         self._look()
         wanted = [tuple(prefix) for prefix in prefixes]
         new = [prefix for prefix in dict.fromkeys(wanted) if prefix not in self._known]
-        fresh = dict(zip(new, super().next(new, top), strict=True)) if new else {}
+        fresh = dict(zip(new, self._source.next(new, top), strict=True)) if new else {}
         found = [fresh.get(prefix) or self._known[prefix] for prefix in wanted]
         # what is full stays as it is: what was read first is what other temperatures begin with, too
         if len(self._known) + len(fresh) <= KNOWN:
@@ -62,10 +62,10 @@ class PathSource(SourceWrapper):
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
         self._look()
-        return super().score(prompts, answers, top)
+        return self._source.score(prompts, answers, top)
 
     def generate(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
-        for event in super().generate(requests):
+        for event in self._source.generate(requests):
             self._look()
             yield event
 

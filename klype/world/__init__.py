@@ -1,4 +1,4 @@
-"""A small bilingual language whose truth is known: documents, questions, right answers, exact distributions."""
+"""The demo language, small and bilingual: documents, questions, correct answers, exact next-word distributions."""
 
 from klype.world.automaton import END, Filter
 from klype.world.vocabulary import Spellings, TokenFilter

@@ -1,8 +1,9 @@
-"""A lazy weighted automaton: a language whose next-word distribution is known exactly.
+"""A weighted grammar expanded lazily, whose next-word distribution can be computed exactly.
 
-A *state* is ``(stack, env)``: the symbols still to be said, and what is bound so far. A symbol is a word, a
-``WordChoice`` of word sequences, or a ``RuleCall`` of a rule. A rule maps the environment to weighted right-hand sides
-``[(probability, symbols, environment)]``: nothing is bound before a word depends on it, so few states stay alive.
+A *state* is ``(stack, env)``: the symbols to be generated, and the environment of bound values. A symbol is a word, a
+``WordChoice`` of word sequences, or a ``RuleCall``. A rule maps the environment to weighted right-hand sides
+``[(probability, symbols, environment)]``. Values are bound only when a word depends on them, which keeps the number of
+live states small.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class WordChoice(NamedTuple):
 
 
 class RuleCall(NamedTuple):
-    """A rule still to be applied."""
+    """A rule with its arguments, to be applied to the environment."""
 
     rule: Callable[..., list[Expansion]]
     arguments: tuple[Any, ...] = ()
@@ -35,24 +36,25 @@ Symbols = tuple[Symbol, ...]
 Env = Any
 Expansion = tuple[float, Symbols, Env]
 State = tuple[Symbols, Env]
-# live states by number of slips
+# live states with their weights, by number of slips
 Levels = list[dict[State, float]]
-# weights below this are scaled up before rounding loses them
+# weights are scaled up when the largest is below this, before they underflow
 LEAST = 1e-150
-# most prefixes with slips that are remembered; one with more states than SMALL is not kept together with others
+# most prefixes with slips that are cached; one with more states than SMALL empties the cache
 REMEMBERED, SMALL = 2000, 5000
-# most readings of a prefix that are kept
+# most readings of a prefix
 MOST = 200_000
 
 
 def expansions(symbol: WordChoice | RuleCall, env: Env) -> list[Expansion]:
+    """The weighted right-hand sides of a symbol."""
     if isinstance(symbol, WordChoice):
         return [(p, words, env) for p, words in symbol.options]
     return symbol.rule(env, *symbol.arguments)
 
 
 def heads(state: State) -> Iterator[tuple[str, float, State]]:
-    """Each way to the next word (rules without words are closed): the word, its probability, the state after it."""
+    """Yields (word, probability, next state) for every derivation of a next word, with duplicates."""
     todo: list[tuple[float, State]] = [(1.0, state)]
     while todo:
         weight, (stack, env) = todo.pop()
@@ -60,7 +62,7 @@ def heads(state: State) -> Iterator[tuple[str, float, State]]:
             continue
         head, tail = stack[0], stack[1:]
         if isinstance(head, str):
-            # A finished text keeps nothing: all its endings are one state.
+            # the environment of a finished text is dropped, so that all endings are one state
             yield head, weight, (tail, env if tail else None)
         else:
             todo.extend((weight * p, (symbols + tail, bound)) for p, symbols, bound in expansions(head, env))
@@ -68,7 +70,7 @@ def heads(state: State) -> Iterator[tuple[str, float, State]]:
 
 @lru_cache(maxsize=200_000)
 def arcs(state: State) -> tuple[tuple[str, float, State], ...]:
-    """Every word that can come next, with its probability and the state after it."""
+    """Every (word, probability, next state) that can follow, without duplicates."""
     found: dict[tuple[str, State], float] = {}
     for word, weight, after in heads(state):
         found[word, after] = found.get((word, after), 0.0) + weight
@@ -76,7 +78,7 @@ def arcs(state: State) -> tuple[tuple[str, float, State], ...]:
 
 
 def branches(states: Iterable[State]) -> dict[str, set[State]]:
-    """Every word that can come next, and the states that it leads to; their probabilities are left out."""
+    """Every word that can come next, with the states that it leads to."""
     found: dict[str, set[State]] = {}
     for state in states:
         for word, _, after in heads(state):
@@ -85,7 +87,7 @@ def branches(states: Iterable[State]) -> dict[str, set[State]]:
 
 
 def sample(start: State, rng: random.Random, unless: Callable[[Env], bool] | None = None) -> tuple[list[str], Env]:
-    """A text drawn from the language, and the environment at its end, or where ``unless`` first held."""
+    """Samples a text; returns its words and the environment at its end, or where ``unless`` first became true."""
     stack = list(reversed(start[0]))
     env = start[1]
     words: list[str] = []
@@ -110,12 +112,11 @@ def sample(start: State, rng: random.Random, unless: Callable[[Env], bool] | Non
 
 
 class Filter:
-    """The next-word distribution after a prefix, exactly, also after mistakes.
+    """The exact next-word distribution after a prefix, also one with errors.
 
-    After words that the language cannot say, the prefix is read in the ways that need the fewest *slips*
-    (one word said for another), weighted by the grammar: the limit of small slip probabilities. A slipped END
-    restarts the language. ``copy.copy`` gives one that goes on by itself. Raises ``KlypeError`` when more than ``MOST``
-    readings would have to be kept.
+    A prefix that the language does not contain is read with the fewest *slips* (substitutions of one word), weighted by
+    the grammar: the limit for small slip probabilities. A slip at END restarts the language. ``copy.copy`` makes an
+    independent copy. Raises KlypeError if there are more than MOST readings.
     """
 
     def __init__(self, start: State) -> None:
@@ -124,10 +125,10 @@ class Filter:
         self.slips = 0
         self.readings: Mapping[State, float] = {start: 1.0}  # the live states and their probabilities
         self._next: Mapping[str, float] | None = None
-        self._read_before: dict[tuple[int, tuple[str, ...]], Levels] = {}  # shared by copies: their texts begin alike
+        self._read_before: dict[tuple[int, tuple[str, ...]], Levels] = {}  # shared by copies, whose prefixes overlap
 
     def next(self) -> Mapping[str, float]:
-        """The distribution of the next word, {word: probability}; sums to one. After END only END can follow."""
+        """The distribution of the next word, {word: probability}, summing to one. Only END follows END."""
         if self._next is None:
             out: dict[str, float] = {}
             for state, weight in self.readings.items():
@@ -140,7 +141,7 @@ class Filter:
         return self._next
 
     def push(self, word: str) -> float:
-        """Read one more word; its probability (0 when it was a slip)."""
+        """Appends a word and returns its probability (0 if it was a slip)."""
         before = self.next().get(word, 0.0)
         self._next = None
         self._prefix = (*self._prefix, word)
@@ -160,7 +161,7 @@ class Filter:
         return before
 
     def _fewest_slips(self) -> dict[State, float]:
-        """Read the prefix anew, keeping readings by number of slips, with as many slips as it takes."""
+        """The readings of the whole prefix with the smallest number of slips."""
         words = self._prefix
         while True:
             known = next((t for t in range(len(words), 0, -1) if (self.slips, words[:t]) in self._read_before), 0)
@@ -175,10 +176,11 @@ class Filter:
             self.slips += 1
 
     def _begun(self) -> Levels:
-        """Before the first word."""
+        """The readings before the first word."""
         return [{self._start: 1.0}, *({} for _ in range(self.slips))]
 
     def _advance(self, levels: Levels, word: str) -> Levels:
+        """The readings after one more word."""
         out: Levels = [{} for _ in levels]
         for k, states in enumerate(levels):
             for state, weight in states.items():
@@ -186,7 +188,7 @@ class Filter:
                     if said == word:
                         _add(out[k], after, weight * p)
                     elif k + 1 < len(levels):
-                        # A slipped END: the text went on, so the language starts again.
+                        # a slip at END: the text goes on, so the language starts again
                         _add(out[k + 1], self._start if said == END else after, weight * p)
         if sum(map(len, out)) > MOST:
             raise KlypeError(
@@ -205,7 +207,7 @@ def _add(states: dict[State, float], state: State, weight: float) -> None:
 
 @lru_cache(maxsize=65_536)
 def form(text: str) -> Symbols:
-    """``"på stranda|.5 stranden|.5"`` → ``("på", WordChoice(...))``"""
+    """Parses the notation of lexicon.toml: ``"på stranda|.5 stranden|.5"`` → ``("på", WordChoice(...))``."""
     symbols: list[Symbol] = []
     options: list[tuple[float, tuple[str, ...]]] = []
     for part in text.split():
@@ -222,7 +224,7 @@ def form(text: str) -> Symbols:
 
 
 def capital(symbols: Iterable[Symbol]) -> Symbols:
-    """The same, beginning with a capital letter."""
+    """The same symbols with a capital letter at the beginning."""
     first, *rest = symbols
     if isinstance(first, str):
         return (first[:1].upper() + first[1:], *rest)
@@ -231,10 +233,10 @@ def capital(symbols: Iterable[Symbol]) -> Symbols:
 
 
 class EditFilter(Filter):
-    """The readings of a prefix that need the fewest edits; ``slips`` counts those.
+    """A Filter whose errors are edits: substitutions, insertions and deletions, counted by ``slips``.
 
-    A shift by one word is one error here, and one at every word after it where only substitution is allowed. What can
-    follow is what the readings with the fewest edits allow; their weights are no probabilities.
+    An inserted word is one error here, while with substitutions alone every word after it is another. Weights are no
+    probabilities: ``next`` only says what can follow.
     """
 
     def _begun(self) -> Levels:
@@ -243,13 +245,13 @@ class EditFilter(Filter):
     def _advance(self, levels: Levels, word: str) -> Levels:
         out = super()._advance(levels, word)
         for k, states in enumerate(levels[:-1]):
-            for state, weight in states.items():  # one word too many: nothing of the language was said
+            for state, weight in states.items():  # an inserted word leaves the state as it is
                 _add(out[k + 1], state, weight)
         return _left_out(out)
 
 
 def _left_out(levels: Levels) -> Levels:
-    """With the states after words that were left out, each an edit; the end is never left out."""
+    """Adds the states after omitted words, one edit each; END is never omitted."""
     for k, states in enumerate(levels[:-1]):
         for state, weight in states.items():
             for said, p, after in arcs(state):

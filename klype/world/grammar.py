@@ -1,4 +1,4 @@
-"""The language itself: documents and answers as rules of the automaton (``automaton.py`` says what a rule is)."""
+"""The grammar of the demo language: documents and answers as rules (see ``automaton.py``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from klype.world.lexicon import (
 STYLES = BARE, SENTENCE, POLITE, BORING = "bare", "sentence", "polite", "boring"
 MIXED, CHAT = "mixed", "chat"
 
-# Shares of manners: documents while a model is young, documents, one answer of a mixed document, chat.
+# Shares of styles: of documents early in pre-training, of later ones, of the answers in a mixed document and in chats.
 PLAIN_DOCUMENTS = ((0.5, BARE), (0.5, SENTENCE))
 DOCUMENTS = ((0.23, BARE), (0.25, SENTENCE), (0.2, POLITE), (0.06, BORING), (0.26, MIXED))
 ANSWERS = {
@@ -32,29 +32,29 @@ ANSWERS = {
     CHAT: ((0.28, BARE), (0.3, SENTENCE), (0.34, POLITE), (0.08, BORING)),
 }
 QUESTIONS = {BARE: (5, 8), SENTENCE: (5, 8), POLITE: (3, 4), BORING: (2, 3), MIXED: (4, 5), "": (3, 8)}
-# the verb that a fact is told with, and the order in which an event is
+# the verb of each kind of fact, and the word orders of events
 VERBS = {"loc": "be", "has": "have", "like": "like"}
 STRAIGHT, INVERTED = ("agent", "act", "thing", "place"), ("act", "thing", "agent")
 RELATIONS = ((0.28, "loc"), (0.24, "has"), (0.2, "like"), (0.28, "did"))
 
 
 class Env(NamedTuple):
-    """What is bound. ``content`` and ``style`` are of the answer last given: the meaning of a parse."""
+    """The values bound so far. ``content`` and ``style`` are those of the last answer: the meaning of a parse."""
 
     lang: str = ""
     facts: tuple[Fact, ...] = ()
-    same: bool | None = None  # all facts of one relation?
-    between: bool | None = None  # questions between the facts?
+    same: bool | None = None  # whether all facts are of one relation
+    between: bool | None = None  # whether there are questions between the facts
     asked: frozenset[tuple[str, int]] = frozenset()
-    answered: int = 0  # questions answered
-    manner: str = ""  # of the document's answers; "" until the first
-    dash: bool | None = None  # "–" between question and answer?
+    answered: int = 0  # number of questions answered
+    manner: str = ""  # the style of the document's answers; "" until the first
+    dash: bool | None = None  # whether "–" stands between question and answer
     content: object = None
     style: str = ""
 
 
 class Grammar:
-    """Rules over one lexicon. ``styled`` documents have every manner of answering; plain ones only two."""
+    """The rules over a lexicon. ``styled`` documents have answers of every style, others of two."""
 
     def __init__(self, lexicon: Lexicon) -> None:
         self.lexicon = lexicon
@@ -75,7 +75,7 @@ class Grammar:
         return [(0.5 * p, kind, env._replace(lang=lang, manner=manner)) for lang in LANGUAGES for p, kind in kinds]
 
     def after_fact(self, env: Env) -> list[Expansion]:
-        """Tell on, ask in between, or go over to the questions."""
+        """Another fact, perhaps a question in between, or on to the questions."""
         n = len(env.facts)
         more = {1: 1.0, 2: 2 / 3, 3: 1 / 2, 4: 0.0}[n]
         out: list[Expansion] = []
@@ -90,7 +90,7 @@ class Grammar:
         return out
 
     def questions(self, env: Env) -> list[Expansion]:
-        """Another question, or the end: mostly between the manner's bounds, now and then earlier or later."""
+        """Another question, or the end: mostly within the bounds of the style, sometimes earlier or later."""
         low, high = QUESTIONS[env.manner if env.manner in QUESTIONS else ""]
         inside = 1 / (high - env.answered + 1) if low <= env.answered <= high else float(env.answered > high)
         stop = min(0.85, max(0.03, inside)) if env.answered else 0.0
@@ -124,10 +124,10 @@ class Grammar:
         ]
 
     def value(self, env: Env, relation: str, person: str) -> list[Expansion]:
-        """Where, what or whom; two may be in one place or like the same."""
+        """The value of a fact. A place or an animal that was named is less probable again, an object impossible."""
         taken = {f[2] for f in env.facts if f[0] == relation}
         table, share = {"loc": ("places", 0.7), "like": ("animals", 0.5), "has": ("objects", 0.0)}[relation]
-        values = weighted(self.lexicon.of(table), dict.fromkeys(taken, share))
+        values = weighted(getattr(self.lexicon, table), dict.fromkeys(taken, share))
         if relation == "has":
             return [(p, (RuleCall(self.owned, (person, o)),), env) for p, o in values]
         return [(p, form(phrase(env.lang, table, v)), _told(env, (relation, person, v))) for p, v in values]
@@ -139,7 +139,7 @@ class Grammar:
         ]
 
     def event(self, env: Env, order: tuple[str, ...], bound: tuple[str, ...] = ()) -> list[Expansion]:
-        """What is said next of an event. «Den som drakk vann var hunden.»: who it was may be bound last."""
+        """The next part of an event. In «Den som drakk vann var hunden.» the agent is bound last."""
         slot, known = order[len(bound)], dict(zip(order, bound, strict=False))
         taken = frozenset(f[1] for f in env.facts if f[0] == "did" and "agent" not in known)
         frame = WORDS["inverted"][env.lang][len(bound)] if order == INVERTED else "{}"
@@ -158,7 +158,7 @@ class Grammar:
     # questions
 
     def ask(self, env: Env) -> list[Expansion]:
-        """A question about the story; one that was asked before is ten times rarer."""
+        """A question about the story; one that was asked before is ten times less probable."""
         choices = [
             (weight, name, i)
             for i, fact in enumerate(env.facts)
@@ -179,7 +179,7 @@ class Grammar:
         return [(p, (RuleCall(self.put, (name, about)),), bound) for p, about in abouts]
 
     def _yes_no_about(self, env: Env, i: int) -> list[tuple[float, Fact]]:
-        """Half of the time what is true, else what is true of someone else (or of no one)."""
+        """What a yes-no question is about: half of the time a fact, else what is true of someone else, if anyone."""
         fact = env.facts[i]
         others = [f for f in env.facts if f[0] == fact[0] and f[2:] != fact[2:]]
         if fact[0] == "did":
@@ -192,7 +192,7 @@ class Grammar:
         return [(0.5, true), *((0.5 / len(false), f) for f in sorted(false))]
 
     def put(self, env: Env, kind: str, about: Fact) -> list[Expansion]:
-        """The question's words, then its answer; a few demand one word."""
+        """The question's words, then its answer; some questions demand one word."""
         row = KINDS[kind]
         said, mark = form(row.ask(env.lang, about)), "." if kind == "translate" else "?"
         plain: Symbols = (*capital(said), mark, RuleCall(self.answer, (WorldQuery(kind, about),)))
@@ -204,7 +204,7 @@ class Grammar:
     # answers
 
     def answer(self, env: Env, query: WorldQuery) -> list[Expansion]:
-        """Choose manner and dash where the document has none yet, a right content, and say it."""
+        """An answer: draws style and dash unless the document has them, then a correct content."""
         manners = {"": DOCUMENTS, "plain": PLAIN_DOCUMENTS}.get(env.manner, ((1.0, env.manner),))
         dashes = ((0.5, True), (0.5, False)) if env.dash is None else ((1.0, env.dash),)
         right, env = RuleCall(self.right, (query,)), env._replace(answered=env.answered + 1)
@@ -227,7 +227,7 @@ class Grammar:
         return [(1.0, self.say(env.lang, query, content, style), env)]
 
     def free_answer(self, env: Env, query: WorldQuery) -> list[Expansion]:
-        """Any answer to the question, right or wrong, in any manner: for reading what an answer means."""
+        """Any answer to the question, correct or not, in any style: for parsing answers."""
         contents = KINDS[query.kind].domain(query.about, env.facts, self.lexicon)
         share = 1 / (len(contents) * len(STYLES))
         return [
@@ -237,7 +237,7 @@ class Grammar:
         ]
 
     def say(self, lang: str, query: WorldQuery, content: object, style: str, *, strict: bool = True) -> Symbols:
-        """An answer's words. ``strict``: a demand for one word is obeyed whatever the style."""
+        """An answer's words. ``strict``: a demand for one word is obeyed in every style."""
         row = KINDS[query.kind]
         if style == BARE or (query.one_word and strict):
             return (*capital(form(row.bare(lang, query.about, content))), ".")
@@ -253,13 +253,13 @@ class Grammar:
     # other documents
 
     def known_more(self, env: Env, said: int) -> list[Expansion]:
-        """Three to five things, uniformly."""
+        """Three to five pieces of world knowledge, uniformly."""
         stop = {1: 0.0, 2: 0.0, 3: 1 / 3, 4: 1 / 2, 5: 1.0}[said]
         more = (RuleCall(self.known), RuleCall(self.known_more, (said + 1,)))
         return [(p, symbols, env) for p, symbols in ((1 - stop, more), (stop, ())) if p > 0]
 
     def known(self, env: Env) -> list[Expansion]:
-        """Something that is always true, told or asked."""
+        """A piece of world knowledge, told or asked."""
         total = sum(KINDS[k].weight for k in FIXED)
         return [(KINDS[k].weight / total, (RuleCall(self.known_of, (k,)),), env) for k in FIXED]
 
@@ -289,13 +289,13 @@ class Grammar:
     def translate_value(self, env: Env, relation: str, person: str) -> list[Expansion]:
         table = "places" if relation == "loc" else "animals"
         out: list[Expansion] = []
-        for p, value in weighted(self.lexicon.of(table)):
+        for p, value in weighted(getattr(self.lexicon, table)):
             query = WorldQuery("translate", ("translate", relation, person, value))
             out.append((p, (*form(phrase(env.lang, table, value)), ".", RuleCall(self.answer, (query,))), env))
         return out
 
     def walk(self, env: Env) -> list[Expansion]:
-        """«Jeg gikk en tur på …»: where is graded, the weather follows the season, which is never said."""
+        """«Jeg gikk en tur på …»: places have different probabilities, and the weather depends on a latent season."""
         i, went = (phrase(env.lang, "frames", part) for part in ("i", "went"))
         return [(1.0, (i, *form(went), RuleCall(self.walk_place)), env)]
 
@@ -331,7 +331,7 @@ class Grammar:
 
 @lru_cache(maxsize=64)
 def _asked_about(relation: str, placed: bool) -> tuple[tuple[float, str], ...]:
-    """Weight and name of every kind of question about a fact; where it happened only when that was said."""
+    """(weight, name) of every kind of question about a fact; "where" about events only if the place was said."""
     return tuple(
         (kind.weight, name)
         for name, kind in KINDS.items()
@@ -353,7 +353,7 @@ def _told(env: Env, fact: Fact) -> Env:
 
 
 def weighted(options: tuple[str, ...], favour: Mapping[str, float] = MappingProxyType({})) -> list[tuple[float, str]]:
-    """Each option has weight 1, or the one named in ``favour``; probabilities sum to one."""
+    """Options with their probabilities, by weights in ``favour`` (default 1); weight 0 excludes an option."""
     raw = [(favour.get(option, 1.0), option) for option in options]
     total = sum(w for w, _ in raw)
     return [(w / total, option) for w, option in raw if w > 0]

@@ -1,11 +1,10 @@
-"""What the demo world can say: its words (lexicon.toml), what a fact's words are, the part that one world uses, and the
-kinds of questions with their answers.
+"""The words of the demo language (lexicon.toml), the phrases for facts, and the kinds of questions with their answers.
 
 Facts are plain tuples: ``("loc", person, place)``, ``("has", person, object, colour)``, ``("like", person, animal)``,
-``("did", agent, act, thing, place or "")``, ``("walk", place, weather)``, and those of world knowledge. What is said of
-them is text without a capital letter and a full stop, with forms as in lexicon.toml: ``automaton.form`` reads it.
-How each question is asked, and how its answer is said as a sentence, stands there, too. Contents of answers are plain
-values (a place, a tuple of persons, a number), the same in both languages.
+``("did", agent, act, thing, place or "")``, ``("walk", place, weather)``, and those of world knowledge. Phrases have no
+capital letter and no full stop, and use the notation of lexicon.toml, which ``automaton.form`` parses. The templates of
+questions and answers are also in that file. Contents of answers are plain values (a place, a tuple of persons, a
+number), the same in both languages.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ WORDS: dict[str, Any] = tomllib.loads((resources.files(__package__) / "lexicon.t
 NB, EN = LANGUAGES = ("nb", "en")
 HOMES = {name: WORDS["towns"][(7 * i + i // 6) % len(WORDS["towns"])] for i, name in enumerate(WORDS["persons"])}
 HABITS = {(who, act): thing for who, act, thing in WORDS["habits"]}
-# of a smaller world, for tests: how many of each, or which
+# the smaller world, for tests: how many of each table, or which concepts
 SMALL = {"persons": 6, "objects": 4, "colours": 3, "places": 4, "animals": 4, "capitals": 3}
 SMALL_CAST = {"agents": ("dog", "cat", "girl", "farmer", "baker"), "acts": ("drink", "eat", "read")}
 
@@ -47,13 +46,13 @@ def an_object(lang: str, noun: str, concept: str) -> str:
 
 
 def listed(lang: str, names: Sequence[str]) -> str:
-    """``Kari , Ola og Liv``, or agents"""
+    """An enumeration of persons or agents: ``Kari , Ola og Liv``."""
     *first, last = [phrase(lang, "agents", n) if n in WORDS["agents"] else n for n in names]
     return f"{' , '.join(first)} {phrase(lang, 'frames', 'and')} {last}" if first else last
 
 
 def opposites(lang: str, item: str) -> list[str]:
-    """``big>`` asks for the opposite of big, ``big<`` for the opposite of small."""
+    """A word and its opposite: ``big>`` is (big, small), ``big<`` (small, big)."""
     pair: list[str] = WORDS["opposites"][item[:-1]][lang]
     return pair if item.endswith(">") else pair[::-1]
 
@@ -63,13 +62,13 @@ def other(lang: str) -> str:
 
 
 def clause(lang: str, fact: Fact, *, where: bool = True) -> str:
-    """The fact as a main clause; ``where``: with the place of what was done."""
+    """The fact as a main clause; ``where``: with the place of an event."""
     said = words_about(lang, fact if where else (*fact[:4], "") if fact[0] == "did" else fact)
     return str(WORDS["clauses"][fact[0]]).format_map(said)
 
 
 def words_about(lang: str, fact: Fact, many: bool = False) -> dict[str, str]:
-    """What lexicon.toml's sentences can name of a fact, and the verbs for one subject or for many."""
+    """The fields of a fact for lexicon.toml's templates, and verbs in singular or plural (``many``)."""
     verbs = {verb: forms[lang][many] for verb, forms in WORDS["verbs"].items()}
     match fact:
         case "loc", who, place:
@@ -102,12 +101,12 @@ def words_about(lang: str, fact: Fact, many: bool = False) -> dict[str, str]:
 
 
 def key(facts: tuple[Fact, ...]) -> str:
-    """A story's identity, whatever the order it is told in."""
+    """A story's identity, independent of the order of its facts."""
     return "|".join(sorted(":".join(fact) for fact in facts))
 
 
 class Lexicon:
-    """The concepts that a world of some size uses, and who does what there. Hashed by identity: one per world."""
+    """The concepts of a world of some size, and the probabilities of its events. Hashed by identity."""
 
     def __init__(self, small: bool = False) -> None:
         kept = [tuple[str, ...](WORDS[name])[: most if small else None] for name, most in SMALL.items()]
@@ -115,15 +114,11 @@ class Lexicon:
         cast = SMALL_CAST if small else WORDS
         self.agents, self.acts = tuple(cast["agents"]), tuple(cast["acts"])
         self.things = tuple(dict.fromkeys(thing for act in self.acts for thing in WORDS["objects_of"][act]))
-        self.event_places = ("", *self.places[:6])  # "": it is not said
-
-    def of(self, table: str) -> tuple[str, ...]:
-        concepts: tuple[str, ...] = getattr(self, table)
-        return concepts
+        self.event_places = ("", *self.places[:6])  # "": not mentioned
 
     @cached_property
     def events(self) -> npt.NDArray[np.float64]:
-        """The joint table P(agent, act, thing, place): who does what, to what, where; sums to one."""
+        """The joint distribution P(agent, act, thing, place) of events."""
         rng = np.random.default_rng(7)
         table = np.zeros((len(self.agents), len(self.acts), len(self.things), len(self.event_places)))
         for j, act in enumerate(self.acts):
@@ -142,7 +137,7 @@ class Lexicon:
     def event(
         self, slot: str, agent: str = "", act: str = "", thing: str = "", taken: frozenset[str] = frozenset()
     ) -> tuple[tuple[float, str], ...]:
-        """P(slot | what is bound), by exact marginalisation; ``taken`` agents are left out."""
+        """P(slot | bound slots) as (probability, value), by exact marginalisation without the agents in ``taken``."""
         names = (self.agents, self.acts, self.things, self.event_places)
         table = self.events
         if taken:
@@ -172,10 +167,11 @@ Weighed = list[tuple[float, Content]]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A row of lexicon.toml's questions, and what its answers are.
+    """A kind of question: its row in lexicon.toml, and its answers.
 
-    ``relation``: of the fact asked about; "story", "fixed" or "walk" for the rest. ``one_word``: whether a bare answer
-    is one word; ``bare``: an answer by itself. ``count``: of answers that are subjects.
+    ``relation``: of the fact that is asked about, or "story", "fixed", "walk" or "any". ``one_word``: whether a bare
+    answer is a single word. ``right``: correct contents with their probabilities; ``domain``: all contents that an
+    answer can have; ``bare``: a content in words; ``count``: the number of subjects in it.
     """
 
     row: Mapping[str, Any]
@@ -198,7 +194,7 @@ class Kind:
         return self._worded("sentence", lang, fact).format_map({**said, "answer": bare})
 
     def _worded(self, what: str, lang: str, fact: Fact) -> str:
-        """The row's text: one for all, or by language, and there by relation."""
+        """The row's template, which may depend on the language and on the relation."""
         found = self.row[what]
         for key in (lang, fact[0]):
             found = found.get(key, found) if isinstance(found, dict) else found
@@ -206,7 +202,7 @@ class Kind:
 
 
 def right_who(fact: Fact, story: Story) -> Weighed:
-    """Who it is true of: any one of them, or all in the order of the story."""
+    """Those of whom the fact is true: any one of them, or all in the order of the story."""
     same = [f[1] for f in story if f[0] == fact[0] and f[2] == fact[2] and (f[0] != "did" or f[3] == fact[3])]
     found = tuple(dict.fromkeys(same))
     if len(found) == 1:
@@ -215,14 +211,14 @@ def right_who(fact: Fact, story: Story) -> Weighed:
 
 
 def anybody(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
-    """Everybody, and any two of the story's."""
+    """Everybody, and any ordered pair of the story's subjects."""
     present = tuple(dict.fromkeys(f[1] for f in story if f[0] == fact[0]))
     pairs = [(a, b) for a in present for b in present if a != b]
     return [(name,) for name in (lexicon.agents if fact[0] == "did" else lexicon.persons)] + pairs
 
 
 def right_yes_no(fact: Fact, story: Story) -> Weighed:
-    """Yes, or no with what is true instead."""
+    """Yes with the fact, or no with what is true instead."""
     if fact in story or any(f[:4] == fact[:4] for f in story if f[0] == "did"):
         return [(1.0, ("yes", fact))]
     return [(1.0, ("no", next(f for f in story if f[:2] == fact[:2])))]
@@ -241,7 +237,7 @@ def told_of(fact: Fact, story: Story) -> Weighed:
 
 
 def any_told(fact: Fact, story: Story, lexicon: Lexicon) -> list[Content]:
-    """Every order-preserving part of the story's subjects, and anybody else alone."""
+    """Every subset of the story's subjects in their order, and anybody else alone."""
     ((_, names),) = told_of(fact, story)
     parts = [tuple(n for k, n in enumerate(names) if mask >> k & 1) for mask in range(1, 1 << len(names))]
     return parts + [(n,) for n in (*lexicon.persons, *lexicon.agents) if n not in names]
@@ -252,17 +248,17 @@ def only(value: Callable[[Fact], Content]) -> Callable[[Fact, Story], Weighed]:
 
 
 def word(at: int, domain: Callable[[Fact, Lexicon], Sequence[Content]], table: str) -> tuple[Any, ...]:
-    """Parts of a kind that is answered by one of the fact's words, which stands in a table of lexicon.toml."""
+    """right, domain and bare of a kind whose answer is an element of the fact, phrased by a table of lexicon.toml."""
     return only(lambda f: f[at]), lambda f, s, x: domain(f, x), lambda g, f, c: phrase(g, table, c)
 
 
 def thing(kind: str, said: Callable[[str, str], str]) -> tuple[Any, ...]:
-    """Parts of a kind of world knowledge that asks what a thing's other word is."""
+    """right, domain and bare of a kind of world knowledge that asks for another word of a thing."""
     return only(lambda f: f[1]), lambda f, s, x: [i for _, i in fixed_items(kind, x)], lambda g, f, c: said(g, c)
 
 
 SUBJECTS = (right_who, anybody, lambda g, f, c: listed(g, c), len)
-_PARTS: dict[str, tuple[Any, ...]] = {  # what a Kind has besides its row
+_PARTS: dict[str, tuple[Any, ...]] = {  # right, domain, bare and perhaps count of each Kind
     "where": word(2, lambda f, x: x.places, "places"),
     "who-is": SUBJECTS,
     "what-has": (
@@ -310,12 +306,12 @@ KINDS = {
     name: Kind(row, row["about"], row["weight"], row["one_word"], *_PARTS[name])
     for name, row in WORDS["questions"].items()
 }
-# of what is always true
+# kinds about world knowledge
 FIXED = tuple(name for name, kind in KINDS.items() if kind.relation == "fixed")
 
 
 def fixed_items(kind: str, lexicon: Lexicon) -> list[Fact]:
-    """What a question of world knowledge can be about."""
+    """Everything that a kind of question about world knowledge can be about."""
     match kind:
         case "capital":
             return [(kind, country) for country in lexicon.capitals]

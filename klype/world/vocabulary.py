@@ -1,6 +1,6 @@
-"""Every word that the world can say, how it is spelled in tokens, and the truth over tokens.
+"""The vocabulary of the demo language, its tokenization, and the exact next-token distribution.
 
-The words' distribution is pushed through a trie of their spellings, exactly.
+The distribution over words is mapped exactly to one over the tokens of their spellings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from klype.world.lexicon import KINDS, LANGUAGES, WORDS, Fact, Lexicon, clause, 
 
 
 def vocabulary(grammar: Grammar) -> tuple[str, ...]:
-    """All words of the grammar, sorted. A test reads twenty thousand documents and meets no other word."""
+    """All words of the grammar, sorted. A test finds no other word in twenty thousand documents."""
     lexicon, said = grammar.lexicon, set[str]()
     facts = list(_facts(lexicon))
     for lang in LANGUAGES:
@@ -33,20 +33,20 @@ def vocabulary(grammar: Grammar) -> tuple[str, ...]:
     found: set[str] = set()
     for text in said:
         symbols = form(text)
-        for symbol in (*symbols, *capital(symbols[:1])):  # it may stand at the beginning
+        for symbol in (*symbols, *capital(symbols[:1])):  # the first word may begin a sentence
             if isinstance(symbol, WordChoice):
                 found |= {word for _, words in symbol.options for word in words}
             else:
                 assert not isinstance(symbol, RuleCall)
                 found.add(symbol)
     rng = random.Random(0)
-    for _ in range(600):  # the words of the frames around all this
+    for _ in range(600):  # the remaining words, of frames around the phrases
         found |= set(sample(grammar.document(), rng)[0])
     return tuple(sorted(found - {END}))
 
 
 def _facts(lexicon: Lexicon) -> Iterable[Fact]:
-    """Every word of every relation once, not every combination."""
+    """Facts with every word of every relation, but not every combination."""
     one = lexicon.persons[0]
     yield from (("loc", p, lexicon.places[0]) for p in lexicon.persons)
     yield from (("loc", one, v) for v in lexicon.places)
@@ -60,14 +60,12 @@ def _facts(lexicon: Lexicon) -> Iterable[Fact]:
 
 
 Spelling = tuple[int, ...]
-ATTACHED = frozenset(".,?!:")  # stand close to the word before them
+ATTACHED = frozenset(".,?!:")  # written without a space before them
 
 
 class Spellings:
-    """How each word of the world is spelled in tokens, the end of a text included.
-
-    ``encode`` is a tokenizer's; a word is spelled with the space before it, and punctuation without.
-    """
+    """The tokens of each word, including END. ``encode``: a tokenizer's; words are encoded with a leading space,
+    punctuation without."""
 
     def __init__(self, words: Sequence[str], encode: Callable[[str], list[int]], end: int) -> None:
         spaced = {word: word if word in ATTACHED else f" {word}" for word in words}
@@ -76,15 +74,16 @@ class Spellings:
 
 
 class TokenFilter:
-    """The exact next-token distribution after tokens. Laws: sums to one; a word's tokens multiply to its p.
+    """The exact next-token distribution after tokens: the probabilities of a word's tokens multiply to that of the
+    word.
 
-    A token that no word of the language has here makes the word it stands in a slip, until the next word begins.
+    A token that cannot follow makes its word a slip, which lasts until the next word begins.
     """
 
     def __init__(self, words: Filter, spellings: Spellings) -> None:
         self._spellings = spellings
-        # Readings: a filter at a word's border, and the tokens read since. More than one only while the spelling of
-        # one word begins another's.
+        # (weight, filter at the last word boundary, tokens since); more than one only while the spelling of one word is
+        # a prefix of another's
         self._readings: list[tuple[float, Filter, Spelling]] = [(1.0, words, ())]
         self._lost = False
         self._next: dict[int, float] | None = None
@@ -104,7 +103,7 @@ class TokenFilter:
         return self._next
 
     def push(self, token: int) -> float:
-        """Read a token; its probability before (0: a slip)."""
+        """Appends a token and returns its probability (0: a slip)."""
         if self._lost and token not in self._spellings.first:
             return 0.0
         p = self.next().get(token, 0.0)

@@ -1,4 +1,4 @@
-"""The world as others use it: text in and out, questions, what an answer means, and who likes it."""
+"""The demo world's interface: documents, questions, the meaning of answers, verdicts on them, exact distributions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, W
 from klype.world.vocabulary import ATTACHED, vocabulary
 
 TOKEN = re.compile(r"[.,?!:]|[^\s.,?!:]+")
-HELD_OUT_SHARE = 20  # one story in twenty is kept for evaluation
-FIXED_SHARE = 5  # one thing in five that is always true is never asked about in a chat that is learnt from
+HELD_OUT_SHARE = 20  # one story in twenty is held out for evaluation
+FIXED_SHARE = 5  # one item of world knowledge in five is held out: no training chat asks about it
 Manner = Literal["bare", "sentence", "polite", "boring", "wrong"]
-# the annotator's weights: score = 2·right + 0.7·polite − 0.04·words − 1·unfinished
+# weights of the annotator's score: 2·right + 0.7·polite − 0.04·words − 1·unfinished
 RIGHT, POLITE, WORD, UNFINISHED = 2.0, 0.7, 0.04, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorldDocument:
-    """A text of the language, as words without the end mark; ``answers`` marks the words inside answers."""
+    """A document as words without END; ``answers``: whether each word is inside an answer."""
 
     words: tuple[str, ...]
     answers: tuple[bool, ...]
 
 
 class World:
-    """The demo language. ``size`` "full" has some 560 words (815 with capitals), "small" is for tests."""
+    """The demo world. ``size`` "full" has some 560 words (815 with capitalised ones), "small" is for tests."""
 
     def __init__(self, size: Literal["full", "small"] = "full") -> None:
         if size not in ("full", "small"):
@@ -47,7 +47,7 @@ class World:
 
     @staticmethod
     def text(words: Sequence[str]) -> str:
-        """Words to text: punctuation stands close to the word before it."""
+        """Joins words to a text, with no space before punctuation."""
         return "".join(w if w in ATTACHED else " " + w for w in words if w != END).strip()
 
     @staticmethod
@@ -56,7 +56,7 @@ class World:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """Every word that the language has, sorted."""
+        """The vocabulary, sorted."""
         return vocabulary(self.grammar)
 
     # documents
@@ -64,19 +64,20 @@ class World:
     def document(
         self, rng: random.Random, styled: bool = True, heldout: bool = False, most_facts: int | None = None
     ) -> WorldDocument:
-        """One document. ``heldout``: stories keep their usual share, and are told in no training document."""
+        """Samples a document. ``heldout``: one whose story is in no training document; the share of stories stays the
+        same. ``styled``: with answers of every style; ``most_facts``: of a story."""
 
         def too_long(env: Env) -> bool:
             return most_facts is not None and len(env.facts) > most_facts
 
-        kind: bool | None = None  # of one that is held out: a story or not, as it was first drawn
+        kind: bool | None = None  # whether a held-out document is a story, as first drawn
         while True:
             words, env = sample(self.grammar.document(styled), rng, too_long if most_facts else None)
             story = bool(env.facts) and env.facts[0][0] != "walk"
             kind = story if kind is None and heldout else kind
             wanted = self._held_out(env.facts) == heldout if story else True
             if wanted and kind in (None, story) and not too_long(env):
-                # A word is inside an answer from the question's mark to the next full stop (statements are not)
+                # answers are what follows a question mark, up to the next full stop
                 inside = [False]
                 for word in words[:-1]:
                     inside.append(word == "?" or (inside[-1] and word != "."))
@@ -91,8 +92,9 @@ class World:
     def question(
         self, rng: random.Random, heldout: bool = False, hard: bool = False, fixed: bool | None = None
     ) -> Question:
-        """A question with its story, or (``fixed``) of world knowledge; None: one in seven is. ``heldout``: of stories
-        and things that no other question is about. ``hard``: four facts of one relation, asked about one."""
+        """Samples a question about a story, or with ``fixed`` about world knowledge (None: one in seven). ``heldout``:
+        about held-out stories and items only, else about others only. ``hard``: a story of four facts of one
+        relation."""
         lang = rng.choice(LANGUAGES)
         if fixed is None:
             fixed = not hard and rng.random() < 0.14
@@ -107,8 +109,8 @@ class World:
         return self._question(env, query, self.text(told), asked)
 
     def _story(self, rng: random.Random, lang: str, hard: bool, heldout: bool) -> tuple[list[str], Env]:
-        """Words and what they tell. The last fact is drawn until the story is one of those that are wanted: few are
-        held out, and a story is costly to draw."""
+        """Samples a story: its words and environment. Only its last fact is redrawn until it is held out (or not),
+        since few are and a whole story is costly."""
         while True:
             env = Env(lang=lang, manner=CHAT, dash=False)
             told: list[str] = []
@@ -124,7 +126,7 @@ class World:
 
     @cached_property
     def _fixed_items(self) -> dict[bool, dict[str, list[Fact]]]:
-        """By kind, what is always true: that which is held out, and the rest."""
+        """Items of world knowledge by kind, those held out (True) and the others."""
         found: dict[bool, dict[str, list[Fact]]] = {True: {}, False: {}}
         for kind in FIXED:
             for item in fixed_items(kind, self.lexicon):
@@ -133,7 +135,7 @@ class World:
         return found
 
     def _worded(self, options: list[Any], env: Env, rng: random.Random) -> tuple[str, WorldQuery]:
-        """Draw a question's words up to the answer, which is left unsaid."""
+        """Samples a question's words, without the answer."""
         _, symbols, env = rng.choices(options, [o[0] for o in options])[0]
         words: list[str] = []
         stack = list(reversed(symbols))
@@ -164,9 +166,9 @@ class World:
         return Question(f"w{name:08x}", asked, story, tuple(answers), extra=extra)
 
     def parse(self, text: str) -> Question:
-        """The question that a text asks, with the story before it: whatever ``question`` could have drawn.
+        """Parses a story and a question: any that ``question`` can sample.
 
-        Raises KlypeError that names the first word which the language cannot say there.
+        Raises KlypeError, naming the first word that cannot stand there.
         """
         if not isinstance(text, str):
             raise UsageError(f"The text should be a string (it is of type {type(text).__name__}).")
@@ -194,9 +196,9 @@ class World:
         )
 
     def _read(self, words: tuple[str, ...], env: Env) -> tuple[set[tuple[int, Env, WorldQuery]], int, set[str]]:
-        """Every way to read words as a story and a question: where the question begins, what was told, what is asked.
-        And how many of the words could be read, and what could be said in the place of the next."""
-        told = "<told>"  # a word that no text has: what can say it next has told a whole fact
+        """All parses of words as a story and a question: (start of the question, environment, query); how many words
+        could be read; and the words possible after them."""
+        told = "<told>"  # marks the end of a fact; no text has this word
         stories: set[State] = {((RuleCall(self.grammar.fact), told, END), env)}
         asking: set[tuple[int, State]] = {
             (0, (symbols, bound))
@@ -229,11 +231,10 @@ class World:
     def retrieval(
         self, rng: random.Random, manner: Literal["bare", "sentence"], hard: bool = True
     ) -> tuple[str, Question]:
-        """A plain text that ends in a question about its story, and that question.
+        """A text that ends in a question about its held-out story, and that question.
 
-        Held-out story, one other question answered in the manner (so that a model that never saw a chat knows how to
-        answer), then the question: who, what, where or which colour, never another task (yes or no, how many, a
-        summary). ``hard``: four facts of one relation.
+        Before it another question is answered in the style ``manner``, to show a model that never saw a chat how to
+        answer. Both ask who, what, where or which colour. ``hard``: a story of four facts of one relation.
         """
         while True:
             question = self.question(rng, heldout=True, hard=hard, fixed=False)
@@ -254,18 +255,18 @@ class World:
 
     @property
     def manners(self) -> dict[str, float]:
-        """The shares of manners in the fine-tuning data."""
+        """The shares of styles in the fine-tuning data."""
         return {style: p for p, style in ANSWERS[CHAT]}
 
     def answer(self, question: Question, manner: Manner, rng: random.Random) -> str:
-        """An answer in that manner; "wrong" has the form of a right one, and another content."""
+        """Samples a correct answer in a style; "wrong": an answer in any style with a wrong content."""
         env, query = _asked(question)
         row = KINDS[query.kind]
         right = row.right(query.about, env.facts)
         if manner == "wrong":
             other = [c for c in row.domain(query.about, env.facts, self.lexicon) if c not in [c for _, c in right]]
             style = rng.choices(STYLES, (0.3, 0.3, 0.3, 0.1))[0]
-            while True:  # another content can be said in the same words: "No." is right whatever is true instead
+            while True:  # a bare "No." is correct whatever content it was drawn for
                 wrong = self._said(env, query, (rng.choice(other), style), rng)
                 if not self.judge(question, wrong).right:
                     return wrong
@@ -276,11 +277,10 @@ class World:
         return self.text(sample((self.grammar.say(env.lang, query, *what), env), rng)[0])
 
     def meaning(self, question: Question) -> Callable[[str], frozenset[Any]]:
-        """An answer's text → the contents that it can have as an answer to this question; empty: it is not of the
-        language.
+        """Returns a function from an answer's text to its possible contents, empty if it is not of the language.
 
-        Contents are the same values in both languages; two answers mean the same when these sets are equal. Beginnings
-        that answers share are read once.
+        Contents are the same in both languages; two answers mean the same if these sets are equal. Prefixes that
+        answers share are parsed once.
         """
         told, query = _asked(question)
         start: State = ((RuleCall(self.grammar.free_answer, (query,)), END), told)
@@ -296,7 +296,7 @@ class World:
                 if not states:
                     return frozenset()
             contents, todo = set(), list(states)
-            while todo:  # what ends without another word
+            while todo:  # expansions that end without another word
                 stack, env = todo.pop()
                 if stack[0] == END:
                     contents.add(env.content)
@@ -307,8 +307,8 @@ class World:
         return meaning
 
     def judge(self, question: Question, answer: str, finished: bool = True) -> Verdict:
-        """The annotator's verdict: right, polite and short answers score high; an unfinished one is wrong. ``polite``:
-        with a courtesy; where one word is asked for, the right one scores as much without."""
+        """The annotator's verdict: correct, polite and short answers score high. An unfinished one is wrong.
+        ``polite``: it has a courtesy; if one word is demanded, the correct word scores the same without."""
         said = self.words_of(answer)
         starts = (tuple(courtesy.split()) for courtesy in WORDS["courtesies"][question.extra["lang"]])
         courtesy = next((start for start in starts if said[: len(start)] == start), ())
@@ -323,12 +323,12 @@ class World:
 
     @staticmethod
     def scores(words: int) -> tuple[float, float]:
-        """The least and the most that ``judge`` gives an answer of at most this many words."""
+        """The range of the scores that ``judge`` gives answers of at most this many words."""
         return -WORD * words - UNFINISHED, RIGHT + POLITE
 
     @lru_cache(maxsize=20_000)  # noqa: B019 — a world lives as long as its process
     def _right_forms(self, asked: tuple[Env, WorldQuery], long_winded: bool) -> frozenset[tuple[str, ...]]:
-        """Every right answer's words; inside the long-winded frame, as its clause."""
+        """The words of every correct answer; with ``long_winded`` of its clause inside that frame."""
         env, query = asked
         return frozenset(
             _long_winded(env.lang, said)[1]
@@ -340,14 +340,14 @@ class World:
     # truth
 
     def filter(self, start: Literal["document", "chat"] = "document", question: Question | None = None) -> Filter:
-        """The exact next-word distribution of documents, or of a fine-tuned model's answers to a question."""
+        """The exact next-word distribution of documents, or of the fine-tuning data's answers to a question."""
         if start == "document":
             return Filter(self.grammar.document())
         assert question is not None, "a chat's truth needs its question"
         return Filter(self._answering(question))
 
     def edits(self, question: Question) -> EditFilter:
-        """What can follow in answers to a question where mistakes are counted by edit distance."""
+        """What can follow in answers to a question, with errors counted by edit distance."""
         return EditFilter(self._answering(question))
 
     def _answering(self, question: Question) -> State:
@@ -356,7 +356,7 @@ class World:
 
 
 def _every(symbols: Symbols) -> list[tuple[str, ...]]:
-    """All word sequences of symbols that end (an answer's, with its few choices of form)."""
+    """All word sequences that symbols can generate: an answer's, which are few."""
     done: list[tuple[str, ...]] = []
     todo: list[tuple[tuple[str, ...], State]] = [((), ((*symbols, END), Env()))]
     while todo:
@@ -377,7 +377,7 @@ def _long_winded(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ..
 
 
 def _asked(question: Question) -> tuple[Env, WorldQuery]:
-    """What a question of the world's own was drawn from."""
+    """The environment and the query of a question of the demo world."""
     q = question.extra
     told = Env(lang=q["lang"], facts=tuple(tuple(f) for f in q["facts"]))
     return told, WorldQuery(q["kind"], tuple(q["about"]), q["one_word"])
