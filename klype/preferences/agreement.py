@@ -22,16 +22,29 @@ from klype.values import Figure, Floats, Ints, Ranking
 
 def pair_agreement(judge: Ranking, other: Ranking) -> tuple[float, int]:
     """(pairs that ``other`` orders as ``judge`` does, a tie counting half; all pairs that ``judge`` orders)."""
-    a_P, b_P = _signs(judge, other)
+    a_P, b_P = _signs(*_same_candidates(judge, other))
     ordered_P = a_P != 0
     return float((a_P * b_P > 0).sum() + 0.5 * (ordered_P & (b_P == 0)).sum()), int(ordered_P.sum())
 
 
 def kendall_tau_b(one: Ranking, two: Ranking) -> float | None:
-    """Kendall's rank correlation with ties counted out (τ-b); None when one of them ties everything."""
+    """Kendall's rank correlation, corrected for ties (τ-b); None when either ranking ties everything."""
+    return tau_b(*_same_candidates(one, two))
+
+
+def tau_b(one: Sequence[float], two: Sequence[float]) -> float | None:
+    """Kendall's τ-b of two sequences of ranks or scores; None when either is constant."""
+    # equal to scipy.stats.kendalltau bit for bit, whose import alone takes a second
     a_P, b_P = _signs(one, two)
-    untied = int((a_P != 0).sum()) * int((b_P != 0).sum())
-    return int((a_P * b_P).sum()) / math.sqrt(untied) if untied else None
+    untied = [math.sqrt(np.count_nonzero(sign_P)) for sign_P in (a_P, b_P)]
+    return max(-1.0, min(1.0, int((a_P * b_P).sum()) / untied[0] / untied[1])) if all(untied) else None
+
+
+def _signs(one: Sequence[float], two: Sequence[float]) -> tuple[Ints, Ints]:
+    """For every pair of positions, which of the two is higher in each sequence (0: tied)."""
+    i, j = np.triu_indices(len(one), 1)
+    a_P, b_P = (np.sign(value_N[j] - value_N[i]).astype(int) for value_N in map(np.asarray, (one, two)))
+    return a_P, b_P
 
 
 def with_itself(
@@ -50,17 +63,15 @@ def with_itself(
     return out
 
 
-def _signs(one: Ranking, two: Ranking) -> tuple[Ints, Ints]:
-    """For every pair of the first one's candidates: which of the two each ranking puts first (0: tied)."""
+def _same_candidates(one: Ranking, two: Ranking) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Both rankings' ranks of the first one's candidates. KlypeError when they rank different candidates."""
     there = ranks(two)
     if one.candidates != two.candidates:
         if len(set(one.candidates)) < len(one.candidates) or set(one.candidates) != set(two.candidates):
             raise KlypeError(f"Two rankings of {one.question.question!r} are compared that have other candidates.")
         place = dict(zip(two.candidates, there, strict=True))
         there = tuple(place[candidate] for candidate in one.candidates)
-    i, j = np.triu_indices(len(there), 1)
-    a, b = np.array(ranks(one), int), np.array(there, int)
-    return np.sign(a[j] - a[i]), np.sign(b[j] - b[i])
+    return ranks(one), there
 
 
 Level = Literal["nominal", "ordinal", "interval"]

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from klype import durable
 from klype.errors import KlypeError, UsageError
+from klype.examine.run_figures import FigureFacts
 from klype.jsons import finite
 from klype.model.atomic_folder import is_whole
 from klype.sources.find_model import DEMO, NEWEST_FIRST, RUNS, located
@@ -24,14 +25,6 @@ from klype.words.plain import aside
 
 LOCK = ".lock"
 MEND = "Bring it back from a copy."
-
-
-class FigureFields(TypedDict, total=False):
-    """The fields of a figure that are read from run.json."""
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class RunFields(TypedDict, total=False):
@@ -47,7 +40,7 @@ class RunFields(TypedDict, total=False):
     plan: dict[str, dict[str, Any]]
     done: dict[str, dict[str, Any]]
     seconds: dict[str, float]
-    figures: dict[str, dict[str, FigureFields] | None]
+    figures: dict[str, dict[str, FigureFacts] | None]
     gates: list[dict[str, Any]]
     process: dict[str, Any]
     reward: dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from klype.examine.intervals import mean_by_question, paired
 from klype.examine.measures import measure
-from klype.examine.run_figures import JsonObject
+from klype.examine.run_figures import JsonObject, clearly
 from klype.examine.say import Say
 from klype.model.transformer import Transformer
 from klype.runs.align_stage import Evaluation, best
@@ -36,30 +36,26 @@ Status = Literal["passed", "within", "missed"]
 def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[JsonObject], list[JsonObject]]:
     """The gates of what was learnt, never hidden, and what had too few cases to be one."""
     figures = run.record.content["figures"]
-    found: list[JsonObject] = []
-    few: list[JsonObject] = []
-
-    def gate(name: str, figure: Figure, threshold: float, below: bool = False) -> None:
-        if figure.value is not None and (figure.n < FEWEST or figure.low is None):
-            few.append({"name": name, "n": figure.n})
-        else:
-            found.append(gate_row(name, figure, threshold, below))
-
-    if run.recipe.kind == "world":
-        for stage, measure, name, threshold in WORLD:
-            gate(name, figure_of(figures.get(stage), measure), threshold)
-        gate("kl", figure_of(figures.get("base"), "kl"), KL, below=True)
+    world = run.recipe.kind == "world"
+    rows = [(name, figure_of(figures.get(at), measure), least) for at, measure, name, least in WORLD] if world else []
+    rows += [("kl", figure_of(figures.get("base"), "kl"), KL)] if world else []
     bits = figure_of(figures.get("base"), "bits_per_byte")
     if yardsticks is not None and bits.value is not None:
-        for name, known in (("ngram", yardsticks["ngram"]), ("xz", yardsticks["xz"])):
-            low, high = (None if end is None else known - end for end in (bits.high, bits.low))
-            gate(f"bits_below_{name}", replace(bits, value=known - bits.value, low=low, high=high), 0.0)
-    gate("reward_pairs", figure_of(run.record.content.get("reward"), "pair_accuracy"), pair_threshold(run))
-    if run.recipe.kind == "world":
-        gate("aligned_score_up", gains(run).get("annotator", Figure(None, why="not both models were asked")), 0.0)
+        for name in ("ngram", "xz"):
+            low, high = (None if end is None else yardsticks[name] - end for end in (bits.high, bits.low))
+            saved = replace(bits, value=yardsticks[name] - bits.value, low=low, high=high)
+            rows.append((f"bits_below_{name}", saved, 0.0))
+    rows.append(("reward_pairs", figure_of(run.record.content.get("reward"), "pair_accuracy"), pair_threshold(run)))
+    if world:
+        gain = gains(run).get("annotator", Figure(None, why="not both models were asked"))
         before, after = (figure_of(figures.get(stage), "retrieval_text") for stage in ("base", "aligned"))
-        gate("retrieval_kept", kept(before, after), KEPT)
-    return found, few
+        rows += [("aligned_score_up", gain, 0.0), ("retrieval_kept", kept(before, after), KEPT)]
+
+    def too_few(figure: Figure) -> bool:
+        return figure.value is not None and (figure.n < FEWEST or figure.low is None)
+
+    found = [gate_row(name, f, threshold, below=name == "kl") for name, f, threshold in rows if not too_few(f)]
+    return found, [{"name": name, "n": f.n} for name, f, _ in rows if too_few(f)]
 
 
 def time_gate(run: RunContext) -> JsonObject:
@@ -213,12 +209,8 @@ def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bo
         said.append(w("hacked"))
     if seen:
         said.append(w("far", kl=number((best(seen) if stopped else seen[-1]).kl, lang)))
-    lost = []
-    for name, better in KNOWLEDGE.items():
-        a, b = (figure_of(document[side], name) for side in ("before", "after"))
-        if a.low is not None and a.high is not None and b.low is not None and b.high is not None:
-            # the two intervals are apart, in the bad direction
-            lost += [name] if (b.high < a.low if better > 0 else b.low > a.high) else []
-    if any(name in document["before"] and name in document["after"] for name in KNOWLEDGE):
+    before, after = document["before"], document["after"]
+    if known := [name for name in KNOWLEDGE if name in before and name in after]:
+        lost = [name for name in known if clearly(before[name], after[name]) == -KNOWLEDGE[name]]
         said.append(w("forgot", measure=", ".join(lost)) if lost else w("kept"))
     return " ".join(said)

@@ -11,6 +11,7 @@ from typing import Any
 
 from klype.errors import KlypeError, UsageError
 from klype.examine import run_report as report
+from klype.examine.run_figures import beyond
 from klype.examine.say import Say as Words
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
@@ -20,7 +21,7 @@ from klype.runs import run_start
 from klype.runs.align_stage import Evaluation
 from klype.runs.examine_stage import MODELS, gather, measure_stage
 from klype.runs.folder import read_run
-from klype.runs.gates import against_aligning, compare, figure_of, time_gate, verdict
+from klype.runs.gates import against_aligning, compare, time_gate, verdict
 from klype.runs.listener import RunListener
 from klype.runs.machine_probe import all_cores_seconds, fitting, in_time
 from klype.runs.reward import examined
@@ -278,8 +279,7 @@ def compared(run: RunContext) -> dict[str, Any]:
     watched = content["watch"]
     document = compare(run, run.model("finetune"), run.model("align"))
     seen = [Evaluation(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
-    high = figure_of(watched, "change").high  # a run of an earlier klype does not know
-    fell = high is not None and high < 0
+    fell = beyond(watched["change"], 0.0) < 0
     says = {lang: verdict(document, seen, watched["stopped"], fell, lang) for lang in LANGUAGES}
 
     before, after = document["before"], document["after"]

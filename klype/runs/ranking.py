@@ -17,7 +17,6 @@ from klype.errors import KlypeError
 from klype.judge.meaning import text_meaning
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
-from klype.preferences import formats
 from klype.preferences.annotators import Scorer, merge_near_duplicates, most_informative, rank_simulated, ranks
 from klype.preferences.records import SIMULATED, Candidate, Entry, Part, RankingItem, entry_of
 from klype.preferences.store import Store
@@ -33,8 +32,6 @@ from klype.train.reward_model import RewardSettings, fit_reward
 from klype.values import Question, Ranking, Request, Sampling
 
 STORE = "rankings.db"  # a run's, in its folder rank/
-# what older runs have in its place
-BEFORE_STORES: tuple[tuple[str, Part], ...] = (("rankings.jsonl", "train"), ("held-out.jsonl", "held-out"))
 FEWEST = 100  # questions that are ranked however short the time, and by which it is measured
 SLACK = 1.5  # times their part of the time is what rankings may take before there are fewer
 BY_HAND = 40  # questions that a person is asked to rank
@@ -81,22 +78,13 @@ def rank(run: RunContext) -> None:
 
 
 def has_store(folder: Path) -> bool:
-    """Whether answers lie in a run's folder ``rank``, to be ranked or ranked already."""
-    return any((folder / name).is_file() for name in (STORE, *dict(BEFORE_STORES)))
+    """Whether a run's folder ``rank`` has a store of answers, ranked or not."""
+    return (folder / STORE).is_file()
 
 
 def open_store(folder: Path) -> Store:
-    """The store of a run's folder ``rank``, made when it is missing; an older run's files of rankings go into it."""
-    new = not (folder / STORE).exists()
-    store = Store.open(folder / STORE)
-    if new:
-        store.put(_older(folder))
-    return store
-
-
-def _older(folder: Path) -> list[Entry]:
-    there = [(folder / name, part) for name, part in BEFORE_STORES if (folder / name).is_file()]
-    return [replace(e, asked=replace(e.asked, part=part)) for file, part in there for e in formats.read(file)]
+    """The store of a run's folder ``rank``, created when it is missing."""
+    return Store.open(folder / STORE)
 
 
 def simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
@@ -192,12 +180,10 @@ def different(task: Task, question: Question, answers: Sequence[Candidate]) -> l
 
 def load(task: Task, folder: Path) -> RankedSets:
     """The rankings that the rank stage left, as token ids. Raises NoPreferencesError."""
-    if (folder / STORE).exists():
+    entries: list[Entry] = []
+    if has_store(folder):
         with Store.open(folder / STORE, read_only=True) as store:
-            found = store.entries()
-    else:
-        found = _older(folder)
-    entries = _by_people(found)
+            entries = _by_people(store.entries())
     if entries and not any(e.asked.part == "held-out" for e in entries):
         parts = _parts([e.asked.question for e in entries])
         entries = [replace(e, asked=replace(e.asked, part=part)) for e, part in zip(entries, parts, strict=True)]

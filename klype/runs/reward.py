@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from klype.errors import UsageError
 from klype.examine.calibration import bins, calibration_error
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.model.transformer import Transformer
 from klype.planner import StepBudget, StepPlan, ThreadConfig
-from klype.preferences.agreement import with_itself
-from klype.preferences.annotators import Scorer, rank_simulated, ranks
+from klype.preferences.agreement import kendall_tau_b, tau_b, with_itself
+from klype.preferences.annotators import Scorer, rank_simulated
 from klype.runs import ranking
 from klype.runs.listener import RunListener
-from klype.runs.ranking import RankedSets
 from klype.runs.recipe import Recipe
 from klype.runs.run_json import Record
 from klype.runs.run_options import InputOptions, RunOptions
@@ -63,34 +61,31 @@ def reward(run: RunContext) -> None:
     run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
     model.save(run.folder / "reward", {"annotator": ranked.annotator})
     run.models.pop("reward")
-    run.record.content["reward"] = _examined(run, model, ranked)
+    run.record.content["reward"] = examined(run)
     accuracy = run.record.content["reward"]["pair_accuracy"]["value"]
     share = "none" if accuracy is None else percent(accuracy, "en")
     run.say.stage_end(f"agrees with the annotator on {share} of held-out pairs")
 
 
 def examined(run: RunContext) -> dict[str, Any]:
-    """The figures of the run's reward model, for a run that brought it along."""
+    """The figures of the run's reward model: held-out pair accuracy, the annotator's agreement with itself, bias
+    towards length and politeness, rank correlation and calibration."""
     model = RewardModel.load(run.folder / "reward", run.model("finetune"))
-    return _examined(run, model, ranking.load(run.task, run.folder / "rank"))
-
-
-def _examined(run: RunContext, model: RewardModel, ranked: RankedSets) -> dict[str, Any]:
-    """Held-out pair accuracy, the annotator's agreement with itself, what the reward leans on besides the taste, and
-    how well its certainty is founded."""
-    seed, judge = run.options.seed, run.task.judge
+    ranked = ranking.load(run.task, run.folder / "rank")
+    seed, judge, noise = run.options.seed, run.task.judge, ranked.noise
     annotator = Scorer("ceiling", lambda question, answer: judge(question, answer, True).score)
     figures = {"pair_accuracy": _share_right(pairs_by_ranking(model, ranked.held_out)), "ceiling": UNKNOWN}
-    if (noise := ranked.noise) is not None:
+    if noise is not None:
 
         def again(index: int, rng: random.Random) -> Ranking:
             one = ranked.exact[index]
             return rank_simulated(annotator, one.question, one.candidates, noise, rng)
 
         figures["ceiling"] = _share_right(with_itself(again, len(ranked.exact), seed, repeats=AGAIN))
-    if ranked.held_out:
+    heads = [model.scores([r.prompt] * len(r.answers), r.answers) for r in ranked.held_out]  # [N, H] a question
+    if heads:
         # partial correlations of the reward with length and politeness, given the annotator's score
-        scores = [s for r in ranked.held_out for s in model.score([r.prompt] * len(r.answers), r.answers).tolist()]
+        scores = [float(score) for score_NH in heads for score in score_NH.mean(1)]
         texts = [(i, one.question, text) for i, one in enumerate(ranked.exact) for text in one.candidates]
         verdicts = [judge(question, text, True) for _, question, text in texts]
         beside = {"length": [float(v.words) for v in verdicts], "politeness": [float(bool(v.polite)) for v in verdicts]}
@@ -98,7 +93,9 @@ def _examined(run: RunContext, model: RewardModel, ranked: RankedSets) -> dict[s
         figures |= {f"leans_on_{name}": figure for name, figure in found.items()}
     shown: dict[str, Any] = {name: figure.json() for name, figure in figures.items()}
     ceiling = tau_ceiling(ranked.exact, noise, annotator, seed)
-    return {**shown, **judge_the_judge(model, ranked.held_out), "tau_ceiling": ceiling.json()}
+    # a difference of raw scores is the log-odds that the annotator prefers one answer to the other
+    raw = [(score_NH * model.spread).mean(1).tolist() for score_NH in heads]
+    return {**shown, **tau_and_calibration(raw, ranked.held_out), "tau_ceiling": ceiling.json()}
 
 
 def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: RunListener) -> dict[str, Reward]:
@@ -170,25 +167,23 @@ UNKNOWN = Figure(None, why="a person's own noise is known only from repeats")
 UNORDERED = Figure(None, why="no held-out pair is ordered")
 
 
-def judge_the_judge(model: RewardModel, held_out: Sequence[RankedAnswers]) -> dict[str, Any]:
-    """``tau`` (Kendall's τ-b per question), ``calibration`` (bins of σ(Δs) with the observed rate of winning) and
-    ``calibration_error``: the root mean square gap between the two."""
-    scores = [(model.scores([r.prompt] * len(r.answers), r.answers) * model.spread).mean(1) for r in held_out]
-    said, won, asked = pairs([(r.ranks, s_N.tolist()) for r, s_N in zip(held_out, scores, strict=True)])
+def tau_and_calibration(scores: Sequence[Sequence[float]], held_out: Sequence[RankedAnswers]) -> dict[str, Any]:
+    """``tau`` (mean Kendall's τ-b of a question), ``calibration`` (bins of σ(Δs) with the observed rate of winning) and
+    ``calibration_error``: the root mean square gap between the two. ``scores``: of each ranking's answers."""
+    said, won, asked = pairs([(r.ranks, own) for r, own in zip(held_out, scores, strict=True)])
     if not said:
         return {"tau": UNORDERED.json(), "calibration_error": UNORDERED.json(), "calibration": []}
-    both = [(-np.array(r.ranks), s_N) for r, s_N in zip(held_out, scores, strict=True)]
+    taus = [tau_b([-rank for rank in r.ranks], own) for r, own in zip(held_out, scores, strict=True)]
     return {
-        "tau": _mean_tau(both, range(len(both))).json(),
+        "tau": _mean_tau(taus, range(len(taus))).json(),
         "calibration_error": calibration_error(said, won, asked, count=BINS).json(),
         "calibration": [{"p": p, "observed": observed.json()} for p, observed in bins(said, won, asked, count=BINS)],
     }
 
 
-def _mean_tau(both: Sequence[tuple[Any, ...]], asked: Sequence[int]) -> Figure:
-    """The mean of Kendall's τ-b of two orders of each question's answers; of what is all tied there is none."""
-    taus = [(float(stats.kendalltau(one, two).statistic), index) for (one, two), index in zip(both, asked, strict=True)]
-    known = [(tau, index) for tau, index in taus if np.isfinite(tau)]
+def _mean_tau(taus: Sequence[float | None], asked: Sequence[int]) -> Figure:
+    """The mean τ-b over the questions ``asked``; None, where all answers are tied, is left out."""
+    known = [(tau, index) for tau, index in zip(taus, asked, strict=True) if tau is not None]
     if not known:
         return UNORDERED
     return mean_by_question([tau for tau, _ in known], [i for _, i in known], "tau-b", within=(-1.0, 1.0))
@@ -199,10 +194,8 @@ def tau_ceiling(exact: Sequence[Ranking], noise: float | None, annotator: Scorer
     if noise is None:
         return UNKNOWN
     rng, asked = random.Random(seed), [index for index in range(len(exact)) for _ in range(AGAIN)]
-    shown = [(exact[index].question, exact[index].candidates) for index in asked]
-    return _mean_tau(
-        [tuple(ranks(rank_simulated(annotator, *one, noise, rng)) for _ in range(2)) for one in shown], asked
-    )
+    again: Callable[[Ranking], Ranking] = lambda r: rank_simulated(annotator, r.question, r.candidates, noise, rng)
+    return _mean_tau([kendall_tau_b(again(exact[index]), again(exact[index])) for index in asked], asked)
 
 
 def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:
