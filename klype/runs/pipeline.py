@@ -1,5 +1,4 @@
-"""``klype run``, ``klype train`` and ``klype align``: the stages one after the other, each measured, all of it
-resumable."""
+"""``klype run``, ``klype train`` and ``klype align``: runs the stages in order, measures each, and resumes."""
 
 from __future__ import annotations
 
@@ -41,20 +40,21 @@ from klype.values import Question, Verdict
 from klype.words import LANGUAGES, in_all_languages
 
 MEASURED = {stage: name for name, stage in MODELS.items()}
-SHORTEST = 1  # minutes of a run that ends in time
+SHORTEST = 1  # minutes; a shorter run takes longer than asked
 
-Look = Callable[..., float]  # like klype.runs.machine_probe.all_cores_seconds
+Look = Callable[..., float]  # seconds per step of a model: see klype.runs.machine_probe.all_cores_seconds
 
 
 def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
-    """The whole life-cycle in ``options.out`` (empty, or to be resumed). Returns the JSON contract of a run.
+    """Runs the whole life-cycle in ``options.out`` (empty, or to be resumed). Returns the run's JSON document.
 
-    Several processes do what can be shared together, then the first continues alone, and the others return nothing.
+    With several processes, all take part in the shared stages; then the first continues alone, and the others return
+    an empty document.
     """
     with parallel.first_alone():
         run = run_start.open_life_cycle(options, say)
         stages = run_start.done_already(find_model(run.options.from_), run.options) if run.start is not None else ()
-        # a model from outside is measured as the last of the stages that it has behind it left it
+        # a model from outside is measured as the result of the last stage it has been through
         if stages and MEASURED[stages[-1]] not in run.record.content["figures"]:
             say.note(f"The model has already been through: {', '.join(stages)}. It continues from there.")
             for name in stages:
@@ -69,7 +69,7 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
                 continue
             if name == "align" and not run.recipe.align.replaces_model:
                 if not run.record.done("reward"):
-                    continue  # nothing is aligned without an imitation of the annotator
+                    continue  # alignment by the reward model needs one
                 if (why := against_aligning(run)) is not None and not run.options.force:
                     _refuse(run, why)
                     continue
@@ -93,7 +93,8 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
 
 
 def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
-    """One stage in a run folder of its own: ``out/STAGE`` is its checkpoint. Of several processes, the first tells."""
+    """Runs one stage in a run folder of its own; the checkpoint is ``out/STAGE``. Returns the JSON document of the
+    command, empty on all processes but the first."""
     stage = run_start.STAGES[options.stage]
     if not stage.shared and parallel.ranks() > 1:
         raise UsageError(f"The stage {options.stage} is done by one process.", "Leave out the launcher (torchrun).")
@@ -115,19 +116,20 @@ def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
 
 
 def _refuse(run: RunContext, why: dict[str, str]) -> None:
-    """Says why nothing is aligned, now and in the report."""
+    """Records why the run is not aligned, for the report, and says so."""
     run.record.content["refused"] = why
     run.record.save()
     run.say.note(why.get(run.options.lang, why["en"]))
 
 
 def _measured(run: RunContext, stage: str) -> None:
+    """Measures the model that a stage left, records the figures and shows them."""
     name, content = MEASURED[stage], run.record.content
     began = time.perf_counter()
     content["figures"][name] = measure_stage(run, name)
     took = time.perf_counter() - began
     run.record.add_seconds("examine", took)
-    # as long again for each model that is left, and for the report
+    # the models still to be measured and the report will each take about as long
     run.needs["examine"] = took * (1 + sum(not run.record.done(stage) for stage in MEASURED))
     run.record.save()
     words = Words(run.options.lang)
@@ -136,7 +138,7 @@ def _measured(run: RunContext, stage: str) -> None:
 
 
 def measure_as_now(run: RunContext) -> None:
-    """What an earlier klype measured otherwise, as it is meant now."""
+    """Measures again what an earlier klype measured by another definition."""
     content = run.record.content
     otherwise = meant_otherwise(content)
     if "right" in otherwise:
@@ -149,7 +151,7 @@ def measure_as_now(run: RunContext) -> None:
 
 
 def reported(run: RunContext) -> dict[str, Any]:
-    """Measures what only the whole run can tell, writes the report, and returns what ``--json`` prints."""
+    """Measures the run as a whole, writes the report, and returns what ``--json`` prints."""
     content = run.record.content
     began = time.perf_counter()
     facts = gather(run)
@@ -181,11 +183,11 @@ def reported(run: RunContext) -> dict[str, Any]:
 
 # ``klype align``: a run's answers are aligned, once or in rounds (rank → reward → align), and compared with before
 
-METHOD = "grpo"  # where none is asked for
+METHOD = "grpo"  # the default
 
 
 def overrides(name: str, weights: Mapping[str, float], beta: float | None, target_kl: float | None) -> tuple[str, ...]:
-    """What is asked of an alignment, as settings of its recipe; ``name``: of the method, "" for the usual one."""
+    """The options of an alignment as overrides of its recipe. ``name``: the method's; "" for the default."""
     kind = "preference" if method(name or METHOD).learns_from == "rankings" else "policy"
     asked = {"align.how.method": name or None, f"align.how.{kind}.beta": beta, "align.how.target_kl": target_kl}
     return (*(f"{setting}={value}" for setting, value in asked.items() if value is not None), *as_settings(weights))
@@ -194,8 +196,8 @@ def overrides(name: str, weights: Mapping[str, float], beta: float | None, targe
 def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListener) -> dict[str, Any]:
     """Aligns the run named by ``options.from_`` and returns the JSON document of the command.
 
-    More than one round, a taste, or ``options.human``: the newest model's answers are ranked anew first, by the
-    simulated annotator or by hand. Raises KlypeError when the reward model is too weak and ``force`` was not given.
+    With several rounds, a taste, or ``options.human``, the newest model's answers are first ranked again, by the
+    simulated annotator or by hand. Raises KlypeError when the reward model is too weak and ``force`` is not set.
     """
     if not 1 <= rounds <= 50:
         raise UsageError(f"--rounds should be from 1 to 50 (it is {rounds}).")
@@ -212,13 +214,13 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListene
         usual = replace(options, overrides=(f"align.how.method={METHOD}", *options.overrides))
         recipe, options = run_start.recipe_of(start, usual), run_start.with_inputs_of(start, options)
         if options.steps is None and options.minutes is None:
-            options = replace(options, minutes=0.5)  # a round
-    method(recipe.align.how.method)  # one there is
+            options = replace(options, minutes=0.5)  # per round
+    method(recipe.align.how.method)  # UsageError for an unknown one
     anew = rounds > 1 or flaw is not None or options.human
     done: list[dict[str, Any]] = []
     for folder in folders:
         asked = replace(options, out=folder)
-        # a finished one is not done again
+        # a finished round is not repeated
         known = read_run(folder).get("aligned") if run_start.is_begun(asked) else None
         if not known:
             run = run_start.begin_or_resume(asked, recipe, say, start, "rank" if anew else "align")
@@ -233,8 +235,8 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListene
 
 
 def align_anew(run: RunContext, flaw: Taste | None, anew: bool) -> None:
-    """One round in a folder of its own. ``flaw``: the annotator's taste, where it is another than the annotator's;
-    ``anew``: whether answers are ranked anew."""
+    """Runs one round in a folder of its own. ``flaw``: the taste to rank by in place of the annotator's own; ``anew``:
+    whether answers are ranked again."""
     content = run.record.content
     ranks = run if flaw is None else replace(run, task=tasted(run.task, flaw))
     with run.record.under_way():
@@ -242,13 +244,13 @@ def align_anew(run: RunContext, flaw: Taste | None, anew: bool) -> None:
             if not run.record.done(name):
                 with run.record.timed(name):
                     run_start.STAGES[name].do(ranks if name == "rank" else run)
-        if flaw is not None:  # the annotator's own ceiling is that of the taste it ranked by
+        if flaw is not None:  # the annotator agrees with itself by the taste that it ranked by
             own = examined(ranks)
             content.setdefault("reward", own).update({k: own[k] for k in ("ceiling", "tau_ceiling")})
         if content.get("reward") is None and (run.folder / "reward" / ABOUT).exists():
             content["reward"] = examined(run)
             run.record.save()
-        if content.get("reward") is not None:  # the audit, shown before anything is aligned
+        if content.get("reward") is not None:  # shown before anything is aligned
             found: dict[str, Any] = {k: f for k, f in content["reward"].items() if isinstance(f, dict) and "value" in f}
             words = Words(run.options.lang)
             shown = [(words.measure(name), words.figure(f, name)) for name, f in found.items()]
@@ -261,8 +263,7 @@ def align_anew(run: RunContext, flaw: Taste | None, anew: bool) -> None:
 
 
 def tasted(task: Task, taste: Taste) -> Task:
-    """The task with an annotator of another taste, for the time that it ranks; what is measured stays with the true
-    one."""
+    """A copy of the task whose annotator has another taste, for ranking. Measures use the task itself."""
 
     def judge(question: Question, answer: str, finished: bool) -> Verdict:
         verdict = task.judge(question, answer, finished)
@@ -274,7 +275,7 @@ def tasted(task: Task, taste: Taste) -> Task:
 
 
 def compared(run: RunContext) -> dict[str, Any]:
-    """What came of an alignment: told, and kept in run.json."""
+    """Compares the model before and after alignment; shows the result and records it in run.json."""
     content, say, words = run.record.content, run.say, Words(run.options.lang)
     watched = content["watch"]
     document = compare(run, run.model("finetune"), run.model("align"))
@@ -300,13 +301,13 @@ def compared(run: RunContext) -> dict[str, Any]:
     return out
 
 
-# what is going to be made, chosen and said before it is begun
+# before training: the shape of a new model
 
 
 def resolve_shape(run: RunContext, look: Look = all_cores_seconds) -> None:
-    """Chooses the shape of a new model where the recipe leaves it open, for good, and says what is going to be made.
+    """Chooses the model's shape where the recipe leaves it open, records it, and announces the run.
 
-    ``look`` tells how long a step takes.
+    ``look`` measures the seconds per step.
     """
     began, recipe, lesson, limit = time.perf_counter(), run.recipe, run.recipe.pretrain, ""
     if run.start is None and recipe.model.open:
@@ -326,7 +327,7 @@ def resolve_shape(run: RunContext, look: Look = all_cores_seconds) -> None:
             fits = in_time(seconds, tokens_a_step, step_seconds)
 
             def learns(smaller: ModelConfig, larger: ModelConfig) -> float:
-                """All processes continue with one shape."""
+                """The first process decides, so that all continue with one shape."""
                 nonlocal limit
                 tokens: float = parallel.from_first(fits(smaller, larger))
                 limit = "this text" if most < tokens else "the time"

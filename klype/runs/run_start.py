@@ -1,4 +1,4 @@
-"""From what is asked for to a run that is ready to begin or to resume: its files, recipe, start and record."""
+"""Opens a run from its options, new or resumed: input files, recipe, starting model and record."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ from klype.train import parallel
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage: its function and prerequisites. ``before``: the stage whose model it starts from; ``needs``: stages
-    whose results must be in the run's folder, too. ``shared``: several processes do it together; the other stages are
-    done by one."""
+    """A stage: its function and prerequisites. ``before``: the stage whose model it starts from; ``needs``: stages
+    whose results must be in the run's folder, too. ``shared``: all processes take part; else only the first."""
 
     do: Callable[[RunContext], None]
     before: str = ""
@@ -101,9 +100,10 @@ def begin_or_resume(
     start: ModelFiles | None = None,
     goal: str = "",
 ) -> RunContext:
-    """The record on disk, and everything the stages need in memory. UsageError where a resumed run has other files.
+    """Creates or reads the run's record and loads what the stages need. UsageError where a resumed run's input files
+    differ.
 
-    ``goal``: a stage for which the run of ``start`` has what it builds on, which is brought along.
+    ``goal``: the stage to be done; what it builds on is copied from the run of ``start``.
     """
     folder, resumed = options.out, is_begun(options)
     assert folder is not None
@@ -143,10 +143,10 @@ def begin_or_resume(
     if not resumed:
         task.chat.tokenizer.save(folder)
         task.save_inputs(folder)
-        record.content |= about(run)  # also the card of the first stage says whose data it was
+        record.content |= about(run)  # for the model card of every stage
         record.save()
     if start is not None and goal:
-        # what the stage builds on comes along: the new folder is a run of its own, which the next can start from
+        # the new folder is a run of its own, which the next can start from
         for needed in STAGES[goal].needs:
             if start.run is not None and (start.run / needed).is_dir():
                 _copy(start.run / needed, folder / needed)
@@ -155,13 +155,14 @@ def begin_or_resume(
 
 
 def is_begun(options: InputOptions) -> bool:
-    """Whether there is a run in ``options.out``, to be resumed."""
+    """Whether ``options.out`` holds a run, which can be resumed."""
     assert options.out is not None
     return (options.out / "run.json").exists()
 
 
 def as_begun(options: Asked) -> tuple[Asked, Recipe]:
-    """What was asked for when the run in ``options.out`` began, and the recipe that it goes by."""
+    """The options and the recipe that the run in ``options.out`` began with. UsageError where ``options`` ask for
+    something else, KlypeError where run.json is damaged."""
     assert options.out is not None
     content = read_run(options.out)
     try:
@@ -171,7 +172,7 @@ def as_begun(options: Asked) -> tuple[Asked, Recipe]:
 
 
 def lacks_nothing(start: ModelFiles, stage: str, recipe: Recipe) -> None:
-    """UsageError, before anything is made, where the model's run has not what the stage builds on."""
+    """UsageError where the model's run lacks what the stage builds on."""
     for needed in STAGES[stage].needs:
         there = start.run is not None and (start.run / needed).is_dir()
         if there or (stage == "align" and needed not in recipe.align.needs):
@@ -193,19 +194,20 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("resume", "metrics.jsonl"))
 
 
-# the files that a run reads: a run is resumed with the same ones, or not at all
+# input files: a run can only be resumed with the same ones
 
 
 def input_hashes(options: InputOptions) -> dict[str, str]:
-    """SHA-256 of every file that is given, by its absolute path, as a run may be resumed from any folder. What was
-    fetched from the Hub is in the run's own folder."""
+    """{absolute path: SHA-256} of every input file. What was fetched from the Hub is in the run's own folder and not
+    among them."""
     given = [*options.text, options.instructions, options.preferences, options.data]
     paths = [path for path in given if path is not None and not is_hub(path)]
     return {os.path.abspath(file): hash_file(file) for file in files_of(paths, KINDS)}
 
 
 def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]:
-    """The hashes, which are those that the run began with. UsageError for a file that is missing, new or another."""
+    """The hashes of the input files. UsageError unless they are those that the run began with: for a file that is
+    missing, new or changed."""
     for name in began:
         if not Path(name).is_file():
             raise UsageError(f"{name} is missing, which this run began with.", f"Put the file back, or {ANOTHER}.")
@@ -218,11 +220,12 @@ def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]
     return now
 
 
-# what a stage takes over from the run that it starts from, where nothing else is given
+# what a stage takes over from the run that it starts from
 
 
 def start_of(options: StageOptions) -> ModelFiles:
-    """The model that the stage starts from: for a whole run, the one that the same stage of that run started from."""
+    """The model that the stage starts from. For a run's folder: the one that the same stage of that run started
+    from."""
     found = find_model(options.from_)
     if found.run is not None and Path(options.from_).resolve() == found.run.resolve():
         earlier = found.run / STAGES[options.stage].before
@@ -231,7 +234,7 @@ def start_of(options: StageOptions) -> ModelFiles:
 
 
 def with_inputs_of(start: ModelFiles, options: StageOptions) -> StageOptions:
-    """With the texts, questions and rankings that the run was given, where none are given now."""
+    """The options with the inputs of the run that ``start`` belongs to, where they name none; else unchanged."""
     given = options.text or options.data or options.instructions or options.preferences
     content = read_run(start.run) if start.run is not None and not given else {}
     if not {"settings", "asked"} <= content.keys():
@@ -241,9 +244,10 @@ def with_inputs_of(start: ModelFiles, options: StageOptions) -> StageOptions:
 
 
 def recipe_of(start: ModelFiles, options: StageOptions) -> Recipe:
-    """The run's own recipe, with what is overridden now. UsageError for a model without a run.
+    """The recipe of the run that ``start`` belongs to, with the overrides of ``options``. UsageError for a model
+    without a run.
 
-    Its rewards are not taken over: code is run when it is named, not because a run's folder names it.
+    Reward functions are not taken over: code runs only when the user names it, not because a run's folder does.
     """
     if start.run is None:
         raise UsageError(f"{options.from_} is not a run with a fine-tuned model.", "Give a run's folder.")
@@ -253,12 +257,12 @@ def recipe_of(start: ModelFiles, options: StageOptions) -> Recipe:
     return make(Recipe, overridden(saved(settings), ("align.rewards={}", *options.overrides)))
 
 
-# a recipe that suits the model to start from
+# the recipe, adapted to the model to start from
 
 
 def suited(recipe: Recipe, options: InputOptions, start: ModelFiles | None) -> Recipe:
-    """The recipe for this start: adapters of the rank asked for, the model's own shape, and no text longer than its
-    window. UsageError for what goes with no model.
+    """The recipe adapted to the starting model: its shape, at most its window, and adapters of the rank asked for.
+    UsageError for settings that fit no model.
     """
     if options.lora is not None:
         if start is None:
@@ -276,7 +280,7 @@ def suited(recipe: Recipe, options: InputOptions, start: ModelFiles | None) -> R
 
 
 def dealt_out(recipe: Recipe, processes: int) -> Recipe:
-    """The recipe with a number of micro-batches per step that divides evenly among the processes, if its rows allow."""
+    """The recipe with as many micro-batches as divide evenly among the processes, where its rows allow that."""
     for name, lesson in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         pieces = -(-lesson.training.micro_batches // processes) * processes
         if lesson.rows % pieces == 0:
@@ -286,10 +290,10 @@ def dealt_out(recipe: Recipe, processes: int) -> Recipe:
 
 
 def done_already(start: ModelFiles, options: InputOptions) -> tuple[str, ...]:
-    """The stages that a whole run leaves out: those that the model it starts from has been through.
+    """The stages that a whole run skips: those that its starting model has been through.
 
-    For a model from elsewhere they are unknown: with a chat template it answers already, and is taught only when
-    there are instructions to teach.
+    For a model not made by klype they are guessed: pre-training, and with a chat template fine-tuning too, unless
+    instructions are given.
     """
     stage = start.stage or read_about(start.folder).get("stage", "")
     if stage:

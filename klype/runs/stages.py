@@ -1,4 +1,4 @@
-"""The stages of a life up to the rankings, as a run does them, and the common loop as all stages use it."""
+"""A run's state in memory, pre-training and fine-tuning, and how every stage plans and trains."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
 from klype.values import Batch, Batches, Request, Reward, end
 
-SPEAK_EVERY = 12.0  # seconds between two samples of what the model says
-TIMED = 64  # questions whose answers are timed before anything is learnt
+SPEAK_EVERY = 12.0  # seconds between two samples of the model's text
+TIMED = 64  # questions whose answers are timed before training
 
 
 TrainStage = Literal["pretrain", "finetune", "align"]
-# A stage's objective and batches for a model, by a plan; without one, for a probe.
+# (model, plan) → the stage's objective and batches; plan None: for a probe
 StageBuild = Callable[[nn.Module, StepPlan | None], tuple[Objective, Batches]]
 
 
 @dataclass
 class RunContext:
-    """A run under way. ``start`` is the folder of an outside model that the first stage starts from. ``settling_s``:
-    what it took to choose a shape. ``functions``: the recipe's rewards by name, without the reward model. ``needs``:
-    seconds that the parts without steps of their own still take, by what was measured (``planner.divide``)."""
+    """A run in progress. ``start``: the folder of the outside model that the first stage starts from. ``settling_s``:
+    seconds spent on choosing a shape. ``functions``: the recipe's reward functions by name. ``needs``: estimated
+    seconds that the parts without training steps still take (``planner.divide``). ``models``: by stage, as loaded."""
 
     folder: Path
     options: RunOptions | StageOptions
@@ -66,7 +66,7 @@ class RunContext:
     models: dict[str, Transformer] = field(default_factory=dict)
 
     def model(self, stage: str) -> Transformer:
-        """The model that a stage left, from memory or its folder; of one that was left out, the model from outside."""
+        """The model that a stage left, from memory or its folder; for a skipped stage, the outside model."""
         left_out = stage not in self.models and not (self.folder / stage / "model.safetensors").exists()
         outside = self.start if left_out else None
         key = stage if outside is None else ""
@@ -75,22 +75,22 @@ class RunContext:
         return self.models[key]
 
     def load(self, folder: Path) -> Transformer:
-        """A checkpoint's model, where this run computes."""
+        """A checkpoint's model on this run's device and backend."""
         return checkpoint.load(folder, device=self.device).model.using(self.backend)
 
     @cached_property
     def device(self) -> torch.device:
-        """Where a process alone computes; of several, each has its shards where ``parallel.device`` says."""
+        """The device of a process alone; with several, each has its shards on ``parallel.device()``."""
         return pick_device("cpu" if self.options.processes > 1 else self.options.device)
 
     @property
     def cores(self) -> int:
-        """On which one process may compute side by side: an accelerator is one."""
+        """CPU cores per process; 1 on an accelerator."""
         return max(1, usable_cores() // self.options.processes) if self.device.type == "cpu" else 1
 
     @cached_property
     def backend(self) -> Backend:
-        """What computes: compiled code for the CPU, where there is a compiler and a place to keep it."""
+        """Compiled code on the CPU where there is a compiler and a cache folder, else torch."""
         if self.options.cache is None or self.device.type != "cpu":
             return TORCH
         tell = lambda: self.say.note("Compiling klype's training code for this processor, once; it takes some seconds.")
@@ -100,6 +100,7 @@ class RunContext:
         return found
 
     def save(self, stage: str, model: Transformer, about: dict[str, Any]) -> None:
+        """Writes a stage's checkpoint and keeps its model in memory."""
         full = {"stage": stage, "recipe": self.record.content["recipe"], "seed": self.options.seed, **about}
         if parallel.is_first():
             checkpoint.save(self.folder / stage, model, self.task.chat.tokenizer, full)
@@ -107,7 +108,7 @@ class RunContext:
 
 
 def pretrain(run: RunContext) -> None:
-    """Next token, one-hot cross-entropy."""
+    """Trains on text: cross-entropy of the next token."""
     torch.manual_seed(run.options.seed)
     if run.start is None:
         shape = model_config(run.recipe.model, run.task.chat.tokenizer.vocab_size)
@@ -124,12 +125,12 @@ def pretrain(run: RunContext) -> None:
 
 
 def late_text(run: RunContext) -> Cycle:
-    """Batches from late in pre-training, for the probe."""
+    """Batches from late in pre-training, for a probe."""
     return Cycle(run.task.late(), STEPS * run.recipe.pretrain.training.micro_batches)
 
 
 def finetune(run: RunContext) -> None:
-    """Answers only, with pre-training text rehearsed in every step."""
+    """Trains on answers, with pre-training text rehearsed in every step."""
     lesson, pieces = run.recipe.finetune, run.recipe.finetune.training.micro_batches
     whole = copy.deepcopy(run.model("pretrain"))
     run.task.before_finetuning(whole)
@@ -151,11 +152,11 @@ def _teach(
     objective: Objective,
     batches: Callable[[StepPlan | None], Batches],
 ) -> None:
-    """Trains a model, or adapters for it, on batches of a plan (without one: for a probe), and keeps the weights
-    that are the best on what is held out."""
+    """Trains the model, or adapters for it, on ``batches(plan)`` (plan None: for a probe), and keeps the weights with
+    the lowest held-out loss."""
     model, held_out = learner(run, whole), run.task.watched(stage)
     pieces = run.recipe.training(stage).micro_batches
-    checked: list[ValidatedBatches] = []  # the newest: a plan that is put right begins with others
+    checked: list[ValidatedBatches] = []  # the newest: a corrected plan starts with new ones
 
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
         found = batches(planned)
@@ -178,11 +179,11 @@ def _teach(
         one.best.forget()  # nothing is left to resume
 
 
-# The loop, as all stages use it
+# planning and training, for all stages
 
 
 def learner(run: RunContext, whole: Transformer) -> Transformer:
-    """What a stage trains: the model itself, or adapters for it."""
+    """The model to train: the whole model, or with LoRA frozen weights with adapters."""
     if not run.recipe.lora.rank:
         return whole
     torch.manual_seed(run.options.seed)
@@ -190,12 +191,12 @@ def learner(run: RunContext, whole: Transformer) -> Transformer:
 
 
 def learnt(model: Transformer, whole: Transformer) -> Transformer:
-    """The model that a stage leaves: an ordinary one, with what the adapters learnt in its weights."""
+    """The trained model; adapters are merged into the weights."""
     return model.merged(whole) if isinstance(model, AdaptedTransformer) else model
 
 
 def learn(run: RunContext, stage: TrainStage, model: Transformer, build: StageBuild) -> int:
-    """Plan (or replay the plan), train or resume, and tell how it goes; returns the steps that were taken."""
+    """Plans the stage (or reads its plan), trains or resumes it, and reports progress. Returns the number of steps."""
     model.train()
     trainee, training = model.using(run.backend), run.recipe.training(stage)
     planned = planned_stage(run, stage, trainee, build)
@@ -230,7 +231,7 @@ def learn(run: RunContext, stage: TrainStage, model: Transformer, build: StageBu
     try:
         trained, tokens = budget.follow(start, tell)
     finally:
-        # what is measured afterwards must not depend, in its last bits, on the threads that suited training
+        # later measurements must not depend, in their last bits, on the number of threads chosen for training
         torch.set_num_threads(own)
     model.eval()
     run.say.stage_end(f"{trained.steps} steps, {tokens:,} tokens in {trained.seconds:.0f} s")
@@ -238,7 +239,7 @@ def learn(run: RunContext, stage: TrainStage, model: Transformer, build: StageBu
 
 
 def planned_stage(run: RunContext, stage: TrainStage, model: nn.Module, build: StageBuild) -> StepPlan:
-    """The plan that a stage began with, or a new one: of the steps asked for, or of what fits into its time."""
+    """The recorded plan of the stage, or a new one: of the steps asked for, or of as many as fit into its time."""
     plans, training = run.record.content["plan"], run.recipe.training(stage)
     if stage in plans:
         return StepPlan.parse(plans[stage])
@@ -249,13 +250,13 @@ def planned_stage(run: RunContext, stage: TrainStage, model: nn.Module, build: S
         seconds, precision, probe = seconds_for(run, stage), precision_of(run, stage), lambda twin: build(twin, None)
         fits = fitting_steps(model, probe, training, seconds, run.cores, precision)
         if stage == "pretrain" and isinstance(run.options, RunOptions) and not run.record.done("finetune"):
-            # what fine-tuning will not need of its share, a row of either stage taking as long
+            # takes over the time that fine-tuning will not need, assuming that a row takes as long in either stage
             lesson, a_row = run.recipe.finetune, fits.seconds / fits.steps / run.recipe.pretrain.rows
             needed = enough_steps(run, "finetune") * (lesson.rows + lesson.rehearsal_rows) * a_row
             fits = fits.longer(max(0.0, seconds_for(run, "finetune") - needed))
         planned = fits.at_most(enough_steps(run, stage))
         if planned.steps < fits.steps and stage == "pretrain":
-            spared = fits.seconds - planned.seconds  # time that nothing is to be learnt in is not taken
+            spared = fits.seconds - planned.seconds
             run.say.note(
                 f"After {run.recipe.pretrain.passes} passes through this text it would be learnt by heart: "
                 f"{spared:.0f} s of pre-training are left out. More text would use them (--set pretrain.passes=… to "
@@ -269,7 +270,8 @@ def planned_stage(run: RunContext, stage: TrainStage, model: nn.Module, build: S
 
 
 def enough_steps(run: RunContext, stage: str) -> int:
-    """The steps after which everything has been met as often as it may be; sys.maxsize where there is no limit."""
+    """The steps after which the data has been passed through as often as the recipe allows; sys.maxsize where there is
+    no limit."""
     task, recipe = run.task, run.recipe
     if stage == "finetune" and recipe.finetune.passes and task.examples:
         return math.ceil(recipe.finetune.passes * task.examples / recipe.finetune.rows)
@@ -279,7 +281,7 @@ def enough_steps(run: RunContext, stage: str) -> int:
 
 
 def precision_of(run: RunContext, stage: str) -> Precision:
-    """What a stage is or will be planned to compute in."""
+    """The precision in the stage's plan, or the one that it will be planned with."""
     known, machine = run.record.content["plan"].get(stage), run.record.content["machine"]
     if known:
         return StepPlan.parse(known).precision
@@ -291,7 +293,7 @@ def precision_of(run: RunContext, stage: str) -> Precision:
 
 
 def seconds_for(run: RunContext, stage: str) -> float:
-    """This stage's part of what is left of the time planned: by the shares of the stages still to come."""
+    """Seconds for a stage: its part of the time left, by the shares of the stages still to come."""
     if isinstance(run.options, StageOptions):
         return max(1.0, 60 * (run.options.minutes or 5.0) - run.settling_s)
     to_come = {n: getattr(run.recipe, n).share for n in (*STAGES, "examine") if not run.record.done(n)}
@@ -300,8 +302,8 @@ def seconds_for(run: RunContext, stage: str) -> float:
 
 
 def estimate_needs(run: RunContext, model: Transformer) -> None:
-    """Before anything is learnt: what examinations, the reward model and the rankings will take, by a few answers of
-    the model as it is, which are as long as the right ones."""
+    """Estimates before training how long examinations, reward model and rankings will take, by timing a few answers
+    of the untrained model, as long as the right ones."""
     encode, section = run.task.chat.tokenizer.encode_answer, run.recipe.rank
     asked = [question for question in run.task.held_out[:TIMED] if question.answers]
     if not asked or parallel.ranks() > 1:
@@ -314,8 +316,8 @@ def estimate_needs(run: RunContext, model: Transformer) -> None:
     Engine(model).run(requests)
     an_answer = (time.perf_counter() - began) / (2 * len(asked))
     rank = an_answer * (section.questions + section.held_out) * (section.drawn + section.hot)
-    # measured, world in five minutes and norsk in two: an examination takes six times as long as its answers, there are
-    # three and the report's, and the reward model takes three quarters of the rankings' time
+    # measured on world in five minutes and norsk in two: an examination takes six times as long as its answers, and
+    # there are three and the report's; the reward model takes three quarters of the rankings' time
     examination = 6 * an_answer * len(examined_on(run.task, run.options.minutes))
     run.needs = {"examine": 4 * examination, "reward": 0.75 * rank, "rank": rank}
 
@@ -327,7 +329,7 @@ def session_of(
     model: Transformer | None = None,
     counted: _TokenCounter | None = None,
 ) -> TrainSession:
-    """What the loop reports to, and what may stop it."""
+    """The callbacks of one start of training: progress, samples of text, and a stop when the plan changes."""
     began = spoken = time.perf_counter()
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
@@ -338,7 +340,7 @@ def session_of(
             shown["tokens_per_second"] = counted.lately / max(1e-9, now - began)
         run.say.step(shown)
         budget.watch(step, now)
-        if model is not None and parallel.ranks() == 1 and now - spoken > SPEAK_EVERY:  # in shards it cannot speak
+        if model is not None and parallel.ranks() == 1 and now - spoken > SPEAK_EVERY:  # a sharded model cannot
             model.eval()
             run.say.sample(run.task.speak(model, stage))
             model.train()
@@ -358,7 +360,7 @@ SHOWN = frozenset(["loss", "validation", "reward", "length", "pair_accuracy", "k
 
 
 class _TokenCounter(Batches):
-    """Batches, and how many tokens have been learnt from them: ever, and since this start."""
+    """Batches that count the tokens learnt from: ``tokens`` in all, ``lately`` since this start."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches, self.tokens, self.lately = batches, 0, 0
@@ -378,7 +380,7 @@ class _TokenCounter(Batches):
 
 
 class WithRehearsal(Batches):
-    """Batches that bring rehearsal along: the main batch's ``extra["rehearsal"]``."""
+    """Batches with a rehearsal batch in ``extra["rehearsal"]``."""
 
     def __init__(self, main: Batches, rehearsal: Callable[[int], Batch]) -> None:
         self._main, self._rehearsal, self._at = main, rehearsal, 0
