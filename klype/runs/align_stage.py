@@ -1,4 +1,4 @@
-"""The last stage: answers that please the annotator, held near what they were, and looked at while they change."""
+"""The alignment stage: trains on rewards or rankings near a reference model, and evaluates the model meanwhile."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ COLUMNS = ("step", "annotator", "reward", "KL", "tokens", "repeated")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Measurements of the model after ``step`` steps. ``truth`` is the annotator's score of each question's answer;
-    ``reward`` the mean of what is learnt from; ``kl`` in nats per answer; ``length`` in tokens; ``repetition`` a share
-    of 4-grams; ``rewards`` each reward of each answer, by name."""
+    """Measurements of the model after ``step`` steps. ``truth``: the annotator's score of each question's answer;
+    ``reward``: mean weighted reward; ``kl``: nats per answer; ``length``: tokens; ``repetition``: share of repeated
+    4-grams; ``rewards``: by name, each answer's."""
 
     step: int
     truth: tuple[float, ...]
@@ -60,8 +60,8 @@ class Evaluation:
         return (str(self.step), *(number(shown[k], lang) for k in ("truth", "reward", "kl", "length", "repetition")))
 
 
-class RewardHacking(Exception):  # noqa: N818 - an end that was asked for
-    """The two scores went apart: nothing more is to be learnt from this reward."""
+class RewardHacking(Exception):  # noqa: N818 - ends training as asked for
+    """Raised when the annotator's score falls while the reward does not: the reward no longer measures the taste."""
 
 
 @torch.no_grad()
@@ -73,7 +73,8 @@ def evaluation(
     rewards: WeightedRewards | None,
     step: int,
 ) -> Evaluation:
-    """The model under alignment after ``step`` steps. ``rewards``: None where nothing rewards an answer."""
+    """Evaluates the model after ``step`` steps by one answer to each question. ``rewards``: None where there are
+    none."""
     model.eval()
     traces = [trace for (trace,) in draw_answers(task, model, questions, 1.0)]
     prompts, answers = [t.prompt for t in traces], [t.tokens for t in traces]
@@ -98,8 +99,8 @@ def evaluation(
 
 
 class EvaluatedBatches(Batches):
-    """A stage's batches, with an evaluation (``evaluate``, after so many steps) every ``every`` steps; the best weights
-    are kept. ``stops``: RewardHacking is raised when the scores go apart."""
+    """Batches with an evaluation (``evaluate(step)``) every ``every`` steps; the weights with the annotator's highest
+    score are kept. ``stops``: raise RewardHacking when reward and annotator disagree (``parted``)."""
 
     def __init__(
         self, batches: Batches, evaluate: Callable[[int], Evaluation], best: BestWeights, every: int, stops: bool
@@ -121,7 +122,7 @@ class EvaluatedBatches(Batches):
         return batch
 
     def look(self) -> None:
-        """Evaluates the model as it is; the best so far is kept."""
+        """Evaluates the current model, once per step; keeps its weights if they are the best so far."""
         if self.seen and self.seen[-1].step == self._index:
             return
         self.seen.append(self._evaluate(self._index))
@@ -129,7 +130,7 @@ class EvaluatedBatches(Batches):
             self.best.keep()
 
     def back_to_the_best(self) -> int:
-        """The step whose weights the model has again. KlypeError when a resumed run's are gone from the disk."""
+        """Restores the best weights and returns their step. KlypeError when a resumed run's are gone from the disk."""
         step = best(self.seen).step
         self.best.restore(step, "Align again.")
         return step
@@ -154,7 +155,7 @@ def best(seen: Sequence[Evaluation]) -> Evaluation:
 
 
 def parted(seen: Sequence[Evaluation]) -> bool:
-    """The annotator likes the newest answers less than the best ones, beyond chance; the reward is no less."""
+    """Whether the annotator's score is significantly below its best while the reward is not."""
     top, last = best(seen), seen[-1]
     if last is top or last.reward < top.reward:
         return False
@@ -163,7 +164,8 @@ def parted(seen: Sequence[Evaluation]) -> bool:
 
 
 def align(run: RunContext) -> None:
-    """The model learns to answer as the annotator likes, held near what it was, and watched while it does."""
+    """Trains the model on its rewards or on rankings, with a KL penalty to the fine-tuned model; evaluates it about
+    ``TIMES`` times, and goes back to its best weights when it starts to exploit the reward."""
     section = run.recipe.align
     row = method(section.how.method)
     if section.how.updates > 1 and not row.stale:
@@ -181,7 +183,7 @@ def align(run: RunContext) -> None:
         start = copy.deepcopy(whole).requires_grad_(True)
         model = ActorCritic.of(start) if row.critic else start
     ranked, known = ranked_to_learn(run, rewards)
-    questions = [run.task.questions(3)(i) for i in range(ASKED)]  # the same at every look
+    questions = [run.task.questions(3)(i) for i in range(ASKED)]  # the same in every evaluation
     watched: list[EvaluatedBatches] = []
 
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
@@ -233,7 +235,7 @@ def batches_of(
     rewards: WeightedRewards | None,
     ranked: list[RankedAnswers],
 ) -> RolloutBatches | RankingBatches:
-    """What the method learns from: fresh answers and their rewards, or the rankings themselves."""
+    """The method's batches: new answers with their rewards, or rankings."""
     section, how = run.recipe.align, run.recipe.align.how
     row, asked, seed = method(how.method), run.task.questions(2), run.options.seed % 2**20
     beside = run.task.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None

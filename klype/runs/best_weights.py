@@ -1,4 +1,4 @@
-"""The loss on held-out text while a model learns: what it learns by heart is seen, and the best weights are kept."""
+"""Held-out loss during training, and the best weights so far, to go back to when training overfits."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from klype.train.loop import Measure, Weights
 from klype.train.objectives import cross_entropy
 from klype.values import Batch, Batches, end
 
-FILES = "best-*.safetensors"  # the number is that of the step
+FILES = "best-*.safetensors"  # numbered by step
 
 
 class BestWeights:
-    """The best weights so far: in memory (the first process's, when trained in shards), and on disk only next to a
-    resume state, which would be of no use without them. The last two stay there, as the last two states do: the older
-    state's best may be the older one.
+    """The best weights so far, in memory (of the first process, when the model is sharded). Saved to disk only with a
+    resume state, which needs them; the last two are kept, as the last two states are.
 
-    ``weights()`` gives those of ``model``, or, while it is trained in shards, of all processes together.
+    ``weights()`` returns the weights of ``model``, gathered from all processes while it is sharded.
     """
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
@@ -38,11 +37,11 @@ class BestWeights:
         self._kept: dict[str, torch.Tensor] | None = None
 
     def keep(self) -> None:
-        """The model's weights as they are now."""
+        """Keeps the model's current weights."""
         self._kept = self.weights()
 
     def save(self, step: int) -> None:
-        """Makes what was kept at this step durable, once. KlypeError when the disk says no."""
+        """Writes the weights kept at this step to disk, once. KlypeError when that fails."""
         kept, file = self._kept, self._file(step)
 
         def write() -> None:
@@ -62,8 +61,8 @@ class BestWeights:
             ) from error
 
     def restore(self, step: int, again: str) -> None:
-        """The model is what it was at this step, on every process. KlypeError (with what to do then) when a resumed
-        run's are gone.
+        """Puts the weights kept at this step back into the model, on every process. KlypeError with the hint ``again``
+        when a resumed run's are gone.
         """
         file = self._file(step)
         try:
@@ -75,7 +74,7 @@ class BestWeights:
         parallel.share_(self._model.state_dict().values())
 
     def forget(self) -> None:
-        """Removes what was kept on the disk: nothing is left to resume."""
+        """Removes the files, when nothing is left to resume."""
         for file in self._folder.glob(FILES):
             file.unlink()
 
@@ -87,21 +86,20 @@ LOOKS, SECONDS = 10, 6.0  # checks in all; seconds of training between two, at l
 
 
 class ValidatedBatches(Batches):
-    """A stage's batches; every few of them ``model`` is measured on ``held_out``, the same tokens each time. The best
-    weights are kept in ``best``. ``measured_by`` is called where the loop trains the model in shards.
-
-    Each batch brings the newest figure along (metric ``validation``, nats per token).
+    """Batches that measure the loss of ``model`` on ``held_out`` every ``every`` batches; the best weights are kept in
+    ``best``. Each batch has the newest loss as metric ``validation`` (nats per token).
     """
 
     def __init__(self, batches: Batches, held_out: Sequence[Batch], model: nn.Module, every: int, folder: Path) -> None:
         self._batches, self._held_out, self._model, self._every, self._drawn = batches, held_out, model, every, 0
         self.seen: list[tuple[int, float]] = []  # (batches drawn, loss)
-        self.kept: tuple[int, float] | None = None  # that with the least loss, the last of equals
+        self.kept: tuple[int, float] | None = None  # the one with the lowest loss, the last of equals
         self.best = BestWeights(model, folder)
         self.measured_by(partial(cross_entropy, model), self.best.weights)
 
     def measured_by(self, measure: Measure, weights: Weights) -> None:
-        """How the model is measured, and where its weights are."""
+        """Sets how the loss is computed and the weights are gathered; called by the training loop, which may have
+        sharded the model."""
         self._measure, self.best.weights = measure, weights
 
     def __next__(self) -> Batch:
@@ -114,21 +112,21 @@ class ValidatedBatches(Batches):
         return batch
 
     def look(self) -> None:
-        """Measures the model as it is; the best so far is kept."""
+        """Measures the current model, once per batch number; keeps its weights if they are the best so far."""
         if self.seen and self.seen[-1][0] == self._drawn:
             return
         with torch.no_grad():
             losses = [self._measure(batch) for batch in self._held_out]
         loss = float(sum(loss.total for loss in losses) / sum(loss.count for loss in losses))
-        loss = parallel.from_first(loss)  # what is kept is decided once for all
+        loss = parallel.from_first(loss)  # all processes must agree on what is kept
         self.seen.append((self._drawn, loss))
         if self.kept is None or loss <= self.kept[1] or not math.isfinite(self.kept[1]):
             self.best.keep()
             self.kept = self.seen[-1]
 
     def finish(self) -> bool:
-        """A last check, of the trained model, which is whole again; it is put back to the best weights if those were
-        better."""
+        """Measures the trained model, no longer sharded, and goes back to the best weights if those were better.
+        Returns whether it did."""
         self.measured_by(partial(cross_entropy, self._model), partial(weights_of, self._model))
         self.look()
         if self.kept is None or self.kept[0] == self._drawn:
@@ -142,7 +140,8 @@ class ValidatedBatches(Batches):
         return {"drawn": self._drawn, "seen": self.seen, "kept": self.kept, "batches": self._batches.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """A state that several processes saved before they kept weights has none: the best is that of later checks."""
+        """Goes on from a state. Early versions kept no weights on several processes (``kept`` None): the best is then
+        that of later checks."""
         self._drawn, self.seen = state["drawn"], [(drawn, loss) for drawn, loss in state["seen"]]
         self.kept = tuple(state["kept"]) if state["kept"] else None
         self._batches.restore(state["batches"])

@@ -1,4 +1,4 @@
-"""A run's rankings: answers drawn into its store, what is fitted to them, and which questions to rank next."""
+"""A run's rankings: draws answers into its store, ranks them, reads them back, and chooses what to rank next."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from klype.train.preference import NoPreferencesError, RankedAnswers
 from klype.train.reward_model import RewardSettings, fit_reward
 from klype.values import Question, Ranking, Request, Sampling
 
-STORE = "rankings.db"  # a run's, in its folder rank/
-FEWEST = 100  # questions that are ranked however short the time, and by which it is measured
-SLACK = 1.5  # times their part of the time is what rankings may take before there are fewer
+STORE = "rankings.db"  # in a run's folder rank/
+FEWEST = 100  # questions that are ranked however short the time; their answers are timed
+SLACK = 1.5  # fewer questions are ranked when that would take more than this many times their part of the time
 BY_HAND = 40  # questions that a person is asked to rank
 
 
 @dataclass(frozen=True, slots=True)
 class RankedSets:
-    """A run's train and held-out rankings, as token ids; ``exact`` are the held-out ones with their texts.
-    ``noise``: the annotator's known chance to err, None for people."""
+    """A run's train and held-out rankings as token ids; ``exact``: the held-out ones as text. ``noise``: the simulated
+    annotator's error rate, None for people."""
 
     train: list[RankedAnswers]
     held_out: list[RankedAnswers]
@@ -50,8 +50,8 @@ class RankedSets:
 
 
 def rank(run: RunContext) -> None:
-    """Many answers to each question in the run's store, in an annotator's order: given, a person's (whose work resumes
-    where it stopped), or the simulated one's, of which there are as many as there is time for."""
+    """Ranks several answers to each question in the run's store: as given, by a person (who can stop and resume), or by
+    the simulated annotator, as many questions as there is time for."""
     run.say.stage_start("rank", 0)
     task, options = run.task, run.options
     with open_store(run.folder / "rank") as store:
@@ -88,7 +88,7 @@ def open_store(folder: Path) -> Store:
 
 
 def simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
-    """Answers drawn and ranked by the task's annotator, as many as fit into the time; how many."""
+    """Draws and ranks answers to as many questions as fit into the time. Returns a sentence that says how many."""
     section = task.recipe.rank
     annotator = Scorer(task.annotator_name, lambda question, answer: task.judge(question, answer, True).score)
     held_out = _each_once(task.held_out[: section.held_out], [])
@@ -113,7 +113,7 @@ def simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: 
 
 
 def _each_once(questions: Sequence[Question], but: Sequence[Question]) -> list[Question]:
-    """Equal questions once, those of ``but`` never: a question has one ranking, which is learnt from or held out."""
+    """The questions without duplicates and those of ``but``: each is either trained on or held out."""
     taken = {question.prompt for question in but}
     found = {q.prompt: q for q in reversed(questions) if q.prompt not in taken}
     return list(reversed(found.values()))
@@ -122,7 +122,7 @@ def _each_once(questions: Sequence[Question], but: Sequence[Question]) -> list[Q
 def _asked(
     questions: Sequence[Question], candidates: Sequence[Sequence[Candidate]], parts: Sequence[Part]
 ) -> list[RankingItem]:
-    """Questions with two answers or more: one answer cannot be ranked."""
+    """The questions with at least two answers, as items to rank."""
     rows = zip(questions, candidates, parts, strict=True)
     return [RankingItem(question, tuple(answers), part) for question, answers, part in rows if len(answers) > 1]
 
@@ -139,7 +139,7 @@ class DrawSettings:
 
 
 def drawn(source: Source, name: str, questions: Sequence[Question], settings: DrawSettings) -> list[list[Candidate]]:
-    """Each question's finished answers that say something, of the model called ``name``."""
+    """Each question's finished and non-empty answers by the model called ``name``."""
     codec, found = source.codec, [list[Candidate]() for _ in questions]
     for temperature in settings.temperatures:
         sampling, stop = Sampling(temperature=temperature), tuple(codec.stop)
@@ -148,7 +148,7 @@ def drawn(source: Source, name: str, questions: Sequence[Question], settings: Dr
         for group, traces in zip(found, answers(source, requests), strict=True):
             for trace in traces:
                 if trace.ended == "stop" and (text := codec.decode(trace.tokens).strip()):
-                    # without its distributions, which nobody reads again
+                    # the distributions are large and not read again
                     steps = tuple(replace(step, distribution=None) for step in trace.steps)
                     group.append(Candidate(text, name, temperature, trace=replace(trace, steps=steps, model=name)))
     return found
@@ -157,8 +157,8 @@ def drawn(source: Source, name: str, questions: Sequence[Question], settings: Dr
 def draw(
     model: Transformer, task: Task, questions: Sequence[Question], seed: int, first: int = 0
 ) -> list[list[Candidate]]:
-    """The fine-tuned model's different finished answers to each question: drawn, drawn hot, and wrong ones where the
-    task can make them. ``first``: the number of the first question."""
+    """The fine-tuned model's distinct finished answers to each question, at temperature 1 and at a higher one, and
+    wrong ones where the task can make them. ``first``: the number of the first question."""
     section, groups = task.recipe.rank, [list[Candidate]() for _ in questions]
     source = NativeSource.of(model, task.chat.tokenizer, task.chat)
     for n, temperature in ((section.drawn, 1.0), (section.hot, section.hot_temperature)):
@@ -172,14 +172,14 @@ def draw(
 
 
 def different(task: Task, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:
-    """Each answer once: near-duplicates that are as right are one; white space at the ends and blank answers go."""
+    """The answers, stripped, without empty ones and near-duplicates that are equally right."""
     kept = [replace(c, text=text) for c in answers if (text := c.text.strip())]
     merged = merge_near_duplicates([c.text for c in kept], meaning=lambda text: task.judge(question, text, True).right)
     return [kept[first] for first, *_ in merged]
 
 
 def load(task: Task, folder: Path) -> RankedSets:
-    """The rankings that the rank stage left, as token ids. Raises NoPreferencesError."""
+    """The rankings in a run's folder ``rank``, as token ids. Raises NoPreferencesError when none fits the window."""
     entries: list[Entry] = []
     if has_store(folder):
         with Store.open(folder / STORE, read_only=True) as store:
@@ -204,13 +204,13 @@ def load(task: Task, folder: Path) -> RankedSets:
 
 
 def _by_people(entries: Sequence[Entry]) -> list[Entry]:
-    """What was ranked. Simulated annotators are a stand-in: when somebody else ranked too, theirs is left out."""
+    """The entries without skips, and without simulated annotators' where anybody else ranked too."""
     ranked = [e for e in entries if e.kind != "skip"]
     return [e for e in ranked if e.by != "simulated"] or ranked
 
 
 def unranked(task: Task, folder: Path) -> list[tuple[Question, RankedAnswers]]:
-    """The run's answers to the questions that are learnt from, as token ids, each question's all tied."""
+    """The answers to the training questions, as token ids, all of a question tied."""
     with open_store(folder) as store:
         tied = [_all_tied(asked) for asked in store.questions("train")]
     return [(ranking.question, read) for ranking, read in _fitting(task.chat, task.recipe.model.window, tied)]
@@ -222,8 +222,8 @@ def _all_tied(asked: RankingItem) -> Ranking:
 
 
 def _fitting(chat: Chat, window: int, rankings: Iterable[Ranking]) -> list[tuple[Ranking, RankedAnswers]]:
-    """Rankings of the candidates that fit into a model's window behind their question, of two or more; and as token
-    ids, as a reward model reads them."""
+    """Rankings of those candidates that fit into the window behind their question, where at least two do; each with
+    its token ids."""
     kept = []
     for ranking in rankings:
         prompt = tuple(chat.prompt(ranking.question.messages()))
@@ -237,21 +237,21 @@ def _fitting(chat: Chat, window: int, rankings: Iterable[Ranking]) -> list[tuple
 
 
 def _parts(questions: Sequence[Question]) -> list[Part]:
-    """A seventh of the questions is held out, and at least one; the same question always goes the same way."""
+    """The part of each question: a seventh is held out, at least one of several, independent of their order."""
     prompts = sorted({q.prompt for q in questions}, key=lambda p: (mix(len(p), *p.encode()[:64]), p))
     kept = set(prompts[: max(1, len(prompts) // 7)]) if len(prompts) > 1 else set()
     return ["held-out" if q.prompt in kept else "train" for q in questions]
 
 
-# Rankings outside a run: more answers to a store's questions from any model, and which questions to rank next.
+# klype rank: further models' answers to a store's questions, and which questions to rank next
 
 BATCH = 64  # questions per transaction
-HEADS, STEPS = 8, 300  # of the ensemble whose disagreement says what to rank next
+HEADS, STEPS = 8, 300  # of the ensemble of reward models whose disagreement orders the questions
 
 
 def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -> int:
-    """Adds ``source``'s finished answers under ``name``, but for near-duplicates and those that say nothing; how many
-    were new. What was drawn stays when it is stopped."""
+    """Adds the source's finished answers to the store, without near-duplicates and empty ones. Returns how many are
+    new. What was drawn before an interruption stays."""
     asked, added = store.questions(), 0
     asked = asked[: settings.most] if settings.most else asked
     for start in range(0, len(asked), BATCH):
@@ -268,9 +268,9 @@ def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -
 
 
 def prioritise(store: Store, run: Path, seed: int, device: torch.device | None = None) -> list[int]:
-    """Orders the questions that no person has ranked by how much they would teach, most first; their ids in that order.
+    """Orders the unranked questions by how much their rankings would teach. Returns their ids, most informative first.
 
-    Raises KlypeError when there are no rankings yet that an ensemble could be fitted to.
+    Raises KlypeError when there are no rankings yet to fit an ensemble of reward models to.
     """
     loaded = checkpoint.load(run / "finetune", device=device)
     if loaded.chat is None:

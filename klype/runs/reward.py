@@ -1,4 +1,4 @@
-"""The reward: a model that imitates the annotator, how good it is on rankings that it has not seen, and functions."""
+"""The reward stage, the reward model's figures on held-out rankings, and rewards that are functions."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from klype.train.rewards import (
 from klype.values import Figure, Question, Ranking, Reward
 from klype.words import percent
 
-SLACK = 1.5  # times its part of the time is what the reward model may take before it gets fewer steps
+SLACK = 1.5  # the reward model gets fewer steps when it would take more than this many times its part of the time
 
 
 def reward(run: RunContext) -> None:
-    """A model that imitates the annotator; how well is measured on questions it has not seen."""
+    """Fits a reward model to the rankings and measures it on held-out questions."""
     trunk = run.model("finetune")
     ranked = ranking.load(run.task, run.folder / "rank")
     useful = informative_rankings(ranked.train)
@@ -99,7 +99,8 @@ def examined(run: RunContext) -> dict[str, Any]:
 
 
 def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: RunListener) -> dict[str, Reward]:
-    """The recipe's rewards that are functions; run.json says which source they had, and a change is told."""
+    """The recipe's reward functions by name. Records their source's hashes in run.json, and says when one has changed.
+    UsageError for a function of a program that is not running."""
     found: dict[str, Reward] = {}
     for name in recipe.align.rewards:
         if name == MODEL:
@@ -119,7 +120,8 @@ def functions_of(recipe: Recipe, options: InputOptions, record: Record, say: Run
 
 
 def rewards_of(run: RunContext, trunk: Transformer) -> WeightedRewards | None:
-    """What answers are given; where rankings are learnt from as they are, their reward model only watches."""
+    """The weighted rewards of the recipe. For a method that learns from rankings: the reward model, if there is one, to
+    watch the training only."""
     weights = run.recipe.align.weights
     if not weights and (run.folder / "reward" / ABOUT).exists():
         weights = {MODEL: 1.0}
@@ -134,8 +136,8 @@ def rewards_of(run: RunContext, trunk: Transformer) -> WeightedRewards | None:
 
 
 def ranked_to_learn(run: RunContext, rewards: WeightedRewards | None) -> tuple[list[RankedAnswers], bool]:
-    """The rankings that are learnt from (for methods that do), and whether an annotator is known to judge the reward
-    by: the one whose rankings the reward model imitates, or the world's."""
+    """The rankings to learn from, and whether there is an annotator of known taste to check the reward against: the one
+    that the reward model imitates, or the demo world's."""
     section = run.recipe.align
     directly = method(section.how.method).learns_from == "rankings"
     given = None if section.replaces_model else ranking.load(run.task, run.folder / "rank")
@@ -148,7 +150,7 @@ def ranked_to_learn(run: RunContext, rewards: WeightedRewards | None) -> tuple[l
 
 
 def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, RankedAnswers]]) -> list[RankedAnswers]:
-    """Answers in the order of their rewards, equal ones tied."""
+    """The answers ranked by their rewards, equal ones tied."""
     asked = [QuestionPrompt(one.prompt, question) for question, one in found for _ in one.answers]
     worth = iter(rewards(asked, [answer for _, one in found for answer in one.answers]).tolist() if asked else [])
     ranked = []
@@ -159,10 +161,10 @@ def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, RankedAnswe
     return ranked
 
 
-# How good a reward model is: its order, its certainty, what it leans on.
+# figures of a reward model: order and calibration
 
 BINS = 8
-AGAIN = 5  # how often the annotator ranks twice
+AGAIN = 5  # pairs of rankings of each question, in which the annotator is compared with itself
 UNKNOWN = Figure(None, why="a person's own noise is known only from repeats")
 UNORDERED = Figure(None, why="no held-out pair is ordered")
 
@@ -190,7 +192,7 @@ def _mean_tau(taus: Sequence[float | None], asked: Sequence[int]) -> Figure:
 
 
 def tau_ceiling(exact: Sequence[Ranking], noise: float | None, annotator: Scorer, seed: int) -> Figure:
-    """Kendall's τ-b of two rankings of the annotator's own, each with its noise; unknown for people."""
+    """Mean Kendall's τ-b of two noisy rankings by the simulated annotator; unknown for people (``noise`` None)."""
     if noise is None:
         return UNKNOWN
     rng, asked = random.Random(seed), [index for index in range(len(exact)) for _ in range(AGAIN)]
@@ -199,9 +201,10 @@ def tau_ceiling(exact: Sequence[Ranking], noise: float | None, annotator: Scorer
 
 
 def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:
-    """Every pair of each question's (ranks, scores), once: σ(s_i - s_j), 1 if i is before j (tied: ½), and where.
+    """For every pair of answers to a question: σ(s_i - s_j), the outcome (1: i ranks before j, ½: tied, 0), and the
+    question's index. ``scored``: (ranks, scores) of each question.
 
-    Every other pair is turned round, so that candidates listed by quality would not all be winners.
+    i and j are swapped in every other pair: else i would win all pairs of candidates that are listed by quality.
     """
     said, won, asked = [], [], []
     for index, (places, scores) in enumerate(scored):
@@ -215,7 +218,7 @@ def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list
 
 
 def _share_right(pairs: Sequence[tuple[float, float]]) -> Figure:
-    """The share of pairs in the right order, from (right, pairs) per ranking; rankings without pairs are left out."""
+    """The share of pairs in the right order, of (right, pairs) per ranking; rankings without pairs are left out."""
     if not (ordered := [found for found in pairs if found[1]]):
         return UNORDERED
     right, of = zip(*ordered, strict=True)

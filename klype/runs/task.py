@@ -1,4 +1,4 @@
-"""What a run is about, the demo world or the user's own text, and how its models are examined on it."""
+"""The task of a run, the demo world or the user's own text, and how its models are examined on it."""
 
 from __future__ import annotations
 
@@ -23,45 +23,47 @@ from klype.sources.source import NativeSource
 from klype.text.chat import Chat
 from klype.values import Batch, Batches, Figure, Question, Ranking, Trace, Verdict
 
-Asked = Callable[[int], Question]  # question i of the training side, a pure function of i
+Asked = Callable[[int], Question]  # i → training question i, a pure function
 
 
 class Task(Protocol):
-    """Everything that differs between the world and own text. Made once a run, from recipe and seed."""
+    """Everything that differs between the demo world and the user's own text. Made once per run, from recipe and
+    seed."""
 
     recipe: Recipe
     seed: int
     chat: Chat
-    held_out: list[Question]  # none of these is in fine-tuning
-    held_out_fixed: Sequence[Question] = ()  # about what is always true
-    tokens: int | None = None  # of the text to pre-train on; None: it has no end
-    examples: int | None = None  # to fine-tune on; None: as many as are asked for
+    held_out: list[Question]  # never trained on
+    held_out_fixed: Sequence[Question] = ()  # about fixed facts
+    tokens: int | None = None  # of the text to pre-train on; None: endless
+    examples: int | None = None  # to fine-tune on; None: endless
     given_rankings: Sequence[Ranking] = ()
-    data: list[JsonObject]  # what the run learns from: each source, with its licence where that is known
+    data: list[JsonObject]  # the sources of the training data, with their licences where known
     notes: Sequence[LocalText] = ()  # remarks for the report
     languages: list[str]
     annotator: LocalText
     annotator_name: str
     judge_name: str
-    deciding: Judging | None = None  # who says what is right, where that can err
-    reader: Callable[[Question], Reader] | None = None  # the truth of a question's answers, where it is known
+    deciding: Judging | None = None  # the judge of correctness, where it can err
+    reader: Callable[[Question], Reader] | None = None  # the true distribution of a question's answers, where known
 
     def pretraining(self, steps: int, background: bool) -> Batches:
-        """Batches of text for ``steps`` steps. ``background``: they may be made in another process."""
+        """Batches of text for ``steps`` steps. ``background``: may be made in another process."""
 
     def watched(self, stage: str) -> list[Batch]:
-        """What a model is measured on while a stage trains it, in the stage's micro-batches; none where nothing is met
-        twice, or too little is held out. No answers of ``held_out``: what the examination asks chooses no weights."""
+        """Held-out micro-batches to validate a stage on while it trains; none where no example is seen twice, or too
+        little is held out. Without the questions of ``held_out``: the examination's must not choose the weights."""
         return []
 
     def late(self) -> Batches:
-        """Batches from late in a pre-training: documents grow, and the pace of the longest counts."""
+        """Batches from late in pre-training, for timing: the documents grow longer during training."""
 
     def finetuning(self, background: bool) -> Batches:
-        """Batches of conversations, of which only the answers are learnt. ``background``: as for pre-training."""
+        """Batches of conversations; only the answers have a loss. ``background``: as for pre-training."""
 
     def rehearsal(self, rows: int, pieces: int = 1) -> Callable[[int], Batch]:
-        """Pre-training text by the number of the batch, ``rows`` a step in ``pieces`` micro-batches."""
+        """Returns a function from a batch's number to pre-training text, ``rows`` per step in ``pieces``
+        micro-batches."""
 
     def pools(self, rows: int, pieces: int) -> PoolSettings:
         """Settings of padded batches: ``rows`` per step, in ``pieces`` micro-batches."""
@@ -69,49 +71,50 @@ class Task(Protocol):
         return PoolSettings(max(1, rows // pieces), STEPS * pieces, pieces, pad=pad, seed=self.seed)
 
     def questions(self, part: int) -> Asked:
-        """The training side's, endless: for ranking and alignment. ``part`` keeps stages apart."""
+        """Endless training questions, for ranking and alignment. Each ``part`` (a stage's number) has its own."""
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
-        """The annotator's verdict on an answer. ``finished``: it came to an end of its own."""
+        """The annotator's verdict on an answer. ``finished``: the model ended it, not the token limit."""
 
     def scores(self, words: int) -> tuple[float, float]:
-        """The least and the most that ``judge`` gives an answer of at most this many words."""
+        """The lowest and the highest score that ``judge`` gives an answer of at most this many words."""
 
     def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]:
-        """At most ``n`` wrong answers to the question, as candidates for rankings."""
+        """At most ``n`` wrong answers to the question, as candidates for ranking."""
 
     def before_finetuning(self, model: Transformer) -> None:
-        """What the chat's marks are known to stand for in plain text is put into the model."""
+        """Initialises the chat's control tokens, where their plain-text counterparts are known."""
         return
 
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
-        """What the model knows of plain text: against the truth, or in bits per byte."""
+        """Figures of the model on plain text: against the truth, or bits per byte. ``few``: on a smaller sample."""
 
     def next_words(self, model: Transformer) -> list[JsonObject]:
-        """The model's next-token probabilities after a few beginnings of text."""
+        """The model's next-token probabilities after a few prompts, as the report shows them."""
 
     def asked_apart(self, model: StageName) -> Mapping[str, Sequence[Question]]:
-        """Further questions of which it is told how many answers are right, by the name of that figure."""
+        """Further questions to examine the model on, by the name of the figure: their share of right answers."""
 
     def yardsticks(self) -> JsonObject | None:
+        """Bits per byte of compressors and n-grams, to compare with; None for the demo world."""
         return None
 
     def speak(self, model: Transformer, trained: str) -> str:
-        """A line of what the model says now, for the user who waits."""
+        """A line of the model's text, to show during the training of the stage ``trained``."""
 
     def save_inputs(self, folder: Path) -> None:
-        """questions.jsonl: the held-out questions, and those of what is always true behind them."""
+        """Writes questions.jsonl: the held-out questions, then those about fixed facts."""
         kept = (*self.held_out, *self.held_out_fixed)
         rows = [{k: v for k, v in asdict(q).items() if v not in ("", (), {})} for q in kept]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "questions.jsonl").write_text(text, encoding="utf-8")
 
 
-LEAST = 400  # questions, however short the time
+LEAST = 400  # questions in the examination, however short the time
 
 
 def examined_on(task: Task, minutes: float | None) -> list[Question]:
-    """The held-out questions that there is time to ask: all of the recipe's in five minutes."""
+    """The held-out questions to examine a run of so many minutes on: with five or more, as many as the recipe says."""
     most = task.recipe.examine.questions
     return task.held_out[: min(most, max(LEAST, round(most * (minutes or 5) / 5)))]
 
@@ -119,7 +122,7 @@ def examined_on(task: Task, minutes: float | None) -> list[Question]:
 def answer_settings(
     task: Task, temperature: float, n: int = 1, keeps: Literal["answers", "distributions"] = "answers"
 ) -> ExamSettings:
-    """How questions are put to a run's model: ``n`` answers to each at this temperature, all questions together."""
+    """Settings for ``n`` answers to each question at one temperature, with all questions in one batch."""
     limit, seed = task.recipe.rank.limit, task.seed
     return ExamSettings(
         (temperature,), n, limit, seed, trees=0, forks=0, interventions=0, chunk=sys.maxsize, greedy=n, keeps=keeps
@@ -129,19 +132,19 @@ def answer_settings(
 def examine_model(
     task: Task, model: Transformer, questions: Sequence[Question], settings: ExamSettings, meters: Meters = Meters()
 ) -> ExamResult:
-    """The answers of a run's model through the chat template, with their verdicts and what they cost."""
+    """Examines a run's model by its answers in the chat template: verdicts, measures and cost."""
     return examine(target_of(task, model, questions), settings, meters=meters)
 
 
 def draw_answers(
     task: Task, model: Transformer, questions: Sequence[Question], temperature: float, n: int = 1
 ) -> list[list[Trace]]:
-    """The same answers, not judged; sample k of a question is the same alone."""
+    """The same answers without verdicts. Sample k of a question does not depend on the other questions."""
     return draw(target_of(task, model, questions), answer_settings(task, temperature, n), temperature)
 
 
 def target_of(task: Task, model: Transformer, questions: Sequence[Question]) -> EvalTarget:
-    """A run's model, its questions, and who judges the answers."""
+    """A run's model with its questions and the task's judges, ready to be examined."""
     config, chat = model.config, task.chat
     told = {name: getattr(task, name) for name in ("judge", "judge_name", "deciding", "reader", "scores")}
     return EvalTarget(

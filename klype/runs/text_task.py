@@ -1,4 +1,4 @@
-"""A run about the user's own text: its truth is unknown, so what is measured is said to be measured by rules."""
+"""The task of a run about the user's own text: the truth is unknown, and answers are judged by stated rules."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ from klype.values import Batch, Batches, Figure, Question, Request, Sampling, Ve
 from klype.words import in_all_languages, words
 
 TASKS = 3000
-WINDOWS = 16  # of held-out text that are looked at while a model learns
-FEWEST_WATCHED, MOST_WATCHED = 8, 32  # held-out questions that are (or none: a few would choose weights by chance)
+WINDOWS = 16  # of held-out text for validation during training
+# held-out questions for validation during training; none where there are fewer: weights would be chosen by chance
+FEWEST_WATCHED, MOST_WATCHED = 8, 32
 WATCHED_SHARE = 0.2  # of the held-out questions, at most
 OVERLAP = "a stated rule: whole, short, not repetitive, on the question's words"
-EXAMPLES = 3  # answers to one question that are learnt from
+EXAMPLES = 3  # answers to one question, at most, to train on
 POLITE = re.compile(r"^(takk|gjerne|så hyggelig|thank|gladly|how nice|of course|sure|certainly|selvfølgelig)", re.I)
 
 
 class TextTask(Task):
-    """Own text in blocks or files, instructions given or made from it, preferences given or a stated rule.
+    """The user's text, with instructions and preferences as given, or made from the text and ranked by a stated rule.
 
-    ``exam`` is there when a dictionary is part of the text. ``held_out``: questions never learnt from. ``known``:
-    hashes of files that have been computed.
+    ``exam``: None without a dictionary. ``held_out``: questions that are never trained on. ``known``: hashes of input
+    files by absolute path.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class TextTask(Task):
             texts = (d.text for d in self._split.train)
             tokenizer = Tokenizer.train(texts, recipe.tokenizer.tokens(length), TEMPLATE)
         self.chat = Chat(tokenizer)
-        # only pre-training does nothing that needs questions
+        # pre-training alone needs no questions
         needed = not (isinstance(options, StageOptions) and options.stage == "pretrain")
         self._learnt, self._conversations, kept = self._exercises(material, needed, notes)
         self.examples = len(self._conversations)
-        # questions that are looked at in training, one wording each, and those that the examination may ask: a function
-        # of the questions, so that no seed mixes them
+        # Held-out questions for validation during training (one wording each), and those for the examination. The split
+        # depends on the questions alone, so that stages with different seeds do not mix them.
         keyed = {run_data.key_of(question): question for question in kept}
         keys = sorted((key for key in keyed if sampled_from(key) < WATCHED_SHARE), key=sampled_from)
         watched = keys[:MOST_WATCHED] if len(keys) >= FEWEST_WATCHED else []
@@ -92,7 +93,7 @@ class TextTask(Task):
             raise KlypeError(f"No preference in {options.preferences or options.data} fits the model's window.")
         ranked = [r.question.messages() for r in self.given_rankings]
         for what, conversations in (("instructions", self._conversations), ("preferences", ranked)):
-            # klype's own template writes every message; a foreign model's may not
+            # klype's own template writes every message; another model's may leave some out
             omitted = sum(map(self.chat.omits, conversations)) if self.chat.template != TEMPLATE else 0
             notes += [in_all_languages("run", f"note.omitted_{what}", n=omitted)] if omitted else []
         notes += [in_all_languages("run", "note.skipped", n=bad.count, first=bad.shown[0])] if bad.count else []
@@ -111,7 +112,7 @@ class TextTask(Task):
         self.measures = TextMeasures(self._split, tokenizer, recipe.model.window)
         if material.share == 1:
             self._train_shards = self._tokens(self._split.train)
-        else:  # memory does not hold all of the text: from shards in the run's folder, and the dictionary's articles
+        else:  # the text is larger than memory: train from shards in the run's folder, and the dictionary's articles
             assert options.out is not None
             shards = training_shards(material.texts(), tokenizer, options.out / "tokens" / "train")
             articles = dictionary.documents(held_out=False) if dictionary else []
@@ -126,8 +127,8 @@ class TextTask(Task):
     def _exercises(
         self, material: Material, needed: bool, notes: list[LocalText]
     ) -> tuple[list[Question], list[Conversation], list[Question]]:
-        """Questions and conversations to learn from, and questions held out, made from the text where none are given;
-        too long ones are left out and counted. KlypeError where they are needed and too few."""
+        """(questions to train on, conversations to train on, held-out questions), made from the text where none are
+        given. Those that are too long are left out, with a note. KlypeError where questions are needed and too few."""
         rows, known = material.conversations, material.questions
         if not rows and not known:
             try:
@@ -143,7 +144,7 @@ class TextTask(Task):
             held_out = run_data.held_out(question)
             if not self._fits(question):
                 if row and not held_out and self._fits(replace(question, extra={})):
-                    taught.append(row)  # its end is learnt from
+                    taught.append(row)  # its last turns fit and are trained on
                 else:
                     too_long += 1
             elif held_out:
@@ -186,7 +187,7 @@ class TextTask(Task):
         return [next(batches) for _ in range(max(1, WINDOWS // rows))]
 
     def late(self) -> Batches:
-        """Windows are all of one length: the beginning is as good as the end."""
+        """Batches for timing: windows are all of one length, and any will do."""
         return self.pretraining(0, False)
 
     def finetuning(self, background: bool) -> Batches:
@@ -202,7 +203,7 @@ class TextTask(Task):
         documents, rows, window = self._train_shards, max(1, rows // pieces), self.recipe.model.window // 2
 
         def batch(index: int) -> Batch:
-            """From just as many documents as fill the windows: to order all of them would cost more than the step."""
+            """Packs just enough random documents to fill the windows: shuffling all would cost more than the step."""
             rng, missing = random.Random(mix(mix(self.seed, 3), index)), rows * window
             drawn: list[list[int]] = []
             while missing > 0:
@@ -216,7 +217,8 @@ class TextTask(Task):
         return lambda index: self._learnt[mix(index, part) % len(self._learnt)]
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
-        """Right: what the reference says. The score rewards what the rule says, and nothing else."""
+        """Correct if it agrees with the reference. The score follows the stated rule, or with a dictionary whether the
+        answer is well-formed."""
         words, own = answer.split(), normalise(answer, articles=True).split()
         whole, repeated = finished and bool(own), 1 - len(set(own)) / len(own) if own else 1.0
         if self.deciding is None:
@@ -239,7 +241,7 @@ class TextTask(Task):
         return -1.0 - 0.02 * words, 2.0 + (1.0 if self.exam is None else 1.5)
 
     def wrong_answers(self, question: Question, n: int, seed: int) -> list[str]:
-        """Answers to other questions (of the same kind, where there are kinds): well-formed, and not to this one."""
+        """Answers to other questions, of the same kind where there are kinds: well-formed, and wrong here."""
         rng, kind = random.Random(mix(self.seed, seed, 5)), question.extra.get("kind")
         others = [rng.choice(self._learnt) for _ in range(20 * n)]
         alike = [q for q in others if q.extra.get("kind") == kind] or others
@@ -255,12 +257,13 @@ class TextTask(Task):
         return self.measures.next_words(model)
 
     def temperatures(self, model: Transformer) -> list[JsonObject]:
-        """Words are those of the training text and the dictionary, and their compounds."""
+        """Free writing at the recipe's temperatures. Real words: those of the training text and the dictionary, and
+        compounds of them."""
         is_word = self.exam.well_formed.is_word if self.exam else WellFormedness(self.measures.vocabulary(), {}).is_word
         return self.measures.temperatures(model, self.recipe.examine.temperatures, is_word, self.seed % 2**20)
 
     def asked_apart(self, model: StageName) -> dict[str, list[Question]]:
-        """With a dictionary: words that were learnt from. Before fine-tuning no model knows how to answer."""
+        """With a dictionary: questions about trained words, which the base model cannot answer."""
         return {"right_trained": self.exam.trained} if self.exam is not None and model != "base" else {}
 
     def yardsticks(self) -> JsonObject | None:
@@ -280,7 +283,7 @@ class TextTask(Task):
 
 
 def _question(conversation: Conversation) -> Question:
-    """The last question that is answered, behind what was said before it."""
+    """The last answered question of a conversation, with the turns before it."""
     roles = [message["role"] if message["content"].strip() else "" for message in conversation]
     first = roles.index("user")
     answer = max(i for i, role in enumerate(roles) if role == "assistant" and i > first)

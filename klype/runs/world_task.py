@@ -1,4 +1,4 @@
-"""A run about the demo world, whose truth is known."""
+"""The task of a run about the demo world, whose true probabilities are known."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from klype.words import in_all_languages
 from klype.world import Filter, Spellings, TokenFilter, World, WorldDocument
 
 SHOWN = ("Jeg gikk en tur på", "I walked on the")
-FIXED_ASKED = 100  # questions of what is always true, which there are not many more of
-LATE = 1000  # steps, whose last tenth is late
-DRAWN = 4  # questions at most for each that is wanted: a small world has few that are not alike
+FIXED_ASKED = 100  # questions about fixed facts, of which there are not many more
+LATE = 1000  # steps, of which the last tenth counts as late
+DRAWN = 4  # draws at most for each distinct question: a small world has few of them
 
 
 def _different(draw: Callable[[], Question], n: int) -> list[Question]:
-    """The first ``n`` that are not alike."""
+    """The first ``n`` distinct questions drawn."""
     found: dict[str, Question] = {}
     for _ in range(DRAWN * n):
         if len(found) == n:
@@ -46,8 +46,8 @@ def _different(draw: Callable[[], Question], n: int) -> list[Question]:
 
 
 class WorldTask(Task):
-    """Documents without end, questions with known answers, an annotator with stated tastes, a grammar that does not
-    err. Every document and question is new: the loss says as much as one on held-out ones."""
+    """Endless documents and questions with known answers, judged by the grammar, which does not err, and ranked by an
+    annotator of stated taste. Every document and question is new, so that the training loss is a held-out loss."""
 
     annotator_name = "likes right, polite and short answers"
     judge_name = "the world's grammar"
@@ -58,12 +58,12 @@ class WorldTask(Task):
         if tokenizer is None:
             rng = random.Random(mix(seed, 0, 2))
             texts = [" " + self.world.text(self.world.document(rng).words) for _ in range(2000)]
-            every_word = " ".join(self.world.words)  # so that the rarest has its token too
+            every_word = " ".join(self.world.words)  # so that the rarest has a token, too
             tokenizer = Tokenizer.train([*texts, " " + every_word], recipe.tokenizer.size, TEMPLATE)
         self.chat = Chat(tokenizer)
         self.spellings = Spellings(self.world.words, tokenizer.encode, tokenizer.end)
         rng = random.Random(mix(seed, 0, 1))
-        # costly to make, and all models of a run are asked the same: copies of a tee begin at its beginning
+        # costly to make, and the same for all models of a run: every copy of a tee starts at the beginning
         (self._read,) = tee(self._reading(), 1)
         self._told = {hard: tee(self._stories(hard), 1)[0] for hard in (True, False)}
         most = max(recipe.examine.questions, recipe.rank.held_out)
@@ -122,7 +122,8 @@ class WorldTask(Task):
 
     @torch.no_grad()
     def before_finetuning(self, model: Transformer) -> None:
-        """The chat's marks start as what they stand for in plain text: a new text, and the dash before an answer."""
+        """Initialises the chat's control tokens with the embeddings of their plain-text counterparts: the beginning of
+        a text, and the dash before an answer."""
         tokenizer = self.chat.tokenizer
         dash = self.spellings.of["–"][-1]
         model.embed.weight[tokenizer.assistant] = model.embed.weight[dash]
@@ -131,14 +132,14 @@ class WorldTask(Task):
     # measures
 
     def _stories(self, hard: bool) -> Iterator[tuple[str, Question]]:
-        """Texts with their questions, two at a time, one for each manner of answering."""
+        """Texts with their questions, in turn for the two manners of answering."""
         rng = random.Random(mix(self.seed, int(hard), 7))
         while True:
             yield self.world.retrieval(rng, "bare", hard)
             yield self.world.retrieval(rng, "sentence", hard)
 
     def _reading(self) -> Iterator[DocumentTruth]:
-        """Documents drawn from the language, with stories that no stage has read, and the truth before every token."""
+        """Documents with held-out stories, with the true distribution of every next token."""
         rng, samples = random.Random(mix(self.seed, 0, 6)), self._documents(0)
         while True:
             document = self.world.document(rng, heldout=True)
@@ -152,7 +153,7 @@ class WorldTask(Task):
     def knowledge(self, model: Transformer, few: bool) -> dict[str, Figure]:
         """S and KL(p‖q) on documents drawn from p, and retrieval from hard and ordinary stories told as plain text."""
         collects = gc.isenabled()
-        gc.disable()  # nothing here is garbage, and to look through all that is remembered takes half of the time
+        gc.disable()  # nothing here is garbage, and collecting takes half of the time
         try:
             documents = list(islice(copy(self._read), max(1, self.recipe.examine.documents // (4 if few else 1))))
         finally:
@@ -174,7 +175,7 @@ class WorldTask(Task):
         return figures
 
     def next_words(self, model: Transformer) -> list[JsonObject]:
-        """The article's example and an English one: the model's bars next to the truth's."""
+        """The model's and the true next-token probabilities after the article's example and an English one."""
         out: list[JsonObject] = []
         for text in SHOWN:
             words: Filter = self.world.filter()
@@ -194,7 +195,7 @@ class WorldTask(Task):
         return out
 
     def asked_apart(self, model: StageName) -> dict[str, Sequence[Question]]:
-        """About what is always true, which the text has told often."""
+        """Questions about fixed facts, which the training text tells often."""
         return {"right_fixed": self.held_out_fixed}
 
     def speak(self, model: Transformer, trained: str) -> str:
@@ -211,15 +212,15 @@ class WorldTask(Task):
         return f"{question.question} → {tokenizer.decode(trace.tokens).strip()}"
 
 
-# Endless lessons: example i is a pure function of i, so a place in them is one number.
+# endless training examples: example i is a pure function of i, so that a position is one number
 
 
 @dataclass(frozen=True)
 class WorldSamples:
-    """Pre-training documents: plain manners before example ``styled_from``, all manners after.
+    """Pre-training documents, with plain answers only before example ``styled_from`` and all manners after.
 
     Before example ``easy_until`` some stories have two facts at most: all at first, then fewer and fewer.
-    ``answer_weight`` is the loss weight of words inside answers: what one wants to learn is rare.
+    ``answer_weight``: loss weight of words inside answers, which are rare and matter most.
     """
 
     world: World
@@ -246,7 +247,7 @@ class WorldSamples:
 
 @dataclass(frozen=True)
 class Turns:
-    """Fine-tuning: one question and one right answer, in the manners' shares."""
+    """Fine-tuning conversations: a question and a right answer, in manners drawn by their shares."""
 
     world: World
     chat: Chat
