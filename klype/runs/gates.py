@@ -1,4 +1,4 @@
-"""What a run has reached: gates, whether alignment may start, and both models of an alignment side by side."""
+"""Gates that a run's figures have to pass, whether alignment may start, and the comparison before and after it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from klype.sources.find_model import is_aligned
 from klype.values import Figure
 from klype.words import LANGUAGES, number, percent, words
 
-FEWEST = 30  # cases; what fewer say is no gate
-KNOWS = 0.5  # A story tells of two to four: who picks one of them by chance is right in no more than half
-CHANCE = 0.5  # the share of pairs on which a random order would agree
+FEWEST = 30  # cases that a gate needs
+KNOWS = 0.5  # a story tells of two to four: picking one at random is right at most half of the time
+CHANCE = 0.5  # pair accuracy of a random order
 WORLD = (
     ("base", "retrieval_hard", "retrieval_hard", 0.93),
     ("base", "s", "s", 0.97),
@@ -34,7 +34,7 @@ Status = Literal["passed", "within", "missed"]
 
 
 def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[JsonObject], list[JsonObject]]:
-    """The gates of what was learnt, never hidden, and what had too few cases to be one."""
+    """(gates, those left out because they have too few cases), as the report has them. Missed gates are included."""
     figures = run.record.content["figures"]
     world = run.recipe.kind == "world"
     rows = [(name, figure_of(figures.get(at), measure), least) for at, measure, name, least in WORLD] if world else []
@@ -59,13 +59,14 @@ def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[J
 
 
 def time_gate(run: RunContext) -> JsonObject:
-    """Whether the run kept to its minutes, by a clock that has been stopped."""
+    """The gate for the run's time: at most 15 % more than its minutes. The record's clock must be stopped."""
     took = round(run.record.elapsed, 2)
     return gate_row("seconds", Figure(took, took, took, 1, "s"), 1.15 * 60 * (run.options.minutes or 5), below=True)
 
 
 def status(figure: Figure, threshold: float, below: bool = False) -> Status:
-    """By the interval's near end: beyond the threshold; on both sides of it; short of it. Nothing measured: missed."""
+    """Returns "passed" if the whole interval reaches the threshold, "within" if part of it does, else "missed" (also
+    without a value or an interval). ``below``: the figure should be below the threshold."""
     if figure.value is None or figure.low is None or figure.high is None:
         return "missed"
     near, far = (-figure.high, -figure.low) if below else (figure.low, figure.high)
@@ -74,13 +75,13 @@ def status(figure: Figure, threshold: float, below: bool = False) -> Status:
 
 
 def figure_of(figures: Mapping[str, Any] | None, name: str) -> Figure:
-    """One of a stage's figures as it was written down; without a value where there is none."""
+    """The figure of this name from its JSON; one without a value if there is none."""
     return Figure.of((figures or {}).get(name) or {"value": None})
 
 
 def kept(before: Figure, after: Figure) -> Figure:
-    """``after`` / ``before``, with a conservative interval (all that both intervals allow); no value if either
-    may be at chance."""
+    """``after`` / ``before`` with a conservative interval (all ratios that both intervals allow); no value if either
+    may be at chance level."""
     ends = (before.low, before.high, after.low, after.high)
     if before.value is None or after.value is None or any(end is None or end <= 0 for end in ends):
         return Figure(None, why="nothing is known to be left of")
@@ -91,20 +92,20 @@ def kept(before: Figure, after: Figure) -> Figure:
 
 
 def pair_threshold(run: RunContext) -> float:
-    """The pair accuracy to reach before aligning: the recipe's; chance where the annotator's noise is unknown."""
+    """The pair accuracy required before alignment: the recipe's, or chance where the annotator's noise is unknown."""
     return CHANCE if by_people(run) else run.recipe.reward.gate
 
 
 def by_people(run: RunContext) -> bool:
-    """Whether it is unknown how often the annotator errs, as it is for people."""
+    """Whether the annotator's noise is unknown, as it is for people."""
     reward = run.record.content.get("reward")
     return reward is not None and figure_of(reward, "ceiling").value is None
 
 
 def against_aligning(run: RunContext) -> dict[str, str] | None:
-    """Why alignment should not start, in both languages; None when it may: unless the reward model is known to be worse
-    than what is aimed at; with people's rankings, when it is known to be better than chance. Where no pair is held out,
-    that is unknown, and it may start.
+    """Why alignment should not start, by language; None if it may: unless the reward model's pair accuracy is known to
+    be below the recipe's gate, or, with people's rankings, if it is known to be better than chance. Without held-out
+    pairs alignment may start.
     """
     pairs, threshold = run.record.content["reward"]["pair_accuracy"], pair_threshold(run)
     figure = figure_of(run.record.content["reward"], "pair_accuracy")
@@ -122,7 +123,7 @@ def against_aligning(run: RunContext) -> dict[str, str] | None:
 
 
 def gate_row(name: str, figure: Figure, threshold: float, below: bool) -> JsonObject:
-    """A gate as the report has it."""
+    """A gate's row in the report."""
     found = status(figure, threshold, below)
     row: dict[str, Any] = {"name": name, **{key: getattr(figure, key) for key in ("value", "low", "high", "n")}}
     row |= {"threshold": threshold, "status": found, "passed": found == "passed", **({"below": True} if below else {})}
@@ -130,7 +131,7 @@ def gate_row(name: str, figure: Figure, threshold: float, below: bool) -> JsonOb
 
 
 def gains(run: RunContext) -> dict[str, Figure]:
-    """What alignment changed, question by question: right, polite, the annotator's score."""
+    """The change by alignment in right, polite and the annotator's score, paired by question."""
     content = run.record.content
     scores = {name: {"annotator": kept} for name, kept in content.get("scores", {}).items()}  # of an earlier klype
     judged = {**scores, **content.get("judged", {})}
@@ -143,7 +144,7 @@ def gains(run: RunContext) -> dict[str, Figure]:
 def _gain(
     before: Sequence[float | None], after: Sequence[float | None], questions: Sequence[Hashable]
 ) -> Figure | None:
-    """After minus before, question by question, undecided ones left out on both sides; None where all of them are."""
+    """Mean of after minus before, paired by question, without undecided ones; None if all are undecided."""
     rows = zip(before, after, questions, strict=True)
     known = [(float(a), float(b), asked) for a, b, asked in rows if a is not None and b is not None]
     return paired(*(list(column) for column in zip(*known, strict=True))) if known else None  # type: ignore[arg-type]
@@ -151,13 +152,13 @@ def _gain(
 
 TRAITS = ("right", "polite", "concise", "score")
 UNDECIDED = Figure(None, why="nothing was decided")
-# What is known of plain text, and whether more of it is better.
+# measures of plain text; 1: higher is better, -1: lower is better
 KNOWLEDGE = {"retrieval_text": 1, "retrieval_hard": 1, "kl": -1, "bits_per_byte": -1}
-SEVERAL, DRAWN = 60, 4  # questions and answers to each for the measures of spread
+SEVERAL, DRAWN = 60, 4  # questions, and answers to each, for the measures of diversity
 
 
 def compare(run: RunContext, before: Transformer, after: Transformer) -> dict[str, Any]:
-    """Figures of both models, of each difference, the win rate, and how far apart the two are."""
+    """The JSON document of an alignment: figures of both models, paired differences, win rate and ties."""
     questions = examined_on(run.task, run.options.minutes)
     asking = answer_settings(run.task, t := run.recipe.examine.temperature)
     wide = answer_settings(run.task, 1.0, DRAWN, "distributions")
@@ -187,13 +188,14 @@ def compare(run: RunContext, before: Transformer, after: Transformer) -> dict[st
 
 
 def win_rate(before: Sequence[float], after: Sequence[float]) -> Figure:
-    """How often the later answer is liked better; equally liked ones count half."""
+    """The share of questions whose later answer scores higher; ties count half."""
     wins = [1.0 if b > a else 0.5 if a == b else 0.0 for a, b in zip(before, after, strict=True)]
     return mean_by_question(wins, range(len(wins)), "share of questions")
 
 
 def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bool, fell: bool, lang: str) -> str:
-    """What came of it, in a few sentences; ``fell``: the annotator's score did, beyond chance."""
+    """The result of an alignment in a few sentences. ``seen``: the evaluations; ``stopped``: it ended early;
+    ``fell``: the annotator's score fell significantly."""
     w = words(lang, "align")
     said: list[str] = []
     gain = figure_of(document["gain"], "score")

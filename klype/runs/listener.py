@@ -1,4 +1,4 @@
-"""How a run tells what it is doing. The pipeline only knows this protocol; the terminal is one listener."""
+"""The protocol by which a run reports progress. The terminal is one listener, ``progress=`` in Python another."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from typing import Any, Protocol
 
 
 class RunListener(Protocol):
-    """A listener. Nothing it does may change the run: no return values, no exceptions of its own."""
+    """Receives a run's progress. Must not influence the run: no return values, no exceptions of its own."""
 
     def stage_start(self, name: str, total_steps: int) -> None:
-        """A stage begins; ``total_steps`` is 0 when it is unknown. It lasts until ``stage_end``."""
+        """A stage starts; ``total_steps`` is 0 if unknown. It lasts until ``stage_end``."""
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        """After a step. Known names: step (steps done so far), loss, tokens_per_second; others are shown by name."""
+        """Called after each step. Known names: step (number of steps done), loss, tokens_per_second; others may be
+        added."""
 
     def sample(self, text: str) -> None:
-        """What the model says just now."""
+        """A sample of the model's current text."""
 
     def note(self, text: str) -> None:
-        """One line for the reader."""
+        """One line of information."""
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A small table; cells are ready to print."""
+        """A small table with cells as they are to be printed."""
 
     def stage_end(self, summary: str = "") -> None:
-        """The stage is over; the summary is one line."""
+        """The stage has ended; ``summary`` is one line."""
 
 
 class SilentListener:
-    """A listener that nobody hears."""
+    """A listener that ignores everything."""
 
     def note(self, *told: Any, **named: Any) -> None:
-        """What is told is let go."""
+        """Does nothing."""
 
     stage_start = step = sample = table = stage_end = note

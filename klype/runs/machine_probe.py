@@ -1,4 +1,4 @@
-"""What a short probe of this machine decides: the steps that fit, the threads, the precision, a new model's shape."""
+"""Short timing probes of this machine, which choose the number of steps, threads, precision and a model's shape."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
 from klype.train.objectives import Objective
 from klype.values import Batch, Batches
 
-WARM, PROBED = 3, 10  # steps of a probe: those that warm up, and those that count
-PROBE, FEWEST = 0.05, 4  # the part of the time that one probe may take, with at least this many steps that count
-LONG = 2.0  # seconds of probes from which on not all threads are tried, where the time is short
-# tokens that a model of a million weights learns from, when it begins to be worth more than a smaller one, measured on
-# texts of a few megabytes (docs/laboratory/log.md, "Width and depth by the time")
+WARM, PROBED = 3, 10  # steps of a probe: warm-up, and timed
+PROBE, FEWEST = 0.05, 4  # the part of the time that one probe may take, with at least this many timed steps
+LONG = 2.0  # seconds of probes after which no further thread configurations are tried, where the time is short
+# training tokens at which a model of a million weights begins to beat a smaller one, measured on texts of a few
+# megabytes (docs/laboratory/log.md, "Width and depth by the time")
 TOKENS = 1.4e6
 
-# A stage's objective and fresh batches for a model (a copy, in a probe).
+# model (in a probe a copy) → a stage's objective and new batches
 Build = Callable[[nn.Module], tuple[Objective, Batches]]
 
 
 def thread_configs(cores: int, micro_batches: int) -> list[ThreadConfig]:
-    """Those worth a try: one worker alone, one on all cores, and as many workers as there are micro-batches (a process
-    that works with others has one).
+    """Thread configurations worth trying: one worker on one core, one on all cores, and as many workers as there are
+    micro-batches (a single one with several processes).
     """
     workers = min(cores, micro_batches) if parallel.ranks() == 1 else 1
     return list(dict.fromkeys((ThreadConfig(1, 1), ThreadConfig(1, cores), ThreadConfig(workers, cores // workers))))
@@ -46,14 +46,14 @@ def thread_configs(cores: int, micro_batches: int) -> list[ThreadConfig]:
 def fitting_steps(
     model: nn.Module, build: Build, training: TrainSettings, seconds: float, cores: int, precision: Precision
 ) -> StepPlan:
-    """The steps that fit into ``seconds`` (the probes' own time is part of them) with the fastest threads, for the
-    model as it is: with compiled code or without.
+    """The plan with as many steps as fit into ``seconds``, including the probes' own time, with the fastest thread
+    configuration. Times the model's own backend, compiled or torch.
     """
     own, began = torch.get_num_threads(), time.perf_counter()
     found: list[tuple[float, ThreadConfig]] = []
     try:
         for threading in reversed(thread_configs(cores, training.micro_batches)):
-            # all cores first: where steps are long compared with the time there is, nothing else is tried
+            # all cores first: where steps are long compared with the time available, nothing else is tried
             if found and parallel.any_rank(time.perf_counter() - began > max(LONG, 3 * PROBE * seconds)):
                 break
             tried = StepPlan(WARM + PROBED, 0.0, threading, precision)
@@ -68,7 +68,7 @@ def fitting_steps(
 
 
 def as_planned(settings: TrainSettings, plan: StepPlan) -> TrainSettings:
-    """A stage's settings with the plan's steps and precision. Muon's iteration is coarse where the rest is."""
+    """A stage's settings with the plan's steps and precision; Muon's iteration has the same precision."""
     coarse = settings.optimizer.model_copy(update={"coarse": plan.precision == "bfloat16"})
     return settings.model_copy(update={"steps": plan.steps, "precision": plan.precision, "optimizer": coarse})
 
@@ -76,15 +76,15 @@ def as_planned(settings: TrainSettings, plan: StepPlan) -> TrainSettings:
 def all_cores_seconds(
     model: nn.Module, build: Build, training: TrainSettings, seconds: float, cores: int, precision: Precision
 ) -> float:
-    """How long a step takes on all cores (seconds), by a short probe: of a training that may take ``seconds``."""
+    """Seconds per step on all cores, by a short probe for a training of ``seconds`` seconds."""
     tried = StepPlan(WARM + PROBED, 0.0, thread_configs(cores, training.micro_batches)[-1], precision)
     return seconds_per_step(model, build, tried, training, cores, PROBE * seconds)
 
 
 def best_precision(device: torch.device | None = None) -> Precision:
-    """bfloat16 where its matrix products are half as fast again as float32's: elsewhere it gains nothing.
+    """bfloat16 where its matrix products are more than 1.5 times as fast as float32's, else float32.
 
-    The best of a few looks at each, by turns: another program's moment must not decide.
+    The best of several alternating measurements, so that another program's activity does not decide.
     """
     looks = [[gemm_gflops(dtype, seconds=0.05, device=device) for dtype in ("bfloat16", "float32")] for _ in range(4)]
     coarse, fine = (max(found) for found in zip(*looks, strict=True))
@@ -94,12 +94,11 @@ def best_precision(device: torch.device | None = None) -> Precision:
 def seconds_per_step(
     model: nn.Module, build: Build, tried: StepPlan, training: TrainSettings, cores: int, longest: float = math.inf
 ) -> float:
-    """The mean of a few steps of the real loop on a copy, the fastest and the slowest left out; of fewer steps when
-    they take longer than ``longest`` seconds.
+    """Mean seconds per step of the training loop on a copy of the model, without the fastest and the slowest step; of
+    fewer steps when they take longer than ``longest`` seconds in all.
 
-    Leaves the model and torch's generator as they were.
-
-    Batches that are made in another process take their part of the cores.
+    Leaves the model and torch's generator as they were. Includes the cost of batches that another process makes on the
+    same cores.
     """
     torch.set_num_threads(tried.threading.threads)
     generator = torch.get_rng_state()
@@ -121,7 +120,7 @@ def seconds_per_step(
         try:
             train(twin, objective, batches, settings, Path(parallel.from_first(folder)), session)
         except TrainingInterrupted:
-            if not parallel.any_rank(enough()):  # a person wants it
+            if not parallel.any_rank(enough()):  # interrupted by the user
                 raise KeyboardInterrupt from None
         finally:
             torch.set_rng_state(generator)
@@ -134,7 +133,7 @@ def seconds_per_step(
 
 
 class Cycle(NumberedBatches):
-    """A few batches over and over: a probe of the training step alone, and of what a batch costs to make (seconds)."""
+    """The same few batches in turn, to time training steps alone. ``making``: seconds that making a batch takes."""
 
     def __init__(self, batches: Batches, n: int) -> None:
         began = time.perf_counter()
@@ -145,15 +144,15 @@ class Cycle(NumberedBatches):
         return self._kept[index % len(self._kept)]
 
 
-# The shape of a new model, where its recipe leaves it open: the largest that the time can teach. In the same time a
-# larger model learns from fewer tokens; from enough tokens on it is worth more than a smaller one.
+# The shape of a new model, where its recipe leaves it open: the largest that the time is enough for. In the same time
+# a larger model sees fewer tokens; from a certain number on it beats a smaller one.
 
-# (smaller, larger): how many tokens the larger one would learn from, when the smaller one can be tried out.
+# (smaller, larger) → the number of tokens that the larger model would be trained on
 Learns = Callable[[ModelConfig, ModelConfig], float]
 
 
 def fitting(recipe: Recipe, vocabulary: int, learns: Learns) -> Recipe:
-    """The recipe with the largest of the shapes that learns from enough tokens, but for what it says itself."""
+    """The recipe with the largest shape that is trained on enough tokens, where it leaves the shape open."""
     if not recipe.model.open:
         return recipe
     sections = possible(recipe.model, vocabulary)
@@ -167,8 +166,8 @@ def fitting(recipe: Recipe, vocabulary: int, learns: Learns) -> Recipe:
 
 
 def possible(section: ModelSection, vocabulary: int) -> list[ModelSection]:
-    """What a recipe says of the shape, with each of the shapes where it is open, the smallest first. UsageError when
-    none of them is a model.
+    """The recipe's [model] completed with each of the named shapes, the smallest first. UsageError when none of them
+    is a valid model.
     """
     found: dict[ModelSection, ModelConfig] = {}
     why = ""
@@ -185,14 +184,14 @@ def possible(section: ModelSection, vocabulary: int) -> list[ModelSection]:
 
 
 def enough_tokens(config: ModelConfig) -> float:
-    """Tokens from which a model of this shape learns more than a smaller one does in the same time: they grow with the
-    root of the weights that it multiplies with."""
+    """The number of training tokens from which a model of this shape beats a smaller one in the same time; grows with
+    the square root of its FLOPs per token."""
     return TOKENS * math.sqrt(config.flops_per_token / 2e6)
 
 
 def in_time(seconds: float, tokens_a_step: int, step_seconds: Callable[[ModelConfig], float]) -> Learns:
-    """Returns a function: tokens the larger shape would see in the time left (trying the smaller one takes its part of
-    it), supposing that it computes as many FLOPs a second as the smaller one."""
+    """Returns the function for ``fitting``: the tokens that the larger model would see in the time left (timing the
+    smaller one takes some of it), assuming that it computes as many FLOPs per second as the smaller one."""
     began = time.perf_counter()
 
     def learns(smaller: ModelConfig, larger: ModelConfig) -> float:
@@ -204,7 +203,7 @@ def in_time(seconds: float, tokens_a_step: int, step_seconds: Callable[[ModelCon
 
 
 def model_config(section: ModelSection, vocabulary: int) -> ModelConfig:
-    """A model as a recipe describes it."""
+    """The configuration of a model from a recipe's [model]."""
     shape = section.model_dump()
     rope = 0.0 if section.conv else 10_000.0
     return ModelConfig.parse({**shape, "vocab_size": vocabulary, "rope_theta": rope}, "the recipe's [model]")

@@ -1,4 +1,4 @@
-"""What a model's run says of it: what it has read, its held-out questions, and the truth where the world knows it."""
+"""What is known of a model from its run: its training data, held-out questions, and the true probabilities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from klype.world.world import World
 
 
 def world_of(run: Path | None) -> World | None:
-    """The demo world that a run is about; None for other runs, and for none."""
+    """The demo world that a run is about; None for other runs and without a run."""
     settings = read_run(run).get("settings", {}) if run is not None else {}
     return World(settings.get("world", "full")) if settings.get("kind") == "world" else None
 
@@ -29,7 +29,7 @@ def world_of(run: Path | None) -> World | None:
 def next_truth(found: ModelFiles, tokenizer: Tokenizer, text: str, raw: bool) -> dict[int, float] | None:
     """{token: probability} after ``text`` as the start of a document (``raw``), or as a question put to the model.
 
-    None where there is no truth to know: another recipe, or a text or question that the world's language does not have.
+    None where the truth is unknown: another recipe, or a text or question that the world's grammar does not have.
     """
     world = world_of(found.run)
     if found.run is None or world is None:
@@ -42,7 +42,7 @@ def next_truth(found: ModelFiles, tokenizer: Tokenizer, text: str, raw: bool) ->
 
 
 def begins(words: Filter, text: str) -> bool:
-    """Whether a text begins what the language says; its last word may be unfinished."""
+    """Whether the text is the beginning of something in the language; its last word may be incomplete."""
     reader = copy(words)
     *whole, last = World.words_of(text) or ("",)
     for word in whole:
@@ -53,9 +53,9 @@ def begins(words: Filter, text: str) -> bool:
 
 
 def after(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
-    """The words' distribution lifted to tokens, after this text."""
+    """{token: probability} after this text, from the distribution over words."""
     walker = copy(words)
-    met = set(walker.next())  # every word that could have come along the text, or comes next: whose spelling matters
+    met = set(walker.next())  # the words that were or are possible at any point: only their spellings matter
     for word in World.words_of(text):
         walker.push(word)
         met |= set(walker.next())
@@ -67,8 +67,8 @@ def after(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
 
 
 def question_in(world: World | None, run: Path, text: str) -> tuple[Question | None, str]:
-    """What a text asks in a run's world: any question that its language has; else one that the run kept back; else why
-    its language does not have it."""
+    """(question, "") for a text that is a question of the run's world, or one of its held-out questions; else (None,
+    why the grammar does not know it)."""
     unread = ""
     if world is not None:
         try:
@@ -80,19 +80,20 @@ def question_in(world: World | None, run: Path, text: str) -> tuple[Question | N
 
 
 def find_question(questions: Sequence[Question], text: str) -> Question | None:
-    """The world's question with this text, context and all: the same words about another story ask another thing."""
+    """The world's question with this prompt, context included: the same words about another story are another
+    question."""
     wanted = " ".join(text.split())
     return next((one for one in questions if one.extra and wanted == " ".join(one.prompt.split())), None)
 
 
 def read_questions(file: Path) -> list[Question]:
-    """The questions that a run kept back, but for damaged rows; none where there is no file, or nothing in it."""
+    """The held-out questions of a run, without damaged rows; none if the file is missing or empty."""
     from klype.data import rows
     from klype.data.readers import BadRows
 
     try:
         return rows.read_questions([file], BadRows(skip=True)) if file.is_file() and file.stat().st_size else []
-    except KlypeError:  # no row is whole
+    except KlypeError:  # every row is damaged
         return []
 
 
@@ -104,17 +105,17 @@ _COUNT = re.compile(r"\((\d+) words\)")
 
 @dataclass(frozen=True, slots=True)
 class DataSources:
-    """``names`` of what was read; ``world``: how many words the demo world has, 0 when it was something else."""
+    """The training data of a model. ``names`` of its sources; ``world``: number of words in the demo world, or 0."""
 
     names: tuple[str, ...]
     world: int
     tokenizer: Tokenizer
 
     def unknown(self, text: str) -> list[str]:
-        """The words of a text that the model has never met, each once; of a large vocabulary only the strangest."""
+        """The words of a text that the model does not know, each once, as far as its tokens tell."""
 
         def strange(word: str) -> bool:
-            """Where every word that was read has a token: it has none. Else: it falls apart into letters, or bytes."""
+            """Has no token of its own, if the tokenizer has one for every known word; else falls apart into letters."""
             tokens = self.tokenizer.encode(f" {word}")
             if self.tokenizer.knows_words:
                 return len(tokens) > 1
@@ -124,7 +125,7 @@ class DataSources:
         return list(filter(strange, dict.fromkeys(_WORD.findall(text))))
 
     def about(self, lang: str) -> str:
-        """What the model has read, in one sentence."""
+        """What the model was trained on, in one sentence."""
         w, names = words(lang, "reading"), ", ".join(self.names[:NAMED])
         if self.world:
             return w("world", n=self.world)
@@ -132,15 +133,16 @@ class DataSources:
         return w("text", names=names) if more <= 0 else w("texts", names=names, more=more)
 
     def warning(self, text: str, lang: str) -> str:
-        """Which words of the text the model does not know, in one sentence; empty when it knows them all."""
+        """A sentence that names the words of the text that the model does not know; empty if there are none."""
         found = self.unknown(text)
         shown = ", ".join(found[:SHOWN]) + (" …" if len(found) > SHOWN else "")
         return words(lang, "reading")("unknown", words=shown) if found else ""
 
 
 def reading_of(found: ModelFiles, tokenizer: Tokenizer, seen: frozenset[Path] = frozenset()) -> DataSources | None:
-    """None if unknown: a model that belongs to no run, or whose run started from such a model. ``seen``: runs that
-    started from this one; a folder can be made anew from what was made of it."""
+    """The training data of a model, from its run and the runs that this one started from. None if unknown: the model,
+    or one that it started from, belongs to no run. ``seen``: runs visited, since a folder may have been overwritten by
+    a run that started from it."""
     about = read_run(found.run) if found.run is not None else {}
     names = tuple(str(row["name"]) for row in about.get("data") or () if isinstance(row, dict) and row.get("name"))
     if not names:
@@ -150,7 +152,7 @@ def reading_of(found: ModelFiles, tokenizer: Tokenizer, seen: frozenset[Path] = 
     before = str(about.get("asked", {}).get("from_") or "")
     if not before:
         return reading
-    if found.run is None or kind_of(before) is not PATH:  # those belong to no run: none is fetched to say so
+    if found.run is None or kind_of(before) is not PATH:  # belongs to no run; do not download it to find out
         return None
     seen |= {found.run.resolve()}
     try:

@@ -1,4 +1,4 @@
-"""A recipe: everything that makes a run what it is, as one checked value. Recipes are TOML files in ``recipes/``."""
+"""Recipes: all settings of a run as one validated value. klype's own are TOML files in ``recipes/``."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ RECIPES = Path(__file__).with_name("recipes")
 
 
 class TokenizerSection(Settings):
-    """[tokenizer] of a recipe. ``size``: the most tokens that the vocabulary may have. ``megabyte``: how many it has
-    for a text of a megabyte; for other texts it grows with the root of their length, as the words of a text do (Heaps
-    1978), by doubling. 0: as many as there may be, whatever the text.
+    """[tokenizer] of a recipe. ``size``: maximum vocabulary size. ``megabyte``: vocabulary size for a text of one
+    megabyte; it grows with the square root of the text's length, as the number of words does (Heaps 1978), by doubling.
+    0: ``size``, whatever the text.
     """
 
     size: int = Field(default=2048, ge=262, le=1_000_000)
     megabyte: int = Field(default=0, ge=0, le=1_000_000)
 
     def tokens(self, characters: int) -> int:
-        """How many are asked for, for a text of this length."""
+        """The vocabulary size for a text of this many characters."""
         if not self.megabyte:
             return self.size
         doubled = max(0, round(math.log2(max(1, characters) / 1e6) / 2))
@@ -39,13 +39,13 @@ class TokenizerSection(Settings):
 
 
 class DataSection(Settings):
-    """[data] of a recipe: what is read besides the user's own text. ``language``: only texts of ``--data`` in it are
-    taken ("": all).
+    """[data] of a recipe: what is read, and how. ``language``: only texts of ``--data`` in this language are used ("":
+    all).
 
-    ``dictionary``: Bokmålsordboka's articles are read, and ``words`` of its words are asked about. ``megabytes``: how
-    much of a data set of the Hub is fetched. ``memory_megabytes``: larger texts are trained on from the disk.
-    ``unpacked_megabytes``: what a packed file may hold, however small it is (fifty times its own size it always may).
-    ``near``: a text whose five-word shingles are that similar to an earlier one's (Jaccard) is left out; 0: none is.
+    ``dictionary``: read Bokmålsordboka's articles, and ask about ``words`` of its words. ``megabytes``: how much of a
+    Hub data set is downloaded. ``memory_megabytes``: larger texts are trained on from disk. ``unpacked_megabytes``:
+    limit for a compressed file's contents (fifty times its own size is always allowed). ``near``: a text is left out
+    when the Jaccard similarity of its five-word shingles to an earlier text's is at least this; 0: none is.
     """
 
     language: Literal["", "nb", "en"] = ""
@@ -58,7 +58,7 @@ class DataSection(Settings):
 
 
 class ModelShape(NamedTuple):
-    """How large a transformer is."""
+    """The shape of a transformer."""
 
     width: int
     layers: int
@@ -66,7 +66,7 @@ class ModelShape(NamedTuple):
     hidden: int
 
 
-# Shapes that are asked for by name, or chosen by the time (see shape).
+# shapes to name with --size, or to be chosen by the time (machine_probe.fitting)
 SHAPES: dict[str, ModelShape] = {
     "tiny": ModelShape(96, 2, 4, 256),
     "mini": ModelShape(128, 3, 4, 352),
@@ -78,10 +78,11 @@ SHAPES: dict[str, ModelShape] = {
 
 
 class ModelSection(Settings):
-    """The transformer. What is 0 in its shape (width, layers, heads, hidden) is chosen by the time that there is.
+    """[model] of a recipe: the transformer. Zeros in its shape (width, layers, heads, hidden) are chosen by the time
+    available.
 
-    ``conv``: taps of the short convolution before attention; with it, positions are not rotated. ``conv_std``: of the
-    taps at first.
+    ``conv``: taps of the short convolution before attention, which replaces rotary positions. ``conv_std``: initial
+    standard deviation of the taps.
     """
 
     width: int = Field(default=0, ge=0)
@@ -96,24 +97,24 @@ class ModelSection(Settings):
 
     @property
     def open(self) -> bool:
-        """Whether some of its shape is to be chosen."""
+        """Whether part of its shape is still to be chosen."""
         return not all(getattr(self, name) for name in ModelShape._fields)
 
     def filled(self, shape: ModelShape) -> ModelSection:
-        """With this shape where it is open."""
+        """A copy with this shape's values in place of zeros."""
         return self.model_copy(update={k: getattr(self, k) or v for k, v in shape._asdict().items()})
 
 
 class LoraSection(LoraSettings):
-    """``rank`` above 0: adapters are trained in place of the model's weights, by these optimizers in place of the
-    stages' own; ``align`` is that of alignment."""
+    """[lora] of a recipe. ``rank`` above 0: train adapters in place of the model's weights, with these optimizers in
+    place of the stages'; ``align``: the one for alignment."""
 
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", rate=1e-3, betas=(0.9, 0.99))
     align: OptimizerSettings = OptimizerSettings(kind="adamw", rate=3e-4, betas=(0.9, 0.99))
 
 
 class TrainingSection(Settings):
-    """What all stages of training share: their part of the time, the rows of a batch, and how it is trained."""
+    """What the training stages have in common. ``share``: part of the run's time; ``rows``: per step."""
 
     share: float = Field(default=0.0, ge=0, le=1)
     rows: int = Field(default=16, ge=1)
@@ -121,17 +122,18 @@ class TrainingSection(Settings):
 
     @property
     def micro_rows(self) -> int:
-        """Rows of a micro-batch."""
+        """Rows per micro-batch."""
         return max(1, self.rows // self.training.micro_batches)
 
 
 class PretrainSection(TrainingSection):
-    """``plain``: the part of the steps in which answers have only plain manners; ``easy``: the part over which stories
-    grow from two facts to four; ``answer_weight``: see lessons; ``passes``: how often a document is
-    met; for the user's own text: at most, lest it be learnt by heart. ``decay_a_pass``: weight decay for each time that
-    such a text will be met, up to 1 in all: what is met often is learnt by heart without. ``decay_tokens``: weight
-    decay is this many over the text's tokens, up to a half, however often they are met: what it forgets over, its time
-    scale, is then about the same share of every text (Wang and Aitchison 2024, arXiv:2405.13698)."""
+    """[pretrain] of a recipe. For the demo world: ``plain``, the part of the steps with plain answers only; ``easy``,
+    the part over which stories grow from two facts to four; ``answer_weight``, loss weight of words inside answers.
+
+    ``passes``: how often a document is trained on; for the user's own text at most, against overfitting.
+    ``decay_a_pass``: weight decay per pass through such a text, up to 1 in all; without it, a text seen often is
+    memorised. ``decay_tokens``: weight decay is this over the text's tokens, up to a half, whatever the passes: its
+    time scale is then about the same share of every text (Wang and Aitchison 2024, arXiv:2405.13698)."""
 
     plain: float = Field(default=0.6, ge=0, le=1)
     easy: float = Field(default=0.3, ge=0, le=1)
@@ -142,24 +144,24 @@ class PretrainSection(TrainingSection):
 
 
 class RehearsalSection(TrainingSection):
-    """``rehearsal_rows`` rows of pre-training text per step, so that nothing is forgotten."""
+    """A stage that rehearses ``rehearsal_rows`` rows of pre-training text per step, against forgetting."""
 
     rehearsal_rows: int = Field(default=0, ge=0)
 
 
 class FinetuneSection(RehearsalSection):
-    """``rehearsal_weight``: of a rehearsed token relative to a learnt one; ``passes``: how often an example is met at
-    most (0: any number), lest it be learnt by heart; the time that is left over is pre-training's."""
+    """[finetune] of a recipe. ``rehearsal_weight``: loss weight of a rehearsed token; ``passes``: how often an example
+    is trained on at most (0: no limit), against overfitting; pre-training gets the time left over."""
 
     passes: int = Field(default=0, ge=0)
     rehearsal_weight: float = Field(default=0.5, ge=0)
 
 
 class RankSection(Settings):
-    """How many questions are ranked, and where each question's candidates come from.
+    """[rank] of a recipe: how many questions are ranked, and where each question's candidates come from.
 
-    ``drawn`` at temperature 1, ``hot`` at ``hot_temperature``, ``wrong`` made by the world; ``noise`` is the chance
-    that the annotator swaps two neighbours.
+    ``drawn`` answers at temperature 1, ``hot`` at ``hot_temperature``, ``wrong`` ones made by the task; ``noise``: the
+    probability that the simulated annotator swaps two neighbours; ``limit``: tokens per answer.
     """
 
     share: float = Field(default=0.04, ge=0, le=1)
@@ -174,7 +176,8 @@ class RankSection(Settings):
 
 
 class RewardSection(Settings):
-    """``gate``: held-out pair accuracy that is aimed at; what is below it beyond its interval starts no alignment."""
+    """[reward] of a recipe. ``gate``: the held-out pair accuracy to reach; alignment does not start when the accuracy's
+    interval is below it."""
 
     share: float = Field(default=0.02, ge=0, le=1)
     gate: float = Field(default=0.75, ge=0.5, le=1)
@@ -182,12 +185,12 @@ class RewardSection(Settings):
 
 
 class AlignSection(RehearsalSection):
-    """``rows`` questions per step, ``answers`` to each, of at most ``limit`` tokens. ``how``: method and options.
+    """[align] of a recipe: ``rows`` questions per step, ``answers`` to each, of at most ``limit`` tokens. ``how``:
+    method and options.
 
-    ``stops``: alignment ends when the reward and the annotator's own score part, where the latter is known.
-    ``rewards``: {name: weight} of what is learnt from in place of the reward model: ``model`` (that one),
-    ``file.py:function``, or the name of a function that was given to ``klype.train``. None: the reward model, or the
-    rankings as they are where the method learns from rankings.
+    ``stops``: end early when the annotator's score falls while the reward does not, where that score is known.
+    ``rewards``: {name: weight}; a name is ``model`` (the reward model), ``file.py:function``, or a function given to
+    ``klype.train``. Empty: the reward model, or for methods that learn from rankings the rankings as they are.
     """
 
     answers: int = Field(default=8, ge=2)
@@ -198,25 +201,26 @@ class AlignSection(RehearsalSection):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The rewards that answers are given; none where rankings are learnt from as they are."""
+        """The rewards by name with their weights; none where rankings are learned from as they are."""
         ranks = method(self.how.method).learns_from == "rankings"
         return self.rewards or ({} if ranks else {MODEL: 1.0})
 
     @property
     def replaces_model(self) -> bool:
-        """Whether the answers are rewarded without the reward model."""
+        """Whether answers are rewarded by functions alone, without the reward model."""
         return bool(self.rewards) and MODEL not in self.rewards
 
     @property
     def needs(self) -> frozenset[str]:
-        """The earlier stages that alignment cannot do without, besides fine-tuning."""
+        """The stages that alignment requires besides fine-tuning."""
         if MODEL in self.weights:
             return frozenset(["rank", "reward"])
         return frozenset(["rank"] if method(self.how.method).learns_from == "rankings" else [])
 
 
 class ExamineSection(Settings):
-    """How much is measured: ``questions`` with one answer each, ``documents`` of held-out text."""
+    """[examine] of a recipe: ``questions`` with one answer each at ``temperature``, ``documents`` of held-out text, and
+    ``temperatures`` to compare."""
 
     questions: int = Field(default=400, ge=1)
     documents: int = Field(default=80, ge=1)
@@ -226,7 +230,7 @@ class ExamineSection(Settings):
 
 
 class Recipe(Settings):
-    """A run's whole recipe. ``kind`` says what it is about: the demo world, or the user's own text."""
+    """A recipe. ``kind``: "world" for the demo world, "text" for the user's own text; ``world``: the world's size."""
 
     kind: Literal["world", "text"] = "text"
     world: Literal["full", "small"] = "full"
@@ -244,12 +248,12 @@ class Recipe(Settings):
     examine: ExamineSection = ExamineSection()
 
     def from_anywhere(self) -> Recipe:
-        """With the files of its rewards named absolutely."""
+        """A copy in which the files of rewards have absolute paths."""
         rewards = {absolute(name): weight for name, weight in self.align.rewards.items()}
         return self.model_copy(update={"align": self.align.model_copy(update={"rewards": rewards})})
 
     def training(self, stage: Literal["pretrain", "finetune", "align"]) -> Training:
-        """How a stage trains what it trains: weights, or adapters."""
+        """A stage's training settings, with the adapters' optimizer where adapters are trained."""
         own: Training = getattr(self, stage).training
         if not self.lora.rank:
             return own
@@ -257,7 +261,8 @@ class Recipe(Settings):
         return own.model_copy(update={"optimizer": rates})
 
     def pretraining(self, steps: int, tokens: int | None) -> Training:
-        """The settings of ``steps`` steps of pre-training on a text of ``tokens`` tokens (None: without end)."""
+        """The settings for ``steps`` steps of pre-training on a text of ``tokens`` tokens (None: endless), whose weight
+        decay depends on both."""
         own = self.training("pretrain")
         lesson = self.pretrain
         if not tokens or not (lesson.decay_a_pass or lesson.decay_tokens) or self.lora.rank:
@@ -268,8 +273,8 @@ class Recipe(Settings):
 
 
 def saved(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run, of an earlier klype too: whether alignment started was once a threshold of its own, and
-    the reward model's scores had a margin and a centre."""
+    """The settings in a run.json without those that earlier versions of klype had: ``reward.threshold``, and the reward
+    model's ``margin`` and ``centre``."""
     reward = settings.get("reward")
     if not isinstance(reward, dict):
         return settings
@@ -280,13 +285,13 @@ def saved(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """The recipes that come with klype."""
+    """The names of klype's own recipes."""
     return sorted(file.stem for file in RECIPES.glob("*.toml"))
 
 
 def read(name: str, overrides: tuple[str, ...] = (), size: Size | None = None) -> Recipe:
-    """A recipe by its name or TOML file, of this size, with dotted overrides. UsageError for an unknown name or
-    setting.
+    """Reads a recipe by name or from a TOML file, with the shape of this size and dotted overrides. UsageError for an
+    unknown name or setting.
     """
     sized = [f"model.{k}={v}" for k, v in SHAPES[size]._asdict().items()] if size else []
     own = name.endswith(".toml")

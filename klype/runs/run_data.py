@@ -1,4 +1,4 @@
-"""What a run about text is made of: texts, conversations, questions and rankings, with where each came from."""
+"""Reads the data of a run about text: texts, conversations, questions and rankings, with their sources."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from klype.values import Question, Ranking
 from klype.words import in_all_languages
 
 HELD_OUT = 0.1  # share of questions
-LOOKED_AT = 200  # texts of a file, by which its language is known
-CLEARLY = 3  # more words of the other language make a text of it one of that
-SHOWN_FILES = 60
+LOOKED_AT = 200  # texts of a file by which its main language is detected
+CLEARLY = 3  # more words of the other language than this make a text one in that language
+SHOWN_FILES = 60  # that the report lists
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """A run's input data. ``questions`` have known answers (a dictionary's, endings of sayings); ``conversations`` are
+    """A run's input data. ``questions``: with known answers (a dictionary's, endings of sayings); ``conversations``:
     the user's own rows.
 
-    ``share``: how much of the texts is in ``split`` (the dictionary's are there whole); below 1 they are too large for
-    memory, and what is trained on comes from ``texts()``, which reads all of them, as shards.
+    ``share``: the sampled part of the texts that is in ``split`` (the dictionary's are there in full). Below 1 the
+    texts are larger than memory; ``texts()`` then reads all of them, to be trained on in shards.
     """
 
     split: Split
@@ -52,15 +52,16 @@ class Material:
 def gather(
     options: InputOptions, section: DataSection, bad: BadRows, known: Mapping[str, str] | None = None
 ) -> Material:
-    """Everything that is given, sorted by what it is. Raises KlypeError when it cannot be read or is nothing.
+    """Reads all input files, sorted by what they hold. Raises KlypeError when a file cannot be read, and UsageError
+    when there is no text.
 
-    ``known``: hashes of files that are computed already, by absolute path (``run_start.input_hashes``).
+    ``known``: hashes of files by absolute path, as far as computed (``run_start.input_hashes``).
     """
     place = options.data
     if place is not None and find_data.is_hub(place):
         place = find_data.fetch(str(place), (options.out or Path()) / "data", section.megabytes)
     found, dictionary = find_data.collect(place), Dictionary() if section.dictionary else None
-    if dictionary is None:  # without the recipe's own, articles are plain text
+    if dictionary is None:  # articles are then plain text
         found["text"] += found.pop("articles", [])
     else:
         bokmalsordboka(dictionary)
@@ -86,11 +87,11 @@ def gather(
         new = [unit for unit in units(document) if share == 1 or sampled_from(unit.text) < share]
         documents += new
         characters += sum(len(unit.text) for unit in new)
-        while characters > 2 * most:  # packed files hold more than their size says
+        while characters > 2 * most:  # compressed files hold more than their size says
             share /= 2
             documents = [unit for unit in documents if sampled_from(unit.text) < share]
             characters = sum(len(unit.text) for unit in documents)
-    if not read and dictionary is None:  # rows of conversations alone: their answers are the text
+    if not read and dictionary is None:  # only conversations: they are the text
         documents = [
             TextDocument("\n".join(m["content"] for m in row), "conversations", i) for i, row in enumerate(said, 1)
         ]
@@ -119,9 +120,9 @@ def gather(
         notes.append(in_all_languages("run", "note.sampled", **sizes))
     if left:
         notes.append(in_all_languages("run", "note.repeated", n=len(left), first=left[0]))
-    again = replace(reading, bad=BadRows(skip=bad.skip))  # bad rows are counted once
+    again = replace(reading, bad=BadRows(skip=bad.skip))  # bad rows are already counted
     parts = split(documents) if documents else Split([], [])
-    if dictionary is not None:  # by its word, so that a held-out word is not met in its own article
+    if dictionary is not None:  # split by word, so that the article of a held-out word is held out, too
         train, held = dictionary.documents(held_out=False), dictionary.documents(held_out=True)
         parts = Split([*train, *parts.train], [*held, *parts.held_out])
     return Material(
@@ -138,26 +139,27 @@ def gather(
 
 
 def held_out(question: Question) -> bool:
-    """Whether a question is held out; depends on the question alone (see ``key_of``)."""
+    """Whether a question is held out; depends on its key alone (``key_of``)."""
     return is_held_out(key_of(question), 0.05 if isinstance(question.extra.get("lemma"), str) else HELD_OUT)
 
 
 def key_of(question: Question) -> str:
-    """What it is held out by: a dictionary's its word, others all that is said up to them."""
+    """The key that decides whether a question is held out: the word, of a dictionary's question, else the whole
+    prompt."""
     word = question.extra.get("lemma")
     return word.lower() if isinstance(word, str) else whole_prompt(question)
 
 
 def whole_prompt(question: Question) -> str:
-    """All that is said up to the answer."""
+    """All messages before the answer, as one text."""
     return "\n".join(message["content"] for message in question.messages())
 
 
 def _texts(
     own: list[Path], found: list[Path], reading: ReadOptions, near: float, left: list[str]
 ) -> Iterator[TextDocument]:
-    """The user's own files as they are, of a folder what is in the recipe's language; each text once. Texts that nearly
-    repeat an earlier one are left out; the file of each goes into ``left``."""
+    """The texts of ``own`` files, and of ``found`` ones those in the recipe's language, each once. Near-duplicates are
+    left out where ``near`` > 0; the names of their files are appended to ``left``."""
     if reading.language:
         given = read_texts(own, reading) if own else iter(())
         texts = unique(chain(given, *(_in_language(file, reading) for file in found)))
@@ -172,8 +174,7 @@ def _texts(
 
 
 def _in_language(file: Path, reading: ReadOptions) -> Iterator[TextDocument]:
-    """A file's texts in the language that is wanted. Those too short to tell are taken to be in the language of its
-    first ones together."""
+    """A file's texts in the language of ``reading``. Those too short to tell count as in the file's main language."""
     texts = read_texts([file], reading)
     first = list(islice(texts, LOOKED_AT))
     common = language(" ".join(d.text[:100] for d in first))

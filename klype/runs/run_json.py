@@ -1,5 +1,4 @@
-"""run.json: what a run is, what it planned, how far it has come. Written whole, after everything worth keeping; read
-without torch."""
+"""run.json: a run's options, recipe, plans, progress and figures. Written atomically; read without torch."""
 
 from __future__ import annotations
 
@@ -29,18 +28,18 @@ from klype.runs.run_options import STAGES, RunOptions, StageOptions
 from klype.sources.opening import PATH, kind_of
 
 Asked = TypeVar("Asked", RunOptions, StageOptions)
-# Options that may differ when a run is resumed.
+# options that may differ when a run is resumed
 FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human", "functions"])
 PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
 
-MEANING = 2  # version of what the figures in a run.json mean; older ones have none
-# What meant something else before: right and polite covered stories and what is always true together, a right answer
-# of one word was polite, S and KL covered other documents, and the annotator's other ranking was free of errors.
+MEANING = 2  # version of the measures' definitions in a run.json; older ones have none
+# measures defined otherwise before: right and polite covered stories and fixed facts together, a right answer of one
+# word was polite, S and KL covered other documents, and the annotator's second ranking was free of errors
 OTHERWISE = ("right", "polite", "s", "kl", "ceiling")
 
 
 def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:
-    """Measures of this run.json that mean something else than today's; outside the world only the annotator's own."""
+    """The measures of a run.json whose definition has changed since; outside the demo world only the ceiling."""
     stages = about.get("figures", {}).values()
     if about.get("meaning") == MEANING or any("right_fixed" in (stage or {}) for stage in stages):
         return ()
@@ -48,18 +47,18 @@ def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def incomparable(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """For each run.json, the measures that mean something else than in another of them."""
+    """For each run.json, the measures that are defined otherwise in another of them, or judged by another judge."""
     found = [meant_otherwise(about) for about in runs]
     found = found if len(set(found)) > 1 else [()] * len(found)
     rights = [[(s or {}).get("right", {}).get("judge") for s in about.get("figures", {}).values()] for about in runs]
-    judges = {str(judge) for of_run in rights if (judge := next(filter(None, of_run), None))}  # who said what is right
+    judges = {str(judge) for of_run in rights if (judge := next(filter(None, of_run), None))}
     return [(*names, "right") if len(judges) > 1 and "right" not in names else names for names in found]
 
 
 class Record:
-    """The contents of run.json, and the clock of the run (time of earlier starts included).
+    """The contents of run.json, and the run's clock, which includes earlier starts.
 
-    ``writes``: of several processes that work together, the first.
+    ``writes``: True on the first of several processes only.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any], writes: bool = True) -> None:
@@ -82,11 +81,11 @@ class Record:
 
     @property
     def elapsed(self) -> float:
-        """Seconds, all starts together."""
+        """Seconds over all starts."""
         return self._whole if self._whole is not None else time.perf_counter() - self._began
 
     def stop_clock(self) -> None:
-        """The run has taken this long: gate, report and run.json say the same, though the report is yet to come."""
+        """Stops the clock, so that time gate, report and run.json agree although the report is still to be written."""
         self._whole = self.elapsed
 
     def done(self, stage: str) -> bool:
@@ -102,14 +101,14 @@ class Record:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """The stage is done, and took as long, when what is within has come to its end."""
+        """Times the block, and records the stage as done when it ends without an exception."""
         began = time.perf_counter()
         yield
         self.finish(stage, time.perf_counter() - began)
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
-        """run.json says which process is at work, and why it failed; an interruption is no failure."""
+        """Records the process while the block runs, and why it failed if it does. An interruption is no failure."""
         self.content["process"] = process_of(os.getpid())
         self.content.pop("failure", None)
         self.content["state"] = "running"
@@ -131,7 +130,7 @@ class Record:
 
 
 def process_of(pid: int) -> dict[str, Any]:
-    """What tells a process from a later one with the same number."""
+    """A process by its number and start time, since numbers are used again."""
     try:
         return {"pid": pid, "created": psutil.Process(pid).create_time()}
     except psutil.Error:  # it has ended already
@@ -139,7 +138,7 @@ def process_of(pid: int) -> dict[str, Any]:
 
 
 def living(about: dict[str, Any]) -> psutil.Process | None:
-    """That process, if it still lives."""
+    """The process described by ``process_of``, if it is still alive."""
     try:
         process = psutil.Process(int(about["pid"]))
         same = abs(process.create_time() - float(about["created"])) < 1.0
@@ -149,11 +148,11 @@ def living(about: dict[str, Any]) -> psutil.Process | None:
 
 
 def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
-    """What a resumed run must agree with."""
+    """The options as recorded in run.json, with which a resumed run must agree."""
     content: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json", exclude=set(FREE))
 
     def from_anywhere(place: Any) -> Any:
-        """A path as it is from any folder, since a run may be resumed from another one; other names as they are."""
+        """Paths made absolute, since a run may be resumed from another folder; other names as they are."""
         if isinstance(place, list):
             return [from_anywhere(one) for one in place]
         is_path = place and kind_of(str(place)) is PATH
@@ -163,12 +162,12 @@ def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
 
 
 def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
-    """What was asked then, for all that is not asked now. UsageError when the two differ."""
+    """The saved options, with those of this start that may differ. UsageError when others are given and differ."""
     kind = type(options)
     defaults = {field.name: list(field.default) if field.default == () else field.default for field in fields(kind)}
 
     def typed(name: str, value: Any) -> str:
-        """An option as it was given: "with --set a=1 --set b=2", "without --lora"."""
+        """An option as it was typed: "with --set a=1 --set b=2", "without --lora"."""
         option = spelled(kind, name)
         if value is None or value is False or value in ("", []):
             return f"without {option}"
@@ -187,19 +186,19 @@ def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """All of it or nothing (durable.py)."""
+    """Writes a JSON file atomically."""
     durable.write(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-# What a list of runs says of each: how it stands, how far it came, from what, what it reached, how large it is.
+# the list of runs (klype runs list)
 
-FIGURES = ("right", "bits_per_byte", "s", "kl")  # those that a list shows: the first two that the newest model has
-QUIET_S = 90.0  # A run without a process of its own that has not written for this long was stopped
+FIGURES = ("right", "bits_per_byte", "s", "kl")  # the list shows the first two that the newest model has
+QUIET_S = 90.0  # a run of unknown process that has not written for this long counts as stopped
 State = Literal["done", "running", "stopped", "failed"]
 
 
 def overview(run: Path) -> dict[str, Any]:
-    """One run; a run.json that cannot be read says why."""
+    """One run's row of the list: state, stage, steps, seconds, figures, size; {run, why} if run.json is unreadable."""
     try:
         about = read_run(run)
     except KlypeError as error:
@@ -213,7 +212,7 @@ def overview(run: Path) -> dict[str, Any]:
     told = [name for name in FIGURES if newest.get(name, {}).get("value") is not None]
     size = 0
     for file in run.rglob("*"):
-        with suppress(OSError):  # gone meanwhile
+        with suppress(OSError):  # deleted meanwhile
             size += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
     return {
         "run": str(run),
@@ -236,7 +235,7 @@ def overview(run: Path) -> dict[str, Any]:
 
 
 def state_of(run: Path, about: Mapping[str, Any]) -> State:
-    """How a run stands: by what its run.json says, and by whether its process lives."""
+    """The state of a run, by its run.json and whether its process is alive."""
     state = about.get("state")
     if state in ("done", "failed"):
         return "done" if state == "done" else "failed"
@@ -247,7 +246,7 @@ def state_of(run: Path, about: Mapping[str, Any]) -> State:
 
 
 def planned_steps(about: Mapping[str, Any], stage: str) -> int | None:
-    """How many steps a stage will take, when it is planned."""
+    """The number of steps in a stage's plan, as corrected; None before it is planned."""
     planned = about.get("plan", {}).get(stage, {})
     then = planned.get("then")
     found = (then if isinstance(then, dict) else planned).get("steps")
@@ -255,20 +254,20 @@ def planned_steps(about: Mapping[str, Any], stage: str) -> int | None:
 
 
 def parameters(folder: Path) -> int | None:
-    """Numbers in a checkpoint, from its header (which this file reads without torch)."""
+    """The number of parameters in a checkpoint, read from its header without torch; None if there is none."""
     with suppress(OSError, SafetensorError), safe_open(folder / "model.safetensors", "numpy") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys()) or None  # noqa: SIM118
     return None
 
 
-# The metrics as TensorBoard's event files, which any TensorBoard shows; written anew from metrics.jsonl.
+# metrics as TensorBoard event files
 
 
 TENSORBOARD = "tensorboard"
 
 
 def write_events(run: Path) -> dict[str, int]:
-    """Event files under ``run``/tensorboard/STAGE; the steps of each stage. The time of a step is the run's own.
+    """Writes the metrics of each stage as event files under ``run``/tensorboard/STAGE. Returns {stage: last step}.
 
     UsageError for a folder without metrics, KlypeError where the package tensorboard is missing or cannot write.
     """
@@ -287,7 +286,7 @@ def write_events(run: Path) -> dict[str, int]:
         for file in files:
             stage = file.parent.name
             rows = list(steps(file.read_bytes().splitlines()))
-            # the file was closed with its last row: by when it was written, the run's own clock is laid on the day
+            # rows have seconds since the start; the file's modification time is that of its last row
             began = file.stat().st_mtime - (rows[-1].get("seconds", 0.0) if rows else 0.0)
             with SummaryWriter(str(run / TENSORBOARD / stage)) as writer:
                 for row in rows:

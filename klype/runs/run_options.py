@@ -1,5 +1,4 @@
-"""What a user may ask of a run or of one stage: each option once, with its flag, help, default and bounds; and whether
-what is asked for is there."""
+"""The options of runs and stages, each declared once with flag, help, default and bounds, and their checks."""
 
 from __future__ import annotations
 
@@ -24,12 +23,11 @@ MONTH = 60 * 24 * 30.0  # in minutes
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions(Options):
-    """Where and how a run or a stage works.
+    """Options of every run and stage.
 
-    ``lang``: of what is told. ``cache``: where what is compiled for this processor is kept (None: nothing is, and torch
-    computes everything). ``processes``: how many that work together share this machine. ``program``: how klype is
-    called from the user's shell. ``functions``: rewards that are functions of the calling program, by the names that
-    the recipe knows them by.
+    ``lang``: language of messages. ``cache``: folder for compiled code (None: none is compiled, and torch computes
+    everything). ``processes``: number of cooperating processes on this machine. ``program``: the command by which the
+    user calls klype. ``functions``: reward functions of the calling program, by their names in the recipe.
     """
 
     out: Annotated[Path | None, Option("Where to write.", shown="runs/RECIPE-DATE-N")] = None
@@ -50,7 +48,7 @@ class WorkOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions(WorkOptions):
-    """What is learnt from, how strictly the files are read, and the model to start from."""
+    """Options for the training data, how it is read, and the model to start from."""
 
     from_: Annotated[
         str,
@@ -80,9 +78,9 @@ class InputOptions(WorkOptions):
             raise ValueError("the model of --from has its shape already: leave out --size")
 
     def check(self) -> None:
-        """Every named file, folder, pattern and model leads to something, and the encoding has a decoder. UsageError,
-        before anything is made or started."""
-        from klype.data.find_data import Dataset, is_hub  # not when a command only asks what its options are
+        """Checks that all named files, folders, patterns, models and encodings exist. UsageError for the first that
+        does not, before anything is created."""
+        from klype.data.find_data import Dataset, is_hub  # slow to import, and not needed for --help
         from klype.data.readers import check_encoding
         from klype.sources.opening import find_model
         from klype.words import LANGUAGES
@@ -106,7 +104,7 @@ class InputOptions(WorkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(InputOptions):
-    """A whole life-cycle (``klype run``); without a recipe "world", or "text" when text or data are given."""
+    """Options of a whole life-cycle (``klype run``). Without a recipe: see ``recipe_for``."""
 
     minutes: Annotated[float, Option("Minutes it may take in all."), Gt(0), Le(MONTH)] = 5.0
     recipe: Annotated[str, Option("A recipe's name or TOML file.", shown="world, or text")] = ""
@@ -118,7 +116,7 @@ class RunOptions(InputOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StageOptions(InputOptions):
-    """One stage (``klype train STAGE``)."""
+    """Options of one stage (``klype train STAGE``)."""
 
     stage: Annotated[Stage, Option("pretrain, finetune, rank, reward or align.", argument=True)]
     steps: Annotated[int | None, Option("Number of steps."), Gt(0)] = None
@@ -131,7 +129,7 @@ class StageOptions(InputOptions):
 
 
 def recipe_for(options: InputOptions) -> str:
-    """The recipe that suits what is given: the demo world where it is nothing."""
+    """The default recipe for these inputs: "world" without any, "lora" with adapters, else "text"."""
     if not (options.text or options.data or options.instructions):
         return "world"
     return "lora" if options.lora else "text"

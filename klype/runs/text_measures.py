@@ -1,6 +1,6 @@
-"""What is measured of a model of text: bits per byte (and those of xz and n-grams), next words, what it has by heart.
+"""Measures of a model of text: bits per byte (also of xz and n-grams), next words, memorised text, free writing.
 
-All of it on one sample of the held-out documents, in an order of their hashes, so that every source has its part.
+All on one sample of the held-out documents, in the order of their hashes, so that every source is represented.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from klype.runs.dictionary import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer
 from klype.values import Figure, Request, Sampling, Trace
 
-BYTES = 400_000  # of held-out text that are measured; with little time FEW_BYTES
-FEW_BYTES = 60_000
-WRITTEN, BEGUN = 60, 8  # words: free writing, and its beginning
-HOT_PLACES = 30
-PLACES = 80  # beginnings that are continued
+BYTES = 400_000  # of held-out text in the sample
+FEW_BYTES = 60_000  # the same, where there is little time
+WRITTEN, BEGUN = 60, 8  # free writing: tokens (and words of held-out text to compare with), words of its beginning
+HOT_PLACES = 30  # beginnings that are continued at each temperature
+PLACES = 80  # beginnings that are continued to look for memorised text
 FIGURES = ("repetition", "distinct", "same_text")  # of free writing at each temperature
 
 
@@ -44,8 +44,8 @@ FIGURES = ("repetition", "distinct", "same_text")  # of free writing at each tem
 def token_bits(
     model: Callable[[torch.Tensor], torch.Tensor], ids: Sequence[int], window: int, rows: int = 1
 ) -> npt.NDArray[np.float64]:
-    """Cross-entropy in bits of each token but the first, over windows that overlap by half, so that every token has
-    some context. ``model``: tokens [B, T] to logits; it reads ``rows`` windows at a time."""
+    """Cross-entropy in bits of every token but the first, over windows that overlap by half, so that tokens have
+    context. ``model``: tokens [B, T] → logits [B, T, V]; it gets ``rows`` windows at a time."""
     ids_N, half = torch.tensor(ids), window // 2
     nats_N = torch.zeros(len(ids), dtype=torch.float64)
     starts = range(0, max(1, len(ids) - 1 - half), window - half) if len(ids) > 1 else range(0)
@@ -62,7 +62,7 @@ def token_bits(
 
 
 class TextMeasures:
-    """Measures of a text model on held-out documents. ``split``: what was trained on, and what was held out."""
+    """Measures of text models on held-out documents. ``split``: the training and the held-out documents."""
 
     def __init__(self, split: Split, tokenizer: Tokenizer, window: int) -> None:
         self._train, self._tokenizer, self._window = split.train, tokenizer, window
@@ -72,16 +72,16 @@ class TextMeasures:
         self._few = False
 
     def _sample(self) -> list[TextDocument]:
-        """The documents that the last model was measured on."""
+        """The held-out documents that the last model was measured on."""
         ends = list(accumulate(len(document.text.encode()) for document in self._held_out))
         return self._held_out[: 1 + bisect_right(ends, FEW_BYTES if self._few else BYTES)]
 
     def bits_per_byte(self, model: Transformer, few: bool) -> Figure:
-        """Bits per byte of the sample; each document is read from its own beginning."""
+        """Bits per byte of the sample, each document on its own. ``few``: on a smaller sample."""
         self._few, bits, sizes = few, list[float](), list[float]()
         for document in self._sample():
             ids = self._tokenizer.encode_document(document.text)
-            # where no token begins a document, it is read behind the end of another
+            # without a token for the beginning, the first token is predicted from the end of another document
             if not self._tokenizer.lead and self._tokenizer.end >= 0:
                 ids = [self._tokenizer.end, *ids]
             bits_N = token_bits(lambda tokens_BT: model(tokens_BT.to(model.embed.weight.device)), ids, self._window)
@@ -90,11 +90,11 @@ class TextMeasures:
         return ratio_of_means(bits, sizes, "bits per byte")
 
     def vocabulary(self) -> set[str]:
-        """Every word of the training text."""
+        """The words of the training text."""
         return words_of(document.text for document in self._train)
 
     def yardsticks(self) -> JsonObject:
-        """xz and a byte 5-gram on the very documents that the model was measured on."""
+        """Bits per byte of xz and of a byte 5-gram on the documents that the last model was measured on."""
         held_out = "\n\n".join(d.text for d in self._sample()).encode()
         train = "\n\n".join(d.text for d in self._train).encode()
         return {
@@ -105,12 +105,12 @@ class TextMeasures:
         }
 
     def beginning(self, words: int, place: int = 0) -> str:
-        """The first words of a held-out text, as a document begins, white space as it stands."""
+        """The first words of a held-out text, with its own white space, to continue from."""
         text = self._held_out[place % len(self._held_out)].text
         return " " + " ".join(text.split(" ")[:words])
 
     def next_words(self, model: Transformer) -> list[JsonObject]:
-        """After the first words of three held-out texts."""
+        """The model's next-token probabilities after the first words of three held-out texts."""
         shown: list[JsonObject] = []
         for place in range(min(3, len(self._held_out))):
             start = self.beginning(BEGUN, place)
@@ -123,7 +123,8 @@ class TextMeasures:
         return shown
 
     def by_heart(self, model: Transformer, answers: Sequence[str], seed: int, temperature: float) -> dict[str, Any]:
-        """What the model writes freely, its answers, and held-out text itself: how much stands in what was read."""
+        """How much of the model's free writing, of its answers, and of held-out text itself is copied verbatim from the
+        training text, and the longest copy."""
         index, places = Index(d.text for d in self._train), range(min(PLACES, len(self._held_out)))
         seeds = [draw_seed(seed, self.beginning(BEGUN, place), temperature) for place in places]
         engine = Engine(model, decode_bytes=self._tokenizer.token_bytes)
@@ -133,7 +134,7 @@ class TextMeasures:
             "held_out": [" ".join(self._held_out[p].text.split(" ")[BEGUN : BEGUN + WRITTEN]) for p in places],
             "answers": answers,
         }
-        # texts too short to tell are left out
+        # texts that are too short are left out
         runs = {k: [(i, run) for i, t in enumerate(of) if (run := find_copied(t, index))] for k, of in texts.items()}
         facts: dict[str, Any] = {}
         for name, of in runs.items():
@@ -148,7 +149,7 @@ class TextMeasures:
     def temperatures(
         self, model: Transformer, temperatures: Sequence[float], is_word: Callable[[str], bool], seed: int
     ) -> list[JsonObject]:
-        """Free writing after the same beginnings: how much it repeats, and how many of its words are words."""
+        """Free writing from the same beginnings at each temperature: repetition, the share of real words, samples."""
         seeds = range(seed, seed + min(HOT_PLACES, len(self._held_out)))
         engine, rows = Engine(model, decode_bytes=self._tokenizer.token_bytes), list[JsonObject]()
         decode, answer, ends = self._tokenizer.decode, self._tokenizer.decode_answer, self._tokenizer.ends
@@ -156,8 +157,7 @@ class TextMeasures:
             groups = self._write(engine, temperature, seeds, 2, WRITTEN)
             drawn = [(i, trace) for i, traces in enumerate(groups) for trace in traces]
             answered = [JudgedAnswer(str(i), tuple(answer(t.tokens).split()), t.ended) for i, t in drawn]
-            figures = measure(Evidence(answered))
-            shown: dict[str, Any] = {k: figures[k].json() for k in figures if k in FIGURES}
+            shown: dict[str, Any] = {k: f.json() for k, f in measure(Evidence(answered), FIGURES).items()}
             shown["real_words"] = real_words(answered, is_word).json()
             samples = []
             for trace in groups[0]:
@@ -168,7 +168,7 @@ class TextMeasures:
         return rows
 
     def _write(self, engine: Engine, temperature: float, seeds: Sequence[int], n: int, most: int) -> list[list[Trace]]:
-        """Free writing of at most so many tokens after the first beginnings, one for each seed."""
+        """``n`` continuations, of at most ``most`` tokens, of one beginning per seed."""
         sampling, ends, requests = Sampling(temperature=temperature), self._tokenizer.ends, list[Request]()
         for place, seed in enumerate(seeds):
             prompt = self._prompt(self.beginning(BEGUN, place))
@@ -182,7 +182,7 @@ class TextMeasures:
 
 
 def real_words(answered: Sequence[JudgedAnswer], is_word: Callable[[str], bool]) -> Figure:
-    """The share of words that are words, punctuation and the last (which may be cut) apart."""
+    """The share of real words in the answers, without punctuation and a last word that may be cut off."""
     found: list[tuple[str, float]] = []
     for answer in answered:
         told = tokens_of(" ".join(answer.words[:-1] if answer.ended == "length" else answer.words))
