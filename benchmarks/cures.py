@@ -24,8 +24,19 @@ from klype.values import Trace
 
 Say = Callable[[str], None]
 CHUNK = 50
-CHEAP = 4.0
-"""Passes per plain pass within which a decoder is recommended."""
+CHEAP = 4.0  # passes, relative to a plain answer, within which a decoder is recommended
+# settings that are tried on the questions of dev; of a decoder that is not listed here, only the usual ones
+WARM = (DecoderSettings(), DecoderSettings(temperature=0.7))
+WEIGHTS = (DecoderSettings(weight=0.5), DecoderSettings(weight=1.0))
+TUNES = {
+    "sample": WARM,
+    "consensus": WARM,
+    "verify-likelihood": WEIGHTS,
+    "verify-statement": WEIGHTS,
+    "verify-yes": WEIGHTS,
+    "verify-reward": (DecoderSettings(weight=1.0), DecoderSettings(weight=3.0)),
+    "backtrack": (DecoderSettings(), DecoderSettings(floor=0.9)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +195,7 @@ def _chosen(
 ) -> tuple[DecoderSettings, float]:
     """The settings that answer most dev questions rightly, and what share; the first of equals."""
     tried = []
-    for tuning in decoder.tunes:
+    for tuning in TUNES.get(decoder.name, (DecoderSettings(),)):
         found = measure(entrant.source, dev, decoder.name, settings.choose_at, _with_back(tuning, entrant), plain)
         tried.append((sum(found.rights) / len(found.rights), tuning))
     best = max(tried, key=lambda row: row[0])

@@ -137,7 +137,7 @@ def search(context: DecodeContext) -> Deciding:
         cost, _, tokens = heapq.heappop(heap)
         q = known.get(tokens)
         if q is None:
-            sums = _sums(found.values(), _masses(found.values()))
+            sums = _sums(found.values(), [math.exp(c.logp) for c in found.values()])
             first, second = [*heapq.nlargest(2, sums.values()), 0.0][:2]
             settled = first - second > 1.0 - sum(sums.values())  # whichever meaning the rest of the mass belongs to
             if settled or context.budget.left < 1 or -cost < math.log(LEAST):
@@ -152,7 +152,7 @@ def search(context: DecodeContext) -> Deciding:
                 found[whole] = DecodedAnswer(said, whole, logp, question.meaning(said), True)
             elif len(whole) < question.limit:
                 heapq.heappush(heap, (-logp, next(number), whole))
-    return vote([*found.values()], _masses(found.values()))
+    return vote([*found.values()])
 
 
 def _sums(candidates: Iterable[DecodedAnswer], weights: Iterable[float]) -> dict[Any, float]:
@@ -161,10 +161,6 @@ def _sums(candidates: Iterable[DecodedAnswer], weights: Iterable[float]) -> dict
     for c, weight in zip(candidates, weights, strict=True):
         sums[c.meaning] = sums.get(c.meaning, 0.0) + weight
     return sums
-
-
-def _masses(candidates: Iterable[DecodedAnswer]) -> list[float]:
-    return [math.exp(c.logp) for c in candidates]
 
 
 def backtrack(context: DecodeContext) -> Deciding:
@@ -224,11 +220,10 @@ def backspace(context: DecodeContext) -> Deciding:
 @dataclass(frozen=True, slots=True)
 class CheckKind:
     """A way to check candidates. ``about``: which answer it chooses; ``hint``: what to do where a question brings no
-    such check; ``tunes``: settings worth trying, the first by default."""
+    such check."""
 
     about: str
     hint: str = ""
-    tunes: tuple[DecoderSettings, ...] = (DecoderSettings(weight=0.5), DecoderSettings(weight=1.0))
 
 
 # The mean log-probability per token, so that length does not count; the probability, as plain text, of what an answer
@@ -245,7 +240,6 @@ CHECKS = {
     "reward": CheckKind(
         "the answer that the run's reward model likes, weighed with its probability",
         "Give a run's folder with a reward model (klype train reward), or choose another --decoder.",
-        (DecoderSettings(weight=1.0), DecoderSettings(weight=3.0)),
     ),
 }
 
@@ -261,8 +255,7 @@ def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
     """log P of what an answer states, where ``put(answer)`` is a prompt and the statement. One pass per candidate."""
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
-        rows = [put(c.text) for c in candidates[: context.budget.left]]
-        traces = yield Score(tuple(p for p, _ in rows), tuple(q for _, q in rows))
+        traces = yield Score(tuple(put(c.text) for c in candidates[: context.budget.left]))
         return [trace.logp for trace in traces]
 
     return check
@@ -313,7 +306,7 @@ def verify(name: str) -> Callable[[DecodeContext], Deciding]:
         known = [mine, *(c for c in known if c.tokens != mine.tokens)]
         # a single meaning needs no check, and a check of a single answer compares nothing
         if len({c.meaning for c in known}) < 2 or context.budget.left < 2:
-            return Decision(mine, vote(known, _masses(known)).shares)
+            return Decision(mine, vote(known).shares)
         scores = yield from check(context, known)
         kept = known[: len(scores)]
         total = np.array([c.logp + context.tuning.weight * s for c, s in zip(kept, scores, strict=True)])
@@ -323,9 +316,12 @@ def verify(name: str) -> Callable[[DecodeContext], Deciding]:
     return strategy
 
 
-def vote(candidates: Sequence[DecodedAnswer], weights: Sequence[float]) -> Decision:
-    """The meaning of the largest total weight (of equals the first), represented by its most probable answer."""
-    sums = _sums(candidates, weights)
+def vote(candidates: Sequence[DecodedAnswer], weights: Sequence[float] = ()) -> Decision:
+    """The meaning of the largest total weight (of equals the first), represented by its most probable answer.
+
+    ``weights``: of the candidates; by default their probabilities.
+    """
+    sums = _sums(candidates, weights or [math.exp(c.logp) for c in candidates])
     total = sum(sums.values()) or 1.0
     order = sorted(sums, key=lambda meaning: -sums[meaning])
     # a whole answer represents its meaning rather than one that was cut off
@@ -336,33 +332,25 @@ def vote(candidates: Sequence[DecodedAnswer], weights: Sequence[float]) -> Decis
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """A row of the table of decoders. ``about``: which answer it chooses (translated in words/sentences). ``spends``:
-    whether it can use more budget. ``needs``: the check that a question must bring. ``tunes``: settings worth trying,
-    the first by default."""
+    whether it can use more budget. ``needs``: the check that a question must bring."""
 
     name: str
     strategy: Callable[[DecodeContext], Deciding]
     about: str
     spends: bool = True
     needs: str = ""
-    tunes: tuple[DecoderSettings, ...] = (DecoderSettings(),)
 
 
-WARM, FLOOR = (DecoderSettings(), DecoderSettings(temperature=0.7)), DecoderSettings(floor=0.9)
 DRAWN = "each word drawn at random, as probable as the model makes it"
 DECODERS = {
     decoder.name: decoder
     for decoder in (
         Decoder("greedy", plain, "always the most probable word", spends=False),
-        Decoder("sample", plain, DRAWN, spends=False, tunes=WARM),
-        Decoder("consensus", consensus, "the meaning that most drawn answers share", tunes=WARM),
+        Decoder("sample", plain, DRAWN, spends=False),
+        Decoder("consensus", consensus, "the meaning that most drawn answers share"),
         Decoder("search", search, "the meaning whose answers are the most probable together"),
-        *(
-            Decoder(f"verify-{name}", verify(name), check.about, needs=name, tunes=check.tunes)
-            for name, check in CHECKS.items()
-        ),
-        Decoder(
-            "backtrack", backtrack, "the surer of the ways from where confidence fell", tunes=(DecoderSettings(), FLOOR)
-        ),
+        *(Decoder(f"verify-{name}", verify(name), check.about, needs=name) for name, check in CHECKS.items()),
+        Decoder("backtrack", backtrack, "the surer of the ways from where confidence fell"),
         Decoder("backspace", backspace, "what was left when the model had taken back its own words"),
     )
 }
@@ -403,7 +391,7 @@ def decide(
     """
     assert budget >= 1
     row = decoder(name)
-    settings = row.tunes[0] if tuning is None else tuning
+    settings = tuning or DecoderSettings()
     requests = [first(question, settings, name == "sample") for question in questions]
     if plain is None:
         plain = [trace for (trace,) in serve(source, requests)]  # type: ignore[misc]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any, TypeVar
 
 from klype.errors import UsageError
@@ -42,11 +41,9 @@ class NextTokenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A request for the log-probabilities of given answers, each after a prompt of its own; the reply is their
-    traces."""
+    """A request for the log-probabilities of given answers, the reply is their traces. ``rows``: (prompt, answer)."""
 
-    prompts: tuple[Tokens, ...]
-    answers: tuple[Tokens, ...]
+    rows: tuple[tuple[Tokens, Tokens], ...]
 
 
 DecodeRequest = Draw | NextTokenRequest | Score
@@ -69,8 +66,8 @@ class PassBudget:
                 positions = len(drawn.prompt) - known + max(0, passes - drawn.n)
             case NextTokenRequest(prefixes, _, known):
                 positions = len(prefixes) if known else sum(map(len, prefixes))
-            case Score(prompts, answered):
-                positions = sum(map(len, set(prompts))) + sum(map(len, answered))
+            case Score(rows):
+                positions = sum(len(prompt) for prompt in {p for p, _ in rows}) + sum(len(answer) for _, answer in rows)
         self.spend(passes, positions)
 
     def spend(self, passes: int, positions: int) -> None:
@@ -217,14 +214,14 @@ def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
         match request:
             case NextTokenRequest(prefixes, top):
                 reads.setdefault(top, []).extend((i, prefix) for prefix in prefixes)
-            case Score(prompts, answered):
-                scores += zip(repeat(i), prompts, answered, strict=False)
+            case Score(rows):
+                scores += [(i, *row) for row in rows]
     for top in sorted(reads):
         for part in batched(reads[top]):
             for (i, _), q in zip(part, source.next([prefix for _, prefix in part], top), strict=True):
                 replies[i].append(q)
-    for rows in batched(scores):
-        for (i, _, _), trace in zip(rows, source.score([p for _, p, _ in rows], [a for _, _, a in rows]), strict=True):
+    for some in batched(scores):
+        for (i, _, _), trace in zip(some, source.score([p for _, p, _ in some], [a for _, _, a in some]), strict=True):
             replies[i].append(trace)
     return replies
 
@@ -240,8 +237,8 @@ def most_passes(request: DecodeRequest) -> int:
             return drawn.n * drawn.limit
         case NextTokenRequest(prefixes):
             return len(prefixes)
-        case Score(_, answered):
-            return len(answered)
+        case Score(rows):
+            return len(rows)
 
 
 def parse_budget(text: str) -> float:
