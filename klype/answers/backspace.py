@@ -8,10 +8,10 @@ mistake late takes back word after word. Every generated token costs a pass, als
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from klype.answers.decoding import Draw, PassBudget, run
+from klype.answers.decoding import Decoding, Draw, PassBudget, run
 from klype.data.seeds import mix
 from klype.sources.source import Source
 from klype.values import Request, Step, Tokens, Trace
@@ -56,12 +56,9 @@ class BackspaceAnswer:
     ended: bool
 
 
-Writing = Generator[Draw, list[Trace], BackspaceAnswer]
-
-
 def write_with_backspace(
     request: Request, back: int, budget: PassBudget, begun: Sequence[Step] = (), taken: bool = False
-) -> Writing:
+) -> Decoding[BackspaceAnswer]:
     """Continues the text ``begun`` until a stop token, until ``request.limit`` tokens are left, or to the budget's end.
 
     ``taken``: first, the last of the steps begun is taken back. After every backspace noise is drawn anew.
@@ -106,7 +103,7 @@ def answers_with_backspace(
     The last ``own[i]`` tokens of prompt i are the model's own: they may be taken back, but nothing before them.
     """
     budgets = [PassBudget(request.limit) for request in requests for _ in range(request.n)]
-    left, writings = iter(budgets), list[Writing]()
+    left, writings = iter(budgets), list[Decoding[BackspaceAnswer]]()
     for request, count in zip(requests, own, strict=True):
         cut = len(request.prompt) - count
         begun = [Step(token, 0.0, 0.0, "forced") for token in request.prompt[cut:]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -21,14 +21,12 @@ from klype.answers.backspace import write_with_backspace
 from klype.answers.decoding import (
     GREEDY,
     Check,
-    Checking,
-    Deciding,
     Decision,
     DecodeContext,
     DecodedAnswer,
     DecodeQuestion,
-    DecodeRequest,
     DecoderSettings,
+    Decoding,
     Draw,
     NextTokenRequest,
     PassBudget,
@@ -43,16 +41,15 @@ from klype.values import Distribution, Step, Tokens, Trace
 
 LEAST = 1e-4  # prefixes less probable than this are not explored
 MOST = 256  # maximum number of samples in one request
-Drawing = Generator[DecodeRequest, Any, list[DecodedAnswer]]
 
 
-def plain(context: DecodeContext) -> Deciding:
+def plain(context: DecodeContext) -> Decoding[Decision]:
     """The plain answer as it is."""
     yield from ()  # it requests nothing
     return Decision(context.candidate(context.plain))
 
 
-def consensus(context: DecodeContext) -> Deciding:
+def consensus(context: DecodeContext) -> Decoding[Decision]:
     """The meaning of most samples (self-consistency: Wang et al. 2023, arXiv:2203.11171). The plain answer votes too,
     and wins ties. It is a minimum Bayes risk decoder: the answer that most others agree with.
 
@@ -82,7 +79,7 @@ def consensus(context: DecodeContext) -> Deciding:
     return vote(whole, [1.0] * len(whole))
 
 
-def branches(context: DecodeContext, most: int) -> Drawing:
+def branches(context: DecodeContext, most: int) -> Decoding[list[DecodedAnswer]]:
     """The plain answer, and greedy completions of the most probable prefixes beside it, within ``most`` passes. Such a
     prefix branches off wherever another token was likely, too.
 
@@ -123,7 +120,7 @@ def _listed(q: Distribution | None, most: int | None = None) -> list[tuple[int, 
     return [(token, logp) for token, logp in rows if math.isfinite(logp)]
 
 
-def search(context: DecodeContext) -> Deciding:
+def search(context: DecodeContext) -> Decoding[Decision]:
     """Best-first search for the meaning whose answers are the most probable together, until no other can catch up.
 
     The prefixes of the plain answer are known already; any other costs a pass. Tokens that a partial distribution does
@@ -163,7 +160,7 @@ def _sums(candidates: Iterable[DecodedAnswer], weights: Iterable[float]) -> dict
     return sums
 
 
-def backtrack(context: DecodeContext) -> Deciding:
+def backtrack(context: DecodeContext) -> Decoding[Decision]:
     """Where confidence falls below the floor, returns to the least confident token and takes the second most probable
     one instead; the new answer is kept if its mean log-probability per token is higher."""
     question = context.question
@@ -198,7 +195,7 @@ def backtrack(context: DecodeContext) -> Deciding:
     return Decision(best, vote(seen, [math.exp(c.logp / max(1, len(c.tokens))) for c in seen]).shares)
 
 
-def backspace(context: DecodeContext) -> Deciding:
+def backspace(context: DecodeContext) -> Decoding[Decision]:
     """Greedy decoding of a model that has learnt a token which takes its last word back (see backspace.py).
 
     ``DecoderSettings.back`` is the token. It takes back nothing before the answer: at its beginning it is barred.
@@ -244,7 +241,7 @@ CHECKS = {
 }
 
 
-def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
     """The mean log-probability per token. No pass: it is known from the draw."""
     yield from ()  # it requests nothing
     # minus log P, which the verifier adds: at weight 1 only the mean per token is left
@@ -254,7 +251,7 @@ def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> C
 def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
     """log P of what an answer states, where ``put(answer)`` is a prompt and the statement. One pass per candidate."""
 
-    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
         traces = yield Score(tuple(put(c.text) for c in candidates[: context.budget.left]))
         return [trace.logp for trace in traces]
 
@@ -264,7 +261,7 @@ def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
 def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> Check:
     """log P(yes) among yes and no, as the next token after ``put(answer)``. One pass per candidate."""
 
-    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
         kept = candidates[: context.budget.left]
         found = yield NextTokenRequest(tuple(put(c.text) for c in kept))
         out = []
@@ -281,7 +278,7 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
 def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]]) -> Check:
     """``score(prompts, answers)`` of a reward model. One pass per candidate."""
 
-    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Checking:
+    def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
         yield from ()  # it requests nothing of the source
         kept = candidates[: context.budget.left]
         prompts, tokens = [context.question.prompt] * len(kept), [c.tokens for c in kept]
@@ -291,11 +288,11 @@ def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]
     return check
 
 
-def verify(name: str) -> Callable[[DecodeContext], Deciding]:
+def verify(name: str) -> Callable[[DecodeContext], Decoding[Decision]]:
     """A decoder that spends half of what is left on finding other answers (``branches``) and the rest on a check, which
     weighs them: exp(log P(answer) + weight · check), summed over the wordings of a meaning."""
 
-    def strategy(context: DecodeContext) -> Deciding:
+    def strategy(context: DecodeContext) -> Decoding[Decision]:
         check = context.question.checks.get(name)
         if check is None:
             raise UsageError(f"The decoder verify-{name} has nothing to check with for this model.", CHECKS[name].hint)
@@ -335,7 +332,7 @@ class Decoder:
     whether it can use more budget. ``needs``: the check that a question must bring."""
 
     name: str
-    strategy: Callable[[DecodeContext], Deciding]
+    strategy: Callable[[DecodeContext], Decoding[Decision]]
     about: str
     spends: bool = True
     needs: str = ""

@@ -175,14 +175,13 @@ class DecodeContext:
         return text
 
 
-Deciding = Generator[DecodeRequest, Any, Decision]
-Checking = Generator[DecodeRequest, Any, list[float]]
-Check = Callable[[DecodeContext, Sequence[DecodedAnswer]], Checking]  # a log-score of each candidate
-Reply = list[Trace] | list[Distribution]
 T = TypeVar("T")
+Decoding = Generator[DecodeRequest, Any, T]  # yields requests, is sent the replies, and returns a T
+Check = Callable[[DecodeContext, Sequence[DecodedAnswer]], Decoding[list[float]]]  # a log-score of each candidate
+Reply = list[Trace] | list[Distribution]
 
 
-def run(source: Source, decoding: Sequence[Generator[Any, Any, T]], budgets: Sequence[PassBudget]) -> list[T]:
+def run(source: Source, decoding: Sequence[Decoding[T]], budgets: Sequence[PassBudget]) -> list[T]:
     """Runs the generators side by side, serving their requests together; returns what each of them returns."""
     done: dict[int, T] = {}
     replies: dict[int, Reply | None] = dict.fromkeys(range(len(decoding)))
