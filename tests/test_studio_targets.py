@@ -79,7 +79,7 @@ def test_those_of_the_command_line_are_found_and_what_runs_stands_first(tmp_path
     (tmp_path / "runs" / "bias-2" / BiasBoard.FILE).write_text("{")
     broken = next(e for e in experiments(studio) if e.folder.name == "bias-2")
     with pytest.raises(KlypeError, match="damaged"):
-        broken.board()
+        BiasBoard.read(broken.folder)
     assert broken.state == "failed"
 
 

@@ -97,13 +97,11 @@ class BiasBoard(framework.Board):
         }
 
     @staticmethod
-    def read(folder: Path) -> BiasBoard:
-        """The board in an experiment's folder. Raises KlypeError when there is none or it is damaged."""
+    def read(folder: Path) -> BiasBoard | None:
+        """The board in an experiment's folder, None if none was written yet. Raises KlypeError when it is damaged."""
         file = folder / BiasBoard.FILE
         try:
-            return BiasBoard.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
-            raise KlypeError(f"There is no {BiasBoard.FILE} in {folder}.", "Make one with klype bias --out.") from None
+            return BiasBoard.model_validate_json(file.read_bytes()) if file.is_file() else None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

@@ -45,16 +45,12 @@ class TargetExperiment:
         if self.work is not None:
             return self.work.state
         try:
-            board = self.board()
+            board = BiasBoard.read(self.folder)
         except KlypeError:
             return "failed"
         if board is not None and board.done:
             return "done"
         return "running" if time.time() - self.changed < QUIET_S else "stopped"
-
-    def board(self) -> BiasBoard | None:
-        """As it stands; None when nothing has been written yet. KlypeError when the file is damaged."""
-        return BiasBoard.read(self.folder) if (self.folder / BiasBoard.FILE).is_file() else None
 
 
 def experiments(studio: Studio) -> list[TargetExperiment]:
@@ -144,7 +140,7 @@ class TargetsPage(el.WorkPart):
             known = experiments(self.studio)
             one = next((e for e in known if e.key == self.chosen), next(iter(known), None))
             try:
-                return known, one, one.board() if one is not None else None, ""
+                return known, one, BiasBoard.read(one.folder) if one is not None else None, ""
             except KlypeError as error:
                 return known, one, None, self.visit.why(error)
 
