@@ -238,7 +238,7 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
     writing = FreeTextRequest(asked.documents, temperature=settings.main, seed=settings.seed)
     if asked.budget:  # a quarter of the passes at most are for long texts
         writing = replace(writing, number=min(writing.number, asked.budget // (4 * writing.words)))
-    budget = asked.budget - writing.passes if asked.budget else None
+    budget = asked.budget - writing.number * writing.words if asked.budget else None
     exam = prepare(model, questions, settings, 0, raw=asked.raw, budget=budget)
     tell_plan(terminal, words(terminal.lang, "examination"), exam.plan)
     folder = asked.out or Path("examinations") / Path(asked.model).name

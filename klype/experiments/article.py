@@ -182,10 +182,6 @@ class FreeTextRequest:
     temperature: float = 0.7
     seed: int = 0
 
-    @property
-    def passes(self) -> int:
-        return self.number * self.words
-
 
 def openings(world: World, settings: FreeTextRequest) -> Iterator[tuple[str, ...]]:
     """First sentences of the language's own documents of at least ``LEAST`` words: after the short ones, such as

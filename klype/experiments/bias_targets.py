@@ -252,8 +252,8 @@ class BiasCell(Cell):
             if "values" in about and weights.is_file():
                 model = Transformer(training.shape(self.corpus.size, TARGETS[name].how(self.settings)))
                 model.load_state_dict(load_file(weights))
-                curve = [(epoch, loss, kl) for epoch, loss, kl in about["curve"]]
-                self.known[key] = TrainedModel(model.eval(), curve, about["turned"], about["flops"], about["reads"])
+                told = [about[name] for name in ("curve", "turned", "flops", "reads")]
+                self.known[key] = TrainedModel(model.eval(), *told)
             else:
                 self.known[key] = self._train(TARGETS[name], member, file)
         return self.known[key]

@@ -18,6 +18,7 @@ from klype.data.documents import split
 from klype.data.readers import TextDocument
 from klype.data.seeds import mix
 from klype.errors import KlypeError
+from klype.examine.truth import Reader
 from klype.text.tokenizer import Tokenizer
 from klype.values import Tokens
 from klype.world import Filter, World
@@ -136,7 +137,7 @@ class WorldSource:
         found = self._documents(mix(0, 3), documents)
         asked = [q for d in found if (q := self._question(d)) is not None]
         prefix = self._ids(SHOWN.split())
-        shown = dict(sorted(self._after(prefix).next().items(), key=lambda pair: -pair[1]))
+        shown = dict(sorted(Reader(self.beginning).next(prefix[1:]).items(), key=lambda pair: -pair[1]))
         return TestSet(found, self._truth(found), tuple(asked[:questions]), (prefix, shown))
 
     def beginning(self) -> WordTruth:
@@ -149,12 +150,6 @@ class WorldSource:
 
     def _ids(self, words: Iterable[str]) -> Tokens:
         return (0, *(self._id[word] for word in words))
-
-    def _after(self, ids: Tokens) -> WordTruth:
-        truth = self.beginning()
-        for i in ids[1:]:
-            truth.push(i)
-        return truth
 
     def _truth(self, documents: Sequence[Tokens]) -> csr_array:
         rows = []
@@ -172,20 +167,15 @@ class WorldSource:
         if not places:
             return None
         prefix = document[: places[-1] + 1]
-        answers: list[Tokens] = []
-        todo: list[tuple[Tokens, WordTruth]] = [((), self._after(prefix))]
+        reader, answers, todo = Reader(self.beginning), list[Tokens](), [Tokens()]
         # one answer too many is enough: the question is skipped
         while todo and len(answers) <= ANSWERS:
-            said, truth = todo.pop()
+            said = todo.pop()
             if len(prefix) + len(said) > LONGEST:
                 return None
-            for i in truth.next():
-                after = copy.copy(truth)
-                after.push(i)
-                if i == self._id["."]:
-                    answers.append((*said, i))
-                else:
-                    todo.append(((*said, i), after))
+            for i in reader.next((*prefix[1:], *said)):
+                kept = answers if i == self._id["."] else todo
+                kept.append((*said, i))
         return CorpusQuestion(prefix, tuple(answers)) if 0 < len(answers) <= ANSWERS else None
 
 
