@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from klype import config
-from klype.data import example_batches
+from klype.data.batches import once
+from klype.data.example_batches import PoolSettings
 from klype.data.seeds import Permutation, mix
 from klype.errors import TrainingInterrupted
 from klype.examine.calibration import calibration_error
@@ -29,7 +30,6 @@ from klype.train.objectives import Objective, cross_entropy, soft_cross_entropy
 from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 from klype.values import Batch, Batches, Floats, Tokens
 
-UNPADDED = example_batches.PoolSettings(rows=1, multiple=1)  # no wider than the longest document
 PORTION = 64  # documents that are read at once
 HEAD = 16  # width of an attention head; compiled code needs a multiple of eight
 # (epoch, held-out loss, KL to the truth where it is known), nats per token
@@ -118,36 +118,30 @@ class LabelledBatches(NumberedBatches):
         documents, rows = self._data.documents, self._rows
         order = Permutation(len(documents), mix(self._seed, epoch))
         drawn = [order(i) for i in range(at * rows, min((at + 1) * rows, len(documents)))]
-        tokens_BT, targets_BT, weights_BT = padded([documents[i] for i in drawn])
+        (batch,) = in_batches([documents[i] for i in drawn], rows)
         if self._blanks:
             noise = torch.Generator().manual_seed(mix(self._seed, 10, index + 1))
-            hidden_BT = torch.rand(tokens_BT.shape, generator=noise) < self._blanks
+            hidden_BT = torch.rand(batch.tokens_BT.shape, generator=noise) < self._blanks
             # every document's first token is the begin token
-            tokens_BT = tokens_BT.masked_fill(hidden_BT, documents[0][0])
-        batch = Batch(tokens_BT, targets_BT, weights_BT)
+            batch = replace(batch, tokens_BT=batch.tokens_BT.masked_fill(hidden_BT, documents[0][0]))
         if self._data.soft is not None:
-            where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(tokens_BT.shape[1])
+            where_BT = torch.from_numpy(self._starts[drawn])[:, None] + torch.arange(batch.tokens_BT.shape[1])
             # padding gets the targets of position 0, with weight 0
-            where_BT = torch.where(weights_BT > 0, where_BT, 0)
+            where_BT = torch.where(batch.weights_BT > 0, where_BT, 0)
             batch.extra["soft_BTV"] = self._data.soft(where_BT.flatten()).view(*where_BT.shape, -1)
         return batch
 
 
-def padded(documents: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """tokens_BT, targets_BT and weights_BT (0 for padding)."""
-    examples = [(document, [1.0] * len(document)) for document in documents]
-    tokens_BT, targets_BT, weights_BT = map(torch.from_numpy, example_batches.padded(examples, UNPADDED))
-    return tokens_BT, targets_BT, weights_BT
+def in_batches(documents: Sequence[Tokens], rows: int) -> list[Batch]:
+    """The documents in their order, ``rows`` per batch, padded to the longest of each."""
+    return once([(document, [1.0] * len(document)) for document in documents], PoolSettings(rows=rows, multiple=1))
 
 
 @torch.no_grad()
 def predict(model: nn.Module, documents: Sequence[Tokens]) -> torch.Tensor:
     """Log-probabilities at every target of the documents, in order: [N, V] in nats."""
-    found = []
-    for at in range(0, len(documents), PORTION):
-        tokens_BT, _, weights_BT = padded(documents[at : at + PORTION])
-        found.append(model(tokens_BT)[weights_BT > 0].log_softmax(-1))
-    return torch.cat(found)
+    batches = in_batches(documents, PORTION)
+    return torch.cat([model(batch.tokens_BT)[batch.weights_BT > 0].log_softmax(-1) for batch in batches])
 
 
 def said_of(logp_NV: torch.Tensor, documents: Sequence[Tokens]) -> torch.Tensor:
