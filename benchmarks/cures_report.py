@@ -13,7 +13,7 @@ from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines
 from klype.examine.html import Glossary, Part, Section, Table, Text, texts
 from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say
-from klype.words import LANGUAGES, Words, words
+from klype.words import Words, words
 from klype.words.sentences import Sentences
 
 Document = Mapping[str, Any]
@@ -29,7 +29,7 @@ def write(folder: Path, document: Document, lang: str) -> list[Path]:
 
 
 def render(document: Document, lang: str) -> str:
-    return html.render([_page(document, Say(code), words(code, "cures")) for code in LANGUAGES], lang)
+    return html.render(lambda say: _page(document, say, words(say.lang, "cures")), lang)
 
 
 def verdict(part: Document, say: Say, own: Words) -> list[str]:

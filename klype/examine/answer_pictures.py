@@ -307,9 +307,7 @@ def cost(document: Document, say: Say) -> Picture | None:
     if not rows:
         return None
     places, values = [t for _, t, _ in rows], [(figure["value"] or 0.0) / 1e6 for *_, figure in rows]
-    y = axis(kind="category", data=places, inverse=True)
-    bars: Option = {"type": "bar", "data": values, "barMaxWidth": 16, "itemStyle": {"color": "$accent"}}
-    drawn = canvas(xAxis=axis(say("exam.mflops"), min=0), yAxis=y, series=[bars])
+    drawn = charts.bars(places, {say("exam.flops_right"): ("accent", values)}, axis(say("exam.mflops"), min=0))
     main = say.plain(float(document["main"]))
     at = places.index(main) if main in places else 0
     title = say("exam.cost", t=places[at], flops=say.number(values[at], 1))

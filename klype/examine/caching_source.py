@@ -71,7 +71,12 @@ class Recorder(SourceWrapper):
         traces = ask()
         took = self._meters.clock() - began
         self.model_s += took
-        traces = with_energy(traces, used, self._meters.joules(), took)
+        passes, now = sum(trace.passes for trace in traces), self._meters.joules()
+        if used is not None and now is not None and passes:
+            # answers made one at a time: their own seconds only, so that energy and time are of the same span
+            share = min(1.0, sum(trace.seconds for trace in traces) / took) if took > 0 else 1.0
+            spent = (now - used) * share
+            traces = [replace(trace, joules=spent * trace.passes / passes) for trace in traces]
         self.finish()
         if self._folder is not None:
             self._saving = self._beside.submit(store.save, self._folder, name, traces, about)
@@ -82,19 +87,6 @@ class Recorder(SourceWrapper):
         if self._saving is not None:
             self._saving.result()
             self._saving = None
-
-
-def with_energy(traces: list[Trace], before: float | None, after: float | None, took: float) -> list[Trace]:
-    """The energy of answers that were made together, shared out by their passes; as they are where it is not known.
-
-    It was read over ``took`` seconds. Of answers that were made one at a time, it counts for their own seconds only, so
-    that time and energy are of one span.
-    """
-    passes, seconds = sum(trace.passes for trace in traces), sum(trace.seconds for trace in traces)
-    if before is None or after is None or not passes:
-        return traces
-    spent = (after - before) * (min(1.0, seconds / took) if took > 0 else 1.0)
-    return [replace(trace, joules=spent * trace.passes / passes) for trace in traces]
 
 
 WATTS_PER_CORE = 10.0  # where energy cannot be read: about what a core at work takes, its share of the rest included

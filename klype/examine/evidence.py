@@ -239,18 +239,16 @@ def read_distributions(trace: Trace, cache: DistributionCache, vocabulary: int) 
     if len(listed) < len(tokens):
         return {}
     error = None if reader is None else reader.first_error(tokens)
-    right = [] if reader is None else [(tokens[:t], reader.next(tokens[:t])) for t in range(error or len(tokens))]
-    if all(q.whole for q in listed):
-        s = tuple(cache.s(before, q) for (before, _), q in zip(right, listed, strict=False))
+    right = [] if reader is None else [(reader.next(tokens[:t]), q) for t, q in enumerate(listed[:error])]
+    if whole(trace):
+        s = tuple(cache.s(tokens[:t], q) for t, (_, q) in enumerate(right))
         entropy = math.fsum(cache.entropy(tokens[:t], q) for t, q in enumerate(listed))
         return {"first_error": error, "s": s, "entropy": entropy}
     at = cache.temperature, vocabulary
     ends = [distribution_bounds.entropy_at(q, *at) for q in listed]
     return {
         "first_error": error,
-        "s_bounds": tuple(
-            distribution_bounds.mass_at(q, *at, possible) for (_, possible), q in zip(right, listed, strict=False)
-        ),
+        "s_bounds": tuple(distribution_bounds.mass_at(q, *at, possible) for possible, q in right),
         "entropy_bounds": (math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,6 @@ from klype.examine.say import Say, is_share
 from klype.examine.survival import Survival, survival_of
 from klype.judge.meaning import label
 from klype.values import Trace
-from klype.words import LANGUAGES
 
 # Measured anew each time: they stand under time, not among the figures.
 TIMED = frozenset(["seconds", "joules", "joules_per_right"])
@@ -206,16 +206,18 @@ def write(folder: Path, document: Document, lang: str = "en") -> Path:
 
 
 def render(document: Document, lang: str = "en") -> str:
-    return html.render([_page(document, Say(code)) for code in LANGUAGES], lang, document["model"])
+    return html.render(partial(_page, document), lang, document["model"])
 
 
 def tree_page(tree: Tree, question: str, decode: Decode, lang: str) -> str:
     """A page of its own for one tree of answers."""
-    document, pages = {"trees": [shown_tree(tree, question, decode, 50, 20)]}, []
-    for say in map(Say, LANGUAGES):
+    document = {"trees": [shown_tree(tree, question, decode, 50, 20)]}
+
+    def page(say: Say) -> html.Document:
         shown = Section([tree_picture(document, say), flow(document, say)])
-        pages.append(html.Document(say, say("exam.tree_title"), say("quote", text=question), [shown]))
-    return html.render(pages, lang, question)
+        return html.Document(say, say("exam.tree_title"), say("quote", text=question), [shown])
+
+    return html.render(page, lang, question)
 
 
 def verdict(document: Document, say: Say) -> list[str]:

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -178,9 +178,12 @@ def write(file: Path, text: str) -> Path:
     return file
 
 
-def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
-    """The page, a document in each language, with its style, scripts and the pictures' data. ``title``: the window's;
-    by default the document's own in ``lang``. Errors: an unknown language."""
+def render(page: Callable[[Say], Document], lang: str, title: str = "") -> str:
+    """An HTML file with the document in every language, with its style, scripts and the data of its pictures.
+
+    ``page`` makes the document in one language; ``lang`` is the one shown first. ``title``: the window's, by default
+    the document's own. Raises UsageError for an unknown language.
+    """
     if lang not in LANGUAGES:
         raise UsageError(f"There is no report in “{lang}”.", f"Languages: {', '.join(LANGUAGES)}.")
     environment = Environment(
@@ -191,7 +194,7 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "step_of": step_of, "notes": _notes}
-    by_lang = {one.say.lang: one for one in documents}
+    by_lang = {code: page(Say(code)) for code in LANGUAGES}
     pictures = {code: {key: asdict(p) for key, p in one.pictures.items()} for code, one in by_lang.items()}
     words = {  # the script fills in n
         code: {"zero": one.say("formula.zero"), "half": one.say("formula.half", n="{n}")}
@@ -207,7 +210,7 @@ def render(documents: Sequence[Document], lang: str, title: str = "") -> str:
     return environment.get_template("document.html.jinja").render(
         lang=lang,
         names={code: row.name for code, row in LANGUAGES.items()},
-        documents=documents,
+        documents=list(by_lang.values()),
         title=title or by_lang[lang].title,
         edges=PROBABILITY_EDGES,
         themes={"light": LIGHT, "dark": DARK},

@@ -25,7 +25,9 @@ from klype.jsons import finite
 
 LocalText = str | Mapping[str, str]
 StageName = Literal["base", "finetuned", "aligned"]
-STAGES: tuple[StageName, ...] = ("base", "finetuned", "aligned")
+# The models of a run, and the stage of training that makes each.
+MADE_BY: Mapping[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
+STAGES: tuple[StageName, ...] = tuple(MADE_BY)
 JsonObject = dict[str, Any]  # a part of the facts, with the names that stand beside it in ``Facts``
 
 

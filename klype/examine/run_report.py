@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from klype.examine import html
 from klype.examine.charts import Picture
 from klype.examine.html import Block, Cells, Document, Formula, Glossary, Part, RichText, Section, Table, Text, texts
-from klype.examine.run_figures import STAGES, Facts, FigureFacts, JsonObject, StageName, check, figures_of, last_model
+from klype.examine.run_figures import MADE_BY, STAGES, Facts, FigureFacts, JsonObject, check, figures_of, last_model
 from klype.examine.say import NBSP, Say, is_share
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import status_of, verdict
@@ -19,7 +20,6 @@ from klype.words import LANGUAGES
 
 OF_THE_BASE = ("s", "kl", "bits_per_byte")
 KEY_FIGURES = ("right", "right_fixed", "well_formed", "right_trained", "polite", "annotator", *OF_THE_BASE)
-TRAINING: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
 NEXT_TO_NOTHING = 0.05
 STEPS = ("pretrain", "finetune", "rank", "reward", "align", "examine", "total")
 
@@ -37,7 +37,7 @@ def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
 
 def render(facts: Facts, lang: str = "en") -> str:
     """The page as text."""
-    return html.render([_page(facts, Say(code)) for code in LANGUAGES], lang, facts["run"])
+    return html.render(partial(_page, facts), lang, facts["run"])
 
 
 def _page(facts: Facts, say: Say) -> Document:
@@ -150,15 +150,15 @@ def _gate_name(name: str, say: Say) -> str:
 
 
 def too_few(facts: Facts, say: Say) -> str:
-    """What had too few cases to be a gate, in a sentence."""
-    few = [f"{_gate_name(row['name'], say)} (n{NBSP}={NBSP}{say.count(row['n'])})" for row in facts.get("too_few", [])]
+    """A sentence naming what had too few cases to be a gate; empty where nothing had."""
+    few = [f"{_gate_name(row['name'], say)} ({_n(row, say)})" for row in facts.get("too_few", [])]
     return say("gates.too_few", names="; ".join(few)) if few else ""
 
 
 def stages(facts: Facts, say: Say) -> Part:
     """A card for each stage of training: what it does, who ranked, why it is missing, what it took."""
     plan, cards = {row["stage"]: row for row in facts.get("provenance", {}).get("plan", [])}, []
-    for stage, step in TRAINING.items():
+    for stage, step in MADE_BY.items():
         told, row = [Text(say(f"life.{step}"))], plan.get(step, {})
         if step == "align" and "annotator" in facts:
             told.append(Text(f"{say('life.annotator')} {say.text(facts['annotator'])}", "small"))

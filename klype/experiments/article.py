@@ -31,7 +31,7 @@ from klype.examine.truth import Truth, mass
 from klype.experiments import claims
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Figure, Request, Sampling, Trace
-from klype.words import LANGUAGES, words
+from klype.words import words
 from klype.world import Spellings, TokenFilter, World
 
 LONGEST = 100  # words of a long text that are plotted
@@ -118,11 +118,12 @@ def extras(found: ExamResult) -> dict[str, Figure]:
 def write(folder: Path, made: claims.Document, lang: str) -> Path:
     """Writes ``article.html`` in all languages, with a section for each claim; a picture is shown with the first claim
     that it belongs to."""
-    pages, rows = [], claims.claims(made)
+    rows = claims.claims(made)
     counts = {ruling: sum(claim.ruling == ruling for claim in rows) for ruling in get_args(Ruling)}
     # the judge, and how often it errs about what is correct
     judged = {"judge": made["judge"], **made["figures"].get(made["main"], {}).get("right", {})}
-    for say in map(Say, LANGUAGES):
+
+    def page(say: Say) -> html.Document:
         own, drawn = words(say.lang, "article"), pictures(made, say)
         about = {"model": made["model"], "questions": made["questions"], "samples": made["settings"]["n"]}
         about |= {"t": say.plain(float(made["main"])), "judge": say.judged(judged), "alpha": say.share(ALPHA)}
@@ -132,8 +133,9 @@ def write(folder: Path, made: claims.Document, lang: str) -> Path:
             sign = {"supports": "ok", "does_not_support": "no"}.get(claim.ruling, "open")
             found = html.Text(measured, "verdict", sign, f"{ruled}.")
             sections.append(html.Section([found, html.Text(how, "small") if how else None, shown], says, claim.name))
-        pages.append(html.Document(say, own("title"), own("lead", n=len(rows), **about, **counts), sections))
-    return html.write(folder / "article.html", html.render(pages, lang, made["model"]))
+        return html.Document(say, own("title"), own("lead", n=len(rows), **about, **counts), sections)
+
+    return html.write(folder / "article.html", html.render(page, lang, made["model"]))
 
 
 def sentences(made: claims.Document, lang: str) -> list[tuple[str, str, str, str]]:

@@ -13,7 +13,7 @@ from klype.examine.html import Document, Glossary, Part, Section, Table, Text, t
 from klype.examine.run_figures import FigureFacts
 from klype.examine.say import Say
 from klype.experiments.framework import SHARE, B, Experiment, Row
-from klype.words import LANGUAGES, Words, words
+from klype.words import Words, words
 
 OTHER = "muted"
 
@@ -93,9 +93,10 @@ class Report(Generic[B]):
         return html.write(folder / "report.html", self.render(board, lang))
 
     def render(self, board: B, lang: str) -> str:
-        pages = []
-        for code in LANGUAGES:
-            say, own = Say(code), words(code, self.experiment.name)
+        """The page as HTML."""
+
+        def page(say: Say) -> Document:
+            own = words(say.lang, self.experiment.name)
             tables = [Table(own("table", documents=say.count(n)), *self.table(board, n, say, own))
                       for n in reversed(board.documents)]  # fmt: skip
             name = ArmNames(self.experiment.noun, say, own).name
@@ -104,8 +105,9 @@ class Report(Generic[B]):
             measured: list[Part] = [*tables, Text(" ".join(map(own, self.notes)), "small"), arms]
             sections = [Section(found), Section(measured, own("measured"))]
             lead = own("lead", seeds=board.seeds, steps=say.count(board.steps))
-            pages.append(Document(say, own("title"), f"{lead} {own(f'lead_{board.source}')}", sections))
-        return html.render(pages, lang)
+            return Document(say, own("title"), f"{lead} {own(f'lead_{board.source}')}", sections)
+
+        return html.render(page, lang)
 
     def pictures(self, board: B, say: Say, own: Words) -> list[Picture]:
         """All pictures for which there are data."""

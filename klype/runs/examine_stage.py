@@ -11,7 +11,7 @@ from klype.examine.caching_source import WATTS_PER_CORE, Energy, Meters
 from klype.examine.evidence import Evidence
 from klype.examine.examination_report import reliability
 from klype.examine.measures import in_runs, measure
-from klype.examine.run_figures import Facts, FigureFacts, JsonObject, StageName, token_facts
+from klype.examine.run_figures import MADE_BY, Facts, FigureFacts, JsonObject, StageName, token_facts
 from klype.examine.survival import survival_of
 from klype.jsons import steps
 from klype.model import checkpoint
@@ -25,7 +25,6 @@ from klype.runs.text_task import TextTask
 from klype.values import Question, Trace, mean_of_known
 from klype.words import in_all_languages
 
-MODELS: dict[StageName, str] = {"base": "pretrain", "finetuned": "finetune", "aligned": "align"}
 # measure → the field of each answer that is kept, for differences question by question
 TRAITS = {"right": "right", "polite": "polite", "annotator": "score"}
 SIDE_BY_SIDE = 8
@@ -36,7 +35,7 @@ FEWEST_TOLD = 40  # questions with known truth; there is no calibration of fewer
 def measure_stage(run: RunContext, name: StageName) -> dict[str, FigureFacts]:
     """The figures of one model: its chat answers at the recipe's temperature, and its knowledge of plain text. Records
     the answers' verdicts, cost and dictionary figures in run.json."""
-    model, task, content = run.model(MODELS[name]), run.task, run.record.content
+    model, task, content = run.model(MADE_BY[name]), run.task, run.record.content
     t = run.recipe.examine.temperature
     asked = {"": examined_on(task, run.options.minutes), **task.asked_apart(name)}
     examined = {k: examine_model(task, model, of, answer_settings(task, t)) for k, of in asked.items() if of or not k}
@@ -71,7 +70,7 @@ def gather(run: RunContext) -> Facts:
     """The facts of a run for its report, when its stages are done (alignment may have been refused)."""
     content = run.record.content
     newest: StageName = "aligned" if run.record.done("align") else "finetuned"
-    model, yardsticks, reward = run.model(MODELS[newest]), run.task.yardsticks(), content.get("reward")
+    model, yardsticks, reward = run.model(MADE_BY[newest]), run.task.yardsticks(), content.get("reward")
     found_gates, too_few = gates(run, yardsticks)
     maybe = {
         "gains": {name: figure.json() for name, figure in gains(run).items()},
@@ -88,7 +87,7 @@ def gather(run: RunContext) -> Facts:
         "recipe": content["recipe"],
         "kind": run.recipe.kind,
         "planned_s": content["planned_s"],
-        "stages": {name: content["figures"].get(name) for name in MODELS},
+        "stages": {name: content["figures"].get(name) for name in MADE_BY},
         "annotator": run.task.annotator,
         "curves": curves(run),
         "questions": side_by_side(run),
@@ -132,7 +131,7 @@ def side_by_side(run: RunContext) -> list[JsonObject]:
     """A few held-out questions with each model's answer, token by token with probabilities."""
     questions, t = run.task.held_out[:SIDE_BY_SIDE], run.recipe.examine.temperature
     answers: dict[StageName, list[JsonObject]] = {}
-    for name, stage in MODELS.items():
+    for name, stage in MADE_BY.items():
         if run.record.content["figures"].get(name):
             groups = draw_answers(run.task, run.model(stage), questions, t)
             answers[name] = [_answer(run, q, trace) for q, (trace,) in zip(questions, groups, strict=True)]
@@ -141,7 +140,7 @@ def side_by_side(run: RunContext) -> list[JsonObject]:
             "question": question.question,
             "context": " ".join([*(m["content"] for m in question.messages()[:-1]), question.context]).strip(),
             "references": list(question.answers),
-            "answers": {name: answers[name][i] if name in answers else None for name in MODELS},
+            "answers": {name: answers[name][i] if name in answers else None for name in MADE_BY},
         }
         for i, question in enumerate(questions)
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from klype.errors import KlypeError, UsageError
 from klype.examine import run_report as report
-from klype.examine.run_figures import beyond
+from klype.examine.run_figures import MADE_BY, beyond
 from klype.examine.say import Say as Words
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
@@ -18,7 +18,7 @@ from klype.preferences.annotators import Taste
 from klype.preferences.annotators import taste as read_taste
 from klype.runs import run_start
 from klype.runs.align_stage import Evaluation
-from klype.runs.examine_stage import MODELS, gather, measure_stage
+from klype.runs.examine_stage import gather, measure_stage
 from klype.runs.folder import read_run
 from klype.runs.gates import against_aligning, compare, time_gate, verdict
 from klype.runs.listener import RunListener
@@ -39,7 +39,7 @@ from klype.train.rewards import MODEL, as_settings
 from klype.values import Question, Verdict
 from klype.words import LANGUAGES, in_all_languages
 
-MEASURED = {stage: name for name, stage in MODELS.items()}
+MEASURED = {stage: name for name, stage in MADE_BY.items()}
 SHORTEST = 1  # minutes; a shorter run takes longer than asked
 
 Look = Callable[..., float]  # seconds per step of a model: see klype.runs.machine_probe.all_cores_seconds
