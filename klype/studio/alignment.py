@@ -1,4 +1,4 @@
-"""The card on which a model learns from rankings: whose, how long; what it says meanwhile; before and after."""
+"""The card that aligns a model with rankings: whose, for how long, its answers meanwhile, and before and after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from nicegui import ui
 
 from klype.errors import KlypeError, UsageError
-from klype.examine.charts import Panel, axis, line, lines, spikes
+from klype.examine.charts import Cell, Panel, Picture, axis, line, lines, spikes
 from klype.examine.say import visible
 from klype.jsons import saved
 from klype.model.atomic_folder import is_whole
@@ -27,8 +27,8 @@ from klype.studio.fields import Check, Minutes, Select
 from klype.studio.studio import Studio
 
 ASKED = 4  # held-out questions that the model answers while it is aligned
-FEWEST = 2  # rankings
-OVERHEAD_S = 40.0  # loading, the reward model and the comparison, on top of the minutes asked for
+FEWEST = 2  # rankings to learn from
+OVERHEAD_S = 40.0  # for loading, the reward model and the comparison, on top of the minutes requested
 LOOK_S = 1.0
 CURVES = {
     "reward": (("reward", "aligned"), ("truth", "truth")),
@@ -40,7 +40,7 @@ COMPARED = ("annotator", "right", "polite", "concise", "tokens")
 
 
 class Alignment:
-    """A piece of aligning work as its files tell of it; ``read`` reads what is new (in a thread)."""
+    """A piece of work that aligns a model, as of the last ``read`` of its files."""
 
     state, step, seconds, why = "", 0, 0, ""
     planned: int | None = None
@@ -54,7 +54,7 @@ class Alignment:
         self.align = MetricsTail(plan.run / "align" / "metrics.jsonl")
 
     def read(self) -> bool:
-        """Whether anything has changed."""
+        """Reads what is new, in a thread; returns whether anything has changed."""
         work, before = self.work, dict(vars(self))
         news = [self.reward.read(), self.align.read()]
         self.state, self.step, self.seconds, self.samples = work.state, work.step, int(work.seconds), work.samples()
@@ -68,13 +68,13 @@ class Alignment:
 
     @property
     def share(self) -> float:
-        """How much of it is done, by steps where they are known: a little for the reward model, then the steps; at last
-        before and after are compared."""
+        """The share that is done: a tenth for the reward model, then by steps; the last part compares before and
+        after."""
         return 0.05 if self.step == 0 else 0.1 + 0.75 * min(1.0, self.align.at / (self.planned or 1e9))
 
 
 def newest_alignment(studio: Studio, store: RankingStore) -> Alignment | None:
-    """The last alignment of this store's rankings, whoever began it and whichever server."""
+    """The last alignment with this store's rankings, whoever started it on whichever server; None if there is none."""
     begun = map(Alignment, (work for work in works(studio.home) if work.plan.kind == "align"))
     return next((found for found in begun if found.about.get("place") == store.key), None)
 
@@ -87,8 +87,9 @@ def start_alignment(
     force: bool = False,
     lang: str = "en",
 ) -> Alignment:
-    """Begins: these annotators' rankings as they are now, a reward model of them, alignment. ``force``: even if it
-    imitates them badly. UsageError when it runs or cannot be."""
+    """Starts training a reward model on these annotators' rankings as they are now, then aligning the run's model with
+    it. ``force``: even if the reward model imitates them badly. UsageError when such work runs already, there are too
+    few rankings, or the run has no fine-tuned model."""
     known = newest_alignment(studio, store)
     if known is not None and known.work.state == "running":
         raise UsageError("These rankings are being learnt from already.")
@@ -96,10 +97,11 @@ def start_alignment(
     if source is None or not is_whole(source / "finetune"):
         raise UsageError(f"The run {store.name} has no fine-tuned model that could be aligned.")
     name = new_name("align")
-    run, judge = studio.runs_home / name, studio.home / "judges" / name  # half a run, which no menu offers
+    # the reward model's folder is half a run: it lies where no menu of runs looks
+    run, judge = studio.runs_home / name, studio.home / "judges" / name
     entries = store.snapshot(judge / "rank", annotators)
     ordered = sum(entry.kind != "skip" for entry in entries)
-    # counted in the copy, not in the store: others may rank or undo meanwhile
+    # counted in the copy: others may rank or undo meanwhile
     if ordered < FEWEST:
         shutil.rmtree(judge)
         raise UsageError(f"There are {ordered} rankings: {FEWEST} at least are needed.")
@@ -112,7 +114,6 @@ def start_alignment(
         "planned_s": 60 * minutes + OVERHEAD_S,
         "ask": {"before": before, "after": after, "questions": held_out(source)},
     }
-    # --resume: a step that is run again goes on where it was
     common = ["--resume", "--json", "--lang", lang, "--seed", "0", "--device", studio.device]
     align = [str(judge), "--out", str(run), "--minutes", f"{minutes:g}", *(["--force"] if force else [])]
     reward = ["reward", "--from", str(source.resolve()), "--out", str(judge), *common, *inputs_of(source)]
@@ -121,7 +122,7 @@ def start_alignment(
 
 
 def held_out(run: Path) -> list[str]:
-    """A few held-out questions, of different kinds, short ones first."""
+    """A few held-out questions of a run, of different kinds and languages, short ones first."""
     found = read_questions(run / "questions.jsonl")
     kinds: dict[object, str] = {}
     for question in sorted(found, key=lambda q: len(q.prompt)):
@@ -131,7 +132,7 @@ def held_out(run: Path) -> list[str]:
 
 
 def inputs_of(run: Path) -> list[str]:
-    """What the run was made of, and with which settings: its reward model is made with the same."""
+    """The options that name a run's data and settings, for its reward model."""
     made = read_run(run).get("asked", {})
     out: list[str] = []
     for name, option in {"text": "text", "overrides": "set", "instructions": "instructions", "data": "data"}.items():
@@ -143,12 +144,11 @@ def inputs_of(run: Path) -> list[str]:
 
 @dataclass
 class AlignCard(el.WorkPart):
-    """The work itself lives in files, so that any visitor and server finds it."""
+    """The card of one store. The work lives in files, where every visitor and server finds it."""
 
     store: RankingStore
     seen: Alignment | None = None
     drawn: object = None
-    charts: Sequence[ui.echart] = ()
     people: dict[str, tuple[str, ...]] = field(default_factory=dict)
     whose: Select | None = None
 
@@ -163,15 +163,16 @@ class AlignCard(el.WorkPart):
                 self.force = Check(w("force"), False)
                 with el.box():
                     el.button(w("go"), self.begin, "strong")
-            with self.lay(w("resume")):
+            with self.add_controls(w("resume")):
                 self.open = el.text_of("a", w("open_run"), "k-button")
-            self.pictures, self.samples, self.result = el.box(), el.box("r-samples"), el.box()
+            self.pictures = el.GrowingPictures(self.visit, ["alignment"], self.rows)
+            self.samples, self.result = el.box("r-samples"), el.box()
         self.know([])
         self._show()
         ui.timer(LOOK_S, self.look)
 
     def know(self, annotators: Sequence[Mapping[str, Any]]) -> None:
-        """Whose rankings there are to choose from."""
+        """Fills the menu of whose rankings to learn from."""
         w, say = self.w, self.say
         count = {one["name"]: one["rankings"] for one in annotators if one["rankings"]}
         simulated = {one["name"] for one in annotators if one["by"] == "simulated"}
@@ -216,9 +217,9 @@ class AlignCard(el.WorkPart):
         self.form.set_visibility(state != "running")
         self.open.set_visibility(state == "done")
         if seen is None:
-            self.tell("", "", 0.0)
+            self.show_state("", "", 0.0)
             return
-        self.tell(self.sentence(seen), state, seen.share)
+        self.show_state(self.sentence(seen), state, seen.share)
         self.open.props["href"] = f"/runs?run={key_of(seen.run)}"
         self.open.update()
         if seen.align.rows:
@@ -251,29 +252,23 @@ class AlignCard(el.WorkPart):
         return w("work_running", part=part, **about)
 
     def _draw(self, seen: Alignment) -> None:
-        """Reward, KL and length, which grow."""
-        shown, x = [], axis(self.w("steps"), min=0, max=max(seen.planned or 0, seen.align.at))
+        """Draws the curves of reward, KL and length."""
+        panels, x = [], axis(self.w("steps"), min=0, max=max(seen.planned or 0, seen.align.at))
         for name, row in CURVES.items():
             # reward and truth in one picture: where they part, the reward is being hacked
             series = [line(self.w(f"line_{key}"), seen.align.curve(key), colour) for key, colour in row]
             if name == "kl":
                 series[0]["markPoint"] = spikes(seen.align.curve("kl"), self.say)
-            shown.append(Panel(self.w(f"curve_{name}"), lines(x, axis(scale=name != "kl"), series), 210))
-        for drawn, panel in zip(self.charts, shown, strict=False):
-            el.redraw(drawn, panel.option, self.visit.lang)
-        if not self.charts:
-            with self.pictures:
-                self.charts = el.panels(self.visit, shown)
-                el.small(self.w("how_curves"))
-                el.as_data(self.visit, "alignment", ROWS, self.rows, self.pictures)
+            panels.append(Panel(self.w(f"curve_{name}"), lines(x, axis(scale=name != "kl"), series), 210))
+        self.pictures.show([Picture("alignment", "", self.w("how_curves"), panels, list(ROWS))])
 
-    def rows(self) -> list[list[float | None]]:
+    def rows(self) -> list[list[Cell]]:
         rows = self.seen.align.rows if self.seen is not None else []
         return [[row.get(name) for name in ROWS] for row in rows]
 
 
 def samples_table(visit: el.Visit, seen: Alignment) -> None:
-    """One question a row: how it was answered at first, now, and in between."""
+    """A table of the answers to each question at first, half way and now."""
     w, samples = visit.words, seen.samples
     places = sorted({0, len(samples) // 2 if len(samples) > 2 else 0, len(samples) - 1})
     steps, answers = ([samples[place][key] for place in places] for key in ("step", "answers"))
@@ -293,17 +288,8 @@ def before_after(visit: el.Visit, document: Mapping[str, Any]) -> None:
         el.text_of("p", visible(said), "r-verdict")
     gain, wins = say.figure(document["gain"]["score"]), say.figure(document["win_rate"], "right")
     el.big_numbers({w("gain"): gain, w("win_rate"): wins})
-    rows, data = [], []
-    for name in COMPARED:
-        before, after = last["before"].get(name), last["after"].get(name)
-        if before is None or after is None:
-            continue
-        change = last["gain"].get("score" if name == "annotator" else name)
-        figures = before, after, change
-        rows.append([say.measure(name), *(say.figure(figure, name) for figure in figures)])
-        data.append([name, *(cell for figure in figures for cell in el.ends(figure)[:3])])
-    columns = [w(f"column_{key}") for key in ("measure", "before", "after", "change")]
-    el.table(visit, columns, rows, (1, 2, 3), w("before_after"))
+    found = {**last, "change": {**last["gain"], "annotator": last["gain"].get("score")}}
+    columns = {w(f"column_{side}"): found[side] for side in ("before", "after", "change")}
+    titles = {name: say.measure(name) for name in COMPARED}
+    el.figure_table(visit, "before-after", columns, titles, w("column_measure"))
     el.small(w("how_compared"))
-    names = [f"{side}{end}" for side in ("before", "after", "change") for end in ("", "_low", "_high")]
-    el.as_data(visit, "before-after", ["measure", *names], lambda: data)

@@ -30,13 +30,13 @@ FILE = "annotators.json"
 STORES = "stores.toml"  # in klype's home: ``[NAME]`` with ``url`` and ``run``, the run whose model the rankings are for
 USUAL = f"{SIMULATED}likes right, polite and short answers"
 NAME_MOST, KEY_MOST, PEOPLE_MOST = 60, 200, 10_000
-RECOUNT_S = 5.0  # a summary may be so old while others rank
+RECOUNT_S = 5.0  # how old a summary may be while others rank
 
 
 @dataclass(frozen=True, slots=True)
 class RankingStore:
-    """``url`` "": the run's own store. ``key`` is what a browser calls it; nothing else it sends is a place.
-    ``run``: whose model the rankings are for; None when they are only collected."""
+    """Where rankings are kept: at ``url``, or in the run's own folder if it is empty. ``run``: the run whose model the
+    rankings are for; None if they are only collected. A browser names a store by its ``key`` only."""
 
     name: str
     run: Path | None
@@ -47,11 +47,11 @@ class RankingStore:
         return hashlib.sha256(f"{self.name} {self.run} {self.url}".encode()).hexdigest()[:12]
 
     def open(self) -> Store:
-        """Made when it is missing; close it. KlypeError when it cannot be opened."""
+        """Opens the store, or creates it; the caller closes it. KlypeError if it cannot be opened."""
         return Store.open(self.url) if self.url or self.run is None else open_store(self.run / "rank")
 
     def snapshot(self, folder: Path, annotators: Sequence[str]) -> list[Entry]:
-        """What these annotators have said so far, in a store of its own in ``folder``: people may go on meanwhile."""
+        """Copies what these annotators have ranked so far into a store in ``folder``, and returns it."""
         with self.open() as store:
             entries = store.entries(annotators=annotators)
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class RankingStore:
 
 
 def named_stores(home: Path) -> list[RankingStore]:
-    """Those that a file in klype's home names (PostgreSQL by url)."""
+    """The stores that the file ``STORES`` in klype's home names. KlypeError if it cannot be read."""
     file = home / STORES
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -71,14 +71,14 @@ def named_stores(home: Path) -> list[RankingStore]:
 
 
 def ranking_store(stores: Sequence[RankingStore], key: str) -> RankingStore:
-    """By a key that a browser sent; the first when there is no such one."""
+    """Returns the store with this key, which a browser sent; the first store if there is none."""
     return next((store for store in stores if store.key == key), stores[0])
 
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """A store's entries, how well their makers agree, and how many questions there are; counted ``at`` a time when its
-    counter of changes was ``mark``."""
+    """A store's entries, how well the annotators agree, and the number of questions that can be ranked. ``mark``: the
+    store's change counter, and ``at``: the clock, when this was computed."""
 
     entries: Sequence[Entry]
     agreement: Mapping[str, Any]
@@ -89,13 +89,15 @@ class StoreSummary:
 
 @dataclass
 class SummaryCache:
-    """What stores hold in all, counted once for all who look. ``of`` waits for the store: call it in a thread."""
+    """The summaries of stores, computed once for all visitors."""
 
     clock: Callable[[], float] = time.monotonic
     _known: dict[str, StoreSummary] = field(default_factory=dict)
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, place: RankingStore) -> StoreSummary:
+        """Returns the store's summary, at most ``RECOUNT_S`` old if it has changed since. It reads the store: call it
+        in a thread."""
         with self._counting, place.open() as store:
             known, mark = self._known.get(place.key), store.mark()
             if known is None or (known.mark != mark and self.clock() - known.at >= RECOUNT_S):
@@ -106,14 +108,15 @@ class SummaryCache:
 
 
 def named(annotator: str, w: Words) -> str:
-    """An annotator's name; the demo world's own in the page's language."""
+    """An annotator's name as it is shown; that of the simulated annotator in the page's language."""
     return w("simulated") if annotator == USUAL else visible(annotator)
 
 
 def sign_in(home: Path, name: str, key: str) -> str:
-    """The name as it is kept. The first key given with a name locks it; UsageError when it is not the right one.
+    """Returns the name in its normal form. The first key given with a name locks it: UsageError for any other key, and
+    for what is no name.
 
-    ``home`` is klype's own folder; keys are kept there as salted hashes (scrypt), readable by their owner only."""
+    Keys are kept in klype's own folder ``home`` as salted hashes (scrypt), readable by their owner only."""
     clean = unicodedata.normalize("NFC", " ".join(name.split()))
     if not clean or len(clean) > NAME_MOST or not clean.isprintable():
         raise UsageError(f"A name has from 1 to {NAME_MOST} visible characters.")
@@ -135,7 +138,7 @@ def sign_in(home: Path, name: str, key: str) -> str:
         salt, _, kept = known[clean].partition(":")
         if not hmac.compare_digest(hashed(salt), kept):
             raise UsageError(f"{clean} is locked with a key, and this is not it.")
-    elif key:  # a file that anybody may write to has an end
+    elif key:  # visitors write to this file: it has to stay small
         if len(known) >= PEOPLE_MOST:
             raise UsageError("There is no room for more names with keys.")
         salt = secrets.token_hex(16)

@@ -1,4 +1,4 @@
-"""Divergens / Divergence: how often the next word is right, how long answers stay so, and what one error does."""
+"""Divergens / Divergence: how often the next word is correct, how long answers stay so, and what one error does."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from klype.studio.fields import Counts, Select, Slider, first_steps
 from klype.studio.studio import Studio
 from klype.words import Words
 
-# An answer's tokens, and forward passes at most: what is examined becomes less until it keeps to that.
+# LIMIT: tokens per answer; BUDGET: forward passes at most, to which klype examine cuts the number of questions down.
 TEMPERATURES, LIMIT, BUDGET = (0.0, 0.7, 1.0), 32, 200_000
 LOOK_S = 0.5
 POINTS = 160  # of the formula's curves
-# S and n, on the slider's scale −log10(1 − S): at first, and the article's own, S = 0.99999 and n = 100.
+# S, on the slider's scale −log10(1 − S), and n: at first, and as in the article (S = 0.99999, n = 100)
 FIRST, EXAMPLE = (2.0, 100), (5.0, 100)
 SHOWN = ("survival", "feedback", "temperatures", "calibration")
 COMPARED = ("right", "s", "same_meaning", "repetition", "well_formed")
@@ -38,7 +38,7 @@ COLOURS = ("accent", "finetuned", "aligned", "base")
 
 @dataclass(frozen=True, slots=True)
 class ExamRequest:
-    """What is examined: so many questions, and answers to each."""
+    """A model to be examined, the number of questions, and of answers (``samples``) to each."""
 
     address: str
     identity: str
@@ -47,12 +47,12 @@ class ExamRequest:
 
     @property
     def key(self) -> str:
-        """The same for the same weights and settings, so that nothing is computed twice."""
+        """The same for the same weights and settings, so that finished examinations are found again."""
         about = json.dumps([self.identity, self.questions, self.samples, TEMPERATURES, LIMIT, BUDGET])
         return hashlib.sha256(about.encode()).hexdigest()[:20]
 
     def progress(self, lines: Sequence[str]) -> tuple[str, float]:
-        """The part that the command's lines have come to, and which share of the parts is done."""
+        """Returns the current part, and the share of the parts that are done, from the command's progress."""
         feedback = [f"feedback {t:g}" for t in TEMPERATURES if t > 0]
         parts = ["plan", *(f"answers {t:g}" for t in TEMPERATURES), *feedback, "trees", "forks"]
         heard = dict.fromkeys(part for line in lines for part in parts if line.startswith(f"{part}:"))
@@ -64,25 +64,25 @@ def exam_folder(studio: Studio, request: ExamRequest) -> Path:
 
 
 def exam_document(studio: Studio, request: ExamRequest) -> dict[str, Any] | None:
-    """The document of a finished examination."""
+    """The document of a finished examination; None if there is none."""
     document = saved(exam_folder(studio, request) / "figures.json")
     return document if document is not None and "figures" in document else None
 
 
 def exam_work(studio: Studio, request: ExamRequest) -> Work | None:
-    """The process that examines, or has examined."""
+    """The work of an examination that was started; None if there is none."""
     work = Work(studio.home / "work" / f"examine-{request.key}")
     return work if work.folder.is_dir() else None
 
 
 def start_exam(studio: Studio, request: ExamRequest, lang: str = "en") -> Work:
-    """Begins ``klype examine``, or goes on where it was stopped; nothing happens while it runs, or when it is done."""
+    """Starts or resumes ``klype examine``, unless it runs or is done."""
     work = exam_work(studio, request)
     if work is not None:
         if work.state != "done" or exam_document(studio, request) is not None:
             work.go_on()
             return work
-        shutil.rmtree(work.folder)  # what it found is not there any more
+        shutil.rmtree(work.folder)  # its document has been deleted
     folder = exam_folder(studio, request)
     folder.mkdir(parents=True, exist_ok=True)
     command = [
@@ -112,12 +112,12 @@ class DivergencePage(el.WorkPart):
                 self.model = Select(w("model"), names, self.models[-1].name)
                 self.questions = Counts(visit, "questions", (10, 200, 10), 60)
                 self.samples = Counts(visit, "samples", (2, 32, 2), 8)
-            self.lay(w("go"), self.start)
+            self.add_controls(w("go"), self.start)
         self.box = el.box()
 
     @property
     def request(self) -> ExamRequest:
-        """As the sliders stand."""
+        """What the sliders say."""
         model = self.studio.model(self.model.value)
         return ExamRequest(model.address, model.identity, int(self.questions.value), int(self.samples.value))
 
@@ -133,7 +133,7 @@ class DivergencePage(el.WorkPart):
         work = self.work = exam_work(self.studio, request)
 
         def heard() -> tuple[str, list[str], int]:
-            """How it stands; while it runs, its lines and for how many seconds it has."""
+            """The state; while it runs, also its progress and seconds."""
             if work is None or (state := work.state) != "running":
                 return "" if work is None else state, [], 0
             return state, work.told(1000, 1 << 18), int(work.seconds)
@@ -142,7 +142,7 @@ class DivergencePage(el.WorkPart):
         told = request, state, lines[-1:], seconds
         if told == self.told or request != self.request or self.box.is_deleted:
             return
-        self.told = told  # else nothing is drawn, twice a second
+        self.told = told
         busy, w, say = state == "running", self.w, self.say
         document = None if busy else exam_document(self.studio, request)
         part, share = request.progress(lines)
@@ -153,13 +153,13 @@ class DivergencePage(el.WorkPart):
             name, _, temperature = part.partition(" ")
             called = w(f"part_{name}") + (f", τ = {say.plain(float(temperature))}" if temperature else "")
             said = w("running", part=called, seconds=say.seconds(max(1.0, float(seconds))))
-            said = f"{said} {say.text(''.join(lines[:1]))}".strip()  # what it all costs, in the command's words
+            said = f"{said} {say.text(''.join(lines[:1]))}".strip()  # the first line tells what it will cost
         elif work is None:
             said = w("not_yet")
         else:
             why = say.text(work.why()) if state == "failed" else ""
             said = w("failed" if state == "failed" else "cancelled", why=why)
-        self.tell(said, state, max(0.03, share), more=not busy and document is None)
+        self.show_state(said, state, max(0.03, share), more=not busy and document is None)
         if document is None:
             self.box.clear()
             self.drawn_for = ""
@@ -188,7 +188,7 @@ class DivergencePage(el.WorkPart):
 
 
 def greedy_picture(figures: Mapping[str, Any], w: Words, say: Say) -> Picture:
-    """The most probable word always, beside words that are drawn: a panel a measure, a row a temperature."""
+    """Greedy decoding beside sampling: one panel per measure, one row per temperature."""
     groups = []
     names = {t: w("greedy") if t == "0" else f"τ = {say.plain(float(t))}" for t in figures}
     colours = dict(zip(figures, COLOURS * 4, strict=False))
@@ -200,18 +200,18 @@ def greedy_picture(figures: Mapping[str, Any], w: Words, say: Say) -> Picture:
 
 
 def clean(s: float, words: int) -> float:
-    """S^n: all words right, independently."""
+    """S^n: the probability that all words are correct, if they are independent."""
     return s**words
 
 
 def printed(s: float, words: int) -> float:
-    """(1 − S)^n, as the article has it."""
+    """(1 − S)^n, as the article prints it."""
     return (1 - s) ** words
 
 
 def in_error(s: float, after: float, word: int) -> float:
-    """The share of wrong words at place ``word`` (1, 2, …) when an error makes the next word wrong with probability
-    ``after``: a chain of two states, from a right beginning. Its limit is (1 − S) / (1 − S + 1 − after)."""
+    """The probability that word number ``word`` (1, 2, …) is wrong if an error makes the next word wrong with
+    probability ``after``: a Markov chain of two states that starts right. Limit: (1 − S) / (1 − S + 1 − after)."""
     first, memory = 1 - s, after - (1 - s)
     settled = first / (first + 1 - after) if after < 1 or first else 1.0
     return settled * (1 - memory**word)
@@ -222,10 +222,10 @@ CURVES = ("right", "printed", "errors")
 
 @dataclass
 class FormulaCard(el.PagePart):
-    """The article's formula to play with: as printed, corrected, and with errors that bring the next. Always on the
-    page: it needs no model, and takes a model's own S when there is one."""
+    """The article's formula with sliders: as printed, corrected, and with errors that cause the next one. It needs no
+    model; the S of a model that was examined can be put in."""
 
-    own_s = 0.0  # the slider's place for the S that was measured
+    own_s = 0.0  # the measured S, on the slider's scale
 
     def build(self) -> None:
         w, visit = self.w, self.visit
@@ -246,7 +246,7 @@ class FormulaCard(el.PagePart):
         self.draw()
 
     def know(self, s: float | None) -> None:
-        """The S that was measured: another place for the slider."""
+        """Offers the measured S; None: there is none."""
         self.own.set_visibility(s is not None)
         if s is not None:
             self.own_s = -math.log10(max(1e-6, 1 - s))
@@ -279,8 +279,8 @@ class FormulaCard(el.PagePart):
         return self.say.share(value, decimals)
 
     def _at(self, word: int) -> list[float]:
-        """So many words, and how many answers of that length are right, as corrected and as printed; how many words
-        there are in error."""
+        """Returns the number of words, the shares of answers of that length that are correct by the corrected formula
+        and by the printed one, and the share of wrong words."""
         s = 1 - 10**-self.s.value
         return [word, clean(s, word), printed(s, word), in_error(s, self.after.value, word)]
 

@@ -198,7 +198,7 @@ class WorkPart(PagePart):
         """Reads the work's files in a thread, and redraws what has changed."""
         raise NotImplementedError
 
-    def lay(self, on: str, go_on: Callable[[], Any] | None = None) -> ui.element:
+    def add_controls(self, on: str, go_on: Callable[[], Any] | None = None) -> ui.element:
         """Adds a note, a progress bar and a row of buttons, which is returned. The button labelled ``on`` resumes the
         work, or calls ``go_on``."""
         self.note, self.progress = status(), ProgressBar()
@@ -207,7 +207,7 @@ class WorkPart(PagePart):
             self.on = button(on, go_on or partial(self.act, Work.go_on), "strong")
         return row
 
-    def tell(self, said: str, state: str, share: float, more: bool | None = None) -> None:
+    def show_state(self, said: str, state: str, share: float, more: bool | None = None) -> None:
         """Shows the state. ``more``: whether the work can be resumed, where its state does not tell."""
         retext(self.note, said)
         self.progress.fill(state == "running", share)

@@ -1,4 +1,4 @@
-"""Rangering / Ranking: answers put in order, by many people at once, and a model that learns from it."""
+"""Rangering / Ranking: the page on which people rank answers, many at once, and align a model with their rankings."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ from klype.studio.fields import PageSelect, Select, TextLine, Upload, UploadedFi
 from klype.words import Words
 
 IMPORT_MOST, IMPORT_KINDS = 16 << 20, (".jsonl", ".json")
-REFRESH_S = 6.0  # poll interval of a page; how often agreement is computed anew: RECOUNT_S (annotation.py)
-# Words of what is told of all, by their names in the summary; and what is counted of each.
+REFRESH_S = 6.0  # how often a page asks for the summary; RECOUNT_S (annotation.py): how often that is computed
+# Names in the page's catalogue and in the summary: of figures about all annotators; and what is counted for each.
 ALPHAS, COUNTED = {"alpha": "ordinal", "alpha_best": "nominal"}, ("rankings", "none_good", "skipped")
 CONTRADICTIONS = {"opposed": "opposed_pairs", "cyclic": "cyclic_triads"}
-LISTED_PEOPLE = 40  # annotators, and pairs of them, that are listed
+LISTED_PEOPLE = 40  # annotators, and pairs of them, in the tables
 Act = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class RankingBoard(ui.element, component="ranking.js"):
-    """Cards, keys and dragging in the browser, one message for the result. ``labels`` are the words on it. It says
-    ``arrive`` once (who sat here last, and the tab's own mark), and ``act`` for whatever is done:
+    """The answers as cards, ordered by keys or dragging in the browser. ``labels``: the words on it.
+
+    The browser sends ``arrive`` once (who ranked here last, and the tab's id), and ``act`` for every action:
     ``{"do": "order" | "none" | "skip" | "undo" | "write" | "leave", "turn", "groups", "text"}``.
-    A half-made order stays in the browser under the task's name until it is kept."""
+    It keeps a half-made order under ``task.draft`` until it is stored."""
 
     def __init__(self, labels: Mapping[str, str], store: str, on_act: Act, on_arrive: Act) -> None:
         super().__init__()
         self._props.update(labels=dict(labels), store=store)
-        self.lay(None)
+        self.show(None)
         self.on("act", lambda event: on_act(event.args if isinstance(event.args, dict) else {}))
         self.on("arrive", lambda event: on_arrive(event.args if isinstance(event.args, dict) else {}))
 
-    def lay(self, task: RankingTask | None, said: str = "") -> None:
-        """Shows a task (None: nothing is left), and what is to be said about the last one."""
+    def show(self, task: RankingTask | None, said: str = "") -> None:
+        """Shows a task (None: none is left), and a message about the last action."""
         turn, draft, question, cards = 0, "", "", list[list[object]]()
         if task is not None:
             turn, draft, question = task.number, task.draft, visible(task.asked.question.transcript)
@@ -65,9 +66,10 @@ class RankingBoard(ui.element, component="ranking.js"):
 
 @dataclass
 class RankingPage(el.PagePart):
-    """One visitor's page: who ranks, the board, what has come of it, files in and out, and alignment on it.
+    """One visitor's page: sign-in, board, agreement, import and export, and alignment.
 
-    ``session`` None: nobody ranks here. ``found``: what is shown of the store; ``sitting``: the browser tab's own mark.
+    ``session``: None until the visitor has signed in. ``found``: the summary that is shown; ``sitting``: the browser
+    tab's id.
     """
 
     store: RankingStore
@@ -80,7 +82,7 @@ class RankingPage(el.PagePart):
     def build(self) -> None:
         w = self.w
         with el.card(w("who")) as self.setup:
-            with el.box("r-setup", "form") as form:  # browsers want keys in one
+            with el.box("r-setup", "form") as form:  # browsers offer to fill in keys in forms only
                 form.on("submit", js_handler="(e) => e.preventDefault()")
                 if len(self.stores) > 1:
                     names, to = {store.key: store.name for store in self.stores}, f"{self.visit.page.route}?store="
@@ -111,11 +113,11 @@ class RankingPage(el.PagePart):
     # who ranks
 
     async def arrive(self, sent: Mapping[str, Any]) -> None:
-        """A browser that has been here: its name is there already, and in the same tab the work goes on at once."""
-        # a browser sent it, and it is kept with the store's claims: letters, digits and hyphens only
+        """Fills in the name that was used last in this browser, and signs in again after a reload of the same tab."""
+        # it comes from a browser, and goes into the store's claims: letters, digits and hyphens only
         self.sitting = re.sub(r"[^0-9a-zA-Z-]", "", str(sent.get("sitting", "")))[:64]
         who = str(sent.get("who", ""))[:NAME_MOST]
-        if name := who or str(sent.get("name", ""))[:NAME_MOST]:  # else what is being typed stays
+        if name := who or str(sent.get("name", ""))[:NAME_MOST]:  # otherwise what is being typed stays
             self.name.set(name)
         if who and self.session is None:
             await self.enter(quietly=True)
@@ -138,9 +140,9 @@ class RankingPage(el.PagePart):
             el.retext(self.refused, "")
             self.setup.classes("r-hidden")
             self.table.classes(remove="r-hidden")
-            # the browser remembers the name for the form, and who sits here for a reload of this tab
+            # the browser keeps the name for the form, and who is signed in for a reload of this tab
             self.board.run_method("setName", session.name, session.name)
-            self._lay(task)
+            self._show(task)
         await self.count()
 
     async def leave(self) -> None:
@@ -151,39 +153,39 @@ class RankingPage(el.PagePart):
     # ranking
 
     async def act(self, sent: Mapping[str, Any]) -> None:
-        """Whatever is done on the board; one thing after the other, and nothing of it in the server's own thread."""
+        """Handles an action on the board: one at a time, in threads."""
         async with self.one_at_a_time:
             if (session := self.session) is None:
                 return
             w, what, turn = self.w, str(sent.get("do", "")), sent.get("turn")
-            # looked up, not taken over: only then is what a browser sent a ``Kind``
+            # looked up, not cast: a browser may send anything
             kind = next((kind for kind in KINDS if kind == what), None)
             try:
                 if kind is not None:
                     kept = await asyncio.to_thread(session.record, turn, kind, sent.get("groups"))
                     task = session.task or await asyncio.to_thread(session.next)
-                    self._lay(task, w(f"said_{kind}") if kept else w("said_already"))
+                    self._show(task, w(f"said_{kind}") if kept else w("said_already"))
                 elif what == "undo":
                     task = await asyncio.to_thread(session.undo)
-                    self._lay(task or session.task, w("said_undone") if task else w("said_nothing"))
+                    self._show(task or session.task, w("said_undone") if task else w("said_nothing"))
                 elif what == "write":
                     task = await asyncio.to_thread(session.write, turn, str(sent.get("text", "")))
                     if task is not None:
                         self.board.run_method("written")
-                        self._lay(task, w("said_written"))
+                        self._show(task, w("said_written"))
                 elif what == "leave":
                     await self.leave()
                     # the name stays in the form; a reload no longer signs in by itself
                     self.board.run_method("setName", session.name, "")
                     self.table.classes("r-hidden")
                     self.setup.classes(remove="r-hidden")
-            except KlypeError as error:  # the order stays as it is
+            except KlypeError as error:
                 self.board.run_method("refused", self.visit.why(error))
         await self.count()
 
-    def _lay(self, task: RankingTask | None, said: str = "") -> None:
+    def _show(self, task: RankingTask | None, said: str = "") -> None:
         more = self.w("nothing_left") if task is None else self.w("again") if task.again else ""
-        self.board.lay(task, " ".join(part for part in (said, more) if part))
+        self.board.show(task, " ".join(part for part in (said, more) if part))
         self._show_progress()
 
     def _show_progress(self) -> None:
@@ -195,17 +197,17 @@ class RankingPage(el.PagePart):
             counts = {"people": len(people), "n": len(ranked), "of": self.found.questions}
             el.retext(self.all, self.w("all", **{name: self.say.count(count) for name, count in counts.items()}))
 
-    # what has come of it
+    # the store
 
     @el.unless_busy
     async def count(self) -> None:
-        """Looks whether anybody has ranked since; figures are computed in a thread, one count at a time."""
+        """Shows how many questions are ranked and how well people agree, if anything has changed."""
         try:
             found = await asyncio.to_thread(self.studio.summaries.of, self.store)
         except KlypeError as error:
             el.retext(self.refused, self.visit.why(error))
             return
-        # the same object: nothing new; deleted: the visitor left while it was counted
+        # the same object: nothing is new; deleted: the visitor has left meanwhile
         if found is not self.found and not self.agree.is_deleted:
             self.found = found
             self._show_progress()
@@ -227,7 +229,7 @@ class RankingPage(el.PagePart):
 
     async def bring(self, given: UploadedFile) -> None:
         def brought() -> tuple[int, int]:
-            """Errors name the uploaded file, not the temp path."""
+            """Imports the rankings; errors name the visitor's file, not ours."""
             try:
                 entries = formats.read(given.file, annotator=Path(given.name).stem[:NAME_MOST] or "imported")
             except KlypeError as error:
@@ -244,15 +246,15 @@ class RankingPage(el.PagePart):
 
 
 def agreement(visit: el.Visit, summary: Mapping[str, Any]) -> None:
-    """Who has ranked how much, how far they agree with themselves and each other, and what looks like a habit: all of
-    ``klype rank``'s summary. Nothing at all when nobody has ranked."""
+    """A card with ``klype rank``'s summary: how much everybody has ranked, how well they agree with themselves and each
+    other, and habits. Nothing if nobody has ranked."""
     w, say = visit.words, visit.say
     people = summary["annotators"]
     if not people:
         return
 
     def figure(given: Mapping[str, Any], written: Callable[..., str] = say.figure) -> str:
-        """Short: why there is none stands in the explanation."""
+        """A figure, or a dash: the text below explains why it is missing."""
         return "–" if given.get("value") is None else written(given)
 
     share, found = lambda given: say.share(given["value"]), summary["contradictions"]
@@ -280,7 +282,7 @@ def agreement(visit: el.Visit, summary: Mapping[str, Any]) -> None:
 
 
 def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]:
-    """Who puts what is shown first on top more often than chance explains, and mostly, in a sentence each."""
+    """A sentence for everyone who mostly puts the answer shown first on top, more often than by chance."""
     return [
         w("habit", who=named(one["name"], w), **{key: say.count(one["first_shown"][key]) for key in ("times", "of")})
         for one in people
@@ -289,7 +291,7 @@ def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]
 
 
 async def build(visit: el.Visit) -> None:
-    """The ranking page of the store that the address names; where there is none, why or how to make one."""
+    """The page of the store in the address; without any store, how to make one, or why none can be opened."""
     try:
         found = await asyncio.to_thread(visit.studio.ranking_stores)
     except KlypeError as error:

@@ -161,7 +161,7 @@ class RunDetail(el.WorkPart):
         timed = run.seconds is not None and bool(run.planned_s)
         # the plan is an estimate: a bar that is full would say that it is done
         share = min(0.99, (run.seconds or 0.0) / (run.planned_s or 1.0)) if timed else 0.0
-        self.tell(self.sentence(run), run.state, share)
+        self.show_state(self.sentence(run), run.state, share)
         self.progress.set_visibility(run.state == "running" and timed)
         self.told_log.set_visibility(bool(self.log))
         el.retext(self.told_log, visible("\n".join(self.log)))
@@ -183,7 +183,7 @@ class RunDetail(el.WorkPart):
             with el.box("k-row u-head"):
                 el.text_of("h2", visible(run.name))
                 el.text_of("span", w(f"state_{run.state}"), f"w-state {run.state}")
-            with self.lay(w("resume")):
+            with self.add_controls(w("resume")):
                 if loaded:
                     el.text_of("a", w("open_answer", model=visible(loaded[-1])), "k-button", href="/")
                 elif any(stage in run.stages for stage in NEWEST_FIRST):

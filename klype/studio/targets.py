@@ -120,7 +120,7 @@ class TargetsPage(el.WorkPart):
                     el.button(w("go"), self.begin, "strong")
             el.small(w("begin_note"))
             self.choices = el.box("u-beside")
-            self.lay(w("resume"))
+            self.add_controls(w("resume"))
         self.said = el.box()
         self.pictures = el.GrowingPictures(self.visit, ORDER)
         self.tables = el.box()
@@ -157,7 +157,7 @@ class TargetsPage(el.WorkPart):
         self.work, state = (one.work, one.state) if one is not None else (None, "")
         self.form.set_visibility(state != "running")
         share = board.cells_done / max(1, board.cells) if board is not None else 0.0
-        self.tell(why or self.sentence(state, board), state, max(0.02, share))
+        self.show_state(why or self.sentence(state, board), state, max(0.02, share))
         if one is not None and board is not None and (mark := (one.key, one.changed)) != self.told:
             self.told = mark
             self._draw(board)
