@@ -27,7 +27,7 @@ Rank = Callable[[Question, Sequence[str], random.Random], Ranking]
 
 
 def check_noise(noise: float) -> None:
-    """UsageError where an annotator would swap neighbours as often as not."""
+    """UsageError for a chance to swap neighbours that is not below a half."""
     if not 0 <= noise < 0.5:
         raise UsageError(f"noise should be from 0 to below .5 (it is {noise}).")
 
@@ -55,17 +55,18 @@ def by_function(reward: Reward, name: str) -> Rank:
 
 
 def world_of(run: Path | None) -> World:
-    """The demo world that a run is about, whose truth simulated annotators know. UsageError for other runs."""
+    """The demo world of a run, which simulated annotators judge by. UsageError for other runs."""
     if (world := provenance.world_of(run)) is None:
         raise UsageError("Simulated annotators know the demo world only.", "Rank by hand, or with --judge MODEL.")
     return world
 
 
 def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequence[int] = ()) -> int:
-    """Every question that this annotator has not ranked yet, at most ``most`` (0: all), and a tenth twice; how many.
+    """Ranks the questions that this annotator has not ranked yet, at most ``most`` (0: all), and a tenth of them twice.
+    Returns the number of rankings.
 
-    The questions with the ids ``first`` come first. Each batch is durable before the next is begun, and what was ranked
-    is kept when a later question fails, so that interrupted work resumes where it was.
+    The questions with the ids ``first`` come first. Rankings are stored in batches, and also when a later question
+    fails, so that an interrupted call can be repeated.
     """
     place = {number: i for i, number in enumerate(first)}
     ranked: list[Entry] = []
@@ -88,7 +89,7 @@ def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequ
                 shown = replace(asked, candidates=tuple(order))
                 ranked.append(Entry(shown, found.order, found.annotator, by=by, when=now(), again=again))
             if len(ranked) >= 100:
-                whole, ranked = ranked, []  # what interrupts the writing does not have it written twice
+                whole, ranked = ranked, []  # an interrupt during the writing must not write them twice
                 written += len(store.record_all(whole))
     finally:
         written += len(store.record_all(ranked))
@@ -96,7 +97,8 @@ def rank_all(store: Store, rank: Rank, by: By, most: int, seed: int, first: Sequ
 
 
 def summary(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Who ranked how much, how well each agrees with oneself and with others, and what looks wrong."""
+    """How much everybody has ranked, how well annotators agree with themselves and each other, and contradictions, as
+    ``klype rank --json`` prints it."""
     names = list(dict.fromkeys(e.annotator for e in entries))
     own = {name: [e for e in entries if e.annotator == name] for name in names}
     ranked = [e for e in entries if e.kind != "skip"]
@@ -121,7 +123,7 @@ def summary(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def habits(name: str, entries: Sequence[Entry]) -> dict[str, Any]:
-    """How much one annotator ranked, and how."""
+    """How much one annotator has ranked, how consistently, and whether mostly what was shown first."""
     habit = first_shown(entries)
     times = [e.seconds for e in entries if e.seconds is not None]
     ranked = [e for e in entries if e.kind != "skip"]
@@ -159,12 +161,12 @@ def _same(a: Entry, b: Entry) -> bool:
 
 
 def _share(k: int, n: int) -> dict[str, Any]:
-    """Without an interval: pairs of the same answers are not independent."""
+    """The share k/n as a figure without an interval: pairs of the same answers are not independent."""
     return Figure(k / n if n else None, n=n, unit="share", why="" if n else "nothing was ordered more than once").json()
 
 
 def checked(store: Store) -> None:
-    """KlypeError when there is nothing that could be ranked."""
+    """KlypeError if the store has nothing that can be ranked."""
     if not any(len(asked.candidates) > 1 for asked in store.questions()):
         raise KlypeError(
             f"The store {store.place} has no question with two answers.", "Make some: klype train rank --from MODEL."
@@ -172,7 +174,7 @@ def checked(store: Store) -> None:
 
 
 def label(name: str, taste: Taste) -> str:
-    """The name of a simulated annotator, without what ``rank_simulated`` puts before it."""
+    """The name of a simulated annotator, without the prefix that ``rank_simulated`` adds."""
     return name.removeprefix(SIMULATED) or (f"taste {taste}" if str(taste) else "usual taste")
 
 

@@ -1,4 +1,4 @@
-"""Svar / Answer: a conversation with one or more models, every token coloured by how probable it was."""
+"""Svar / Answer: the page for a conversation with one or more models, each token coloured by its probability."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from klype.studio.tokens import TokenPanel, Tokens, rows_of, shown, tokenizer_vi
 from klype.words import Words
 from klype.words.sentences import Sentences
 
-EVERY_S = 0.05  # new tokens are sent this often
+EVERY_S = 0.05  # how often new tokens are sent to the browser
 LONGEST = 20_000  # characters of a message
 SIDE_BY_SIDE = 4
 
 
 @dataclass
 class ShownAnswer:
-    """One model's answer on the page, in its box; ``turn`` is its turn's place."""
+    """A model's answer on the page, in the box ``article``; ``turn``: the number of its turn."""
 
     turn: int
     model: SharedModel
@@ -41,8 +41,7 @@ class ShownAnswer:
 
 @dataclass
 class AnswerPage(el.PagePart):
-    """``introductions``: what was read, and the names of the models that read it; ``tries``: questions to begin
-    with."""
+    """The page. ``introductions``: what models have read → their names; ``tries``: questions to begin with."""
 
     conversation: Conversation
     introductions: Mapping[str, Sequence[str]]
@@ -98,7 +97,7 @@ class AnswerPage(el.PagePart):
             self.look(self.said[-1], 0, opened=False)
 
     def _samplers(self, penalties: bool) -> None:
-        """A slider for each sampler: those that look at what was said before, or the others."""
+        """Adds a slider for each sampler: for penalties (of earlier tokens), or for the others."""
         say, said = self.say, Sentences(self.say.lang)
         for name, row in SAMPLERS.items():
             if (row.adjust is not None) == penalties:
@@ -115,7 +114,7 @@ class AnswerPage(el.PagePart):
 
     @el.unless_busy
     async def send(self) -> None:
-        """Ask every chosen model; their answers come side by side."""
+        """Asks every chosen model; the answers come side by side."""
         names = [name for name, check in self.chosen.items() if check.value][:SIDE_BY_SIDE]
         question, sampling = self.text.value.strip(), self.sampling()
         if not question or not names or self.stop_button.visible:
@@ -123,7 +122,7 @@ class AnswerPage(el.PagePart):
             return
 
         def asked() -> Turn:
-            # one seed for all models: they differ by their probabilities, not by their luck
+            # one seed for all models, so that they differ by their probabilities only
             turn, seed = Turn(question), randbits(48)
             for name in names:
                 prompt = self.studio.model(name).prompt_after(self.conversation, question)
@@ -137,13 +136,13 @@ class AnswerPage(el.PagePart):
         self.text.set("")
         with self.turns:
             self._show(len(self.conversation.turns) - 1, turn)
-        # loaded anew, the page finds the conversation by its address
+        # a reload finds the conversation by the address
         ui.run_javascript(f"history.replaceState(null, '', '/?c={self.conversation.key}')")
         for branches in turn.branches.values():
             self._run(branches, branches.current)
 
     def fork(self, branches: Branches, at: int, token: int) -> None:
-        """Another way from here: the answer goes on after this token instead."""
+        """Starts a branch of the shown answer with ``token`` at place ``at``."""
         try:
             answer = branches.fork(at, token, self.sampling())
         except Exception as error:
@@ -153,7 +152,7 @@ class AnswerPage(el.PagePart):
         self._run(branches, answer)
 
     def show(self, branches: Branches, number: int) -> None:
-        """This one of the ways that a model answered."""
+        """Shows the branch with this number."""
         branches.shown = number
         for said in self.said:
             if said.branches is branches:
@@ -169,7 +168,7 @@ class AnswerPage(el.PagePart):
         ui.navigate.to("/")
 
     def _run(self, branches: Branches, answer: AnswerBranch) -> None:
-        """The work belongs to the conversation: it goes on when the page is loaded anew."""
+        """Generates the answer in a task of the server's, which goes on when the page is reloaded."""
         ahead, limit = self.ahead.value, int(self.limit.value)
 
         async def work() -> None:
@@ -185,7 +184,7 @@ class AnswerPage(el.PagePart):
         self.timer.activate()
 
     def tick(self) -> None:
-        """What has come since the last time is sent; who has ended is drawn whole."""
+        """Sends the tokens that are new, and redraws the answers that have ended."""
         for said in self.said:
             answer = said.branches.current
             if said.tokens is not None and said.tokens.busy:
@@ -245,13 +244,13 @@ class AnswerPage(el.PagePart):
                             el.button(way(w, model, one), act, "tiny", aria_pressed=pressed)
 
     def look(self, said: ShownAnswer, at: int, opened: bool = True) -> None:
-        """At one token. The truth may be known after a first message, and not in the middle of a conversation."""
+        """Shows the alternatives at a token. The truth can be known for a model's first message only."""
         turns = self.conversation.turns
         first = all(said.model.name not in turn.branches for turn in turns[: said.turn])
         self.panel.look(said.model, said.branches, at, turns[said.turn].question if first else "", opened)
 
     def _fill(self) -> None:
-        """The context window as a bar that fills, a model a bar."""
+        """Draws how full each model's context window is."""
         self.window.clear()
         with self.window:
             for said in self.said:
@@ -266,7 +265,7 @@ class AnswerPage(el.PagePart):
 
 
 def way(w: Words, model: SharedModel, answer: AnswerBranch) -> str:
-    """What a branch is called: by the token that it took."""
+    """The name of a branch, by the token that it took."""
     if answer.parent is None:
         return w("first_way")
     took = shown(model, answer.tokens[answer.at], answer.tokens[: answer.at])
@@ -274,7 +273,7 @@ def way(w: Words, model: SharedModel, answer: AnswerBranch) -> str:
 
 
 def costs(visit: el.Visit, model: SharedModel, answer: AnswerBranch) -> list[str]:
-    """What an answer that has ended took, and how it ended."""
+    """What an answer cost (tokens, passes, time, operations, energy), and how it ended; empty while it runs."""
     w, say, trace = visit.words, visit.say, answer.trace
     if trace is None:
         return []
@@ -290,7 +289,7 @@ def costs(visit: el.Visit, model: SharedModel, answer: AnswerBranch) -> list[str
 
 
 def split_at(text: str, words: set[str]) -> list[tuple[str, bool]]:
-    """The text in pieces: whole words that are among these (True), and what lies between them."""
+    """Splits a text into (piece, whether it is one of these words) pairs."""
     pieces = [(piece, piece in words) for piece in re.split(r"([^\W_]+)", text) if piece]
     return [("".join(piece for piece, _ in group), strange) for strange, group in groupby(pieces, lambda p: p[1])]
 

@@ -1,4 +1,4 @@
-"""Veier / Paths: one question, all the ways to answer it, and the word at which the meaning was decided."""
+"""Veier / Paths: the page that shows the answers to one question, and the word at which the meaning was decided."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from klype.studio.tokens import shown
 from klype.words import Words
 
 LONGEST = 4000
-LISTED, LEAST = 12, 0.001  # meanings in the table; those that were not drawn are shown from this probability on
+LISTED, LEAST = 12, 0.001  # meanings in the table, and the least probability of one that was not drawn
 
 
 @dataclass
 class PathsPage(el.PagePart):
+    """The page. ``search``: the last one, ``running``: those that have not ended; ``tries``: questions to begin
+    with."""
+
     tries: Sequence[str]
     search: PathSearch | None = None
     forks: Forks | None = None
@@ -58,7 +61,7 @@ class PathsPage(el.PagePart):
         ui.context.client.on_delete(self.cancel)
 
     async def start(self) -> None:
-        """A new question: nothing of the old one is of use."""
+        """Starts a search for the question in the field."""
         if not self.text.value.strip():
             ui.notify(self.w("say_something"), position="top")
             return
@@ -68,7 +71,7 @@ class PathsPage(el.PagePart):
             self._run(partial(PathSearch, model, asking))
 
     def again(self) -> None:
-        """The same question at other settings: most of it has been read."""
+        """Starts a search for the same question with other settings; distributions that are known are reused."""
         if self.search is not None:
             self._run(partial(PathSearch, self.search.model, self.search.asking, known=self.search.known))
 
@@ -78,7 +81,7 @@ class PathsPage(el.PagePart):
 
     def _run(self, begin: Callable[..., PathSearch]) -> None:
         self.cancel()
-        # as the sliders stand now: they may be moved while it is computed
+        # the sliders may be moved while it is computed
         search = begin(temperature=self.temperature.value, n=int(self.n.value), limit=int(self.limit.value))
         client, model = ui.context.client, search.model
         self.search = search
@@ -117,7 +120,7 @@ class PathsPage(el.PagePart):
             w, say, seconds = self.w, self.say, time.monotonic() - search.began
             about = {"share": say.share(search.done), "time": say.seconds(float(round(seconds)))}
             said = w("looking" if search.done >= 1 else "reading", **about)
-            if seconds > 1 and self.note._text != said:  # a screen reader would say what ends at once
+            if seconds > 1 and self.note._text != said:  # a screen reader need not announce a short wait
                 el.retext(self.note, said)
 
     def _draw(self, found: FoundPaths) -> None:
@@ -139,8 +142,8 @@ class PathsPage(el.PagePart):
             el.picture(self.visit, made)
 
     def _draw_fork(self, found: FoundPaths) -> None:
-        """What is known of the fork, into what is drawn: a chart that is replaced before it has appeared is an error in
-        the browser."""
+        """Adds the fork to what is drawn. The chart is not replaced: one that goes before it has appeared is an error
+        in the browser."""
         el.redraw(self.flow, self._flow(found).option, self.visit.lang)
         self.fork_card.clear()
         with self.fork_card:
@@ -156,7 +159,7 @@ class PathsPage(el.PagePart):
         rows = []
         for place, one in listed[:LISTED]:
             low, high = (say.number(100 * end, 1) for end in (one.low, one.high))
-            bounds = "" if low == high else f"{low}–"  # one number where both ends read alike
+            bounds = "" if low == high else f"{low}–"
             share = say.figure(facts(one.share), "right")
             rows.append([partial(self._meant, found, place), share, f"{bounds}{say.share(one.high, 1)}"])
         el.table(self.visit, [w("meaning"), w("drawn_share"), w("certain_share")], rows, numeric=(1, 2))
@@ -174,7 +177,7 @@ class PathsPage(el.PagePart):
         el.text_of("bdi", self.say.text(one.text) or "∅")
 
     def _fork(self, found: FoundPaths) -> None:
-        """Whether a word decided the commonest answer, and what follows others in its place."""
+        """Adds whether a word decided the most frequent answer, and what follows other words in its place."""
         w, say, forks = self.w, self.say, self.forks
         el.text_of("h2", w("fork"))
         if forks is None or self.search is None:
@@ -205,14 +208,14 @@ class PathsPage(el.PagePart):
 
 
 def flow_title(found: FoundPaths, w: Words, say: Say) -> str:
-    """How many meanings the drawn answers have."""
+    """A title: how many meanings the drawn answers have."""
     n, meanings = len(found.traces), sum(m.drawn > 0 for m in found.meant)
     share = say.share(found.meant[0].drawn / n)
     return w("flow_one" if meanings < 2 else "flow", n=say.count(n), meanings=say.count(meanings), share=share)
 
 
 def decision(found: FoundPaths, forks: Forks | None, word: str, w: Words, say: Say) -> str:
-    """Whether a word decided the commonest answer; ``forks`` None: it has not been looked for (yet)."""
+    """A sentence on whether a word decided the most frequent answer; ``forks``: None if that is not known (yet)."""
     if forks is None:
         return w("fork_none" if len(found.meant) < 2 else "fork_wait")
     if forks.fork is None:

@@ -1,4 +1,5 @@
-"""One question, many answers: drawn ones, the exact most probable ones, their meanings; and pictures of them."""
+"""Many answers to one question: sampled ones, the most probable ones with exact bounds, their meanings, and
+pictures."""
 
 from __future__ import annotations
 
@@ -24,26 +25,26 @@ from klype.studio.studio import SharedModel
 from klype.values import Distribution, Figure, Request, Sampling, Tokens, Trace
 from klype.words import Words
 
-SAMPLES = 24  # continuations that are drawn at every word to find the one that decided
-# Of a drawing, in pixels: its least width, the room beside a flow, that of a tree's first labels, a row, what a share
-# needs behind a text, what is left free, a letter.
+SAMPLES = 24  # continuations that are drawn at every token to find the one that decided
+# In pixels: a drawing's least width, the space left of a flow and of a tree, a row, a share behind a label, the gap
+# between columns, a letter.
 NARROWEST, LEAST_LEFT, LEFT, ROW, SHARE, APART, LETTER = 680, 4, 80, 28, 54, 24, 7
-RIGHT, COLUMN = (230, 420), (150, 240)  # the least and the most room for last labels, and for a column
-# So many of the most probable answers are shown, but for those whose probability would be shown as 0.0 %.
+RIGHT, COLUMN = (230, 420), (150, 240)  # the least and the greatest width of the last labels, and of a column
+# how many of the most probable answers are shown, and the least probability (below it would be shown as 0.0 %)
 SHOWN_ANSWERS, SEEN = 16, 0.0005
-KNOWN = 4000  # distributions that are remembered for one question
+KNOWN = 4000  # distributions that are cached for one question
 UNSEEN: Option = {"name": "", "symbolSize": 0, "label": {"show": False}, "itemStyle": {"opacity": 0},
                   "lineStyle": {"opacity": 0, "width": 0}}  # fmt: skip
-LEAVES = 40  # leaves of a flow that are drawn one by one; the rarest of each branching flow together after that
+LEAVES = 40  # leaves of a flow; beyond that the rarest of each node are merged
 
 
 class CancelledError(Exception):
-    """Raised inside long work when nobody wants it any more."""
+    """Raised inside long work that was cancelled."""
 
 
 class PathSource(SourceWrapper):
-    """A source for long work, which asks ``look`` before each answer and at each token, so that it can be ended by it.
-    Distributions are asked for once: at another temperature most of a tree is ``known`` already."""
+    """A source for long work that can be cancelled: it calls ``look``, which may raise, before each call and at each
+    token. Distributions are cached in ``known``: at another temperature most of a tree is there already."""
 
     def __init__(self, source: Source, look: Callable[[], None], known: dict[Tokens, Distribution]) -> None:
         super().__init__(source)
@@ -55,7 +56,7 @@ class PathSource(SourceWrapper):
         new = [prefix for prefix in dict.fromkeys(wanted) if prefix not in self._known]
         fresh = dict(zip(new, self._source.next(new, top), strict=True)) if new else {}
         found = [fresh.get(prefix) or self._known[prefix] for prefix in wanted]
-        # what is full stays as it is: what was read first is what other temperatures begin with, too
+        # a full cache keeps what it has: every temperature starts with the prefixes that were read first
         if len(self._known) + len(fresh) <= KNOWN:
             self._known.update(fresh)
         return found
@@ -72,8 +73,8 @@ class PathSource(SourceWrapper):
 
 @dataclass(frozen=True, slots=True)
 class MeaningShare:
-    """Answers of one meaning: ``share`` of those drawn, the certain ``low`` and ``high`` of all that could be drawn.
-    ``text`` is the commonest; ``right`` None: nobody knows."""
+    """The answers of one meaning: their ``share`` of those drawn, and the bounds ``low`` and ``high`` of their
+    probability. ``text``: the most frequent one; ``right``: None if that is not known."""
 
     meaning: Hashable
     name: str
@@ -87,18 +88,18 @@ class MeaningShare:
 
 @dataclass(frozen=True, slots=True)
 class FoundPaths:
-    """``meant`` most frequent first; its place is the meaning's colour. ``common``: the commonest drawn answer;
-    ``spell``: tokens to text, as the model that was asked spells them."""
+    """What a search has found. ``traces``: the drawn answers; ``meant``: meanings, the most frequent first, each with
+    the colour of its place; ``common``: the most frequent answer; ``spell``: tokens → text."""
 
     asking: PromptContext
-    traces: tuple[Trace, ...]  # in the order of their samples
+    traces: tuple[Trace, ...]
     tree: Tree
     meant: tuple[MeaningShare, ...]
     common: Trace | None
     spell: Callable[[Sequence[int]], str]
 
     def place_of(self, meaning: Hashable) -> int:
-        """Of a meaning among all; −1 for one that is not listed."""
+        """The place of a meaning in ``meant``; −1 for one that is not there."""
         return next((i for i, one in enumerate(self.meant) if one.meaning == meaning), -1)
 
     def colour_of(self, meaning: Hashable) -> str:
@@ -107,8 +108,9 @@ class FoundPaths:
 
 @dataclass
 class PathSearch:
-    """The work for one visitor's question: ``n`` answers are drawn, ``budget`` beginnings read for the exact ones.
-    ``known``: what was read, kept for other temperatures. ``cancelled`` ends it."""
+    """The search for one visitor's question. ``n``: answers to draw, ``limit``: tokens per answer; ``budget``: tree
+    expansions for the exact bounds; ``known``: distributions from searches at other temperatures; ``done``: the share
+    that is done. Setting ``cancelled`` ends it."""
 
     model: SharedModel
     asking: PromptContext
@@ -122,14 +124,14 @@ class PathSearch:
     done: float = 0.0
 
     def paths(self, source: Source) -> FoundPaths:
-        """Draws and grows. Raises CancelledError when it is not wanted any more."""
+        """Draws answers and grows the tree. Raises CancelledError."""
         source, sampling = PathSource(source, self._look, self.known), Sampling(temperature=self.temperature)
         request = replace(self.model.request(self.asking.prompt, sampling, self.limit, 0), n=self.n)
         drawn: list[Trace] = []
         for event in source.generate([request]):
             if event.trace is not None:
                 drawn.append(event.trace)
-                # drawing is the first half of the bar, growing the tree the second
+                # drawing is the first half of the progress, growing the tree the second
                 self.done = 0.5 * len(drawn) / self.n
         traces = tuple(sorted(drawn, key=lambda trace: trace.sample))
         ask = replace(self.asking, source=source)
@@ -143,14 +145,14 @@ class PathSearch:
         decode, meaning = self.model.opened.source.codec.decode, self.asking.meaning
         texts = [decode(trace.tokens) for trace in traces]
         times, meanings = Counter(texts), [meaning(text) for text in texts]
-        # the commonest answer of the commonest meaning
+        # the most frequent answer of the most frequent meaning
         best = Counter(meanings).most_common(1)[0][0]
         mine = [trace for trace, said in zip(traces, meanings, strict=True) if said == best and trace.steps]
         common = max(mine, key=lambda trace: times[decode(trace.tokens)], default=None)
         return FoundPaths(self.asking, traces, tree, self._meant(times, tree), common, decode)
 
     def fork(self, source: Source, trace: Trace) -> Forks:
-        """The word at which this answer was decided."""
+        """Finds the token at which the meaning of this answer was decided. Raises CancelledError."""
         ask = replace(self.asking, source=PathSource(source, self._look, {}))
         size = self.limit, SAMPLES, 0
         return self.model.find_forks(ask, Sampling(temperature=self.temperature), size, trace).found
@@ -179,8 +181,8 @@ class PathSearch:
 
 @dataclass(frozen=True, slots=True)
 class FlowNode:
-    """A part of answers that is common to all that pass: ``tokens`` from the branching before to the next. ``meaning``:
-    the one that all below share, or None. ``merged``: how many rare answers it stands for."""
+    """A node of the flow: the ``tokens`` that ``count`` answers share between two branchings. ``meaning``: that of all
+    answers below, None if they differ; ``merged``: how many rare answers it stands for."""
 
     tokens: Tokens
     count: int
@@ -190,7 +192,7 @@ class FlowNode:
 
 
 def merged(answers: Sequence[tuple[Tokens, Hashable]]) -> FlowNode:
-    """Answers with their common beginnings once."""
+    """The tree of (tokens, meaning) answers, in which common prefixes are merged."""
     alike = takewhile(lambda one: len(set(one)) == 1, zip(*(tokens for tokens, _ in answers), strict=False))
     kept = tuple(tokens[0] for tokens in alike)
     meanings, groups = {meaning for _, meaning in answers}, dict[Tokens, list[tuple[Tokens, Hashable]]]()
@@ -203,7 +205,7 @@ def merged(answers: Sequence[tuple[Tokens, Hashable]]) -> FlowNode:
 
 
 def pruned(root: FlowNode, most: int = LEAVES) -> FlowNode:
-    """The rarest leaves of each branching in one, until at most about ``most`` are left."""
+    """Merges the rarest leaves of each node into one, until about ``most`` leaves are left."""
 
     def without(node: FlowNode, least: int) -> FlowNode:
         kept = [without(child, least) for child in node.children if child.count > least]
@@ -225,8 +227,8 @@ def leaves(node: FlowNode | Branch) -> int:
 
 
 def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], str]) -> Panel:
-    """All drawn answers from left to right: width is share, colour is meaning; the ``fork`` is marked. ``rest`` names
-    so many rare answers together, 0: the end of an answer."""
+    """A Sankey diagram of the drawn answers: width is share, colour is meaning. ``fork``: the place of the token to
+    mark in the most frequent answer; ``rest(n)``: the label of ``n`` rare answers, of 0: the end of an answer."""
     meaning, spell, total = paths.asking.meaning, paths.spell, max(1, len(paths.traces))
     common = paths.common.tokens if paths.common is not None else ()
     root = pruned(merged([(trace.tokens, meaning(spell(trace.tokens))) for trace in paths.traces]))
@@ -234,7 +236,7 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
     nodes, links, texts = list[Option](), list[Option](), list[str]()
 
     def add(node: FlowNode, level: int, before: Tokens) -> str:
-        """The node and all below it; returns its name."""
+        """Adds the node and all below it; returns its name."""
         path = (*before, *node.tokens)
         text = visible(spell(path).removeprefix(spell(before)) if before else spell(path)).strip()
         decided = fork is not None and common[: len(path)] == path and len(before) <= fork < len(path)
@@ -262,7 +264,7 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
         free = (right if item["depth"] == depth else (width - LEAST_LEFT - right) // depth) - APART
         shown = f"{_short(text, free - SHARE)}  {say.share(item['value'], 1)}".strip()
         item["label"] |= {"formatter": _plain(shown), "width": free}
-    if not links:  # one answer only: a flow needs a second place to have a width
+    if not links:  # one answer only: without a second node ECharts draws no width
         nodes.append({"name": "end", "depth": 1, "itemStyle": {"opacity": 0}, "label": {"show": False}})
         links.append({"source": nodes[0]["name"], "target": "end", "value": nodes[0]["value"]})
     series = sankey(
@@ -275,12 +277,12 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
 
 
 def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
-    """The most probable whole answers as a tree; a line is as thick as it is probable."""
+    """The most probable whole answers as a tree, with lines as thick as their probability."""
     root = most_probable(paths.tree, paths.spell, w("together"), w("everything"))
     depth = max(1, depth_of(root))
     texts = {id(one): visible(one.text.strip()) or ("…" if one.children else w("end")) for one in all_of(root)}
     right, width = room(((texts[id(one)], not one.children) for one in all_of(root)), LEFT, depth)
-    rows: list[Branch] = []  # of each leaf what it hangs on at the last level
+    rows: list[Branch] = []  # for each leaf its parent at the last level
 
     def node(branch: Branch, level: int, above: Branch) -> Option:
         step = (width - LEFT - right) // depth
@@ -293,7 +295,7 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
         if not branch.children:
             rows.append(above if level == depth else branch)
             label |= {"position": "right", "align": "left", "verticalAlign": "middle"}
-            for _ in range(level, depth):  # down to the last level, so that no other's label comes into its row
+            for _ in range(level, depth):  # hidden nodes down to the last level keep other labels out of its row
                 below = [{**UNSEEN, "children": below}]
         line = {"color": colour, "width": 1 + 13 * branch.mass, "opacity": 0.6, "curveness": 0.5}
         style = {"color": colour, "borderColor": colour}
@@ -301,13 +303,13 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
         return {"name": name, "lineStyle": line, "label": label, "itemStyle": style, "children": below}
 
     series = branching(node(root, 0, root), left=LEFT, right=right, symbolSize=8)
-    apart = sum(1 if one is other else 2 for one, other in pairwise(rows))  # as ECharts sets leaves apart
+    apart = sum(1 if one is other else 2 for one, other in pairwise(rows))  # as ECharts spaces leaves
     return Panel("", canvas(series=[series], tooltip={"show": False}), 80 + ROW * apart, width)
 
 
 def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:
-    """The answers that can be seen, where a beginning's share is that of all answers found that begin so; those that
-    begin otherwise are one beside them, where even that can be seen."""
+    """The tree of the most probable answers. The mass of a prefix is that of all answers found that begin so; answers
+    that begin otherwise are one branch together, ``rest``, below the root ``everything``, if it can be seen."""
     seen = sum(answer.low >= SEEN for answer in tree.answers[:SHOWN_ANSWERS]) or 1
     root, total = branches(tree, spell, seen), fsum(a.low for a in tree.answers)
     ways = root.children if root.children and not root.text else (root,)
@@ -316,20 +318,20 @@ def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, 
 
 
 def depth_of(branch: FlowNode | Branch) -> int:
-    """Branchings one after the other."""
+    """The number of levels below a node."""
     return max((1 + depth_of(child) for child in branch.children), default=0)
 
 
 def all_of(branch: Branch) -> Iterator[Branch]:
-    """It and all below it."""
+    """Yields a branch and all below it."""
     yield branch
     for child in branch.children:
         yield from all_of(child)
 
 
 def room(texts: Iterable[tuple[str, bool]], left: int, depth: int) -> tuple[int, int]:
-    """Pixels for labels that come last (those that are so marked), and for a whole drawing: as the longest of these
-    texts needs with its share, between the least and the most that there may be."""
+    """Returns the width of the last labels and of the whole drawing, in pixels, as the longest texts need. ``texts``:
+    (label, whether it is a last one)."""
     longest = {True: 0, False: 0}
     for text, last in texts:
         longest[last] = max(longest[last], APART + SHARE + LETTER * len(text))
@@ -338,11 +340,11 @@ def room(texts: Iterable[tuple[str, bool]], left: int, depth: int) -> tuple[int,
 
 
 def _short(text: str, width: int) -> str:
-    """As much of a text as has room in so many pixels; the share that stands behind it is left to be seen."""
+    """Cuts a text to a width in pixels, so that the share behind it is not cut off."""
     most = max(3, width // LETTER)
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _plain(text: str) -> str:
-    """ECharts reads {a} and {name|…} in labels as its own: other brackets look nearly the same."""
+    """Replaces braces by similar brackets: ECharts would read {a} and {name|…} in a label as markup."""
     return text.replace("{", "❴").replace("}", "❵")

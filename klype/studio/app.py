@@ -1,5 +1,5 @@
-"""The studio as an app: NiceGUI's pages on our own FastAPI, behind the guard that also stands before the API, and the
-page on which a key is asked for."""
+"""The studio as an ASGI app: NiceGUI's pages on a FastAPI app, behind the guard that also protects the API, and the
+page that asks for the key."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from klype.words import LANGUAGES, words
 
 
 def way_back(visit: el.Visit) -> None:
-    """From an address where there is nothing, or where a page could not be made."""
+    """The content of the error pages."""
     el.text_of("a", visit.words("back"), "k-button strong", href="/")
 
 
 STYLES = ("look.css", "ranking.css", "work.css")
-# In the order of the menu. A new page is a file, a catalogue in each language, and a row.
+# The pages in the order of the menu. A new one is a file, a catalogue in each language, and a row here.
 PAGES = (
     el.Page("answer", "/", "forum", answer.build, skips=True),
     el.Page("paths", "/paths", "account_tree", answer_paths.build, skips=True),
@@ -48,36 +48,36 @@ PAGES = (
     el.Page("runs", "/runs", "show_chart", runs.build),
 )
 MISSING, BROKEN = el.Page("missing", "", "", way_back), el.Page("broken", "", "", way_back)
-PATIENCE_S = 60.0  # what a page may take to be made: a busy machine is slow, not broken
+PATIENCE_S = 60.0  # how long a page may take to build on a busy machine
 YEAR_S = 365 * 24 * 3600  # how long a browser remembers language and theme
 KEY_PAGE = "/key"
-WAIT_S = 0.7  # every wrong key costs this, one after the other
-# A page may load nothing from elsewhere, and stand in no other page. (Vue compiles templates: unsafe-eval.)
+WAIT_S = 0.7  # delay of every wrong key, one after the other
+# A page may load nothing from other sites, and no site may frame it. (Vue compiles templates: unsafe-eval.)
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-# What a browser is to hold every answer to. (Without any referrer it would not say which site a form comes from.)
+# headers of every response (without a referrer, a browser would not tell from which site a form was sent)
 HEADERS = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
            (b"referrer-policy", b"same-origin"), (b"cross-origin-opener-policy", b"same-origin"))  # fmt: skip
 
 
 def app(studio: Studio, rules: Rules | None = None) -> ASGIApp:
-    """The guarded app. NiceGUI has one app a process: make one studio only."""
+    """The guarded app. NiceGUI has one app per process: make one studio only."""
     return guarded(pages(studio), rules or Rules())
 
 
 def guarded(inside: Starlette, rules: Rules, wait_s: float = WAIT_S) -> ASGIApp:
-    """The app behind its guard. Where there is a key, it has a page with one field that gives a browser the cookie that
-    the guard knows: it begins a session, and a wrong key costs so many seconds."""
+    """An app behind a guard. If the rules have a key, it gets a page that asks for it and sets the session cookie that
+    the guard accepts; ``wait_s``: the delay of a wrong key."""
     sessions, turn, right = Sessions(), asyncio.Lock(), digest((rules.key or "").encode())
 
     async def key(request: Request) -> Response:
         known = request.cookies.get(COOKIE, "")
         if request.method != "POST":
             return key_page(request, inside=sessions.holds(known))
-        try:  # a form of more fields than any here has is none
+        try:  # no form here has more fields
             form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=4)
         except ValueError:
             form = {}
@@ -120,7 +120,7 @@ def pages(studio: Studio) -> FastAPI:
 
     @fast.get("/choose")
     async def choose(request: Request, to: str = "/", lang: str = "", theme: str = "") -> Response:
-        """Language and theme, kept in the browser, and back to where one was."""
+        """Stores language and theme in cookies, and leads back to the page ``to``."""
         known = {page.route for page in PAGES}
         response = RedirectResponse(to if to.partition("?")[0] in known else "/", 303)
         for cookie, chosen, valid in ((el.LANGUAGE_COOKIE, lang, LANGUAGES), (el.THEME_COOKIE, theme, el.THEMES)):
@@ -130,7 +130,7 @@ def pages(studio: Studio) -> FastAPI:
 
     @fast.get("/health")
     async def healthy() -> Response:
-        """For who watches the studio: whether its models answer."""
+        """For monitoring: whether the models answer."""
         return health({model.name: model.worker for model in studio.models if model.worker is not None})
 
     for page in PAGES:
@@ -138,14 +138,14 @@ def pages(studio: Studio) -> FastAPI:
 
     @nicegui.app.exception_handler(404)
     async def missing(request: Request, error: HTTPException) -> Response:
-        """A person is led back, a program is told."""
+        """A page for browsers, JSON for programs."""
         if "text/html" not in request.headers.get("accept", ""):
             return await http_exception_handler(request, error)
         return await instead(request, MISSING, 404)
 
     @nicegui.app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        """As NiceGUI has it, in the reader's language; uvicorn tells the traceback."""
+        """NiceGUI's error page in the visitor's language; uvicorn logs the traceback."""
         if not request.scope.get("nicegui_page_path"):
             raise error
         return await instead(request, BROKEN, 500)
@@ -159,9 +159,9 @@ def pages(studio: Studio) -> FastAPI:
         fast,
         title="klype",
         favicon=el.text_file("favicon.svg"),
-        dark=None,  # each visitor's own, see _builder
+        dark=None,  # per visitor, see _builder
         tailwind=False,
-        reconnect_timeout=30.0,  # who was cut off for so long finds the page as it was
+        reconnect_timeout=30.0,  # how long a page is kept for a browser that lost its connection
         show_welcome_message=False,
         binding_refresh_interval=None,  # nothing is bound: NiceGUI need not look ten times a second
     )
@@ -172,13 +172,13 @@ def _builder(studio: Studio, page: el.Page) -> Callable[[Request, Client], Await
     async def build(request: Request, client: Client) -> None:
         visit = el.Visit(studio, page, request)
         tag: Any = LANGUAGES[visit.lang].tag
-        client.page = copy.copy(client.page)  # shared by all visitors otherwise
-        client.page.language = tag if tag in get_args(Language) else "en-GB"  # where NiceGUI has none for this one
+        client.page = copy.copy(client.page)  # otherwise shared by all visitors
+        client.page.language = tag if tag in get_args(Language) else "en-GB"  # NiceGUI does not have every language
         client.page.dark = {"auto": None, "light": False, "dark": True}[visit.theme]
         client.title = f"{visit.words('title')} · klype"
         ui.add_head_html(f"<script>{page_file('formats.js')}</script>")
         ui.add_head_html(f"<style>{el.theme()}\n{el.text_file(*STYLES)}</style>")
-        client.page_container.default_slot.children[0].tag = "div"  # Quasar's page is a second <main> around ours
+        client.page_container.default_slot.children[0].tag = "div"  # Quasar's page would be a second <main>
         with framed(visit):
             made = page.build(visit)
             if made is not None:
@@ -189,7 +189,7 @@ def _builder(studio: Studio, page: el.Page) -> Callable[[Request, Client], Await
 
 @contextmanager
 def framed(visit: el.Visit) -> Iterator[None]:
-    """Head, menu and title; the page's content goes inside."""
+    """Adds header, menu and title; the page's content goes inside."""
     w, frame, here = visit.words, visit.frame, visit.page
     skips = here.skips and visit.studio.models
     el.text_of(
@@ -228,7 +228,7 @@ def framed(visit: el.Visit) -> Iterator[None]:
 
 
 def key_page(request: Request, wrong: bool = False, inside: bool = False) -> HTMLResponse:
-    """Asks for the key, again after a ``wrong`` one; who is ``inside`` can leave."""
+    """The page that asks for the key, again after a ``wrong`` one; a visitor who is ``inside`` can sign out."""
     page = Template(el.text_file("login.html.jinja"), autoescape=True)
     w, style = words(el.language_of(request), "studio_frame"), f"{el.theme()}{el.text_file('login.css')}"
     text = page.render(w=w, style=style, action=KEY_PAGE, wrong=wrong, inside=inside)

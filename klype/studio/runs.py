@@ -1,4 +1,4 @@
-"""Kjøringer / Runs: what was trained, from what, how it went and how it goes; begun, stopped and gone on with here."""
+"""Kjøringer / Runs: the page that lists runs, shows one of them, and starts, stops and resumes runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from klype.studio.studio import Studio
 from klype.words import LANGUAGES
 
 LOOK_S = 1.5
-TEXT_MOST, FILES = 32 << 20, 8  # bytes of a text, and how many of them
-RANK = 8  # of the low-rank updates (LoRA)
+TEXT_MOST, FILES = 32 << 20, 8  # bytes of a file at most, and number of files
+RANK = 8  # of LoRA's updates
 
 
 class Needs(NamedTuple):
-    """What a recipe takes: ``files`` of one's own, and a ``model`` to go on from. ``minutes``: what it is made for."""
+    """What a recipe takes: the visitor's ``files``, and a ``model`` to start from. ``minutes``: the default time."""
 
     files: Literal["none", "optional", "needed"]
     minutes: float
@@ -89,7 +89,7 @@ def start_run(studio: Studio, request: RunRequest) -> Work:
 
 @dataclass
 class RunForm(el.PagePart):
-    """A run begun from the page, by any recipe."""
+    """The form that starts a run by any recipe."""
 
     files: list[UploadedFile] = field(default_factory=list)
 
@@ -116,7 +116,7 @@ class RunForm(el.PagePart):
         ui.run_javascript("if (location.hash === '#start') document.getElementById('start')?.scrollIntoView()")
 
     def show(self) -> None:
-        """What the chosen recipe needs."""
+        """Shows the fields that the chosen recipe needs."""
         needs = RECIPES[self.recipe.value]
         el.retext(self.needs, self.w(f"needs_{self.recipe.value}"))
         self.texts.set_visibility(needs.files != "none")
@@ -144,7 +144,8 @@ class RunForm(el.PagePart):
 
 @dataclass
 class RunsPage(el.PagePart):
-    """All runs, and one of them looked at (with another beside it)."""
+    """The list of runs, and the details of one of them, perhaps beside another one. ``chosen``, ``beside``: their
+    keys."""
 
     chosen: str
     beside: str
@@ -162,7 +163,7 @@ class RunsPage(el.PagePart):
 
     @el.unless_busy
     async def look(self) -> None:
-        """Reads beside the page, draws what has changed."""
+        """Reads the runs in a thread, and redraws what has changed."""
         runs = await asyncio.to_thread(all_runs, self.studio)
         found = {run.key: run for run in runs}
         one = found.get(self.chosen) or next(iter(runs), None)
@@ -172,7 +173,7 @@ class RunsPage(el.PagePart):
         self.runs = runs
         if one is not None and news:
             self.detail.show(one, runs)
-        # drawn anew only when it would read differently: a list that flickers cannot be clicked
+        # redrawn only when its text changes: a list that flickers cannot be clicked
         marks = [(run.key, run.state, run.stages, int(run.seconds or 0)) for run in runs]
         if marks == self.marks:
             return
@@ -189,7 +190,7 @@ class RunsPage(el.PagePart):
                     el.text_of("span", " · ".join(filter(None, self.facts(run))), "u-facts")
 
     def facts(self, run: RunInfo) -> list[str]:
-        """What a list says of it in short; some of it may be empty."""
+        """What the list says about a run; parts that are not known are empty."""
         w, say, (passed, gates) = self.w, self.say, run.gates
         return [
             visible(run.recipe),

@@ -1,5 +1,5 @@
-"""The runs there are, and one of them looked at: its state, curves that grow while it learns, its measures, and another
-run beside it."""
+"""What the studio knows of every run, and the details of one: its state, growing curves, measures, and another run
+beside it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from klype.studio.fields import PageSelect, open_model
 from klype.studio.studio import Studio, changed
 
 RunState = Literal["running", "done", "failed", "cancelled", "stopped", "unreadable"]
-FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}  # what run.json calls a stage's figures
-COMPARED = {"finetune": "before", "align": "after"}  # and a comparison
-# What is drawn of a stage: curves by their name in metrics.jsonl.
+FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}  # a stage's figures in run.json
+COMPARED = {"finetune": "before", "align": "after"}  # and in the comparison of an alignment
+# the curves of each stage, by their names in metrics.jsonl
 DRAWN: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("loss", "validation"),
     "finetune": ("loss",),
     "reward": ("pair_accuracy",),
     "align": ("reward", "kl"),
 }
-COLOURS = ("aligned", "finetuned")  # of the run's own curves, and of those of the run beside it
+COLOURS = ("aligned", "finetuned")  # of the run's curves, and of those of the run beside it
 
 
 class RunInfo:
-    """A run as it stands now; one whose run.json cannot be read says ``why``. ``work`` began it here; ``parent`` is the
-    key of the run it went on from; ``parameters`` are those of its newest stage."""
+    """A run at the time of reading. ``work``: what started it here, if anything; ``why``: it failed, or its run.json
+    cannot be read; ``parent``: the key of the run that it started from; ``parameters``: of its newest stage; ``bytes``:
+    of the weights."""
 
     recipe, parent, why = "", "", ""
     seconds: float | None = None
@@ -63,7 +64,7 @@ class RunInfo:
                 self.why = work.why() if self.state == "failed" else ""
             return
         found = state_of(folder, about)
-        # a run that is done stays done, whatever became of the process that began it
+        # a run that is done stays done, whatever became of the process that started it
         self.state = found if work is None or (found == "done" and work.state != "running") else work.state
         self.recipe, self.planned_s = str(about.get("recipe") or ""), about.get("planned_s") or self.planned_s
         timed = work if self.state == "running" else None
@@ -74,8 +75,8 @@ class RunInfo:
         weights = {stage: file for stage in STAGES if (file := folder / stage / "model.safetensors").is_file()}
         self.bytes = sum(weights[stage].stat().st_size for stage in self.stages if stage in weights)
         self.parameters = next((parameters(folder / stage) for stage in NEWEST_FIRST if stage in weights), None)
-        # of one that was aligned here: its reward model's run is none of these
-        if origin := begun.get("source") or about.get("asked", {}).get("from_"):  # whether it is still there or not
+        # an alignment started here names its source itself: its run.json names the reward model's folder
+        if origin := begun.get("source") or about.get("asked", {}).get("from_"):
             place = Path(str(origin)).expanduser()
             self.parent = key_of(place.parent if place.name in STAGES else place)
         if self.state == "failed":
@@ -83,12 +84,12 @@ class RunInfo:
 
     @property
     def gates(self) -> tuple[int, int]:
-        """Passed ones, and all."""
+        """(number of gates passed, number of gates)."""
         gates = self.about.get("gates", [])
         return sum(bool(gate.get("passed")) for gate in gates), len(gates)
 
     def figures(self, stage: str) -> Mapping[str, Any]:
-        """What was measured of a stage's model; of one that was aligned here, what its comparison measured."""
+        """The figures of a stage's model; for an alignment that was started here, those of its comparison."""
         found = self.about.get("figures", {}).get(FIGURES[stage])
         if not found and stage in COMPARED:
             found = self.about.get("aligned", {}).get(COMPARED[stage])
@@ -96,7 +97,7 @@ class RunInfo:
 
 
 def all_runs(studio: Studio) -> list[RunInfo]:
-    """Every run, newest first; work whose run has not written anything yet is told of, too."""
+    """Every run, the one written last first, including work that has not written a run.json yet."""
     begun = works_by_run(studio.home, "run", "align")
     found = [RunInfo(folder, begun.pop(folder.resolve(), None)) for folder in studio.run_folders()]
     found += [RunInfo(work.plan.run, work) for work in begun.values()]
@@ -104,7 +105,7 @@ def all_runs(studio: Studio) -> list[RunInfo]:
 
 
 def family(runs: Sequence[RunInfo]) -> list[tuple[int, RunInfo]]:
-    """(depth, run): every run under the one it went on from; what came last stands first."""
+    """(depth, run) pairs: every run below the one that it started from, in the order given."""
     keys = {run.key for run in runs}
     children: dict[str, list[RunInfo]] = {}
     for run in runs:
@@ -118,12 +119,12 @@ def family(runs: Sequence[RunInfo]) -> list[tuple[int, RunInfo]]:
                 walk(run.key, depth + 1)
 
     walk("", 0)
-    return [*out.values(), *((0, run) for run in runs if run.key not in out)]  # two that name each other
+    return [*out.values(), *((0, run) for run in runs if run.key not in out)]  # runs that name each other as parents
 
 
 @dataclass
 class RunDetail(el.WorkPart):
-    """One run on the page, with another beside it: ``read`` reads what is new, ``show`` draws it."""
+    """The details of one run, perhaps with another beside it: ``read`` reads what is new, ``show`` draws it."""
 
     run: RunInfo | None = None
     both: Sequence[RunInfo] = ()
@@ -135,10 +136,10 @@ class RunDetail(el.WorkPart):
         self.box = el.box()
 
     async def look(self) -> None:
-        """The page does, with all runs."""
+        """Nothing: the page looks at all runs."""
 
     def read(self, run: RunInfo, other: RunInfo | None) -> bool:
-        """Whether anything is new (in a thread)."""
+        """Reads what is new, in a thread; returns whether there is anything."""
         old, self.run, self.work = self.run, run, run.work
         self.both = [run, other] if other is not None and other.key != run.key else [run]
         news = False
@@ -151,7 +152,7 @@ class RunDetail(el.WorkPart):
         return news or marks[0] != marks[1]
 
     def show(self, run: RunInfo, runs: Sequence[RunInfo]) -> None:
-        """What changes while it runs; all of it where it is of another run, or of more than stands there."""
+        """Draws what changes during a run; lays out everything anew for another run, state or stage."""
         gates = bool(run.about.get("gates"))
         if (mark := ([one.key for one in self.both], run.state, run.stages, gates)) != self.built:
             self.built = mark
@@ -159,7 +160,7 @@ class RunDetail(el.WorkPart):
             with self.box:
                 self._lay_out(run, runs)
         timed = run.seconds is not None and bool(run.planned_s)
-        # the plan is an estimate: a bar that is full would say that it is done
+        # the plan is an estimate: a full bar would mean that the run is done
         share = min(0.99, (run.seconds or 0.0) / (run.planned_s or 1.0)) if timed else 0.0
         self.show_state(self.sentence(run), run.state, share)
         self.progress.set_visibility(run.state == "running" and timed)
@@ -222,7 +223,7 @@ class RunDetail(el.WorkPart):
         return " · ".join(parts)
 
     def curves(self) -> dict[tuple[str, str], list[tuple[RunInfo, MetricsTail]]]:
-        """Those that have points, by stage and name: of which runs, and their tails."""
+        """The curves that have points, by stage and name: the runs and their metrics."""
         found: dict[tuple[str, str], list[tuple[RunInfo, MetricsTail]]] = {}
         for stage, name in ((stage, name) for stage, names in DRAWN.items() for name in names):
             for one in self.both:
@@ -235,10 +236,10 @@ class RunDetail(el.WorkPart):
         for one, tail in tails:
             planned = (planned_steps(one.about, stage) or 0) if one.state == "running" else 0
             most, points = max(most, tail.at, planned), tail.curve(name)
-            # a single step that towers over the rest is told by its number
+            # a single step far above the rest is labelled with its value
             high = {"markPoint": spikes(points, self.say)} if name == "kl" else {}
             series.append(line(visible(one.name), points, COLOURS[self.both.index(one)], **high))
-        if name == "pair_accuracy":  # a reward model that tosses a coin is right in half of the pairs
+        if name == "pair_accuracy":  # chance is a half
             y = axis(percent=True, min=0.5, max=1.0)
             y.pop("interval", None)
         else:
@@ -254,7 +255,7 @@ class RunDetail(el.WorkPart):
         ]
 
     def _measures(self) -> None:
-        """A row a measure; a column a stage of each run, named after both when there are two."""
+        """Adds a table: a row for each measure, a column for each stage of each run."""
         w, say = self.w, self.say
         columns: dict[str, Mapping[str, Any]] = {}
         notes = []

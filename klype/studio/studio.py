@@ -1,7 +1,7 @@
-"""What all pages of one studio share: its models and who may use them when, conversations, runs, rankings, its home.
+"""What all pages of a studio share: models, conversations, runs and stores of rankings.
 
-A conversation has turns, in each an answer by every model that was asked, and every answer branches: a branch begins as
-another one did, up to a token that was chosen instead; branches of branches make a tree.
+A conversation has turns, and each turn the branches of every model that was asked: a branch is an answer, or one that
+begins as another does, up to a token that was chosen instead.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from klype.studio.annotation import RankingStore, SummaryCache, named_stores
 from klype.values import Request, Sampling, Step, Trace
 
 T = TypeVar("T")
-# Vocabularies up to this size have whole distributions in every trace, else so many of the most probable tokens a step.
+# A trace holds the whole distribution of every step for vocabularies up to WHOLE, else the LISTED most probable tokens.
 WHOLE, LISTED = 4096, 256
-READERS = 64  # questions whose truth is remembered
-KEPT = 40_000_000  # probabilities that are remembered for the bars of all conversations together (some 500 MB)
+READERS = 64  # questions whose reader of the truth is cached
+KEPT = 40_000_000  # probabilities in the distributions of all conversations together (some 500 MB)
 
 
 @dataclass
 class AnswerBranch:
-    """One way to answer, finished or not. ``steps`` include those it shares with its ``parent`` (the first ``at``) and
-    the one that was forced there. ``trace`` is what the model wrote itself, once it has ended; ``joules`` are those of
-    these ``seconds``, of all programs together."""
+    """An answer, finished or not. ``steps`` begin with those of its ``parent`` (the first ``at``) and the token that
+    was chosen there. ``trace``: what the model wrote itself, once it has ended, in ``seconds``; ``joules``: of the
+    whole machine in that time. ``accepted`` of the ``proposed`` tokens: of a draft, where one was used."""
 
     number: int
     prompt: tuple[int, ...]
@@ -74,7 +74,7 @@ class AnswerBranch:
 
 @dataclass
 class Branches:
-    """All ways that one model answered one message; ``shown`` is the one that the conversation goes on from."""
+    """All answers of one model to one message; ``shown``: the number of the one that the conversation continues."""
 
     model: str
     answers: list[AnswerBranch] = field(default_factory=list)
@@ -88,7 +88,8 @@ class Branches:
         return self._add(AnswerBranch(len(self.answers), tuple(prompt), sampling, seed))
 
     def fork(self, at: int, token: int, sampling: Sampling) -> AnswerBranch:
-        """Another way from token ``at`` of the shown answer. Raises UsageError for what is no other way."""
+        """Adds a branch of the shown answer that has ``token`` at place ``at``. UsageError if the answer has no such
+        place, or that token there."""
         old = self.current
         if not 0 <= at < len(old.steps):
             raise UsageError(f"The answer has no token {at}.")
@@ -114,13 +115,13 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """``key`` is in the page's address, so that a page that is loaded anew finds it again."""
+    """A conversation. Its ``key`` is in the page's address, so that a reload finds it again."""
 
     key: str
     turns: list[Turn] = field(default_factory=list)
 
     def messages(self, model: str, question: str, decode: Callable[[Sequence[int]], str]) -> list[Message]:
-        """The conversation as this model knows it: its own answers, as they are shown."""
+        """The conversation for this model: the turns in which it was asked, with its answers that are shown."""
         out: list[Message] = []
         for turn in self.turns:
             if model in turn.branches:
@@ -130,21 +131,21 @@ class Conversation:
 
     @property
     def size(self) -> int:
-        """Probabilities that are remembered for its bars."""
+        """The number of probabilities in the distributions of its answers."""
         branches = [b for turn in self.turns for b in turn.branches.values()]
         steps = [step for b in branches for answer in b.answers for step in answer.steps]
         return sum(len(step.distribution.ids) for step in steps if step.distribution is not None)
 
 
 class Conversations:
-    """Those of all visitors, the newest ``most`` of them, in memory: nothing is kept beyond the process."""
+    """The conversations of all visitors, in memory only: the ``most`` that were used last."""
 
     def __init__(self, most: int = 64) -> None:
         self._most = most
-        self._found: dict[str, Conversation] = {}  # who was asked for last stands last
+        self._found: dict[str, Conversation] = {}  # the one used last is last
 
     def get(self, key: str) -> Conversation:
-        """The one of this key, or a new one under a key of its own."""
+        """Returns the conversation with this key, or a new one with a new key."""
         found = self._found.pop(key, None) or Conversation(token_urlsafe(12))
         self._found[found.key] = found
         while len(self._found) > self._most or (
@@ -155,11 +156,11 @@ class Conversations:
 
 
 class SharedModel(Model):
-    """A ``klype.Model`` that all visitors use. Its engine's thread writes their answers together; long work has an
-    engine and a thread of its own, one piece after the other, so that it keeps no answer waiting.
+    """A ``klype.Model`` for all visitors. A worker thread batches their answers; long work has a thread and an engine
+    of its own, one piece after the other, so that no answer waits for it.
 
-    ``name`` is what the pages call it, ``address`` what the command line does. ``identity`` is the weights' own; "":
-    there are no questions for it to be examined with. ``source`` is for long work.
+    ``name``: on the pages; ``address``: on the command line. ``identity``: of the weights, "" if there are no questions
+    to examine it with. ``source``: for long work.
     """
 
     name = ""
@@ -174,7 +175,7 @@ class SharedModel(Model):
         self.source: Source = opened.source
         if isinstance(opened.source, NativeSource):
             self.worker = Worker(opened.source.engine, batch, queue)
-            # the same weights with a queue of their own: a tree of 400 beginnings delays nobody's answer
+            # the same weights with a queue of their own: a tree with 400 expansions delays nobody's answer
             self.source = NativeSource(opened.source.engine.beside(), opened.source.codec)
         self.stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="klype studio")
@@ -182,19 +183,19 @@ class SharedModel(Model):
 
     @property
     def speculates(self) -> bool:
-        """Whether tokens can be guessed ahead: where klype computes the model itself."""
+        """Whether speculative decoding is available: for models that klype computes itself."""
         return self.worker is not None and isinstance(self.worker.engine.runner, NativeRunner)
 
     def prompt_after(self, conversation: Conversation, question: str) -> list[int]:
-        """The prompt of a new turn. The oldest turns leave a window that is full, all of them a model that was taught
-        single questions; raises UsageError when even the last message does not fit."""
+        """The prompt of a new turn. The oldest turns are left out when the window is full, and all of them for a model
+        that was taught single questions. UsageError if even the last message does not fit."""
         if self.raw:
             prompt = self.opened.plain(question)
             if len(prompt) + 1 > self.window:
                 raise UsageError(f"The text has {len(prompt)} tokens, and {self.name} reads {self.window} at most.")
             return prompt
         messages = conversation.messages(self.name, question, self.opened.source.codec.decode)
-        # a small window is not filled by the question alone: a quarter of it is left for the answer
+        # at least a quarter of a small window is left for the answer
         fitting = prompt_after(self.opened, messages, min(64, self.window // 4))
         if fitting is None:
             prompt = self.opened.prompt(messages[-1:])
@@ -202,8 +203,8 @@ class SharedModel(Model):
         return fitting[1]
 
     def rest_of(self, answer: AnswerBranch, limit: int) -> Request:
-        """What is still to be written: after a fork the beginning belongs to the prompt. The same seed and place in the
-        text have the same noise, so that a fork differs by its token only."""
+        """The request for the rest of an answer: the tokens before a fork are part of the prompt. The noise depends on
+        the seed and the position only, so that a branch differs from its parent by its token only."""
         prompt = (*answer.prompt, *answer.tokens)
         left = min(limit - len(answer.steps), self.window - len(prompt))
         if left < 1:
@@ -212,7 +213,7 @@ class SharedModel(Model):
         return replace(self.request(prompt, answer.sampling, left, answer.seed), top=top)
 
     async def extend(self, answer: AnswerBranch, limit: int) -> None:
-        """Appends to the answer's steps as they come; ``answer.running`` made false ends it."""
+        """Appends steps to the answer as they are generated, until it ends or ``answer.running`` is set to False."""
         meter, began = EnergyMeter(), time.monotonic()
         async for events in self.events(self.rest_of(answer, limit)):
             for event in events:
@@ -223,13 +224,13 @@ class SharedModel(Model):
         answer.seconds, answer.joules = time.monotonic() - began, meter.joules()
 
     async def extend_ahead(self, answer: AnswerBranch, limit: int) -> None:
-        """The same answer written with guesses ahead (looked up in the text so far), checked several a pass."""
+        """Generates the same answer by speculative decoding, with drafts looked up in the text so far."""
         request = self.rest_of(answer, limit)
 
         def work(source: Source) -> None:
             assert isinstance(source, NativeSource), "klype's own engine speculates"
             meter, began = EnergyMeter(), time.monotonic()
-            # the distributions come from scoring the finished answer, all at once
+            # the distributions are computed for the finished answer, in one pass
             traces, counts = speculate(source.engine, replace(request, top=0), LookupDraft())
             (scored,) = source.score([request.prompt], [traces[0].tokens], request.top)
             for step, seen in zip(traces[0].steps, scored.steps, strict=True):
@@ -240,7 +241,7 @@ class SharedModel(Model):
         await self.beside(work)
 
     async def events(self, request: Request) -> AsyncIterator[list[Event]]:
-        """Tokens as they come, those that came meanwhile together. Leaving the loop ends the work."""
+        """Yields the events of a request as they come, several at a time. Leaving the loop cancels the request."""
         if self.worker is not None:
             job = Job([request])
             self.worker.submit(job)
@@ -250,11 +251,11 @@ class SharedModel(Model):
             finally:
                 self.worker.cancel(job)
             return
-        # a thread of its own, in which the generator is closed when the loop is left
+        # another source's generator runs in a thread, where it is closed when the loop is left
         events = cast("Generator[Event, None, None]", self.opened.source.generate([request]))
         pool, loop = ThreadPoolExecutor(1, thread_name_prefix="klype answer"), asyncio.get_running_loop()
         try:
-            # None tells the end: StopIteration cannot leave a thread's future
+            # None at the end: a future cannot raise StopIteration
             while (event := await loop.run_in_executor(pool, next, events, None)) is not None:
                 yield [event]
         finally:
@@ -262,16 +263,18 @@ class SharedModel(Model):
             pool.shutdown(wait=False)
 
     async def beside(self, work: Callable[[Source], T]) -> T:
-        """Long work with the model, in turn; it should look at a flag of its own to be cancelled."""
+        """Runs long work in the model's thread, after what is queued there; to be cancelled, it has to look at a
+        flag."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, self.source)
 
     def truth(self, question: str, tokens: tuple[int, ...]) -> Mapping[int, float] | None:
-        """What the world says comes next; None where it does not know, or where the answer has left its language."""
+        """The true distribution of the next token of an answer; None where it is not known, or where the answer has
+        left the world's language."""
         reader = self._reader(question)
         return None if reader is None else reader.next(tokens)
 
     def reader(self, question: str) -> Reader | None:
-        """Reads the world's truth along an answer to this question; None where nobody knows it."""
+        """A reader of the true distributions along an answer to this question; None where they are not known."""
         run, world = self.opened.found.run, None
         if self.opened.native is not None and not self.raw:
             world = world_of(self.opened)
@@ -279,7 +282,7 @@ class SharedModel(Model):
         return reader_of(self.opened, world)(asked) if world is not None and asked is not None else None
 
     def stop(self) -> None:
-        """Long work ends where it next asks; Python's end would wait for it."""
+        """Ends the worker, and long work when it next looks: Python would wait for both when it exits."""
         self.stopped.set()
         if self.worker is not None:
             self.worker.stop()
@@ -288,10 +291,10 @@ class SharedModel(Model):
 
 @dataclass
 class Studio:
-    """``home`` is klype's own folder: results of long work are kept there. ``command`` starts ``klype``, on ``device``.
-    ``store``: a file or url where rankings are kept instead of each run's own place; ``runs``: where runs are looked
-    for and made, when it is neither ``runs`` nor ``home``. ``opens``: visitors may open any model that the user of this
-    machine could; the studio's own runs they always may."""
+    """A studio. ``home``: klype's own folder, where background work is kept. ``command`` starts ``klype``, and
+    ``device`` is where it computes. ``store``: a file or url for rankings, instead of the runs' own stores; ``runs``:
+    the folder for runs, by default ``runs`` and ``home``. ``opens``: whether visitors may open any model that the user
+    of this machine could; the studio's own runs they always may."""
 
     models: Sequence[SharedModel]
     home: Path
@@ -317,8 +320,9 @@ class Studio:
         self.models = [*self.models, model]
 
     def open(self, text: str) -> list[SharedModel]:
-        """A MODEL beside the others, or those of them that it is; of a run all finished stages, in their order. Call it
-        in a thread. KlypeError when there is no such model, it is damaged, or another one has its name."""
+        """Opens a MODEL, of a run all finished stages, and returns what it is called here; what is open already is not
+        opened again. Call it in a thread. KlypeError if there is no such model, it is damaged, or another has its
+        name."""
         with self._opening:
             known = {model.address: model for model in self.models}
             named = stages_of(text)
@@ -332,11 +336,11 @@ class Studio:
         return [known[address] for _, address in named]
 
     def suggestions(self, lang: str) -> list[str]:
-        """Questions to begin with, drawn new for the last model that knows any. Call it in a thread."""
+        """Questions to ask, drawn anew, for the last model that has any. Call it in a thread."""
         return next(filter(None, (suggestions(model.opened, lang) for model in reversed(self.models))), [])
 
     def model(self, name: str) -> SharedModel:
-        """By a name that a browser sent."""
+        """The model with a name that a browser sent. UsageError if there is none."""
         found = next((model for model in self.models if model.name == name), None)
         if found is None:
             raise UsageError(f"There is no model {name[:100]!a} here.")
@@ -344,25 +348,25 @@ class Studio:
 
     @property
     def runs_home(self) -> Path:
-        """Where runs that are begun here lie."""
+        """The folder for runs that are started here."""
         return self.runs or self.home / "runs"
 
     def run_folders(self) -> list[Path]:
-        """Those of the studio's models, those begun here, those in the folder ``runs`` or the one named; each once."""
+        """All runs, each once: those of the studio's models, those started here, and those in the folder for runs."""
         found: dict[Path, Path] = {}
         for model in self.models:
             with suppress(KlypeError, OSError):
                 run = find_model(model.address).run
                 if run is not None:
                     found.setdefault(run.resolve(), run)
-        # a model's run may lie in one of these, too, or be reached by a link: each place is told of once
+        # a model's run may be in one of these folders, too, or be reached by a link
         for base in (self.runs_home, self.home / "runs", self.runs or RUNS):
             for file in sorted(base.glob("*/run.json"), key=changed, reverse=True):
                 found.setdefault(file.parent.resolve(), file.parent)
         return list(found.values())
 
     def ranking_stores(self) -> list[RankingStore]:
-        """All of them: the one that the command names, those of the studio's models, the rest."""
+        """All stores: that of the option --store, those of runs, and those that ``STORES`` names."""
         known = [run for run in self.run_folders() if has_store(run / "rank")]
         stores = [*(RankingStore(run.name, run) for run in known), *named_stores(self.home)]
         if self.store:
@@ -370,8 +374,8 @@ class Studio:
         return stores
 
     def fill_store(self) -> None:
-        """Opens the store that the command names; what the first run has goes into an empty one: questions with their
-        answers, and who ranked them. KlypeError when it cannot be opened, UsageError when there is nothing to rank."""
+        """Fills the store of the option --store, if it is empty, with the questions and rankings of the first run.
+        KlypeError if it cannot be opened, UsageError if there is nothing to rank."""
         if not self.store:
             return
         place = self.ranking_stores()[0]
@@ -393,7 +397,7 @@ class Studio:
 
 
 def changed(file: Path) -> float:
-    """When a file was last written, in seconds; 0 where there is none."""
+    """When a file was last written, in seconds since 1970; 0 if there is none."""
     try:
         return file.stat().st_mtime
     except OSError:
@@ -401,7 +405,7 @@ def changed(file: Path) -> float:
 
 
 def stages_of(text: str) -> list[tuple[str, str]]:
-    """(name, address) of a MODEL, which NAME=MODEL gives another name; of a run those of all its finished stages."""
+    """(name, address) pairs of MODEL or NAME=MODEL: one, or of a run one for each finished stage."""
     given, separator, rest = text.partition("=")
     try:
         named = bool(separator) and given.replace("-", "").replace("_", "").isalnum() and not Path(text).exists()

@@ -1,4 +1,4 @@
-"""Fasit / Targets: one right word, cures, and the truth as what a model is trained towards; seen while they train."""
+"""Fasit / Targets: the page of experiments on training targets (one correct word, remedies, the true distribution)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from klype.words import Words, words
 
 LOOK_S = 1.0
 DATA = ["target", "documents", "seeds", "turned", "measure", "value", "low", "high", "n"]
-# What is seen first: what a target does to one sentence; then how it came about, and what it costs.
+# the order of the pictures: what a target does to one sentence, then how it came about, and what it costs
 ORDER = ("bars", "training", "gap", "documents", "compute")
 
 
 @dataclass(frozen=True, slots=True)
 class TargetExperiment:
-    """``work`` None: it was begun on the command line. ``changed``: when its file was last written, in seconds."""
+    """An experiment. ``work``: None if it was started on the command line; ``changed``: when its file was last written,
+    in seconds since 1970."""
 
     folder: Path
     work: Work | None = None
@@ -41,7 +42,7 @@ class TargetExperiment:
 
     @property
     def state(self) -> State:
-        """Of one that was begun on the command line, by its file: ``stopped`` when nothing was written for long."""
+        """The state; of one that was started on the command line ``stopped`` if nothing was written for a while."""
         if self.work is not None:
             return self.work.state
         try:
@@ -54,7 +55,7 @@ class TargetExperiment:
 
 
 def experiments(studio: Studio) -> list[TargetExperiment]:
-    """All of them, what was begun or written last first; one that runs stands before all others."""
+    """All experiments: the running one first, then those that were written last."""
     found: dict[Path, Work | None] = {**works_by_run(studio.home, "bias")}
     for base in (studio.home / "targets", studio.runs or RUNS):
         for file in base.glob(f"*/{BiasBoard.FILE}"):
@@ -69,24 +70,23 @@ def experiments(studio: Studio) -> list[TargetExperiment]:
 
 
 def start_experiment(studio: Studio, minutes: float, seed: int = 0, lang: str = "en") -> TargetExperiment:
-    """Begins ``klype bias``. UsageError when one runs already: two would slow each other down."""
-    # they are compared by what they cost: another one beside them would falsify that
+    """Starts ``klype bias``. UsageError if one runs already: targets are compared by the time that they take, which
+    another experiment would falsify."""
     if any(e.work is not None and e.work.state == "running" for e in experiments(studio)):
         raise UsageError("An experiment runs already.", "Wait for it, or cancel it.")
     name = new_name("targets")
     folder = studio.home / "targets" / name
+    device = "cpu" if studio.device == "cpu" else "auto"  # the command takes no other
     command = [
         *studio.command, "bias", "--minutes", f"{minutes:g}", "--seed", str(seed), "--lang", lang,
-        "--out", str(folder), "--resume", "--json",
+        "--out", str(folder), "--resume", "--json", "--device", device,
     ]  # fmt: skip
-    if studio.device == "cpu":  # there is no other for models that are trained side by side
-        command += ["--device", "cpu"]
     plan = WorkPlan("bias", folder, [command], {"planned_s": 60 * minutes})
     return TargetExperiment(folder, begin(studio.home, plan, name))
 
 
 def found_pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
-    """The pictures of what there is: of each, the most documents that have been trained on so far."""
+    """The pictures of the results so far, each at the largest number of documents that has been trained on."""
     rows = so_far(board, [row.documents for row in board.rows])
     curves = so_far(board, [curve.documents for curve in board.curves])
     made = {picture.id: picture for picture in bias.REPORT.pictures(rows, say, own)} if rows is not None else {}
@@ -96,14 +96,14 @@ def found_pictures(board: BiasBoard, say: Say, own: Words) -> list[Picture]:
 
 
 def so_far(board: BiasBoard, documents: Sequence[int]) -> BiasBoard | None:
-    """The board as if these had been all numbers of documents; None when there is none."""
+    """The board with these numbers of documents only; None if there are none."""
     known = tuple(sorted(set(documents)))
     return board.model_copy(update={"documents": known}) if known else None
 
 
 @dataclass
 class TargetsPage(el.WorkPart):
-    """One experiment, the newest unless another is chosen."""
+    """The page: one experiment, by default the first of ``experiments``. ``chosen``: the key in the address."""
 
     chosen: str = ""
     offered: Sequence[str] = ()
@@ -136,7 +136,7 @@ class TargetsPage(el.WorkPart):
     @el.unless_busy
     async def look(self) -> None:
         def read() -> tuple[Sequence[TargetExperiment], TargetExperiment | None, BiasBoard | None, str]:
-            """All there are, the chosen one, its board, and why that cannot be read."""
+            """All experiments, the chosen one, its board, and why that cannot be read."""
             known = experiments(self.studio)
             one = next((e for e in known if e.key == self.chosen), next(iter(known), None))
             try:

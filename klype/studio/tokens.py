@@ -1,5 +1,5 @@
-"""Tokens on a page: an answer's, coloured by probability, each of which can be picked; what could have been said in its
-place (from the trace: the model is not asked again); and any text's."""
+"""Tokens on a page: those of an answer, coloured by probability; the alternatives at one of them, from the trace,
+without asking the model again; and those of any text."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from klype.studio.studio import AnswerBranch, Branches, SharedModel
 from klype.values import Distribution, Floats, Sampling, Step
 from klype.words import Words
 
-Row = list[str | int]  # text, step of the probability scale, class of how it came, tooltip
-Before = tuple[Sequence[int], Sequence[int]]  # the prompt, and what of its answer stands before a token
-MOST_OF_A_CHARACTER = 3  # bytes, and so tokens, that stand before the last one of a character
+Row = list[str | int]  # text, step of the probability scale, CSS class, tooltip
+Before = tuple[Sequence[int], Sequence[int]]  # the prompt, and the answer's tokens before a token
+MOST_OF_A_CHARACTER = 3  # tokens at most that a character has before its last one (UTF-8 has four bytes)
 LONGEST_TEXT, SHOWN_TOKENS, LISTED_TOKENS = 20_000, 2000, 40
-# So many of the most probable tokens are listed at least, and at most; between, and as bars, those that can be seen.
+# The FEWEST most probable tokens are listed always, up to MOST if they have at least SEEN_P (which is shown as 0.1 %).
 FEWEST, MOST, SEEN_P = 5, 10, 5e-4
 
 
 class Tokens(ui.element, component="tokens.js"):
-    """``label`` is what a screen reader calls it. Tokens are sent once, as they come."""
+    """The tokens of an answer, each sent once, as they come. ``on_pick``: called with the place of the one that is
+    picked; ``label``: for screen readers."""
 
     def __init__(self, rows: Sequence[Row], label: str, busy: bool, on_pick: Callable[[int], None]) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Tokens(ui.element, component="tokens.js"):
         self._props.update(tokens=self.rows, label=label, busy=busy, picked=-1)
 
         def pick(given: object) -> None:
-            """A browser may send anything: what is no place in the answer is the nearest one."""
+            """Calls back with the nearest place in the answer: a browser may send anything."""
             place = int(given) if isinstance(given, int | float) and math.isfinite(given) else 0
             on_pick(max(0, min(len(self.rows) - 1, place)))
 
@@ -57,7 +58,7 @@ class Tokens(ui.element, component="tokens.js"):
 
 
 def pieces(model: Model, ids: Sequence[int]) -> list[str]:
-    """Each token's text. A character of several tokens stands at the last of them (⋯ before)."""
+    """The text of each token. A character of several tokens is shown at the last one, with ⋯ at the others."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
     out = []
     for token in ids:
@@ -68,7 +69,7 @@ def pieces(model: Model, ids: Sequence[int]) -> list[str]:
 
 
 def rows_of(model: Model, steps: Sequence[Step], first: int, percent: Callable[[float], str]) -> list[Row]:
-    """Rows of the steps from ``first`` on."""
+    """The rows of ``Tokens`` for the steps from place ``first`` on."""
     out: list[Row] = []
     texts = pieces(model, [step.token for step in steps])
     for place, (step, text) in list(enumerate(zip(steps, texts, strict=True)))[first:]:
@@ -80,8 +81,8 @@ def rows_of(model: Model, steps: Sequence[Step], first: int, percent: Callable[[
 
 
 def shown(model: Model, token: int, before: Sequence[int] = ()) -> str:
-    """A token's text where its white space matters: as a sign. What it completes of the tokens ``before`` it is one
-    character, and a token that only begins one is ⋯ with its bytes."""
+    """A token's text with visible white space. ``before``: the tokens before it, of which it may complete a character;
+    a token that only begins one is ⋯ with its bytes."""
     text = pieces(model, [*before[-MOST_OF_A_CHARACTER:], token])[-1]
     if text == "⋯":
         data = model.opened.spell(token).hex(" ").upper()
@@ -91,7 +92,7 @@ def shown(model: Model, token: int, before: Sequence[int] = ()) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TokenBar:
-    """One token: probability under the model, as drawn from, and in truth (None: nobody knows)."""
+    """A token's probability under the model, as drawn from, and in truth (None: not known)."""
 
     token: int
     p: float
@@ -102,7 +103,7 @@ class TokenBar:
 
 @dataclass(frozen=True, slots=True)
 class TokenBars:
-    """``exact``: the distribution is whole, so all bars are exact. ``kept``: how many tokens can be drawn."""
+    """The bars of a step. ``exact``: the whole distribution is known; ``kept``: how many tokens can be drawn."""
 
     bars: tuple[TokenBar, ...]
     exact: bool
@@ -112,7 +113,8 @@ class TokenBars:
 def bars_of(
     step: Step, before: Before, sampling: Sampling, vocabulary: int, truth: Mapping[int, float] | None = None
 ) -> TokenBars | None:
-    """The likeliest tokens, the one that was said, and the truth's likeliest. None: nothing is known."""
+    """The most probable tokens of a step, the one that was chosen, and the most probable in truth, by probability; None
+    if the trace has no distribution."""
     q = step.distribution
     if q is None or not len(q.ids):
         return None
@@ -126,15 +128,15 @@ def bars_of(
         i = place.get(token)
         p, drawn = (0.0, 0.0) if i is None else (float(p_K[i]), float(drawn_K[i]))
         rows.append(TokenBar(token, p, drawn, None if truth is None else truth.get(token, 0.0), token == step.token))
-    rows.sort(key=lambda bar: -bar.p)  # what was said and what is true stand among the others, by their probability
+    rows.sort(key=lambda bar: -bar.p)
     return TokenBars(tuple(rows), q.whole, int((drawn_K > 0).sum()))
 
 
 def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: int) -> Floats:
-    """The listed tokens' probabilities as they would be drawn, by the function that answers are drawn with.
+    """The listed tokens' probabilities under a sampling, by the function that answers are drawn with.
 
-    Of a partial distribution: what is certain of them at this temperature, cut among what is listed; penalties, for
-    which the others would have to be known, are left out.
+    Of a partial distribution they are lower bounds at this temperature, with top-k and the like applied to the listed
+    tokens; penalties, which need all tokens, are left out.
     """
     if q.whole:
         found_K: Floats = shape_whole(q, sampling, before, vocabulary).double().exp().numpy()[q.ids]
@@ -150,8 +152,8 @@ def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: 
 
 @dataclass
 class TokenPanel(el.PagePart):
-    """Beside the conversation; it follows the token that was picked and the sliders. ``side`` is what holds it: on a
-    narrow screen a sheet that opens with a token."""
+    """The alternatives at the token that was picked, as the sliders are set. ``side``: the box that holds it, on a
+    narrow screen a sheet that opens when a token is picked."""
 
     side: ui.element
     sampling: Callable[[], Sampling]
@@ -170,11 +172,12 @@ class TokenPanel(el.PagePart):
         self.box = el.box()
 
     def look(self, model: SharedModel, branches: Branches, at: int, question: str, opened: bool = True) -> None:
-        """At token ``at`` of the shown answer. The truth comes a moment later, where somebody knows it."""
+        """Shows token ``at`` of the shown answer; the truth follows where it is known. ``question``: a first message,
+        "" for a later one, whose truth is not known."""
         if not 0 <= at < len(branches.current.steps):
             return
         here = self.place = model, branches, at
-        self.truth = None  # the bars do not wait for it
+        self.truth = None
         if opened:
             self.side.classes("open")
         self.draw()
@@ -191,8 +194,7 @@ class TokenPanel(el.PagePart):
             ui.timer(0.0, ask, once=True)
 
     def draw(self) -> None:
-        """All of it anew, as the sliders stand: from the trace, without the model. The chart stays the same element: a
-        new one takes a browser three times as long."""
+        """Draws everything for the current token and sliders. The chart stays the same element (see ``el.redraw``)."""
         if self.place is None or self.place[2] >= len(self.place[1].current.steps):
             return
         w, (model, branches, at) = self.w, self.place
@@ -232,7 +234,7 @@ class TokenPanel(el.PagePart):
                 self._list(found, names, partial(self.fork, branches, at))
 
     def _list(self, found: TokenBars, names: Mapping[int, str], take: Callable[[int], None]) -> None:
-        """The ways as a table, while somebody looks at it."""
+        """Adds the table of alternatives, each with a button that takes it."""
         w, known, rows = self.w, self.truth is not None, []
         for bar in found.bars:
             name = names[bar.token]
@@ -245,7 +247,7 @@ class TokenPanel(el.PagePart):
         el.table(self.visit, titles, rows, numeric=range(1, len(titles) - 1))
 
     def _chart(self, found: TokenBars, names: Mapping[int, str], t: str) -> tuple[Option, int]:
-        """The bars, with one for all tokens together that would be shown as 0 %; and how high they are."""
+        """The bar chart and its height in pixels. Tokens that would be shown as 0 % are one bar together."""
         w = self.w
         seen = [b for b in found.bars if b.chosen or max(b.p, b.drawn, b.truth or 0.0) >= SEEN_P]
         labels = [("▸ " if bar.chosen else "") + names[bar.token] for bar in seen]
@@ -254,7 +256,7 @@ class TokenPanel(el.PagePart):
         if self.truth is not None:
             series[w("truth_p")] = ("truth", [bar.truth or 0.0 for bar in seen])
         rest = [1 - sum(values) for _, values in series.values()]
-        rest[1] *= found.exact  # of how the others are drawn nothing is certain where they are not known
+        rest[1] *= found.exact  # for a partial distribution nothing is certain about the unlisted tokens
         if max(rest) >= SEEN_P:
             labels.append(w("rest"))
             for (_, values), share in zip(series.values(), rest, strict=True):
@@ -270,12 +272,12 @@ class TokenPanel(el.PagePart):
 
 
 def least(say: Say, share: float) -> str:
-    """A share; one that is there and would be shown as nothing is "< 0.1 %"."""
+    """A share as text: "< 0.1 %" instead of 0.0 % where it is positive."""
     return f"< {say.share(0.001, 1)}" if 0 < share < SEEN_P else say.share(share, 1)
 
 
 def why_chosen(answer: AnswerBranch, at: int, found: TokenBars, w: Words, say: Say) -> str:
-    """How probable a token was, how it came to stand there, and how many others could have."""
+    """Sentences on how probable a token was, how it was chosen, and how many others could have been."""
     step = answer.steps[at]
     p = min(1.0, math.exp(step.logp))
     parts = [w("was", p=say.share(p, 1), bits=say.number(-math.log2(p), 1) if p > 0 else "∞")]
@@ -292,7 +294,7 @@ def why_chosen(answer: AnswerBranch, at: int, found: TokenBars, w: Words, say: S
 
 
 def tokenizer_view(visit: el.Visit) -> None:
-    """A fold: a text, the model whose tokens are wanted, and the pieces, with their numbers."""
+    """Adds a folded form that shows any text as a model's tokens, with their ids and bytes."""
     w, say = visit.words, visit.say
 
     async def cut() -> None:
