@@ -47,7 +47,7 @@ def test_a_bugs_traceback_is_its_finders_alone(home: Path) -> None:
 
 def test_answers_of_servers_are_private_while_and_after_they_are_written(home: Path) -> None:
     kept = ResponseCache(home / "answers.sqlite")
-    kept.keep("key", {"answer": "secret"})
+    kept.put("key", {"answer": "secret"})
     assert {p.name for p in home.iterdir()} == {"answers.sqlite", "answers.sqlite-wal", "answers.sqlite-shm"}
     assert readable(home.parent) == []
     kept._base.close()

@@ -110,7 +110,7 @@ def test_a_killed_process_loses_no_answer_that_it_had(tmp_path: Path) -> None:
         "import itertools, sys; from pathlib import Path; from klype.sources.http_client import ResponseCache\n"
         "kept = ResponseCache(Path(sys.argv[1]))\n"
         "for i in itertools.count():\n"
-        "    kept.keep(str(i), {'said': i}); print(i, flush=True)"
+        "    kept.put(str(i), {'said': i}); print(i, flush=True)"
     )
     file = tmp_path / "kept.sqlite"
     process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True)
@@ -120,6 +120,6 @@ def test_a_killed_process_loses_no_answer_that_it_had(tmp_path: Path) -> None:
     told += [int(line) for line in process.stdout.read().split("\n")[:-1] if line]
     process.wait()
     again = ResponseCache(file)
-    assert [again.answer(str(i)) for i in told] == [{"said": i} for i in told]
-    again.keep("after", {"said": -1})
-    assert again.answer("after") == {"said": -1}
+    assert [again.get(str(i)) for i in told] == [{"said": i} for i in told]
+    again.put("after", {"said": -1})
+    assert again.get("after") == {"said": -1}

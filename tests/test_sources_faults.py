@@ -229,7 +229,7 @@ def test_a_contradiction_is_not_used(change: Callable[[dict[str, Any]], object],
     asked, _ = source(httpx.Response(200, content=json.dumps(answer)))
     with pytest.raises(KlypeError, match=message):
         ask(asked)
-    assert asked.http.kept._one("SELECT count(*) FROM answers WHERE key NOT LIKE 'piece %'") == (0,)
+    assert asked.http.cache._execute("SELECT count(*) FROM answers WHERE key NOT LIKE 'piece %'") == (0,)
 
 
 def test_html_and_refusals_are_one_sentence() -> None:

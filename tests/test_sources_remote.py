@@ -82,7 +82,7 @@ def remote(app: Any) -> RemoteSource:
 
 
 def test_what_the_own_server_offers(remote: RemoteSource) -> None:
-    offer = remote.offer
+    offer = remote.caps
     assert (offer.kind, offer.model, offer.window, offer.completion_top, offer.chat_top) == (
         "klype",
         "toy",

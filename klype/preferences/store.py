@@ -78,7 +78,7 @@ class Store(AbstractContextManager["Store"]):
     def questions(self, part: str = "") -> list[RankingItem]:
         """All questions (of one part) with their candidates, in the order added."""
         with self._reading() as connection:
-            return list(_asked_by_id(connection, part).values())
+            return [asked for asked in _asked_by_id(connection).values() if part in ("", asked.part)]
 
     def prioritise(self, priority: Mapping[int, float]) -> None:
         """Sets priorities by question id; questions with the highest are asked first."""
@@ -89,7 +89,7 @@ class Store(AbstractContextManager["Store"]):
 
     # ranking
 
-    def claim(self, who: Annotator, part: str = "", each: int = 1, lease_s: float = LEASE_S) -> RankingItem | None:
+    def claim(self, who: Annotator, part: str = "", each: int = 1) -> RankingItem | None:
         """The next question for this annotator, leased to this session; None when nothing is left.
 
         A question is asked until ``each`` annotators of this kind have ranked or skipped it. One that is leased to
@@ -105,7 +105,7 @@ class Store(AbstractContextManager["Store"]):
                 return None
             held = (claims.c.question_id == found) & (claims.c.annotator_id == mine)
             connection.execute(delete(claims).where(held | (claims.c.until < now)))
-            row = {"question_id": found, "annotator_id": mine, "session": who.session, "until": now + lease_s}
+            row = {"question_id": found, "annotator_id": mine, "session": who.session, "until": now + LEASE_S}
             connection.execute(insert(claims), [row])
             return _asked_by_id(connection, only=[found])[found]
 
@@ -134,7 +134,7 @@ class Store(AbstractContextManager["Store"]):
         """Undoes the annotator's last ranking or skip and returns it; None if there is nothing to undo."""
         with self._writing() as connection:
             _one_at_a_time(connection)
-            found = _entries_of(connection, "", (who.name,))
+            found = _entries_of(connection, (who.name,))
             if not found:
                 return None
             last = found[-1]
@@ -143,10 +143,10 @@ class Store(AbstractContextManager["Store"]):
             inserted(connection, rankings, [row | {"shown": [], "ordering": [], "at": self._stamp(), "again": False}])
             return last
 
-    def entries(self, part: str = "", annotators: Sequence[str] = ()) -> list[Entry]:
+    def entries(self, annotators: Sequence[str] = ()) -> list[Entry]:
         """Entries that were not undone, oldest first."""
         with self._reading() as connection:
-            return _entries_of(connection, part, annotators)
+            return _entries_of(connection, annotators)
 
     def mark(self) -> tuple[int, int]:
         """A change counter that is cheap to read: it grows with every ranking, undo and question."""
@@ -256,8 +256,8 @@ def _recorded(connection: Connection, entries: Sequence[Entry], now: str) -> lis
     return inserted(connection, rankings, rows)
 
 
-def _asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | None = None) -> dict[int, RankingItem]:
-    """Questions with their candidates by id: all, those of a part, or at least those with the ids ``only``."""
+def _asked_by_id(connection: Connection, only: Sequence[int] | None = None) -> dict[int, RankingItem]:
+    """Questions with their candidates by id: all, or at least those with the ids ``only``."""
     chosen = select(questions).order_by(questions.c.id)
     answers = select(candidates).order_by(candidates.c.id)
     if only is not None and len(only) < 500:
@@ -270,10 +270,10 @@ def _asked_by_id(connection: Connection, part: str = "", only: Sequence[int] | N
     found = {row["id"]: schema.asked_of(row, groups.get(row["id"], ())) for row in asked}
     if only is None and groups.keys() - found.keys():
         raise DamagedError("a question of some candidates is missing")
-    return {number: one for number, one in found.items() if part in ("", one.part)}
+    return found
 
 
-def _entries_of(connection: Connection, part: str = "", names: Sequence[str] = ()) -> list[Entry]:
+def _entries_of(connection: Connection, names: Sequence[str] = ()) -> list[Entry]:
     """The named annotators' entries (by default everyone's) that were not undone."""
     people = {row["id"]: schema.person_of(row) for row in connection.execute(select(annotators)).mappings()}
     query = select(rankings).order_by(rankings.c.id)
@@ -283,7 +283,7 @@ def _entries_of(connection: Connection, part: str = "", names: Sequence[str] = (
     asked = _asked_by_id(connection, only=sorted({row["question_id"] for row in rows}))
     entries = [schema.entry_of_row(row, asked, people) for row in rows]
     undone = {row["undoes"] for row in rows}
-    return [e for e in entries if e is not None and e.id not in undone and part in ("", e.asked.part)]
+    return [entry for entry in entries if entry is not None and entry.id not in undone]
 
 
 def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, int], now: float) -> int | None:

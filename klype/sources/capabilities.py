@@ -179,18 +179,18 @@ def client_of(address: str, budget: Budget | None = None) -> tuple[HttpClient, s
         url = httpx.URL()
     if not url.host or not 0 < (url.port or 80) < 1 << 16:
         raise UsageError(f"{base} is not the address of a server.", "Write http://host:port/v1#model.")
-    kept = ResponseCache(state_folder() / "answers.sqlite")
-    return HttpClient(base, server_key(url.host), kept, budget), model
+    cache = ResponseCache(state_folder() / "answers.sqlite")
+    return HttpClient(base, server_key(url.host), cache, budget), model
 
 
 def capabilities_of(http: HttpClient, model: str, again: bool = False) -> Capabilities:
     """The cached capabilities of a server's model, probed the first time and with ``again``."""
     key = f"offer of {http.base}#{model}"
-    if not again and (known := http.kept.answer(key)) is not None:
+    if not again and (known := http.cache.get(key)) is not None:
         del known["measures"]
         return Capabilities(**{**known, "models": tuple(known["models"])})
     found = probe(http, model)
-    http.kept.keep(key, found.json())
+    http.cache.put(key, found.json())
     return found
 
 

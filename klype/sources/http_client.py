@@ -123,14 +123,14 @@ class HttpClient:
         self,
         base: str,
         key: str = "",
-        kept: ResponseCache | None = None,
+        cache: ResponseCache | None = None,
         budget: Budget | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
         url = httpx.URL(base)
         auth = (url.username, url.password) if url.username else None
         self.base = str(url.copy_with(username=None, password=None, fragment=None, query=None)).rstrip("/")
-        self.kept, self.budget, self.retry = kept or ResponseCache(), budget or Budget(), retry or RetryPolicy()
+        self.cache, self.budget, self.retry = cache or ResponseCache(), budget or Budget(), retry or RetryPolicy()
         self._headers = {"Accept-Encoding": "gzip, identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._client = self.retry.client or httpx.Client(timeout=httpx.Timeout(120, connect=10))
         self._send = partial(self._client.send, stream=True, auth=auth, follow_redirects=False)
@@ -138,12 +138,12 @@ class HttpClient:
 
     def probe(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Sends a request past the cache (GET without a body, else POST) and returns the JSON object."""
-        intake, data = self._patiently(path, body)
+        reader, data = self._request(path, body)
         answer = None
         with suppress(ValueError):
             answer = parsed(data)
         if not isinstance(answer, dict):
-            raise self._strange(intake)
+            raise self._unexpected_type(reader)
         if path.endswith("completions"):
             self.budget.pay(answer.get("usage"))
         return answer
@@ -152,7 +152,7 @@ class HttpClient:
         """The answer from the cache, else from the server."""
         asked = json.dumps([self.base, call.path, call.body, call.sample], sort_keys=True, ensure_ascii=True)
         key = hashlib.sha256(asked.encode()).hexdigest()
-        found = self.kept.answer(key)
+        found = self.cache.get(key)
         if found is not None:
             with self.budget.lock:
                 self.budget.kept += 1
@@ -160,7 +160,7 @@ class HttpClient:
             return found
         answer = self.probe(call.path, call.body)
         call.check(answer)
-        self.kept.keep(key, answer)
+        self.cache.put(key, answer)
         return answer
 
     def many(self, calls: Sequence[Call]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -187,11 +187,11 @@ class HttpClient:
         and the finish reason says whether an answer is complete. Raises KlypeError where the stream breaks or is not
         JSON."""
         body = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
-        intake, _ = self._patiently(call.path, body, whole=False)
+        reader, _ = self._request(call.path, body, whole=False)
         try:
-            if "text/event-stream" not in intake.response.headers.get("content-type", ""):
-                raise self._strange(intake)
-            for line in intake.lines():
+            if "text/event-stream" not in reader.response.headers.get("content-type", ""):
+                raise self._unexpected_type(reader)
+            for line in reader.lines():
                 data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
                 if data == "[DONE]":
                     return
@@ -208,12 +208,12 @@ class HttpClient:
                 self.budget.pay(event.get("usage"))
                 yield event
         except httpx.HTTPError as error:
-            intake.limits.left()
+            reader.limits.left()
             raise KlypeError(f"{self.base} cut its answer off: {short_error(error)}.", "Ask again.") from None
         finally:
-            intake.response.close()
+            reader.response.close()
 
-    def _patiently(self, path: str, body: Mapping[str, Any] | None, whole: bool = True) -> tuple[ResponseReader, bytes]:
+    def _request(self, path: str, body: Mapping[str, Any] | None, whole: bool = True) -> tuple[ResponseReader, bytes]:
         """The response and, if ``whole``, its body, after as many attempts as it takes. Each attempt counts against the
         budget: the server may have computed an answer that did not arrive.
 
@@ -235,9 +235,9 @@ class HttpClient:
                 self.budget.take()
             tried += 1
             try:
-                intake = begin(self._send, request(headers=self._headers), limits)
-                status, headers = intake.response.status_code, intake.response.headers
-                data = intake.whole() if whole or status != 200 else b""
+                reader = begin(self._send, request(headers=self._headers), limits)
+                status, headers = reader.response.status_code, reader.response.headers
+                data = reader.whole() if whole or status != 200 else b""
             except httpx.HTTPError as error:
                 problem = short_error(error)
                 if isinstance(error, httpx.ConnectError) and not self._reached:
@@ -247,7 +247,7 @@ class HttpClient:
                 continue
             self._reached = True
             if status == 200:
-                return intake, data
+                return reader, data
             if status not in RETRIED:
                 if status in (401, 403):
                     raise KlypeError(f"{self.base} wants a key, or another one ({status}).", "Set it as KLYPE_API_KEY.")
@@ -262,9 +262,9 @@ class HttpClient:
             wait_s = wait_s if asked is None else asked
         raise KlypeError(f"{self.base} did not answer in {tried} tries ({problem}).", "Try again later.")
 
-    def _strange(self, intake: ResponseReader) -> KlypeError:
+    def _unexpected_type(self, reader: ResponseReader) -> KlypeError:
         """The error for a response of the wrong content type."""
-        kind = intake.response.headers.get("content-type", "nothing")
+        kind = reader.response.headers.get("content-type", "nothing")
         return KlypeError(
             f"{self.base} answers with {kind.split(';')[0][:60]}, not as OpenAI's API does.",
             "Is it the address of an API?",
@@ -309,14 +309,14 @@ class ResponseCache:
         except (sqlite3.Error, OSError) as error:
             raise KlypeError(f"The answers kept in {file} cannot be used: {error}.", "Delete that file.") from None
 
-    def answer(self, key: str) -> dict[str, Any] | None:
-        row = self._one("SELECT answer FROM answers WHERE key = ?", key)
+    def get(self, key: str) -> dict[str, Any] | None:
+        row = self._execute("SELECT answer FROM answers WHERE key = ?", key)
         return None if row is None else dict(parsed(row[0]))
 
-    def keep(self, key: str, answer: Mapping[str, Any]) -> None:
-        self._one("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, json.dumps(answer))
+    def put(self, key: str, answer: Mapping[str, Any]) -> None:
+        self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, json.dumps(answer))
 
-    def _one(self, statement: str, *values: Any) -> tuple[Any, ...] | None:
+    def _execute(self, statement: str, *values: Any) -> tuple[Any, ...] | None:
         with self._lock:
             try:
                 row: tuple[Any, ...] | None = self._base.execute(statement, values).fetchone()

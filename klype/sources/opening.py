@@ -243,12 +243,12 @@ def open_server(address: str, how: OpenOptions) -> OpenModel:
 
     http, model = client_of(address, Budget.parse(how.budget))
     source = RemoteSource(http, capabilities_of(http, model))
-    codec, offer, http.budget.say = source.codec, source.offer, meter()
+    codec, caps, http.budget.say = source.codec, source.caps, meter()
     control = dict.fromkeys(codec.stop, "<end>").get
-    window, spelling = offer.window or UNKNOWN_WINDOW, codec.spelling if offer.kind == "klype" else None
+    window, spelling = caps.window or UNKNOWN_WINDOW, codec.spelling if caps.kind == "klype" else None
     return OpenModel(
-        source.name, ModelFiles(Path(source.name)), source, window, offer.vocabulary, codec.spell, control, codec.say,
-        offer.chat, exact=False, http=http, spelling=spelling, goes_on=offer.goes_on,
+        source.name, ModelFiles(Path(source.name)), source, window, caps.vocabulary, codec.spell, control, codec.say,
+        caps.chat, exact=False, http=http, spelling=spelling, goes_on=caps.goes_on,
     )  # fmt: skip
 
 

@@ -26,9 +26,9 @@ from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
 class IdCodec:
     """The server's own token ids, through its ``/tokenize`` and ``/detokenize``."""
 
-    def __init__(self, http: HttpClient, offer: Capabilities) -> None:
-        self._http, self._offer = http, offer
-        self._llama = offer.kind == "llama.cpp"
+    def __init__(self, http: HttpClient, caps: Capabilities) -> None:
+        self._http, self._caps = http, caps
+        self._llama = caps.kind == "llama.cpp"
         self._texts: dict[Tokens, str] = {}
         self.stop = self._ends()
         self.end = self.stop[0] if self.stop else 0
@@ -39,7 +39,7 @@ class IdCodec:
     def say(self, answer: str) -> list[int]:
         """The tokens of a given answer after a prompt. A tokenizer that puts a space before every text, as klype's own
         does, has one before the answer, too."""
-        if self._offer.kind != "klype":
+        if self._caps.kind != "klype":
             return self.spelling(answer)
         bare, spaced = self.spelling("a"), self.spelling(" a")
         spaces = bare != spaced and self.encode("a")[-len(spaced) :] == spaced
@@ -52,7 +52,7 @@ class IdCodec:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         plain = [dict(message) for message in messages]
         if not self._llama:
-            return self._ask({"model": self._offer.model, "messages": plain})
+            return self._ask({"model": self._caps.model, "messages": plain})
         written = self._http.post(Call("/apply-template", {"messages": plain})).get("prompt", "")
         return self._tokens(written, True, control=True)
 
@@ -75,7 +75,7 @@ class IdCodec:
     def _text(self, ids: Tokens) -> str:
         """The text of tokens, including a leading space."""
         if ids and ids not in self._texts:
-            model = {} if self._llama else {"model": self._offer.model}
+            model = {} if self._llama else {"model": self._caps.model}
             answer = self._http.post(Call("/detokenize", {"tokens": list(ids), **model}))
             text = answer.get("prompt", answer.get("content"))
             if not isinstance(text, str):
@@ -88,7 +88,7 @@ class IdCodec:
         them."""
         if self._llama:
             return self._ask({"content": text, "add_special": begins, "parse_special": control})
-        return self._ask({"model": self._offer.model, "prompt": text, "add_special_tokens": begins})
+        return self._ask({"model": self._caps.model, "prompt": text, "add_special_tokens": begins})
 
     def _ask(self, body: dict[str, Any]) -> list[int]:
         tokens = self._http.post(Call("/tokenize", body)).get("tokens")
@@ -104,7 +104,7 @@ class IdCodec:
             written = self.prompt(talk)
         except KlypeError:  # no chat template
             written = []
-        if self._offer.kind == "klype":
+        if self._caps.kind == "klype":
             written = written or self.encode("a")
             silent = [i for i in dict.fromkeys(written) if written.count(i) == 3 and self._text((i,)) == ""]
             # without a template: the end token of the vocabularies that klype trains
@@ -118,20 +118,20 @@ class IdCodec:
 class PieceCodec:
     """Pieces of text as tokens, whose ids are hashes: the same in every process."""
 
-    def __init__(self, http: HttpClient, offer: Capabilities) -> None:
-        self._http, self._offer = http, offer
+    def __init__(self, http: HttpClient, caps: Capabilities) -> None:
+        self._http, self._caps = http, caps
         self._pieces: dict[int, tuple[str, bytes]] = {}
         # "" stands for an end that the server does not report (``end``)
         self.stop = tuple(self._number("token", name.encode()) for name in ("", *ENDS))
         self.end = self.stop[0]
 
     def encode(self, text: str) -> list[int]:
-        if not self._offer.completions:
+        if not self._caps.completions:
             raise KlypeError("This server only chats: it cannot go on with a text.", "Leave out --raw.")
         return [self._number("text", text.encode())]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        if not self._offer.chat:
+        if not self._caps.chat:
             raise KlypeError("This server does not chat.", "Use --raw to give it plain text.")
         return [self._number("chat", json.dumps([dict(m) for m in messages], ensure_ascii=False).encode())]
 
@@ -161,7 +161,7 @@ class PieceCodec:
                     f"{self._http.base} cannot be asked what follows the beginning of an answer.",
                     "See what it offers: klype doctor ADDRESS.",
                 )
-            return CHAT, {"messages": json.loads(data), self._offer.limit_name: limit}
+            return CHAT, {"messages": json.loads(data), self._caps.limit_name: limit}
         return "completions", {"prompt": (data + said).decode(errors="replace"), "max_tokens": limit}
 
     def _number(self, kind: str, data: bytes) -> int:
@@ -170,12 +170,12 @@ class PieceCodec:
         number = int.from_bytes(digest, "big") >> 2
         if number not in self._pieces:
             self._pieces[number] = (kind, data)
-            self._http.kept.keep(f"piece {number}", {"piece": [kind, data.decode("latin-1")]})
+            self._http.cache.put(f"piece {number}", {"piece": [kind, data.decode("latin-1")]})
         return number
 
     def _piece(self, number: int) -> tuple[str, bytes]:
         if number not in self._pieces:
-            if (found := self._http.kept.answer(f"piece {number}")) is None:
+            if (found := self._http.cache.get(f"piece {number}")) is None:
                 raise KlypeError("A token of a server is not known here any more: its kept answers were deleted.")
             kind, text = found["piece"]
             self._pieces[number] = kind, text.encode("latin-1")
@@ -193,9 +193,9 @@ TAKES_N = ("klype", "vllm")
 class RemoteSource:
     """A server's model as a source. Its methods raise KlypeError for what the server cannot do or does wrong."""
 
-    def __init__(self, http: HttpClient, offer: Capabilities) -> None:
-        self.http, self.offer, self.name = http, offer, f"{http.base}#{offer.model}"
-        self.codec: IdCodec | PieceCodec = IdCodec(http, offer) if offer.ids else PieceCodec(http, offer)
+    def __init__(self, http: HttpClient, caps: Capabilities) -> None:
+        self.http, self.caps, self.name = http, caps, f"{http.base}#{caps.model}"
+        self.codec: IdCodec | PieceCodec = IdCodec(http, caps) if caps.ids else PieceCodec(http, caps)
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         """Next-token distributions, from the logprobs of one sampled token each. Where that token is an incomplete
@@ -206,7 +206,7 @@ class RemoteSource:
         for place, answer in self.http.many(calls):
             said = choices(answer, 1, self.http.base, 1)[0]
             told = bool(said.tokens and said.tokens[0].top)
-            if not told and not (self.offer.ids and UNTOLD in said.text):
+            if not told and not (self.caps.ids and UNTOLD in said.text):
                 raise KlypeError(f"{self.name} tells no probabilities.", "See: klype doctor ADDRESS.")
             found[asked[place]] = self._distribution(said.tokens[0].top if told and said.tokens else (), top)
         return [found[tuple(prefix)] for prefix in prefixes]
@@ -214,7 +214,7 @@ class RemoteSource:
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
         """Scores by echo where the server offers it, else token by token; unlisted tokens have log-probability NaN."""
         pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
-        if self.offer.echo:
+        if self.caps.echo:
             found = self._echoed(pairs)
         else:
             told = iter(self.next([(*p, *a[:t]) for p, a in pairs for t in range(len(a))]))
@@ -226,7 +226,7 @@ class RemoteSource:
         ]
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
-        kind = self.offer.kind
+        kind = self.caps.kind
         for request in requests:
             if not request.prompt:
                 raise UsageError("The prompt is empty.")
@@ -246,7 +246,7 @@ class RemoteSource:
         parts = []  # of each HTTP request: the index of ours, its first sample, how many
         for place, request in enumerate(requests):
             first, n = request.first_sample, request.n
-            together = self.offer.n and self.offer.kind in TAKES_N
+            together = self.caps.n and self.caps.kind in TAKES_N
             parts += [(place, first, n)] if together else [(place, first + i, 1) for i in range(n)]
         calls = [self._call(requests[place], requests[place].prompt, n, first) for place, first, n in parts]
         for done, answer in self.http.many(calls):
@@ -291,27 +291,27 @@ class RemoteSource:
 
     def _call(self, request: Request, prompt: Sequence[int], n: int, first: int) -> Call:
         """The HTTP call for ``n`` samples from number ``first`` on."""
-        offer, s = self.offer, request.sampling
-        body: dict[str, Any] = {"model": offer.model, **self._shaping(s)}
+        caps, s = self.caps, request.sampling
+        body: dict[str, Any] = {"model": caps.model, **self._shaping(s)}
         if n > 1:
             body["n"] = n
-        own_numbers = offer.kind == "klype" and first == 0
+        own_numbers = caps.kind == "klype" and first == 0
         # primes, so that neighbouring seeds and samples do not collide; 31 bits: some servers take signed 32-bit seeds
         body["seed"] = request.seed if own_numbers else (request.seed * 1_000_003 + first * 7919) & MASK
         if request.stop_texts:
             body["stop"] = list(request.stop_texts)
         path, asked = self.codec.asked(tuple(prompt), request.limit)
         if path == CHAT:
-            told = {"logprobs": True, "top_logprobs": offer.chat_top} if offer.chat_top else {}
+            told = {"logprobs": True, "top_logprobs": caps.chat_top} if caps.chat_top else {}
         else:
-            told = {"logprobs": offer.completion_top} if offer.completion_top else {}
-            told |= {"return_tokens_as_token_ids": True} if offer.ids and offer.kind in ("klype", "vllm") else {}
+            told = {"logprobs": caps.completion_top} if caps.completion_top else {}
+            told |= {"return_tokens_as_token_ids": True} if caps.ids and caps.kind in ("klype", "vllm") else {}
         return Call(path, {**body, **asked, **told}, first, lambda answer: choices(answer, n, self.http.base))
 
     def _shaping(self, sampling: Sampling) -> dict[str, Any]:
         """Sampling parameters by the server's names; also those that are off where it has defaults of its own (vLLM's
         come from the model, llama.cpp's top-k is 40)."""
-        kind, wanted = self.offer.kind, active(sampling)
+        kind, wanted = self.caps.kind, active(sampling)
         told = {
             row.servers[kind] or name: getattr(sampling, name)
             for name, row in SAMPLERS.items()
@@ -327,7 +327,7 @@ class RemoteSource:
 
     def _distribution(self, listed: Sequence[tuple[Key, float]], top: int = -1) -> Distribution:
         """The k most probable tokens; some servers list the sampled token beyond them, which is left out."""
-        most = self.offer.completion_top or self.offer.chat_top
+        most = self.caps.completion_top or self.caps.chat_top
         listed = listed[: most if top < 0 else min(top, most)]
         ids = np.array([self.codec.number(key) for key, _ in listed], np.int64)
         logp = np.array([logp for _, logp in listed], np.float64)
@@ -357,7 +357,7 @@ class RemoteSource:
 
     def _echoed(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[list[Step]]:
         """Scores by echo. One more token is requested and ignored, since some servers refuse ``max_tokens: 0``."""
-        fixed = {"model": self.offer.model, "max_tokens": 1, "echo": True, "logprobs": self.offer.completion_top}
+        fixed = {"model": self.caps.model, "max_tokens": 1, "echo": True, "logprobs": self.caps.completion_top}
         fixed["return_tokens_as_token_ids"] = True
         found: list[list[Step]] = [[] for _ in pairs]
         for place, answer in self.http.many([Call("completions", {**fixed, "prompt": [*p, *a]}) for p, a in pairs]):
