@@ -17,7 +17,7 @@ from klype.samplers import OWN, SAMPLERS
 from klype.sources.capabilities import Capabilities, Kind, probe
 from klype.sources.http_client import Budget, Call, HttpClient, RetryPolicy, retry_after
 from klype.sources.remote import RemoteSource
-from klype.sources.response_parsing import choices
+from klype.sources.response_parsing import choices_of
 from klype.sources.source import answers
 from klype.values import Request, Sampling
 from klype.words.sentences import Sentences
@@ -136,15 +136,15 @@ def ask(asked: RemoteSource, n: int = 2) -> Any:
 
 
 def test_recorded_shapes() -> None:
-    (said,) = choices(OPENAI_CHAT, 1, "there")
+    (said,) = choices_of(OPENAI_CHAT, 1, "there")
     assert said.tokens is not None
     assert [heard.key for heard in said.tokens] == [b"Hello", b"!"]
     assert math.isnan(said.tokens[1].logp)
     assert said.tokens[0].top == ((b"Hello", -0.1), (b"Hi", -3.0))
-    (said,) = choices(VLLM, 1, "there")
+    (said,) = choices_of(VLLM, 1, "there")
     assert said.tokens is not None
     assert [(heard.key, heard.logp) for heard in said.tokens] == [(3681, -0.2), (2, -0.5)]
-    (said,) = choices(LLAMA, 1, "there")
+    (said,) = choices_of(LLAMA, 1, "there")
     assert said.tokens is not None
     assert (said.tokens[0].key, said.finish) == (3681, "length")
 
@@ -169,7 +169,7 @@ def test_an_untold_part_of_a_character_costs_its_own_probabilities_only() -> Non
     fewer = json.loads(json.dumps(MERGED))
     fewer["usage"]["completion_tokens"] = 12
     with pytest.raises(KlypeError, match="says that it wrote 12 tokens and tells 2"):
-        choices(fewer, 1, "there")
+        choices_of(fewer, 1, "there")
 
 
 @pytest.mark.parametrize(
@@ -396,10 +396,10 @@ def test_an_untold_token_is_no_end_where_the_limit_ended_the_answer() -> None:
     answer = json.loads(json.dumps(LLAMA))
     answer["usage"]["completion_tokens"] = 2
     with pytest.raises(KlypeError, match="says that it wrote 2 tokens and tells 1"):
-        choices(answer, 1, "there")
+        choices_of(answer, 1, "there")
     row = answer["choices"][0]
     row["text"] = row.get("text", "") + "\ufffd"  # … unless it came within a character
-    assert len(choices(answer, 1, "there")) == 1
+    assert len(choices_of(answer, 1, "there")) == 1
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))

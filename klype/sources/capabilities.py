@@ -14,7 +14,7 @@ from klype import words
 from klype.environment import language, server_key, state_folder
 from klype.errors import KlypeError, UsageError
 from klype.sources.http_client import Budget, HttpClient, RefusedError, ResponseCache, count
-from klype.sources.response_parsing import Key, ServerChoice, choices
+from klype.sources.response_parsing import Key, ServerChoice, choices_of
 from klype.words.plain import aside
 
 Kind = Literal["klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other"]
@@ -121,7 +121,7 @@ class Probe:
     def said(self, path: str, **body: Any) -> ServerChoice | None:
         """The only choice of a response; None if the server refuses the request."""
         answer = self.answer(path, **body)
-        return choices(answer, 1, self.http.base)[0] if answer else None
+        return choices_of(answer, 1, self.http.base)[0] if answer else None
 
     def most(self, path: str, tops: Sequence[int], asking: Callable[[int], dict[str, Any]]) -> tuple[int, Key] | None:
         """The number of alternatives that the server returns, and the token it sampled; None if it returns none."""
@@ -147,7 +147,7 @@ class Probe:
             # A request that fails is raised: "no echo" would be cached, and scores would cost a request per token.
             answer = self.answer(path, **as_ids, logprobs=1, echo=True) or {}
             with suppress(KlypeError):  # llama.cpp ignores echo, so that its token count contradicts itself
-                said = choices(answer, 1, self.http.base, echoed=len(prompt))[0]
+                said = choices_of(answer, 1, self.http.base, echoed=len(prompt))[0]
                 found["echo"] = [heard.key for heard in said.tokens or ()][: len(prompt)] == prompt
         rows = (self.answer(path, **plain, n=2) or {}).get("choices")
         # whether the same seed gives the same text

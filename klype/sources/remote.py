@@ -18,9 +18,15 @@ from klype.errors import KlypeError, UsageError
 from klype.samplers import OWN, SAMPLERS, active, needs_counts
 from klype.sources.capabilities import CHAT, Capabilities
 from klype.sources.http_client import Call, HttpClient
-from klype.sources.response_parsing import ENDS, IDS, LONGEST, UNTOLD, Key, ServerChoice, ServerToken, choice, choices
+from klype.sources.response_parsing import IDS, LONGEST, UNTOLD, Key, ServerChoice, ServerToken, choice_of, choices_of
 from klype.sources.source import Message
 from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
+
+# names of tokens that end an answer
+ENDS = (
+    "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<end_of_turn>", "<eos>",
+    "<|eom_id|>", "<｜end▁of▁sentence｜>",
+)  # fmt: skip
 
 
 class IdCodec:
@@ -204,7 +210,7 @@ class RemoteSource:
         calls = [self._call(Request(prefix, limit=1, top=-1), prefix, 1, 0) for prefix in asked]
         found = {}
         for place, answer in self.http.many(calls):
-            said = choices(answer, 1, self.http.base, 1)[0]
+            said = choices_of(answer, 1, self.http.base, 1)[0]
             told = bool(said.tokens and said.tokens[0].top)
             if not told and not (self.caps.ids and UNTOLD in said.text):
                 raise KlypeError(f"{self.name} tells no probabilities.", "See: klype doctor ADDRESS.")
@@ -252,7 +258,7 @@ class RemoteSource:
         for done, answer in self.http.many(calls):
             place, first, n = parts[done]
             request = requests[place]
-            for said in choices(answer, n, self.http.base, request.limit):
+            for said in choices_of(answer, n, self.http.base, request.limit):
                 yield from self._told(request, self._steps(said, request), said.finish, place, first + said.index)
 
     def _told(
@@ -274,7 +280,7 @@ class RemoteSource:
             if not isinstance(rows, list):
                 raise KlypeError(f"{where} gave an answer that cannot be read.", "Nothing of it is used.")
             for row in rows:
-                piece = choice(row, where)
+                piece = choice_of(row, where)
                 if piece.index or finish is not None:
                     raise KlypeError(f"{where} goes on after the end of its answer, or with another one.", "Ask again.")
                 text, finish = text + piece.text, piece.finish
@@ -306,7 +312,7 @@ class RemoteSource:
         else:
             told = {"logprobs": caps.completion_top} if caps.completion_top else {}
             told |= {"return_tokens_as_token_ids": True} if caps.ids and caps.kind in ("klype", "vllm") else {}
-        return Call(path, {**body, **asked, **told}, first, lambda answer: choices(answer, n, self.http.base))
+        return Call(path, {**body, **asked, **told}, first, lambda answer: choices_of(answer, n, self.http.base))
 
     def _shaping(self, sampling: Sampling) -> dict[str, Any]:
         """Sampling parameters by the server's names; also those that are off where it has defaults of its own (vLLM's
@@ -362,7 +368,7 @@ class RemoteSource:
         found: list[list[Step]] = [[] for _ in pairs]
         for place, answer in self.http.many([Call("completions", {**fixed, "prompt": [*p, *a]}) for p, a in pairs]):
             prompt, said = pairs[place]
-            told = choices(answer, 1, self.http.base, echoed=len(prompt) + len(said))[0].tokens or ()
+            told = choices_of(answer, 1, self.http.base, echoed=len(prompt) + len(said))[0].tokens or ()
             if [heard.key for heard in told[: len(prompt) + len(said)]] != [*prompt, *said]:
                 raise KlypeError(f"{self.http.base} echoes other tokens than it was given.", "Nothing of it is used.")
             found[place] = [

@@ -21,11 +21,6 @@ UNLIKELY = -9999.0
 IDS = 1 << 63  # token ids are below
 UNTOLD = "\ufffd"  # an incomplete character; llama.cpp reports its tokens together with the one that completes it
 LONGEST = 512  # characters of a token at most: vocabularies have runs of spaces and of signs
-# names of tokens that end an answer
-ENDS = (
-    "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<end_of_turn>", "<eos>",
-    "<|eom_id|>",    "<｜end▁of▁sentence｜>",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +52,7 @@ class ServerChoice:
     finish: str | None
 
 
-def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: int = 0) -> list[ServerChoice]:
+def choices_of(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: int = 0) -> list[ServerChoice]:
     """All ``n`` choices in order; ``most``: tokens requested; ``echoed``: tokens of the prompt that each includes.
 
     Raises KlypeError for a response that is malformed or contradicts itself.
@@ -66,35 +61,37 @@ def choices(answer: dict[str, Any], n: int, where: str, most: int = 0, echoed: i
     if not isinstance(rows, list) or len(rows) != n:
         found = len(rows) if isinstance(rows, list) else "no"
         raise KlypeError(f"{where} gave {found} answers where {n} were asked for.", "Nothing of them is used.")
-    found_ = sorted((choice(row, where) for row in rows), key=lambda said: said.index)
-    if [said.index for said in found_] != list(range(n)):
-        raise KlypeError(f"{where} numbers its answers {[said.index for said in found_]}.", "Nothing of them is used.")
-    for said in found_:
-        if said.finish is None:
+    choices = sorted((choice_of(row, where) for row in rows), key=lambda choice: choice.index)
+    if (numbers := [choice.index for choice in choices]) != list(range(n)):
+        raise KlypeError(f"{where} numbers its answers {numbers}.", "Nothing of them is used.")
+    for choice in choices:
+        if choice.finish is None:
             raise KlypeError(f"{where} gave an answer without saying why it ended.", "Nothing of it is used.")
-        keys = [heard.key for heard in said.tokens or () if isinstance(heard.key, bytes)]
-        if keys and len(keys) == len(said.tokens or ()):  # the tokens' bytes must contain the text
+        tokens, text = choice.tokens or (), choice.text
+        keys = [token.key for token in tokens if isinstance(token.key, bytes)]
+        if keys and len(keys) == len(tokens):  # the tokens' bytes must contain the text
             joined = b"".join(keys).decode(errors="replace")
-            if UNTOLD not in joined + said.text and said.text.strip() not in joined:
+            if UNTOLD not in joined + text and text.strip() not in joined:
                 raise KlypeError(f"{where} tells tokens that do not spell its text.", "Nothing of it is used.")
-        if most and said.tokens is not None and len(said.tokens) > most:
-            raise KlypeError(f"{where} told {len(said.tokens)} tokens, more than the {most} asked for.")
-        if most and len(said.text) > LONGEST * most:
-            raise KlypeError(f"{where} wrote {len(said.text)} characters, too many for the {most} tokens asked for.")
-    told = [said.tokens for said in found_ if said.tokens is not None]
-    if len(told) == n:
-        silent = sum(said.finish == "stop" for said in found_) + sum(h.hidden for tokens in told for h in tokens)
-        silent += 3 * sum(said.text.endswith(UNTOLD) for said in found_)  # the limit was reached within a character
-        check_count(sum(map(len, told)) - n * echoed, silent, answer.get("usage"), where)
-    return found_
+        if most and len(tokens) > most:
+            raise KlypeError(f"{where} told {len(tokens)} tokens, more than the {most} asked for.")
+        if most and len(text) > LONGEST * most:
+            raise KlypeError(f"{where} wrote {len(text)} characters, too many for the {most} tokens asked for.")
+    if all(choice.tokens is not None for choice in choices):
+        told = [token for choice in choices for token in choice.tokens or ()]
+        silent = sum(choice.finish == "stop" for choice in choices) + sum(token.hidden for token in told)
+        # the limit was reached within a character
+        silent += 3 * sum(choice.text.endswith(UNTOLD) for choice in choices)
+        check_count(len(told) - n * echoed, silent, answer.get("usage"), where)
+    return choices
 
 
-def choice(row: Any, where: str) -> ServerChoice:
+def choice_of(row: Any, where: str) -> ServerChoice:
     """Parses a choice, whole or a chunk of a stream. Raises KlypeError if it is malformed."""
     try:
         message = row.get("message", row.get("delta"))
         text = (message.get("content") or "") if message is not None else row.get("text", "")
-        tokens = logprobs(row.get("logprobs"), where)
+        tokens = logprobs_of(row.get("logprobs"), where)
         if not isinstance(text, str):
             raise TypeError("text")
         return ServerChoice(int(row.get("index", 0)), text, tokens, row.get("finish_reason"))
@@ -102,7 +99,7 @@ def choice(row: Any, where: str) -> ServerChoice:
         raise KlypeError(f"{where} gave an answer that cannot be read ({error}).", "Nothing of it is used.") from None
 
 
-def logprobs(found: Any, where: str) -> tuple[ServerToken, ...] | None:
+def logprobs_of(found: Any, where: str) -> tuple[ServerToken, ...] | None:
     """Parses log-probabilities of either format; None if there are none."""
     if not found:
         return None
