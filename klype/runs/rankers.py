@@ -166,7 +166,8 @@ def _share(k: int, n: int) -> dict[str, Any]:
 
 
 def checked(store: Store) -> None:
-    """KlypeError if the store has nothing that can be ranked."""
+    """Raises KlypeError if there is nothing to rank, and DamagedError before anyone ranks in a damaged store."""
+    store.entries()
     if not any(len(asked.candidates) > 1 for asked in store.questions()):
         raise KlypeError(
             f"The store {store.place} has no question with two answers.", "Make some: klype train rank --from MODEL."
