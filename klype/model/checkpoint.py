@@ -8,7 +8,6 @@ are not trusted: header, offsets, shapes and values are checked.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -30,6 +29,7 @@ from klype.errors import KlypeError, UsageError
 from klype.model import atomic_folder
 from klype.model.config import ModelConfig
 from klype.model.convert import (
+    WeightEntry,
     config_from_hf,
     config_to_hf,
     hf_shapes,
@@ -44,15 +44,13 @@ from klype.model.quantised import put_quantised, quantised_weights
 from klype.model.transformer import Transformer
 from klype.text.chat import Chat
 from klype.text.tokenizer import Tokenizer
-from klype.text.tokenizer_files import read_object
+from klype.text.tokenizer_files import HINT, read_object
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 # memory should have room for a text of this many tokens (the window, where that is shorter)
 LONG = 4096
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_HINT = "Fetch or save the model again."
 # most bytes of a header, enough for a hundred thousand weights; parsed, it may take thirty times as much memory
 HEADER = 16 * 2**20
 
@@ -256,47 +254,28 @@ def model_card(config: ModelConfig, about: dict[str, Any], run: dict[str, Any] |
     return page.get_template("card.md.jinja").render(content)
 
 
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where a weight lies in its file: its type as safetensors names it, its shape, and its first and last byte."""
-
-    file: Path
-    kind: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 class TensorFiles:
     """The weights of one folder by name, from one file or several. Every header is checked when it is opened."""
 
     def __init__(self, files: list[Path]) -> None:
-        self._entries: dict[str, TensorEntry] = {}
+        self._entries: dict[str, WeightEntry] = {}
         for file in files:
             for name, entry in checked_header(file).items():
                 if name in self._entries:
-                    raise KlypeError(f"{file} holds {name}, which {self._entries[name].file.name} holds too.", _HINT)
+                    raise KlypeError(f"{file} holds {name}, which {self._entries[name].file.name} holds too.", HINT)
                 self._entries[name] = entry
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def get(self, name: str) -> Tensor:
-        """A weight in memory of its own (a mapped file would count twice). KlypeError when it holds NaN or infinity."""
+        """A weight in the file's own precision. KlypeError when it cannot be read or holds NaN or infinity."""
         entry = self._entries[name]
-        tensor = torch.empty(entry.shape, dtype=_TYPES[entry.kind])
-        try:
-            with open(entry.file, "rb") as stream:
-                stream.seek(entry.start)
-                read = stream.readinto(tensor.view(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
-        except OSError as error:
-            raise KlypeError(f"{entry.file} cannot be read: {error.strerror}.", _HINT) from error
-        if read != entry.stop - entry.start:
-            raise KlypeError(f"{entry.file} was cut short while it was read.", _HINT)
+        tensor = entry.read().view(_TYPES[entry.kind]).view(entry.shape)
         if not is_finite(tensor):
-            raise KlypeError(f"{entry.file} holds numbers that are not finite, in {name}.", _HINT)
+            raise KlypeError(f"{entry.file} holds numbers that are not finite, in {name}.", HINT)
         return tensor
 
 
-def checked_header(file: Path) -> dict[str, TensorEntry]:
+def checked_header(file: Path) -> dict[str, WeightEntry]:
     """Entries by name. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -305,40 +284,23 @@ def checked_header(file: Path) -> dict[str, TensorEntry]:
         return dict(pairs)
 
     try:
-        size = file.stat().st_size
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, HEADER):
-                raise KlypeError(f"{file} is cut short or not a safetensors file.", _HINT)
-            header = json.loads(stream.read(length), object_pairs_hook=once)
+            if length > HEADER:
+                raise ValueError("it is cut short, or a length in it is wrong")
+            with safe_open(file, "np"):  # the library checks types, shapes and offsets, but lets a name stand twice
+                header = json.loads(stream.read(length), object_pairs_hook=once)
     except OSError as error:
-        raise KlypeError(f"{file} cannot be read: {error.strerror}.", _HINT) from error
-    except (ValueError, RecursionError) as error:
-        raise KlypeError(f"{file} has a damaged header: {error}.", _HINT) from error
-    if not isinstance(header, dict):
-        raise KlypeError(f"{file} has a damaged header.", _HINT)
+        raise KlypeError(f"{file} cannot be read: {error.strerror or error}.", HINT) from error
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise KlypeError(f"{file} has a damaged header: {error}.", HINT) from error
     header.pop("__metadata__", None)
-    entries, end = dict[str, TensorEntry](), 8 + length
+    entries = {}
     for name, entry in header.items():
-        try:
-            dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            # bool is an int to Python, and 1e3 a number to JSON: only whole numbers count
-            integers = len(shape) <= 8 and all(type(n) is int and 0 <= n <= size for n in (*shape, start, stop))
-            sound = integers and set(entry) == {"dtype", "shape", "data_offsets"}
-            sound = sound and stop - start == math.prod(shape) * _BYTES[dtype]
-        except (KeyError, TypeError, ValueError):
-            sound = False
-        if not sound:
-            raise KlypeError(f"{file} describes {name} wrongly.", _HINT)
-        if dtype not in _TYPES:
-            raise KlypeError(f"{file} holds {name} as {dtype}, not as floating-point numbers.", _HINT)
-        entries[name] = TensorEntry(file, dtype, tuple(shape), end + start, end + stop)
-    for weight in sorted(entries.values(), key=lambda e: (e.start, e.stop)):
-        if weight.start != end:
-            raise KlypeError(f"{file} has gaps or overlaps between its weights.", _HINT)
-        end = weight.stop
-    if end != size:
-        raise KlypeError(f"{file} is {size:,} bytes long but should be {end:,}.", _HINT)
+        kind, (start, stop) = entry["dtype"], entry["data_offsets"]
+        if kind not in _TYPES:
+            raise KlypeError(f"{file} holds {name} as {kind}, not as floating-point numbers.", HINT)
+        entries[name] = WeightEntry(file, kind, tuple(entry["shape"]), 8 + length + start, 8 + length + stop)
     return entries
 
 
@@ -353,14 +315,14 @@ def weight_files(folder: Path) -> list[Path]:
             if any(os.path.basename(name) != name for name in names):
                 raise ValueError("a name with a folder in it")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise KlypeError(f"{index} is damaged: {error}.", _HINT) from error
+            raise KlypeError(f"{index} is damaged: {error}.", HINT) from error
         missing = next((n for n in names if not (folder / n).is_file()), None)
         if missing:
-            raise KlypeError(f"{missing} is missing in {folder}.", _HINT)
+            raise KlypeError(f"{missing} is missing in {folder}.", HINT)
         return [folder / name for name in names]
     pickled = next(iter([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]), None)
     if pickled is not None:
         raise KlypeError(
             f"{pickled} is a pickle, which can run any program and is never read.", "Convert it to safetensors."
         )
-    raise KlypeError(f"There are no weights (model.safetensors) in {folder}.", _HINT)
+    raise KlypeError(f"There are no weights (model.safetensors) in {folder}.", HINT)

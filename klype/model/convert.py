@@ -7,7 +7,9 @@ the convolution, without rotation, or with both biases and normed queries has mo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from klype.errors import KlypeError
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
+from klype.text.tokenizer_files import HINT
 
 OWN = "klype"
 ARCHITECTURES = {
@@ -29,18 +32,19 @@ ARCHITECTURES = {
 # probability is a number
 MOST = 1e15
 PREFIX = "transformer."  # of klype's own names in a file of model_type "klype"
-_NAMES = {  # ours to Hugging Face's, one or several
-    "embed": ["model.embed_tokens"],
-    "norm": ["model.norm"],
-    "head": ["lm_head"],
-    "attention_norm": ["input_layernorm"],
-    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    "q_norm": ["self_attn.q_norm"],
-    "k_norm": ["self_attn.k_norm"],
-    "out": ["self_attn.o_proj"],
-    "mlp_norm": ["post_attention_layernorm"],
-    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-    "down": ["mlp.down_proj"],
+# names of weights: ours, then Hugging Face's (one or several, in the order of rows) with llama.cpp's
+NAMES = {
+    "embed": {"model.embed_tokens": "token_embd"},
+    "norm": {"model.norm": "output_norm"},
+    "head": {"lm_head": "output"},
+    "attention_norm": {"input_layernorm": "attn_norm"},
+    "qkv": {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"},
+    "q_norm": {"self_attn.q_norm": "attn_q_norm"},
+    "k_norm": {"self_attn.k_norm": "attn_k_norm"},
+    "out": {"self_attn.o_proj": "attn_output"},
+    "mlp_norm": {"post_attention_layernorm": "ffn_norm"},
+    "gate_up": {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"},
+    "down": {"mlp.down_proj": "ffn_down"},
 }
 _SCALING: dict[str, dict[str, str]] = {  # of stretched positions, by how: ours to theirs
     "default": {},
@@ -191,7 +195,31 @@ def pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
         else:
             *at, part, last = name.split(".")
             before = f"model.layers.{at[1]}." if at else ""
-            yield name, [f"{before}{their}.{last}" for their in _NAMES[part]], rows.get(part, [0])
+            yield name, [f"{before}{their}.{last}" for their in NAMES[part]], rows.get(part, [0])
+
+
+@dataclass(frozen=True, slots=True)
+class WeightEntry:
+    """Where a weight lies in a file: its type as the file format names it, its shape, and its bytes [start, stop)."""
+
+    file: Path
+    kind: Any
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def read(self) -> Tensor:
+        """Its bytes, in memory of their own (a mapped file would count twice). KlypeError when they cannot be read."""
+        raw = torch.empty(self.stop - self.start, dtype=torch.uint8)
+        try:
+            with open(self.file, "rb") as stream:
+                stream.seek(self.start)
+                size = stream.readinto(raw.numpy().data)
+        except OSError as error:
+            raise KlypeError(f"{self.file} cannot be read: {error.strerror}.", HINT) from error
+        if size != len(raw):
+            raise KlypeError(f"{self.file} was cut short while it was read.", HINT)
+        return raw
 
 
 def is_finite(weight: Tensor) -> bool:

@@ -27,7 +27,7 @@ from klype.durable import clear, draft_folder
 from klype.errors import KlypeError
 from klype.model.attention import rope_frequencies
 from klype.model.config import ModelConfig
-from klype.model.convert import OWN, is_finite, model_type, weights_to_hf
+from klype.model.convert import NAMES, OWN, WeightEntry, is_finite, model_type, weights_to_hf
 from klype.model.transformer import Transformer
 from klype.text.tokenizer import Tokenizer
 from klype.text.tokenizer_files import CONTROL, NORMAL, read_gguf
@@ -45,23 +45,8 @@ ROPE = "rope_freqs.weight"
 SCALES = {2: (0,), 3: (0, 2), 8: (0,), 12: (0, 2), 14: (208,)}
 _INFINITE = 0x7C00  # bits that a float16 has all set when it is infinite or no number
 _KINDS = ("llama", "qwen2", "qwen3")
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_SHORT = {name: short for short, name in _NAMES.items()}
+_TO_GGUF = {theirs: short for names in NAMES.values() for theirs, short in names.items()}
+_FROM_GGUF = {short: theirs for theirs, short in _TO_GGUF.items()}
 # of the configuration: GGUF's keys to our fields, in the order in which they are written
 _FIELDS = {
     "block_count": "layers",
@@ -78,23 +63,13 @@ _FIELDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class WeightEntry:
-    """A weight in the file: its type by GGUF's number, its shape (rows first), and its bytes."""
-
-    kind: int
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 def read_header(file: Path) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
     """Metadata and weights by their names. Raises KlypeError for a file that is damaged, or none of this kind."""
     try:
         if not file.is_file() or file.stat().st_size < 24:
             raise ValueError("it is cut short")
         with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Reader(content).header(len(content))
+            return _Reader(content).header(file, len(content))
     except OSError as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Check its name.") from error
     except (ValueError, struct.error) as error:
@@ -148,7 +123,7 @@ class _Reader:
             raise ValueError("it has values of a kind that is unknown")
         return self.numbers(_NUMBERS[kind])[0]
 
-    def header(self, size: int) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
+    def header(self, file: Path, size: int) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
         """Metadata, and the places of weights, of a file of this size."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -176,7 +151,7 @@ class _Reader:
             if not all(0 < side <= size * numbers for side in shape) or shape[0] % numbers:
                 raise ValueError(f"{name:.60} has a shape that it cannot have")
             start = first + offset
-            placed[name] = WeightEntry(kind, shape[::-1], start, start + math.prod(shape) // numbers * taken)
+            placed[name] = WeightEntry(file, kind, shape[::-1], start, start + math.prod(shape) // numbers * taken)
         end = first
         for name, entry in sorted(placed.items(), key=lambda pair: pair[1].start):
             if entry.start < end or entry.stop > size:
@@ -185,18 +160,27 @@ class _Reader:
         return metadata, placed
 
 
-def _expanded(file: Path, name: str, entry: WeightEntry) -> Tensor:
+def _expanded(name: str, entry: WeightEntry) -> Tensor:
+    """The weight in float32. KlypeError when it is damaged, not finite, or of a type that `gguf` does not expand."""
     import gguf
 
+    raw = entry.read().view(*entry.shape[:-1], -1).numpy()
     try:
-        raw = np.fromfile(file, np.uint8, entry.stop - entry.start, offset=entry.start)
-        expanded = gguf.dequantize(raw.reshape(*entry.shape[:-1], -1), gguf.GGMLQuantizationType(entry.kind))
+        expanded = gguf.dequantize(raw, gguf.GGMLQuantizationType(entry.kind))
         weight = torch.from_numpy(expanded).float().reshape(entry.shape)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
-        raise KlypeError(f"{file} holds {name} in a form that cannot be read: {error}.", HINT) from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise KlypeError(f"{entry.file} holds {name} in a form that cannot be read: {error}.", HINT) from error
     if not is_finite(weight):
-        raise KlypeError(f"{file} holds numbers that are not finite, in {name}.", HINT)
+        raise KlypeError(f"{entry.file} holds numbers that are not finite, in {name}.", HINT)
     return weight
+
+
+def _paired_heads(config: ModelConfig, name: str) -> int:
+    """Heads in a weight whose rows llama.cpp stores pair by pair, as they are rotated; Hugging Face has the first half
+    of every pair, then the second. 0 for weights that both store alike."""
+    if model_type(config) != "llama" or not re.search(r"self_attn\.[qk]_proj\.", name):
+        return 0
+    return config.heads if "q_proj" in name else config.kv_heads
 
 
 @dataclass(frozen=True)
@@ -223,14 +207,11 @@ class GGUFFile:
     tokenizer: Tokenizer
     shapes: dict[str, tuple[int, ...]]
     _placed: dict[str, WeightEntry]
-    _permuted: bool
 
     def get(self, name: str) -> Tensor:
         """A weight in float32, as Hugging Face's checkpoint has it. KlypeError when it is damaged or not finite."""
-        weight = _expanded(self.file, name, self._placed[name])
-        if self._is_permuted(name):
-            heads = self.config.heads if "q_proj" in name else self.config.kv_heads
-            # from llama.cpp's order of rotated rows (pair by pair) to Hugging Face's (first halves, second halves)
+        weight = _expanded(name, self._placed[name])
+        if heads := _paired_heads(self.config, name):
             weight = weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
         return weight
 
@@ -250,15 +231,13 @@ class GGUFFile:
         if any((scale & _INFINITE == _INFINITE).any() for scale in scales):
             raise KlypeError(f"{self.file} holds numbers that are not finite, in {name}.", HINT)
         blocks = torch.from_numpy(raw).view(entry.shape[0], -1)
-        return StoredMatrix(entry.kind, entry.shape[1], blocks, self.config.head_dim if self._is_permuted(name) else 0)
+        paired = self.config.head_dim if _paired_heads(self.config, name) else 0
+        return StoredMatrix(entry.kind, entry.shape[1], blocks, paired)
 
     @cached_property
     def mapped(self) -> npt.NDArray[np.uint8]:
         """The file's bytes, read when they are looked at."""
         return np.memmap(self.file, np.uint8, "c")
-
-    def _is_permuted(self, name: str) -> bool:
-        return self._permuted and re.search(r"self_attn\.[qk]_proj\.", name) is not None
 
 
 def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
@@ -270,19 +249,19 @@ def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
     placed = {}  # by Hugging Face's names
     for name, entry in weights.items():
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-        if match is None or match.group(2) not in _NAMES:
+        if match is None or match.group(2) not in _FROM_GGUF:
             raise KlypeError(f"{file} holds {name:.60}, which klype cannot use.", HINT)
         layer, part, last = match.groups()
-        placed[f"{'' if layer is None else f'model.layers.{layer}.'}{_NAMES[part]}.{last}"] = entry
+        placed[f"{'' if layer is None else f'model.layers.{layer}.'}{_FROM_GGUF[part]}.{last}"] = entry
     shapes = {name: entry.shape for name, entry in placed.items()}
     try:
         config = _config(metadata, shapes, file)
         if slowing is not None:
-            config = _slowed(config, _expanded(file, ROPE, slowing), file)
+            config = _slowed(config, _expanded(ROPE, slowing), file)
         tokenizer = Tokenizer.of_stranger(*read_gguf(metadata, file), str(file), known)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
         raise KlypeError(f"{file} lacks or misspells {error}.", HINT) from error
-    return GGUFFile(file, config, tokenizer, shapes, placed, metadata["general.architecture"] == "llama")
+    return GGUFFile(file, config, tokenizer, shapes, placed)
 
 
 def _check_package() -> None:
@@ -369,15 +348,13 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path
                 writer.add_rope_scaling_factor(config.rope_scaling.factor)
             _write_tokens(writer, tokenizer, config.vocab_size, where)
             for title, weight in weights_to_hf(model).items():
-                # llama.cpp's Llama rotates neighbouring rows, Hugging Face's the halves
                 half = weight.dtype == torch.float16 and weight.dim() == 2
                 array = (weight if half else weight.float()).detach().cpu().numpy()
-                if kind == "llama" and re.search(r"self_attn\.[qk]_proj\.", title):
-                    heads = config.heads if "q_proj" in title else config.kv_heads
+                if heads := _paired_heads(config, title):
                     array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
                 *parts, last = title.removeprefix("model.layers.").split(".")
                 layer = f"blk.{parts.pop(0)}." if title.startswith("model.layers.") else ""
-                writer.add_tensor(f"{layer}{_SHORT['.'.join(parts)]}.{last}", np.ascontiguousarray(array))
+                writer.add_tensor(f"{layer}{_TO_GGUF['.'.join(parts)]}.{last}", np.ascontiguousarray(array))
             if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
                 plain = config.model_copy(update={"rope_scaling": None})
                 writer.add_tensor(ROPE, (rope_frequencies(plain) / rope_frequencies(config)).numpy())
