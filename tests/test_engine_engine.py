@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from klype.device import WAKING
 from klype.engine.engine import Engine
-from klype.engine.prefix_cache import CHUNK, SPARE, CachedPrefix, PrefixCache, by_store
-from klype.engine.runner import Indices, NativeRunner
+from klype.engine.prefix_cache import CHUNK, SPARE, CachedPrefix, CachedPrompt, PrefixCache
+from klype.engine.runner import NativeRunner
 from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError, UsageError
 from klype.model.attention import WRITTEN
-from klype.model.cache import Cache
+from klype.model.cache import Cache, Indices
 from klype.model.transformer import Transformer
 from klype.sources.source import EngineSource, answers
 from klype.values import Request, Sampling, Trace
@@ -459,13 +459,14 @@ def test_what_was_read_before_is_used_as_far_as_it_agrees(name: str) -> None:
 
 def test_where_prompts_lie_in_memory_does_not_order_them() -> None:
     """Else rows would stand in another order in another run, and be rounded otherwise."""
-    config = toy("llama").config
-    stores = sorted((Cache(config, 2).to_shared() for _ in range(6)), key=id)
+    model = toy("llama")
+    stores = sorted((Cache(model.config, 2).to_shared() for _ in range(6)), key=id)
     for lying in (stores, stores[::-1]):
-        places = [
-            CachedPrefix(lying[i], slot, 1, torch.zeros(1)) for i, slot in ((2, 1), (0, 0), (2, 0), (5, 0), (0, 1))
+        prompts = [
+            CachedPrompt((0,), CachedPrefix(lying[i], slot, 1), torch.zeros(1))
+            for i, slot in ((2, 1), (0, 0), (2, 0), (5, 0), (0, 1))
         ]
-        assert by_store(places) == [2, 0, 1, 4, 3]
+        assert NativeRunner(model).order(prompts) == [2, 0, 1, 4, 3]
 
 
 def test_little_of_a_pass_is_padding() -> None:

@@ -21,9 +21,10 @@ from torch import Tensor
 from klype.device import threads_for
 from klype.engine.prefix_cache import PrefixCache
 from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
-from klype.engine.runner import Indices, ModelRunner, NativeRunner, batches, score
+from klype.engine.runner import ModelRunner, NativeRunner, batches, score
 from klype.engine.sampling import count_tokens, distributions, noise, sample
 from klype.errors import KlypeError, UsageError
+from klype.model.cache import Indices
 from klype.model.transformer import Transformer
 from klype.samplers import TokenCounts, needs_counts
 from klype.values import Distribution, Request, Step, Trace

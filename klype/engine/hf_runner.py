@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from klype.engine.prefix_cache import BLOCK, PrefixIndex, Tokens, shared_beginnings
+from klype.engine.prefix_cache import BLOCK, NOTHING, CachedPrefix, CachedPrompt, PrefixIndex, Tokens, shared_beginnings
 from klype.engine.runner import Weights
-from klype.model.cache import to_device
+from klype.model.cache import Indices, to_device
 
-Indices = npt.NDArray[np.int64]
 # most logits held at a time
 ENTRIES = 1 << 25
 # most texts per pass
@@ -50,23 +49,9 @@ class KeyValues:
     starts: list[int]
 
 
-class CachedText(NamedTuple):
-    """The first ``length`` tokens of a text whose keys and values were computed; none: length 0."""
-
-    store: KeyValues | None
-    slot: int
-    length: int
-
-
-NOTHING = CachedText(None, 0, 0)
-
-
-class PromptState(NamedTuple):
-    """A prompt that has been read."""
-
-    tokens: Tokens
-    past: CachedText
-    logits: Tensor
+# what was kept of a text: nothing where the model takes no keys and values back
+Past: TypeAlias = CachedPrefix[KeyValues | None]
+Prompt: TypeAlias = CachedPrompt[KeyValues | None]
 
 
 @dataclass(eq=False)
@@ -111,23 +96,23 @@ class HFRunner:
         return 2 * (weights - (0 if tied else int(embedding.numel())))
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Tokens]) -> list[PromptState]:
+    def prefill(self, prompts: Sequence[Tokens]) -> list[Prompt]:
         distinct = sorted(set(prompts))
         for beginning in shared_beginnings(distinct) if self.cache else ():
             past = self._past(beginning)
             if past.length < len(beginning) - BLOCK:
                 self._read([beginning], [past])
         pasts = [self._past(prompt) for prompt in distinct]
-        found: dict[Tokens, PromptState] = {}
+        found: dict[Tokens, Prompt] = {}
         for batch in self._batches(distinct, pasts):
             read = self._read([distinct[i] for i in batch], [pasts[i] for i in batch])
             found.update((text.tokens, text) for text in read)
         return [found[prompt] for prompt in prompts]
 
-    def order(self, prompts: Sequence[PromptState]) -> list[int]:
+    def order(self, prompts: Sequence[Prompt]) -> list[int]:
         return sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
 
-    def append(self, prompts: Sequence[PromptState], counts: Sequence[int]) -> None:
+    def append(self, prompts: Sequence[Prompt], counts: Sequence[int]) -> None:
         new = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
         if not self.cache:
             self._texts += [prompt.tokens for prompt in new]
@@ -146,7 +131,7 @@ class HFRunner:
             joining.setdefault(number, []).append(place)
         for number, places in sorted(joining.items()):
             rows, lengths = np.array(places) + first, np.array([len(new[place].tokens) for place in places])
-            layers = gathered([new[place].past for place in places])
+            layers = gathered([new[place].prefix for place in places])
             if number == len(self._groups):
                 self._groups.append(RowGroup(rows, lengths, cache_of(layers)))
                 continue
@@ -189,9 +174,9 @@ class HFRunner:
         self.index = PrefixIndex(REMEMBERED)
 
     @torch.inference_mode()
-    def forced(self, prompts: Sequence[PromptState], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def forced(self, prompts: Sequence[Prompt], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         texts = [(*prompt.tokens, *row) for prompt, row in zip(prompts, fed, strict=True)]
-        pasts = [prompt.past for prompt in prompts]
+        pasts = [prompt.prefix for prompt in prompts]
         for rows in self._batches(texts, pasts, neighbours=True):
             for read, logits_RTV, _ in self._pieces([texts[row] for row in rows], [pasts[row] for row in rows]):
                 for row, logits_TV in zip(rows, logits_RTV, strict=True):
@@ -216,12 +201,12 @@ class HFRunner:
         other.clear()
         return other
 
-    def _past(self, prompt: Tokens) -> CachedText:
+    def _past(self, prompt: Tokens) -> Past:
         """What of the prompt is remembered; its last token is left to be read."""
-        return CachedText(*self.index.find(prompt, len(prompt) - 1)) if self.cache else NOTHING
+        return self.index.find(prompt, len(prompt) - 1) if self.cache else NOTHING
 
     def _batches(
-        self, texts: Sequence[Sequence[int]], pasts: Sequence[CachedText], neighbours: bool = False
+        self, texts: Sequence[Sequence[int]], pasts: Sequence[Past], neighbours: bool = False
     ) -> Iterator[list[int]]:
         """Indices of texts that share a pass: as many as there is room for their logits, with as much to be read, and
         after equally much where nothing can be padded."""
@@ -240,7 +225,7 @@ class HFRunner:
         if batch:
             yield batch
 
-    def _read(self, texts: Sequence[Tokens], pasts: Sequence[CachedText]) -> list[PromptState]:
+    def _read(self, texts: Sequence[Tokens], pasts: Sequence[Past]) -> list[Prompt]:
         lengths = [past.length for past in pasts]
         last = [torch.empty(0)] * len(texts)
         cache: Any = None
@@ -250,15 +235,15 @@ class HFRunner:
                 at = len(text) - lengths[row] - 1 - read
                 if 0 <= at < logits_RTV.shape[1]:
                     last[row] = logits_RTV[row, at].clone()
-        now = [NOTHING] * len(texts)
+        now: list[Past] = [NOTHING] * len(texts)
         if self.cache:
             layers = [(layer.keys, layer.values) for layer in cache.layers]
             store = KeyValues(layers, [max(lengths) - length for length in lengths])
             self.index.add(store, texts, sum(t.numel() * t.element_size() for pair in layers for t in pair))
-            now = [CachedText(store, slot, len(text)) for slot, text in enumerate(texts)]
-        return list(map(PromptState, texts, now, last))
+            now = [CachedPrefix(store, slot, len(text)) for slot, text in enumerate(texts)]
+        return list(map(CachedPrompt, texts, now, last))
 
-    def _pieces(self, texts: Sequence[Sequence[int]], pasts: Sequence[CachedText]) -> Iterator[tuple[int, Tensor, Any]]:
+    def _pieces(self, texts: Sequence[Sequence[int]], pasts: Sequence[Past]) -> Iterator[tuple[int, Tensor, Any]]:
         """Logits [R, T, V] of what has not been read of the texts, padded on the right (what comes later changes
         nothing before it), and transformers' cache of all. A lone long text comes in pieces, each with the number of
         tokens before it, lest the logits of all its tokens be held at a time."""
@@ -317,9 +302,9 @@ class HFRunner:
         self.cache, self.pads = "", False
 
 
-def gathered(pasts: Sequence[CachedText]) -> list[tuple[Tensor, Tensor]]:
+def gathered(pasts: Sequence[Past]) -> list[tuple[Tensor, Tensor]]:
     """Per layer keys and values [R, G, W, K] of what was read, padded on the left; [] when nothing was."""
-    number: dict[CachedText, int] = {}
+    number: dict[Past, int] = {}
     which = np.array([number.setdefault(past, len(number)) for past in pasts])
     like = next((past.store for past in pasts if past.store is not None), None)
 

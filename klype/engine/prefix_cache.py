@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise, takewhile
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from klype.model.transformer import Transformer
 
 Tokens = tuple[int, ...]
 Store = TypeVar("Store")
+Store_co = TypeVar("Store_co", covariant=True)
 # prefixes are found at multiples of this many tokens; shorter ones are cheaper to read again
 BLOCK = 16
 # prompts in one call that share at least this many first tokens have them read once
@@ -33,9 +34,29 @@ PADDING = 4
 SPARE = 120_000_000
 
 
+class CachedPrefix(NamedTuple, Generic[Store_co]):
+    """The first ``length`` tokens of a text whose keys and values are in ``slot`` of ``store``."""
+
+    store: Store_co
+    slot: int
+    length: int
+
+
+NOTHING = CachedPrefix(None, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedPrompt(Generic[Store_co]):
+    """A prompt that has been read: where its keys and values lie, and the logits [V] of the token after it."""
+
+    tokens: Tokens
+    prefix: CachedPrefix[Store_co]
+    logits: Tensor
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredText(Generic[Store]):
-    """A text that has been read; what was computed of it is in ``slot`` of ``store``."""
+    """A whole text that has been read, whose keys and values are in ``slot`` of ``store``."""
 
     store: Store
     slot: int
@@ -64,9 +85,8 @@ class PrefixIndex(Generic[Store]):
         self._known.clear()
         self._recent.clear()
 
-    def find(self, text: Tokens, most: int | None = None) -> tuple[Store | None, int, int]:
-        """Where the longest known beginning lies: store, slot and its length, at most ``most``; None, 0, 0 when it has
-        less than a block."""
+    def find(self, text: Tokens, most: int | None = None) -> CachedPrefix[Store | None]:
+        """The longest known prefix of the text, cut to ``most`` tokens; ``NOTHING`` when it has less than a block."""
         tokens, known = np.array(text, np.int32), self._known
         hits = [known[key] for key in takewhile(known.__contains__, _keys(text))]
         for blocks, entry in zip(range(len(hits), 0, -1), reversed(hits), strict=True):
@@ -75,8 +95,8 @@ class PrefixIndex(Generic[Store]):
             length = int(differ[0]) if len(differ) else size
             if length >= blocks * BLOCK:  # else a collision
                 length = length if most is None else min(length, most)
-                return (entry.store, entry.slot, length) if length >= BLOCK else (None, 0, 0)
-        return None, 0, 0
+                return CachedPrefix(entry.store, entry.slot, length) if length >= BLOCK else NOTHING
+        return NOTHING
 
     def add(self, store: Store, texts: Sequence[Tokens], nbytes: int) -> None:
         """Remember texts that were just read, text i in slot i of a store of so many bytes."""
@@ -120,16 +140,6 @@ def _keys(text: Tokens) -> list[int]:
     return keys
 
 
-@dataclass(frozen=True, eq=False)
-class CachedPrefix:
-    """A prompt that has been read: where its keys and values lie, and the logits [V] of what follows it."""
-
-    store: SharedKV
-    slot: int
-    length: int
-    logits: Tensor
-
-
 class PrefixCache:
     """Reads prompts and remembers them, the oldest forgotten when ``budget`` bytes are passed."""
 
@@ -143,7 +153,7 @@ class PrefixCache:
         self.index.clear()
 
     @torch.inference_mode()
-    def read(self, prompts: Sequence[Tokens]) -> list[CachedPrefix]:
+    def read(self, prompts: Sequence[Tokens]) -> list[CachedPrompt[SharedKV]]:
         """What is known of every prompt, in order. Prompts that begin another are read with it."""
         # by the longest prompt that begins so: the lengths of all that it is read for
         wanted, host = dict[Tokens, list[int]](), Tokens()
@@ -153,16 +163,16 @@ class PrefixCache:
             wanted.setdefault(host, []).append(len(prompt))
         hosts = sorted(wanted)
         for prefix in shared_beginnings(hosts):
-            if self.index.find(prefix)[2] < len(prefix) - BLOCK:
+            if self.index.find(prefix).length < len(prefix) - BLOCK:
                 self._compute([prefix], {prefix: [len(prefix)]})
-        places = {}
+        found: dict[Tokens, CachedPrompt[SharedKV]] = {}
         for batch in self._batches(hosts, wanted):
-            places.update(self._compute(batch, wanted))
-        return [places[prompt] for prompt in prompts]
+            found.update((prompt.tokens, prompt) for prompt in self._compute(batch, wanted))
+        return [found[prompt] for prompt in prompts]
 
     def _batches(self, hosts: list[Tokens], wanted: dict[Tokens, list[int]]) -> list[list[Tokens]]:
         """Prompts of alike length together, so that little of a pass is padding; a small model's may differ more."""
-        rest = {prompt: len(prompt) - self._start(prompt, wanted)[2] for prompt in hosts}
+        rest = {prompt: len(prompt) - self._start(prompt, wanted).length for prompt in hosts}
         spare = SPARE * self.model.config.layers // self.model.config.flops_per_token
         batches: list[list[Tokens]] = []
         padding = read = 0
@@ -179,13 +189,13 @@ class PrefixCache:
             padding, read = 0, rest[prompt]
         return batches
 
-    def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> dict[Tokens, CachedPrefix]:
+    def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> list[CachedPrompt[SharedKV]]:
         starts = [self._start(prompt, wanted) for prompt in batch]
-        if any(length for *_, length in starts):
+        if any(start.length for start in starts):
             cache = self.model.new_cache()
-            order = sorted(range(len(batch)), key=numbered([store for store, *_ in starts]).__getitem__)
+            order = sorted(range(len(batch)), key=numbered([start.store for start in starts]).__getitem__)
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
-            for _, group in groupby(starts, key=lambda start: id(start[0])):
+            for _, group in groupby(starts, key=lambda start: id(start.store)):
                 (store, *_), slots, lengths = zip(*group, strict=True)
                 if store is None:
                     store = self.model.new_cache(1).to_shared()
@@ -195,7 +205,7 @@ class PrefixCache:
                 cache.append(store, slots, lengths)
         else:
             cache = self.model.new_cache(len(batch))
-        begin = np.array([length for *_, length in starts])
+        begin = np.array([start.length for start in starts])
         whole = np.array([len(prompt) for prompt in batch])
         asks = [(row, length) for row, prompt in enumerate(batch) for length in sorted(set(wanted[prompt]))]
         states: dict[tuple[int, int], Tensor] = {}
@@ -214,12 +224,12 @@ class PrefixCache:
         logits_AV = self.model.unembed(torch.stack([states[ask] for ask in asks]))
         store = cache.to_shared()
         self.index.add(store, batch, store.nbytes)
-        return {
-            batch[row][:length]: CachedPrefix(store, row, length, logits_V)
+        return [
+            CachedPrompt(batch[row][:length], CachedPrefix(store, row, length), logits_V)
             for (row, length), logits_V in zip(asks, logits_AV, strict=True)
-        }
+        ]
 
-    def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> tuple[SharedKV | None, int, int]:
+    def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> CachedPrefix[SharedKV | None]:
         """What of the prompt is already read; at least the last token of the shortest that is asked for is left."""
         return self.index.find(prompt, min(wanted[prompt]) - 1)
 
@@ -229,9 +239,3 @@ def numbered(stores: Sequence[SharedKV | None]) -> list[int]:
     run; if rows were in that order, so would what is rounded."""
     known: dict[int, int] = {}
     return [known.setdefault(id(store), len(known)) for store in stores]
-
-
-def by_store(places: Sequence[CachedPrefix]) -> list[int]:
-    """Indices that bring prompts of one store together, by slot."""
-    number = numbered([place.store for place in places])
-    return sorted(range(len(places)), key=lambda i: (number[i], places[i].slot))

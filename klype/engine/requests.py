@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from klype.engine.sampling import check_sampling
 from klype.errors import UsageError
+from klype.model.cache import Indices
 from klype.values import Distribution, Request, Sampling, Step, Trace
 
-Indices = npt.NDArray[np.int64]
 Ended = Literal["stop", "length", "cancelled"]
 MASK = 0xFFFFFFFFFFFFFFFF
 # with more kinds of rows than this, the unused ones are dropped
@@ -88,7 +88,7 @@ class QueuedRequest:
     request: Request
     max_new_tokens: int  # what was asked for, or what the window leaves
     waiting: int  # samples not started
-    read: Any = None  # the prompt, as its runner remembers it
+    read: Any = None  # the prompt's CachedPrompt, once its runner has read it
     started: float = 0.0
     traces: list[Trace] = field(default_factory=list)
 

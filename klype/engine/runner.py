@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import klype
-from klype.engine.prefix_cache import CachedPrefix, PrefixCache, PrefixIndex, Tokens, by_store
+from klype.engine.prefix_cache import CachedPrefix, CachedPrompt, PrefixCache, PrefixIndex, Tokens, numbered
 from klype.engine.sampling import distributions
-from klype.model.cache import Cache
+from klype.model.cache import Cache, Indices, SharedKV
 from klype.model.transformer import Transformer
 from klype.values import Sampling, Step, Trace
 
-Indices = npt.NDArray[np.int64]
 # most tokens per pass over given answers, padding included
 PADDED = 8192
 # up to this many rows get their own copy of the shared KV when that lets one call compute a step
@@ -35,7 +34,6 @@ ENTRIES = 1 << 23
 class ModelRunner(Protocol):
     """Computes a model for one engine, which owns queue, sampling and records. It reads ``window`` tokens at most.
 
-    A prompt that has been read is what its runner remembers of it; its ``logits`` [V] are of the token after it.
     The running rows are numbered in the order in which they were appended; ``remove`` numbers those that stay anew.
     """
 
@@ -44,13 +42,13 @@ class ModelRunner(Protocol):
     vocab_size: int
     index: PrefixIndex[Any]  # what is kept for later prompts
 
-    def prefill(self, prompts: Sequence[Tokens]) -> list[Any]:
+    def prefill(self, prompts: Sequence[Tokens]) -> list[CachedPrompt[Any]]:
         """Read prompts. What they have in common, or with earlier ones, is read once."""
 
-    def order(self, prompts: Sequence[Any]) -> list[int]:
+    def order(self, prompts: Sequence[CachedPrompt[Any]]) -> list[int]:
         """Indices that bring together prompts whose rows are best computed side by side."""
 
-    def append(self, prompts: Sequence[Any], counts: Sequence[int]) -> None:
+    def append(self, prompts: Sequence[CachedPrompt[Any]], counts: Sequence[int]) -> None:
         """Add so many rows that go on from each prompt."""
 
     def decode(self, tokens_R: Tensor) -> Tensor:
@@ -65,7 +63,7 @@ class ModelRunner(Protocol):
     def forget(self) -> None:
         """The weights have changed: drop all that is remembered of prompts."""
 
-    def forced(self, prompts: Sequence[Any], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def forced(self, prompts: Sequence[CachedPrompt[Any]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Logits [m, V] after each of the tokens that are fed behind the prompts: one row after the other, in parts."""
 
     def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
@@ -118,16 +116,18 @@ class NativeRunner:
         self.window, self.vocab_size = model.config.window, model.config.vocab_size
         self.clear()
 
-    def prefill(self, prompts: Sequence[Tokens]) -> list[CachedPrefix]:
+    def prefill(self, prompts: Sequence[Tokens]) -> list[CachedPrompt[SharedKV]]:
         return self.prefixes.read(prompts)
 
-    def order(self, prompts: Sequence[CachedPrefix]) -> list[int]:
-        return by_store(prompts)
+    def order(self, prompts: Sequence[CachedPrompt[SharedKV]]) -> list[int]:
+        number = numbered([prompt.prefix.store for prompt in prompts])
+        return sorted(range(len(prompts)), key=lambda i: (number[i], prompts[i].prefix.slot))
 
-    def append(self, prompts: Sequence[CachedPrefix], counts: Sequence[int]) -> None:
+    def append(self, prompts: Sequence[CachedPrompt[SharedKV]], counts: Sequence[int]) -> None:
         if self._cache.rows and not self._cache.stores:
             self._cache.share()
-        _join(self._cache, [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)])
+        new = [prompt.prefix for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        append_rows(self._cache, new)
         self._settle()
 
     def decode(self, tokens_R: Tensor) -> Tensor:
@@ -147,12 +147,12 @@ class NativeRunner:
         self.prefixes.clear()
 
     @torch.inference_mode()
-    def forced(self, prompts: Sequence[CachedPrefix], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def forced(self, prompts: Sequence[CachedPrompt[SharedKV]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         T = max(map(len, fed))
         if not T:
             return
         cache = self.model.new_cache()
-        _join(cache, prompts)
+        append_rows(cache, [prompt.prefix for prompt in prompts])
         tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in fed], device=cache.device)
         hidden_RTD = self.model.hidden(tokens_RT, cache)
         self.prefixes.passes += 1
@@ -188,11 +188,11 @@ class NativeRunner:
             self._cache.unshare()
 
 
-def _join(cache: Cache, prompts: Sequence[CachedPrefix]) -> None:
-    """A row for each, in one call per store of neighbours."""
-    for _, group in groupby(prompts, key=lambda prompt: id(prompt.store)):
-        alike = list(group)
-        cache.append(alike[0].store, [prompt.slot for prompt in alike], [prompt.length for prompt in alike])
+def append_rows(cache: Cache, prefixes: Sequence[CachedPrefix[SharedKV]]) -> None:
+    """Add a row for each prefix, with one call for neighbours of one store."""
+    for _, group in groupby(prefixes, key=lambda prefix: id(prefix.store)):
+        stores, slots, lengths = zip(*group, strict=True)
+        cache.append(stores[0], slots, lengths)
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from klype.engine.engine import Engine
 from klype.engine.requests import Ended
+from klype.engine.runner import append_rows
 from klype.engine.sampling import count_tokens, distributions, draw, noise, shape
 from klype.model.transformer import Transformer
 from klype.samplers import needs_counts, unpenalised
@@ -160,7 +161,7 @@ def passes(
     with torch.inference_mode():
         (prompt,) = engine.prefixes.read([request.prompt])
         cache = model.new_cache()
-        cache.append(prompt.store, [prompt.slot], [prompt.length])
+        append_rows(cache, [prompt.prefix])
         cache.unshare()
         answer.check(prompt.logits[None], Proposal())
     yield tuple(answer.steps), answer.trace(1, started)
