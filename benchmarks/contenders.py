@@ -37,7 +37,7 @@ class Klype:
     def run(self, prompt: list[int], n: int, limit: int) -> list[int]:
         from klype.values import Request, Sampling
 
-        self.engine.prefixes.clear()  # others read the prompt anew, too
+        self.engine.runner.forget()  # others read the prompt anew, too
         sampling = Sampling(temperature=0.0 if n == 1 else 1.0)
         ((first, *_),) = self.engine.run([Request(prompt=tuple(prompt), n=n, limit=limit, sampling=sampling)])
         return list(first.tokens)

@@ -198,9 +198,9 @@ def beside_plain(opened: OpenModel, request: Request, name: str, draft: Draft) -
     engine, warming = opened.engine, replace(request, limit=min(WARM, request.limit))
     engine.run([warming])
     speculate(engine, warming, draft, GAMMA)
-    engine.prefixes.clear()  # else the prompt's keys and values would be reused
+    engine.runner.forget()  # else the prompt's keys and values would be reused
     ((plain,),) = engine.run([request])
-    engine.prefixes.clear()
+    engine.runner.forget()
     ((trace,), counts) = speculate(engine, request, draft, GAMMA)
     return {
         **speculation(name, counts),

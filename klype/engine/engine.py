@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from klype.device import threads_for
-from klype.engine.prefix_cache import PrefixCache
 from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
 from klype.engine.runner import ModelRunner, NativeRunner, batches, score
 from klype.engine.sampling import count_tokens, distributions, noise, sample
@@ -78,10 +77,6 @@ class Engine:
     @property
     def model(self) -> Transformer:
         return self.native.model
-
-    @property
-    def prefixes(self) -> PrefixCache:
-        return self.native.prefixes
 
     def beside(self) -> Engine:
         """An engine of the same weights for another thread."""

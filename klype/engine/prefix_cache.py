@@ -149,9 +149,6 @@ class PrefixCache:
         self.passes = 0
         self.tokens = 0  # computed, without padding
 
-    def clear(self) -> None:
-        self.index.clear()
-
     @torch.inference_mode()
     def read(self, prompts: Sequence[Tokens]) -> list[CachedPrompt[SharedKV]]:
         """What is known of every prompt, in order. Prompts that begin another are read with it."""

@@ -144,7 +144,7 @@ class NativeRunner:
         self._cache = self.model.new_cache()
 
     def forget(self) -> None:
-        self.prefixes.clear()
+        self.index.clear()
 
     @torch.inference_mode()
     def forced(self, prompts: Sequence[CachedPrompt[SharedKV]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:

@@ -159,7 +159,7 @@ def passes(
     started, model = engine.clock(), engine.model
     answer = _AnswerWriter(engine, request, counts)
     with torch.inference_mode():
-        (prompt,) = engine.prefixes.read([request.prompt])
+        (prompt,) = engine.runner.prefill([request.prompt])
         cache = model.new_cache()
         append_rows(cache, [prompt.prefix])
         cache.unshare()

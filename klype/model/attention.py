@@ -106,11 +106,9 @@ class FusedDecoder(Protocol):
 
     def supports(self, cache: Cache, T: int) -> bool:
         """Whether T more tokens a row are few enough, and inside the window."""
-        ...
 
     def hidden(self, x_BTD: Tensor, cache: Cache) -> Tensor:
         """States after the last norm, [B, T, D], of embeddings; their keys and values are stored."""
-        ...
 
 
 class WholeTexts(AttentionPass):

@@ -116,9 +116,9 @@ class Cache:
     def append(self, store: SharedKV, slots: Sequence[int], lengths: Sequence[int]) -> None:
         """Add rows that continue the first ``lengths`` tokens of these slots; only the last J inputs are copied."""
         assert all(length <= store.lengths[slot] for slot, length in zip(slots, lengths, strict=True))
-        if not any(known is store for known in self.stores):
+        if store not in self.stores:
             self.stores.append(store)
-        index = next(i for i, known in enumerate(self.stores) if known is store)
+        index = self.stores.index(store)
         # nothing of the text is copied: every row reads it where it lies
         first, count = self.rows, len(slots)
         self.lengths = np.concatenate((self.lengths, np.asarray(lengths, np.int64)))
@@ -232,9 +232,8 @@ class Cache:
             straight = everyone and N * n == len(rows) and bool((place == np.arange(len(rows))).all())
             place_of_row, row_of_place = (None if straight else to_device(a, self.device) for a in (place, row_at))
             some = None if everyone else to_device(rows, self.device)
-            groups.append(
-                Readers(store, int(self.shared[rows].max()), N, n, some, row_of_place, place_of_row, self.shared[rows])
-            )
+            longest = int(self.shared[rows].max())
+            groups.append(Readers(store, longest, N, n, some, row_of_place, place_of_row))
         return groups
 
     def _merge_stores(self) -> None:
@@ -323,4 +322,3 @@ class Readers:
     rows: Tensor | None
     row_of_place: Tensor | None
     place_of_row: Tensor | None
-    lengths: Indices

@@ -260,9 +260,11 @@ class TensorFiles:
     def __init__(self, files: list[Path]) -> None:
         self._entries: dict[str, WeightEntry] = {}
         for file in files:
-            for name, entry in checked_header(file).items():
+            for name, entry in read_weight_header(file).items():
                 if name in self._entries:
                     raise KlypeError(f"{file} holds {name}, which {self._entries[name].file.name} holds too.", HINT)
+                if entry.kind not in _TYPES:
+                    raise KlypeError(f"{file} holds {name} as {entry.kind}, not as floating-point numbers.", HINT)
                 self._entries[name] = entry
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
@@ -275,8 +277,8 @@ class TensorFiles:
         return tensor
 
 
-def checked_header(file: Path) -> dict[str, WeightEntry]:
-    """Entries by name. Raises KlypeError for a file that is cut, overlapping, ambiguous or not of floats."""
+def read_weight_header(file: Path) -> dict[str, WeightEntry]:
+    """The entries of a safetensors file by name. Raises KlypeError for a file that is cut, overlapping or ambiguous."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) < len(pairs):
@@ -297,10 +299,8 @@ def checked_header(file: Path) -> dict[str, WeightEntry]:
     header.pop("__metadata__", None)
     entries = {}
     for name, entry in header.items():
-        kind, (start, stop) = entry["dtype"], entry["data_offsets"]
-        if kind not in _TYPES:
-            raise KlypeError(f"{file} holds {name} as {kind}, not as floating-point numbers.", HINT)
-        entries[name] = WeightEntry(file, kind, tuple(entry["shape"]), 8 + length + start, 8 + length + stop)
+        start, stop = (8 + length + offset for offset in entry["data_offsets"])
+        entries[name] = WeightEntry(file, entry["dtype"], tuple(entry["shape"]), start, stop)
     return entries
 
 

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from klype.model.attention import TORCH, AttentionPass, Backend, Rope
 from klype.model.cache import Cache, Indices, SharedKV
-from klype.model.compiler import Struct, call, library, struct_fields
+from klype.model.compiler import COUNT, POINTER, Struct, call, library, struct_fields
 from klype.model.config import ModelConfig
 from klype.model.packed_texts import PackedTexts
 
@@ -35,7 +35,6 @@ LONGEST = 512
 SEATS = 32
 # pieces of work per thread at least, so that no thread waits long for another
 SHARES = 4
-POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
 class NormFields(Struct):

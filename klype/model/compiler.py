@@ -27,6 +27,8 @@ TUNED = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 # inside a container, the owner shown for files that belong to users outside it
 NOBODY = 65534
+# of a struct's fields
+POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
 class Struct(ctypes.Structure):

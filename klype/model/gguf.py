@@ -106,22 +106,21 @@ class _Reader:
         self.at = at
         return found
 
-    def value(self, kind: int) -> Any:
+    def values(self, kind: int, count: int = 1) -> list[Any]:
         if kind == _STRING:
-            return self.texts(1)[0]
-        if kind == _ARRAY:
-            inner, count = self.number("I"), self.number("Q")
-            self._listed += count
-            if self._listed > VALUES:
-                raise ValueError("its lists are longer than any vocabulary's")
-            if inner in _NUMBERS:
-                return list(self.numbers(_NUMBERS[inner], count))
-            if inner == _STRING:
-                return self.texts(count)
-            raise ValueError("it has lists of a kind that is unknown")
-        if kind not in _NUMBERS:
-            raise ValueError("it has values of a kind that is unknown")
-        return self.numbers(_NUMBERS[kind])[0]
+            return self.texts(count)
+        if kind in _NUMBERS:
+            return list(self.numbers(_NUMBERS[kind], count))
+        raise ValueError("it has values of a kind that is unknown")
+
+    def value(self, kind: int) -> Any:
+        if kind != _ARRAY:
+            return self.values(kind)[0]
+        inner, count = self.number("I"), self.number("Q")
+        self._listed += count
+        if self._listed > VALUES:
+            raise ValueError("its lists are longer than any vocabulary's")
+        return self.values(inner, count)
 
     def header(self, file: Path, size: int) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
         """Metadata, and the places of weights, of a file of this size."""

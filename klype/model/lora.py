@@ -62,9 +62,8 @@ class AdaptedTransformer(Transformer):
         self.__dict__.update(copy.deepcopy(model, shared).__dict__)
         self.decoder = None  # it reads matrices by their addresses, and knows of no adapter
         for layer in self.layers:
-            for (
-                name
-            ) in MATRICES:  # with all of them LoRA learns as well as full training, with attention's alone it does not
+            # with all four LoRA learns as well as full training, with attention's matrices alone it does not
+            for name in MATRICES:
                 setattr(layer, name, AdaptedLinear(getattr(layer, name), settings))
         frozen: dict[int, Tensor] = {}  # a parameter that two modules share becomes one buffer of both
         for module in self.modules():

@@ -77,10 +77,9 @@ def quantised_weights(opened: GGUFFile) -> StoredWeights:
     """What ``few_tokens.c`` reads as it lies: our names of weights, and what the file has of each."""
     if not decodes(opened.config):
         return {}
-    theirs = {name: their for name, their, _ in pieces(opened.config)}
     return {
         name: [opened.stored(one) for one in their]
-        for name, their in theirs.items()
+        for name, their, _ in pieces(opened.config)
         if all(opened.kind(one) in SCALES for one in their)
     }
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from klype.engine.engine import Engine
 from klype.engine.hf_runner import HFRunner
 from klype.errors import KlypeError, UsageError, short_error
-from klype.model.checkpoint import DTYPES, read_config, weight_files
+from klype.model.checkpoint import DTYPES, read_config, read_weight_header, weight_files
 from klype.sources.hub import INSTALL
 from klype.sources.source import NativeCodec, NativeSource
 from klype.text.chat import Chat
@@ -95,14 +94,8 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
 def check_sizes(folder: Path, about: Mapping[str, Any]) -> None:
     """Raises KlypeError if a configuration's sizes exceed what the weight files hold. Building a model of a million
     layers would take minutes before a missing weight is noticed."""
-    try:
-        tensors, numbers = 0, 0
-        for file in weight_files(folder):
-            with safe_open(file, "pt") as weights:
-                for key in weights.keys():  # noqa: SIM118 - no mapping
-                    tensors, numbers = tensors + 1, numbers + math.prod(weights.get_slice(key).get_shape())
-    except (SafetensorError, OSError) as error:
-        raise KlypeError(f"The weights in {folder} are damaged: {short_error(error)}.", "Fetch it again.") from None
+    shapes = [entry.shape for file in weight_files(folder) for entry in read_weight_header(file).values()]
+    tensors, numbers = len(shapes), sum(map(math.prod, shapes))
     for name, value in _sizes(about):
         most = tensors if "layer" in name else numbers
         if not 0 <= value <= max(most, SMALL):
