@@ -1,9 +1,9 @@
 """Memory layout of the trained weights: flat buffers on one process, shards on several.
 
-The optimizer works on flat buffers in which every parameter has its place, so that gradients are collected, the
-momentum and AdamW moved in one sweep each, whatever the number of parameters: for a tiny model that is the difference
-between an optimizer that is noticed and one that is not. On one process (``Layout``) the parameters are views of such a
-buffer; on several (sharded.py) each process has its own rows of each parameter in it, and nothing of the others'.
+The optimizer works on flat buffers that hold all parameters one after the other, so that collecting gradients,
+momentum and AdamW take one pass each, however many parameters there are; a tiny model would otherwise spend a
+noticeable part of a step on it. On one process (``Layout``) the parameters are views of such a buffer; on several
+(sharded.py) each process's buffer holds its own rows of every parameter.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Workers:
         return list(self._pool.map(recorded, items))
 
     def sweep(self, work: Callable[[slice], R], region: slice) -> list[R]:
-        """``work`` on each stretch of a region of a buffer."""
+        """Results of ``work`` on each stretch (at most ``STRETCH`` elements) of a region of a flat buffer."""
         stretches = [slice(at, min(at + STRETCH, region.stop)) for at in range(region.start, region.stop, STRETCH)]
         return self.each(work, stretches) if len(stretches) > FEW else [work(at) for at in stretches]
 
@@ -89,7 +89,7 @@ class FlatOffsets:
         return FlatOffsets(tuple(t.shape for region in regions for t in region), tuple(offsets), tuple(ends))
 
     def views(self, flat: torch.Tensor, which: slice = slice(None)) -> list[torch.Tensor]:
-        """The tensors (or some on end) in a buffer that begins with the first of them."""
+        """Views of a flat buffer as these tensors, or as some consecutive ones, the first of which begins it."""
         shapes, offsets = self.shapes[which], self.offsets[which]
         return [
             flat[start - offsets[0] : start - offsets[0] + shape.numel()].view(shape)
@@ -99,8 +99,8 @@ class FlatOffsets:
 
 @dataclass(frozen=True, slots=True)
 class WholeMatrices:
-    """Matrices that a process computes on, by name. ``gather`` fills them with the rows of all processes, ``scatter``
-    sends the rows back; one process alone has them already.
+    """The whole matrices that this process orthogonalises. ``gather`` fills them with the rows of all processes and
+    ``scatter`` sends the rows back; with one process they are always whole.
     """
 
     names: Sequence[str]
@@ -112,8 +112,8 @@ class WholeMatrices:
 class Layout:
     """The layout of one process, which has all weights; ``ShardedLayout`` is that of several (sharded.py).
 
-    ``model`` is what computes. With ``dtype`` bfloat16 it does so with rounded weights, while a float32 master is what
-    is updated and saved. A parameter's *own* tensor is what of it is here.
+    ``model`` computes in ``dtype``: in bfloat16 with rounded weights, while a float32 master is updated and saved. A
+    parameter's *own* tensor is this process's part of it.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, workers: Workers | None = None) -> None:
@@ -123,10 +123,11 @@ class Layout:
         self._device = next(model.parameters()).device
 
     def objective(self, objective: Objective) -> Objective:
-        """The objective as ``model`` computes it."""
+        """The objective for batches on the CPU, which are moved to the model's device."""
         return lambda model, batch: objective(model, batch.to(self._device))
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This process's part of a parameter, detached."""
         return tensor.data
 
     def fill(self, tensor: torch.Tensor, whole: torch.Tensor) -> None:
@@ -134,13 +135,13 @@ class Layout:
         tensor.copy_(whole)
 
     def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """A tensor of the parameter's shape of which ``own`` is what is here."""
+        """``own``, this process's part, as a tensor of the parameter's shape."""
         return own
 
     def bind(
         self, parameters: Sequence[nn.Parameter], places: FlatOffsets, flat: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        """Lets the model compute with the flat weights; returns the flat tensor that its gradient is added to."""
+        """Makes the model use the flat weights; returns the flat buffer that its ``backward`` adds the gradient to."""
         self._buffers = round_buffers(self.model, self._dtype)
         self._parameters, self._places = parameters, places
         self._master, gradient = flat
@@ -149,7 +150,7 @@ class Layout:
         return self.twin(parameters, gradient if whole else None)
 
     def twin(self, parameters: Sequence[nn.Parameter], gradient: torch.Tensor | None = None) -> torch.Tensor:
-        """Lets a copy of the model use the same weights; returns its flat gradient, where none is given a new one."""
+        """Makes a copy of the model use the same weights; returns its flat gradient, a new one unless given."""
         gradient = torch.zeros_like(self._low) if gradient is None else gradient
         views = zip(parameters, self._places.views(self._low), self._places.views(gradient), strict=True)
         for parameter, weight, own in views:
@@ -157,7 +158,7 @@ class Layout:
         return gradient
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
-        """The matrices that this process orthogonalises; ``own`` are its parts of all of them."""
+        """The matrices that this process orthogonalises; ``own`` are its parts of all matrices."""
         return WholeMatrices([name for name, _ in named], own)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -167,10 +168,10 @@ class Layout:
         return norm
 
     def change(self, changes: Sequence[Change]) -> None:
-        """Changes the flat weights, region by region, and lets the model have them.
+        """Updates the flat weights region by region, and the model's weights with them.
 
-        A stretch is rounded while it is in a core's cache. Torch knows that the weights changed (whoever caches can
-        tell).
+        A stretch is rounded while it is in a core's cache. The parameters' version counters are increased, by which
+        caches of weights notice the change.
         """
 
         def rounding(work: Callable[[slice], object]) -> Callable[[slice], object]:
@@ -182,15 +183,15 @@ class Layout:
         increment_version(self._parameters)
 
     def publish(self) -> None:
-        """Lets the model have weights that were changed by others."""
+        """Updates the model's weights after the flat ones were written to, as when a state is loaded."""
         self.change([(slice(0, len(self._master)), lambda at: None)])
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Those that the model computes with, whole, float32, on the CPU; on the first process only."""
+        """The weights that the model computes with: whole, float32, on the CPU; on the first process only."""
         return weights_of(self.model)
 
     def release(self) -> None:
-        """Gives the model that was to be trained float32 weights of its own, and its buffers back."""
+        """Gives the trained model float32 weights of its own, and its original buffers."""
         for module, name, buffer in self._buffers:
             setattr(module, name, buffer)
         for parameter, view in zip(self._parameters, self._places.views(self._master), strict=True):
@@ -198,7 +199,7 @@ class Layout:
             parameter.data = view.clone()
 
     def abandon(self) -> None:
-        """Like ``release``, after an error in perhaps one process: nothing here may need the others."""
+        """``release`` after an error, which other processes may not have had: nothing here waits for them."""
         self.release()
 
 

@@ -2,12 +2,12 @@
 
     batch → objective → backward, micro-batch by micro-batch → sum over ranks → divide once → clip → step → metrics
 
-On one process the model's weights are whole; on several each has its shards (see flat_parameters.py), draws all batches
-of a step and computes its part of them. Nothing else differs, so that what N processes saved is resumed on M.
+On one process the model's weights are whole; with several, each has its shards (see flat_parameters.py), draws all
+batches of a step and computes its part of them. Nothing else differs, so that M processes can resume what N saved.
 
-Straight = killed and resumed, bit for bit on one machine: the state holds weights, optimizer, step, the position in the
-data and torch's generator; noise elsewhere is a function of (seed, step). What tells one run from another is in
-``TrainSettings``; what differs from one start to the next is in ``TrainSession``.
+A run that was stopped or killed and then resumed gives the same bits as one that was not (on one machine): the state
+holds weights, optimizer, step, position in the data and torch's generator; other noise is a function of (seed, step).
+``TrainSettings`` are those of the whole run; ``TrainSession`` is what may differ from one start to the next.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from klype.values import Batch, Batches, Loss
 
 
 class TrainSettings(config.Settings):
-    """Settings of a training run. Resuming asks for the same, but for ``steps``, how often it saves, when
-    it gives up, and ``recompute``.
+    """Settings of a training run. A resumed run must have the same, except for those in ``MAY_CHANGE``.
 
-    ``micro_batches``: of a step, on all processes together. ``recompute``: the activations of a layer are computed
-    again in backward instead of kept, which takes more time, less memory, and gives the same bits.
+    ``micro_batches``: number per step, over all processes. ``recompute``: activation checkpointing per layer: takes
+    more time and less memory, and gives the same bits. ``clip``: the longest gradient norm (0: no limit).
+    ``bad_limit``: consecutive steps with a loss that is not finite, after which training stops.
     """
 
     steps: int = Field(ge=0)
@@ -74,10 +74,10 @@ Weights = Callable[[], dict[str, torch.Tensor]]
 class TrainSession:
     """One start of a run: whether it resumes, its callbacks, and what may stop it between two steps.
 
-    ``on_ready(measure, weights)``: called once before the first step. ``measure(batch)`` returns the cross-entropy of
-    the model as it stands, ``weights()`` its weights, whole, on the first process (of the others none); all processes
-    call them at once, for each has but its shards. ``workers``: micro-batches side by side. ``keeps``: it can be
-    resumed.
+    ``on_ready(measure, weights)`` is called once before the first step. ``measure(batch)`` returns the cross-entropy of
+    the model as it stands; ``weights()`` returns its whole weights on the first process and nothing on the others. All
+    processes must call them together, since each has only its shards. ``workers``: micro-batches computed at the same
+    time. ``keeps``: whether states to resume from are saved.
     """
 
     resume: bool = False
@@ -93,7 +93,7 @@ class TrainSession:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Result of a training: ``seconds`` include earlier starts; ``skipped`` steps had a loss that was not finite."""
+    """Result of a training run: ``seconds`` include earlier starts; ``skipped``: steps whose loss was not finite."""
 
     steps: int
     seconds: float
@@ -101,7 +101,7 @@ class TrainResult:
 
 
 class NumberedBatches(Batches):
-    """Endless batches, each made from its number, which is all that there is to resume from."""
+    """Endless batches, each made from its number, which is therefore the whole state."""
 
     index = 0
 
@@ -129,10 +129,10 @@ def train(
     folder: Path,
     session: TrainSession | None = None,
 ) -> TrainResult:
-    """Trains ``model`` in place for ``settings.steps`` steps and leaves metrics.jsonl and resume/ in ``folder``.
+    """Trains ``model`` in place for ``settings.steps`` steps and writes metrics.jsonl and resume/ in ``folder``.
 
-    Raises TrainingInterrupted when stopped (resumable), UsageError when the folder holds a state that is not resumed or
-    that belongs to other settings, KlypeError when the disk fails or too many losses are not finite.
+    Raises TrainingInterrupted when stopped (it can be resumed), UsageError when the folder holds a state that is not to
+    be resumed or has other settings, KlypeError when the disk fails or too many losses are not finite.
     """
     session = session or TrainSession()
     run = _Run(model, objective, batches, settings, folder, session)
@@ -203,7 +203,7 @@ class _Run:
         self._began = self._saved_at = session.clock()
 
     def start(self) -> int:
-        """The step to go on from."""
+        """Loads the state to resume from, if any; returns the number of steps that are done."""
         if not self.session.resume:
             if states(self.folder):
                 raise UsageError(
@@ -257,7 +257,7 @@ class _Run:
         return self.layout.objective(cross_entropy)(self.layout.model, batch)
 
     def step(self, step: int) -> Metrics:
-        """One update; its metrics. A loss or gradient that is no number changes nothing and is counted."""
+        """Makes one update and returns its metrics. When loss or gradient is not finite it is skipped and counted."""
         factor_now = factor(self.settings.schedule, step / self.settings.steps)
         self.optimizer.zero_grad()
         drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
@@ -293,9 +293,9 @@ class _Run:
             self.interrupt(step, asked=True)
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save: by the clock of any rank.
+        """Whether it is time to save, by the clock of any rank.
 
-        Not among losses that are no numbers: the weights stay as they are, and good states would be rotated out.
+        Not while losses are not finite: the weights stay as they are, and good states would be dropped for them.
         """
         if self.skipped_in_a_row:
             return False
@@ -305,7 +305,7 @@ class _Run:
         return bool(seconds) and parallel.any_rank(self.session.clock() - self._saved_at >= seconds)
 
     def save(self, step: int) -> None:
-        """Makes the state after ``step`` steps durable."""
+        """Writes the state after ``step`` steps to the disk."""
         if not self.session.keeps:
             return
         about = {
@@ -334,17 +334,17 @@ class _Run:
         )
 
     def seconds(self) -> float:
-        """Earlier starts' too."""
+        """Seconds of training, earlier starts included."""
         return self.session.clock() - self._began
 
     def recompute(self, wanted: bool) -> None:
-        """Whether layers compute their activations again in backward."""
+        """Switches activation checkpointing on or off."""
         if isinstance(self.layout.model, Transformer):
             self.layout.model.recompute = wanted
 
     def _accumulate(self, drawn: list[Batch]) -> Metrics:
-        """Sums over micro-batches and ranks. The optimizer's gradient is then that of the step's loss times the sum's
-        count."""
+        """Returns sums over micro-batches and ranks, and leaves the gradient of the step's loss times
+        ``loss_count`` in the optimizer."""
         sums: Metrics = {"loss": 0.0, "loss_count": 0.0}
         own = parallel.own_batches(drawn, parallel.rank(), parallel.ranks())
         beside: torch.Tensor | None = None
@@ -367,7 +367,8 @@ class _Run:
         return sums
 
     def _skip(self, step: int, drawn: list[Batch]) -> None:
-        """Counts a step whose loss was no number, and keeps its batches. KlypeError after too many on end."""
+        """Counts a step whose loss was not finite and writes its batches to a file. KlypeError after too many in a
+        row."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         place = self.folder / f"bad-step-{step + 1:06d}.safetensors"
@@ -399,7 +400,7 @@ class _Run:
 def _micro_batch(
     objective: Objective, model: nn.Module, added: torch.Tensor, batch: Batch
 ) -> tuple[Metrics, torch.Tensor | None, float]:
-    """The sums of a micro-batch, whose gradient is added to ``added``; of a loss beside its gradient and weight."""
+    """Adds the gradient of a micro-batch to ``added``. Returns its sums and, of a loss beside, gradient and weight."""
     loss = objective(model, batch)
     _backward(loss.total)
     sums = {"loss": float(loss.total.detach()), "loss_count": float(loss.count), **loss.metrics}
@@ -421,9 +422,9 @@ def _backward(total: torch.Tensor) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within it, and afterwards, the yielded function tells whether a signal asked to stop.
+    """Context that catches SIGINT and SIGTERM; the yielded function tells, also afterwards, whether one came.
 
-    Signals belong to the main thread; elsewhere there are none. Former handlers are put back.
+    A second one raises KeyboardInterrupt. Only the main thread gets signals. Former handlers are put back.
     """
     asked: list[int] = []
 

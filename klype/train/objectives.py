@@ -1,8 +1,8 @@
 """Training objectives: functions (model, batch) -> Loss, as sums that are divided once after all micro-batches.
 
-Metrics are sums too: one with a partner ``NAME_count`` is divided by it, any other by the loss's count. Preferences and
-policy gradients learn from log-probabilities of whole answers (``score_answers``). Rows of one group have the same
-prompt: ``extra["group"]`` of them, with ``extra["prompt_B"]`` tokens, which compiled code computes only once.
+Metrics are sums too: a metric NAME is divided by ``NAME_count`` if there is one, else by the loss's count. Preferences
+and policy gradients use log-probabilities of whole answers (``score_answers``). ``extra["group"]`` consecutive rows
+have the same prompt of ``extra["prompt_B"]`` tokens, which compiled code computes only once.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ Ids = Sequence[int]
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Loss:
-    """Next-token cross-entropy, weighted: total = Σ w·(−log p(target)) in nats, count = Σ w.
+    """Weighted next-token cross-entropy: total = Σ w·(−log p(target)) in nats, count = Σ w.
 
-    Targets of weight 0 are neither computed nor learnt. ``extra["document_BT"]``: documents packed into one row.
+    Logits of targets of weight 0 are not computed. ``extra["document_BT"]``: the document of each token, where several
+    are packed into a row.
     """
     logits_NV, kept_N = learnt_logits(model, batch)
     targets_N = batch.targets_BT.flatten()[kept_N]
@@ -40,7 +41,7 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Loss:
 
 
 def soft_cross_entropy(model: nn.Module, batch: Batch) -> Loss:
-    """Cross-entropy to whole distributions, ``extra["soft_BTV"]`` (each sums to one): total = −Σ w Σ_v p_v log q_v."""
+    """Cross-entropy with soft targets, ``extra["soft_BTV"]`` (each sums to one): total = −Σ w Σ_v p_v log q_v."""
     logits_NV, kept_N = learnt_logits(model, batch)
     soft_NV = batch.extra["soft_BTV"].flatten(0, 1)[kept_N]
     loss_N = functional.cross_entropy(wide(logits_NV), soft_NV, reduction="none")
@@ -49,9 +50,9 @@ def soft_cross_entropy(model: nn.Module, batch: Batch) -> Loss:
 
 
 def reverse_divergence(model: nn.Module, batch: Batch) -> Loss:
-    """KL(q‖p) from the model to whole distributions, ``extra["soft_BTV"]``: total = Σ w Σ_v q_v (log q_v − log p_v).
+    """Reverse KL to soft targets p, ``extra["soft_BTV"]``: total = Σ w Σ_v q_v (log q_v − log p_v), q the model's.
 
-    It draws the model to what p holds for likely. What p holds for less likely than ``FLOOR`` counts as that.
+    It makes the model seek p's modes. p is taken to be at least ``FLOOR``.
     """
     logits_NV, kept_N = learnt_logits(model, batch)
     logq_NV = wide(logits_NV).log_softmax(-1)
@@ -63,15 +64,14 @@ def reverse_divergence(model: nn.Module, batch: Batch) -> Loss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossBeside(Loss):
-    """A loss plus a weighted second one, each a mean over its own count: total/count + weight ·
-    beside.total/beside.count."""
+    """Two losses, each a mean over its own count: total / count + weight · beside.total / beside.count."""
 
     beside: Loss
     weight: float
 
 
 def with_rehearsal(main: Objective, rehearsal: Objective, weight: float) -> Objective:
-    """The main objective, and beside it the rehearsal of the Batch in ``extra["rehearsal"]``: nothing is forgotten.
+    """The main objective plus rehearsal of the batch in ``extra["rehearsal"]``, which keeps the model from forgetting.
 
     loss = mean of the main + weight · mean of the rehearsal, both over all micro-batches and ranks of a step.
     """
@@ -88,18 +88,18 @@ def with_rehearsal(main: Objective, rehearsal: Objective, weight: float) -> Obje
 
 
 def learnt_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits at the positions that are learnt, and their indices in the flattened batch, as ``learnt_states`` has them.
+    """Logits [N, V] at the positions with a weight, and their indices in the flattened batch; see ``learnt_states``.
 
-    The unembedding is the dearest product of a small model, so that only what is learnt goes through it.
+    The unembedding is the most expensive product of a small model, so the other positions are left out of it.
     """
     states_ND, kept_N = learnt_states(model, batch)
     return cast(Transformer, model).unembed(states_ND), kept_N
 
 
 def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """States at the positions that are learnt, and their indices in the flattened batch.
+    """States [N, D] at the positions with a weight, and their indices in the flattened batch.
 
-    Among them are some positions of weight 0 for a round number (see packed_texts.py). A compiled graph wants fixed
+    They are padded to a round number with a position of weight 0 (see packed_texts.py). A compiled graph needs fixed
     shapes and gets all positions.
     """
     lm, extra = cast(Transformer, model), batch.extra
@@ -114,16 +114,16 @@ def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     spare = padding(len(kept_N)) if len(kept_N) < len(weights_N) else 0
     wanted_BT = batch.weights_BT != 0
     states_ND = lm.states_at(batch.tokens_BT, wanted_BT, document_BT, prefixes=prefixes, spare=spare)
-    # the same position of weight 0 again and again: it adds nothing
+    # one position of weight 0, repeated: it adds nothing to the loss
     free = (weights_N == 0).int().argmax().expand(spare)
     return states_ND, torch.cat([kept_N, free]) if spare else kept_N
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
-    """Σ w·(−log p(target)), with the gradient w·(p − 1[target]) made in the same pass over the logits.
+    """Σ w·(−log p(target)), with the gradient w·(p − 1[target]) computed in the same pass over the logits.
 
-    The table of logits is the largest thing in a small model's step: going over it once instead of five times is a
-    fifth of the step.
+    The table of logits is the largest tensor of a small model's step: one pass over it instead of five saves a fifth of
+    the step.
     """
 
     @staticmethod
@@ -158,14 +158,14 @@ def wide_dtype(logits: torch.Tensor) -> torch.dtype:
 
 
 def wide(logits: torch.Tensor) -> torch.Tensor:
-    """At least float32: a loss is never computed in half precision."""
+    """The tensor in at least float32: no loss is computed in half precision."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerScores:
-    """``logp_BT``: of the targets, nats, 0 where nothing is learnt. ``states_ND``: what the learnt ones came from, and
-    perhaps others, in the order of ``kept_N``, their indices in the flattened batch."""
+    """``logp_BT``: log-probabilities of the targets in nats, 0 where the weight is 0. ``states_ND`` and ``kept_N``: see
+    ``learnt_states``."""
 
     logp_BT: torch.Tensor
     states_ND: torch.Tensor
@@ -173,9 +173,9 @@ class AnswerScores:
 
 
 def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
-    """Log-probabilities of the batch's targets at ``extra["temperature"]``, the one that they were drawn at.
+    """Log-probabilities of the batch's targets at ``extra["temperature"]`` (default 1).
 
-    Scoring at another temperature than was drawn at would bias every ratio.
+    It must be the temperature that the answers were sampled at, or importance ratios would be biased.
     """
     states_ND, kept_N = learnt_states(model, batch)
     logits_NV = wide(cast(Transformer, model).unembed(states_ND)) / batch.extra.get("temperature", 1.0)
@@ -187,14 +187,14 @@ def score_answers(model: nn.Module, batch: Batch) -> AnswerScores:
 
 @torch.no_grad()
 def reference_logp(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """[B, T], on the CPU: ``score_answers`` of a model that does not learn."""
+    """Log-probabilities [B, T] of ``score_answers`` without gradients, on the CPU."""
     return score_answers(model, batch.to(next(model.parameters()).device)).logp_BT.cpu()
 
 
 def answers_batch(prompts: Sequence[Ids], answers: Sequence[Ids], group: int = 1) -> Batch:
-    """Prompt and answer as rows, padded on the right; weight 1 on the answers' tokens (the end token with them).
+    """A batch whose rows are prompt and answer, padded on the right; answer tokens (end token included) have weight 1.
 
-    ``group`` rows in turn have the same prompt.
+    ``group`` consecutive rows have the same prompt.
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, rows))

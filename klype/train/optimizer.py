@@ -1,7 +1,7 @@
 """One optimizer for all stages: Muon for the matrices inside the model, AdamW for the rest.
 
-Its arithmetic is on flat float32 buffers; where the model's parameters are in them, and who has which part, is the
-layout's business (flat_parameters.py). Both learning rates follow one ``Schedule``.
+Its arithmetic is on flat float32 buffers; the layout (flat_parameters.py) knows where in them the model's parameters
+are, and which process has which part. Both learning rates follow one ``Schedule``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from klype.errors import KlypeError
 from klype.model.config import ModelConfig
 from klype.train.flat_parameters import Change, FlatOffsets, Layout, Parts, WholeMatrices, Workers
 
-# Not the inside of the model: a matrix by shape, but a table of vectors by use.
+# matrices by shape that are used as tables of vectors, and so are left to AdamW
 TABLES = ("embed", "head", "taps", "norm")
 
 
 class OptimizerSettings(config.Settings):
     """Learning rates, momentum, decay. ``matrix_rate`` is Muon's (unused when ``kind`` is adamw), ``rate`` AdamW's.
 
-    ``coarse`` runs Muon's iteration in bfloat16: 1.7 to 3.5 times as fast where the processor has instructions for it.
+    ``coarse`` runs Muon's iteration in bfloat16, 1.7 to 3.5 times as fast on processors with instructions for it.
     """
 
     kind: Literal["muon", "adamw"] = "muon"
@@ -42,13 +42,13 @@ class OptimizerSettings(config.Settings):
 
 
 class Optimizer:
-    """``zero_grad()`` → ``backward`` of each micro-batch → ``collect(gradients)`` → ``clip(limit, count)`` →
-    ``step(factor)``: as few passes over the buffers as there can be.
+    """Muon and AdamW over a layout's flat buffers. A step is ``zero_grad()`` → ``backward`` of each micro-batch →
+    ``collect(gradients)`` → ``clip(limit, count)`` → ``step(factor)``.
 
     ``parts`` gives the rows of fused matrices by the end of their name, for example
-    ``{"qkv.weight": (64, 32, 32), "gate_up.weight": (128, 128)}``: each part is made orthogonal apart.
-    ``master`` and ``gradient`` are the flat float32 buffers; ``added`` is what the model's ``backward`` adds to, which
-    is another where it computes in bfloat16.
+    ``{"qkv.weight": (64, 32, 32), "gate_up.weight": (128, 128)}``: each part is orthogonalised by itself.
+    ``master`` and ``gradient`` are the flat float32 buffers; ``added`` is the buffer that the model's ``backward`` adds
+    to, a different one when it computes in bfloat16.
     """
 
     def __init__(self, layout: Layout, settings: OptimizerSettings, parts: Parts | None = None) -> None:
@@ -100,15 +100,15 @@ class Optimizer:
             self._sweep(move)
 
     def twin(self) -> tuple[nn.Module, torch.Tensor]:
-        """A copy of the model that uses the same weights, and what its ``backward`` adds to."""
+        """A copy of the model that uses the same weights, and the buffer that its ``backward`` adds to."""
         model = copy.deepcopy(self.layout.model)
         named = dict(model.named_parameters())
         return model, self.layout.twin([named[name] for name, _ in self._named])
 
     @torch.no_grad()
     def clip(self, limit: float, count: float = 1.0) -> torch.Tensor:
-        """The gradient was that of a sum over ``count``: the norm of the mean's over all parameters (a scalar tensor).
-        ``step`` goes by the mean's, scaled down to ``limit`` when it is longer.
+        """Divides the gradient of a sum by ``count`` and clips it to the norm ``limit`` (0: no limit), when ``step``
+        uses it. Returns the norm before clipping over all parameters, a scalar tensor.
         """
         norm = self.layout.norm(self.gradient) / count
         self._scale = (limit / (norm + 1e-6)).clamp(max=1.0) / count if limit > 0 else torch.full_like(norm, 1 / count)
@@ -116,14 +116,14 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, factor: float = 1.0) -> None:
-        """One update with both learning rates times ``factor``. The gradient is scaled as ``clip`` found."""
+        """One update, with both learning rates times ``factor`` and the gradient scaled as ``clip`` decided."""
         settings, inside, rate = self.settings, slice(0, self._muon_end), self.settings.matrix_rate * factor
         changes: list[Change] = []
 
         def look(at: slice) -> None:
             gradient, momentum = self._scaled(at), self.momentum[at]
             momentum.lerp_(gradient, 1 - settings.momentum)
-            torch.lerp(gradient, momentum, settings.momentum, out=self._update[at])  # Nesterov's look ahead
+            torch.lerp(gradient, momentum, settings.momentum, out=self._update[at])  # Nesterov momentum
 
         def move(at: slice) -> None:
             if settings.decay:
@@ -171,8 +171,8 @@ class Optimizer:
         return gradient if self._scale is None else gradient.mul_(self._scale)
 
     def _adamw(self, rate: float, decay: float, at: slice) -> None:
-        """AdamW as torch.optim.AdamW(fused=True) has it, whose import alone takes longer than a tiny model's first
-        hundred steps."""
+        """AdamW as in torch.optim.AdamW(fused=True), importing which takes longer than a tiny model's first hundred
+        steps."""
         (beta1, beta2), eps = self.settings.betas, self.settings.eps
         state = slice(at.start - self._muon_end, at.stop - self._muon_end)
         weights, gradients, none = [self.master[at]], [self._scaled(at)], list[torch.Tensor]()
@@ -192,7 +192,7 @@ def check_shapes(saved: Mapping[str, torch.Size], own: Mapping[str, torch.Tensor
 
 
 def split_rows(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:
-    """The matrices, fused ones cut into the rows that are made orthogonal apart."""
+    """The matrices as views, fused ones split into the rows that are orthogonalised by themselves."""
     views: list[torch.Tensor] = []
     for name, matrix in zip(whole.names, whole.tensors, strict=True):
         rows = next((tuple(sizes) for end, sizes in parts.items() if name.endswith(end)), (matrix.shape[0],))
@@ -203,18 +203,19 @@ def split_rows(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:
 
 
 def fused_parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The rows of klype's own fused matrices: queries, keys, values; gate, up."""
+    """Rows of the parts of klype's fused matrices: queries, keys, values; gate, up. See ``Optimizer``."""
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     return {"qkv.weight": (queries, keys, keys), "gate_up.weight": (config.hidden, config.hidden)}
 
 
 def is_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether Muon takes it: two-dimensional and not a table of vectors (embedding, head, convolution, norm)."""
+    """Whether Muon updates it: two-dimensional and not a table of vectors (embedding, head, convolution, norm)."""
     return parameter.ndim == 2 and not any(word in name for word in TABLES)
 
 
 class Schedule(config.Settings):
-    """Shares of the run: ``warmup`` rising, flat until ``flat``, then linear down to ``floor`` at the end."""
+    """Learning rates over the run: rising until ``warmup``, flat until ``flat`` (both fractions of the run), then
+    falling linearly to ``floor`` times the rate at the end."""
 
     warmup: float = Field(default=0.03, ge=0, le=1)
     flat: float = Field(default=0.4, ge=0, le=1)
@@ -222,9 +223,9 @@ class Schedule(config.Settings):
 
 
 def factor(schedule: Schedule, fraction: float) -> float:
-    """Factor on the learning rates at ``fraction`` (0 first step, 1 end) of the run; in (0, 1].
+    """Factor on the learning rates at ``fraction`` of the run (0: first step, 1: end); in (0, 1].
 
-    The first step already moves: warm-up starts at a thousandth of the way, not at zero.
+    Warm-up starts a thousandth of the run in, so that the first step already changes the weights.
     """
     rising = min(1.0, (fraction + 1e-3) / schedule.warmup) if schedule.warmup > 0 else 1.0
     flat = max(schedule.flat, schedule.warmup)
@@ -244,9 +245,9 @@ COEFFICIENTS = (
 
 
 def nearest_orthogonal(x_NRC: torch.Tensor) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrices to ``x``, roughly: its singular vectors with singular values near 1.
+    """Approximately the nearest semi-orthogonal matrices to ``x`` [N, R, C]: singular values become about 1.
 
-    Needs rows <= columns, which keeps the product in the iteration small.
+    Needs R <= C, which keeps the product in the iteration small.
     """
     x: torch.Tensor = x_NRC / (torch.linalg.matrix_norm(x_NRC, keepdim=True) + 1e-7)
     for a, b, c in COEFFICIENTS:
@@ -262,7 +263,7 @@ ENOUGH = 8e8
 
 
 def matrix_groups(matrices: Sequence[torch.Tensor]) -> list[MatrixGroup]:
-    """Groups of equal shape, for one batched iteration each, dearest first. ``matrices`` are views into a buffer."""
+    """Groups of equal shape for one batched iteration each, most expensive first. ``matrices`` are views."""
     shapes: dict[tuple[int, int], list[torch.Tensor]] = {}
     for matrix in matrices:
         rows, columns = matrix.shape
@@ -279,14 +280,15 @@ def matrix_groups(matrices: Sequence[torch.Tensor]) -> list[MatrixGroup]:
 
 
 def operations(rows: int, columns: int) -> float:
-    """Additions and multiplications for one matrix, rows <= columns."""
+    """Floating-point operations to orthogonalise one matrix, rows <= columns."""
     return len(COEFFICIENTS) * 2.0 * rows * rows * (2 * columns + rows)
 
 
 def orthogonalise_(
     groups: Sequence[MatrixGroup], dtype: torch.dtype = torch.float32, workers: Workers | None = None
 ) -> None:
-    """Replaces every matrix of the groups by its nearest_orthogonal, scaled self, in place; computed in ``dtype``."""
+    """Replaces every matrix of the groups in place by its ``nearest_orthogonal``, computed in ``dtype``, times its
+    scale."""
 
     def one(group: MatrixGroup) -> None:
         lying, scales_N11 = group
