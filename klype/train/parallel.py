@@ -1,7 +1,7 @@
-"""Several processes as one, when torch.distributed has been initialised; otherwise nothing.
+"""Collective operations over torch.distributed; with one process, which needs no group, they return at once.
 
-Ranks take the same steps in the same order: whatever a clock, a signal or a disk tells one of them is agreed on before
-anybody acts on it.
+Ranks take the same steps in the same order: whatever a clock, a signal or a disk tells one of them, all agree on before
+any of them acts on it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,17 @@ class ProcessRank:
 
 @contextmanager
 def process_group(team: ProcessRank | None) -> Iterator[None]:
-    """Context in which this process belongs to the process group, whose address torch finds where it looks for it."""
+    """Context in which this process belongs to the process group that torchrun's environment variables name.
+
+    KlypeError when another process of the group has ended or cannot be reached.
+    """
     if team is None or team.ranks == 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if rank_device(team.local_rank).type == "cuda" else "gloo"
     try:
         store, rank, ranks = next(iter(rendezvous("env://", timeout=LONGEST)))
-        # an earlier start left addresses where nobody is now
+        # an earlier start left addresses in the store that are no longer valid
         life = dist.distributed_c10d.PrefixStore(f"start-{team.restarts}", store)
         dist.init_process_group(backend, store=life, rank=rank, world_size=ranks, timeout=LONGEST)
         yield
@@ -70,7 +73,7 @@ def device() -> torch.device:
 
 
 def leave() -> None:
-    """From here on, this process is alone."""
+    """Leaves the process group."""
     if ranks() > 1:
         dist.destroy_process_group()
 
@@ -89,20 +92,20 @@ def is_first() -> bool:
 
 
 def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """The values of all ranks together."""
+    """Sums of the values over all ranks, by name."""
     if ranks() == 1:
         return values
-    # in float64, for counts of tokens are larger than float32 counts exactly
+    # float64: float32 does not count as many tokens exactly
     total = torch.tensor(list(values.values()), dtype=torch.float64)
     dist.all_reduce(total)
     return dict(zip(values, total.tolist(), strict=True))
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is so on any rank."""
+    """Whether the flag is set on any rank; returns when all ranks have called it."""
     if ranks() == 1:
         return flag
-    # a sum says it to all; no rank can go on before it has heard from every other
+    # a sum, for which every rank waits for all others
     count = torch.tensor([int(flag)])
     dist.all_reduce(count)
     return bool(count)
@@ -117,7 +120,7 @@ def from_first(value: Any) -> Any:
 
 
 def share_(tensors: Iterable[torch.Tensor]) -> None:
-    """Replaces every process's tensors by the first one's."""
+    """Overwrites the tensors of all ranks with the first rank's."""
     if ranks() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
@@ -125,29 +128,29 @@ def share_(tensors: Iterable[torch.Tensor]) -> None:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The first rank goes through it alone, then all others, who find what it left."""
+    """Context that the first rank goes through before all others, which find what it left."""
     if not is_first():
-        any_rank(False)  # which hears from every other
+        any_rank(False)  # waits for every other rank
     yield
     if is_first():
         any_rank(False)
 
 
 def together(work: Callable[[], None]) -> None:
-    """Does it on every rank; when the disk of one says no, it is an OSError on all."""
+    """Calls ``work`` on every rank; an OSError of one of them is an OSError on all."""
     failed: OSError | None = None
     try:
         work()
     except OSError as error:
         failed = error
     if any_rank(failed is not None):
-        # all ranks leave together: one that went on alone would wait for the others for ever
+        # a rank that went on alone would wait for the others forever
         raise failed or OSError(errno.EIO, "another process could not")
 
 
 def own_batches(batches: Sequence[Batch], rank: int, ranks: int) -> list[Batch]:
-    """Those of a step's micro-batches that a rank computes: as many on every rank, for all take part in every
-    exchange. Where they do not come out even, some rank gets one with nothing to learn.
+    """The micro-batches of a step that a rank computes: equally many on every rank, since all take part in every
+    exchange. Where they cannot be divided evenly, some ranks get one whose weights are all 0.
     """
     most = -(-len(batches) // ranks)
     own = list(batches[rank::ranks])

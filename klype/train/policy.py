@@ -35,7 +35,7 @@ class PolicySettings(config.Settings):
     ``kl`` is its estimator, weighted by the importance ratio (rloo always takes k2).
 
     ``average``: over all tokens ("token", DAPO), over tokens of an answer and then answers ("answer", GRPO as first
-    published: favours short right answers), or sums of answers over their number ("sum", Dr. GRPO: no length bias).
+    published: favours short correct answers), or sums of answers over their number ("sum", Dr. GRPO: no length bias).
 
     For ppo: ``discount`` is GAE's γ, ``trace`` its λ, ``value_weight`` the weight of the value head's squared error.
     """
@@ -75,9 +75,9 @@ def advantages(rewards_QG: torch.Tensor, scaling: Scaling) -> torch.Tensor:
 
 
 def grpo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
-    """Clipped importance-weighted advantages, token by token, and the KL penalty (Shao et al. 2024; Yu et al. 2025).
+    """Clipped importance-weighted advantages per token with the KL penalty (Shao et al. 2024; Yu et al. 2025).
 
-    Metrics: ``kl`` (k3, nats an answer), ``clipped`` (share of tokens), ``ratio`` (mean, 1 on fresh answers).
+    Metrics: ``kl`` (k3, nats per answer), ``clipped`` (share of tokens), ``ratio`` (mean, 1 on fresh answers).
     """
     logp_BT = score_answers(model, batch).logp_BT
     advantage_BT = batch.extra["advantages_B"].to(logp_BT.dtype)[:, None].expand_as(logp_BT)
@@ -85,10 +85,10 @@ def grpo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
 
 
 def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
-    """REINFORCE with what the other answers got as baseline: -A Σ_t log π, for fresh answers (Ahmadian et al. 2024).
+    """REINFORCE with the other answers' mean reward as baseline: -A Σ_t log π (Ahmadian et al. 2024).
 
-    ``advantages_B`` made with scaling "rloo"; the penalty is k2, which is what fresh answers need. With scaling "best"
-    it is expert iteration: the best of each group is imitated.
+    For fresh answers, with ``advantages_B`` of scaling "rloo"; the penalty is k2, which is right for fresh answers.
+    With scaling "best" it is expert iteration: the best of each group is imitated.
     """
     # there is no ratio for k3 to be weighted with
     settings = (settings or PolicySettings()).model_copy(update={"kl": "k2"})
@@ -98,10 +98,10 @@ def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
 
 
 def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
-    """Clipped steps on advantages token by token, from a value head and GAE (Schulman et al. 2015, 2017).
+    """PPO: clipped steps on advantages per token, from a value head and GAE (Schulman et al. 2015, 2017).
 
-    ``model`` is an ActorCritic. The reward comes with an answer's last token; advantages are normalised over answer
-    tokens, padding apart. The value loss trains the head alone: states are detached. Metrics also: ``value_loss``.
+    ``model`` is an ActorCritic. The reward comes with an answer's last token; advantages are normalised over all answer
+    tokens. The value loss trains only the head. Metrics: those of ``grpo``, and ``value_loss``.
     """
     settings = settings or PolicySettings()
     scored = score_answers(model, batch)
@@ -110,7 +110,7 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     # detached: the value loss does not train the model below the head
     value_N = cast(ActorCritic, model).value_head(scored.states_ND.detach())[:, 0].to(logp_BT.dtype)
     value_BT = torch.zeros_like(logp_BT).flatten().index_copy(0, scored.kept_N, value_N).view(logp_BT.shape) * mask_BT
-    # an answer is judged whole: no word of it has a reward of its own
+    # an answer is judged as a whole: its tokens have no rewards of their own
     reward_BT = at_the_end(batch.extra["rewards_B"].to(logp_BT.dtype), mask_BT)
     raw_BT = gae(reward_BT, value_BT.detach(), mask_BT, settings.discount, settings.trace)
     count = mask_BT.sum().clamp(min=1)
@@ -123,18 +123,18 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
 
 
 class ActorCritic(Transformer):
-    """A language model with a value head, which predicts the reward to come."""
+    """A language model with a value head, which predicts the return."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.value_head = nn.Linear(config.width, 1)
-        # a head of noise would push the policy before it has seen a reward
+        # a random head would move the policy before it has seen a reward
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
     @staticmethod
     def of(model: Transformer) -> ActorCritic:
-        """An actor with these weights and a value head of zeros."""
+        """An actor-critic with the model's weights and a value head of zeros."""
         actor = ActorCritic(model.config)
         actor.load_state_dict(model.state_dict(), strict=False)
         return actor.to(model.embed.weight.device)
@@ -149,13 +149,13 @@ class ActorCritic(Transformer):
 def gae(
     reward_BT: torch.Tensor, value_BT: torch.Tensor, mask_BT: torch.Tensor, discount: float, trace: float
 ) -> torch.Tensor:
-    """A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} - V_t; nothing follows an answer's last token.
+    """Generalised advantage estimates [B, T]: A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} - V_t.
 
-    Answers are unbroken runs of 1 in ``mask_BT``; 0 elsewhere.
+    Answers are unbroken runs of 1 in ``mask_BT``. V is 0 after an answer's last token, and A is 0 outside answers.
     """
     advantage_BT = torch.zeros_like(reward_BT)
     ahead_B = next_B = torch.zeros_like(reward_BT[:, 0])
-    # backwards: what follows a token is known when it is reached
+    # backwards, since each advantage depends on the next one
     for t in range(reward_BT.shape[1] - 1, -1, -1):
         inside_B = mask_BT[:, t]
         delta_B = reward_BT[:, t] + discount * next_B - value_BT[:, t]
@@ -166,7 +166,7 @@ def gae(
 
 
 def at_the_end(reward_B: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """[B, T]: each row's reward at its last answer token, 0 elsewhere."""
+    """Rewards per token [B, T]: each row's reward at its last answer token, 0 elsewhere."""
     columns_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     last_B1 = torch.where(mask_BT != 0, columns_T, -1).max(1, keepdim=True).values
     return (columns_T == last_B1) * reward_B[:, None]
@@ -179,8 +179,8 @@ def _clipped(
     settings: PolicySettings,
     extra_loss_BT: torch.Tensor | None = None,
 ) -> Loss:
-    """-min(ρA, clip(ρ)A), ρ being the ratio to what the answers were drawn from, with the penalty and
-    ``extra_loss_BT``."""
+    """-min(ρA, clip(ρ)A) with the KL penalty and ``extra_loss_BT``; ρ is the importance ratio to the policy that the
+    answers were sampled from."""
     mask_BT = (batch.weights_BT != 0).to(logp_BT.dtype)
     # outside answers both are 0 and the ratio is 1
     ratio_BT = (logp_BT - batch.extra["old_logp_BT"].to(logp_BT.dtype) * mask_BT).exp()
@@ -202,8 +202,8 @@ def _penalised(
     settings: PolicySettings,
     extra_loss_BT: torch.Tensor | None = None,
 ) -> Loss:
-    """A loss per token with the KL penalty, where there is a reference, and ``extra_loss_BT``, averaged as the settings
-    say."""
+    """A loss per token plus the KL penalty, where there is a reference, plus ``extra_loss_BT``, averaged as the
+    settings say."""
     mask_BT, metrics = (batch.weights_BT != 0).to(logp_BT.dtype), dict[str, float]()
     if "reference_logp_BT" in batch.extra:
         reference_BT = batch.extra["reference_logp_BT"].to(logp_BT.dtype) * mask_BT
@@ -222,14 +222,14 @@ def _penalised(
 def kl_loss(
     logp: torch.Tensor, reference: torch.Tensor, ratio: torch.Tensor, kind: Literal["k2", "k3"]
 ) -> torch.Tensor:
-    """A loss per token whose expected gradient is that of KL(π‖π_ref), for tokens drawn from ``logp - log ratio``."""
+    """A loss per token whose expected gradient is that of KL(π‖π_ref), for tokens sampled at ``logp - log ratio``."""
     if kind == "k2":
         return ratio.detach() * 0.5 * (logp - reference) ** 2
     return ratio * k3(logp, reference)
 
 
 def k3(logp: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """KL(π‖π_ref) by an estimate that has no bias and is never negative, for tokens drawn from π."""
+    """The k3 estimate of KL(π‖π_ref) per token: unbiased for tokens sampled from π, and never negative."""
     r = logp - reference
     # expm1: near the reference exp(-r) - 1 would lose all its digits
     return torch.expm1(-r) + r
@@ -239,13 +239,13 @@ MethodName = Literal["grpo", "rloo", "ppo", "expert", "dpo", "ipo", "kto"]
 
 
 class AnswerUse(config.Settings):
-    """What is made of fresh answers.
+    """How fresh answers are used.
 
-    ``target_kl``: beta is adapted to keep the KL near it (nats per answer); 0 keeps beta as it is given (see
-    ``KLController``). ``updates``: steps on the same answers: after the first they are no longer fresh, and only
-    objectives with an importance ratio may be given more than one. ``kl_in_reward`` takes that much reward for each nat
-    that an answer's log-probability is above the reference's. ``drop_equal`` leaves out groups with all rewards equal
-    (their advantage is 0 in any case, but the KL penalty would pull on them).
+    ``target_kl``: beta is adapted to keep the KL near it (nats per answer); 0 keeps beta fixed (see ``KLController``).
+    ``updates``: steps on the same answers; after the first they are off-policy, so only objectives with an importance
+    ratio may take more than one. ``kl_in_reward``: reward subtracted per nat by which an answer's log-probability
+    exceeds the reference's. ``drop_equal`` leaves out groups with all rewards equal (their advantage is 0 in any case,
+    but the KL penalty would act on them).
     """
 
     target_kl: float = Field(default=0.0, ge=0)
@@ -265,11 +265,10 @@ class AlignSettings(AnswerUse):
 
 @dataclass(frozen=True, slots=True)
 class AlignMethod:
-    """One way to align: by policy gradients on fresh rollouts whose rewards are scaled so, or (``policy`` None) by the
-    preference loss of its name, on rankings that are there already.
+    """An alignment method: a policy gradient on fresh rollouts, with its scaling of rewards, or (``policy`` None) the
+    preference loss of its name on existing rankings.
 
-    ``stale``: whether answers may be off-policy, that is several updates made on the same ones; ``critic``: whether it
-    needs a value head.
+    ``stale``: whether several updates may be made on the same answers; ``critic``: whether it needs a value head.
     """
 
     name: MethodName
@@ -283,7 +282,7 @@ class AlignMethod:
         return "rankings" if self.policy is None else "rollouts"
 
 
-# The ways to align, as a table: a new one is a new row.
+# The alignment methods: a new one is a new row.
 METHODS = (
     AlignMethod("grpo", grpo, "batch", stale=True),
     AlignMethod("rloo", rloo, "rloo"),
@@ -306,7 +305,7 @@ def method(name: str) -> AlignMethod:
 
 
 def align_objective(settings: AlignSettings) -> Objective:
-    """The method's objective, with rehearsal beside it when the batches bring some."""
+    """The method's objective, plus rehearsal when the batches have some."""
     row = method(settings.method)
     objective: Objective = partial(preference, settings=settings.preference.model_copy(update={"kind": row.name}))
     if row.policy is not None:

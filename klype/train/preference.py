@@ -1,4 +1,4 @@
-"""Learning from rankings: Plackett-Luce with ties, its case of two, and the preference losses DPO, IPO and KTO.
+"""Learning from rankings: Plackett-Luce with ties, Davidson's model, and the preference losses DPO, IPO and KTO.
 
 ``ranks_QK`` holds, for each of Q questions, the place of each of K candidates: 0 best, equal numbers tied, -1 absent.
 """
@@ -30,7 +30,7 @@ def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: to
     so that a tied pair pulls its scores together. total: Σ over questions; count: Σ (candidates - 1), both weighted.
     """
     present_QK = ranks_QK >= 0
-    # each stands in its own denominators: an absent one's logarithm is then finite, and is left out later
+    # each candidate is in its own denominators, so that an absent one's logarithm is finite; it is masked out below
     itself_KK = torch.eye(ranks_QK.shape[1], dtype=torch.bool, device=ranks_QK.device)
     pair_QKK = present_QK[:, :, None] & present_QK[:, None, :]
     left_QKK = (pair_QKK & (ranks_QK[:, None, :] >= ranks_QK[:, :, None])) | itself_KK
@@ -41,7 +41,7 @@ def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: to
     )
     earlier_QK = (tied_QKK & itself_KK.new_ones(itself_KK.shape).tril(-1)).sum(-1)
     share_QK = earlier_QK.to(scores_QK.dtype) / tied_QKK.sum(-1)
-    # the tied weight is at most all that is left, and share below 1: the logarithm is of something positive
+    # the tied weight is at most all of the rest, and the share below 1, so the logarithm's argument is positive
     log_rest_QK = log_left_QK + torch.log1p(-share_QK * (log_tied_QK - log_left_QK).exp())
     loss_Q = ((log_rest_QK - scores_QK) * present_QK).sum(1)
     return _weighted(loss_Q, (present_QK.sum(1) - 1).clamp(min=0), weights_Q)
@@ -50,10 +50,11 @@ def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: to
 def davidson(
     scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None, ties: float = 1.0
 ) -> Loss:
-    """-log p of every pair of a ranking, ties an outcome of their own (Davidson 1970): with π = exp(score), i beats j
-    with π_i/(π_i + π_j + ν√(π_i π_j)), and they tie with what remains, ν (``ties``, above 0) its part.
+    """-log p of every pair of a ranking, where a tie is an outcome of its own (Davidson 1970): with π = exp(score), i
+    beats j with probability π_i/(π_i + π_j + ν√(π_i π_j)), and they tie with ν√(π_i π_j) in the numerator; ν > 0 is
+    ``ties``.
 
-    Without ties it tends to Bradley-Terry over all pairs as ν goes to 0. total: Σ over pairs; count: pairs, weighted.
+    As ν goes to 0 it becomes Bradley-Terry over all pairs. total: Σ over pairs; count: pairs, both weighted.
     """
     present_QK = ranks_QK >= 0
     pair_QKK = (present_QK[:, :, None] & present_QK[:, None, :]).triu(1)
@@ -84,13 +85,13 @@ class PreferenceSettings(config.Settings):
 
 
 def preference(model: nn.Module, batch: Batch, settings: PreferenceSettings | None = None) -> Loss:
-    """Preferences without a reward model: log-ratios Δ = log π(answer) - log π_ref(answer) are the scores.
+    """Preference losses without a reward model, whose scores are log-ratios Δ = log π(answer) - log π_ref(answer).
 
-    Rows are the K candidates of each question in turn; ``extra["reference_logp_B"]`` are whole answers under the
-    reference, ``extra["ranks_QK"]`` the rankings. DPO is Plackett-Luce on βΔ (Rafailov et al. 2023, appendix; pairs are
-    K = 2), IPO (Δ_w - Δ_l - 1/2β)² over all pairs (Azar et al. 2023), KTO takes ``extra["good_B"]`` (bool) instead of
-    rankings, and the baseline from ``extra["mismatched"]``, a batch of other questions' answers, 0 without (Ethayarajh
-    et al. 2024).
+    Rows are the K candidates of each question in turn; ``extra["reference_logp_B"]`` are log-probabilities of whole
+    answers under the reference, ``extra["ranks_QK"]`` the rankings. DPO is Plackett-Luce on βΔ (Rafailov et al. 2023,
+    appendix; pairs are K = 2), IPO is (Δ_w - Δ_l - 1/2β)² over all pairs (Azar et al. 2023). KTO uses
+    ``extra["good_B"]`` (bool) instead of rankings and the baseline of ``extra["mismatched"]``, a batch of answers to
+    other questions; without that it is 0 (Ethayarajh et al. 2024).
     """
     settings = settings or PreferenceSettings()
     ratio_B = _log_ratio(model, batch)
@@ -109,7 +110,7 @@ def preference(model: nn.Module, batch: Batch, settings: PreferenceSettings | No
 
 
 def pairs_right(scores_QK: torch.Tensor, ranks_QK: torch.Tensor) -> tuple[float, float]:
-    """(ordered pairs that the scores order correctly, equal scores counting half; all ordered pairs)."""
+    """(number of untied pairs that the scores order correctly, equal scores counting half; number of untied pairs)."""
     better_QKK = _better(ranks_QK)
     difference_QKK = scores_QK[:, :, None] - scores_QK[:, None, :]
     right = ((difference_QKK > 0) + 0.5 * (difference_QKK == 0))[better_QKK].sum()
@@ -117,7 +118,7 @@ def pairs_right(scores_QK: torch.Tensor, ranks_QK: torch.Tensor) -> tuple[float,
 
 
 def _better(ranks_QK: torch.Tensor) -> torch.Tensor:
-    """[Q, K, K]: whether candidate i is placed before candidate j, both present."""
+    """[Q, K, K]: whether candidate i is ranked above candidate j, both present."""
     present_QK = ranks_QK >= 0
     return (ranks_QK[:, :, None] < ranks_QK[:, None, :]) & present_QK[:, :, None] & present_QK[:, None, :]
 
@@ -150,11 +151,11 @@ class RankedAnswers:
 
 
 class NoPreferencesError(KlypeError):
-    """Rankings from which nothing can be learnt."""
+    """All rankings have a single candidate or only ties."""
 
 
 def informative_rankings(rankings: Iterable[RankedAnswers]) -> list[RankedAnswers]:
-    """Those of two candidates or more. Raises NoPreferencesError when in none of them one is liked better."""
+    """The rankings of two or more candidates. Raises NoPreferencesError when all candidates of each are tied."""
     found = [ranking for ranking in rankings if len(ranking.answers) > 1]
     if not any(len(set(ranking.ranks)) > 1 for ranking in found):
         raise NoPreferencesError(
@@ -165,7 +166,7 @@ def informative_rankings(rankings: Iterable[RankedAnswers]) -> list[RankedAnswer
 
 
 class RankingSettings(config.Settings):
-    """``questions`` rankings make a batch. ``marks``: good or bad answers one by one (KTO), instead of orders."""
+    """``questions``: rankings per batch. ``marks``: answers are marked good or bad (KTO) instead of ordered."""
 
     questions: int = Field(default=16, ge=1)
     marks: bool = False
@@ -173,8 +174,10 @@ class RankingSettings(config.Settings):
 
 
 class RankingBatches(NumberedBatches):
-    """Endless batches of rankings, each once an epoch in a new order, with the reference's log-probability of each
-    answer."""
+    """Endless batches of rankings, each once per epoch in a new order, with the reference's log-probabilities.
+
+    ``rehearsal`` returns the batch to put into ``extra["rehearsal"]`` of a batch number.
+    """
 
     def __init__(
         self,
@@ -206,20 +209,20 @@ class RankingBatches(NumberedBatches):
         return batch
 
     def _drawn(self, number: int, last: int = sys.maxsize) -> list[int]:
-        """The rankings of this batch: all of them come, in a new order each epoch, again and again."""
+        """Indices of the rankings of batch ``number``; it ends before place ``last``, counted over all batches."""
         places = range(number * self._number, min((number + 1) * self._number, last))
         epochs = (divmod(place, len(self.rankings)) for place in places)
         return [Permutation(len(self.rankings), mix(self.settings.seed, epoch, 13))(at) for epoch, at in epochs]
 
     def _rows(self, chosen: Sequence[int]) -> Batch:
-        """K rows a question; a ranking of fewer has its first answer again."""
+        """K rows per question; shorter rankings repeat their first answer."""
         ranked = [self.rankings[i] for i in chosen]
         most = max(len(one.answers) for one in ranked)
         answers = [answer for one in ranked for answer in (*one.answers, *one.answers[:1] * (most - len(one.answers)))]
         return answers_batch([one.prompt for one in ranked for _ in range(most)], answers, most)
 
     def _marked(self, chosen: Sequence[int]) -> Batch:
-        """Answers in the upper half of their ranking are good, those in the lower bad; beside them others' answers."""
+        """Answers marked good or bad (see ``marks``), and mismatched ones: each prompt with another's answer."""
         rows = [(i, k, mark) for i in chosen for k, mark in enumerate(marks(self.rankings[i].ranks)) if mark]
         prompts = [self.rankings[i].prompt for i, _, _ in rows]
         answers = [self.rankings[i].answers[k] for i, k, _ in rows]
@@ -236,7 +239,7 @@ class RankingBatches(NumberedBatches):
     def _reference(self, i: int) -> torch.Tensor:
         """[K]: log-probabilities of ranking i's answers under the reference, computed once."""
         if i not in self._known:
-            # with whom it is computed: always with its first batch, so that it rounds the same when resumed
+            # always computed together with the rest of its first batch, so that it rounds the same when resumed
             if not self._block:
                 numbers = range(-(-len(self.rankings) // self._number))
                 self._block = {one: n for n in numbers for one in self._drawn(n, len(self.rankings))}
@@ -248,6 +251,6 @@ class RankingBatches(NumberedBatches):
 
 
 def marks(ranks: Sequence[int]) -> list[int]:
-    """1 for an answer with more worse ones than better ones, -1 the other way round, 0 in the middle."""
+    """1 for an answer with more answers ranked below it than above it, -1 for the reverse, 0 for equally many."""
     wins = [sum(own < other for other in ranks) - sum(own > other for other in ranks) for own in ranks]
     return [(w > 0) - (w < 0) for w in wins]

@@ -1,9 +1,9 @@
-"""Training states, written atomically: beside, fsynced, renamed last, and checked by hash when read.
+"""Training states, written atomically (to a draft folder, synced, then renamed) and checked by hash when read.
 
 ``FOLDER/resume/step-000123/`` holds model.safetensors, optimizer.safetensors, state.json and, written last,
-manifest.json with the SHA-256 of the others. The last two are kept; a torn one is skipped, and that is said.
-Several processes write one state together: in place of optimizer.safetensors there is ``shards/``, a file of each,
-which any number of processes can read (sharded.py).
+manifest.json with the SHA-256 of the others. The last two states are kept; a damaged one is reported and skipped.
+Several processes write one state together: it has ``shards/`` with a file of each instead of optimizer.safetensors,
+which any number of processes can read (sharded.py), and an empty model.safetensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from klype.jsons import finite, parsed
 from klype.model.atomic_folder import MANIFEST, seal
 from klype.train import parallel
 
-# a torn one still has one before it
+# so that a damaged state has one before it
 KEPT = 2
 MODEL, OPTIMIZER, ABOUT, SHARDS = "model.safetensors", "optimizer.safetensors", "state.json", "shards"
 
@@ -36,7 +36,8 @@ MODEL, OPTIMIZER, ABOUT, SHARDS = "model.safetensors", "optimizer.safetensors", 
 class State:
     """Everything needed to resume after ``step`` steps. ``about`` is JSON: batches, settings, seconds, skipped.
 
-    ``shards``: the folder that holds the optimizer's tensors, where several processes wrote them.
+    ``optimizer`` holds the weights as well; ``model`` is for others who look at the model while it is trained.
+    ``shards``: the folder with the optimizer's tensors, when several processes wrote them.
     """
 
     step: int
@@ -47,21 +48,21 @@ class State:
 
 
 def write_state(folder: Path, state: State) -> Path:
-    """Writes a state under ``folder/resume`` and drops all but the last two. KlypeError when the disk says no.
+    """Writes a state under ``folder/resume`` and removes all but the last two. KlypeError when the disk fails.
 
-    Every rank calls it. Of several, each has its part of the optimizer's tensors, named as by ``named_state``.
+    Every rank calls it, with its part of the optimizer's tensors.
     """
     place = _place(folder, state.step)
     draft = place.with_name(f".{place.name}{durable.DRAFT}")
 
     def begin() -> None:
-        if parallel.is_first():  # which also clears away what whoever was killed while saving has left
+        if parallel.is_first():  # which also removes drafts of a process that was killed while saving
             for abandoned in draft.parent.glob(f".step-*{durable.DRAFT}"):
                 shutil.rmtree(abandoned, ignore_errors=True)
             draft.mkdir(parents=True)
 
     def finish() -> None:
-        """The files common to all ranks, then the manifest, then its name."""
+        """Writes the files common to all ranks, then the manifest, and renames the folder."""
         if not parallel.is_first():
             return
         (draft / MODEL).write_bytes(save(_contiguous(state.model)))
@@ -71,7 +72,7 @@ def write_state(folder: Path, state: State) -> Path:
             shutil.rmtree(place)
         draft.rename(place)
         sync_folder(place.parent)
-        # after the new one is there under its name
+        # only now that the new state has its name
         for old in states(folder)[:-KEPT]:
             shutil.rmtree(old)
 
@@ -160,8 +161,8 @@ Metrics = dict[str, float]
 
 
 class MetricsFile:
-    """Appends lines to ``path``; lines after ``step`` (of a run that was killed) and a torn last one are cut off, and
-    lines that the disk has damaged left out."""
+    """Appends rows to a JSON lines file. Rows after ``step`` (of a run that was killed), an incomplete last one and
+    damaged ones are removed first."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -175,7 +176,7 @@ class MetricsFile:
             raise self._failed(error) from error
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Writes one line. What is not finite is written as null: there is no NaN in JSON."""
+        """Writes one row. Numbers that are not finite are written as null: JSON has no NaN."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         try:
             self._file.write(json.dumps(clean) + "\n")
@@ -184,7 +185,7 @@ class MetricsFile:
             raise self._failed(error) from error
 
     def sync(self) -> None:
-        """Waits until the disk has all lines."""
+        """Waits until all rows are on the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

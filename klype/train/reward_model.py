@@ -1,7 +1,7 @@
 """The reward model, which predicts the annotator's rankings: linear heads on features of a frozen language model.
 
-It is trained with Plackett-Luce on whole rankings, ties included. Several heads, each on a bootstrap of the questions,
-tell by their disagreement how sure the model is.
+It is trained with Plackett-Luce on whole rankings, ties included. The disagreement of several heads, each fitted to a
+bootstrap of the questions, tells how uncertain the model is.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
 
 
 class RewardSettings(TrainSettings):
-    """Settings for fitting the heads. ``questions`` rankings make a batch; ``heads`` disagree where the model is
-    unsure.
+    """Settings for fitting the heads. ``questions``: rankings per batch; ``heads``: number of bootstrapped heads.
 
-    ``ties``: Plackett-Luce with ties in Efron's form, or Davidson's over all pairs, where a tie is an outcome of its
-    own, of weight ``tie_weight``.
+    ``ties``: Plackett-Luce with ties in Efron's form, or Davidson's model over all pairs, where a tie is an outcome of
+    its own, of weight ``tie_weight``.
     """
 
     steps: int = Field(default=1500, ge=0)
@@ -58,7 +57,7 @@ class RewardSettings(TrainSettings):
 
 
 class RewardModel:
-    """``score(prompts, answers)``: token ids in, scores out: mean 0, standard deviation 1 over what it learnt from."""
+    """Scores answers (token ids). Over the answers it was fitted to, scores have mean 0 and standard deviation 1."""
 
     def __init__(self, trunk: Transformer, heads: int = 1) -> None:
         learns = any(parameter.requires_grad for parameter in trunk.parameters())
@@ -70,26 +69,26 @@ class RewardModel:
         self.centre, self.spread = 0.0, 1.0
 
     def score(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
-        """[N]: the mean over the heads, centred and scaled."""
+        """Scores [N]: the mean over the heads."""
         scores: Floats = self.scores(prompts, answers).mean(1)
         return scores
 
     @torch.no_grad()
     def scores(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
-        """[N, H]: every head's score."""
+        """Scores [N, H] of each head."""
         raw_NH = self.head(self.standardised(answer_features(self.trunk, prompts, answers)))
         scores: Floats = ((raw_NH - self.centre) / self.spread).double().numpy()
         return scores
 
     def standardised(self, features_NF: torch.Tensor) -> torch.Tensor:
-        """Features with mean 0 and deviation 1 over what the heads were fitted to."""
+        """Features scaled to mean 0 and standard deviation 1 over the answers that the heads were fitted to."""
         return (features_NF - self.mean_F) / self.scale_F
 
     def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
-        """Writes the heads beside the trunk's checkpoint (which ``model/checkpoint.py`` saves) in ``folder``."""
+        """Writes the heads into ``folder``, beside the trunk's checkpoint, which ``model/checkpoint.py`` saves."""
         weights = save({"head.weight": self.head.weight.detach(), "mean": self.mean_F, "scale": self.scale_F})
         facts = {
-            "weights": hashlib.sha256(weights).hexdigest(),  # the two files belong together
+            "weights": hashlib.sha256(weights).hexdigest(),  # ties the two files to each other
             "centre": self.centre,
             "spread": self.spread,
             "heads": self.head.out_features,
@@ -106,7 +105,7 @@ class RewardModel:
 
     @staticmethod
     def load(folder: Path, trunk: Transformer) -> RewardModel:
-        """The heads in ``folder`` on ``trunk``. KlypeError when they are missing or were fitted on another trunk."""
+        """Loads the heads in ``folder``. KlypeError when they are missing or were fitted on another trunk."""
         try:
             facts = finite((folder / ABOUT).read_bytes())
             weights = (folder / WEIGHTS).read_bytes()
@@ -131,12 +130,12 @@ class RewardModel:
         return model
 
 
-# columns of numbers beside the states: sum, minimum and mean of log p, maximum and sum of surprise, length
+# scalar features beside the states: sum, minimum and mean of log p, maximum and sum of surprise, length
 SCALARS = 6
-GROUP = 16  # the most answers that have their prompt read together
-ROWS_TOKENS = 16_384  # padded tokens a pass: small enough to stay in a laptop's cache
+GROUP = 16  # the most answers that share a computed prompt
+ROWS_TOKENS = 16_384  # padded tokens per forward pass: small enough to stay in a laptop's cache
 OPENING = 3  # tokens
-LOGP_FLOOR = -10.0  # one impossible word must not drown all else
+LOGP_FLOOR = -10.0  # one impossible word must not outweigh everything else
 UNEXPECTED_CEILING = 6.0
 
 
@@ -144,14 +143,14 @@ UNEXPECTED_CEILING = 6.0
 def answer_features(
     trunk: Transformer, prompts: Sequence[Ids], answers: Sequence[Ids], at_once: int = ROWS_TOKENS
 ) -> torch.Tensor:
-    """[N, 3 D + 6], float32, on the CPU: the state at the last token, the mean over the answer's tokens, that over
-    its first three (an answer's manner is in how it begins; a mean over all is diluted by its length), and of its
-    tokens the sum, minimum and mean of log p, the maximum (at least 0) and positive sum of surprise - entropy, and
-    their number.
+    """Features [N, 3 D + 6] of answers, float32, on the CPU: the state at the last token, the mean state over the
+    answer's tokens, that over its first three (how it begins tells its manner, and a mean over all is diluted by its
+    length); then the sum, minimum and mean of log p, the maximum (at least 0) and the sum of the positive parts of
+    surprise - entropy, and the number of tokens.
 
-    Rows are computed by length, at most ``at_once`` padded tokens a pass, so that little is padded, and a prompt once
-    for all of its answers; an answer's row does not depend on its neighbours, but for rounding. Prompts must not be
-    empty. An empty answer has the prompt's last state and zeros.
+    Rows are computed in order of length, at most ``at_once`` padded tokens per forward pass, and a prompt once for all
+    of its answers; apart from rounding, a row does not depend on the others. Prompts must not be empty. An empty answer
+    has the prompt's last state and zeros.
     """
     if not prompts:
         raise AssertionError("features of no answers were asked for")
@@ -164,8 +163,8 @@ def answer_features(
 
 
 def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids], at_once: int) -> list[list[list[int]]]:
-    """Answers by their prompt, those with equally many and of a length together; at most so many padded positions a
-    chunk."""
+    """Indices of answers, grouped by prompt: chunks of equally large groups of similar length, with at most
+    ``at_once`` padded positions."""
     of: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
         of.setdefault(tuple(prompt), []).append(i)
@@ -183,7 +182,8 @@ def _chunks(prompts: Sequence[Ids], answers: Sequence[Ids], at_once: int) -> lis
 
 
 def _features(trunk: Transformer, prompts: Sequence[Ids], answers: Sequence[Ids], group: int) -> torch.Tensor:
-    """The features of answers of which each ``group`` in turn have one prompt; A: the most tokens of one, or 1."""
+    """Features of answers, of which each ``group`` consecutive ones have the same prompt. A: tokens of the longest
+    answer, at least 1."""
     device = trunk.device
     texts = [torch.tensor([*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
     tokens_BT = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
@@ -226,9 +226,9 @@ def fit_reward(
     folder: Path,
     session: TrainSession | None = None,
 ) -> RewardModel:
-    """Fits heads on ``trunk`` (copied, frozen) to the rankings by the common loop; metrics and states in ``folder``.
+    """Fits heads on ``trunk`` (copied, frozen) to the rankings with ``train``; metrics and states go to ``folder``.
 
-    Rankings of fewer than two candidates are left out. Raises NoPreferencesError: see ``informative_rankings``.
+    Rankings of fewer than two candidates are left out. Raises NoPreferencesError; see ``informative_rankings``.
     """
     useful = informative_rankings(rankings)
     model = RewardModel(trunk, settings.heads)
@@ -264,7 +264,7 @@ def reward_loss(head: nn.Module, batch: Batch, settings: RewardSettings | None =
 
 
 def pairs_by_ranking(model: RewardModel, rankings: Sequence[RankedAnswers]) -> list[tuple[float, float]]:
-    """For each ranking: (pairs that the scores order correctly, equal ones counting half; all ordered pairs)."""
+    """The result of ``pairs_right`` for each ranking."""
     scores = iter(model.score(*_flat(rankings)).tolist() if rankings else [])
     own = [torch.tensor([[next(scores) for _ in ranking.answers]], dtype=torch.float64) for ranking in rankings]
     return [pairs_right(s_QK, torch.tensor([ranking.ranks])) for s_QK, ranking in zip(own, rankings, strict=True)]
@@ -280,7 +280,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class FeatureBatches(NumberedBatches):
-    """Features of rankings padded to the longest; batch number i is drawn by a generator seeded with (seed, i)."""
+    """Random batches of rankings as features, padded to the longest; batch i is drawn with the seed (seed, i)."""
 
     def __init__(self, features_NF: torch.Tensor, rankings: Sequence[RankedAnswers], settings: RewardSettings) -> None:
         numbers = [len(ranking.answers) for ranking in rankings]
@@ -315,8 +315,8 @@ def bias_audit(
     """Partial correlation of the scores with each trait, given the annotator's ``quality``, within questions.
 
     All are centred within their question first, then ``quality`` is regressed out of scores and trait. 0: the model
-    likes the trait only as far as the annotator does. Intervals by Fisher's z with the degrees of freedom that are
-    left; one that a trait or the scores do not vary in has no value.
+    likes the trait only as much as the annotator does. 95 % intervals are by Fisher's z with the remaining degrees of
+    freedom; where a trait or the scores do not vary there is no value.
     """
     groups = np.unique(np.asarray(questions), return_inverse=True)[1]
     sizes = np.bincount(groups)
@@ -329,7 +329,7 @@ def bias_audit(
     variance = float(liked @ liked)
 
     def beside_quality(values: Sequence[float]) -> Floats:
-        """What of values the annotator's quality does not tell."""
+        """Residuals of the values after regression on the annotator's quality."""
         own = centred(values)
         return own if variance < 1e-12 else np.asarray(own - liked * float(liked @ own) / variance)
 
@@ -353,8 +353,8 @@ UNFINISHED = -1.0  # added to the score of an answer that did not end, as alignm
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:
-    """The best of n answers (its index), all scores, and the most that best-of-n can move the answers from what
-    the model says: KL ≤ log n - (n - 1)/n nats an answer (Beirami et al. 2024, arXiv:2401.01879)."""
+    """Index of the best of n answers, and all scores. ``kl_most``: an upper bound on the KL of best-of-n from the
+    model, log n - (n - 1)/n nats per answer (Beirami et al. 2024, arXiv:2401.01879)."""
 
     chosen: int
     scores: tuple[float, ...]
@@ -366,7 +366,7 @@ class BestOfN:
 
 
 def open_reward_model(found: ModelFiles, device: torch.device | None = None) -> RewardModel:
-    """The reward model of the run that a model belongs to, computed on ``device``. UsageError when there is none."""
+    """Loads the reward model of the run that a model belongs to. UsageError when there is none."""
     if found.run is None or not (found.run / "reward" / ABOUT).exists():
         raise UsageError(
             f"{found.folder} belongs to no run with a reward model, which the best of several answers needs.",
@@ -376,7 +376,7 @@ def open_reward_model(found: ModelFiles, device: torch.device | None = None) -> 
 
 
 def best_of_n(judge: RewardModel, traces: Sequence[Trace]) -> BestOfN:
-    """The answer with the highest score; the first of equals."""
+    """The answer with the highest score, the first of equal ones."""
     scores = judge.score([t.prompt for t in traces], [t.tokens for t in traces]).tolist()
     adjusted = [s + UNFINISHED * (t.ended != "stop") for s, t in zip(scores, traces, strict=True)]
     if not all(map(math.isfinite, adjusted)):

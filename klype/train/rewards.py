@@ -1,7 +1,7 @@
 """Rewards: plain functions of questions and answers, and the reward model, each with a weight.
 
-A reward is ``(questions, answers) -> list of floats``: what a user asked and what the model answered, as texts; one
-number an answer, higher is better. By name it is ``file.py:function``.
+A reward is a function ``(questions, answers) -> list of floats`` of texts, with one number per answer; higher is
+better. Its name is ``file.py:function``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from klype.train.objectives import Ids
 from klype.train.reward_model import RewardModel
 from klype.values import Floats, Question, Reward
 
-# what the reward model is called in a list of rewards
+# the reward model's name among rewards
 MODEL = "model"
 
 
@@ -40,13 +40,13 @@ class QuestionPrompt:
     question: Question | None = None
 
 
-# a reward as training calls it: questions and N answers as token ids to N numbers
+# a reward as training calls it: N questions and N answers as token ids to N numbers
 AnswerReward = Callable[[Sequence[QuestionPrompt], Sequence[Ids]], Floats]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedRewards:
-    """An ``AnswerReward``: the weighted sum of ``parts`` {name: (reward, weight)}."""
+    """An ``AnswerReward``, the weighted sum of ``parts`` {name: (reward, weight)}."""
 
     parts: Mapping[str, tuple[AnswerReward, float]]
 
@@ -54,7 +54,7 @@ class WeightedRewards:
         return self.total(self.each(asked, answers))
 
     def each(self, asked: Sequence[QuestionPrompt], answers: Sequence[Ids]) -> dict[str, Floats]:
-        """Every part by itself, without its weight."""
+        """Rewards by part, unweighted."""
         return {name: reward(asked, answers) for name, (reward, _) in self.parts.items()}
 
     def total(self, each: Mapping[str, Floats]) -> Floats:
@@ -63,12 +63,13 @@ class WeightedRewards:
 
 
 def by_model(model: RewardModel) -> AnswerReward:
-    """A reward model's scores as reward."""
+    """A reward model's scores as an ``AnswerReward``."""
     return lambda asked, answers: model.score([a.prompt for a in asked], answers)
 
 
 def by_text(reward: Reward, decode: Callable[[Ids], str], name: str = "") -> AnswerReward:
-    """A plain function as reward; ``decode`` spells an answer. KlypeError, with the place, for what is not a reward."""
+    """A plain function as an ``AnswerReward``; ``decode`` gives an answer's text. Raises KlypeError as ``scores``
+    does."""
 
     def rewarded(asked: Sequence[QuestionPrompt], answers: Sequence[Ids]) -> Floats:
         questions = [a.question for a in asked]
@@ -80,8 +81,8 @@ def by_text(reward: Reward, decode: Callable[[Ids], str], name: str = "") -> Ans
 
 
 def scores(reward: Reward, questions: Sequence[str], answers: Sequence[str], name: str = "") -> Floats:
-    """[N]: what a function says that answers are worth. KlypeError of one sentence, with file and line, when it fails
-    or gives anything but one finite number per answer."""
+    """Rewards [N] of a plain function. KlypeError, with its file and line, when it fails or does not return one finite
+    number per answer."""
     name = name or name_of(reward)
     try:
         found: list[Any] = list(reward(questions, answers))
@@ -106,7 +107,8 @@ def scores(reward: Reward, questions: Sequence[str], answers: Sequence[str], nam
 
 
 def load_function(name: str) -> Reward:
-    """The function ``file.py:function``; the file is run to find it. One sentence for what is not there or fails."""
+    """The function ``file.py:function``; the file is executed. UsageError when there is no such function, KlypeError
+    when the file fails."""
     file, _, wanted = name.rpartition(":")
     path = Path(file).expanduser()
     if not file or not path.is_file():
@@ -115,7 +117,7 @@ def load_function(name: str) -> Reward:
     if spec is None or spec.loader is None:
         raise UsageError(f"{file} is not a Python file with a reward.", "Give FILE.py:FUNCTION, or model.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # what dataclasses look themselves up in
+    sys.modules[spec.name] = module  # where dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -132,7 +134,7 @@ def load_function(name: str) -> Reward:
 
 
 def digest(reward: Reward) -> str:
-    """SHA-256 of the file that a function is from, or of its own source; "" where there is neither."""
+    """SHA-256 of a function's file, or of its source if it has no file; "" if it has neither."""
     try:
         file = Path(inspect.getsourcefile(inspect.unwrap(reward)) or "")
         source = file.read_bytes() if file.is_file() else inspect.getsource(reward).encode()
@@ -147,8 +149,8 @@ def name_of(reward: Reward) -> str:
 
 
 def by_name(rewards: Iterable[Reward] | Mapping[Reward | str, float]) -> tuple[dict[str, float], dict[str, Reward]]:
-    """Weights and functions by name, of functions (weight 1) or {function, "model" or "file.py:function": weight}.
-    Raises UsageError for what is neither."""
+    """Weights and functions by name, from functions (weight 1) or {function, "model" or "file.py:function": weight}.
+    Raises UsageError for anything else."""
     given = cast(object, rewards)  # a caller may give anything
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise UsageError(
@@ -191,18 +193,18 @@ def typed_rewards(options: Sequence[str]) -> dict[str, float]:
 
 
 def as_settings(weights: Mapping[str, float]) -> tuple[str, ...]:
-    """The recipe's setting of these rewards, as an override; nothing for none."""
+    """The override that sets these rewards in a recipe; empty when there are none."""
     return (f"align.rewards={toml_table(weights)}",) if weights else ()
 
 
 def absolute(name: str) -> str:
-    """The name from any folder: a run is gone on with from another one."""
+    """The name with an absolute path, since a run may be resumed in another working directory."""
     file, colon, function = name.rpartition(":")
     return f"{os.path.abspath(os.path.expanduser(file))}:{function}" if colon else name
 
 
 def _number(value: Any) -> float:
-    """NaN for what is none; a text is none, whatever it spells."""
+    """The value as a float, NaN if it is not a number; a string is not, even if it spells one."""
     try:
         return float("nan") if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -210,7 +212,7 @@ def _number(value: Any) -> float:
 
 
 def _place(reward: Reward, error: BaseException | None = None) -> str:
-    """File and line where a function stands, or where in it an error was raised."""
+    """File and line of a function, or the line in it where an error was raised."""
     code = getattr(inspect.unwrap(reward), "__code__", None)
     if code is None:
         return type(reward).__name__
@@ -219,7 +221,7 @@ def _place(reward: Reward, error: BaseException | None = None) -> str:
 
 
 def _line_in(error: BaseException, file: str) -> int | None:
-    """The last line of this file that the error went through."""
+    """The line of the innermost frame of an error's traceback that is in this file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return lines[-1] if lines else None
 

@@ -1,6 +1,6 @@
-"""Rollouts as a source of batches: draw answers with the engine, reward them, and return what to learn from.
+"""Rollouts as batches: answers are sampled with the engine, rewarded, and returned with their advantages.
 
-Everything random is a function of (seed, step), so that the step's number is the whole state: resumed = straight.
+Everything random is a function of (seed, step), so that the step's number is all there is to resume from.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Ask = Callable[[int], Sequence[QuestionPrompt]]
 
 
 class RolloutSettings(AnswerUse):
-    """``answers`` to each question, of at most ``limit`` tokens, drawn at ``temperature``; ``stop`` ends an answer.
+    """``answers`` per question, of at most ``limit`` tokens, sampled at ``temperature``; ``stop``: ids that end one.
 
-    ``unfinished`` is the reward added to an answer that did not end; ``beta``: see ``KLController``.
+    ``unfinished`` is added to the reward of an answer that did not end; ``beta``: see ``KLController``.
     """
 
     answers: int = Field(default=8, ge=2)
@@ -41,16 +41,16 @@ class RolloutSettings(AnswerUse):
     stop: tuple[int, ...] = ()
 
 
-TIGHTEN, LOOSEN = 0.2, 0.02  # at most, a step
+TIGHTEN, LOOSEN = 0.2, 0.02  # largest relative change of beta per step, up and down
 
 
 @dataclass
 class KLController:
     """The KL coefficient ``beta``: fixed, or adapted so that the KL (nats per answer) stays near a target.
 
-    Each step's measured KL moves ``beta``, in proportion to how far off it is (after Ziegler et al. 2019,
-    arXiv:1909.08593): quickly when the answers are too far, slowly when they are near. Trained steps lag behind, so
-    that one that gives way as quickly has lost its hold when it is needed.
+    Each step's measured KL changes ``beta`` in proportion to the relative error (after Ziegler et al. 2019,
+    arXiv:1909.08593): up quickly when the KL is too large, down slowly when it is small. The policy reacts with a
+    delay, so a controller that loosened as quickly would be too loose when it is needed.
     """
 
     beta: float
@@ -58,23 +58,23 @@ class KLController:
 
     @staticmethod
     def of(beta: float, target: float) -> KLController:
-        """One with a target starts tight: the answers that are best at a price β of KL, π ∝ π_ref exp(A/β), are
-        Var(A)/2β² away for small ones, and advantages have a variance of 1."""
+        """With a target it starts tight: the optimal policy at penalty β, π ∝ π_ref exp(A/β), has a KL of about
+        Var(A)/2β², and advantages have a variance of 1."""
         return KLController(max(beta, (2 * target) ** -0.5) if target else beta, target)
 
     def update(self, kl: float) -> None:
         if self.target:
             off = min(1.0, max(-1.0, kl / self.target - 1))
             self.beta *= 1 + (TIGHTEN if off > 0 else LOOSEN) * off
-            # from 0 no factor would ever lead back
+            # from 0 no factor could raise it again
             self.beta = min(max(self.beta, 1e-4), 100.0)
 
 
 class RolloutBatches(NumberedBatches):
-    """Batch number i: answers to the questions of step i by the model as it then is (see policy.py for its fields).
+    """Batch number i holds answers to the questions of step i by the model as it then is (policy.py lists the fields).
 
-    ``ask`` gives a step's questions, ``engine`` answers, ``reward`` says what answers are worth; ``reference``: the
-    frozen model not to leave; ``rehearsal`` gives a step's batch of older material, put into ``extra["rehearsal"]``.
+    ``ask`` returns a step's questions, ``engine`` samples answers, ``reward`` scores them; ``reference``: the frozen
+    model of the KL penalty; ``rehearsal`` returns the batch to put into ``extra["rehearsal"]`` of a batch number.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class RolloutBatches(NumberedBatches):
         """New answers to a step's questions, their rewards and advantages."""
         settings = self.settings
         asked = self._ask(step)
-        # the engine remembers prompts read with older weights
+        # the engine's prefix cache was computed with older weights
         self._engine.refresh(self.index)
         # each request of each step has a seed of its own, up to 65,536 a step
         first, sampling = (settings.seed << 40) + (step << 16), Sampling(temperature=settings.temperature)
@@ -114,7 +114,7 @@ class RolloutBatches(NumberedBatches):
         traces = [trace for group in groups for trace in group]
         of_each = [a for a, group in zip(asked, groups, strict=True) for _ in group]
         batch = answers_batch([t.prompt for t in traces], [t.tokens for t in traces], settings.answers)
-        # [B, T]: log-probabilities under the distribution that was drawn from, 0 outside answers
+        # [B, T]: log-probabilities under the distribution that was sampled from, 0 outside answers
         flat = torch.tensor([step.sampling_logprob for trace in traces for step in trace.steps], dtype=torch.float32)
         extra = batch.extra
         extra["temperature"] = settings.temperature
@@ -136,7 +136,7 @@ class RolloutBatches(NumberedBatches):
             adjusted_N = adjusted_N - settings.kl_in_reward * beyond_N
         adjusted_QG = adjusted_N.reshape(len(asked), settings.answers)
         advantages_QG = advantages(torch.from_numpy(adjusted_QG), settings.scaling).float()
-        # rewards that are equal but for rounding give nothing to choose between
+        # rewards that differ by rounding alone are equal
         different_Q = torch.from_numpy(np.ptp(adjusted_QG, axis=1) > 1e-9)
         extra["advantages_B"] = (advantages_QG * different_Q[:, None]).flatten()
         extra["rewards_B"] = torch.from_numpy(adjusted_QG).float().flatten()
@@ -154,8 +154,9 @@ class RolloutBatches(NumberedBatches):
         return replace(batch, weights_BT=batch.weights_BT * kept_B1)
 
     def state(self) -> dict[str, Any]:
-        """Position; between two updates on the same answers those too, since the weights that drew them are gone."""
-        # else the next batch is drawn anew from the step's number alone
+        """Position and beta; between two updates on the same answers also the answers, since the weights that they
+        were sampled with are gone."""
+        # otherwise the next batch depends on the step's number alone
         kept, packed = self._kept if self.index % self.settings.updates else None, None
         if kept is not None:  # float32 and integers survive JSON exactly
             fields = {"tokens_BT": kept.tokens_BT, "targets_BT": kept.targets_BT, "weights_BT": kept.weights_BT}
@@ -172,5 +173,5 @@ class RolloutBatches(NumberedBatches):
 
 
 def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:
-    """KL to the reference in nats, estimated from drawn answers."""
+    """The k3 estimate of the KL to the reference in nats per answer."""
     return float(k3(logp_BT, reference_BT).sum() / len(logp_BT))

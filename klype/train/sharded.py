@@ -1,11 +1,11 @@
 """Sharded training by FSDP2: each process has some rows of every parameter, and of its gradient, master and moments.
 
-A layer's weights are whole only while it computes: gathered from all before, let go of after, forward and backward; its
-gradient is summed as it is scattered. Muon needs whole matrices: each is made whole on one process, which all have a
-fair part of, made orthogonal there, and its rows sent back.
+A layer's weights are gathered before its forward and backward and freed after them; its gradient is reduce-scattered.
+Muon needs whole matrices: each is gathered on one process (they are divided fairly), orthogonalised there, and its rows
+are sent back.
 
-States to resume from are torch.distributed.checkpoint's: saved by N processes, loaded by M. Its safetensors format is
-used, in which a file says in its header which rows of which tensor it holds: no pickle.
+States to resume from are torch.distributed.checkpoint's, saved by N processes and loaded by M. They are in its
+safetensors format, without pickle: a file's header says which rows of which tensor it holds.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from klype.values import Batch, Loss
 
 
 class ShardedLayout(Layout):
-    """Layout of several processes. The model that is to be trained lends its weights until ``release``; a copy of
-    it, in shards, computes. With ``dtype`` bfloat16 what is gathered is rounded; shards and sums are float32.
+    """Layout of several processes. A sharded copy of the model computes; the model itself has no weights until
+    ``release``. With ``dtype`` bfloat16, gathered weights are rounded; shards and sums are float32.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device, compiles: bool = False) -> None:
@@ -91,9 +91,9 @@ class ShardedLayout(Layout):
         return flat[1]
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
-        """Each matrix whole on one process: its rows go there, and back, in one exchange for all matrices."""
+        """Each matrix is whole on one process; one exchange sends the rows of all matrices there, and one back."""
         ranks, rank = dist.get_world_size(), dist.get_rank()
-        # who makes which orthogonal: in turn, the dearest first
+        # the most expensive first, dealt to the processes in turn
         costs = [p.numel() * min(p.shape) for _, p in named]
         dearest = sorted(range(len(named)), key=lambda i: -costs[i])
         owners = {i: turn % ranks for turn, i in enumerate(dearest)}
@@ -151,7 +151,7 @@ class ShardedLayout(Layout):
                 lent.data = sharded[name].full_tensor().to(lent.device, copy=True)
 
     def abandon(self) -> None:
-        """The weights are where the last state is: to gather them would need all processes."""
+        """Leaves the model without weights, which are in the last state: gathering them would need all processes."""
 
 
 class _Objective(nn.Module):
@@ -162,7 +162,7 @@ class _Objective(nn.Module):
         self.model = model
 
     def forward(self, objective: Objective, batch: Batch) -> tuple[Loss, list[torch.Tensor]]:
-        """The loss, and what of it backward begins at: there the weights are gathered again."""
+        """The loss, and the tensors that backward begins at, where FSDP's hooks gather the weights again."""
         loss = objective(self.model, batch)
         return loss, [loss.total, *([loss.beside.total] if isinstance(loss, LossBeside) else [])]
 
@@ -173,19 +173,19 @@ def _copy(into: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None
 
 
 def _cut(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """A flat buffer as tensors of these shapes, one after the other."""
+    """Views of a flat buffer as consecutive tensors of these shapes."""
     pieces = torch.split(flat, [tensor.numel() for tensor in like])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def _rows(length: int, rank: int) -> slice:
-    """The rows of a parameter that a process has: as FSDP2 cuts them, the last ones being fewer or none."""
+    """The rows of a parameter that a process has, as FSDP2 divides them: the last processes may have fewer or none."""
     each = -(-length // dist.get_world_size())
     return slice(min(rank * each, length), min((rank + 1) * each, length))
 
 
 def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Every process writes its own rows, and waits until its disk has them. OSError when one cannot."""
+    """Writes this process's rows to the disk; all processes call it. OSError when one of them cannot."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         save(_present(tensors), storage_writer=writer)
@@ -194,21 +194,21 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copies into the tensors what is saved of them, whoever saved it."""
+    """Reads saved values into the tensors, however many processes wrote them. KlypeError for other shapes."""
     here = _present(tensors)
     reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
     check_shapes({name: about.size for name, about in saved.items()}, tensors)  # type: ignore[union-attr]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # one process alone may read what several wrote
+            warnings.simplefilter("ignore", UserWarning)  # that torch.distributed is not initialised: one process reads
             load(here, storage_reader=reader)
     except CheckpointException as error:
         raise _disk(error) from error
 
 
 def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of which this process has rows: the others have nothing to write or to read."""
+    """The tensors of which this process has rows."""
     return {
         name: tensor.detach()
         for name, tensor in tensors.items()
@@ -217,7 +217,7 @@ def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _disk(error: CheckpointException) -> BaseException:
-    """The OSError behind it if any process had one, else the error itself."""
+    """The OSError of a process that caused it, if any, else the error itself."""
     found = [cause for cause, _ in error.failures.values()]
     disk = next((cause for cause in found if isinstance(cause, OSError)), None)
     return disk or error
