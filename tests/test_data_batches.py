@@ -154,8 +154,8 @@ def test_a_process_gives_the_same_batches_and_resumed_is_straight() -> None:
     wanted = [next(straight) for _ in range(20)]
     with closing(PaddedBatches(Sampled(), SETTINGS, background=True)) as apart:
         assert all(same(next(apart), w) for w in wanted[:6])
-        assert apart.state() == {"position": 6}
-        apart.restore({"position": 10})
+        assert apart.state() == {"index": 6}
+        apart.restore({"index": 10})
         assert all(same(next(apart), w) for w in wanted[10:])
 
 
@@ -242,7 +242,7 @@ def test_a_document_is_met_again_in_other_company() -> None:
     assert len(first & again) < len(first) / 10
     for position in (3, quarter + 7, half + 1):  # resumed anywhere
         resumed = batches()
-        resumed.restore({"position": position})
+        resumed.restore({"index": position})
         assert all(torch.equal(next(resumed).tokens_BT, drawn[position + i]) for i in range(9))
 
 

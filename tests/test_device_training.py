@@ -13,6 +13,7 @@ from test_train_align import group_batch, lively
 from torch import Tensor
 from train_toys import pieces, random_batch, tiny_model
 
+from klype.data.batches import WithRehearsal
 from klype.engine.engine import Engine
 from klype.errors import TrainingInterrupted
 from klype.model import checkpoint
@@ -148,7 +149,8 @@ def test_every_way_to_align_runs(row: AlignMethod, device: torch.device, tmp_pat
         batches: Batches
         if row.learns_from == "rankings":
             settings = RankingSettings(questions=2, marks=row.name == "kto")
-            batches = RankingBatches(RANKED, reference, settings, lambda step: random_batch(step, rows=2))
+            ranked = RankingBatches(RANKED, reference, settings)
+            batches = WithRehearsal(ranked, lambda step: random_batch(step, rows=2))
         else:
             assert row.scaling is not None
             rollouts = RolloutSettings(answers=3, limit=3, stop=(2,), scaling=row.scaling, kl_in_reward=0.1)

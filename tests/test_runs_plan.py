@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 from train_toys import Seeded, random_batch, tiny_model
 
+from klype.data.batches import WithRehearsal
 from klype.errors import TrainingInterrupted
 from klype.planner import FEWEST_STEPS, MOST_RESERVED, StepBudget, StepPlan, ThreadConfig, divide, first_that_fits
 from klype.runs.machine_probe import seconds_per_step, thread_configs
 from klype.runs.recipe import read
-from klype.runs.stages import WithRehearsal
 from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Objective, cross_entropy
 from klype.train.resume import states

@@ -11,6 +11,7 @@ import pytest
 import torch
 from train_toys import Bigram, random_batch, tiny_model
 
+from klype.data.batches import WithRehearsal
 from klype.engine.engine import Engine
 from klype.errors import KlypeError, TrainingInterrupted
 from klype.train.loop import TrainSession, TrainSettings, train
@@ -137,8 +138,8 @@ def test_the_reward_is_climbed_and_resumed_is_straight(objective: object, tmp_pa
         learnt = with_rehearsal(partial(objective, settings=PolicySettings(beta=0.01)), cross_entropy, 0.1)
         rehearsal = partial(random_batch, rows=2)
         scaled = SETTINGS.model_copy(update={"scaling": scaling})
-        batches = RolloutBatches(scaled, ask, Engine(model), likes, tiny_model(), rehearsal)
-        train(model, learnt, batches, settings, folder, session)
+        batches = RolloutBatches(scaled, ask, Engine(model), likes, tiny_model())
+        train(model, learnt, WithRehearsal(batches, rehearsal), settings, folder, session)
         return {name: p.detach().clone() for name, p in model.named_parameters()}
 
     straight = go(tmp_path / "straight", TrainSession(on_step=lambda s, m: rewards.append(m["reward"])))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from klype.data.documents import Documents
 from klype.data.example_batches import Arrays, Example, PoolProcess, Pools, PoolSettings, Sample, padded
 from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
-from klype.values import Batch, Batches
+from klype.values import Batch, Batches, NumberedBatches, end
 
 
 class PackedBatches(Batches):
@@ -79,26 +80,25 @@ class PackedBatches(Batches):
         return piece
 
 
-class PaddedBatches(Batches):
-    """Endless batches of examples, padded at the end; ``sample(i)`` is a pure function of i. State is one integer.
+class PaddedBatches(NumberedBatches):
+    """Endless batches of examples, padded at the end; ``sample(i)`` is a pure function of i.
 
     Examples are sorted by length within small pools. ``background`` makes the pools in another process (``sample``
     must then be picklable); the batches are the same with and without it. Close it.
     """
 
     def __init__(self, sample: Sample, settings: PoolSettings, background: bool = False) -> None:
-        self._pools, self._background, self._position = Pools(sample, settings), background, 0
+        self._pools, self._background = Pools(sample, settings), background
         self._pool: tuple[int, list[Arrays]] | None = None
         self._process: PoolProcess | None = None
 
-    def __next__(self) -> Batch:
-        number, at = divmod(self._position, self._pools.settings.batches)
+    def batch(self, index: int) -> Batch:
+        number, at = divmod(index, self._pools.settings.batches)
         if self._pool is None or self._pool[0] != number:
             if self._background and (self._process is None or self._process.next != number):
                 self.close()
                 self._process = PoolProcess(self._pools.sample, number, self._pools.settings)
             self._pool = (number, self._process.get() if self._process else self._pools(number))
-        self._position += 1
         return _batch(self._pool[1][at], {})
 
     @property
@@ -106,17 +106,33 @@ class PaddedBatches(Batches):
         """How many times an example is met for once that it is made."""
         return self._pools.settings.passes
 
-    def state(self) -> dict[str, Any]:
-        return {"position": self._position}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._position = int(state["position"])
-
     def close(self) -> None:
         """End the background process."""
         if self._process is not None:
             self._process.close()
             self._process = None
+
+
+class WithRehearsal(Batches):
+    """Batches with ``rehearsal(i)`` in ``extra["rehearsal"]`` of batch number i."""
+
+    def __init__(self, main: Batches, rehearsal: Callable[[int], Batch]) -> None:
+        self._main, self._rehearsal, self._index = main, rehearsal, 0
+
+    def __next__(self) -> Batch:
+        batch, again = next(self._main), self._rehearsal(self._index)
+        self._index += 1
+        return replace(batch, extra={**batch.extra, "rehearsal": again})
+
+    def state(self) -> dict[str, Any]:
+        return {"main": self._main.state(), "index": self._index}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._main.restore(state["main"])
+        self._index = state["index"]
+
+    def close(self) -> None:
+        end(self._main)
 
 
 def epochs(examples: Sequence[Example], seed: int) -> Sample:

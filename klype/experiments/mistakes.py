@@ -33,9 +33,9 @@ from klype.experiments.mistakes_methods import BEFORE, CONTROL, METHODS, Mistake
 from klype.experiments.training import TrainedModel, loop_settings, optimize
 from klype.jsons import saved
 from klype.model.transformer import Transformer
-from klype.train.loop import NumberedBatches, TrainSession
+from klype.train.loop import TrainSession
 from klype.train.optimizer import fused_parts
-from klype.values import Batch, Figure
+from klype.values import Batch, Figure, NumberedBatches
 from klype.words import Words
 
 ENDED = 0.9  # share of the first training's maximum number of steps that are usually taken before early stopping

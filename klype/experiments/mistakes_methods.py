@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch.nn.utils.rnn import pad_sequence
 
+from klype.data.batches import WithRehearsal
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.examine.interventions import FeedbackSettings, Query, interventions
@@ -363,7 +364,8 @@ def outcome(context: TrainingContext) -> Iterator[Batch]:
         return np.array([float(error is None) for error in errors])
 
     reference = copy.deepcopy(context.student.model).eval()
-    return RolloutBatches(settings, ask, context.student.engine, reward, reference, lambda step: next(plain))
+    batches = RolloutBatches(settings, ask, context.student.engine, reward, reference)
+    return WithRehearsal(batches, lambda step: next(plain))
 
 
 Knows = Literal["nothing", "teachers", "language", "truth"]

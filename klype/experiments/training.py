@@ -25,10 +25,10 @@ from klype.experiments.corpus import Corpus, CorpusQuestion, TestSet, targets
 from klype.model.attention import TORCH, Backend
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Objective, cross_entropy, soft_cross_entropy
 from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
-from klype.values import Batch, Batches, Floats, Tokens
+from klype.values import Batch, Batches, Floats, NumberedBatches, Tokens
 
 PORTION = 64  # documents that are read at once
 HEAD = 16  # width of an attention head; compiled code needs a multiple of eight

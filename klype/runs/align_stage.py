@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from klype.data.batches import WithRehearsal
 from klype.engine.engine import Engine
 from klype.errors import UsageError
 from klype.examine.intervals import mean_by_question, paired
@@ -189,6 +190,8 @@ def align(run: RunContext) -> None:
     def build(twin: nn.Module, planned: StepPlan | None) -> tuple[Objective, Batches]:
         assert isinstance(twin, Transformer)
         objective, batches = align_objective(section.how), batches_of(run, twin, reference, rewards, ranked)
+        if section.rehearsal_rows:
+            batches = WithRehearsal(batches, run.task.rehearsal(section.rehearsal_rows))
         if planned is None:
             return objective, batches
         look = partial(evaluation, run.task, questions, twin, reference, rewards)
@@ -234,14 +237,13 @@ def batches_of(
     reference: Transformer,
     rewards: WeightedRewards | None,
     ranked: list[RankedAnswers],
-) -> RolloutBatches | RankingBatches:
+) -> Batches:
     """The method's batches: new answers with their rewards, or rankings."""
     section, how = run.recipe.align, run.recipe.align.how
     row, asked, seed = method(how.method), run.task.questions(2), run.options.seed % 2**20
-    beside = run.task.rehearsal(section.rehearsal_rows) if section.rehearsal_rows else None
     if row.learns_from == "rankings":
         settings = RankingSettings(questions=section.rows, marks=row.name == "kto", seed=seed)
-        return RankingBatches(ranked, reference, settings, beside)
+        return RankingBatches(ranked, reference, settings)
     assert rewards is not None
     assert row.scaling is not None
 
@@ -258,4 +260,4 @@ def batches_of(
         stop=run.task.chat.tokenizer.ends,
         **how.model_dump(include=set(AnswerUse.model_fields)),
     )
-    return RolloutBatches(rollouts, ask, Engine(twin), rewards, reference, beside)
+    return RolloutBatches(rollouts, ask, Engine(twin), rewards, reference)

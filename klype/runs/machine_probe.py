@@ -20,9 +20,9 @@ from klype.model.config import ModelConfig
 from klype.planner import FEWEST_STEPS, Precision, StepPlan, ThreadConfig
 from klype.runs.recipe import SHAPES, ModelSection, Recipe
 from klype.train import parallel
-from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Objective
-from klype.values import Batch, Batches
+from klype.values import Batch, Batches, NumberedBatches
 
 WARM, PROBED = 3, 10  # steps of a probe: warm-up, and timed
 PROBE, FEWEST = 0.05, 4  # the part of the time that one probe may take, with at least this many timed steps

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from klype.data.batches import WithRehearsal
 from klype.data.example_batches import STEPS
 from klype.device import pick_device, usable_cores
 from klype.engine.engine import Engine
@@ -377,25 +378,3 @@ class _TokenCounter(Batches):
     def restore(self, state: dict[str, Any]) -> None:
         self.tokens = state["tokens"]
         self._batches.restore(state["batches"])
-
-
-class WithRehearsal(Batches):
-    """Batches with a rehearsal batch in ``extra["rehearsal"]``."""
-
-    def __init__(self, main: Batches, rehearsal: Callable[[int], Batch]) -> None:
-        self._main, self._rehearsal, self._at = main, rehearsal, 0
-
-    def __next__(self) -> Batch:
-        batch, again = next(self._main), self._rehearsal(self._at)
-        self._at += 1
-        return replace(batch, extra={**batch.extra, "rehearsal": again})
-
-    def state(self) -> dict[str, Any]:
-        return {"main": self._main.state(), "rehearsal": {"position": self._at}}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._main.restore(state["main"])
-        self._at = int(state["rehearsal"]["position"])
-
-    def close(self) -> None:
-        end(self._main)

@@ -80,7 +80,7 @@ class WorldTask(Task):
         begin, weight, seed = self.chat.tokenizer.begin, self.recipe.pretrain.answer_weight, mix(self.seed, part, 3)
         return WorldSamples(self.world, self.spellings, begin, seed, weight, styled_from, easy_until)
 
-    def pretraining(self, steps: int, background: bool) -> Batches:
+    def pretraining(self, steps: int, background: bool) -> PaddedBatches:
         lesson = self.recipe.pretrain
         pools = replace(self.pools(lesson.rows, lesson.training.micro_batches), passes=lesson.passes)
         examples = pools.distinct(-(-steps // STEPS))
@@ -90,7 +90,7 @@ class WorldTask(Task):
     def late(self) -> Batches:
         batches, whole = self.pretraining(LATE, False), BLOCK * self.recipe.pretrain.passes
         pools = int(0.9 * LATE) // STEPS // whole * whole  # documents are made when a block begins
-        batches.restore({"position": pools * STEPS * self.recipe.pretrain.training.micro_batches})
+        batches.index = pools * STEPS * self.recipe.pretrain.training.micro_batches
         return batches
 
     def finetuning(self, background: bool) -> Batches:
@@ -99,13 +99,7 @@ class WorldTask(Task):
         return PaddedBatches(turns, self.pools(lesson.rows, lesson.training.micro_batches), background)
 
     def rehearsal(self, rows: int, pieces: int = 1) -> Callable[[int], Batch]:
-        batches = PaddedBatches(self._documents(1), self.pools(rows, pieces))
-
-        def batch(index: int) -> Batch:
-            batches.restore({"position": index})
-            return next(batches)
-
-        return batch
+        return PaddedBatches(self._documents(1), self.pools(rows, pieces)).batch
 
     def questions(self, part: int) -> Asked:
         return lambda index: self.world.question(random.Random(mix(self.seed, index, 20 + part)))

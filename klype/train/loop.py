@@ -100,27 +100,6 @@ class TrainResult:
     skipped: int
 
 
-class NumberedBatches(Batches):
-    """Endless batches, each made from its number, which is therefore the whole state."""
-
-    index = 0
-
-    def __next__(self) -> Batch:
-        batch = self.batch(self.index)
-        self.index += 1
-        return batch
-
-    def batch(self, index: int) -> Batch:
-        """Batch number ``index``."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        return {"index": self.index}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.index = state["index"]
-
-
 def train(
     model: nn.Module,
     objective: Objective,

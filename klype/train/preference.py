@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +18,8 @@ from torch import nn
 from klype import config
 from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
-from klype.train.loop import NumberedBatches
 from klype.train.objectives import answers_batch, reference_logp, score_answers
-from klype.values import Batch, Loss
+from klype.values import Batch, Loss, NumberedBatches
 
 
 def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None) -> Loss:
@@ -174,20 +173,11 @@ class RankingSettings(config.Settings):
 
 
 class RankingBatches(NumberedBatches):
-    """Endless batches of rankings, each once per epoch in a new order, with the reference's log-probabilities.
+    """Endless batches of rankings, each once per epoch in a new order, with the reference's log-probabilities."""
 
-    ``rehearsal`` returns the batch to put into ``extra["rehearsal"]`` of a batch number.
-    """
-
-    def __init__(
-        self,
-        rankings: Sequence[RankedAnswers],
-        reference: nn.Module,
-        settings: RankingSettings,
-        rehearsal: Callable[[int], Batch] | None = None,
-    ) -> None:
+    def __init__(self, rankings: Sequence[RankedAnswers], reference: nn.Module, settings: RankingSettings) -> None:
         self.rankings = [r for r in informative_rankings(rankings) if len(set(r.ranks)) > 1]
-        self.reference, self.settings, self.rehearsal = reference, settings, rehearsal
+        self.reference, self.settings = reference, settings
         self._number = min(settings.questions, len(self.rankings))
         self._known: dict[int, torch.Tensor] = {}
         self._block: dict[int, int] = {}
@@ -195,17 +185,14 @@ class RankingBatches(NumberedBatches):
     def batch(self, index: int) -> Batch:
         chosen = self._drawn(index)
         if self.settings.marks:
-            batch = self._marked(chosen)
-        else:
-            batch = self._rows(chosen)
-            most = int(batch.extra["group"])
-            known = ((known_K, most - len(known_K)) for known_K in map(self._reference, chosen))
-            rows = [torch.cat([known_K, known_K[:1].expand(more)]) for known_K, more in known]
-            ranks = [torch.tensor(self.rankings[i].ranks) for i in chosen]
-            ranks_QK = nn.utils.rnn.pad_sequence(ranks, batch_first=True, padding_value=-1)
-            batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=torch.cat(rows))
-        if self.rehearsal is not None:
-            batch.extra["rehearsal"] = self.rehearsal(index)
+            return self._marked(chosen)
+        batch = self._rows(chosen)
+        most = int(batch.extra["group"])
+        known = ((known_K, most - len(known_K)) for known_K in map(self._reference, chosen))
+        rows = [torch.cat([known_K, known_K[:1].expand(more)]) for known_K, more in known]
+        ranks = [torch.tensor(self.rankings[i].ranks) for i in chosen]
+        ranks_QK = nn.utils.rnn.pad_sequence(ranks, batch_first=True, padding_value=-1)
+        batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=torch.cat(rows))
         return batch
 
     def _drawn(self, number: int, last: int = sys.maxsize) -> list[int]:

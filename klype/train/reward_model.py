@@ -29,11 +29,11 @@ from klype.model import checkpoint
 from klype.model.packed_texts import SharedPrefixes
 from klype.model.transformer import Transformer
 from klype.sources.find_model import ModelFiles
-from klype.train.loop import NumberedBatches, TrainSession, TrainSettings, train
+from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Ids, wide
 from klype.train.optimizer import OptimizerSettings, Schedule
 from klype.train.preference import RankedAnswers, davidson, informative_rankings, pairs_right, plackett_luce
-from klype.values import Batch, Figure, Floats, Loss, Trace
+from klype.values import Batch, Figure, Floats, Loss, NumberedBatches, Trace
 
 WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
 

@@ -16,11 +16,10 @@ from torch import nn
 
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.train.loop import NumberedBatches
 from klype.train.objectives import answers_batch, reference_logp
 from klype.train.policy import AnswerUse, Scaling, advantages, k3
 from klype.train.rewards import AnswerReward, QuestionPrompt
-from klype.values import Batch, Request, Sampling
+from klype.values import Batch, NumberedBatches, Request, Sampling
 
 Ask = Callable[[int], Sequence[QuestionPrompt]]
 
@@ -74,7 +73,7 @@ class RolloutBatches(NumberedBatches):
     """Batch number i holds answers to the questions of step i by the model as it then is (policy.py lists the fields).
 
     ``ask`` returns a step's questions, ``engine`` samples answers, ``reward`` scores them; ``reference``: the frozen
-    model of the KL penalty; ``rehearsal`` returns the batch to put into ``extra["rehearsal"]`` of a batch number.
+    model of the KL penalty.
     """
 
     def __init__(
@@ -84,11 +83,10 @@ class RolloutBatches(NumberedBatches):
         engine: Engine,
         reward: AnswerReward,
         reference: nn.Module | None = None,
-        rehearsal: Callable[[int], Batch] | None = None,
     ) -> None:
         self.settings = settings
         self._ask, self._engine, self._reward = ask, engine, reward
-        self._reference, self._rehearsal = reference, rehearsal
+        self._reference = reference
         self.controller = KLController.of(settings.beta, settings.target_kl)
         self._kept: Batch | None = None
 
@@ -96,8 +94,7 @@ class RolloutBatches(NumberedBatches):
         round_, again = divmod(index, self.settings.updates)
         if not again or self._kept is None:
             self._kept = self._draw(round_)
-        rehearsal = {} if self._rehearsal is None else {"rehearsal": self._rehearsal(index)}
-        return replace(self._kept, extra={**self._kept.extra, **rehearsal})
+        return replace(self._kept, extra={**self._kept.extra})  # a copy, to which others may add
 
     def _draw(self, step: int) -> Batch:
         """New answers to a step's questions, their rewards and advantages."""
