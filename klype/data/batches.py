@@ -1,4 +1,4 @@
-"""Batches to learn from: packed windows of text, and padded rows of examples. Deterministic from seed and state."""
+"""Training batches: packed windows of text and padded rows of examples, deterministic functions of seed and state."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from klype.values import Batch, Batches, NumberedBatches, end
 
 
 class PackedBatches(Batches):
-    """Endless batches of full windows [B rows, T tokens] of text. In an epoch each target is learnt exactly once.
+    """Endless batches of full windows [B rows, T tokens] of text. Each target occurs exactly once per epoch.
 
-    Documents are cut into pieces of at most T targets, at places that differ from epoch to epoch; the pieces come in
-    a seeded order that differs too, and fill row after row. ``extra["document_BT"]`` numbers the pieces of a row:
-    attention must not cross from one to the next. No target lies in another document than its token.
+    Documents are cut into pieces of at most T targets, at positions that differ from epoch to epoch; the pieces fill
+    row after row in a seeded order, which differs as well. ``extra["document_BT"]`` numbers the pieces of a row:
+    attention must not cross from one to the next. A token and its target are always of the same document.
     """
 
     def __init__(self, documents: Documents, rows: int, window: int, seed: int = 0) -> None:
@@ -47,15 +47,15 @@ class PackedBatches(Batches):
         return _batch(arrays, {"document_BT": torch.from_numpy(document_BT)})
 
     def state(self) -> dict[str, Any]:
-        """Where it is: plain integers."""
+        """The position, as plain integers."""
         return {"epoch": self._epoch, "piece": self._next, "offset": self._offset}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to where ``state`` was taken (with the same documents, shape and seed)."""
+        """Goes to a position of batches with the same documents, shape and seed."""
         self._go_to(state["epoch"], state["piece"], state["offset"])
 
     def _go_to(self, epoch: int, piece: int = 0, offset: int = 0) -> None:
-        """Sets the position, and this epoch's cuts, number of the first piece of each document (and of all), order."""
+        """Sets the position, and the epoch's shift of the cuts, first piece of each document, and order of pieces."""
         self._epoch, self._next, self._offset = epoch, piece, offset
         self._shift = mix(self._seed, epoch, 1) % self._window
         pieces_D = np.where(self._targets_D > 0, -(-(self._targets_D + self._shift) // self._window), 0)
@@ -63,7 +63,7 @@ class PackedBatches(Batches):
         self._order = Permutation(int(self._firsts[-1]), mix(self._seed, epoch, 2))
 
     def _piece(self, room: int) -> npt.NDArray[np.integer[Any]]:
-        """The next at most ``room`` targets of one document, and the token before the first of them."""
+        """The next targets of one document, at most ``room``, with the token before the first of them."""
         number = self._order(self._next)
         document = int(np.searchsorted(self._firsts, number, side="right")) - 1
         at = (number - int(self._firsts[document])) * self._window - self._shift
@@ -81,10 +81,10 @@ class PackedBatches(Batches):
 
 
 class PaddedBatches(NumberedBatches):
-    """Endless batches of examples, padded at the end; ``sample(i)`` is a pure function of i.
+    """Endless batches of examples, padded on the right; ``sample(i)`` is a pure function of i.
 
     Examples are sorted by length within small pools. ``background`` makes the pools in another process (``sample``
-    must then be picklable); the batches are the same with and without it. Close it.
+    must then be picklable), which ``close`` ends; the batches are the same.
     """
 
     def __init__(self, sample: Sample, settings: PoolSettings, background: bool = False) -> None:
@@ -103,7 +103,7 @@ class PaddedBatches(NumberedBatches):
 
     @property
     def passes(self) -> int:
-        """How many times an example is met for once that it is made."""
+        """How many times each example occurs."""
         return self._pools.settings.passes
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class WithRehearsal(Batches):
 
 
 def epochs(examples: Sequence[Example], seed: int) -> Sample:
-    """A finite list of examples as an endless one: each once per epoch, in another seeded order each time."""
+    """The ``sample`` function of a finite list of examples: each once per epoch, in a seeded order of that epoch."""
 
     def sample(index: int) -> Example:
         epoch, at = divmod(index, len(examples))
@@ -146,7 +146,7 @@ def epochs(examples: Sequence[Example], seed: int) -> Sample:
 
 
 def conversation_batches(examples: Sequence[Example], settings: PoolSettings) -> PaddedBatches:
-    """Batches of a finite list of conversations (ids, weights). Raises KlypeError when there is nothing to learn."""
+    """Endless batches of a list of conversations (ids, weights). KlypeError when none has a target with a weight."""
     usable = _with_answers(examples)
     if not usable:
         raise KlypeError("No conversation holds an answer that fits.", "Give instructions with answers.")
@@ -154,7 +154,7 @@ def conversation_batches(examples: Sequence[Example], settings: PoolSettings) ->
 
 
 def once(examples: Sequence[Example], settings: PoolSettings) -> list[Batch]:
-    """Conversations that hold something to learn, each once, in their order, ``settings.rows`` a batch."""
+    """Batches of ``settings.rows`` conversations in their order, each once; those without weights are left out."""
     usable = _with_answers(examples)
     starts = range(0, len(usable), settings.rows)
     return [_batch(padded(usable[start : start + settings.rows], settings), {}) for start in starts]
@@ -165,7 +165,7 @@ def _with_answers(examples: Sequence[Example]) -> list[Example]:
 
 
 def fit(example: Example, window: int) -> Example:
-    """An example of at most ``window`` inputs: of a longer one its end, where the answer is."""
+    """The example cut to at most ``window`` inputs; of a longer one the end is kept, where the answer is."""
     tokens, weights = example
     return (tokens, weights) if len(tokens) <= window + 1 else (tokens[-window - 1 :], weights[-window - 1 :])
 

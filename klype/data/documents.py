@@ -1,7 +1,7 @@
 """Documents to train on and to hold out: split by their content, tokenized, in memory or as shards on the disk.
 
-Which side a text is on is a function of the text alone, so that nothing leaks and nothing moves when data grows. A
-folder of shards: shard-00000.bin (token ids, little-endian), shard-00000.idx (uint64 end of each document in its
+Whether a text is held out is a function of the text alone, so that nothing leaks and nothing moves when data grows. A
+folder of shards has shard-00000.bin (token ids, little-endian), shard-00000.idx (uint64 end of each document in its
 shard) and shards.json (dtype, counts, SHA-256 of every file), written last: a folder without it is unfinished.
 """
 
@@ -26,35 +26,36 @@ from klype.jsons import parsed
 from klype.text.tokenizer import Tokenizer
 
 HELD_OUT = 0.05  # share of documents
-BLOCK = 4000  # characters of a block of a long document, about
+BLOCK = 4000  # characters of a block of a long document, roughly
 BOOK = 20_000  # characters: longer documents are held out by blocks, so that some of each is measured
 _FEW = 40  # with fewer documents, the long ones are cut into blocks
 _SENTENCE = 80  # characters of the smallest block
 PERMUTATIONS, SHINGLE = 64, 5  # of MinHash; words of a shingle
 SHARD_TOKENS = 2**24  # 32 MB of two-byte ids
 ABOUT = "shards.json"
-_BATCH_CHARACTERS, _BATCH_TEXTS = 2_000_000, 10_000  # tokenized at a time at most, on all cores
+_BATCH_CHARACTERS, _BATCH_TEXTS = 2_000_000, 10_000  # the most tokenized at a time, on all cores
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Two disjoint lists of documents, neither empty; no text is in both."""
+    """Training and held-out documents; neither list is empty, and no text is in both."""
 
     train: list[TextDocument]
     held_out: list[TextDocument]
 
 
 def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
-    """Hold out about ``share`` of the documents, by the hash of their text; with few documents, of their blocks.
+    """Holds out about ``share`` of the documents, by the hash of their text; of few documents, of their blocks.
 
-    A document stays on its side when others come, but for short texts (below ``BLOCK / share`` characters), whose
-    blocks grow with them, and where no hash of few blocks falls below ``share``: there the smallest is held out.
-    Raises KlypeError when there is less text than two blocks of a sentence can be made of.
+    A document stays on its side when others are added, except in short texts (below ``BLOCK / share`` characters),
+    whose blocks grow with them, and when none of few blocks has a hash below ``share``: then the smallest hash is held
+    out. Raises KlypeError when the text is too short for two blocks.
     """
     rest = iter(documents)
     first = list(islice(rest, _FEW))
     few = len(first) < _FEW
-    # Of 2,000 characters in blocks of 4,000, halved until there are two, 72 % were held out: a block is the share.
+    # a block has ``share`` of the text: with blocks of 4,000 characters, halved until there are two, 72 % of a text of
+    # 2,000 characters were held out
     length = max(_SENTENCE, min(BLOCK, int(share * sum(len(d.text) for d in first)))) if few else BLOCK
     begun = [b for d in first for b in blocks(d, length)] if few else first
     train: list[TextDocument] = []
@@ -63,7 +64,7 @@ def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
         (held if is_held_out(document.text, share) else train).append(document)
     if held and train and length == BLOCK:
         return Split(train, held)
-    # The smallest hashes are held out, so that neither side is empty; a single document is cut into smaller blocks.
+    # the smallest hashes are held out, so that neither side is empty; a single document is cut into smaller blocks
     every, length = train + held, BLOCK
     while len(every) < 2 and length >= 40:
         length //= 2
@@ -76,17 +77,17 @@ def split(documents: Iterable[TextDocument], share: float = HELD_OUT) -> Split:
 
 
 def is_held_out(text: str, share: float = HELD_OUT) -> bool:
-    """Whether a document is held out: a function of its text alone (white space at its ends does not count)."""
+    """Whether a document is held out: a function of its text alone, without white space at its ends."""
     return (int.from_bytes(digest(text)[:8], "big") / 2**64) < share
 
 
 def sampled_from(text: str) -> float:
-    """The share from which on a document belongs to a sample, in [0, 1)."""
+    """A hash of the text in [0, 1), independent of ``is_held_out``: a sample of a share s has those below s."""
     return int.from_bytes(digest(text)[8:], "big") / 2**64
 
 
 def unique(documents: Iterable[TextDocument]) -> Iterator[TextDocument]:
-    """Each text once."""
+    """The documents without repetitions of a text."""
     seen: set[bytes] = set()
     for document in documents:
         own = digest(document.text)
@@ -96,14 +97,14 @@ def unique(documents: Iterable[TextDocument]) -> Iterator[TextDocument]:
 
 
 def units(document: TextDocument) -> Iterator[TextDocument]:
-    """What is held out as a whole: the document, or the blocks of a book."""
+    """The units that are held out as a whole: the document, or the blocks of a long one."""
     return blocks(document) if len(document.text) > BOOK else iter((document,))
 
 
 def blocks(document: TextDocument, length: int = BLOCK) -> Iterator[TextDocument]:
-    """Consecutive blocks of a document of about ``length`` characters, cut at paragraphs (or lines, sentences, words).
+    """Consecutive blocks of about ``length`` characters, cut at paragraphs (or lines, sentences, words).
 
-    Joined they are the document, but for white space at the cuts. A shorter document is one block.
+    Joined they are the document, except for white space at the cuts. A short document is one block.
     """
     text, start, row = document.text, 0, 0
     while start < len(text):
@@ -115,7 +116,7 @@ def blocks(document: TextDocument, length: int = BLOCK) -> Iterator[TextDocument
 
 
 def _cut(text: str, start: int, length: int) -> int:
-    """Where the block ends that begins at ``start``: the last best border in its second half."""
+    """The end of the block that begins at ``start``: the last border of the best kind in its second half."""
     if len(text) - start <= length * 1.5:
         return len(text)
     window = text[start + length // 2 : start + length]
@@ -127,10 +128,11 @@ def _cut(text: str, start: int, length: int) -> int:
 
 
 def near_duplicates(threshold: float) -> Callable[[str], bool]:
-    """Whether a text is new: its five-word shingles' Jaccard similarity to none before it is above the threshold, by
-    MinHash (datasketch). KlypeError when that package is missing.
+    """A function that tells whether a text is no near duplicate of one that it was called with before: whether the
+    Jaccard similarity of their five-word shingles is at most ``threshold``, by MinHash (datasketch). KlypeError when
+    that package is missing.
 
-    Some kilobytes for each text stay in memory: for corpora of some hundred thousand texts.
+    Takes some kilobytes of memory per text, which is enough for a few hundred thousand texts.
     """
     try:
         from datasketch import MinHash, MinHashLSH
@@ -176,25 +178,25 @@ class Documents:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each document."""
+        """The number of tokens of each document."""
         return np.concatenate(
             [np.zeros(0, np.int64), *(np.diff(ends.astype(np.int64), prepend=0) for ends in self.ends)]
         )
 
     def followed_by(self, others: Documents) -> Documents:
-        """These and then the others, none of them copied."""
+        """These documents followed by the others; nothing is copied."""
         return Documents((*self.parts, *others.parts), (*self.ends, *others.ends))
 
     @staticmethod
     def of(documents: Iterable[Sequence[int]]) -> Documents:
-        """In memory."""
+        """Documents in memory."""
         lists = [np.asarray(d, dtype=np.uint32) for d in documents]
         ends = np.cumsum([len(d) for d in lists], dtype=np.uint64)
         return Documents([np.concatenate([np.zeros(0, np.uint32), *lists])], [ends])
 
     @staticmethod
     def open(folder: Path, verify: bool = True) -> Documents:
-        """Memory-mapped. ``verify`` reads every file once and compares its hash. KlypeError for a damaged one."""
+        """Memory-maps a folder of shards. ``verify`` reads every file and compares its hash. KlypeError for damage."""
         try:
             about = parsed((folder / ABOUT).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -215,13 +217,13 @@ class Documents:
 def write_shards(
     documents: Iterable[Sequence[int]], folder: Path, vocab_size: int, size: int = SHARD_TOKENS
 ) -> Documents:
-    """Token ids as shards, memory-mapped: one of ``size`` tokens is in memory at a time, and until the last is written
-    the folder counts as unfinished. KlypeError when it cannot be written."""
+    """Writes token ids as shards of ``size`` tokens, one of which is in memory at a time, and memory-maps them. Until
+    the last is written the folder is unfinished. KlypeError when it cannot be written."""
     dtype, shards = "<u2" if vocab_size <= 2**16 else "<u4", list[dict[str, object]]()
     part, tokens = list[npt.NDArray[np.integer[Any]]](), 0
 
     def write(file: str, content: bytes) -> None:
-        try:  # what cannot be read of the documents is no fault of the folder
+        try:  # only here, so that an error of reading the documents is not taken for one of writing
             folder.mkdir(parents=True, exist_ok=True)
             durable.write(folder / file, content)
         except OSError as error:
@@ -247,7 +249,7 @@ def write_shards(
 
 
 def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Documents' token ids, begin and end included, in order; memory stays flat, all cores work."""
+    """Token ids of each text, with begin and end tokens; in batches on all cores, so that memory stays flat."""
     batch, characters = list[str](), 0
     for text in texts:
         batch.append(text)
@@ -260,7 +262,7 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
 
 
 def training_shards(documents: Iterable[TextDocument], tokenizer: Tokenizer, folder: Path) -> Documents:
-    """Shards of what is not held out; those that are whole already are opened and not made anew.
+    """Shards of the documents that are not held out; finished ones in ``folder`` are opened, not written again.
 
     ``documents`` come from ``read_texts``, which leaves out empty ones and exact repetitions.
     """
@@ -272,6 +274,6 @@ def training_shards(documents: Iterable[TextDocument], tokenizer: Tokenizer, fol
 
 
 def _mapped(file: Path, dtype: str) -> npt.NDArray[Any]:
-    if file.stat().st_size == 0:  # nothing cannot be mapped
+    if file.stat().st_size == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
     return np.memmap(file, dtype=dtype, mode="r")

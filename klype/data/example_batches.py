@@ -1,7 +1,7 @@
-"""Examples made into padded arrays, pool by pool, here or in a process of its own. No torch: the process starts fast.
+"""Pools of padded example arrays, made in this process or ahead in another, which starts fast without torch.
 
-Example i is a pure function of i, and pool k of k, so both ways give the same arrays. Examples that are dear to make
-may be met several times: see ``PoolSettings.passes``.
+Example i is a pure function of i, and pool k of k, so both ways give the same arrays. Examples that are expensive to
+make may be repeated: see ``PoolSettings.passes``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Example = tuple[Sequence[int], Sequence[float]]
 
 Sample = Callable[[int], Example]
 
-# steps whose examples are sorted by length together: half the padding of eight, and still well mixed
+# steps whose examples are sorted by length together: half as much padding as with eight, and still well mixed
 STEPS = 16
 
 # examples are repeated in blocks of this many pools: far enough apart, and few enough to keep in memory
@@ -38,10 +38,10 @@ Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.floa
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """``rows`` a batch, ``batches`` a pool (sorted by length within it), padding to a multiple of ``multiple``.
+    """``rows`` per batch and ``batches`` per pool; lengths are padded with ``pad`` to a multiple of ``multiple``.
 
-    ``pieces`` batches on end are of about the same length: the micro-batches of a step, which are made side by side.
-    ``passes``: the examples of ``BLOCK`` pools are met so many times, in other company each time.
+    ``pieces`` consecutive batches have about the same length: the micro-batches of a step, which are computed at the
+    same time. ``passes``: how often the examples of ``BLOCK`` pools are repeated, each time in other batches.
     """
 
     rows: int
@@ -58,13 +58,13 @@ class PoolSettings:
         return self.rows * self.batches
 
     def distinct(self, pools: int) -> int:
-        """How many examples the first so many pools hold."""
+        """The number of distinct examples in the first ``pools`` pools."""
         blocks, rest = divmod(pools, BLOCK * self.passes)
         return (blocks * BLOCK + min(rest, BLOCK)) * self.size
 
 
 class Pools:
-    """The batches of each pool, in a seeded order; examples that will be met again are not made again."""
+    """A function from a pool's number to its batches, in a seeded order. Examples that are repeated are kept."""
 
     def __init__(self, sample: Sample, settings: PoolSettings) -> None:
         assert settings.batches % settings.pieces == 0
@@ -76,7 +76,7 @@ class Pools:
         turn, place = divmod(number % (BLOCK * settings.passes), BLOCK)
         first = number // (BLOCK * settings.passes) * BLOCK * size  # of the block
         self._kept = {i: kept for i, kept in self._kept.items() if i >= first and settings.passes > 1}
-        # at the first pass in their order, later in a seeded one
+        # in order at the first pass, later in a seeded order
         again: Callable[[int], int] = Permutation(BLOCK * size, mix(settings.seed, first, turn)) if turn else int
         wanted = [first + again(i) for i in range(place * size, (place + 1) * size)]
         self._kept |= {i: self.sample(i) for i in wanted if i not in self._kept}
@@ -89,7 +89,7 @@ class Pools:
 
 
 def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
-    """Rows of equal length; padding has weight 0 and stands at the end."""
+    """Examples as arrays of rows of equal length; padding is on the right and has weight 0."""
     longest = max(len(tokens) for tokens, _ in examples) - 1
     length = -(-max(longest, 1) // settings.multiple) * settings.multiple
     shape = (len(examples), length)
@@ -103,7 +103,7 @@ def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
 
 
 class PoolProcess:
-    """Makes pools ahead in another process, from ``next`` on; ``sample`` must be picklable."""
+    """A process that makes pools ahead, from number ``next`` on; ``sample`` must be picklable."""
 
     def __init__(self, sample: Sample, first: int, settings: PoolSettings) -> None:
         context = multiprocessing.get_context("spawn")  # forking a process with threads may deadlock
@@ -113,7 +113,7 @@ class PoolProcess:
         self._process = context.Process(target=make_pools, args=job, daemon=True)
         with alone():
             self._process.start()
-        out.close()  # the process has the only other one, so that its end is noticed
+        out.close()  # the child has the only other copy, so that its end closes the pipe
 
     def get(self) -> list[Arrays]:
         """The next pool. Raises KlypeError when the process failed or ended."""
@@ -138,12 +138,12 @@ class PoolProcess:
 
 
 def make_pools(out: Connection, sample: Sample, first: int, settings: PoolSettings, parent: int) -> None:
-    """The job of the process: pools from ``first`` on, or at last what went wrong, as text."""
+    """Sends the pools from ``first`` on; after an error its text. Runs in the child process."""
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     pools = Pools(sample, settings)
     try:
         for number in count(first):
             out.send(pools(number))
-    except Exception as error:  # it goes to the parent, whatever it is
+    except Exception as error:  # whatever it is, the parent raises it
         out.send(f"{type(error).__name__}: {error}")

@@ -1,8 +1,8 @@
-"""The files named, in folders or in globs, and their bytes, lines and (of Parquet and Arrow) rows.
+"""Input files by name, folder or glob, and their bytes, lines and (of Parquet and Arrow) rows.
 
-What is packed is unpacked on the way: never more at a time, nor in all, than was agreed on. A few hundred bytes of
-Parquet can stand for gigabytes of one value, and pyarrow has them all in memory before a row can be looked at: a
-process of its own with a limit of memory reads them, and tells one line of JSON a row.
+Packed files (.gz, .zst) are unpacked while they are read, up to a limit. A few hundred bytes of Parquet can stand for
+gigabytes of one value, which pyarrow loads into memory before a row can be looked at; so a process of its own with a
+memory limit reads them and writes each row as a line of JSON.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from klype.jsons import parsed
 PLAIN = (".txt", ".md", ".text", ".markdown")
 PACKED = (".gz", ".zst")
 
-# most bytes of a line, or characters of a row: parsed, it may take thirty times as much memory
+# the most bytes of a line, or characters of a row: parsed, it may take thirty times as much memory
 LONGEST = 32 * 2**20
-# most bytes of a packed file that has to be read as a whole
+# the most bytes of a packed file that has to be read as a whole
 WHOLE = 64 * 2**20
-# default limit on the bytes that a packed file holds, however small it is
+# default limit on the unpacked bytes of a file, however small it is
 UNPACKED = 256_000_000
 # a packed file may always hold this many times its size: texts compress to a fifth, tables to a twentieth
 RATIO = 50
@@ -49,22 +49,23 @@ Paths = str | Path | Sequence[str | Path]
 
 
 def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
-    """Files, and those of some kinds in folders and globs; each once, sorted within its folder or glob.
+    """The named files, the files of ``kinds`` in folders, and those that globs match; each once, sorted per folder or
+    glob. UsageError for a path without files.
 
-    In a folder, hidden files and those named LICENCE, LICENSE, COPYING or README are left out, what klype's own runs
-    wrote below it, and of a data set that ``datasets`` saved there all but its rows.
+    In a folder, hidden files, those named LICENCE, LICENSE, COPYING or README, those that klype's own runs wrote, and
+    what the package ``datasets`` saved beside its rows are left out.
     """
 
     @cache
     def is_run(folder: Path) -> bool:
-        """Whether klype wrote the folder: its records are no text, and a run must not read what it writes."""
+        """Whether a klype run wrote the folder: its records are not text, and a run must not read its own output."""
         try:
             return "klype" in parsed((folder / "run.json").read_bytes())["versions"]
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
     def beside_rows(file: Path) -> bool:
-        """Whether ``save_to_disk`` of the package datasets wrote it beside the rows, or it was cached there."""
+        """Whether ``save_to_disk`` of the package datasets wrote the file beside the rows, or cached it there."""
         saved = all((file.parent / name).is_file() for name in ("state.json", "dataset_info.json"))
         return saved and not (file.suffix == ".arrow" and file.name.startswith("data-"))
 
@@ -93,22 +94,23 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
 
 
 def kind_of(file: Path) -> str:
-    """A file's kind by its ending, .gz or .zst apart: ".jsonl"."""
+    """A file's suffix without .gz or .zst, in lower case: ".jsonl"."""
     return (Path(file.stem) if file.suffix in PACKED else file).suffix.lower()
 
 
 def readable(kinds: Collection[str]) -> str:
-    """The kinds in words."""
+    """A sentence that names the kinds of files that can be read."""
     return f"Readable are {', '.join(kinds)}, also with {' or '.join(PACKED)}."
 
 
 def names(paths: Paths) -> str:
-    """The paths in words."""
+    """The paths, separated by commas."""
     return ", ".join(map(str, [paths] if isinstance(paths, (str, Path)) else paths))
 
 
 def open_stream(file: Path, unpacked: int = UNPACKED) -> IO[bytes]:
-    """What the file holds. Reading raises KlypeError when a packed one holds more than ``unpacked`` bytes."""
+    """A stream of the file's unpacked bytes; reading more than ``unpacked`` of them from a packed file raises
+    KlypeError."""
     try:
         if file.suffix not in PACKED:
             return open(file, "rb")
@@ -120,7 +122,7 @@ def open_stream(file: Path, unpacked: int = UNPACKED) -> IO[bytes]:
 
 
 def read_bytes(file: Path) -> bytes:
-    """All that a file holds; of a packed one, no more than fits into memory whatever it is."""
+    """All bytes of a file. KlypeError when it is packed and holds more than ``WHOLE``."""
     with open_stream(file) as stream:
         content = read(stream, file, WHOLE + 1 if file.suffix in PACKED else -1)
     if file.suffix in PACKED and len(content) > WHOLE:
@@ -134,19 +136,19 @@ def _reading(file: Path, encoding: str = "") -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Check the file.") from error
-    # of an encoding in which bytes that are no text cannot be kept as halves of characters
+    # of an encoding to which surrogateescape does not apply
     except UnicodeError as error:
         raise KlypeError(f"{file} is not {encoding}: {error}.", "Give its --encoding.") from error
 
 
 def read(stream: IO[bytes], file: Path, size: int = -1) -> bytes:
-    """So many bytes of it."""
+    """``stream.read(size)``, with a KlypeError that names the file when that fails."""
     with _reading(file):
         return stream.read(size)
 
 
 def lines(stream: IO[AnyStr], file: Path, ends: tuple[AnyStr, ...]) -> Iterator[tuple[int, AnyStr | None]]:
-    """Each line with its length; None in place of one that is too long."""
+    """The length of each line and the line, or None when it is longer than ``LONGEST``."""
     with _reading(file, getattr(stream, "encoding", "")):
         while line := stream.readline(LONGEST):
             length = len(line)
@@ -160,14 +162,14 @@ def lines(stream: IO[AnyStr], file: Path, ends: tuple[AnyStr, ...]) -> Iterator[
 
 
 class _CountingReader(io.RawIOBase):
-    """What a packed file holds, counted."""
+    """The unpacked bytes of a file; KlypeError after ``most`` of them."""
 
     def __init__(self, file: Path, most: int) -> None:
         self._file, self._most, self._count = file, most, 0
         self._inner: Any
         if file.suffix == ".gz":
             self._inner = gzip.GzipFile(file)
-        else:  # pyarrow notices when the end is missing; the package zstandard takes what is there for the whole
+        else:  # pyarrow notices a truncated file; the package zstandard does not
             import pyarrow
 
             self._inner = pyarrow.input_stream(str(file), compression="zstd")
@@ -193,8 +195,8 @@ class _CountingReader(io.RawIOBase):
 
 
 def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
-    """Raises KlypeError for a file that is damaged, takes more than twice ``unpacked`` bytes of memory at a time, or
-    holds more than a packed file may."""
+    """The rows of a Parquet or Arrow file, read by another process. KlypeError for a file that is damaged, takes more
+    than twice ``unpacked`` bytes of memory at a time, or holds more than a packed file may."""
     root, most = str(Path(__file__).resolve().parents[2]), max(unpacked, RATIO * file.stat().st_size)
     start = (
         f"import sys; sys.path.insert(0, {root!r}); "
@@ -233,7 +235,7 @@ def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
 
 
 def tell(name: str, room: str) -> None:
-    """Each row as [row], what is wrong as text, and at last "end"."""
+    """Writes JSON lines: each row as [row], then "end", or an error as text. Runs in the process of ``rows_of``."""
     import pyarrow
 
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
@@ -256,14 +258,14 @@ def tell(name: str, room: str) -> None:
                     out.write(f"{json.dumps([row], default=lambda v: None if isinstance(v, bytes) else str(v))}\n")
         out.write('"end"\n')
     except MemoryError:
-        raise  # nothing is said: that tells it
+        raise  # without "end" the parent knows that a limit was exceeded
     except (pyarrow.ArrowException, OSError, ValueError, KlypeError) as error:
         out.write(f"{json.dumps(str(error).splitlines()[0][:200] if str(error) else type(error).__name__)}\n")
     out.flush()
 
 
 def _batches(file: Path) -> Iterator[Any]:
-    """Of Parquet, and of both of Arrow's formats: streams (of the package datasets) and files."""
+    """Record batches of a Parquet file, or of an Arrow stream (as the package datasets writes) or file."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -281,6 +283,6 @@ def _batches(file: Path) -> Iterator[Any]:
 
 
 def _wind() -> None:
-    """From here on, this process has so much time again; then the system ends it."""
+    """Gives this process ``SECONDS`` of processor time from now on, after which the system ends it."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, SECONDS)

@@ -1,8 +1,8 @@
-"""What lies in a folder (plain text, questions with answers, ranked answers, dictionary articles), or on the Hub.
+"""Data in a folder, sorted by kind (text, questions with answers, ranked answers, dictionary articles), or on the Hub.
 
-A table is what its first row is. Nothing is guessed beyond that, and what is left out is told. Rows of a data set on
-the Hugging Face Hub (``hf:owner/name``) are streamed into a file of the run and read from there: it is hashed like any
-other file, and a resumed run does not ask the net again.
+A table's kind is that of its first row; nothing else is guessed. Rows of a data set on the Hugging Face Hub
+(``hf:owner/name``) are saved to a file of the run and read from there: it is hashed like any other file, and a resumed
+run needs no network.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def collect(paths: Paths | None) -> FilesByKind:
-    """The files of folders, globs and names, sorted by what they hold."""
+    """The files of folders, globs and names by their kind."""
     found: FilesByKind = defaultdict(list)
     for file in files_of(paths, KINDS) if paths is not None else ():
         found[kind(file)].append(file)
@@ -49,7 +49,7 @@ def collect(paths: Paths | None) -> FilesByKind:
 
 
 def kind(file: Path) -> Kind:
-    """What a file holds, by its first row that can be read."""
+    """The kind of a file, by its first row that can be read."""
     if kind_of(file) not in TABLES:
         return "text"
     row = next((row for _, row in read_rows(file, ReadOptions(bad=BadRows(skip=True)))), dict[str, Any]())
@@ -67,7 +67,7 @@ def kind(file: Path) -> Kind:
 
 
 def endings(file: Path, wanted: str, bad: BadRows) -> Iterator[Question]:
-    """Questions for the end of a saying, with all endings that are accepted; of the wanted language, if any."""
+    """Questions for the end of a saying, with all accepted endings, in the language ``wanted`` ("": any)."""
     for number, row in read_rows(file, ReadOptions(bad=bad)):
         start, accepted = row.get("idiom_start"), row.get("accepted_completions")
         if not isinstance(start, str) or not isinstance(accepted, list) or not strings(accepted):
@@ -86,8 +86,8 @@ def in_language(conversation: Conversation, wanted: str) -> bool:
 
 
 def licence_of(file: Path) -> dict[str, str]:
-    """``licence`` and ``attribution``, where they are known: the lines "Licence:" and "Attribution:" (and "Changes:")
-    of LICENCE.txt in the file's folder."""
+    """``licence`` and ``attribution`` of a file, as far as known: from the lines "Licence:", "Attribution:" and
+    "Changes:" of LICENCE.txt in its folder; without such a line, the licence is the first line."""
     text = ""
     for name in ("LICENCE.txt", "LICENSE.txt", "LICENCE", "LICENSE"):
         with suppress(OSError):
@@ -106,7 +106,7 @@ def licence_of(file: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """``hf:owner/name``, ``hf:owner/name:config`` or ``hf:owner/name:config@split``."""
+    """A data set of the Hub: ``hf:owner/name``, ``hf:owner/name:config`` or ``hf:owner/name:config@split``."""
 
     name: str
     config: str | None = None

@@ -1,10 +1,10 @@
-"""What n-grams know of a text: a baseline for models of text, and interpolated Kneser–Ney over tokens or bytes.
+"""n-gram baselines: interpolated Kneser–Ney over tokens or bytes.
 
 p_n(v | c) = max(count(c v) − D, 0) / count(c) + left(c) / count(c) · p_{n−1}(v | c without its first token)
 
-left(c) is the sum of what was taken off c's followers. Below the longest, count(c v) is the number of different tokens
-seen before c v, and what begins a document counts as often as it does; below the unigram lies the uniform distribution,
-so nothing has probability 0. Kneser and Ney 1995; interpolation: Chen and Goodman 1999, section 3.
+left(c) is the sum of the discounts of c's followers. For all but the longest n-grams, count(c v) is the number of
+different tokens seen before c v (an n-gram that begins a document has its own count); the unigrams are interpolated
+with the uniform distribution, so that nothing has probability 0. Kneser and Ney 1995; Chen and Goodman 1999, section 3.
 
 Shapes: N all targets of some documents in order, V tokens, G n-grams of one length, C their contexts.
 """
@@ -25,14 +25,14 @@ Floats = npt.NDArray[np.float64]
 
 
 def one_discount(counts_G: Counts) -> Floats:
-    """Kneser and Ney's: the same for all; a half where the counts of counts do not tell."""
+    """Discounts of counts 0 to 3 as Kneser and Ney have them, one for all; ½ if the counts of counts are 0."""
     once, twice = (int((counts_G == k).sum()) for k in (1, 2))
     discount = once / (once + 2 * twice) if once and twice else 0.5
     return np.array([0.0, discount, discount, discount])
 
 
 def three_discounts(counts_G: Counts) -> Floats:
-    """Of modified Kneser–Ney; likewise a half."""
+    """Discounts of counts 0 to 3 of modified Kneser–Ney; ½ if a count of counts is 0."""
     n1, n2, n3, n4 = (int((counts_G == k).sum()) for k in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return np.array([0.0, 0.5, 0.5, 0.5])
@@ -43,8 +43,9 @@ def three_discounts(counts_G: Counts) -> Floats:
 
 
 class KneserNey:
-    """Learnt from documents of tokens below ``size``, whose targets begin at ``first``: a begin mark before it is a
-    context only. ``discounts``: from the counts of one length to what is taken off counts 0, 1, 2 and 3 or more."""
+    """An n-gram model of documents of token ids below ``size``. The targets of a document begin at ``first``; tokens
+    before it (a begin token) are context only. ``discounts``: a function from the counts of the n-grams of one length
+    to the discounts of counts 0, 1, 2 and 3 or more."""
 
     def __init__(
         self,
@@ -60,14 +61,15 @@ class KneserNey:
         codes_N, length_N = self._read(documents)
         levels, grams = [], np.zeros(0, np.uint64)
         for n in range(order, 0, -1):
-            met = np.concatenate([grams & self._mask(n), codes_N[length_N == n]])  # shorter ones: at the start alone
+            # shorter n-grams occur by themselves only at the start of a document
+            met = np.concatenate([grams & self._mask(n), codes_N[length_N == n]])
             grams, counts_G = np.unique(met, return_counts=True)
             if len(grams):
                 levels.append(_Level.of(grams, counts_G, discounts(counts_G)[np.minimum(counts_G, 3)], self._bits))
         self._levels = levels[::-1]
 
     def of(self, documents: Iterable[npt.ArrayLike]) -> Floats:
-        """p_N of every target of the documents."""
+        """Probabilities [N] of the documents' targets."""
         codes_N, length_N = self._read(documents)
         p_N = np.full(len(codes_N), 1 / self._size)
         for n, level in enumerate(self._levels, 1):
@@ -79,7 +81,7 @@ class KneserNey:
         return p_N
 
     def table(self, documents: Iterable[npt.ArrayLike]) -> npt.NDArray[np.float32]:
-        """p_NV of every token at every target of the documents; rows sum to one."""
+        """Probabilities [N, V] of every token at each target of the documents; rows sum to one."""
         codes_N, length_N = self._read(documents)
         p_NV = np.full((len(codes_N), self._size), 1 / self._size, np.float32)
         for n, level in enumerate(self._levels, 1):
@@ -91,7 +93,7 @@ class KneserNey:
         return p_NV
 
     def _read(self, documents: Iterable[npt.ArrayLike]) -> tuple[Codes, Counts]:
-        """Of every target: the last ``order`` tokens, itself included, and how many there are."""
+        """For every target: the last ``order`` tokens, itself included, as a code, and how many there are."""
         codes, lengths = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
         for document in documents:
             tokens = np.asarray(document, np.uint64)
@@ -108,8 +110,8 @@ class KneserNey:
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """n-grams of one length in order, and their discounted shares of their contexts; of contexts, where their followers
-    start (the end beside them), and the share that goes to shorter ones."""
+    """The n-grams of one length: sorted codes and their discounted shares of their contexts' counts; sorted contexts,
+    where their n-grams start in ``grams`` (with its length at the end), and the share left to shorter n-grams."""
 
     grams: Codes
     shares: Floats
@@ -127,14 +129,14 @@ class _Level:
 
 
 def _find(table: Codes, codes_N: Codes) -> tuple[npt.NDArray[np.bool_], Counts]:
-    """Whether each is in the table, and where."""
+    """Whether each code is in the sorted table, and its index there."""
     at_N = np.minimum(np.searchsorted(table, codes_N), len(table) - 1)
     found_N: npt.NDArray[np.bool_] = table[at_N] == codes_N
     return found_N, at_N
 
 
 def xz_bits_per_byte(text: bytes) -> float:
-    """Bits per byte of ``text`` compressed alone by xz -6e (its window of 8 MiB holds a held-out text)."""
+    """Bits per byte of ``text`` compressed by xz -6e (whose window of 8 MiB holds a whole held-out text)."""
     return 8 * len(lzma.compress(text, preset=6 | lzma.PRESET_EXTREME)) / max(1, len(text))
 
 
@@ -144,7 +146,7 @@ def ngram_bits_per_byte(train: bytes, text: bytes) -> float:
 
 
 def ngram_bits(train: bytes, text: bytes, order: int = 5) -> npt.NDArray[np.float64]:
-    """Bits of each byte of ``text`` under a byte n-gram of ``train``: interpolated, modified Kneser–Ney."""
+    """Bits of each byte of ``text`` under a byte n-gram model of ``train``: interpolated, modified Kneser–Ney."""
     learnt, asked = (np.frombuffer(part, np.uint8).astype(np.uint64) for part in (train, text))
     bits_N: npt.NDArray[np.float64] = -np.log2(KneserNey([learnt], 256, order, three_discounts, first=0).of([asked]))
     return bits_N

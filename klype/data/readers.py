@@ -1,7 +1,7 @@
-"""Files to documents and rows: text, JSON, CSV, Parquet and Arrow, also as .gz or .zst; folders and globs.
+"""Readers of documents and rows: text, JSON, CSV, Parquet and Arrow, also as .gz or .zst; in folders and globs.
 
-A file that cannot be read, a broken line or a row without what is needed stops the reading and is named; with
-``skip_bad`` such rows are left out and counted in a `BadRows`.
+A file that cannot be read, a broken line or a row without a needed field is an error that names it; with ``skip_bad``
+such rows are left out and counted in a `BadRows`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from klype.jsons import parsed
 _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
 QUOTES = "Check its quotation marks."
 BLOCK = 16 * 2**20  # bytes
-_SHOWN = 20  # bad rows that are kept to be shown; all are counted
-_NAMED = 3  # of them that are said in the terminal
+_SHOWN = 20  # bad rows whose messages are kept; all are counted
+_NAMED = 3  # of them, those shown in the terminal
 
 
-_LIMIT = threading.Lock()  # csv keeps the longest field it takes in a global of its own
-# most characters of a row; most read again because a quotation mark before them was never closed
+_LIMIT = threading.Lock()  # the csv module's limit on the length of a field is global
+# the most characters of a row, and the most read again because a quotation mark before them was never closed
 ROW, AGAIN = 32 * 2**20, 64 * 2**20
-# a line costs as much time and memory as this many characters, in addition to its own
+# characters counted per line in addition to its own, for the time and memory that a line takes
 LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class TextDocument:
-    """One document and where it stands: a file, and a row counted from 1 (0: the whole file)."""
+    """A document and its source: a file, and a row counted from 1 (0: the whole file)."""
 
     text: str
     source: str
@@ -48,10 +48,10 @@ class TextDocument:
 
 @dataclass(slots=True)
 class BadRows:
-    """What was left out: how many, and the first of them in words. ``skip`` False: the first one stops the reading;
-    None: so it does, and nobody can ask for anything else.
+    """Rows that were skipped: their number, and messages about the first ones. Unless ``skip`` is True the first one is
+    an error; None instead of False means that the caller has no option to skip them, so that no hint names it.
 
-    ``repeated``: texts that were there already.
+    ``repeated``: the number of texts that had occurred before.
     """
 
     skip: bool | None = None
@@ -60,12 +60,13 @@ class BadRows:
     repeated: int = 0
 
     def said(self) -> str:
-        """How many, and where and what the first few are."""
+        """A sentence with the number of skipped rows and the first few messages."""
         few = [" ".join(message.split()).rstrip(".") for message in self.shown[:_NAMED]]
         rows, more = ("row was", "") if self.count == 1 else ("rows were", f"; {self.count - len(few):,} more")
         return f"{self.count:,} bad {rows} skipped: {'; '.join(few)}{more if self.count > len(few) else ''}."
 
     def add(self, message: str, hint: str = "") -> None:
+        """Records a bad row, or raises KlypeError if bad rows are not skipped."""
         if not self.skip:
             mend = "Fix it." if self.skip is None else "Fix it, or leave such rows out with --skip-bad."
             raise KlypeError(message, hint or mend)
@@ -76,10 +77,11 @@ class BadRows:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """``encoding`` of text files, the field of a row that holds the text (empty: found out), where bad rows go.
+    """How files are read. ``text_field``: the field of a row that holds the text ("": see ``row_text``).
 
-    ``language``: of fields that say theirs at their end (title_nb, title_en), only these. ``unpacked``: bytes that a
-    packed file may hold; ``block``: of a plain file, how many are read at a time.
+    ``language``: of fields whose name ends in a language (title_nb, title_en), only those of this one are used.
+    ``bad`` collects bad rows. ``unpacked``: bytes that a packed file may hold; ``block``: bytes of a text file that are
+    read at a time. UsageError for an unknown ``encoding``.
     """
 
     encoding: str = "utf-8"
@@ -99,16 +101,16 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class TableFormat:
-    """A format of rows: how a file is read, and what its rows are numbered by (line: the one that a row begins on)."""
+    """A format of tables: its reader, and what its rows are numbered by (the line that a row begins on, or the row)."""
 
     read: Callable[[Path, ReadOptions], Rows]
     unit: Literal["line", "row"] = "row"
 
 
 def read_texts(paths: files.Paths, options: ReadOptions | None = None) -> Iterator[TextDocument]:
-    """The documents of files, folders and globs in the order of their names; exact duplicates and empty ones left out.
+    """The documents of files, folders and globs in the order of their names, without exact duplicates and empty ones.
 
-    Raises KlypeError when a file is missing, unreadable, in another encoding or broken, or when nothing is left.
+    Raises KlypeError when a file is missing, unreadable, broken or in another encoding, or when no document is left.
     """
     options = options or ReadOptions()
     seen: set[bytes] = set()
@@ -125,12 +127,13 @@ def read_texts(paths: files.Paths, options: ReadOptions | None = None) -> Iterat
 
 
 def digest(text: str) -> bytes:
-    """A text's hash, the same whatever white space is at its ends."""
+    """A hash of the text without white space at its ends."""
     return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def read_rows(file: Path, options: ReadOptions | None = None) -> Rows:
-    """Rows of a table: number from 1 (in .jsonl and .csv the line's) and fields. KlypeError for a broken file."""
+    """The rows of a table: number (from 1; in .jsonl and .csv that of the line) and fields. KlypeError for a broken
+    file."""
     table = TABLES.get(files.kind_of(file))
     if table is None:
         raise UsageError(f"{file} is not a table of rows.", files.readable(TABLES))
@@ -138,7 +141,7 @@ def read_rows(file: Path, options: ReadOptions | None = None) -> Rows:
 
 
 def place(file: Path, number: int) -> str:
-    """A row in words: its file, and the line or row that ``read_rows`` numbers it by."""
+    """The name of a row in messages: its file and its line or row number, as ``read_rows`` counts."""
     return f"{file} {TABLES[files.kind_of(file)].unit} {number}"
 
 
@@ -151,7 +154,7 @@ def check_encoding(name: str) -> None:
 
 
 def decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
-    """Text of bytes; a byte that does not belong to the encoding is named with its position in the file."""
+    """The text of bytes that begin at ``offset`` of the file ``where``; KlypeError names the first invalid byte."""
     try:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -178,7 +181,7 @@ def _documents(file: Path, options: ReadOptions) -> Iterator[TextDocument]:
 
 
 def _text_parts(file: Path, options: ReadOptions) -> Iterator[TextDocument]:
-    """The whole file; a large one in parts that end at a line's end, so that it is never all in memory."""
+    """A text file as one document; a large one as several that end with a line, so that it is never all in memory."""
 
     def document(raw: bytes, offset: int = 0, number: int = 0) -> TextDocument:
         text = decode(raw, options.encoding, str(file), offset)
@@ -205,7 +208,7 @@ def _text_parts(file: Path, options: ReadOptions) -> Iterator[TextDocument]:
 
 
 def _is_wide(encoding: str) -> bool:
-    """Whether a newline is other bytes than 0x0a, so that bytes cannot be split into lines."""
+    """Whether a newline is not the byte 0x0a, so that bytes cannot be split into lines."""
     return "\n".encode(encoding) != b"\n"
 
 
@@ -223,7 +226,7 @@ def read_json_lines(file: Path, options: ReadOptions) -> Rows:
 
 
 def _decoded_lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
-    """Lines and their numbers; where bytes cannot be split, a file that is not in its encoding is one bad row."""
+    """Numbers and texts of lines; those not in the encoding are bad rows (in a wide encoding the whole file is one)."""
 
     def decoded(raw: bytes, where: str, offset: int = 0) -> str | None:
         try:
@@ -246,7 +249,7 @@ def _decoded_lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]
 
 
 def _json(text: str) -> Any:
-    """Parsed JSON; an escape that is half a character (a lone surrogate) is refused, for it is no text."""
+    """Parsed JSON; ValueError also for an escaped lone surrogate, which is half a character."""
     try:
         content = parsed(text)
     except json.JSONDecodeError as error:
@@ -273,7 +276,7 @@ def read_json(file: Path, options: ReadOptions) -> Rows:
 
 
 def read_csv(file: Path, options: ReadOptions, delimiter: str = ",") -> Rows:
-    """A byte that is no text is kept as half a character (surrogateescape) until the row that it stands in is known."""
+    """Rows of separated values. Invalid bytes are kept by surrogateescape until their row is known."""
     encoding, header = options.encoding, list[str]()
     with files.open_stream(file, options.unpacked) as stream:
         text: IO[str]
@@ -296,15 +299,15 @@ def read_csv(file: Path, options: ReadOptions, delimiter: str = ",") -> Rows:
                 header = header or fields
                 continue
             if not header:
-                raise KlypeError(wrong, hint)  # without the header no row can be read
+                raise KlypeError(wrong, hint)  # without a header no row can be read
             options.bad.add(wrong, hint)
 
 
 def separated(
     found: Iterator[tuple[int, str | None]], file: Path, delimiter: str
 ) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Line (from 1) and fields of each row that is not blank, or what is wrong with it; behind a broken row it goes on
-    at the next line. KlypeError where quotation marks never close: nothing behind can be told apart."""
+    """Line number (from 1) and fields of each row that is not blank, or the error; after a broken row reading goes on
+    at the next line. KlypeError when too many quotation marks are never closed, so that rows cannot be told apart."""
     row: deque[str] = deque()  # lines of the row that is being read
     ahead: deque[str] = deque()  # lines to be read again
     at, again, size = 0, 0, 0
@@ -318,7 +321,7 @@ def separated(
                 return
             if line and not at and not row:
                 line = line.removeprefix("\ufeff")
-            row.append(line or "")  # of one that is too long nothing is kept but its place
+            row.append(line or "")  # a line that is too long only keeps its place
             size += len(row[-1]) + LINE
             if line is None or size > ROW:
                 raise csv.Error(f"it has more than {ROW >> 20} million characters")
@@ -359,7 +362,7 @@ def read_columns(file: Path, options: ReadOptions) -> Rows:
     yield from enumerate(files.rows_of(file, options.unpacked), 1)
 
 
-# by file ending: what klype run, its questions, instructions and preferences, and the studio's upload can read
+# formats by file ending, for klype run, its questions, instructions and preferences, and the studio's upload
 TABLES: Mapping[str, TableFormat] = {
     ".jsonl": TableFormat(read_json_lines, "line"),
     ".ndjson": TableFormat(read_json_lines, "line"),
@@ -390,7 +393,7 @@ def row_text(row: dict[str, Any], name: str = "") -> str | None:
 
 
 def of_language(row: dict[str, Any], language: str) -> dict[str, Any]:
-    """Without the fields that are the same thing in other languages."""
+    """The row without the fields that have a counterpart in this language."""
     own = {name.removesuffix(f"_{language}") for name in row if language and name.endswith(f"_{language}")}
     return {n: v for n, v in row.items() if n.endswith(f"_{language}") or n.rpartition("_")[0] not in own}
 

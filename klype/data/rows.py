@@ -1,4 +1,4 @@
-"""Rows of well-known shapes to conversations, rankings and questions."""
+"""Conversations, rankings and questions from rows of well-known formats."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "
 
 
 def read_instructions(paths: Paths, bad: BadRows | None = None, unpacked: int = UNPACKED) -> list[Conversation]:
-    """Conversations from rows of any of these shapes; exact duplicates are left out.
+    """Conversations from rows of these formats, without exact duplicates.
 
     messages · conversations (ShareGPT: from, value) · instruction, input, output · question, answer (with context) ·
-    prompt, completion (or response). A column ``system``, and Alpaca's ``history``, go before each of them. Raises
+    prompt, completion (or response). A column ``system`` and Alpaca's ``history`` are put before them. Raises
     KlypeError for a row without an answer, naming file and row.
     """
     found: dict[tuple[tuple[str, str], ...], Conversation] = {}
@@ -30,7 +30,7 @@ def read_instructions(paths: Paths, bad: BadRows | None = None, unpacked: int = 
     for file, number, row in _rows(paths, bad, unpacked):
         conversation = conversation_of(row)
         roles = [m["role"] for m in conversation or () if m["role"] != "system" and m["content"].strip()]
-        # an answer before every question is to nothing
+        # an answer counts only after a question
         if conversation is None or "user" not in roles or "assistant" not in roles[roles.index("user") :]:
             bad.add(f"{place(file, number)} has no question with an answer.")
         else:
@@ -41,12 +41,12 @@ def read_instructions(paths: Paths, bad: BadRows | None = None, unpacked: int = 
 
 
 def read_preferences(paths: Paths, bad: BadRows | None = None) -> list[Ranking]:
-    """Rankings from rows of any of these shapes; exact duplicates are left out.
+    """Rankings from rows of these formats, without exact duplicates.
 
     prompt, chosen, rejected (text or messages, with or without the prompt in them) · conversations, chosen, rejected
     (ShareGPT) · instruction, input, chosen, rejected · question or prompt with candidates and order (or candidates
-    best first). A system prompt and earlier turns are the question's ``extra["before"]``. What somebody skipped ranks
-    nothing. The file is named as who judged when the row does not say.
+    best first). A system prompt and earlier turns become the question's ``extra["before"]``. Rows of kind "skip" are
+    left out. The annotator is the file's name when the row does not name one.
     """
     found: dict[tuple[Any, ...], Ranking] = {}
     bad = bad if bad is not None else BadRows()
@@ -68,17 +68,17 @@ def read_preferences(paths: Paths, bad: BadRows | None = None) -> list[Ranking]:
 
 
 def read_questions(paths: Paths, bad: BadRows | None = None) -> list[Question]:
-    """Questions: rows with question, and where known context, answers (or answer), choices, id (made to differ).
+    """Questions from rows with question and, optionally, context, answers (or answer), choices, id (made unique).
 
-    What else a row has is the question's ``extra``, together with what a column of that name holds. Raises UsageError,
-    naming file and row: a file of questions is always one that a user named.
+    Other columns go into the question's ``extra``, together with the content of a column of that name. Raises
+    UsageError, naming file and row, since a file of questions is always one that a user named.
     """
     bad = bad if bad is not None else BadRows()
     return _questions(((place(file, n), n, row) for file, n, row in _rows(paths, bad)), bad, names(paths))
 
 
 def questions_from(rows: Sequence[str | Mapping[str, Any]]) -> list[Question]:
-    """Questions that are texts, or rows as ``read_questions`` reads them. Raises UsageError, naming the place in the
+    """Questions from texts, or from rows as ``read_questions`` reads them. Raises UsageError, naming the place in the
     list."""
     as_rows = (dict(row) if isinstance(row, Mapping) else {"question": row} for row in rows)
     numbered = ((f"Question {number}", number, row) for number, row in enumerate(as_rows, 1))
@@ -86,7 +86,7 @@ def questions_from(rows: Sequence[str | Mapping[str, Any]]) -> list[Question]:
 
 
 def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, source: str) -> list[Question]:
-    """Of rows, each with what it is called and its number."""
+    """Questions from rows, each with its name in messages and its number."""
     try:
         found: dict[str, Question] = {}
         for where, number, row in rows:
@@ -119,7 +119,7 @@ def _questions(rows: Iterable[tuple[str, int, dict[str, Any]]], bad: BadRows, so
 
 
 def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
-    """The messages of one row; None when it has none of the known shapes."""
+    """The messages of a row; None when it has none of the known formats."""
     for name in ("messages", "conversations", "conversation"):
         if name in row:
             found = _messages(row[name])
@@ -142,7 +142,7 @@ def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
 
 
 def _led(row: Mapping[str, Any], messages: Conversation) -> Conversation:
-    """The messages behind the system prompt and the earlier turns that the row has in columns of their own."""
+    """The messages after the system prompt and the earlier turns that the row has in columns of their own."""
     system, history = row.get("system"), row.get("history") or []
     earlier: Conversation = []
     for turn in history if isinstance(history, list) else []:
@@ -158,8 +158,8 @@ NO_MESSAGES = "has something else than messages in before"
 
 
 def said_before(extra: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A question's ``extra``, whose ``before`` are messages; None where it is a list of something else. What is no list
-    is of a column that happens to be called so, and left out."""
+    """A question's ``extra`` with messages as its ``before``; None when that is a list of something else. What is not a
+    list is of a column that happens to have this name, and is left out."""
     rest = {name: value for name, value in extra.items() if name != "before"}
     before = extra.get("before")
     if not isinstance(before, list) or not before:
@@ -169,7 +169,7 @@ def said_before(extra: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking | str:
-    """The ranking of one row, or what is wrong with it, in words that follow the row's name."""
+    """The ranking of a row, or what is wrong with it, in words that follow the row's name."""
     names = ("prompt", "instruction", "question", "conversations", "messages")
     asked = next((row[n] for n in names if row.get(n)), None)
     chosen, rejected = row.get("chosen"), row.get("rejected")
@@ -215,7 +215,7 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
 
 
 def groups_of(order: Any, n: int) -> tuple[tuple[int, ...], ...] | None:
-    """An order of ``n`` candidates as groups of tied ones; None where it does not name each of them once."""
+    """An order of ``n`` candidates as groups of tied ones; None if it does not name each of them once."""
     groups = [i if isinstance(i, list) else [i] for i in order] if isinstance(order, list) else []
     named = [i for group in groups for i in group]
     complete = all(type(i) is int for i in named) and sorted(named) == list(range(n))
@@ -254,5 +254,5 @@ def _asked(row: Mapping[str, Any], asked: str) -> str:
 
 
 def strings(value: Any) -> bool:
-    """Whether it is a list of texts."""
+    """Whether the value is a list or tuple of strings."""
     return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)

@@ -1,4 +1,4 @@
-"""Seeds and orders that are functions of what they are for: computed one by one, never kept in a list."""
+"""Seeds and permutations computed on demand from what they are for, instead of kept in a list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MASK = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class Permutation:
-    """A bijection of range(size): a Feistel network, walked until it lands inside (Black and Rogaway 2002)."""
+    """A seeded bijection of range(size): a Feistel network with cycle walking (Black and Rogaway 2002)."""
 
     size: int
     seed: int
@@ -39,10 +39,10 @@ def mix(*values: int) -> int:
 
 
 def draw_seed(seed: int, question: str, temperature: float) -> int:
-    """The seed in [0, 2³¹) of the noise that answers to a question are drawn with; the sample's number is the engine's.
+    """The seed in [0, 2³¹) with which answers to a question are sampled; the engine adds the sample's number.
 
-    Answers drawn at two temperatures with one noise are twins (2 of 3 of the hot candidates were), and runs with seeds
-    beside each other share noise where seeds are only added up: so all three go through a hash.
+    With the same noise, answers at two temperatures are often equal (2 of 3 of the hot candidates were), and runs with
+    neighbouring seeds would share noise if seeds were added up; so all three arguments are hashed.
     """
     key = f"{seed}\0{temperature!r}\0{question}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") >> 1

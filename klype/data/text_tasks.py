@@ -1,7 +1,6 @@
-"""Honest tasks made from a user's own text when there are no instructions: go on with it, or fill in a word.
+"""Tasks made from a user's own text when there are no instructions: continue it, or fill in a missing word.
 
-Nothing is invented: every answer is the text's own words. Each conversation is labelled by its user message, which
-says what is asked.
+Nothing is invented: every answer consists of the text's own words, and the user message says what is asked.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def language(text: str, otherwise: Language = "en", lead: int = 1) -> Language:
-    """Norwegian Bokmål or English: whose commonest words (and letters) the text holds more of, by ``lead`` at least;
+    """Norwegian Bokmål or English, whichever's most common words (and letters) are at least ``lead`` more in the text;
     else ``otherwise``."""
     words = re.findall(r"[^\W\d_]+", text[:20_000].lower())
     norwegian = sum(w in _COMMON["nb"] for w in words) + sum(any(c in "æøå" for c in w) for w in words)
@@ -47,7 +46,7 @@ def language(text: str, otherwise: Language = "en", lead: int = 1) -> Language:
 
 
 def make_tasks(documents: Iterable[TextDocument], count: int, seed: int = 0) -> list[Conversation]:
-    """At most ``count`` tasks, half of them continuations, half with one word left out; the same for the same seed.
+    """At most ``count`` tasks, about half continuations and half with a missing word; the same for the same seed.
 
     Raises KlypeError when the text holds no two sentences or lines.
     """
@@ -73,7 +72,7 @@ def make_tasks(documents: Iterable[TextDocument], count: int, seed: int = 0) -> 
 
 
 def _sentences(text: str) -> list[str]:
-    """Sentences of at most 300 characters; where there are hardly any, lines."""
+    """Sentences of at most 300 characters; lines when there are fewer than two sentences."""
     found = [" ".join(s.split()) for s in _SENTENCE.findall(text)]
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     return [s for s in (found if len(found) >= 2 else lines) if 2 <= len(s) <= 300]

@@ -1,7 +1,7 @@
 """Messages to token ids through a chat template, so that no user's text can become a control token.
 
-The template is rendered around placeholders, one a message. What it writes itself may be control tokens; what stands in
-a placeholder's place is encoded as ordinary text, whatever it spells. The template never sees the messages' text.
+The template is rendered with a placeholder for each message. Control tokens may be in what it writes itself; the
+messages, which it never sees, are put in place of the placeholders and encoded as ordinary text, whatever they spell.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# rendered role sequences that are kept: a server meets new ones without end
+# the most rendered role sequences that are kept: a server meets new ones all the time
 KEPT = 256
-_PAD = "\u205f"  # white space that a trimming template strips from a placeholder as it would from a message
+_PAD = "\u205f"  # white space that a template that trims messages strips from a placeholder, too
 _SLOT = re.compile(f"({_PAD}?)klypeSlot([0-9]{{1,9}})End({_PAD}?)")
 
 
@@ -47,12 +47,12 @@ class Chat:
         self._swallowing = tokenizer.strips_right()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the model's answer begins."""
+        """Token ids of a conversation, up to where the model's answer begins."""
         ids, _ = self._encode(self._parts(messages, True))
         return ids
 
     def conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        """Token ids of a whole conversation, and 1 for each token to be learnt: answers and what ends them."""
+        """Token ids of a whole conversation, and for each 1 if it is to be learnt (answers and their ends), else 0."""
         return self._encode(self._parts(messages, False))
 
     def omits(self, messages: Sequence[Message]) -> bool:
@@ -60,11 +60,11 @@ class Chat:
         return {part.message for part in self._parts(messages, False)} - {None} != set(range(len(messages)))
 
     def is_ready(self, messages: Sequence[Message]) -> bool:
-        """Whether a prompt of these roles costs no process of its own: the template is klype's, or was rendered so."""
+        """Whether a prompt of these roles needs no child process: the template is klype's, or was rendered before."""
         return self.template == TEMPLATE or (tuple(message["role"] for message in messages), True) in self._rendered
 
     def _parts(self, messages: Sequence[Message], prompt: bool) -> list[_Segment]:
-        """The rendered text in stretches, with the messages' contents in their places."""
+        """Segments of the rendered text, with the messages' contents in place of the placeholders."""
         for message in messages:
             role = message.get("role")
             if not isinstance(role, str) or not re.fullmatch(r"[a-z_]{1,32}", role):
@@ -88,7 +88,7 @@ class Chat:
         parts, at = list[_Segment](), 0
 
         def own(stop: int) -> None:
-            """The template's text up to a placeholder, cut where a prompt would have ended."""
+            """Adds the template's text up to a placeholder, cut where a prompt would have ended."""
             cut = next((border for border in borders if at <= border <= stop), None)
             parts.append(_Segment(rendered[at : stop if cut is None else cut], None, False, False))
             if cut is not None:
@@ -105,7 +105,7 @@ class Chat:
         return parts
 
     def _render(self, roles: tuple[str, ...], prompt: bool) -> str:
-        """The template with placeholders for the contents: a function of the roles alone, so kept, refusals too."""
+        """The template rendered with placeholders: a function of the roles alone, so it is cached, errors included."""
         known = self._rendered.get((roles, prompt))
         if known is None:
             name = self.tokenizer.name
@@ -131,7 +131,7 @@ class Chat:
         return known
 
     def _encode(self, parts: Sequence[_Segment]) -> tuple[list[int], list[int]]:
-        """Encode runs of text between control tokens; a token is learnt when any of its characters is."""
+        """Encodes the text between control tokens; a token is learnt when any of its characters is."""
         ids: list[int] = []
         learnt: list[int] = []
         run: list[str] = []  # of text that belongs together
@@ -180,9 +180,9 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """A stretch of the rendered text: the template's own (``message`` None) or a message's content."""
+    """A segment of the rendered text: the template's own (``message`` None) or the content of a message."""
 
     text: str
     message: int | None
     learnt: bool
-    breaks: bool  # a prompt ends right before it, so no token may reach across
+    breaks: bool  # a prompt ends right before it, so that no token may cross this border

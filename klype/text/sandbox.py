@@ -1,7 +1,7 @@
-"""Untrusted code, chat templates above all, run in a process with limits on time and memory.
+"""Untrusted code, above all chat templates, is run in a process with limits on time and memory.
 
-A template comes with a checkpoint and is a stranger's program. Jinja's immutable sandbox keeps it from Python's
-attributes; loops without end and giant strings are stopped by the process's limits, whatever trick makes them.
+A template comes with a checkpoint and is an unknown person's program. Jinja's immutable sandbox denies it Python's
+attributes; endless loops and giant strings are stopped by the process's limits, however they are made.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from klype.errors import KlypeError
 
-# generous, for busy machines; the only limit on systems without the others
+# generous, for busy machines; the only limit on systems that have no others
 WALL_SECONDS = 60
 
 
 def apart(function: Callable[[Any], Any], job: Any, seconds: int, memory: int) -> Any:
-    """What a module's function returns for a job, both as JSON. MemoryError when it took more than ``seconds`` of
-    processor time or ``memory`` bytes of address space, or ended the process; what it raises is a KlypeError."""
+    """Calls a module's function with ``job`` in another process; job and result are JSON. MemoryError when it takes
+    more than ``seconds`` of processor time or ``memory`` bytes of address space, or ends the process; a KlypeError of
+    the function is raised here."""
     start = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r}); "
         f"from {function.__module__} import {function.__name__} as f; "
@@ -45,8 +46,8 @@ def apart(function: Callable[[Any], Any], job: Any, seconds: int, memory: int) -
 
 
 def answer(function: Callable[[Any], Any], seconds: int, memory: int) -> None:
-    """Read a job as JSON from standard input, write its result as JSON to standard output; this process is bound,
-    where the system has such limits (else the parent's clock remains)."""
+    """Reads a job as JSON from standard input and writes its result as JSON to standard output, after limiting this
+    process as far as the system can; the parent has a timeout besides."""
     with suppress(ImportError):  # Windows
         import resource
 
@@ -62,15 +63,15 @@ def answer(function: Callable[[Any], Any], seconds: int, memory: int) -> None:
     json.dump(found, sys.stdout)
 
 
-SECONDS, MEMORY = 2, 512 * 2**20  # that a template may take
-OUTPUT = 1_000_000  # characters
-SHOWN = 300  # of what a template says when it fails
+SECONDS, MEMORY = 2, 512 * 2**20  # limits of a template
+OUTPUT = 1_000_000  # characters that a template may write
+SHOWN = 300  # characters of a template's error message that are shown
 
 
 def render(job: dict[str, Any]) -> str:
-    """The text that a ``template`` writes with its ``variables``; it has no clock.
+    """The text of a job's ``template`` with its ``variables``; a template has no access to the time.
 
-    Raises KlypeError when the template is wrong, refuses these messages or asks for too much.
+    Raises KlypeError when the template is invalid, refuses these messages or writes too much.
     """
 
     def refuse(message: str) -> None:
@@ -95,12 +96,12 @@ def render(job: dict[str, Any]) -> str:
         raise KlypeError("The chat template needs too much memory.", _HINT) from error
     except RecursionError as error:
         raise KlypeError("The chat template calls itself without end.", _HINT) from error
-    except Exception as error:  # the template is a stranger's program: it may raise anything
+    except Exception as error:  # the template is an unknown program: it may raise anything
         raise KlypeError(f"The chat template fails: {str(error)[:SHOWN].rstrip('.')}.", _HINT) from error
 
 
 def render_apart(job: dict[str, Any]) -> str:
-    """`render` in a process of its own, ended when it takes too long."""
+    """`render` in a process of its own, with limits on time and memory."""
     try:
         return str(apart(render, job, SECONDS, MEMORY))
     except MemoryError as error:
@@ -113,7 +114,7 @@ _HINT = "Use --raw to go without it."
 
 
 class _Generation(Extension):
-    """Hugging Face's ``{% generation %}…{% endgeneration %}`` marks answers; for rendering it is transparent."""
+    """Hugging Face's ``{% generation %}…{% endgeneration %}``, which marks answers; its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own interface)
 

@@ -3,8 +3,8 @@
 Text never becomes a control token: control tokens enter by id only (see chat.py). Any Unicode text round-trips exactly
 through a tokenizer trained here; there is no normalisation and no unknown token.
 
-A tokenizer trained here begins every text with ``<|begin|>`` and one space, and every answer with one space. How those
-of other makers begin a text is what their files say, as transformers and llama.cpp read them.
+A tokenizer trained here begins every text with ``<|begin|>`` and one space, and every answer with one space. Other
+tokenizers begin a text as their files say, read in the way of transformers and llama.cpp.
 """
 
 from __future__ import annotations
@@ -28,25 +28,24 @@ from klype.errors import KlypeError, UsageError
 from klype.text.sandbox import apart
 from klype.text.tokenizer_files import HINT, SpecialTokens, call_library, is_plain, read_object, read_special_tokens
 
-LONG_TEXT = 4_000  # characters that take milliseconds to be made tokens of
-LARGE_TEXT = 1_000_000  # characters; from here on, a word must occur twice to be given a token of its own
+LONG_TEXT = 4_000  # characters; encoding a longer text takes milliseconds
+LARGE_TEXT = 1_000_000  # characters; in a larger training text, words that occur once get no token of their own
 LARGEST = 128 * 2**20  # bytes of a tokenizer.json; the largest one known has 35 million
-GAPS = 2**20  # ids that no token has
-# texts on which patterns with look-back are slowest
+GAPS = 2**20  # the most ids without a token, besides as many as there are tokens
+# texts on which patterns with look-behind are slowest
 HARD = ("a" * 3000, " " * 3000, "1" * 3000, "\n" * 3000, "'.,-_" * 600, "aB1 .\t" * 500, "æ😀\u0301日" * 750)
-PART = 100_000  # characters of a text that are cut into pieces at a time
-TRAINING_TEXT = 64_000_000  # characters that a vocabulary is learnt from; more does not change it noticeably
+PART = 100_000  # characters of a text that are split into words at a time
+TRAINING_TEXT = 64_000_000  # characters that a vocabulary is learnt from; more do not change it noticeably
 
 
 class Tokenizer:
     """A vocabulary of bytes, merges or whole words, and control tokens. Immutable after construction.
 
-    ``template`` is the chat template that came with it (None: the model has none). ``ends`` are the ids that end an
-    answer (``end`` among them). ``user``, ``assistant`` and ``system`` are -1 for tokenizers of other makers. ``lead``
-    is what stands before every text (nothing, where its maker wants nothing).
-    ``knows_words``: words have tokens of their own, which no merges spell; of a tokenizer trained here, every word of
-    its text has. ``asked`` is the vocabulary size asked for in training: ``vocab_size < asked`` says that the text
-    supports no more.
+    ``template`` is the chat template that came with it, or None. ``ends`` are the ids that end an answer (``end`` among
+    them). ``begin``, ``end``, ``user``, ``assistant`` and ``system`` are -1 where there is no such token. ``lead`` are
+    the ids that begin every text. ``knows_words``: words may have tokens that no merges produce; in a tokenizer trained
+    here, every word of its text has one. ``asked`` is the vocabulary size asked for in training; ``vocab_size < asked``
+    means that the text supports no more.
     """
 
     CONTROL: ClassVar[tuple[str, ...]] = ("<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
@@ -57,7 +56,8 @@ class Tokenizer:
         self._definition = definition
         self._special = special
         self._backend = _backend(definition)
-        # No text is matched as an added token. Inside a longer text, SentencePiece's "first" scheme puts no space.
+        # added tokens are left out, so that no text becomes one; inside a text, SentencePiece's scheme "first" adds no
+        # space
         plain = {**definition, "added_tokens": [], "post_processor": None}
         cuts = json.dumps(plain.get("pre_tokenizer")).replace('"first"', '"never"')
         inner, behind = {**plain, "pre_tokenizer": json.loads(cuts)}, _prepending_nothing(plain)
@@ -79,7 +79,7 @@ class Tokenizer:
         self.ends = tuple(sorted({i for i in (self.end, *special.ends) if 0 <= i < self.vocab_size}))
         self._own = {text: i for i, text in enumerate(self.CONTROL)}.items() <= self.control_ids().items()
         self.lead = [i for i in (self.begin,) if i >= 0]
-        if not self._own:  # as transformers has it since version 5: the post-processor decides, whatever files say
+        if not self._own:  # as in transformers since version 5: the post-processor decides, not the settings
             begun = call_library(self._backend.encode, "a")
             special_first = takewhile(lambda pair: pair[1], zip(begun.ids, begun.special_tokens_mask, strict=True))
             self.lead = [i for i, _ in special_first]
@@ -89,11 +89,11 @@ class Tokenizer:
 
     @staticmethod
     def train(texts: Iterable[str], size: int, template: str | None = None) -> Tokenizer:
-        """A vocabulary of at most ``size`` tokens learnt from ``texts``; the same texts give the same vocabulary.
+        """Learns a vocabulary of at most ``size`` tokens from ``texts``; the same texts give the same vocabulary.
 
-        When every word (piece of GPT-2's pattern) of the text fits, each gets a token of its own and the rest of the
-        room goes to merges, which spell words never seen; else all of the room goes to merges. A text that supports
-        fewer tokens than asked for gives a smaller vocabulary (``vocab_size < asked``).
+        If all words (pieces of GPT-2's pattern) of the text fit, each gets a token of its own, and merges, which spell
+        unknown words, fill the rest; otherwise there are only merges. A text that supports fewer tokens than asked for
+        gives a smaller vocabulary (``vocab_size < asked``).
         """
         if size < len(Tokenizer.CONTROL) + 256:
             raise UsageError(
@@ -115,9 +115,9 @@ class Tokenizer:
 
     @staticmethod
     def load(path: Path, known: Path | None = None) -> Tokenizer:
-        """Read a checkpoint folder (klype's own or any Hugging Face directory with a tokenizer.json), or that file.
+        """Loads the tokenizer of a checkpoint folder (klype's own or a Hugging Face one), or a tokenizer.json.
 
-        ``known``: where it is remembered which tokenizers of strangers do no harm.
+        ``known``: see ``try_apart``.
         """
         folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
         if not file.is_file():
@@ -129,7 +129,7 @@ class Tokenizer:
     def of_stranger(
         definition: dict[str, Any], special: SpecialTokens, where: str, known: Path | None = None
     ) -> Tokenizer:
-        """Of a definition that may be damaged or made to harm. ``known``: see try_apart."""
+        """A tokenizer from a definition that may be damaged or malicious. ``known``: see ``try_apart``."""
         try:
             if not is_plain(definition):
                 try_apart(definition, known)
@@ -140,17 +140,17 @@ class Tokenizer:
             raise KlypeError(
                 f"{where} is not a tokenizer that can be read: {error.message}", error.hint or HINT
             ) from error
-        except Exception as error:  # of whatever else is not as it should be
+        except Exception as error:  # anything may be wrong with the definition
             raise KlypeError(f"{where} is not a tokenizer that can be read: {error!r:.200}.", HINT) from error
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja."""
+        """Writes tokenizer.json, tokenizer_config.json and, if there is a template, chat_template.jinja."""
         folder.mkdir(parents=True, exist_ok=True)
         names = {"bos_token": self._special.begin, "eos_token": self._special.end, "pad_token": self._special.pad}
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{name: token for name, token in names.items() if token is not None},
-            "unk_token": self._definition["model"].get("unk_token"),  # unsaid, Qwen2's class adds one
+            "unk_token": self._definition["model"].get("unk_token"),  # without it Qwen2's class adds one
             "clean_up_tokenization_spaces": False,
             "add_prefix_space": False,
         }
@@ -160,27 +160,28 @@ class Tokenizer:
             durable.write(folder / "chat_template.jinja", self.template)
 
     def encode(self, text: str, first: bool = True) -> list[int]:
-        """Token ids of a text. What looks like a control token is spelt out as ordinary text. ``first``: nothing stands
-        before it."""
+        """Token ids of a text. What looks like a control token is encoded as ordinary text. ``first``: the text is not
+        the continuation of another."""
         return _encoded(self._plain if first else self._inner, text).ids
 
     def encode_with_offsets(self, text: str, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and the [start, stop) characters of each. ``first``: nothing stands before the text."""
+        """Token ids as of ``encode``, and the [start, stop) characters of each."""
         encoding = _encoded(self._plain if first else self._inner, text, offsets=True)
         return encoding.ids, encoding.offsets
 
     def encode_beginning(self, text: str) -> list[int]:
-        """A text to be continued. Of a tokenizer trained here, a space leads it unless it starts with white space."""
+        """Token ids of a text to be continued. Tokenizers trained here put a space before it unless it starts with
+        white space."""
         return [*self.lead, *self.encode(self._spaced(text))]
 
     def encode_answer(self, text: str) -> list[int]:
-        """A text that goes on from another. Of a tokenizer trained here, with one space, however it starts."""
+        """Token ids of an answer. Tokenizers trained here put exactly one space before it."""
         if self._own:
             return self.encode(f" {text.strip()}")
         return _encoded(self._behind, text).ids
 
     def encode_document(self, text: str) -> list[int]:
-        """The beginning of a text, all of it, and end: a whole document."""
+        """Token ids of a whole document, between ``lead`` and ``end``."""
         return self.encode_documents([text])[0]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
@@ -192,30 +193,30 @@ class Tokenizer:
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
+        """The text of token ids, without control tokens; bytes that are not UTF-8 become U+FFFD."""
         if self._byte_level:
             return b"".join([self.token_bytes(i) for i in ids]).decode("utf-8", errors="replace")
         return str(call_library(self._backend.decode, list(ids), skip_special_tokens=True))
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """The text of an answer: without the one space that leads it."""
+        """The text of an answer, without the one space before it."""
         return self.decode(ids).removeprefix(" ")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to a text: none for a control token, and for a row of the model that has no
-        spelling (vocabularies are padded)."""
+        """The bytes that a token adds to a text: none for a control token or a padding row of the model's
+        vocabulary."""
         return self._bytes[token] if token < len(self._bytes) else b""
 
     def agrees(self, other: Tokenizer) -> bool:
-        """Whether every token is the same to both, so that one's ids can be given to the other."""
+        """Whether both have the same tokens, so that ids of one can be given to the other."""
         return self._bytes == other._bytes and self.control_ids() == other.control_ids()
 
     def control_ids(self) -> dict[str, int]:
-        """Tokens that only a template may write, by their spelling."""
+        """Ids of the tokens that only a template may write, by their spelling."""
         return {t["content"]: t["id"] for t in self._definition.get("added_tokens", ()) if t["id"] < self.vocab_size}
 
     def strips_right(self) -> frozenset[int]:
-        """Control tokens that swallow the white space after them."""
+        """Ids of the control tokens that strip the white space after them."""
         return frozenset(t["id"] for t in self._definition.get("added_tokens", ()) if t.get("rstrip"))
 
     def name(self, token: int) -> str | None:
@@ -231,8 +232,8 @@ class Tokenizer:
 
 
 def try_apart(definition: dict[str, Any], known: Path | None) -> None:
-    """Open it in a process of its own. Raises KlypeError when that fails or takes too much. ``known``: a folder where
-    it is remembered that it went well."""
+    """Opens a definition in a process of its own. KlypeError when that fails or takes too much time or memory.
+    ``known``: a folder where those that passed are remembered."""
     text = json.dumps(definition)
     mark = known / "tokenizers" / hashlib.sha256(text.encode()).hexdigest() if known is not None else None
     if mark is not None and mark.is_file():
@@ -245,13 +246,13 @@ def try_apart(definition: dict[str, Any], known: Path | None) -> None:
             f"needs more than {seconds} seconds or {memory >> 20} MiB of memory to be opened.", HINT
         ) from None
     if mark is not None:
-        with suppress(OSError):  # where nothing may be written it is tried again each time
+        with suppress(OSError):  # in a folder that cannot be written it is tried again each time
             mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             mark.touch()
 
 
 def use(definition: dict[str, Any]) -> None:
-    """Opens it and encodes what is hard; the job of the process that tries it."""
+    """Opens a definition and encodes difficult texts; runs in the process of ``try_apart``."""
     tokenizer = Tokenizer(definition, SpecialTokens(None, None, None))
     for text in (*HARD, json.dumps(definition.get("normalizer"))[:3000]):
         for first in (True, False):
@@ -260,8 +261,8 @@ def use(definition: dict[str, Any]) -> None:
 
 
 def _encoded(backend: Backend, text: str, offsets: bool = False) -> Encoding:
-    """A long text is a batch of its own: only for batches does the library let Python's other threads go on, and what
-    is not made, such as offsets, keeps nobody waiting when it is cleared away."""
+    """Encodes a text; a long one as a batch, because only then does the library release the GIL, and without offsets
+    unless needed, because freeing them takes time as well."""
     if len(valid_unicode(text)) < LONG_TEXT:
         return call_library(backend.encode, text, add_special_tokens=False)
     encode = backend.encode_batch if offsets else backend.encode_batch_fast
@@ -269,7 +270,7 @@ def _encoded(backend: Backend, text: str, offsets: bool = False) -> Encoding:
 
 
 def valid_unicode(text: str) -> str:
-    """The text itself; a lone surrogate is refused (it is half a character and no valid Unicode)."""
+    """The text itself. KlypeError for a lone surrogate, which is half a character and not valid Unicode."""
     if not text.isascii():
         try:
             text.encode("utf-8")
@@ -287,7 +288,8 @@ def _spaced(text: str) -> str:
 
 
 def _learn(texts: list[str], size: int) -> dict[str, Any]:
-    """A tokenizer.json: control tokens 0…5, the 256 bytes in order, then words (most frequent first) and merges."""
+    """Content of a tokenizer.json learnt from texts: control tokens 0…5, the 256 bytes in order, then words (most
+    frequent first) and merges."""
     control, letters = list(Tokenizer.CONTROL), _byte_characters()
     words = _words(texts, size - len(control) - len(letters))
     tokens = dict.fromkeys([*control, *letters, *(words or ())])
@@ -310,13 +312,14 @@ def _learn(texts: list[str], size: int) -> dict[str, Any]:
 
 
 def _words(texts: list[str], room: int) -> list[str] | None:
-    """The distinct pieces of the text longer than a byte, most frequent first; None when they need over ``room``."""
+    """The distinct words of the text longer than a byte, most frequent first; None when there are more than
+    ``room``."""
     least = 2 if sum(map(len, texts)) >= LARGE_TEXT else 1
     pieces, counts, enough = _pieces(), Counter[str](), 0
-    border = re.compile(r"\S(?= \S)")  # before a word's own space: inside no piece
+    border = re.compile(r"\S(?= \S)")  # before the space that begins a word, so that no word is cut
     for text in texts:
         start = 0
-        while start < len(text):  # a part after the other: all pieces of a book at once would fill the memory
+        while start < len(text):  # in parts, since all words of a book at once would fill the memory
             cut = border.search(text, start + PART) if len(text) - start > PART else None
             part = text[start : cut.end() if cut else None]
             start += len(part)
@@ -333,14 +336,15 @@ def _pieces() -> pre_tokenizers.ByteLevel:
 
 
 def _byte_characters() -> list[str]:
-    """GPT-2's printable stand-in for each of the 256 byte values, in their order."""
+    """GPT-2's printable character for each of the 256 byte values, in their order."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = iter(range(256, 512))
     return [chr(b) if b in shown else chr(next(hidden)) for b in range(256)]
 
 
 def _backend(definition: dict[str, Any], like: Backend | None = None) -> Backend:
-    """``like``: shares the vocabulary and merges of this one, most of a definition's size."""
+    """The library's tokenizer of a definition. ``like``: one to share vocabulary and merges with, which take most of
+    the memory."""
     if like is not None:
         definition = {**definition, "model": {"type": "BPE", "vocab": {}, "merges": []}}
     # pydantic's writer takes 5 ms for 49,000 tokens, json's 145
@@ -353,7 +357,7 @@ def _backend(definition: dict[str, Any], like: Backend | None = None) -> Backend
 
 
 def _prepending_nothing(definition: dict[str, Any]) -> dict[str, Any]:
-    """For text that goes on from other text: no part puts a space before it."""
+    """The definition without the parts that put a space before a text, for text that continues another."""
 
     def bare(part: dict[str, Any]) -> dict[str, Any] | None:
         if part.get("type") == "Prepend":
@@ -372,7 +376,7 @@ def _token_bytes(backend: Backend, byte_level: bool) -> list[bytes]:
     if last > 2 * len(vocabulary) + GAPS:
         raise KlypeError(f"it has {len(vocabulary):,} tokens and gives one of them the id {last:,}.")
     table = [b""] * (last + 1)
-    # each stand-in to its byte, which Latin-1 writes; no other character to any
+    # each printable character to its byte, as Latin-1; any other character to one that Latin-1 lacks
     byte_of = {**dict.fromkeys(range(256), 256), **{ord(c): b for b, c in enumerate(_byte_characters())}}
     for token, i in vocabulary.items():
         if not byte_level and len(token) == 6 and token.startswith("<0x"):
@@ -380,7 +384,7 @@ def _token_bytes(backend: Backend, byte_level: bool) -> list[bytes]:
             continue
         table[i] = token.replace("▁", " ").encode()
         if byte_level:
-            with suppress(UnicodeEncodeError):  # it is not spelt in stand-ins
+            with suppress(UnicodeEncodeError):  # it is spelt in other characters
                 table[i] = token.translate(byte_of).encode("latin-1")
     for i, added in backend.get_added_tokens_decoder().items():
         table[i] = b"" if added.special else added.content.encode()

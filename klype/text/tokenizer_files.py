@@ -1,8 +1,8 @@
-"""A tokenizer's files, of any maker: its special tokens, what a GGUF file says of it, and whether its tokenizer.json
-can be opened in this process.
+"""Tokenizer files of any origin: special tokens, tokenizers in GGUF files, and which tokenizer.json is safe to open.
 
-A stranger's may ask for any memory, never end, or end us: only one that has only parts which klype writes itself, and
-tables that agree (``is_plain``), is opened here. Any other is tried in a process of its own first (tokenizer.py).
+An unknown tokenizer.json may need any amount of memory, take forever, or crash the process. Only one that consists of
+the parts that klype writes itself, with consistent tables (``is_plain``), is opened directly; any other is first tried
+in a process of its own (tokenizer.py).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from klype.jsons import parsed
 
 HINT = "Fetch or save the model again."
 HINT_GGUF = "Fetch the file again, or use the model's Hugging Face directory."
-# most bytes of a settings file; parsed, it may take thirty times as much memory
+# the most bytes of a settings file; parsed, it may take thirty times as much memory
 MOST = 16 * 2**20
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # token types
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
 PREFIX = "tokenizer.ggml."
-# most characters of a token that others are merged to, and of all; Llama 2's 32,000 have 48 and 200,000
+# the most characters of a token, and of all tokens together, in SentencePiece's vocabularies; Llama 2's has 48 and
+# 200,000
 LONGEST, ALL = 256, 2**22
 
 
@@ -38,7 +39,8 @@ class SpecialTokens:
 
 
 def read_special_tokens(folder: Path, definition: dict[str, Any]) -> SpecialTokens:
-    """From tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json, chat_template.jinja."""
+    """Reads tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json and
+    chat_template.jinja."""
     about = {**_beside(folder, "special_tokens_map.json"), **_beside(folder, "tokenizer_config.json")}
     config, generation = _beside(folder, "config.json"), _beside(folder, "generation_config.json")
     added = definition.get("added_tokens")
@@ -71,7 +73,7 @@ def read_special_tokens(folder: Path, definition: dict[str, Any]) -> SpecialToke
 
 
 def read_object(file: Path, most: int = MOST) -> dict[str, Any]:
-    """An object from a JSON file. Raises KlypeError when it is missing, damaged, or larger than such a file ever is."""
+    """The object in a JSON file. KlypeError when it is missing, damaged, or larger than ``most`` bytes."""
     try:
         content = parsed(read_bounded(file, most).decode("utf-8"))
     except ValueError as error:
@@ -82,7 +84,7 @@ def read_object(file: Path, most: int = MOST) -> dict[str, Any]:
 
 
 def read_bounded(file: Path, most: int = MOST) -> bytes:
-    """Content of a regular file. Raises KlypeError when there is none, or more than ``most`` bytes."""
+    """Content of a regular file. KlypeError when it is missing or larger than ``most`` bytes."""
     try:
         if not file.is_file():  # a pipe or a device would never end
             raise FileNotFoundError
@@ -122,26 +124,26 @@ T = TypeVar("T")
 
 
 def is_plain(definition: dict[str, Any]) -> bool:
-    """Whether it has only parts that klype writes itself, ids without gaps, and merges of tokens that it has."""
+    """Whether a tokenizer.json has only parts that klype writes itself, ids without gaps, and merges of its tokens."""
 
     def is_simple(part: Any, *kinds: str) -> bool:
-        """Of one of these kinds, with nothing but switches."""
+        """Whether a part is of one of these kinds, with only booleans as options."""
         return part["type"] in kinds and all(isinstance(value, bool) for name, value in part.items() if name != "type")
 
     def is_cut(part: Any) -> bool:
-        """Whether a pre-tokenizer is one that klype knows."""
+        """Whether a pre-tokenizer is one that klype writes."""
         if part["type"] != "Split":
             return is_simple(part, "ByteLevel", "Digits")
         known = part["pattern"] in [{"Regex": pattern} for pattern in (LLAMA3, QWEN2)]
         return known and part["behavior"] == "Isolated" and part["invert"] is False
 
     def joins(merge: Any) -> bool:
-        """Whether it makes a token that there is of two that there are."""
+        """Whether both halves of a merge and its result are tokens."""
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         return isinstance(merge, str | list) and {left, right, left + right} <= vocabulary.keys()
 
     def is_added(token: Any) -> bool:
-        """Whether an added token has a spelling, an id within the vocabulary, and nothing but switches beside them."""
+        """Whether an added token has a spelling, an id within the vocabulary, and else only booleans."""
         number, content = token["id"], token["content"]
         switches = (value for name, value in token.items() if name not in ("id", "content"))
         fits = type(number) is int and 0 <= number < len(vocabulary) + len(added)
@@ -173,21 +175,21 @@ def is_plain(definition: dict[str, Any]) -> bool:
 
 
 def call_library(call: Callable[..., T], *given: Any, **named: Any) -> T:
-    """Call the tokenizers library; any failure becomes a KlypeError."""
+    """Calls the tokenizers library; any failure becomes a KlypeError."""
     try:
         return call(*given, **named)
     except MemoryError:
         raise
-    except BaseException as error:  # it raises bare Exception, and what panics in it is not even that
+    except BaseException as error:  # it raises bare Exception, and panics that are not even that
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
         raise KlypeError(f"The model's tokenizer fails: {f'{error}':.200}.", HINT) from error
 
 
 def read_gguf(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], SpecialTokens]:
-    """What a GGUF file's metadata describes, as a tokenizer.json and its special tokens: byte-level BPE ("gpt2" there)
-    or SentencePiece's ("llama"). Raises KlypeError for a kind or a pattern that klype does not know, KeyError and the
-    like for what is missing or of another type."""
+    """The tokenizer in a GGUF file's metadata as the content of a tokenizer.json and special tokens: byte-level BPE
+    ("gpt2" there) or SentencePiece ("llama"). KlypeError for a kind or pattern that klype does not know, KeyError and
+    the like for missing values or other types."""
     kind, pattern = metadata[f"{PREFIX}model"], metadata.get(f"{PREFIX}pre", "default")
     if kind not in ("gpt2", "llama"):
         raise KlypeError(f"{file} has a tokenizer of the kind {kind!r:.60}, which klype cannot rebuild.", HINT_GGUF)
@@ -199,7 +201,7 @@ def read_gguf(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], Spe
         for i, t in enumerate(tokens)
         if types[i] in (CONTROL, USER_DEFINED) or (pieces and types[i] == UNKNOWN)
     ]
-    defaults = {"bos": 1, "eos": 2} if pieces else {}  # these, and who begins a text, are llama.cpp's
+    defaults = {"bos": 1, "eos": 2} if pieces else {}  # llama.cpp's, as is which tokenizers begin a text
 
     def id_of(name: str) -> int | None:
         found: int | None = metadata.get(f"{PREFIX}{name}_token_id", defaults.get(name))
@@ -229,7 +231,7 @@ def read_gguf(metadata: dict[str, Any], file: Path) -> tuple[dict[str, Any], Spe
 
 
 def _byte_level(metadata: dict[str, Any], tokens: Sequence[str], pattern: str, file: Path) -> dict[str, Any]:
-    """The patterns that cut text into pieces are those of llama.cpp's llama-vocab.cpp, by their names there."""
+    """Parts of a byte-level BPE's tokenizer.json; patterns are those of llama.cpp's llama-vocab.cpp, by their names."""
     first = []
     if pattern in ("smollm", "starcoder", "refact", "command-r"):
         first = [{"type": "Digits", "individual_digits": True}]  # digits one by one
@@ -253,8 +255,9 @@ def _byte_level(metadata: dict[str, Any], tokens: Sequence[str], pattern: str, f
 
 
 def _sentence_piece(metadata: dict[str, Any], tokens: Sequence[str], types: Sequence[int]) -> dict[str, Any]:
-    """Spaces are ▁, one stands before a text, and bytes spell what has no token. Of the pairs that make a token, the
-    one of the highest score is merged first. Only plain tokens are made so: no text spells a control token."""
+    """Parts of a SentencePiece tokenizer.json. Spaces are ▁, one is put before a text, and bytes spell what has no
+    token. The pair that makes the token of the highest score is merged first. Only normal tokens have merges, so that
+    no text becomes a control token."""
     if sum(map(len, tokens)) > ALL or max(map(len, tokens)) > LONGEST:
         raise ValueError("what its tokens are: they are longer than any vocabulary's")
     vocabulary, merges = {t: i for i, t in enumerate(tokens)}, []
