@@ -22,7 +22,7 @@ NAME = "python -m benchmarks"
 
 
 def call(argv: list[str]) -> object:
-    """One benchmark; its exceptions come out, and typer's own exits are returned as a number."""
+    """Runs one benchmark. Exceptions are raised; typer's own exits are returned as a number."""
     return app()(argv, prog_name=NAME, standalone_mode=False)
 
 
@@ -128,7 +128,7 @@ def meaning(
 
 
 def _ends(figure: dict[str, Any]) -> str:
-    """ "0.83 [0.72, 0.91]", or the value alone where it has no interval."""
+    """ "0.83 [0.72, 0.91]", or only the value if it has no interval."""
     value = "–" if figure["value"] is None else f"{figure['value']:.2f}"
     return value if figure["low"] is None else f"{value} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
@@ -324,7 +324,8 @@ def _engines(rows: list[dict[str, Any]]) -> Table:
 
 
 def _ratios(document: dict[str, Any]) -> Table:
-    """Ratios in time, beside their floors and goals; those in work a core where they were taken."""
+    """A table of the ratios in time with their floors and goals, and of those in work per core where they were
+    measured."""
     from rich.table import Table
 
     per_core = document.get("ratios_per_core")

@@ -1,7 +1,8 @@
-"""``python -m benchmarks align``: training and alignment beside TRL: the same weights, token ids, sizes and threads.
+"""``python -m benchmarks align``: training and alignment compared with TRL, on the same weights, token ids, sizes and
+threads.
 
-Each trainer is in a process of its own; in each round each has its turn, and a ratio is taken within a round. Both wait
-for their threads asleep (klype's policy): spinning would slow down whichever of them meets another program's work.
+Each trainer runs in a process of its own. They take turns, and ratios are computed within a round. Threads of both
+sleep while they wait (klype's policy): spinning would slow down whichever of them shares a core with another program.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from klype.device import processor, usable_cores
 from klype.errors import UsageError
 from klype.values import Figure
 
+# floor and goal of each ratio: klype's tokens per second relative to TRL's
 BOUNDS: dict[str, tuple[float, float | None]] = {
     "sft": (1.5, 3.0),
     "reward": (1.5, None),
     "dpo": (1.5, None),
     "grpo": (2.0, 4.0),
 }
-"""Floor and goal of each ratio: how many times TRL's tokens a second."""
 ROUNDS = 9  # at most
 MODULE = "benchmarks.align_worker"
 
 
 @dataclass
 class Results:
-    """By (trainer, task), one entry a round; why a trainer has none."""
+    """Results by (trainer, task), one entry per round, and the reason why a trainer has none."""
 
     runs: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
@@ -49,9 +50,11 @@ class Results:
 
 
 def align(minutes: float, say: Say, sizes: Sizes | None = None, only: Sequence[str] = TASKS) -> dict[str, Any]:
-    """The whole comparison as the JSON document of the command. Ends within ``minutes``, but for one order.
+    """Runs the comparison and returns the command's JSON document. It ends within ``minutes``, except for the last
+    order.
 
-    ``only``: the tasks, of ``sft``, ``reward``, ``dpo`` and ``grpo``. UsageError for others, or minutes out of range.
+    ``only``: the tasks, of ``sft``, ``reward``, ``dpo`` and ``grpo``. Raises UsageError for others, and for minutes out
+    of range.
     """
     if not 0 < minutes <= 600:
         raise UsageError(f"--minutes should be above 0 and at most 600 (it is {minutes}).")
@@ -76,7 +79,7 @@ def align(minutes: float, say: Say, sizes: Sizes | None = None, only: Sequence[s
 
 
 def _start(results: Results, log: Any) -> dict[str, Worker]:
-    """A process for every trainer that is installed; why the others have none."""
+    """Starts a process for every trainer that is installed; tells why the others have none."""
     workers = {}
     for name, (_, package) in TRAINERS.items():
         if package != "klype" and package_version(package) is None:
@@ -94,8 +97,8 @@ def _load(team: Team, folder: Path) -> None:
 
 
 def _measure(team: Team, results: Results, tasks: Sequence[str], folder: Path) -> None:
-    """Rounds of all tasks, as many as fit; the first ones of each trainer and task warm up and are not counted
-    when a second round fits."""
+    """Measures as many rounds of all tasks as fit. The first round of each trainer and task is a warm-up, and not
+    counted if there is time for a second one."""
     took = 0.0
     for number in range(ROUNDS + 1):
         begun = time.monotonic()
@@ -143,7 +146,7 @@ def _document(given: Given, results: Results, only: Sequence[str]) -> dict[str, 
 
 
 def _row(name: str, task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One trainer at one task: medians of the rounds, least and greatest beside."""
+    """A row of the document: one trainer at one task, with the median, minimum and maximum of the rounds."""
 
     def rate(what: str, over: str) -> dict[str, Any]:
         unit = f"{what}/{'s' if over == 'seconds' else 'core-second'}"
@@ -165,7 +168,7 @@ def _row(name: str, task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, A
 def ratio(
     runs: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], task: str, over: str, why: Mapping[str, str]
 ) -> Figure:
-    """How many times TRL's tokens klype learns from in the same time, round by round."""
+    """klype's tokens per second relative to TRL's, paired within rounds."""
     mine, theirs = runs.get(("klype", task), ()), runs.get(("TRL", task), ())
     if not mine or not theirs:
         return Figure(None, why="; ".join(f"{k}: {v}" for k, v in why.items()) or "not measured")

@@ -1,4 +1,4 @@
-"""What both trainers are given: the same weights, the same token ids, the same sizes, in files that both read."""
+"""The task of both trainers: the same weights, token ids and sizes, in files that both read."""
 
 from __future__ import annotations
 
@@ -27,10 +27,8 @@ MANNERS: tuple[Manner, Manner] = ("polite", "wrong")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """``rows`` texts, or pairs, a step; GRPO: ``questions`` a step, ``answers`` to each of exactly ``limit`` tokens.
-
-    The model is Llama-shaped: ``width``, ``layers``, ``heads``, ``hidden``.
-    """
+    """Sizes of the task: ``rows`` texts, or pairs, per step; for GRPO ``questions`` per step, and ``answers`` to each
+    of exactly ``limit`` tokens. The model is a Llama of ``width``, ``layers``, ``heads`` and ``hidden``."""
 
     width: int = 128
     layers: int = 4
@@ -45,8 +43,8 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Token ids. ``conversations``: (ids, 1 where learnt); ``pairs``: (prompt, chosen, rejected), ``pair_texts`` the
-    same as text, which one trainer insists on; ``prompts``: texts and their ids."""
+    """The data as token ids. ``conversations``: (ids, loss weights); ``pairs``: (prompt, chosen, rejected), and the
+    same as text (``pair_texts``), which one trainer needs; ``prompts``: texts and their ids."""
 
     folder: str
     threads: int
@@ -66,7 +64,7 @@ class Given:
 
     @property
     def mean_lengths(self) -> dict[str, float]:
-        """Tokens of a text, of a prompt with an answer (of a pair's two), and of a question."""
+        """Mean number of tokens of a text, of a prompt with an answer (of a pair), and of a question."""
         both = [len(p) + (len(c) + len(r)) / 2 for p, c, r in self.pairs]
         return {
             "conversation": sum(len(ids) for ids, _ in self.conversations) / len(self.conversations),
@@ -76,23 +74,23 @@ class Given:
 
 
 class Trainer(Protocol):
-    """A trainer under test, in a process of its own."""
+    """A trainer that is measured, in a process of its own."""
 
     def load(self, given: Given) -> None: ...
 
     def train(self, task: str, folder: Path) -> dict[str, Any]:
-        """One training run: ``seconds`` and ``core_seconds`` of the timed steps, ``tokens`` and ``completions`` in
-        them (padding is none), ``loss`` (mean), ``how``."""
+        """One training run. Returns ``seconds`` and ``core_seconds`` of the timed steps, the ``tokens`` (without
+        padding) and ``completions`` in them, the mean ``loss``, and ``how`` it was computed."""
         ...
 
 
 def reward(answers: list[str]) -> list[float]:
-    """A reward that costs nothing: how many of an answer's words are different ones."""
+    """A reward that costs nothing: the number of distinct words of an answer."""
     return [float(len(set(answer.split()))) for answer in answers]
 
 
 def prepare(folder: Path, sizes: Sizes, threads: int) -> Given:
-    """A fresh model with the demo world's tokenizer, and the world's conversations, pairs and questions."""
+    """Writes a new model with the demo world's tokenizer, and conversations, pairs and questions of the world."""
     task = WorldTask(read("world"), 0)
     tokenizer = task.chat.tokenizer
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The two trainers behind the same two methods. A peer is imported when its trainer is made, never before."""
+"""The two trainers with a common interface. A peer is imported when its trainer is made, never before."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from klype.values import Batch, Batches, Question
 
 @dataclass
 class Clock:
-    """Reads the time when the warm steps are over, and at the last step."""
+    """Reads the time after the warm-up steps, and after the last step."""
 
     warm: int
     steps: int
     marks: list[tuple[float, float]] = field(default_factory=list)
 
     def step(self, number: int) -> None:
-        """Step ``number``, from 1, is done."""
+        """Called after step ``number`` (from 1)."""
         if number in (self.warm, self.warm + self.steps):
             self.marks.append((time.perf_counter(), time.process_time()))
 
@@ -34,8 +34,8 @@ class Clock:
 
 
 class Klype:
-    """klype's one loop. Of its ways to use threads (all in each product, or a micro-batch a core) the faster one works,
-    as its own plan would choose; a few steps of each are tried when it loads."""
+    """klype's training loop. It uses threads in the faster of two ways (all in each product, or a micro-batch per
+    core), as its own plan would; a few steps of each are timed when it loads."""
 
     def load(self, given: Given) -> None:
         from klype.device import memory_policy, set_threads
@@ -132,7 +132,7 @@ class Klype:
         )
 
     def _reward(self, folder: Path) -> dict[str, Any]:
-        """A frozen trunk and a head, every pair read once; all of it is timed."""
+        """A reward model: a frozen trunk and a trained head. Every pair is read once; all of it is timed."""
         from klype.device import set_threads
         from klype.train.reward_model import RewardSettings, fit_reward
 
@@ -155,7 +155,7 @@ class Klype:
 
 
 class Trl:
-    """TRL's trainers: float32, no gradient checkpointing (it would cost a pass), texts of a length together."""
+    """TRL's trainers: float32, no gradient checkpointing (which costs a pass), texts grouped by length."""
 
     def load(self, given: Given) -> None:
         import datasets
@@ -200,7 +200,8 @@ class Trl:
         return {**clock.read(), **counts, "loss": done.training_loss, "how": f"{self.given.threads} threads"}
 
     def _generated(self, clock: Clock) -> dict[str, int]:
-        """Of exactly ``limit`` tokens each; prompts count once an answer, as they are trained on."""
+        """The tokens of answers of exactly ``limit`` tokens each; a prompt counts once per answer, as it is trained
+        on."""
         sizes = self.given.sizes
         number = clock.steps * sizes.questions * sizes.answers
         mean = self.given.mean_lengths["question"]
@@ -241,7 +242,7 @@ class Trl:
         return self.trl.SFTTrainer(self._model(), config, train_dataset=_dataset(rows), processing_class=self.tokenizer)
 
     def _reward(self, folder: Path) -> Any:
-        """The trunk frozen, as klype's is: the same work."""
+        """A reward model with a frozen trunk, as klype's: the same work."""
         from transformers import AutoModelForSequenceClassification
 
         model = AutoModelForSequenceClassification.from_pretrained(self.given.folder, num_labels=1, dtype="float32")
@@ -281,12 +282,12 @@ class Trl:
         )
 
 
+# name: how it is made, and its package
 TRAINERS: dict[str, tuple[Callable[[], Trainer], str]] = {"klype": (Klype, "klype"), "TRL": (Trl, "trl")}
-"""Name: how it is made, and its package."""
 
 
 class _TokenCounter:
-    """Batches, with the tokens (padding is none) and rows of those after the first ``warm``."""
+    """Batches that count the tokens (without padding) and rows after the first ``warm`` batches."""
 
     def __init__(self, batches: Batches, warm: int) -> None:
         self._batches, self._warm = batches, warm
@@ -312,7 +313,7 @@ class _TokenCounter:
 
 
 def _tokens(batch: Batch) -> int:
-    """Tokens up to each row's last learnt target, that one with them."""
+    """The number of tokens up to and including each row's last target with a loss weight."""
     import torch
 
     at_T = torch.arange(1, batch.weights_BT.shape[1] + 1)

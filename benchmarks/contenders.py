@@ -1,4 +1,4 @@
-"""The engines, each behind the same three methods. A module is imported when its engine is made, never before."""
+"""The engines with a common interface. A module is imported when its engine is made, never before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Klype:
-    """klype's own engine, in one precision, or with the matrices of a GGUF file as they lie in it."""
+    """klype's own engine, in one precision, or with the quantised matrices of a GGUF file."""
 
     def __init__(self, precision: Precision, kind: str = "") -> None:
         self.precision: Precision = precision
@@ -71,7 +71,7 @@ class Klype:
             return {"file": file}
 
     def _in_steps(self, text: list[int]) -> Tensor:
-        """Logits [T, V] of a text that is read as answers are written: few tokens a pass, which are compiled."""
+        """Logits [T, V] of a text that is read a few tokens per pass, as in generation, by the compiled decoder."""
         import torch
 
         from klype.model.prepacked import FEW
@@ -123,7 +123,7 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp's server in process (the prebuilt wheel xllamacpp); samples share their prompt's cache."""
+    """llama.cpp's server within the process (the prebuilt wheel xllamacpp); samples share the cache of their prompt."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -163,7 +163,7 @@ class LlamaCpp:
 
 
 class OpenVino:
-    """OpenVINO GenAI from the same GGUF."""
+    """OpenVINO GenAI, from the same GGUF file."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -235,6 +235,7 @@ class CTranslate2:
         return {}
 
 
+# name: how it is made, its package, and the GGUF file that it reads
 CONTENDERS: dict[str, tuple[Callable[[], Contender], str, str]] = {
     "klype float32": (lambda: Klype("float32"), "klype", ""),
     "klype bfloat16": (lambda: Klype("bfloat16"), "klype", ""),
@@ -251,11 +252,10 @@ CONTENDERS: dict[str, tuple[Callable[[], Contender], str, str]] = {
     "OpenVINO GenAI": (lambda: OpenVino("given"), "openvino-genai", "given"),
     "CTranslate2 int8": (lambda: CTranslate2("int8"), "ctranslate2", ""),
 }
-"""Name: how it is made, the package it comes in, and the GGUF it reads."""
 
 
 def package_version(package: str) -> str | None:
-    """None when it is not installed."""
+    """The installed version of a package, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

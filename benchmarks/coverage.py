@@ -1,9 +1,9 @@
-"""Do our 95 % intervals hold the truth 95 times of 100? Every estimator, on toys and a world whose truth is known
-(``coverage_cases``), with 10, 30 and 100 questions.
+"""Do klype's 95 % intervals contain the truth in 95 % of runs? Every estimator is tried on toys and a world whose truth
+is known (``coverage_cases``), with 10, 30 and 100 questions.
 
-A nominal 95 % covers 93–98.5 % of 1,000 runs; conservative estimators have no ceiling, and their width is shown. With
-fewer than 30 questions an interval may be withheld; with more, only where the case says why. What was withheld counts
-for neither side.
+An interval passes if it covers the truth in 93–98.5 % of 1,000 runs; conservative estimators have no upper limit, and
+their width is shown. With fewer than 30 questions an interval may be withheld; with more, only where the case says why.
+Intervals that were withheld do not count.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from klype.values import Figure
 
 LEAST, MOST = 0.93, 0.985
 SIZES = (10, 30, 100)
+# number of questions below which an interval may be withheld
 MAY_WITHHOLD = 30
-"""Questions; with fewer an interval may be withheld."""
 
 
 def run(runs: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """{"rows": [{name, n, runs, given, covered, low, high, width, conservative, withheld, passed}], "passed"}.
+    """The document {"rows": [{name, n, runs, given, covered, low, high, width, conservative, withheld, passed}],
+    "passed"}.
 
-    ``given``: the share of runs that had an interval; ``covered`` is of these, low and high its own 95 % limits.
-    ``withheld``: why there may be none. Fewer than 1,000 intervals: three standard errors are allowed for.
+    ``given``: share of runs with an interval; ``covered``: share of these that contain the truth, with its own 95 %
+    limits low and high. ``withheld``: why there may be none. With fewer than 1,000 intervals, three standard errors are
+    allowed for.
     """
     rows = [row for case in cases() for n in case.sizes or SIZES for row in covered(case, n, runs, seed)]
     return {"rows": rows, "passed": all(row["passed"] for row in rows)}
 
 
 def covered(case: Case, n: int, runs: int, seed: int) -> list[dict[str, Any]]:
-    """A row for each figure of the case."""
+    """The rows of a case, one for each of its figures."""
     rng = np.random.default_rng([seed, n])
     found = [case.toy(rng, n) for _ in range(runs * case.times)]
     return [_row(case, part, n, [one[part] for one in found]) for part in found[0]]

@@ -1,4 +1,4 @@
-"""The cases of the coverage benchmark: toys whose truth is known, each from n questions (documents, draws)."""
+"""The cases of the coverage benchmark: toys whose truth is known, each of n questions (or documents, or draws)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from klype.examine.repetition import good_turing
 from klype.examine.survival import survival, weibull_shape
 from klype.values import Figure
 
+# maximum number of words of an answer
 LONG = 14
-"""Words of the longest answer that is drawn here."""
 AT_RISK = "fewer than ten questions are still right and open there"
 ERRORS = "fewer than ten errors"
 FEWER = "fewer than ten answers are right, or fewer are wrong"
 
 
 def cases() -> list[Case]:
-    """All estimators that put an interval on a figure."""
+    """The cases of all estimators that give an interval."""
     return [*of_values(), *_curves(), *_others()]
 
 
 def _curves() -> list[Case]:
     def same(rng: Rng, n: int) -> Told:
-        """Every word errs with .05, and from the third on an answer ends with .12: S^n holds."""
+        """Every word is wrong with probability .05, and from the third on an answer ends with .12: S^n holds."""
         return _survived(rng, np.full((n, 1), 0.05), 0.12, 1, [0.95**t for t in range(1, LONG + 1)], 0.95)
 
     def differ(rng: Rng, n: int) -> Told:
-        """e ~ Beta(2, 18) a question, which answers to no end: K_t = R_t = B(2, 18 + t) / B(2, 18)."""
+        """Error rate e ~ Beta(2, 18) per question, endless answers: K_t = R_t = B(2, 18 + t) / B(2, 18)."""
         k = [float(special.beta(2, 18 + t) / special.beta(2, 18)) for t in range(1, LONG + 1)]
         at_risk = np.array([1.0, *k[:-1]])
         s = 1 - float((at_risk - np.array(k)).sum() / at_risk.sum())
@@ -77,7 +77,7 @@ NOBODY = Figure(None, why="nobody was at risk")
 
 
 def _answers(rng: Rng, hazard_MT: Array, end: float, samples: int) -> list[JudgedAnswer]:
-    """Answers that err by these hazards, end right with ``end`` from the third word on, or reach the limit."""
+    """Answers with these hazards, which end with probability ``end`` from the third word on, or reach the limit."""
     questions, length = hazard_MT.shape
     shape = (questions, samples, length)
     wrong = _first(rng.random(shape) < hazard_MT[:, None, :])
@@ -95,13 +95,13 @@ def _answers(rng: Rng, hazard_MT: Array, end: float, samples: int) -> list[Judge
 
 
 def _first(true_MST: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Where (1, 2, …) each row is true first; beyond its end where it never is."""
+    """The position (1, 2, …) at which each row is true first; beyond its end if it never is."""
     found: npt.NDArray[np.int64] = np.where(true_MST.any(-1), true_MST.argmax(-1) + 1, true_MST.shape[-1] + 1)
     return found
 
 
 def _rest(favours: bool) -> float:
-    """How many of the answers that are judged as they are, are right, for .6 of all to be."""
+    """The share of correct answers among those that are judged correctly, such that .6 of all are correct."""
     apart = 0.1 + 0.9 * 0.08
     return (0.6 - (0.0 if favours else apart)) / (1 - apart)
 
@@ -119,7 +119,7 @@ def _others() -> list[Case]:
         return toy
 
     def temperature(rng: Rng, n: int) -> Told:
-        """Each question's cross-entropy is a parabola in ln T around a best one of its own, ln T ~ N(ln 1.2, .3)."""
+        """Each question's cross-entropy is a parabola in ln T around its own minimum, ln T ~ N(ln 1.2, .3)."""
         best = rng.normal(math.log(1.2), 0.3, n)
         return one(best_temperature((np.log(np.array(TEMPERATURES))[None] - best[:, None]) ** 2), 1.2)
 
@@ -127,8 +127,8 @@ def _others() -> list[Case]:
         return one(rejection_ratio(rng.random(n).tolist(), (rng.random(n) < 0.5).tolist(), range(n)), 0.0)
 
     def good_score(rng: Rng, n: int) -> Told:
-        """The score is the probability of being wrong, uniform: risk kept c is c / 2, at random ½, with the truth
-        0 up to ½ and then 1 − ½ / c: (½ − ¼) / (½ − (1 − ln 2) / 2) = 1 / (2 ln 2)."""
+        """The score is the probability of being wrong, uniform: the risk at coverage c is c / 2, at random ½, and with
+        perfect knowledge 0 up to ½ and then 1 − ½ / c: (½ − ¼) / (½ − (1 − ln 2) / 2) = 1 / (2 ln 2)."""
         score = rng.random(n)
         return one(rejection_ratio(score.tolist(), (rng.random(n) >= score).tolist(), range(n)), 0.5 / math.log(2))
 
@@ -140,18 +140,18 @@ def _others() -> list[Case]:
         return toy
 
     def fork(rng: Rng, n: int) -> Told:
-        """Two meanings, .3 before and .8 after: what B gains is .5."""
+        """Two meanings, .3 before and .8 after: B gains .5."""
         return one(strength(np.stack([rng.random(n) < 0.3, rng.random(n) < 0.8]).astype(np.int64), 0), 0.5)
 
     def shared(rng: Rng, n: int) -> Told:
-        """The same gain, a quarter of the samples being the same before and after: .3 = .25 · .8 + .75 · .1333."""
+        """The same gain, where a quarter of the samples is the same before and after: .3 = .25 · .8 + .75 · .1333."""
         after = rng.random(n) < 0.8
         before = np.where(rng.random(n) < 0.25, after, rng.random(n) < 0.4 / 3)
         return one(strength(np.stack([before, after]).astype(np.int64), 0), 0.5)
 
     def misjudged(favours: bool) -> Toy:
-        """.6 of all answers are right; a tenth is undecided, and .08 of the others is misjudged, all on one side. The
-        error rate is known from 30 other questions, four answers each."""
+        """.6 of all answers are correct; a tenth is undecided, and .08 of the others are misjudged, all on one side.
+        The error rate is known from 30 other questions, four answers each."""
 
         def toy(rng: Rng, n: int) -> Told:
             drawn = rng.random((n, 3))

@@ -1,5 +1,5 @@
-"""Toys whose truth is known, for the intervals of shares, means, ratios and differences; ``coverage_cases`` has those
-of curves and of what else there is."""
+"""Toys whose truth is known, for intervals of shares, means, ratios and differences. Those for curves and everything
+else are in ``coverage_cases``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from klype.world import World
 Rng = np.random.Generator
 Array = npt.NDArray[np.floating]
 Told = dict[str, tuple[Figure, float]]
+# (random generator, n) → figures by name, each with the truth
 Toy = Callable[[Rng, int], Told]
-"""(noise, n) → figures by name, each with the truth."""
 FEW = (3, 5, 8)
 SAME = "fewer than five values differ from the commonest"
 UNDERNEATH = "the mean below the line cannot be told from 0"
@@ -31,8 +31,9 @@ POINTS: Limits = (-3.0, 3.0)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``withheld``: why there may be no interval with 30 questions or more. ``sizes``: where they are not the usual.
-    ``times``: so many times the runs, where an exact interval leaves chance little room."""
+    """A toy and what is expected of its intervals. ``withheld``: why there may be no interval with 30 questions or
+    more. ``sizes``: numbers of questions, if not the default. ``times``: factor on the number of runs, where an exact
+    interval leaves little room for chance."""
 
     name: str
     toy: Toy
@@ -43,12 +44,12 @@ class Case:
 
 
 def of_values() -> list[Case]:
-    """All but curves and the like."""
+    """The cases of shares, means, ratios and differences."""
     return [*_shares(), *_means(), *_bounded(), *_ratios(), *_seeds(), *_pairs()]
 
 
 def one(figure: Figure, truth: float) -> Told:
-    """A toy's only figure."""
+    """A toy with a single figure."""
     return {"": (figure, truth)}
 
 
@@ -79,12 +80,12 @@ def _shares() -> list[Case]:
         return one(ratio_of_means(size * share, size, "share of words"), 0.95 * 0.99 + 0.05 * 0.4)
 
     def s(rng: Rng, n: int) -> Told:
-        """S of documents of unequal length, .98 in the mean."""
+        """S of documents of unequal length, .98 on average."""
         size = rng.integers(15, 45, n).astype(float)
         return one(ratio_of_means(size * rng.beta(98, 2, n), size, "share a word"), 0.98)
 
     def bad(share: float, times: float) -> Toy:
-        """S where so many documents err so many times as often as the others, whose words err with .02."""
+        """S where a share of documents has a multiple of the error rate of the others, which is .02."""
 
         def toy(rng: Rng, n: int) -> Told:
             size = rng.integers(15, 45, n).astype(float)
@@ -95,7 +96,7 @@ def _shares() -> list[Case]:
         return toy
 
     def long(rng: Rng, n: int) -> Told:
-        """S where documents have 10 to 100 words, and err a word in proportion to their length."""
+        """S where documents have 10 to 100 words, with an error rate per word in proportion to their length."""
         truth = 1 - _moment(10, 2) / _moment(10) / 100
         size = 10.0 ** (1 + rng.random(n))
         return one(ratio_of_means(size * (1 - size / 1000), size, "share a word"), truth)
@@ -139,7 +140,7 @@ def _means() -> list[Case]:
 
 
 def _lost(rng: Rng, n: int, share: float, spread: float) -> Array:
-    """2 points for so many, 0 for the others, and a spread around both."""
+    """2 points for a share of the answers, 0 for the others, with a spread around both."""
     found: Array = 2.0 * (rng.random(n) < share) + rng.normal(0, spread, n)
     return found
 
@@ -148,7 +149,7 @@ def _bounded() -> list[Case]:
     """Means of values whose bounds are known: an annotator's points, Kendall's τ."""
 
     def points(share: float, spread: float, up: bool = False) -> Toy:
-        """So many answers are 2 points below (above) the others; there could be one 5 points below or above."""
+        """A share of answers is 2 points below (above) the others; values can be 5 points below or above."""
 
         def toy(rng: Rng, n: int) -> Told:
             sign = 1.0 if up else -1.0
@@ -204,19 +205,19 @@ def _ratios() -> list[Case]:
         return {"difference": (told.difference[0], 0.3), "ratio": (told.ratio[0], 4.0)}
 
     def excess(rng: Rng, n: int) -> Told:
-        """Own divergence is 1.5 times the true one in the mean."""
+        """The divergence on own texts is 1.5 times that on true ones, on average."""
         true = rng.gamma(4, 0.5, n)
         return one(excess_error((1.5 * true * rng.gamma(20, 1 / 20, n)).tolist(), true.tolist()), 50.0)
 
     def bad(rng: Rng, n: int) -> Told:
-        """One document in twelve is five times as far off."""
+        """One document in twelve has five times the divergence."""
         words = rng.integers(20, 60, n).astype(float)
         times = np.where(rng.random(n) < 0.08, 5.0, 1.0)
         return one(ratio_of_means(rng.gamma(0.05 * words, 2.0) * times, words, "nats a word"), 0.1 * 1.32)
 
     def sizes(most: float, power: float) -> Toy:
-        """Documents 1 to ``most`` times as long (every order of magnitude as often), which cost a word in proportion to
-        this power of their length."""
+        """Documents of 1 to ``most`` times a length (log-uniform), whose cost per word is in proportion to this power
+        of their length."""
 
         def toy(rng: Rng, n: int) -> Told:
             long = most ** rng.random(n)
@@ -245,18 +246,18 @@ def _ratios() -> list[Case]:
 
 
 def _moment(most: float, power: float = 1.0) -> float:
-    """E[x^power], ln x uniform between 0 and ln ``most``."""
+    """E[x^power] for ln x uniform between 0 and ln ``most``."""
     return float((most**power - 1) / (power * math.log(most)))
 
 
 def _seeds() -> list[Case]:
-    """Training runs: few, and nearly normal."""
+    """Values of a few training runs, which are nearly normal."""
 
     def mean(rng: Rng, n: int) -> Told:
         return one(ratio_over_seeds(rng.normal(1, 0.1, n), np.ones(n), "nats a word"), 1.0)
 
     def gap(rng: Rng, n: int) -> Told:
-        """A cure goes .3 of the way from one to .5; what a seed has in common is in all three."""
+        """A cure closes .3 of the gap from 1 to .5; the effect of a seed is common to all three."""
         common = rng.normal(0, 0.05, n)
         base, cure, best = (common + rng.normal(mean, 0.03, n) for mean in (1.0, 0.85, 0.5))
         return one(ratio_over_seeds(base - cure, base - best, "share of the gap"), 0.3)
@@ -269,7 +270,7 @@ def _seeds() -> list[Case]:
 
 def _pairs() -> list[Case]:
     def changed(share: float, samples: int, up: float) -> Toy:
-        """So many answers change, each for the better with probability ``up``."""
+        """A share of answers changes, each for the better with probability ``up``."""
 
         def toy(rng: Rng, n: int) -> Told:
             before = rng.random((n, samples)) < 0.5
@@ -281,7 +282,7 @@ def _pairs() -> list[Case]:
         return toy
 
     def whole(rng: Rng, n: int) -> Told:
-        """One question in twenty-five is lost, with all its answers."""
+        """One question in twenty-five becomes wrong, with all of its answers."""
         b = np.repeat(rng.random(n) >= 0.04, 5).astype(float)
         return one(paired(np.ones(5 * n), b, np.repeat(np.arange(n), 5).tolist()), -0.04)
 
@@ -306,7 +307,7 @@ def _by_question(right_MN: npt.NDArray[np.bool_]) -> Figure:
 
 
 def _world() -> Toy:
-    """Answers in mixed manners to 300 questions, judged by the grammar; samples of the questions are asked."""
+    """Answers of mixed style to 300 questions, judged by the grammar; samples of the questions are asked."""
     world = World("small")
     rng = random.Random(0)
     table = []

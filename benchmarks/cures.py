@@ -1,7 +1,7 @@
 """``benchmarks cures``: what each decoder gains over greedy, and what it costs, on questions with known answers.
 
-Settings are chosen on dev questions at one budget; every figure is of test questions, paired with greedy on the same
-ones. Energy is measured where the machine tells it, else estimated from processor time, and labelled so.
+Settings are chosen on dev questions at one budget. All figures are of test questions, paired with greedy decoding of
+the same ones. Energy is measured where the machine reports it, else estimated from processor time and labelled so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TUNES = {
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A model that takes part: the first is what the others, trained cures, are compared with."""
+    """A model that takes part. The first is the baseline; the others, trained cures, are compared with it."""
 
     name: str
     source: Source
@@ -51,7 +51,8 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class CureSettings:
-    """``choose_at``: the budget at which settings, and the best decoder, are chosen."""
+    """Settings of the benchmark. ``choose_at``: the budget at which decoder settings and the best decoder are
+    chosen."""
 
     budgets: tuple[float, ...] = (2.0, 4.0, 8.0)
     only: tuple[str, ...] = ()
@@ -67,7 +68,7 @@ class CureSettings:
 
 @dataclass(frozen=True, slots=True)
 class CureResult:
-    """One decoder at one budget on one set of questions."""
+    """The result of one decoder at one budget on one set of questions."""
 
     decided: list[DecoderResult]
     rights: list[float]
@@ -76,7 +77,7 @@ class CureResult:
 
 
 def cures(entrants: Sequence[Entrant], settings: CureSettings, say: Say) -> dict[str, Any]:
-    """The document of the command: a part for every task, with rows of (model, decoder, budget)."""
+    """Runs the benchmark. The document has a part for every task, with a row for each (model, decoder, budget)."""
     settings.check()
     started, parts, missing = time.monotonic(), list[dict[str, Any]](), dict[str, str]()
     for task in entrants[0].tasks:
@@ -140,7 +141,7 @@ def _part(name: str, entrants: Sequence[Entrant], settings: CureSettings, say: S
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """The greedy answers to a set of questions, which all decoders but ``sample`` begin with, and their energy."""
+    """The greedy answers to a set of questions, with which all decoders but ``sample`` begin, and their energy."""
 
     traces: list[Trace]
     joules: float
@@ -149,7 +150,7 @@ class Plain:
 def measure(
     source: Source, posed: Sequence[Posed], name: str, budget: float, tuning: DecoderSettings, plain: Plain | None
 ) -> CureResult:
-    """Every question decided, from the plain answers where they are known."""
+    """Decides every question, starting from the plain answers where they are known."""
     energy = Energy()
     decided: list[DecoderResult] = []
     for at in range(0, len(posed), CHUNK):
@@ -164,7 +165,7 @@ def measure(
 
 
 def front(rows: Sequence[dict[str, Any]]) -> list[int]:
-    """Indices of the rows that nothing beats: none is right as often for fewer passes; cheapest first."""
+    """Indices of the rows on the Pareto front, cheapest first: no other is correct as often with fewer passes."""
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["passes"], -rows[i]["right"]["value"]))
     found: list[int] = []
     for i in order:
@@ -193,7 +194,7 @@ def _cannot(decoder: Decoder, task: Task, entrant: Entrant) -> str:
 def _chosen(
     entrant: Entrant, decoder: Decoder, dev: Sequence[Posed], plain: Plain, settings: CureSettings
 ) -> tuple[DecoderSettings, float]:
-    """The settings that answer most dev questions rightly, and what share; the first of equals."""
+    """The settings with the highest share of correct dev answers (of equals the first), and that share."""
     tried = []
     for tuning in TUNES.get(decoder.name, (DecoderSettings(),)):
         found = measure(entrant.source, dev, decoder.name, settings.choose_at, _with_back(tuning, entrant), plain)
@@ -225,7 +226,8 @@ def _row(found: CureResult, posed: Sequence[Posed], base: Sequence[float]) -> di
 
 
 def _best(rows: Sequence[dict[str, Any]], chosen: tuple[float, str, str] | None) -> dict[str, Any] | None:
-    """The decoder that was best on dev, as test questions show it within CHEAP passes; ``beats``: greedy, certainly."""
+    """The decoder that was best on dev, with its test figures within CHEAP passes; ``beats``: significantly better than
+    greedy."""
     if chosen is None:
         return None
     mine = [r for r in rows if (r["model"], r["decoder"]) == chosen[1:] and r["passes"] <= CHEAP + 1e-9]

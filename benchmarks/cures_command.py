@@ -1,4 +1,4 @@
-"""``benchmarks cures``: which decoder, or which trained cure, helps against which trouble, and at what cost."""
+"""``benchmarks cures``: which decoder, or trained cure, helps with which problem, and at what cost."""
 
 from __future__ import annotations
 

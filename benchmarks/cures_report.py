@@ -1,4 +1,4 @@
-"""``report.html`` of ``benchmarks cures``: the front, the gains, and which cure for which trouble; both languages."""
+"""The report of ``benchmarks cures`` in all languages: the Pareto front, the gains, and which cure helps with what."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAINED = "aligned"
 
 
 def write(folder: Path, document: Document, lang: str) -> list[Path]:
-    """``report.html`` and ``cures.json`` in a folder that is made where it is missing."""
+    """Writes ``report.html`` and ``cures.json`` into a folder, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     return [html.write(folder / "report.html", render(document, lang)), html.write(folder / "cures.json", text)]
@@ -33,7 +33,7 @@ def render(document: Document, lang: str) -> str:
 
 
 def verdict(part: Document, say: Say, own: Words) -> list[str]:
-    """What was found for one kind of question; nothing is said that was not measured."""
+    """The findings for one kind of question, in sentences; only of what was measured."""
     base = part["rows"][0]
     said = [own("plain", right=say.figure(base["right"], "right"), n=say.count(part["test"]))]
     best = part["best"]
@@ -106,7 +106,7 @@ def _name(row: Row, several: bool) -> str:
 
 
 def _points(figure: FigureFacts, say: Say) -> str:
-    """A difference of shares with its sign: +0.06 [0.01, 0.11]."""
+    """A difference of shares with its sign, such as +0.06 [0.01, 0.11]."""
     text = say.figure(figure, "gain")
     return f"+{text}" if (figure["value"] or 0.0) > 0 else text
 

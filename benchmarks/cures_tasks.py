@@ -1,7 +1,7 @@
 """The questions of ``python -m benchmarks cures``: the world's held-out ones for a run, real ones for any other model.
 
-Each comes with the checks that decoders need. Questions on which settings are chosen (dev) are never those that are
-reported (test).
+Each comes with the checks that decoders need. The questions on which settings are chosen (dev) are never those of the
+figures (test).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LETTERS = "AB"
 
 @dataclass(frozen=True, slots=True)
 class Posed:
-    """A question as it is put to one source, and who says whether an answer is right."""
+    """A question as it is put to a source, and a function that judges whether an answer is correct."""
 
     question: Question
     asked: DecodeQuestion
@@ -39,7 +39,7 @@ class Posed:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """``missing``: why there are no questions."""
+    """One kind of question. ``judge``: what judges the answers; ``missing``: why there are no questions."""
 
     name: str
     judge: str
@@ -60,7 +60,8 @@ class Sizes:
 
 
 def world_task(source: Source, run: Path, world: World, sizes: Sizes, reward: RewardModel | None) -> Task:
-    """Test: the held-out questions about stories that the run keeps; dev: others, drawn from the same world."""
+    """Questions of the demo world. Test: the held-out questions about stories that the run keeps; dev: others, newly
+    drawn."""
     kept = {q.prompt: q for q in read_questions(run / "questions.jsonl") if not q.extra.get("fixed")}
     test = list(kept.values())[: sizes.test]
     known, rng = {question.prompt for question in test}, random.Random(f"dev {sizes.seed}")
@@ -102,12 +103,13 @@ def _world_posed(codec: Codec, world: World, question: Question, seed: int, rewa
 
 
 def _behind(codec: Codec, before: str, text: str) -> tuple[int, ...]:
-    """The tokens of a text that goes on from another; one that is empty still has the token of a full stop."""
+    """The tokens of ``text`` as it continues another; for an empty text the token of a full stop."""
     return tuple(codec.encode(f"{before} {text.strip() or '.'}")[len(codec.encode(before)) :])
 
 
 def real_tasks(source: Source, data: Path | None, sizes: Sizes, only: Sequence[str] = ()) -> list[Task]:
-    """Arithmetic, grammar (BLiMP) and reading in Norwegian (NorQuAD); what lies in no ``data`` folder is missing."""
+    """Arithmetic, grammar (BLiMP) and Norwegian reading comprehension (NorQuAD). Without files in ``data`` a task is
+    missing."""
     made: dict[str, Callable[[], Task]] = {
         "arithmetic": lambda: _few_shot(source, _arithmetic(sizes), sizes),
         "grammar": lambda: _from_file(source, data, "blimp-small/blimp.jsonl", _grammar, sizes, "grammar"),
@@ -118,7 +120,8 @@ def real_tasks(source: Source, data: Path | None, sizes: Sizes, only: Sequence[s
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A kind of question: its words, its examples (more than are shown at once) and its questions."""
+    """A kind of question: its words for question and answer, its few-shot examples (``shown`` at once), and its
+    questions."""
 
     name: str
     judge: str
@@ -156,7 +159,7 @@ def _arithmetic(sizes: Sizes) -> Rows:
 
 
 def _grammar(read: list[Any], sizes: Sizes) -> Rows:
-    """Which of two sentences is good English. A and B are the good one equally often."""
+    """Which of two sentences is correct English? A and B are correct equally often."""
     questions = []
     for i, row in enumerate(read[: sizes.dev + sizes.test + 12]):
         pair = [row["sentence_good"], row["sentence_bad"]]
@@ -175,13 +178,13 @@ def _equation(question: Question, answer: str) -> tuple[str, str]:
 
 
 def _sentence(question: Question, answer: str) -> tuple[str, str]:
-    """The sentence that a letter stands for, as plain text; of no letter: the answer itself."""
+    """The sentence that a letter stands for, as plain text; if it is no letter, the answer itself."""
     letter = answer.strip()[:1]
     return "Sentence:", question.choices[LETTERS.index(letter)] if letter in tuple(LETTERS) else answer
 
 
 def _reading(read: list[Any], sizes: Sizes) -> Rows:
-    """The answer stands in the text. Short texts only, so that a laptop reads them in time."""
+    """Questions whose answer is in the text. Only short texts, which a laptop can read in time."""
     short = sorted(read, key=lambda row: len(row["context"]))[: sizes.dev + sizes.test + 12]
     random.Random(f"reading {sizes.seed}").shuffle(short)
     questions = [Question(f"r{row['id']}", row["question"], row["context"], (row["answer"],)) for row in short]
@@ -193,19 +196,19 @@ def _reading(read: list[Any], sizes: Sizes) -> Rows:
 
 
 def number_match(question: Question, answer: str) -> bool:
-    """The numbers in the answer are the reference's, however ambiguous ones ("1.000") are read."""
+    """Whether the numbers in the answer are the reference's, in any reading of ambiguous ones ("1.000")."""
     wanted, said = ({n for one in numbers(text) for n in one} for text in (question.answers[0], answer))
     return bool(said) and said <= wanted
 
 
 def choice_match(question: Question, answer: str) -> bool:
-    """The answer names the reference's choice alone, by its text or its letter, and denies nothing."""
+    """Whether the answer names only the reference's choice, by its text or its letter, without a negation."""
     named, wanted = (choices_named(question.choices, text) for text in (answer, question.answers[0]))
     return len(named) == 1 and named <= wanted and not NEGATION & {*words(answer)}
 
 
 def holds_reference(question: Question, answer: str) -> bool:
-    """The reference's words stand in the answer, in order, and the answer is at most ten words longer."""
+    """Whether the reference's words are in the answer, in order, and the answer is at most ten words longer."""
     said, wanted = normalise(answer), normalise(question.answers[0])
     return f" {wanted} " in f" {said} " and len(said.split()) <= len(wanted.split()) + 10
 
@@ -258,13 +261,13 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
 
 
 def _whole(codec: Codec, word: str) -> tuple[int, ...]:
-    """The tokens that are the whole word behind a text; none where it takes several."""
+    """The token that is the whole word after a text; none if the word has several tokens."""
     pieces = _behind(codec, "Right?", word)
     return pieces if len(pieces) == 1 else tuple(tokens_of(codec, word))
 
 
 def _mixed(rows: Rows) -> list[Question]:
-    """All examples in another order."""
+    """All examples, shuffled."""
     examples = list(rows.examples)
     random.Random(f"{rows.name} 1").shuffle(examples)
     return examples

@@ -1,4 +1,4 @@
-"""From timings in rounds to figures: medians with their spread, ratios paired within a round, and the loss of int8."""
+"""Figures from timings in rounds: medians with their spread, ratios paired within rounds, and the loss of int8."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from klype.values import Figure
 
+# seconds by (engine, measurement), one per round; the engines of a round ran one after another
 Timings = Mapping[tuple[str, str], Sequence[float]]
-"""Seconds by (engine, measurement), one a round; engines of one round ran one after another."""
 Floats = npt.NDArray[np.float64]
 
+# name: (measurement, ours, theirs, floor, goal); of several engines the fastest counts
 RATIOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], float, float]] = {
     "single_fp32_vs_transformers_fp32": ("single", ("klype float32",), ("transformers float32",), 2.1, 2.6),
     "n64_fp32_vs_transformers_fp32": ("n64", ("klype float32",), ("transformers float32",), 5.5, 7.0),
@@ -32,19 +33,18 @@ RATIOS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], float, float]] = 
         1.0,
     ),
 }
-"""Name: (measurement, ours, theirs, floor, goal). Of several the fastest counts."""
 EXACT_KL = 0.005
 
 
 def median(values: Sequence[float], unit: str) -> Figure:
-    """The median; ``low`` and ``high`` are the least and the greatest of the rounds."""
+    """The median as a figure; ``low`` and ``high`` are the minimum and maximum of the rounds."""
     if not values:
         return Figure(None, why="not measured")
     return Figure(float(np.median(values)), min(values), max(values), len(values), unit)
 
 
 def ratios(timings: Timings, exact: Sequence[str], why: Mapping[str, str]) -> dict[str, Figure]:
-    """How many times faster; ``exact`` are our precisions whose loss is small enough to stand for "EXACT"."""
+    """How many times faster klype is; ``exact``: its precisions with a loss small enough to count as "EXACT"."""
     found = {}
     for name, (what, ours, theirs, _, _) in RATIOS.items():
         ours = tuple(exact) if ours == ("EXACT",) else ours
@@ -60,12 +60,13 @@ def ratios(timings: Timings, exact: Sequence[str], why: Mapping[str, str]) -> di
 
 
 def decode_seconds(whole: Sequence[float], prefill: Sequence[float]) -> list[float]:
-    """What the tokens after the first took, round by round."""
+    """The seconds for all tokens after the first, by round."""
     return [max(a - b, 1e-9) for a, b in zip(whole, prefill, strict=True)]
 
 
 def loss(exact_TV: Floats, other_TV: Floats, tokens: Sequence[int]) -> dict[str, Figure]:
-    """Of log-probabilities [T, V] of one text: KL(exact‖other) a token, and S (mass on the token that followed)."""
+    """KL(exact‖other) per token, and S (the probability of the token that followed), from log-probabilities [T, V] of a
+    text."""
     kl_T = (np.exp(exact_TV) * (exact_TV - other_TV)).sum(-1)
     after = list(tokens[1:])
     at = np.arange(len(after))

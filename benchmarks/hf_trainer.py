@@ -1,4 +1,4 @@
-"""transformers' Trainer on a Llama, as the comparisons run it: nothing saved, logged or shown."""
+"""transformers' Trainer on a Llama, as the comparisons run it: without saving, logging or progress bars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.train_task import Shape
 
 
 def llama(shape: Shape, positions: int) -> Any:
-    """A new model of the shape that reads so many tokens."""
+    """A new model of this shape and context length."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -27,7 +27,8 @@ def llama(shape: Shape, positions: int) -> Any:
 def train(
     model: Any, rows: Sequence[Any], folder: str, on_step: Callable[[int], None], **options: Any
 ) -> tuple[float, int]:
-    """Its loss, and the rows of a step, of ``rows`` of tokens. ``options``: where they are not the Trainer's own."""
+    """Trains on ``rows`` of tokens; returns the loss and the rows per step. ``options``: of the Trainer, if not its
+    defaults."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Watch(TrainerCallback):

@@ -40,7 +40,7 @@ class Pair:
 
 
 class IdenticalWords(Judge):
-    """Equal words, whatever their case and punctuation."""
+    """A judge for which answers are the same if their words are equal, ignoring case and punctuation."""
 
     name = "identical words"
 
@@ -49,7 +49,7 @@ class IdenticalWords(Judge):
 
 
 def run(more: Sequence[Path] = (), others: Sequence[Judge] = ()) -> dict[str, Any]:
-    """Every judge on every file: pairs (``{"question", "a", "b", "same"}``) or answers with clusters."""
+    """Runs every judge on every file of pairs (``{"question", "a", "b", "same"}``) or of answers with clusters."""
     rows = [json.loads(line) for file in (LABELLED, *more) for line in file.read_text(encoding="utf-8").splitlines()]
     pairs = [pair for row in rows for pair in pairs_of(row)]
     judges = (RuleJudge(), IdenticalWords(), *others)
@@ -70,7 +70,7 @@ def run(more: Sequence[Path] = (), others: Sequence[Judge] = ()) -> dict[str, An
 
 
 def pairs_of(row: dict[str, Any]) -> list[Pair]:
-    """One labelled pair, or every pair of a question's answers whose meanings are both known."""
+    """The labelled pair of a row, or all pairs of a question's answers whose meanings are known."""
     kind, lang = row.get("kind", ""), row.get("lang", "en")
     if "same" in row:
         return [Pair(row["question"], row["a"], row["b"], row["same"], kind, lang)]
@@ -110,7 +110,7 @@ def scores(judge: Judge, pairs: Iterable[Pair]) -> dict[str, Any]:
 
 
 def share(top: list[float], under: list[float]) -> dict[str, Any]:
-    """A figure of the JSON contract; its interval is over questions."""
+    """A share as a figure of the JSON contract, with an interval over questions."""
     return as_json(ratio_of_means(top, under, "share of pairs"))
 
 
@@ -121,7 +121,7 @@ def as_json(figure: Figure) -> dict[str, Any]:
 
 
 def clustered(judge: Judge, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean adjusted Rand index over the questions that have two answers with a shared meaning, by language."""
+    """Mean adjusted Rand index over the questions with two answers of one meaning, by language."""
     found = []
     for lang in sorted({row.get("lang", "en") for row in rows if "clusters" in row}):
         indices = []
@@ -138,7 +138,7 @@ def clustered(judge: Judge, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def references(judge: Judge, rows: list[dict[str, Any]], lang: str) -> list[dict[str, Any]]:
-    """Of the answers to questions with a reference: how many are decided, and how many of those wrongly."""
+    """The shares of answers to questions with a reference that are decided, and of those that are decided wrongly."""
     n, decided, wrong = ([] for _ in range(3))  # type: tuple[list[float], list[float], list[float]]
     for row in rows:
         if row.get("lang") != lang or "reference" not in row:

@@ -1,4 +1,4 @@
-"""Whether ``klype run --minutes M`` takes M minutes: each recipe from its command's start to its end, one at a time."""
+"""Whether ``klype run --minutes M`` takes M minutes: each recipe is timed from start to end, one at a time."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def minutes(
 ) -> dict[str, Any]:
     """The document of ``python -m benchmarks minutes``: a row for each recipe and number of minutes.
 
-    ``planned_s`` is what the run planned: less than was asked for where a text would be learnt by heart. ``taken_s``
-    includes starting klype, ``run_s`` does not. Adapters (lora) go on from the shortest run on the same text.
+    ``planned_s``: what the run planned, which is less than requested where a text would be memorised. ``taken_s``
+    includes the start of klype, ``run_s`` does not. Adapters (lora) start from the shortest run on the same text.
     """
     wanted = recipes or RECIPES
     if unknown := [name for name in wanted if name not in names()]:
@@ -62,7 +62,7 @@ def minutes(
 
 
 def told(row: dict[str, Any]) -> str:
-    """A row as a line."""
+    """A row as a line of text."""
     if "why" in row:
         return f"{row['recipe']}, {row['minutes']:g} minutes: {row['why']}"
     verdict = "passed" if row["within"] else "missed"
@@ -100,7 +100,7 @@ def _timed(given: Sequence[str], recipe: str, size: float, out: Path, seed: int)
 
 
 def _start(place: Path, text: Path, seed: int, size: float) -> str:
-    """A model on the same text for adapters to go on from: of a run that is there, or made now."""
+    """The model from which adapters start: of a run on the same text that exists, or of one that is made now."""
     made = sorted(place.glob("text-*/pretrain/model.safetensors"))
     if not made:
         _timed(["--text", str(text)], "text", size, place / "text-start", seed)
@@ -117,7 +117,7 @@ def _stories(seed: int) -> Iterator[str]:
 
 
 def _children_seconds() -> float:
-    """Core-seconds of all processes that were started here and have ended; 0 where the system does not tell."""
+    """Core-seconds of all child processes that have ended; 0 where the system does not report them."""
     if sys.platform == "win32":
         return 0.0
     import resource

@@ -1,7 +1,7 @@
-"""A GPT-2-shaped decoder as small training scripts write it: the peer whose speed klype's is held against.
+"""A GPT-2-shaped decoder as in small training scripts: the peer with which klype's training speed is compared.
 
-Learnt positions, LayerNorm, heads through torch's fused attention, GELU, and the head tied to the embedding; its
-optimizer is torch's AdamW. The shape is that of github.com/karpathy/nanoGPT, written anew.
+Learned positions, LayerNorm, torch's fused attention, GELU, and an output head tied to the embedding; the optimizer is
+torch's AdamW. The architecture is that of github.com/karpathy/nanoGPT, reimplemented.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.train_task import Shape
 
 
 class Block(nn.Module):
-    """Attention and a two-matrix layer, each on normed input and added."""
+    """A pre-norm transformer block: attention and a two-matrix MLP, each with a residual connection."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -38,7 +38,8 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """The loss of a batch: mean cross-entropy in nats. What ends a layer starts smaller, the deeper the model."""
+    """The model; calling it returns the mean cross-entropy of a batch in nats. Residual projections are initialised
+    smaller in deeper models."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class NanoGPT(nn.Module):
 
 
 def optimizer(model: nn.Module, rate: float, beta2: float = 0.95) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only, as the script makes it for a CPU."""
+    """AdamW with weight decay on matrices only, as in the script on a CPU."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

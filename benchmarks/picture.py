@@ -1,4 +1,4 @@
-"""The comparison as a picture: bars of tokens a second with their spread, a panel a measurement. Plain SVG."""
+"""The comparison as a plain SVG picture: bars of tokens per second with their spread, a panel per measurement."""
 
 from __future__ import annotations
 

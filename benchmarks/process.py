@@ -1,4 +1,4 @@
-"""The other end of a worker: start it, order, read, and end it for certain."""
+"""The client side of a worker process: start it, send orders, read answers, and end it reliably."""
 
 from __future__ import annotations
 
@@ -18,47 +18,48 @@ from klype.child_processes import bound
 from klype.device import POLICY
 
 Say = Callable[[str], None]
+# seconds that an order may take even if less is left of the minutes, so that an engine which other programs slow down
+# is measured, not ended
 LEAST_S = 90.0
-"""An order may take this long, however little is left of the minutes: whoever somebody else's program holds up is
-measured, not ended."""
 
 
 def without_thread_policy(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a program that is to wait for its threads as it was built to."""
+    """The environment of a program that should wait for its threads in its own way."""
     left_out = {name for name, _ in POLICY}
     return {name: value for name, value in environ.items() if name not in left_out}
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Why an engine gives no figures."""
+    """The reason why an engine has no figures."""
 
     why: str
 
 
 @dataclass
 class Worker:
-    """An engine's process. Orders are answered in turn; one that takes too long ends the process."""
+    """The process of an engine. Orders are answered in turn; one that takes too long ends the process."""
 
     name: str
     process: subprocess.Popen[str]
     log: IO[str]
     failed: str = ""
+    # core-seconds that the process used up to the last answer
     core_seconds: float = 0.0
-    """What the process has used of the cores, up to the last answer."""
     _timed_out: bool = field(default=False, init=False)
 
     @staticmethod
     def start(name: str, log: IO[str], module: str = "benchmarks.worker", as_built: bool = True) -> Worker:
-        """``as_built``: it waits for its threads in the way it was built to, and klype's own thread policy, made for
-        cores that others use too, is not passed on."""
+        """Starts the process. ``as_built``: it waits for its threads in its own way, without klype's thread policy,
+        which is meant for cores that other programs use, too."""
         command, pipe = bound([sys.executable, "-m", module, name]), subprocess.PIPE
         environ = without_thread_policy() if as_built else None
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environ)
         return Worker(name, process, log)
 
     def order(self, timeout: float, **order: Any) -> dict[str, Any] | Failed:
-        """The answer, or why there is none; after a failure the worker answers nothing more."""
+        """Sends an order and returns the answer, or the reason why there is none; after a failure the worker is
+        unusable."""
         if self.failed:
             return Failed(self.failed)
         assert self.process.stdin is not None
@@ -94,7 +95,7 @@ class Worker:
                     continue
 
     def _account(self) -> None:
-        """Nothing for a process that has ended: what it used is then what it had used before."""
+        """Updates the core-seconds; those of a process that has ended stay as they were."""
         try:
             times = psutil.Process(self.process.pid).cpu_times()
         except psutil.Error:
@@ -114,7 +115,8 @@ class Worker:
 
 @dataclass
 class Team:
-    """Workers with their turns until ``deadline`` (of ``time.monotonic``). ``why``: who has no figures, and why."""
+    """Workers that take turns until ``deadline`` (of ``time.monotonic``). ``why``: the reasons of those without
+    figures."""
 
     workers: dict[str, Worker]
     why: dict[str, str]
@@ -123,17 +125,17 @@ class Team:
 
     @property
     def core_seconds(self) -> float:
-        """What all of them have used of the cores so far."""
+        """Core-seconds that all of them used so far."""
         return sum(worker.core_seconds for worker in self.workers.values())
 
     @property
     def left(self) -> float:
-        """Seconds that an order given now may take."""
+        """The seconds that an order given now may take."""
         return max(LEAST_S, self.deadline - time.monotonic())
 
     def order(self, name: str, about: str = "", **order: Any) -> dict[str, Any] | None:
-        """The worker's answer; None when it fails, and when it has failed before. ``about``: what is asked, for the
-        reader of ``why``."""
+        """The worker's answer, None if it fails or has failed before. ``about``: description of the order, for
+        ``why``."""
         worker = self.workers[name]
         if worker.failed:
             return None
@@ -145,7 +147,7 @@ class Team:
         return answer
 
     def peaks(self) -> dict[str, int]:
-        """The most memory that each has had, where that can be told."""
+        """Peak memory of each, where it is known."""
         found = {name: self.order(name, do="peak") for name in self.workers}
         return {name: answer["bytes"] for name, answer in found.items() if answer is not None and answer["bytes"]}
 

@@ -1,8 +1,8 @@
-"""``python -m benchmarks quality``: what a model is worth after a fixed time, in bits per byte of held-out text.
+"""``python -m benchmarks quality``: the quality of models after a fixed training time, in bits per byte of held-out
+text.
 
-One trainer after another has the whole machine, each in a process of its own. What a model needs for the held-out text
-is counted in bits per byte, so that vocabularies do not matter; an interval resamples blocks of that text, not
-trainings: with another seed a model ends elsewhere, too.
+One trainer after another has the whole machine, each in a process of its own. Bits per byte do not depend on the
+vocabulary. Intervals are over blocks of the held-out text, not over training runs: another seed gives another model.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from klype.values import Figure
 
 ORDER = 5  # of the byte n-gram
 UNIT = "bits per byte"
+# seconds that a model which passes may have taken, relative to those given: plans on a shared machine are inexact
 LATE = 1.15
-"""How many times its seconds a model may have taken that passes: a plan made on a machine that others use may err."""
+# seconds after which a trainer is ended, relative to those given, without reading and scoring
 PATIENCE = 2.0
-"""How many times its seconds a trainer may take before it is ended; reading and scoring come on top."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """``data``: the folder of the texts. ``seconds``: for every text, where not each has its own. ``only``: trainers,
-    all that are installed when empty. ``texts``: likewise. ``size``: klype's shape (see recipe.SHAPES), in place of its
-    own choice. ``cache``: where klype keeps what it compiles."""
+    """Options of the benchmark. ``data``: folder of the texts. ``seconds``: for every text, instead of its own.
+    ``only``: trainers (empty: all that are installed). ``texts``: likewise. ``size``: klype's shape (see recipe.SHAPES)
+    instead of its own choice. ``cache``: folder of klype's compiled code."""
 
     data: Path
     seconds: float | None = None
@@ -56,8 +56,8 @@ class Asked:
 
 @dataclass
 class Results:
-    """By (text, trainer or n-gram): bits and bytes of each block of held-out text, which are a token's length more or
-    less; how each trainer learnt."""
+    """Results by (text, trainer or n-gram): bits and bytes of each block of held-out text, whose sizes differ by about
+    a token; and how each trainer was trained."""
 
     bits: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     sizes: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -69,7 +69,8 @@ class Results:
 
 
 def quality(asked: Asked, say: Say) -> dict[str, Any]:
-    """The comparison as the JSON document of the command: machine, rows, yardsticks, ratios, gates, missing."""
+    """Runs the comparison and returns the command's JSON document: machine, rows, yardsticks, ratios, gates,
+    missing."""
     if asked.seconds is not None and not 1 <= asked.seconds <= 86_400:
         raise UsageError(f"--seconds should be from 1 to 86400 (it is {asked.seconds:g}).")
     sizes = (asked.size,) if asked.size else ()
@@ -97,7 +98,7 @@ def quality(asked: Asked, say: Say) -> dict[str, Any]:
 
 
 def _texts(asked: Asked, results: Results) -> dict[str, str]:
-    """Those that are there, each in one piece; why others are not measured."""
+    """The texts that exist, each as one string; records why others are not measured."""
     found = {}
     for name in asked.texts or TEXTS:
         file = asked.data / TEXTS[name].file
@@ -112,7 +113,7 @@ def _texts(asked: Asked, results: Results) -> dict[str, str]:
 
 
 def _yardsticks(name: str, parts: tuple[str, str], results: Results) -> None:
-    """What needs no model: a byte n-gram of the part that is learnt from, and the held-out part packed alone."""
+    """Baselines without a model: a byte n-gram of the training part, and the held-out part compressed by itself."""
     train, held_out = (part.encode() for part in parts)
     bits_N = ngram_bits(train, held_out, ORDER)
     results.bits[name, "5-gram"], results.sizes[name, "5-gram"] = in_blocks(bits_N, np.ones(len(bits_N)))
@@ -121,7 +122,7 @@ def _yardsticks(name: str, parts: tuple[str, str], results: Results) -> None:
 
 
 def _measure(text: str, given: Given, asked: Asked, results: Results, say: Say, log: IO[str]) -> None:
-    """All trainers on one text, one after another, each in a process that has ended before the next begins."""
+    """Runs all trainers on one text, one after another, each in a process that ends before the next begins."""
     for name, (_, packages) in TRAINERS.items():
         missing = [package for package in packages if find_spec(package) is None]
         if asked.only and name not in asked.only:
@@ -146,14 +147,14 @@ def _measure(text: str, given: Given, asked: Asked, results: Results, say: Say, 
 
 
 def bits_per_byte(results: Results, text: str, name: str) -> Figure:
-    """Of one model or n-gram; over blocks of the held-out text."""
+    """Bits per byte of a model or n-gram, with an interval over blocks of the held-out text."""
     if (text, name) not in results.bits:
         return Figure(None, unit=UNIT, why=results.why.get(name, results.why.get(text, "not measured")))
     return ratio_of_means(results.bits[text, name], results.sizes[text, name], UNIT)
 
 
 def ratio(results: Results, text: str, ours: str, theirs: str) -> Figure:
-    """Our bits over theirs on the same blocks: below 1 is better."""
+    """klype's bits divided by the peer's on the same blocks: below 1 is better."""
     absent = next((name for name in (theirs, ours) if (text, name) not in results.bits), None)
     if absent is not None:
         return Figure(None, why=results.why.get(absent, results.why.get(text, "not measured")))
@@ -161,7 +162,7 @@ def ratio(results: Results, text: str, ours: str, theirs: str) -> Figure:
 
 
 def gates(results: Results, text: str, seconds: float | None) -> list[dict[str, Any]]:
-    """Floor and goal, for a model that had no more time than they were set for; one that was late has missed them."""
+    """Floor and goal of klype's bits per byte; a model that took too long has missed them."""
     aims, found = TEXTS[text], bits_per_byte(results, text, "klype").value
     if found is None or (seconds is not None and seconds > aims.seconds):
         return []

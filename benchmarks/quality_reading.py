@@ -1,4 +1,4 @@
-"""A text as trainers read it: as klype's recipe does, in tokens, or as nanoGPT's script does, in characters."""
+"""Ways to read a text: in tokens, as klype's recipe does, or in characters, as nanoGPT's script does."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from klype.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
+# windows of held-out text that are read at once
 ROWS = 8
-"""Windows of held-out text that are read at a time."""
 
+# tokens [B, T] → logits [B, T, V]
 Logits = Callable[["Tensor"], "Tensor"]
-"""Tokens [B, T] to [B, T, V]."""
 
 
 class Reading(Protocol):
-    """``ids``: the text on end. ``shape``: the model that reads it, and its batches."""
+    """A way to read a text. ``ids``: the whole text. ``shape``: of the model that reads it, and of its batches."""
 
     ids: list[int]
     shape: Shape
     how: str
 
     def score(self, logits: Logits, text: str) -> tuple[Array, Array]:
-        """Bits and bytes of each piece of a text."""
+        """The bits and bytes of each token of a text."""
         ...
 
 
 class Tokens:
-    """Blocks of a book, each with a begin and an end, in the recipe's vocabulary; a peer's model has klype's shape
-    (small, where klype takes no part)."""
+    """Blocks of a book, each with begin and end, in the recipe's vocabulary. A peer's model has klype's shape (small,
+    if klype does not take part)."""
 
     def __init__(self, given: Given, recipe: Recipe | None = None) -> None:
         recipe = recipe or read("text")
@@ -54,7 +54,7 @@ class Tokens:
         self.how = f"{model.layers} × {model.width}, {vocab} tokens, rows of {model.window}"
 
     def score(self, logits: Logits, text: str) -> tuple[Array, Array]:
-        """As one document. The space that leads it is none of its bytes."""
+        """Scores a text as one document. Its leading space does not count as a byte."""
         from klype.runs.text_measures import token_bits
 
         ids = self.tokenizer.encode_document(text)
@@ -64,8 +64,8 @@ class Tokens:
 
 
 class Characters:
-    """nanoGPT's way for a small text on a CPU: the characters of all of it (the held-out part's, too) as they lie; a
-    model of 4 × 128, windows of 64, twelve a step."""
+    """nanoGPT's settings for a small text on a CPU: a vocabulary of all characters (also of the held-out part), a model
+    of 4 layers of width 128, windows of 64, twelve per step."""
 
     def __init__(self, given: Given) -> None:
         train = given.train
@@ -76,7 +76,7 @@ class Characters:
         self.how = f"4 × 128, {self.shape.vocab} characters, rows of 64"
 
     def score(self, logits: Logits, text: str) -> tuple[Array, Array]:
-        """Nothing stands before the first character, which costs as much as any."""
+        """Scores a text. The first character, which has no context, costs as much as any."""
         from klype.runs.text_measures import token_bits
 
         bits_N = token_bits(logits, [self._codes[character] for character in text], self.shape.window, ROWS)

@@ -1,4 +1,4 @@
-"""What every trainer is given: a text, its held-out end, and seconds; and how what it learnt is measured."""
+"""The task of every trainer: a text, its held-out end, and seconds; and how the trained model is measured."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+# share of each text's characters, at its end, that is held out
 HELD_OUT = 0.1
-"""The last part of each text that nobody learns from, of its characters."""
+# bytes of a block of held-out text, over which intervals are computed
 BLOCK = 2_000
-"""Bytes of a block of held-out text: what an interval resamples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text of the comparison: its file, the seconds that it is learnt for, and what is aimed at, in bits a byte."""
+    """A text of the comparison: its file, the seconds of training, and floor and goal in bits per byte."""
 
     file: str
     seconds: float
@@ -34,8 +34,9 @@ TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """``folder`` holds train.txt and held-out.txt, and is where a trainer may write. ``cache``: where klype keeps what
-    it compiles. ``shape``: that of klype's model, also for those who take the same; empty: klype chooses."""
+    """What a trainer is given. ``folder``: holds train.txt and held-out.txt; a trainer may write there. ``cache``:
+    folder of klype's compiled code. ``shape``: of klype's model, and of peers that take the same (empty: klype
+    chooses)."""
 
     folder: str
     seconds: float
@@ -55,7 +56,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """How much was learnt in the seconds given, and by what. ``shape``: klype's own choice (see recipe.Shape)."""
+    """What was trained in the seconds given, and how. ``shape``: klype's own choice (see recipe.Shape)."""
 
     how: str
     steps: int
@@ -68,25 +69,25 @@ class Learnt:
 
 
 class Trainer(Protocol):
-    """One contender. What it does in ``load`` is not counted."""
+    """A trainer of the comparison. What it does in ``load`` does not count."""
 
     def load(self, threads: int, cache: str) -> None: ...
 
     def learn(self, given: Given) -> Learnt:
-        """A model of ``given.train``, in ``given.seconds`` seconds with all that belongs to it."""
+        """Trains a model on ``given.train``, everything within ``given.seconds`` seconds."""
 
     def score(self, text: str) -> tuple[Array, Array]:
-        """The text in pieces: bits_N that the model needs for each, and size_N, the bytes of each."""
+        """Scores a text token by token: bits_N of each, and size_N, its bytes."""
 
 
 def parted(text: str) -> tuple[str, str]:
-    """What is learnt from, and the held-out end."""
+    """The training part of a text, and its held-out end."""
     cut = round((1 - HELD_OUT) * len(text))
     return text[:cut], text[cut:]
 
 
 def put(folder: Path, text: str) -> tuple[str, str]:
-    """Both parts as files of ``folder``."""
+    """Writes both parts as files of ``folder``."""
     parts = parted(text)
     folder.mkdir()
     for name, part in zip(("train.txt", "held-out.txt"), parts, strict=True):
@@ -95,7 +96,7 @@ def put(folder: Path, text: str) -> tuple[str, str]:
 
 
 def in_blocks(bits_N: Array, size_N: Array) -> tuple[list[float], list[float]]:
-    """Bits and bytes of each block; a piece belongs to the block that it begins in."""
+    """The bits and bytes of each block; a token belongs to the block in which it begins."""
     block_N = ((np.cumsum(size_N) - size_N) // BLOCK).astype(np.int64)
     last = max(0, int(np.ceil(size_N.sum() / BLOCK)) - 1)
     block_N = np.minimum(block_N, last)

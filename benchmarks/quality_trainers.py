@@ -1,6 +1,6 @@
-"""The trainers of ``benchmarks quality`` behind the same three methods. A peer is imported in ``load``, never before.
+"""The trainers of ``benchmarks quality`` with a common interface. A peer is imported in ``load``, never before.
 
-Whatever belongs to learning is within the seconds: the vocabulary, encoding, trying out how long a step takes.
+Everything that belongs to training counts: making the vocabulary, encoding, and timing a step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TRIED = 8  # steps of the Trainer's probe, of which half warm up
 
 
 class Klype:
-    """The recipe for own text: its vocabulary, model, plan of steps and schedule, and the one loop."""
+    """klype's recipe for one's own text: vocabulary, model, plan of steps, schedule, and the training loop."""
 
     def __init__(self, overrides: tuple[str, ...] = ()) -> None:
         self._recipe = read("text", overrides)
@@ -113,8 +113,8 @@ class Klype:
 
 
 class NanoGPT:
-    """nanoGPT's model and script with the rates that its README gives for a CPU. The cosine goes by the clock, so that
-    it ends with the seconds."""
+    """nanoGPT's model and script with the learning rates that its README gives for a CPU. The cosine schedule follows
+    the clock, so that it ends with the seconds."""
 
     RATE, LEAST, WARMUP, BETA2 = 1e-3, 1e-4, 100, 0.99
 
@@ -154,7 +154,7 @@ class NanoGPT:
         return Learnt(f"{self._text.how}, AdamW, float32", step, step * shape.tokens, weights(model))
 
     def rate(self, step: int, over: float) -> float:
-        """The learning rate: up in so many steps, then down. ``over``: the share of the time that is over."""
+        """The learning rate: linear warm-up, then cosine decay. ``over``: the share of the time that has passed."""
         falling = self.LEAST + (self.RATE - self.LEAST) * 0.5 * (1 + math.cos(math.pi * min(1.0, over)))
         return min(self.RATE * (step + 1) / (self.WARMUP + 1), falling)
 
@@ -163,8 +163,8 @@ class NanoGPT:
 
 
 class HuggingFace:
-    """transformers' Trainer with its defaults (eight rows a step, AdamW at 5e-5, linearly down) on a Llama of klype's
-    size and klype's tokens. How many steps fit is found by a few of its own."""
+    """transformers' Trainer with its defaults (eight rows per step, AdamW at 5e-5, linear decay) on a Llama of klype's
+    size with klype's tokens. A few steps are timed to find how many fit."""
 
     def load(self, threads: int, cache: str) -> None:
         import torch
@@ -185,7 +185,7 @@ class HuggingFace:
         return Learnt(how, steps, steps * rows * self._text.shape.window, weights(self._model))
 
     def _train(self, given: Given, steps: int, on_step: Callable[[int], None]) -> tuple[Any, int]:
-        """A model after so many steps, and the rows of a step."""
+        """Trains a model for so many steps; returns it and the rows per step."""
         import torch
 
         from benchmarks import hf_trainer
@@ -204,14 +204,14 @@ class HuggingFace:
 
 
 def weights(model: Any) -> int:
-    """How many, tied ones once."""
+    """The number of weights, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())
 
 
+# name: how it is made, and the packages that it needs
 TRAINERS: dict[str, tuple[Callable[[], Trainer], tuple[str, ...]]] = {
     "klype": (Klype, ()),
     "nanoGPT": (lambda: NanoGPT(Characters), ()),
     "nanoGPT, klype's size": (lambda: NanoGPT(Tokens), ()),
     "HF Trainer": (HuggingFace, ("transformers", "accelerate")),
 }
-"""Name: how it is made, and the packages that it needs."""

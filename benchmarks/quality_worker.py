@@ -1,4 +1,4 @@
-"""One trainer in a process of its own: ``python -m benchmarks.quality_worker NAME``. One JSON line in, one out."""
+"""A trainer in a process of its own: ``python -m benchmarks.quality_worker NAME``. One JSON line in, one out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.worker import answer_orders, private_output
 
 
 def main(name: str, orders: TextIO, answers: TextIO) -> None:
-    """Carries out orders until there are no more; what goes wrong is answered, not raised."""
+    """Carries out orders until there are no more; errors are sent as answers, not raised."""
     trainer = TRAINERS[name][0]()
     answer_orders(lambda order: obey(trainer, order), orders, answers)
 

@@ -1,4 +1,4 @@
-"""What the machine could do at best: weight bytes over measured bandwidth, FLOP over measured matrix speed."""
+"""The roofline of a machine: weight bytes over measured bandwidth, FLOPs over measured matrix speed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from benchmarks.task import PROMPT
 from klype.device import bandwidth_gbs, gemm_gflops, memory_gib, processor, set_threads
 from klype.model.config import ModelConfig
 
+# bytes per weight, by the last word of an engine's name (OpenVINO reads the given file: Q4_1)
 BYTES = {
     **{"float32": 4.0, "bfloat16": 2.0, "BF16": 2.0, "int8": 1.0},
     **{"Q8_0": 8.5 / 8, "Q4_1": 5.0 / 8, "Q4_0": 4.5 / 8, "GenAI": 5.0 / 8},
 }
-"""Bytes a weight, by the last word of an engine's name (OpenVINO reads the file that is given: Q4_1)."""
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Processor, threads and measured limits."""
+    """The processor, its threads and its measured limits."""
     set_threads(threads)
     return {
         "processor": processor(),
@@ -33,7 +33,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def roofline(config: ModelConfig, engine: str, limits: dict[str, Any]) -> dict[str, Any]:
-    """Tokens a second: one stream bound by reading every weight once a token, many bound by arithmetic."""
+    """The roofline in tokens per second: a single stream is bound by reading every weight once per token, many streams
+    by arithmetic."""
     kind = engine.split()[-1]
     size = config.parameters * BYTES[kind]
     dtype = "float32" if kind == "float32" else "bfloat16"

@@ -1,7 +1,7 @@
-"""How often ``klype article`` rules wrongly: simulated worlds whose truth is known, a whole document's tests on each.
+"""How often ``klype article`` rules wrongly: all tests of a document in simulated worlds whose truth is known.
 
-A document has 1,000 texts of 100 words, 120 intervened beginnings and 110 matched pairs. S differs from beginning to
-beginning (1 − S is Beta-distributed), so that nothing is exact but in the mean.
+A document has 1,000 texts of 100 words, 120 interventions by rule and 110 matched pairs. S differs from prefix to
+prefix (1 − S is Beta-distributed), so that nothing is exact except on average.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from klype.examine.interventions import Arm, Intervention
 from klype.examine.survival import AT_RISK, COLUMNS, ERRED, LEAST_S, WEIGHED, WEIGHT
 from klype.experiments.claims import GROWTH, LIKELIER, PARTED, after_forced
 
+# number of hypotheses of a whole document: those that no world here is about count as never rejected
 FAMILY = 20
-"""Hypotheses of a whole document: those that no world here is about count as never rejected."""
 TEXTS, WORDS, HAZARD = 1000, 100, 0.01
 HALF = 5
 PAIRS, SHOCKED, DISTANCES, ERRORS = 110, 120, 5, 0.03
+# how often two texts have the same word at a position (geometric with ½): no more can be made to differ
 EQUAL = 1 / 3
-"""Two texts have the same word at a place so often (geometric with a half): no more can be made to differ."""
 WRONG, RIGHT = 0.05, 0.8
 Truth = Literal["supports", "does_not_support"]
 RULED = ("constant", "independent", "feedback", "grows", "direction")
@@ -34,9 +34,10 @@ RULED = ("constant", "independent", "feedback", "grows", "direction")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """``early``: how many times ``HAZARD`` the first word's is, of which every ``HALF`` words halve the excess;
-    ``spread``: coefficient of variation of the texts' hazards (gamma); ``effect``: what a wrong word adds to the next
-    one's, and how much more at each word after; ``turned``: share of words that another word before them changes."""
+    """A simulated world. ``early``: the first word's hazard relative to ``HAZARD``; the excess halves every ``HALF``
+    words. ``spread``: coefficient of variation of the texts' hazards (gamma). ``effect``: what a wrong word adds to the
+    hazard of the next, and how much more at each further word. ``turned``: share of words that another word before them
+    changes."""
 
     name: str
     early: float = 1.0
@@ -46,7 +47,7 @@ class World:
 
     @property
     def truth(self) -> dict[str, Truth]:
-        """On which side of its margin each claim is: no stretch has more than ``early`` times the mean's hazard."""
+        """The true side of each claim's margin: no stretch has more than ``early`` times the mean hazard."""
         holds = {
             "constant": self.early <= TIMES,
             "independent": self.share_of_errors >= 1 - PART,
@@ -58,7 +59,7 @@ class World:
 
     @property
     def share_of_errors(self) -> float:
-        """(1 − K) / (1 − Π(1 − h̄)) where K has come down to ``LEFT``: E e^(−H g) of the texts' g, and e^(−H)."""
+        """(1 − K) / (1 − Π(1 − h̄)) where K has fallen to ``LEFT``: from E e^(−H g) over the texts' g, and e^(−H)."""
         left, variance = LEFT, self.spread**2
         total = (left**-variance - 1) / variance if variance else -math.log(left)
         return (1 - left) / (1 - math.exp(-total))
@@ -73,9 +74,9 @@ WORLDS = (
 
 
 def run(documents: int = 400, seed: int = 0, worlds: Sequence[World] = WORLDS) -> dict[str, Any]:
-    """{"rows": [{world, documents, wrong: figure, rulings: {name: {truth, right, undetermined, wrong}}, passed}],
-    "passed"}. A row passes when at most ``WRONG`` of the documents hold a wrong ruling, and claims of the texts, and
-    those that hold, are ruled right in ``RIGHT`` of them."""
+    """The document {"rows": [{world, documents, wrong: figure, rulings: {name: {truth, right, undetermined, wrong}},
+    passed}], "passed"}. A row passes if at most ``WRONG`` of the documents have a wrong ruling, and claims about texts,
+    and claims that hold, are ruled on correctly in ``RIGHT`` of them."""
     rows = [_row(world, documents, seed + i) for i, world in enumerate(worlds)]
     return {"rows": rows, "passed": all(row["passed"] for row in rows)}
 
@@ -100,7 +101,7 @@ def _row(world: World, documents: int, seed: int) -> dict[str, Any]:
 
 
 def ruled(world: World, rng: np.random.Generator) -> dict[str, Ruling]:
-    """One document's rulings."""
+    """The rulings of one simulated document."""
     table_MTE = texts(world, rng)
     tests = {"constant": constant_hazard(table_MTE), "independent": independent_errors(table_MTE)}
     tests |= after_forced(outcomes(world, rng))
@@ -109,7 +110,7 @@ def ruled(world: World, rng: np.random.Generator) -> dict[str, Ruling]:
 
 
 def texts(world: World, rng: np.random.Generator) -> Array:
-    """The table that ``survival.hazards`` makes of texts."""
+    """A table of simulated texts, as ``survival.hazards`` makes it."""
     along_T = HAZARD * (1 + (world.early - 1) * 0.5 ** (np.arange(WORDS) / HALF))
     hazard_MT = _beta(rng, np.minimum(0.9, _spread(rng, TEXTS, world.spread)[:, None] * along_T))
     open_MT = np.cumprod(rng.random((TEXTS, WORDS)) >= hazard_MT, axis=1)
@@ -123,7 +124,8 @@ def texts(world: World, rng: np.random.Generator) -> Array:
 
 
 def outcomes(world: World, rng: np.random.Generator) -> list[InterventionOutcome]:
-    """Beginnings by rule, whose words are looked at, and matched pairs, whose errors are."""
+    """Simulated outcomes: interventions by rule, of which the words count, and matched pairs, of which the errors
+    count."""
     up_D = world.effect[0] + world.effect[1] * np.arange(DISTANCES)
     times_N1 = _spread(rng, PAIRS, 1.0)[:, None]
     wrong_ND, near_ND = (_beta(rng, np.minimum(0.9, times_N1 * (ERRORS + by_D))) for by_D in (up_D, 0 * up_D))
@@ -151,6 +153,6 @@ def _spread(rng: np.random.Generator, n: int, variation: float) -> Array:
 
 
 def _beta(rng: np.random.Generator, mean: Array) -> Array:
-    """Between 0 and 1, mostly near an end."""
+    """A Beta distribution with most of its mass near 0 and 1."""
     found: Array = rng.beta(0.3, 0.3 * (1 - mean) / mean)
     return found

@@ -1,4 +1,4 @@
-"""``python -m benchmarks serve``: many streaming clients at once, every answer compared with the answer alone."""
+"""``python -m benchmarks serve``: many streaming clients at once; every answer is compared with the one given alone."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ CLIENTS = 64
 FEW = 16
 FLOOR = 4.0
 LIMIT = 64
+# number of different requests (prompt, seed), which are sent again and again
 TASKS = 256
-"""Different requests: (prompt, seed), asked again and again."""
+# how many times as many may be tried to find them
 TRIED = 4
-"""Times as many may be tried to find them."""
 ROUNDS = 5
+# Probability mass. Other batches round differently, and a draw this close to the boundary between two tokens may fall
+# on either side (measured: log-probabilities differ by at most 1.4e-5). Such a request has two correct answers.
 EDGE = 1e-5
-"""Probability mass. Another batch rounds otherwise, and a draw this near the edge between two tokens may then fall on
-either side of it (measured: log-probabilities differ by 1.4e-5 at most). Such a request has two right answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Task:
 
 @dataclass
 class Seen:
-    """What the clients saw: seconds to the first token, tokens, and what was wrong."""
+    """What the clients measured: seconds to the first token, tokens, and errors."""
 
     first: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -66,9 +66,9 @@ class Seen:
 
 
 def serve(model: str | None, seconds: float, say: Say, clients: int = CLIENTS) -> dict[str, Any]:
-    """The document of the command. ``model`` None: a freshly initialised model of the small world.
+    """Runs the benchmark and returns the command's document. ``model`` None: an untrained model of the small world.
 
-    The server is ``klype serve`` in a process of its own, asked over a real socket.
+    The server is ``klype serve`` in a process of its own, reached over a real socket.
     """
     if not 1 <= seconds <= 3600:
         raise UsageError(f"--seconds should be from 1 to 3600 (it is {seconds}).")
@@ -89,7 +89,7 @@ def serve(model: str | None, seconds: float, say: Say, clients: int = CLIENTS) -
 
 
 def alone(served: ServedModel) -> list[Task]:
-    """Requests with the answers that the engine gives to each by itself; none has a draw at an edge."""
+    """Requests with the answers that the engine gives to each alone; none has a draw close to a boundary."""
     rng, world = random.Random(0), World("small")
     tasks: list[Task] = []
     for seed in range(TRIED * TASKS):
@@ -110,9 +110,9 @@ def alone(served: ServedModel) -> list[Task]:
 
 
 def edge(trace: Trace) -> float:
-    """How near the noise came to another token, at the nearest of the answer's draws: probability mass.
+    """The smallest distance (probability mass) of any of the answer's draws from the boundary to another token.
 
-    The trace must hold whole distributions, and have been drawn from them as they are.
+    The trace must hold whole distributions, and have been drawn from them unchanged.
     """
     nearest = 1.0
     for place, step in enumerate(trace.steps):
@@ -127,7 +127,7 @@ def edge(trace: Trace) -> float:
 
 
 async def _crowd(url: str, tasks: Sequence[Task], clients: int, seconds: float) -> Seen:
-    """Every client asks one task after another until the time is over; what has begun is finished."""
+    """Runs the clients, each of which sends one request after another until the time is over and finishes the last."""
     seen, end = Seen(), time.monotonic() + seconds
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
 
@@ -169,12 +169,13 @@ async def _ask(client: httpx.AsyncClient, task: Task, seen: Seen) -> None:
 
 
 def _same(got: str, alone: str) -> bool:
-    """Equal, but for the bytes of a last character that never came whole (a stream leaves them out)."""
+    """Whether two answers are equal, except for the bytes of an incomplete last character, which a stream leaves
+    out."""
     return got == alone or (alone.startswith(got) and not alone[len(got) :].strip("\ufffd"))
 
 
 async def _rates(url: str, tasks: Sequence[Task], say: Say) -> dict[int, list[tuple[float, Seen]]]:
-    """Tokens a second of one client and of a few, in rounds, one after the other."""
+    """Tokens per second of one client and of several, alternating in rounds."""
     rates: dict[int, list[tuple[float, Seen]]] = {1: [], FEW: []}
     for number in range(ROUNDS):
         for clients in rates:
@@ -225,7 +226,7 @@ def _row(clients: int, seen: Seen, rates: Sequence[float]) -> dict[str, Any]:
 
 
 def _fresh(folder: Path) -> Path:
-    """A model of the small world that has learnt nothing: as much work a token as one that has."""
+    """An untrained model of the small world, which does as much work per token as a trained one."""
     rng, world = random.Random(0), World("small")
     texts = [world.text(world.document(rng).words) for _ in range(400)]
     tokenizer = Tokenizer.train(texts, 2000, TEMPLATE)

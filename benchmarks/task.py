@@ -1,4 +1,4 @@
-"""What every engine is asked to do, and the text that it is asked with."""
+"""The task of every engine, and the text of its prompt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ PROMPT = 64
 SINGLE = 64
 MANY = 32
 SIZES = (64, 256)
+# Out of copyright: A. Conan Doyle, "A Scandal in Bohemia" (1891); C. Darwin, "On the Origin of Species" (1859).
 TEXT = """
 To Sherlock Holmes she is always the woman. I have seldom heard him mention her under any other name. In his eyes she
 eclipses and predominates the whole of her sex. It was not that he felt any emotion akin to love for Irene Adler. All
@@ -30,7 +31,6 @@ possibly have any bearing on it. After five years' work I allowed myself to spec
 short notes; these I enlarged in 1844 into a sketch of the conclusions, which then seemed to me probable: from that
 period to the present day I have steadily pursued the same object.
 """
-"""Out of copyright: A. Conan Doyle, "A Scandal in Bohemia" (1891); C. Darwin, "On the Origin of Species" (1859)."""
 
 
 def plain_text() -> str:
@@ -40,8 +40,8 @@ def plain_text() -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """One model in the forms that the engines read: a Hugging Face folder, and GGUF files by type of weight. In
-    ``home`` engines may put what they compile."""
+    """One model in the formats that the engines read: a Hugging Face folder, and GGUF files by type of weight.
+    ``home``: a folder for what engines compile."""
 
     folder: str
     ggufs: dict[str, str]
@@ -50,15 +50,15 @@ class Files:
 
 
 class Contender(Protocol):
-    """An engine under test, in a process of its own."""
+    """An engine that is measured, in a process of its own."""
 
     def load(self, files: Files) -> None: ...
 
     def run(self, prompt: list[int], n: int, limit: int) -> list[int]:
-        """``n`` answers of exactly ``limit`` tokens: greedy when n is 1 (returned when it can tell), else at
-        temperature 1 over the whole vocabulary."""
+        """Generates ``n`` answers of exactly ``limit`` tokens: greedily if n is 1 (its tokens are returned where they
+        are known), else at temperature 1 over the whole vocabulary."""
         ...
 
     def extra(self, what: str, prompt: list[int]) -> dict[str, Any]:
-        """Measurements that only some have."""
+        """Measurements that only some engines have."""
         ...

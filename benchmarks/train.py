@@ -1,4 +1,5 @@
-"""``python -m benchmarks train``: training side by side, every trainer in its own process, turns interleaved."""
+"""``python -m benchmarks train``: training speed side by side; every trainer has a process of its own, and they take
+turns."""
 
 from __future__ import annotations
 
@@ -23,10 +24,11 @@ from klype.errors import UsageError
 from klype.values import Figure
 
 ROUNDS = 5
+# target duration in seconds of the timed steps of a turn, of which there are at least two
 TURN_S = 2.0
-"""Seconds that a turn's counted steps are to take, at least two of them."""
+# when the rounds of a shape must end, as a share of the minutes
 SHARES = {"a": 0.45, "b": 0.8, "tiny": 1.0}
-"""When a shape's rounds must end, as a share of the minutes."""
+# name: (shape, ours, theirs, floor, goal)
 SPEED: dict[str, tuple[str, str, str, float, float]] = {
     "a_vs_nanogpt_bf16": ("a", "klype", "nanoGPT bfloat16", 1.8, 2.3),
     "a_vs_hf_bf16": ("a", "klype", "HF Trainer bfloat16", 2.1, 2.8),
@@ -37,14 +39,13 @@ SPEED: dict[str, tuple[str, str, str, float, float]] = {
     "tiny_vs_nanogpt_bf16": ("tiny", "klype", "nanoGPT bfloat16", 1.0, 3.0),
     "tiny_float32_vs_nanogpt_float32": ("tiny", "klype float32", "nanoGPT float32", 1.0, 3.0),
 }
-"""Name: (shape, ours, theirs, floor, goal)."""
 MFU, MEMORY = {"a_mfu": ("a", 0.6, 0.77)}, {f"{shape}_memory_vs_hf": (shape, 1.0, 0.8) for shape in ("a", "b")}
 
 
 @dataclass
 class Results:
-    """By (trainer, shape): answers a round, what it computed in and how, the most memory; and each round's peaks of
-    matrix products, GFLOP/s by precision."""
+    """Results by (trainer, shape): answers by round, precision and method, peak memory; and the matrix speed of each
+    round, in GFLOP/s by precision."""
 
     runs: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
     about: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -55,9 +56,9 @@ class Results:
 
 
 def train(minutes: float, say: Say, only: Sequence[str] = (), cache: Path | None = None) -> dict[str, Any]:
-    """The whole comparison as the JSON document of the command: machine, rows, ratios, missing.
+    """Runs the comparison and returns the command's JSON document: machine, rows, ratios, missing.
 
-    ``only``: shapes to measure (all when empty). ``cache``: where klype keeps what it compiles.
+    ``only``: shapes to measure (empty: all). ``cache``: folder of klype's compiled code.
     """
     if not 0 < minutes <= 600:
         raise UsageError(f"--minutes should be above 0 and at most 600 (it is {minutes}).")
@@ -77,7 +78,7 @@ def train(minutes: float, say: Say, only: Sequence[str] = (), cache: Path | None
 
 
 def _measure(shape: str, results: Results, say: Say, deadline: float, where: tuple[IO[str], Path]) -> float:
-    """All trainers on one shape, in turns; the core-seconds that they used."""
+    """Measures all trainers on one shape, in turns; returns the core-seconds that they used."""
     log, cache = where
     workers = {}
     for name, (_, packages, shapes) in CONTENDERS.items():
@@ -171,14 +172,14 @@ def ratio(
     theirs: tuple[str, str],
     why: Mapping[str, str],
 ) -> Figure:
-    """How many times as many tokens a second, round by round."""
+    """klype's tokens per second relative to the peer's, paired within rounds."""
     mine, other = ({run["round"]: run["rate"] for run in runs.get(key, ())} for key in (ours, theirs))
     both = [mine[number] / other[number] for number in mine if number in other]
     return median(both, "times") if both else Figure(None, why=why.get(theirs[0], why.get(ours[0], "not measured")))
 
 
 def mfu(results: Results, key: tuple[str, str], peaks: Mapping[str, Figure]) -> Figure:
-    """The model's arithmetic as a share of the measured peak of matrix products in the same precision."""
+    """Model FLOPs utilisation: the share of the measured matrix speed in the same precision."""
     runs = results.runs.get(key)
     peak = peaks[results.about[key]["precision"]].value if runs else None
     if not runs or not peak:

@@ -1,4 +1,4 @@
-"""The trainers behind the same two methods. A peer is imported when its trainer is made, never before."""
+"""The trainers with a common interface. A peer is imported when its trainer is made, never before."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TRIED, LOOKS = 2, 3  # steps of each crew, and how often by turns, before the fa
 
 
 class Clock:
-    """Wall and core seconds between the end of the warm steps and that of the last."""
+    """Wall-clock and core seconds from the end of the warm-up steps to that of the last step."""
 
     def __init__(self, steps: int) -> None:
         self._last, self._marks = WARM + steps, [(0.0, 0.0)]
 
     def step(self, number: int) -> None:
-        """Step ``number``, from 1, is done."""
+        """Called after step ``number`` (from 1)."""
         if number in (WARM, self._last):
             self._marks.append((time.perf_counter(), time.process_time()))
 
@@ -33,8 +33,8 @@ class Clock:
 
 
 class Klype:
-    """klype's one loop, with the precision, the crew and the compiled code that its own plan would choose, or forced
-    to float32. The optimizer is AdamW, as the peers': Muon is a matter of quality."""
+    """klype's training loop, with the precision, threads and compiled code that its own plan would choose, or in
+    float32. The optimizer is AdamW, as for the peers: Muon is for quality."""
 
     def __init__(self, precision: Literal["auto", "float32"] = "auto") -> None:
         self.asked = precision
@@ -101,7 +101,7 @@ class Klype:
 
 
 class _Rows:
-    """The common batches in so many equal parts."""
+    """The common batches, split into equal micro-batches."""
 
     def __init__(self, shape: Shape, parts: int) -> None:
         self._shape, self._parts, self._at = shape, parts, 0
@@ -125,7 +125,7 @@ class _Rows:
 
 
 class NanoGPT:
-    """A plain script: forward, backward, clip, AdamW, with autocast where it is to be bfloat16."""
+    """A plain script: forward, backward, clip, AdamW, with autocast for bfloat16."""
 
     def __init__(self, precision: Literal["float32", "bfloat16"]) -> None:
         self.precision = precision
@@ -198,6 +198,7 @@ class HuggingFace:
         return clock.read(loss)
 
 
+# name: how it is made, the packages that it needs, and the shapes on which it is measured
 CONTENDERS: dict[str, tuple[Callable[[], Trainer], tuple[str, ...], tuple[str, ...]]] = {
     "klype": (Klype, (), ("a", "b", "tiny")),
     "klype float32": (lambda: Klype("float32"), (), ("a", "tiny")),
@@ -205,4 +206,3 @@ CONTENDERS: dict[str, tuple[Callable[[], Trainer], tuple[str, ...], tuple[str, .
     "nanoGPT float32": (lambda: NanoGPT("float32"), (), ("a", "tiny")),
     "HF Trainer bfloat16": (lambda: HuggingFace("bfloat16"), ("transformers", "accelerate"), ("a", "b", "tiny")),
 }
-"""Name: how it is made, the packages that it needs, and the shapes that it is measured on."""

@@ -1,4 +1,4 @@
-"""What every trainer is asked to do: shapes, batches, and what a token costs."""
+"""The task of every trainer: shapes, batches, and the FLOPs of a token."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model and its batches: ``rows`` texts of ``window`` tokens a step, all of them learnt.
+    """A model and its batches: ``rows`` texts of ``window`` tokens per step, with a loss on every token.
 
-    ``hidden`` is SwiGLU's (three matrices); a two-matrix layer has 3/2 of it, so that there are as many weights.
-    ``conv``: taps of klype's convolution, where it stands for rotated positions; peers have theirs as they are.
+    ``hidden``: of SwiGLU (three matrices); a two-matrix MLP has 3/2 of it, and thus as many weights. ``conv``: taps of
+    klype's convolution, where it replaces rotary embeddings; peers keep their own positions.
     """
 
     layers: int
@@ -29,24 +29,25 @@ class Shape:
 
     @property
     def flops(self) -> float:
-        """Of a token, forward and backward: 6 for every weight of a matrix, and causal attention's two products."""
+        """FLOPs of a token, forward and backward: 6 per weight of a matrix, and the two products of causal
+        attention."""
         matrices = self.layers * (4 * self.width**2 + 3 * self.width * self.hidden) + self.width * self.vocab
         return 6.0 * matrices + 6.0 * self.layers * self.width * self.window
 
 
+# a and b are of medium size for a laptop; "tiny" is the demo's, which is dominated by calls and memory traffic
 SHAPES = {
     "a": Shape(layers=4, width=256, heads=4, hidden=688, window=256, vocab=4096, rows=16),
     "b": Shape(layers=6, width=384, heads=6, hidden=1024, window=256, vocab=4096, rows=16),
     "tiny": Shape(layers=2, width=96, heads=4, hidden=192, window=80, vocab=1104, rows=64, conv=5),
 }
-"""A and B of medium size for a laptop; "tiny" is the demo's, where calls and passes over memory rule."""
 
+# steps of a turn that are not timed: each turn makes a new optimizer
 WARM = 1
-"""Steps of a turn that are not counted: each turn makes its optimizer anew."""
 
 
 class Trainer(Protocol):
-    """One contender. ``precision`` is what it computes in; ``how`` says how, for the reader."""
+    """A trainer of the comparison. ``precision``: in which it computes; ``how``: a description for the reader."""
 
     @property
     def precision(self) -> str: ...
@@ -54,14 +55,16 @@ class Trainer(Protocol):
     def how(self) -> str: ...
 
     def load(self, shape: Shape, threads: int, cache: str) -> None:
-        """Makes the model and whatever else a turn needs. ``cache``: where what is compiled may be kept."""
+        """Makes the model and everything else that a turn needs. ``cache``: folder for compiled code."""
 
     def train(self, steps: int) -> dict[str, Any]:
-        """WARM steps and then so many; ``seconds`` and ``core_seconds`` of the latter, and the last ``loss``."""
+        """Trains WARM steps and then ``steps``; returns ``seconds`` and ``core_seconds`` of the latter, and the last
+        ``loss``."""
 
 
 def batch(shape: Shape, number: int) -> Any:
-    """Tokens [rows, window + 1], the same for everybody: learnable, since every token leads to one of two others."""
+    """Tokens [rows, window + 1], the same for all trainers. They can be learned: every token is followed by one of two
+    others."""
     import torch
 
     generator = torch.Generator().manual_seed(number)

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: ``python -m benchmarks.worker NAME``. One JSON line in, one out."""
+"""An engine in a process of its own: ``python -m benchmarks.worker NAME``. One JSON line in, one out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from benchmarks.task import Contender, Files
 
 
 def main(name: str, orders: TextIO, answers: TextIO) -> None:
-    """Carries out orders until there are no more; what goes wrong is answered, not raised."""
+    """Carries out orders until there are no more; errors are sent as answers, not raised."""
     contender = CONTENDERS[name][0]()
     answer_orders(lambda order: obey(contender, order), orders, answers)
 
 
 def answer_orders(obey: Callable[[dict[str, Any]], dict[str, Any]], orders: TextIO, answers: TextIO) -> None:
-    """One answer a line, until there are no more orders. Every worker tells the most memory that it has had."""
+    """Answers orders, one per line, until there are no more. Every answer has the peak memory of the worker."""
     for line in orders:
         try:
             order = json.loads(line)
@@ -48,10 +48,10 @@ def obey(contender: Contender, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def private_output() -> TextIO:
-    """Where answers go; what engines print goes to standard error from now on, and is not taken for an answer.
+    """The stream for answers. From now on, what engines print goes to standard error instead of among the answers.
 
-    From now on the process ends when the one that ordered is gone, even in the middle of an order: it would disturb
-    whatever is measured next.
+    The process now also ends when its client is gone, even in the middle of an order: it would disturb what is measured
+    next.
     """
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     private = os.fdopen(os.dup(1), "w", encoding="utf-8")
