@@ -153,6 +153,6 @@ def _spread(rng: np.random.Generator, n: int, variation: float) -> Array:
 
 
 def _beta(rng: np.random.Generator, mean: Array) -> Array:
-    """A Beta distribution with most of its mass near 0 and 1."""
+    """Samples of these means from Beta distributions with most of their mass near 0 and 1."""
     found: Array = rng.beta(0.3, 0.3 * (1 - mean) / mean)
     return found

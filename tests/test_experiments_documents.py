@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klype.examine.truth import mass
+from klype.examine.truth import Reader, mass
 from klype.experiments.article import LEAST, FreeTextRequest, judged, openings, write_texts
 from klype.sources.source import answers
 from klype.values import Request, Sampling
@@ -82,10 +82,8 @@ def test_where_the_language_has_to_end_nothing_more_is_judged(world: World) -> N
     source, _ = table_source(np.full((size, size), 1 / size), letters=[chr(0x4E00 + i) for i in range(size)])
     request = Request((1,), limit=5, sampling=Sampling(logit_bias=((0, -100.0),)), stop=(0,), top=-1)
     trace = answers(source, [request])[0][0]
-    truth = TokenFilter(world.filter("document"), spellings)
-    for token in tokens:
-        truth.push(token)
-    found = judged("x", trace, truth, 1.0, 0)
+    reader = Reader(lambda: TokenFilter(world.filter("document"), spellings))
+    found = judged("x", trace, reader, tuple(tokens), 1.0, 0)
     assert found.s == ()
     assert found.first_error is None
     assert mass(trace.steps[0].distribution, 1.0, (0,)) > 0  # type: ignore[arg-type]

@@ -27,10 +27,10 @@ from klype.examine.hypothesis_tests import ALPHA, Ruling, rulings
 from klype.examine.intervals import mean_by_question
 from klype.examine.say import Say
 from klype.examine.survival import survival
-from klype.examine.truth import Truth, mass
+from klype.examine.truth import Reader, mass
 from klype.experiments import claims
 from klype.sources.source import Source, answers
-from klype.values import Distribution, Figure, Request, Sampling, Trace
+from klype.values import Distribution, Figure, Request, Sampling, Tokens, Trace
 from klype.words import words
 from klype.world import Spellings, TokenFilter, World
 
@@ -215,20 +215,19 @@ def write_texts(
     for first in range(0, len(begun), CHUNK):
         some = slice(first, first + CHUNK)
         for opening, (trace,) in zip(begun[some], answers(source, requests[some]), strict=True):
-            truth = TokenFilter(world.filter("document"), spellings)
-            for token in opening:
-                truth.push(token)
-            out.append(judged(str(len(out)), trace, truth, settings.temperature, end))
+            reader = Reader(lambda: TokenFilter(world.filter("document"), spellings))
+            out.append(judged(str(len(out)), trace, reader, opening, settings.temperature, end))
         progress(len(out))
     return out
 
 
-def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) -> JudgedAnswer:
-    """A text judged up to the first token that cannot follow, or to where the language must end."""
+def judged(name: str, trace: Trace, reader: Reader, begun: Tokens, temperature: float, end: int) -> JudgedAnswer:
+    """A text that continues ``begun``, judged up to the first token that cannot follow, or to where the language must
+    end."""
     s: list[float] = []
     error = None
-    for step in trace.steps:
-        possible = {token: p for token, p in truth.next().items() if token != end}
+    for t, step in enumerate(trace.steps):
+        possible = {token: p for token, p in reader.next((*begun, *trace.tokens[:t])).items() if token != end}
         if not possible:
             break
         assert step.distribution is not None
@@ -240,6 +239,5 @@ def judged(name: str, trace: Trace, truth: Truth, temperature: float, end: int) 
         if step.token not in possible:
             error = len(s)
             break
-        truth.push(step.token)
     words = tuple(str(token) for token in trace.tokens[: len(s)])
     return JudgedAnswer(name, words, "length", first_error=error, s=tuple(s))
