@@ -23,7 +23,7 @@ from klype.examine.truth import Reader
 from klype.experiments.corpus import Corpus, WorldSource
 from klype.experiments.framework import ExperimentPlan
 from klype.experiments.mistakes import MISTAKES, REPORT, MistakesBoard, go_on, halves, verdict
-from klype.experiments.mistakes_measures import standing
+from klype.experiments.mistakes_measures import after_backspaces
 from klype.experiments.mistakes_methods import (
     BACK,
     METHODS,
@@ -243,10 +243,10 @@ def test_a_sheet_takes_back_within_its_text() -> None:
     sheet.push(9)
     assert sheet.tokens == ()
     assert sheet.bars() == {1, 9}
-    assert standing((1, 2, 9, 3), 9, 20) == ((1, 3), 4)
-    assert standing((1, 2, 9, 3), None, 20) == ((1, 2, 9, 3), 4)
-    assert standing((1, 2, 9, 3), 9, 2) == ((1, 2), 2)
-    assert standing((1, 9, 2, 3, 9), 9, 2) == ((2, 3), 4)
+    assert after_backspaces((1, 2, 9, 3), 9, 20) == ((1, 3), 4)
+    assert after_backspaces((1, 2, 9, 3), None, 20) == ((1, 2, 9, 3), 4)
+    assert after_backspaces((1, 2, 9, 3), 9, 2) == ((1, 2), 2)
+    assert after_backspaces((1, 9, 2, 3, 9), 9, 2) == ((2, 3), 4)
 
 
 def test_who_never_takes_back_writes_as_ever() -> None:

@@ -103,15 +103,15 @@ def extras(found: ExamResult) -> dict[str, Figure]:
         rows = [(one.cautious(), one.intervention.question) for one in matched]
         growths = [(float(np.subtract(r["wrong"], r["near"]) @ claims.slope(len(r["wrong"]))), q) for r, q in rows]
         growth = mean(growths, "difference of shares")
-    last = [min(claims.RECOVERED, len(one.moved)) - 1 for one, _ in ruled]
+    recovered = slice(claims.RECOVERED)  # or fewer distances, if there are not so many
     return {
         "not_likeliest": mean(drawn, "share of words"),
         "both_ways": mean([(float(n == 2), q) for q, n in kinds.items()], "share of questions"),
         "meaning_gain": mean(gains, "share of answers"),
         "growth": growth,
         "parted": mean([(one.parted, q) for one, q in ruled if one.parted is not None], "difference of shares"),
-        "clean_beside": mean([(o.clean["right"][i], q) for (o, q), i in zip(ruled, last, strict=True)], SHARE),
-        "ended": mean([(o.ended["wrong"][i], q) for (o, q), i in zip(ruled, last, strict=True)], SHARE),
+        "clean_beside": mean([(one.clean["right"][recovered][-1], q) for one, q in ruled], SHARE),
+        "ended": mean([(one.ended["wrong"][recovered][-1], q) for one, q in ruled], SHARE),
     }
 
 

@@ -257,10 +257,9 @@ class ExperimentProgress(Generic[B]):
 
     def board(self) -> B:
         """The experiment's board, with a row for each arm at each number of documents."""
-        experiment, plan, done, rows = self.experiment, self.plan, 0, list[Row]()
+        experiment, plan, rows = self.experiment, self.plan, list[Row]()
         for documents in plan.documents:
             by = self.by(documents)
-            done += sum(map(len, by.values()))
             for name in (name for name in self.names if name in by):
                 found = {key: measure.figure(key, name, by) for key, measure in experiment.measures.items()}
                 figures = {key: facts(figure) for key, figure in found.items() if figure is not None}
@@ -273,7 +272,7 @@ class ExperimentProgress(Generic[B]):
             kinds={name: experiment.arms[name].kind if name in experiment.arms else name for name in self.names},
             steps=experiment.steps(plan),
             done=self.done,
-            cells_done=done,
+            cells_done=sum(row.seeds for row in rows),
             cells=len(self.names) * len(plan.documents) * plan.seeds,
             rows=rows,
             **experiment.board_facts(self, rows),

@@ -28,7 +28,7 @@ from klype.experiments import framework, mistakes_methods
 from klype.experiments.bias_targets import BiasCell
 from klype.experiments.experiment_report import ArmNames, Report
 from klype.experiments.framework import SHARE, BoardMeasure, Experiment, ExperimentPlan, ExperimentProgress, Result
-from klype.experiments.mistakes_measures import exam, text_values
+from klype.experiments.mistakes_measures import text_values, world_values
 from klype.experiments.mistakes_methods import BEFORE, CONTROL, METHODS, MistakesSettings, Student, TrainingContext
 from klype.experiments.training import TrainedModel, loop_settings, optimize
 from klype.jsons import saved
@@ -64,7 +64,8 @@ class SeedCell(framework.Cell):
             return [models.trained("one-hot", k) for k in range(1, 1 + self.settings.teachers)]
 
         if self.test.truth is not None:
-            look = exam(self.test, partial(mistakes_methods.reader, self.beginning), Student(first, corpus), self.seed)
+            reader = partial(mistakes_methods.reader, self.beginning)
+            look = world_values(self.test, reader, Student(first, corpus), self.seed)
         else:
             look = lambda student, back: text_values(student, self.test, [one.model for one in teachers()])
         for name in left:

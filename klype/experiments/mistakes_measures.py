@@ -51,7 +51,7 @@ class WithoutBack(nn.Module):
         return logits_BTV.index_fill(-1, torch.tensor([self.back]), -1e4)
 
 
-def exam(
+def world_values(
     test: TestSet, reader: Callable[[Tokens], Reader], first: Student, seed: int
 ) -> Callable[[Student, bool], Values]:
     """The measures in the demo world: a function (model, whether it uses backspace) → values.
@@ -76,7 +76,7 @@ def exam(
         found["alarm"] = float(back_N.mean())
         # KL(p‖q) = KL(p‖q given a word) − E log(1 − q(back)), since p never takes back
         found["kl_drawn"] = found["kl"] - float(torch.log1p(-back_N).mean())
-        found |= going_on(student, asked, [d[OPENING + 1 :] for d in long], back)
+        found |= own_text_values(student, asked, [d[OPENING + 1 :] for d in long], back)
         found |= greedy_answers(student, test.questions, back)
         return found | after_mistakes(outcomes(student, asked, forced, replace(settings, back=back)))
 
@@ -114,25 +114,25 @@ def after_mistakes(found: Sequence[InterventionOutcome]) -> Values:
     }
 
 
-def going_on(student: Student, asked: Sequence[Query], rest: Sequence[Tokens], back: int | None) -> Values:
+def own_text_values(student: Student, asked: Sequence[Query], rest: Sequence[Tokens], back: int | None) -> Values:
     """Measures of one text per prompt at temperature 1: P(no error in the first n words), passes, S, excess error."""
     limit = WORDS if back is None else round(SPENDS * WORDS)
     requests = [Request(one.prompt, limit=limit, seed=1000 + i, stop=student.codec.stop) for i, one in enumerate(asked)]
     none_yet = [0] * len(asked)
     traces = answers(student, requests) if back is None else answers_with_backspace(student, requests, none_yet, back)
-    own, passes = zip(*(standing(trace.tokens, back, WORDS) for (trace,) in traces), strict=True)
+    own, passes = zip(*(after_backspaces(trace.tokens, back, WORDS) for (trace,) in traces), strict=True)
     errors = [one.reader.first_error(text) for one, text in zip(asked, own, strict=True)]
     found: Values = {f"right_{n}": float(np.mean([e is None or e > n for e in errors])) for n in RIGHT_AT}
     found["passes"] = sum(passes) / max(1, sum(map(len, own)))
-    kl, s = along(student, asked, own)
+    kl, s = kl_and_s(student, asked, own)
     right = np.concatenate([s_T[:e] for s_T, e in zip(s, errors, strict=True)])
     found |= {"s_own": float(right.mean())} if right.size else {}
     # nats per word, on the first words of its own texts and of true ones
-    first, true = (np.concatenate([kl_T[:EXCESS] for kl_T in one]) for one in (kl, along(student, asked, rest)[0]))
+    first, true = (np.concatenate([kl_T[:EXCESS] for kl_T in one]) for one in (kl, kl_and_s(student, asked, rest)[0]))
     return found | ({"excess_error": 100 * float(first.mean() / true.mean() - 1)} if first.any() and true.any() else {})
 
 
-def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens, int]:
+def after_backspaces(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens, int]:
     """The text after backspaces as soon as it has so many words, or at the end, and how many tokens it took."""
     sheet, passes = EditableText((), back), 0
     for token in said:
@@ -143,7 +143,7 @@ def standing(said: Sequence[int], back: int | None, words: int) -> tuple[Tokens,
     return sheet.tokens, passes
 
 
-def along(student: Student, asked: Sequence[Query], texts: Sequence[Tokens]) -> tuple[list[Floats], list[Floats]]:
+def kl_and_s(student: Student, asked: Sequence[Query], texts: Sequence[Tokens]) -> tuple[list[Floats], list[Floats]]:
     """KL(p‖q) and S at every position of each text after its prompt, up to the third error; q is without backspace."""
     read = [up_to_slips(one.reader, text) for one, text in zip(asked, texts, strict=True)]
     rows = [one.reader.next(text[:t]) for one, text in zip(asked, read, strict=True) for t in range(len(text))]
