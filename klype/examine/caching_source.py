@@ -1,4 +1,4 @@
-"""A source that remembers: whole answers are kept as traces and not asked for again; its work is counted and timed."""
+"""A source that stores its answers as traces, and counts and times its work; what an answer costs in operations."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from klype.values import Distribution, Request, Trace
 
 @dataclass(frozen=True, slots=True)
 class Meters:
-    """``clock``: seconds; ``joules``: what the machine has used so far, where that can be read."""
+    """``clock()``: seconds; ``joules()``: energy used so far, None where it cannot be read."""
 
     clock: Callable[[], float] = time.perf_counter
     joules: Callable[[], float | None] = lambda: None
 
 
 class Recorder(SourceWrapper):
-    """``identity`` names the weights: what other weights said is not used. ``passes`` counts a forward pass for every
-    token drawn, beginning read and answer scored, whether it was done now or remembered."""
+    """A source whose answers are stored in ``folder``, if given, and read from there when they are asked for again.
+
+    ``identity`` names the weights: traces of other weights are not used. ``passes`` counts a forward pass for every
+    token drawn, prefix read and answer scored, whether it was computed now or loaded.
+    """
 
     def __init__(self, source: Source, identity: str, folder: Path | None, meters: Meters) -> None:
         super().__init__(source)
         self._identity, self._folder, self._meters = identity, folder, meters
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="traces")  # disks are slow: the model does not wait
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="traces")  # the model does not wait for the disk
         self._saving: Future[None] | None = None
         self.passes, self.tokens, self.model_s = 0, 0, 0.0
 
@@ -51,7 +54,7 @@ class Recorder(SourceWrapper):
         return traces
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """All answers are drawn first, then given out as ended."""
+        """Yields the last event of each answer, after all answers were drawn."""
         asked = repr(list(requests))
         rest = iter(self._kept("drawn", asked, lambda: [t for g in answers(self._source, requests) for t in g]))
         for place, request in enumerate(requests):
@@ -83,20 +86,20 @@ class Recorder(SourceWrapper):
         return traces
 
     def finish(self) -> None:
-        """Wait until what was said is on disk. Errors: it could not be written."""
+        """Waits until the traces are on disk; raises what went wrong in writing them."""
         if self._saving is not None:
             self._saving.result()
             self._saving = None
 
 
-WATTS_PER_CORE = 10.0  # where energy cannot be read: about what a core at work takes, its share of the rest included
+WATTS_PER_CORE = 10.0  # of a busy core, with its share of the rest of the machine; used where energy cannot be read
 
 
 class Energy:
-    """Joules since it was made: by the processor's counters, or else estimated from this process's processor time.
+    """Energy used since the object was created: from the processor's counters, or estimated from processor time.
 
-    Wall time times the threads that torch may use is no estimate: how many of them work changes with the batch, and
-    energy rose where time fell.
+    Wall time times torch's threads is no estimate: how many threads are busy depends on the batch, and the estimate
+    rose where the time fell.
     """
 
     def __init__(self) -> None:
@@ -105,7 +108,7 @@ class Energy:
         self._meter.joules()
 
     def joules(self) -> float:
-        """Used so far."""
+        """Joules since the object was created."""
         seconds = time.process_time() - self._cpu
         read = self._meter.joules()
         return seconds * WATTS_PER_CORE if read is None else read
@@ -113,8 +116,9 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """``matrices``: parameters that are multiplied with (not looked-up embeddings); ``width``: of all query heads.
-    ``weight_bytes`` are read in every pass, ``cache_bytes`` are kept for every token; 0: not known."""
+    """What the cost of an answer is computed from. ``matrices``: parameters in matrix products (embedding look-ups
+    excluded); ``width``: of all query heads together; ``weight_bytes``: read in every pass; ``cache_bytes``: of the
+    key-value cache per token. 0: unknown."""
 
     matrices: int
     layers: int
@@ -124,14 +128,14 @@ class Shape:
 
 
 def answer_flops(shape: Shape, prompt: int, answer: int) -> int:
-    """A prompt and an answer of so many tokens; the last token is drawn, not fed."""
+    """Floating-point operations for a prompt and an answer of so many tokens; the last token is not fed back."""
     length = prompt + answer - 1 if answer else 0
     return 2 * shape.matrices * length + 4 * shape.layers * shape.width * (length * (length + 1) // 2)
 
 
 def answer_bytes(shape: Shape, prompt: int, answer: int) -> int:
-    """What one answer alone moves between memory and processor: the weights once a pass, the cache of each token
-    written once and read in every later pass. The prompt is one pass, and each token but the last is one more."""
+    """Bytes that one answer alone moves between memory and processor: the weights once per pass, each token's cache
+    written once and read in every later pass. The prompt is one pass; each token but the last is one more."""
     if answer == 0:
         return 0
     written = prompt + answer - 1

@@ -1,6 +1,6 @@
-"""What measures are made from: answers that were drawn and judged, and the model's next word beside the truth's.
+"""The input of all measures: judged answers, and the model's next-token distributions compared with the truth's.
 
-All of it is read from traces, without asking the model again.
+Everything here is computed from traces; the model is not asked again.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ OTHER_MANNERS = "alignment gave it other manners than the truth has, which is th
 class JudgedAnswer:
     """One judged answer. A verdict is None when the judge cannot decide; a cost is None when it was not measured.
 
-    ``words`` without the end. ``first_error`` is the position (1, 2, …, the end of text counting as a word) of the
-    first word that cannot follow. ``s`` is the mass on words that can follow, Σ_{v∈A} q(v), before every position up
-    to the first error, the end, or the limit: the same for all answers of one evidence, known or unknown.
-    ``s_bounds`` and ``entropy_bounds`` (low, high) stand for them where only the most probable tokens are told.
-    ``meaning`` is what it means (None: nobody can say); ``entropy`` is Σ_t H(q_t) of the distributions drawn from, and
-    ``drawn_logp`` the answer's log-probability under them (nats); ``copied`` is the share found in the training text.
-    ``asked``: whether the judge had anything to say whether it is right by.
+    ``words``: without the end-of-text token. ``first_error``: the position (1, 2, …; the end of text counts as a word)
+    of the first word that cannot follow. ``s``: the probability mass on words that can follow, Σ_{v∈A} q(v), before
+    every position up to the first error, the end, or the limit; it is known for all answers of one ``Evidence`` or for
+    none. ``s_bounds`` and ``entropy_bounds`` (low, high) replace ``s`` and ``entropy`` where the model returns only its
+    most probable tokens. ``meaning``: None when it cannot be determined. ``entropy``: Σ_t H(q_t) over the distributions
+    drawn from, and ``drawn_logp`` the answer's log-probability under them (nats). ``copied``: the share of its words
+    found in the training text. ``asked``: whether the judge had references to judge correctness by.
     """
 
     question: str
@@ -77,8 +77,8 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ByQuestion:
-    """Sums over one question's beginnings: KL(p‖q) on the model's own and on true ones; cross-entropies by temperature
-    (``calibration.TEMPERATURES``)."""
+    """One question's sums over prefixes: KL(p‖q) along the model's own answers and along a true one; cross-entropy at
+    each of ``calibration.TEMPERATURES``. Nats."""
 
     own_kl: float | None = None
     true_kl: float | None = None
@@ -87,14 +87,13 @@ class ByQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything known of one model at one temperature; a measure whose evidence is absent is left out.
+    """Everything known about one model at one temperature. Measures that need what is absent are left out.
 
-    ``documents``: each held-out document's prefixes, compared with the truth (``truth.point``). ``judge`` names
-    who said right or wrong, ``errors`` how often it errs (None: it cannot). ``other_manners``: the model was taught
-    other manners than the truth has, so that how near its probabilities are to the truth's says nothing; which words
-    can follow is the same.
-    ``points``: the least and the most that the annotator's score can be, where that is known.
-    ``dropped``: beginnings of the feedback experiment at which no right word was as rare as the wrong one.
+    ``documents``: true answers, each prefix compared with the truth (``truth.point``). ``judge``: who decided what is
+    correct; ``errors``: how often it errs (None: it cannot). ``other_manners``: alignment changed the style of answers,
+    so distances between the model's probabilities and the truth's mean nothing (which words can follow is the same).
+    ``points``: the lowest and highest possible score, where known. ``dropped``: prefixes of the feedback experiment
+    where no correct word was as rare as the wrong one. ``language``: one true answer's words for each question.
     """
 
     answers: Sequence[JudgedAnswer] = ()
@@ -115,16 +114,16 @@ class Evidence:
 
     @property
     def by_word(self) -> bool:
-        """Whether errors are judged word by word."""
+        """Whether it is known word by word what is an error."""
         return any(answer.s or answer.s_bounds or answer.first_error is not None for answer in self.answers)
 
     @property
     def asked(self) -> Evidence:
-        """With those answers only that the judge had something to judge by."""
+        """The evidence without answers that the judge had no references for."""
         return replace(self, answers=[answer for answer in self.answers if answer.asked])
 
     def once(self, name: str, make: Callable[[], Found]) -> Found:
-        """What several measures need is computed once."""
+        """The value of ``make()``, which is called once per ``name``: several measures need it."""
         if name not in self._known:
             self._known[name] = make()
         found: Found = self._known[name]
@@ -132,7 +131,8 @@ class Evidence:
 
 
 class DistributionCache:
-    """One question's distributions at one temperature, each looked at once: answers share their beginnings."""
+    """Statistics of one question's next-token distributions at one temperature, computed once per prefix: answers
+    share prefixes. ``reader``: the truth, which ``s`` and ``kl`` need."""
 
     def __init__(self, reader: Reader | None, temperature: float) -> None:
         self.reader, self.temperature = reader, temperature
@@ -144,19 +144,19 @@ class DistributionCache:
         return self._at(tokens, q)[0]
 
     def said(self, tokens: Tokens, q: Distribution) -> float:
-        """The probability of the most likely token; at temperature 1 as the model tells it."""
-        # listed most probable first; as told it is not rounded again
+        """The probability of the most likely token."""
+        # tokens are listed most probable first; at temperature 1 the model's own number is not rounded again
         return math.exp(q.logp[0]) if self.temperature == 1.0 else self._at(tokens, q)[1]
 
     def s(self, tokens: Tokens, q: Distribution) -> float:
-        """The mass on what can follow a right beginning."""
+        """The probability mass on tokens that can follow."""
         if tokens not in self._s:
             assert self.reader is not None
             self._s[tokens] = mass(q, self.temperature, self.reader.next(tokens))
         return self._s[tokens]
 
     def kl(self, tokens: Tokens, q: Distribution) -> float:
-        """KL(p‖q) in nats, also after mistakes; at temperatures above 0."""
+        """KL(p‖q) in nats, also after errors; only at temperatures above 0."""
         if tokens not in self._kl:
             assert self.reader is not None
             ids_A, p_A = possible(self.reader.next(tokens))
@@ -167,12 +167,12 @@ class DistributionCache:
         return self._kl[tokens]
 
     def _at(self, tokens: Tokens, q: Distribution) -> tuple[float, float]:
-        """Entropy and the greatest probability."""
+        """(entropy in nats, highest probability)."""
         if self.temperature == 0.0:
             return 0.0, 1.0
         if tokens not in self._looked:
             z_K = distribution_bounds.relative(q, self.temperature)
-            # 0 · −∞ is not 0 to a computer
+            # 0 · −∞ would be NaN
             z_K = z_K[np.isfinite(z_K)]
             weight_K = np.exp(z_K)
             total = float(weight_K.sum())
@@ -183,7 +183,7 @@ class DistributionCache:
 def judged_answers(
     target: EvalTarget, question: Question, traces: Sequence[Trace], cache: DistributionCache
 ) -> list[JudgedAnswer]:
-    """One question's answers, judged. Equal ones are read and judged once: only what they cost is each one's own."""
+    """One question's answers, judged. Identical answers are judged once; each keeps its own cost."""
     meaning, shape = target.meaning(question), target.shape
     known: dict[tuple[Tokens, bool], JudgedAnswer] = {}
     out = []
@@ -210,7 +210,7 @@ def judged_answers(
                 **seen,
             )
         lengths = len(trace.prompt), len(tokens)
-        # not a number where a server did not tell one of them
+        # NaN where a server did not return one of them
         drawn_logp = math.fsum(step.sampling_logprob for step in trace.steps)
         told_logp = None if math.isnan(drawn_logp) else drawn_logp
         out.append(
@@ -223,7 +223,7 @@ def judged_answers(
                 bytes_moved=None if shape is None or not shape.weight_bytes else float(answer_bytes(shape, *lengths)),
                 seconds=trace.seconds,
                 joules=trace.joules,
-                # −log q(answer) has the same mean as Σ_t H(q_t), and stands for it where distributions are not whole
+                # −log q(answer) has the same mean as Σ_t H(q_t): the estimate where distributions are not whole
                 entropy=-told_logp if one.entropy is None and told_logp is not None else one.entropy,
                 drawn_logp=told_logp,
             )
@@ -232,8 +232,8 @@ def judged_answers(
 
 
 def read_distributions(trace: Trace, cache: DistributionCache, vocabulary: int) -> dict[str, Any]:
-    """What the distributions along an answer tell, by the names of JudgedAnswer: S before every token up to the first
-    error, where that is, and Σ_t H(q_t); of partial ones from low to high. What cannot be known is left out."""
+    """The fields of ``JudgedAnswer`` that come from the distributions along an answer: ``first_error``, and S and
+    entropy, or bounds of them where distributions are partial. Empty where a distribution is missing."""
     tokens, reader = trace.tokens, cache.reader
     listed = [q for _, q in beginnings(trace)]
     if len(listed) < len(tokens):
@@ -254,13 +254,13 @@ def read_distributions(trace: Trace, cache: DistributionCache, vocabulary: int) 
 
 
 def pieces(target: EvalTarget, trace: Trace) -> tuple[str, ...]:
-    """Token by token, as S is known token by token."""
+    """The answer as the texts of its tokens, without the end: S is known per token."""
     codec = target.source.codec
     return tuple(codec.decode([t]) for t in trace.tokens if t not in codec.stop)
 
 
 def forecasts(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Forecast]:
-    """The likeliest next token on the model's own right beginnings: how likely it says it is, and how likely it is."""
+    """One ``Forecast`` for every error-free prefix of the model's own answers; none where distributions are partial."""
     out: list[Forecast] = []
     if (reader := cache.reader) is None or not all(map(whole, traces)):
         return out
@@ -273,11 +273,11 @@ def forecasts(question: str, traces: Sequence[Trace], cache: DistributionCache) 
 
 
 def sums(own: Sequence[Trace], true: Trace, cache: DistributionCache, crossed: tuple[float, ...]) -> ByQuestion:
-    """KL(p‖q) along one's own answers (their mean) and along a true one; ``crossed`` as ``crossings`` gives it. Not at
-    temperature 0, where KL is infinite wherever the truth leaves a choice."""
+    """A question's sums: the mean over the model's own answers, a true answer, and ``crossed`` from ``crossings``.
+    Only at temperatures above 0: at 0, KL is infinite wherever the truth leaves a choice."""
 
     def kl(trace: Trace) -> float:
-        """Σ over open beginnings, also after mistakes; not finite where it cannot be known."""
+        """Σ over the prefixes of an answer, also after errors; infinite where it cannot be known."""
         return sum(cache.kl(tokens, q) for tokens, q in beginnings(trace)) if whole(trace) else math.inf
 
     own_kl, true_kl = math.fsum(map(kl, own)) / len(own) if own else math.inf, kl(true)
@@ -285,23 +285,23 @@ def sums(own: Sequence[Trace], true: Trace, cache: DistributionCache, crossed: t
 
 
 def crossings(true: Trace, reader: Reader) -> tuple[float, ...]:
-    """What the best temperature needs of one question's true answer: the same at every temperature."""
+    """Cross-entropy at each of ``calibration.TEMPERATURES``, summed over one true answer; for ``best_temperature``."""
     rows = [cross_entropies(reader.next(tokens), q) for tokens, q in beginnings(true)]
     return tuple(np.sum(rows, axis=0).tolist()) if rows else ()
 
 
 def truth_points(trace: Trace, reader: Reader, temperature: float) -> list[PrefixTruth]:
-    """The truth beside the model at a temperature, before every token of one true answer."""
+    """The model at a temperature compared with the truth, before every token of one true answer."""
     return [point(reader.next(tokens), distribution_bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
 
 
 def whole(trace: Trace) -> bool:
-    """Whether what the model said of the next token is known before every token, and all of it."""
+    """Whether the trace has a whole next-token distribution for every step."""
     return all(step.distribution is not None and step.distribution.whole for step in trace.steps)
 
 
 def beginnings(trace: Trace) -> Iterator[tuple[Tokens, Distribution]]:
-    """What had been said before every token, and what the model then said of the next; where it did."""
+    """(prefix, next-token distribution) of every step that has a distribution."""
     tokens = trace.tokens
     for t, step in enumerate(trace.steps):
         if step.distribution is not None:

@@ -1,4 +1,4 @@
-"""The whole examination: answers, experiments and trees, each kept as traces so that a second start goes on."""
+"""Runs an examination: answers, experiments, trees and forks. All are kept as traces, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from klype.examine.truth import PrefixTruth, Reader
 from klype.sources.source import Source, answers
 from klype.values import Question, Request, Sampling, Tokens, Trace
 
-AT_ONCE = 100  # further questions that are asked at once in search of matched pairs
-PROBED = 8  # questions from whose answers the time is estimated
-Progress = Callable[[str, int, int], None]  # part, done (0: it begins), of how many
+AT_ONCE = 100  # new questions per round of the search for matched pairs
+PROBED = 8  # questions that are answered to estimate the time
+Progress = Callable[[str, int, int], None]  # (part, done, total); done is 0 when the part starts
 Found = TypeVar("Found")
 
 
 @dataclass
 class ExamResult:
-    """Everything that was found out, by temperature where it depends on it. ``true``: answers of the truth's own, and
-    what the model thinks of them."""
+    """The results of an examination, by temperature where they depend on it. ``true``: answers drawn from the truth,
+    scored by the model. ``model_s``: seconds spent in the model, of all ``seconds``."""
 
     target: EvalTarget
     settings: ExamSettings
@@ -64,10 +64,11 @@ def examine(
     given: Mapping[float, list[Intervention]] | None = None,
     meters: Meters = Meters(),
 ) -> ExamResult:
-    """Asks, judges, and measures what the settings want. Traces land in ``folder/traces``, where there is a folder;
-    what is there from before, of the same weights, is not asked again.
+    """Examines a model as the settings say. Traces are written to ``folder/traces``, if a folder is given; traces of
+    the same weights that are already there are not computed again.
 
-    ``given``: another model's interventions by temperature; models are compared on the same beginnings and words.
+    ``given``: another model's interventions by temperature, which are used instead of the model's own, so that two
+    models are compared after the same prefixes and words.
     """
     began = meters.clock()
     source = Recorder(target.source, target.identity, None if folder is None else folder / "traces", meters)
@@ -78,7 +79,7 @@ def examine(
         evidence = context.evidence(t, found.traces[t])
         if t > 0 and settings.interventions:
             if target.reader is None:
-                # where nobody knows which words can follow, whole answers are judged
+                # where it is unknown which words can follow, whole answers are judged instead
                 evidence = replace(evidence, replaced=context.replaced(t, found.traces[t], evidence))
             elif target.whole:
                 after = context.feedback(t, (given or {}).get(t))
@@ -95,10 +96,11 @@ def examine(
 
 
 def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float] = time.perf_counter) -> ExamSpeed:
-    """A few questions answered, and trees begun as all will be, where klype computes the model itself."""
+    """Measures the model's speed by answering a few questions and, where klype runs the model itself, by growing the
+    first trees part of the way."""
     context = EvalContext(target, settings, target.source)
     requests = [context.request(i, settings.main) for i in range(min(PROBED, len(target.prompts)))]
-    answers(target.source, requests[:1])  # the first call is slower
+    answers(target.source, requests[:1])  # warm-up: the first call is slower
     began = clock()
     traces = [trace for group in answers(target.source, requests) for trace in group]
     # a clock may be too coarse for a tiny model
@@ -107,20 +109,20 @@ def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float]
     if settings.trees and target.shape is not None:
         places = range(min(target.trees_together(settings.limit), settings.trees, len(target.prompts)))
         began = clock()
-        # as all will be grown, many in one batch, to a quarter: what a beginning costs is much the same
+        # in batches as later, to a quarter of the budget: a prefix costs much the same throughout
         grown = context.grown(places, settings.tree_budget // 4 or 1)
         tree_speed = sum(tree.expansions for tree in grown) / max(1e-6, clock() - began)
     return ExamSpeed(tokens, speed, tree_speed, fork_tokens(traces))
 
 
 def draw(target: EvalTarget, settings: ExamSettings, temperature: float) -> list[list[Trace]]:
-    """``settings.drawn`` answers to each question, not judged."""
+    """The answers to each question at a temperature, not judged."""
     return EvalContext(target, settings, target.source).answers(temperature)
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """Where the examination is at: its source, and what depends on no temperature and is found out once."""
+    """The parts of an examination. What does not depend on the temperature is computed once."""
 
     target: EvalTarget
     settings: ExamSettings
@@ -129,14 +131,13 @@ class EvalContext:
 
     @cached_property
     def readers(self) -> list[Reader | None]:
-        """Of each question; None where nobody knows the truth, or its distributions are not kept."""
+        """The truth of each question; None where it is unknown, or distributions are not kept."""
         reader = None if self.settings.keeps == "answers" else self.target.reader
         return [None if reader is None else reader(question) for question in self.target.questions]
 
     @cached_property
     def true(self) -> list[Trace]:
-        """One answer of the truth's own to each question, and what the model thinks of it token by token; none where
-        the truth is not known."""
+        """One answer to each question drawn from the truth, scored by the model; none where the truth is unknown."""
         target, settings, said = self.target, self.settings, list[Tokens]()
         readers = [reader for reader in self.readers if reader is not None]
         if not readers or not target.whole or settings.keeps != "truth":
@@ -162,7 +163,7 @@ class EvalContext:
 
     def request(self, place: int, temperature: float) -> Request:
         target, settings = self.target, self.settings
-        # a large vocabulary's distributions are kept only where they are asked for by name: each is megabytes an answer
+        # with a large vocabulary, distributions take megabytes per answer: they are kept only on explicit request
         listed = settings.keeps == "distributions" or (settings.keeps == "truth" and (target.whole or target.partial))
         return Request(
             target.prompts[place],
@@ -175,7 +176,7 @@ class EvalContext:
         )
 
     def in_parts(self, part: str, total: int, size: int, make: Callable[[range], list[Found]]) -> list[Found]:
-        """``size`` questions at a time, told as they are done: what was drawn before an interruption stays."""
+        """``make`` for ``size`` questions at a time, with progress: each part's traces survive an interruption."""
         out: list[Found] = []
         if total:
             self.progress(part, 0, total)
@@ -216,7 +217,7 @@ class EvalContext:
 
     @cached_property
     def asked(self) -> list[Query]:
-        """The questions of the feedback experiment."""
+        """The questions of the feedback experiment, with their truth."""
         rows = zip(self.target.questions, self.target.prompts, self.readers, strict=True)
         return [self._asked(*row) for row in islice(rows, self.settings.interventions)]
 
@@ -228,9 +229,9 @@ class EvalContext:
 
     @cached_property
     def matched(self) -> MatchedPairs:
-        """Matched pairs, in answers to questions that were not given where such can be made, else in further ones."""
+        """Matched pairs, searched for in answers to new questions, or in new answers to the same questions where no
+        others can be made."""
         settings, another = self.settings, self.target.another
-        # else every round asks the same questions, and draws other answers
         number = max(1, settings.pairs * PER_PAIR // (len(self.asked) if another is None else AT_ONCE))
         rounds = (
             [self._asked(*another(i)) for i in range(first, first + AT_ONCE)] if another is not None else self.asked
@@ -259,7 +260,7 @@ class EvalContext:
         return after
 
     def replaced(self, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[WordSwap]:
-        """The first right answer of each question, with one word replaced."""
+        """Word swaps in the first correct answer to each question."""
         target, judged = self.target, iter(evidence.answers)
         rows: list[tuple[str, Trace, Right]] = []
         for question, traces in zip(target.questions, groups, strict=True):
@@ -287,7 +288,7 @@ class EvalContext:
         def forked(places: range) -> list[Forks]:
             (place,), sampling = places, Sampling(temperature=settings.main)
             question, trace = target.questions[place], groups[place][0]
-            # an empty answer has no word at which it was decided
+            # an empty answer has no tokens
             if not trace.steps:
                 return []
             chosen = ForkSettings(sampling, settings.limit, settings.fork_samples, settings.seed + place)

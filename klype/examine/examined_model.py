@@ -1,4 +1,4 @@
-"""Who is examined, and how: a source with its questions, judges and, where it is known, the truth."""
+"""The model under examination with its questions and judges, and the plan that fits into the time or budget."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ from klype.sources.source import Source
 from klype.values import Figure, Question, Trace, Verdict
 
 WIDE = 4096  # vocabularies up to this size have whole distributions in every trace
-ROOM = 128 << 20  # bytes for the beginnings that one call reads
-TREES = 16  # trees that are grown at once at most
-OTHERS = 3.0  # about how many other words are followed where an answer forks
-PER_PAIR = 10  # answers that are drawn at most to find a matched pair
-# Of the answers that a judge decides, the share decided wrongly, and of pairs, the share whose sameness it judges
-# otherwise than a reader; no value where that was not measured.
+ROOM = 128 << 20  # bytes of key-value cache for the prefixes that are read in one call
+TREES = 16  # most trees that are grown at once
+OTHERS = 3.0  # alternatives followed at a fork, about
+PER_PAIR = 10  # most answers that are drawn per matched pair found
+# "right": the share of a judge's decisions that are wrong; "same": the share of pairs on which it disagrees with a
+# human reader. Figures without a value: not measured.
 ErrorRates = Mapping[Ruling, Figure]
-SHARE = 0.9  # A plan is made for this part of the time allowed: probes are short
+SHARE = 0.9  # the part of the time that is planned for: a probe is short and may be off
 
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """``identity`` names the weights (traces of others are not used again). ``judge(question, text, finished)`` and
-    ``meaning`` are named by ``judge_name``; ``deciding`` tells how often that judge errs. ``reader`` knows the truth of
-    a question's answers; None: nobody does. ``vocabulary`` 0: nobody knows; ``partial``: only the most probable tokens
-    are told. ``skipped``: questions that were too long to be asked. ``goes_on``: it can be asked what follows the
-    beginning of an answer; else there are no trees, no forks and no replaced words. ``other_manners``: see Evidence.
-    ``edits``: as ``reader``, with mistakes counted by edit distance; ``scores``: the least and the most that the judge
-    gives an answer of so many words, where that is known; ``another``: a further question and its prompt, by number,
-    where questions can be made."""
+    """A model with the questions it is asked, and what judges its answers.
+
+    ``identity``: names the weights, so that traces of other weights are not reused. ``judge(question, text, finished)``
+    and ``meaning`` belong to the judge called ``judge_name``; ``deciding`` knows how often it errs. ``reader``: the
+    truth of a question's answers; None where it is unknown. ``edits``: the same, with errors counted by edit distance.
+    ``vocabulary``: its size, 0 if unknown. ``partial``: only the most probable tokens are returned. ``skipped``: how
+    many questions were too long to be asked. ``goes_on``: whether the model can continue a given prefix of an answer;
+    if not, there are no trees, forks or word swaps. ``scores(words)``: the lowest and highest score of an answer of so
+    many words, where known. ``another(i)``: the i-th new question and its prompt, where questions can be made.
+    ``other_manners``: see ``Evidence``.
+    """
 
     source: Source
     name: str
@@ -64,9 +67,9 @@ class EvalTarget:
     other_manners: bool = False
     scores: Callable[[int], tuple[float, float]] | None = None
 
-    @cached_property  # every answer asks for it, and it reads every question
+    @cached_property  # needed for every answer, and computed from all questions
     def errors(self) -> ErrorRates | None:
-        """How often its judge errs about these questions; None where it cannot, or nobody judges what is meant."""
+        """The judge's error rates on these questions; None where it cannot err, or there is no such judge."""
         if self.deciding is None:
             return None
         right, same = (self.deciding.errs(ruling, self.questions) for ruling in RULINGS)
@@ -78,24 +81,24 @@ class EvalTarget:
 
     @property
     def tree_batch(self) -> int:
-        """Beginnings of a tree that are read together at first."""
+        """The prefixes of a tree that are read in its first batch."""
         return 16 if self.whole else 8
 
     def trees_together(self, limit: int) -> int:
-        """How many trees are grown at once: as many as leave room for what is remembered of their beginnings."""
+        """How many trees are grown at once: as many as the key-value cache of their prefixes leaves room for."""
         longest = max(map(len, self.prompts), default=0) + limit
         kept = self.tree_batch * longest * (self.shape.cache_bytes if self.shape is not None else 0)
         return max(1, min(TREES, ROOM // kept)) if kept else 1
 
     def is_word(self, token: int) -> bool:
-        """A token that says something: not a control token."""
+        """Whether the token has text, unlike a control token."""
         return self.spell is None or self.spell(token) != b""
 
 
 @dataclass(frozen=True)
 class ExamSpeed:
-    """What a probe found out: ``tokens`` of an answer and those that forks draw for one sample of it, in the mean;
-    ``speed``: passes a second of answers drawn together, ``tree_speed``: beginnings that trees read in a second."""
+    """The speed of a model. ``tokens``: mean length of an answer; ``speed``: forward passes per second when answers are
+    drawn together; ``tree_speed``: prefixes per second in trees; ``fork_tokens``: see the function."""
 
     tokens: float
     speed: float
@@ -105,7 +108,7 @@ class ExamSpeed:
 
 @dataclass(frozen=True, slots=True)
 class ExamPlan:
-    """What an examination costs, in forward passes (one a token that is drawn) and seconds, part by part."""
+    """The settings of an examination and what it costs: forward passes (one per token drawn) by part, and seconds."""
 
     settings: ExamSettings
     questions: int
@@ -118,11 +121,11 @@ class ExamPlan:
 
 
 def fork_tokens(traces: Sequence[Trace]) -> float:
-    """Tokens that the forks of such answers draw for one sample: one at every word, and where it is not the answer's
-    own, as many more as answers go on for from there; then those of other words at the fork.
+    """The mean number of tokens that finding the fork of such an answer draws per sample.
 
-    Of a drawn word a server tells the probability before temperature only, or none: such words are taken to be left by
-    all.
+    One token at every position, and where it differs from the answer's own, as many more as answers continue for from
+    there; then the continuations of the alternatives at the fork. A server returns probabilities before temperature
+    only, or none; such a token is assumed to differ always.
     """
     lengths = np.array([len(trace.steps) for trace in traces])
     longest = int(lengths.max(initial=0))
@@ -139,7 +142,7 @@ def fork_tokens(traces: Sequence[Trace]) -> float:
 
 
 def plan(questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool) -> ExamPlan:
-    """``truth``: it is known which words can follow."""
+    """The cost of an examination. ``truth``: whether it is known which words can follow."""
     tokens = speed.tokens
     draws = sum(settings.drawn(t) for t in settings.temperatures)
     warm = sum(t > 0 for t in settings.temperatures)

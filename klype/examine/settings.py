@@ -1,4 +1,4 @@
-"""How much an examination asks: what a user may ask of it, and what is left to the plan."""
+"""The settings of an examination: its command-line options, and sizes that the plan may reduce."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ Samples = Annotated[int, Option("Answers per question and temperature.", "-n", a
 
 @dataclass(frozen=True)
 class ExamSettings(Options):
-    """``n`` answers a question and temperature; ``trees`` and ``forks``: of how many questions; ``interventions``: how
-    many questions the feedback experiment asks, ``pairs``: how many matched pairs it looks for. What has no question
-    left is not measured. ``keeps``: what is kept of the model's next-token distributions: none, those before every
-    token of an answer, or also those along answers drawn from the truth."""
+    """How much is asked. 0 of a part: it is not measured.
+
+    ``n``: answers per question and temperature (``greedy`` at temperature 0). ``trees``, ``forks``: for how many
+    questions. ``interventions``: questions of the feedback experiment; ``pairs``: matched pairs it searches for.
+    ``chunk``: questions that are answered together. ``keeps``: which next-token distributions are kept: none, those of
+    every token of an answer, or also those along answers drawn from the truth.
+    """
 
     temperatures: Temperatures = (0.0, 0.7, 1.0, 1.3)
     n: Samples = 16
@@ -45,17 +48,17 @@ class ExamSettings(Options):
 
     @property
     def main(self) -> float:
-        """The temperature that trees, forks and the verdict are about: 0.7 if asked for, else the middle one."""
+        """The temperature of trees, forks and the verdict: 0.7 if it is among them, else the middle one."""
         return 0.7 if 0.7 in self.temperatures else sorted(self.temperatures)[len(self.temperatures) // 2]
 
     def drawn(self, temperature: float) -> int:
-        """Answers a question: at temperature 0 all are equal, so ``greedy`` are drawn."""
+        """Answers per question: ``n``, or ``greedy`` at temperature 0, where all are the same."""
         return self.greedy if temperature == 0.0 else self.n
 
 
 @dataclass(frozen=True)
 class ArticleSettings(ExamSettings):
-    """Those of ``klype article``, whose claims need few trees and no forks."""
+    """The settings of ``klype article``, whose claims need few trees and no forks."""
 
     temperatures: Temperatures = (0.0, 0.7, 1.3)
     n: Samples = 8
