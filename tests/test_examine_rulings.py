@@ -15,11 +15,11 @@ from klype.examine.hypothesis_tests import (
     LEFT,
     Outcome,
     constant_hazard,
-    effect,
+    difference_above,
     from_interval,
     independent_errors,
     last_position,
-    more,
+    mean_above,
     rulings,
     stretch_hazards,
 )
@@ -69,12 +69,12 @@ def around(mean: float, error: float = 0.0025) -> list[float]:
 )  # fmt: skip
 def test_an_effect_counts_when_all_of_its_interval_is_beyond_the_margin(mean: float, expected: str) -> None:
     """.02 ± .005 is surely an effect, and surely less than one that counts."""
-    found = effect(around(mean), range(100), 0.05)
+    found = mean_above(around(mean), range(100), 0.05)
     assert rulings({"x": found}) == {"x": expected}  # type: ignore[dict-item]
     figure = {"value": mean, "low": mean - 0.0049, "high": mean + 0.0049, "n": 100}
     assert rulings({"x": from_interval(figure, 0.05)}) == {"x": expected}  # type: ignore[dict-item]
     none = {"value": 0.0, "low": -1e-6, "high": 1e-6, "n": 100}
-    assert rulings({"x": more(figure, none, 0.05)}) == {"x": expected}  # type: ignore[dict-item]
+    assert rulings({"x": difference_above(figure, none, 0.05)}) == {"x": expected}  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(
@@ -95,15 +95,15 @@ def test_errors_are_independent_within_their_margin_and_dependent_beyond_it(spre
 
 
 def test_an_effect_needs_spread_to_be_judged_by() -> None:
-    assert effect([0.1] * 5, ["q"] * 5, 0.05) is None
-    assert effect([0.1] * 5, range(5), 0.05) is None  # no spread: nothing to judge by
+    assert mean_above([0.1] * 5, ["q"] * 5, 0.05) is None
+    assert mean_above([0.1] * 5, range(5), 0.05) is None  # no spread: nothing to judge by
 
 
 def test_ten_values_of_a_question_are_not_ten_questions() -> None:
     rng = np.random.default_rng(2)
     value = rng.normal(0.1, 0.2, 12)
-    once = effect(value, range(12), 0.05)
-    tenfold = effect(np.repeat(value, 10), np.repeat(np.arange(12), 10).tolist(), 0.05)
+    once = mean_above(value, range(12), 0.05)
+    tenfold = mean_above(np.repeat(value, 10), np.repeat(np.arange(12), 10).tolist(), 0.05)
     assert once is not None
     assert tenfold is not None
     assert tenfold.statistic == pytest.approx(once.statistic)
@@ -115,7 +115,9 @@ def test_z_is_taken_from_the_side_that_faces_the_bound() -> None:
     assert above is not None
     assert above.supports == pytest.approx(0.025, abs=1e-6)  # the interval's end is the bound
     assert from_interval({"value": None}, 0.1) is None
-    less = more({"value": 0.3, "low": 0.2, "high": 0.4, "n": 5}, {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}, 0.0)
+    less = difference_above(
+        {"value": 0.3, "low": 0.2, "high": 0.4, "n": 5}, {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}, 0.0
+    )
     assert less is not None
     assert less.against < 0.01 < 0.99 < less.supports
     assert less.n == 5

@@ -1,17 +1,18 @@
-"""Does a mistake make the next one more likely? What follows forced mistakes, by distance.
+"""Does an error make the next one more likely? What follows forced errors, by distance.
 
-First errors cannot show it (they end survival), so one is forced (``interventions``). Then the model goes on at its
-temperature, and at distance d the exact mass on tokens that cannot follow is recorded, twice: where only a word said
-for another is an error, and by edit distance (a shift by one word is then one error). An arm that has ended counts as
-no error; its share is shown. All effects are paired by beginning.
+The model's own first errors cannot show it (survival ends with them), so an error is forced (``interventions``). The
+model then continues at its temperature, and at distance d the exact probability mass on tokens that cannot follow is
+recorded in two ways: word by word, and by edit distance, where a shift by one word is a single error. An answer that
+has ended counts as no error; the share that has ended is reported. All effects are paired by prefix.
 
-Where the model has a token that takes the last word back, it is obeyed, the forced token included; distances are then
-passes: to take back is no error, but it costs one. Beside it stands in what share of texts an error is left.
+A model's backspace token, where it has one, is obeyed; it may also delete the forced token. Distances then count
+forward passes: backspace is no error, but costs one pass. The share of texts in which an error remains is reported too.
 
-Where nobody knows which words can follow, one word of a right answer is replaced and the meaning is judged: at a
-position fixed by rule beforehand, the answer's own word in one arm, and in the other another word that is as rare,
-drawn from q among those (never the end of the text). Where there is none, the next position is looked at, and so on.
-Then the model goes on at its temperature, and whole answers are judged."""
+Where it is unknown which words can follow, one word of a correct answer is swapped, and the meaning is judged. At a
+position fixed beforehand, one arm keeps the answer's own word; the other gets a word that is as rare, drawn from q (but
+never the end of the text). Where there is no such word, the next position is tried, and so on. The model then continues
+at its temperature, and whole answers are judged.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +31,23 @@ from klype.examine.truth import Reader, mass
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Figure, Ints, Tokens, Trace
 
-FEW = 30  # fewer matched pairs than this are too few for a figure
-LOOKS = 8  # positions of an answer that are looked at
+FEW = 30  # with fewer matched pairs there is no figure
+LOOKS = 8  # most positions of an answer that are tried for a word swap
 DIFFERENCE = "difference of shares"
 BY_DISTANCE = ("difference", "ratio", "beside_near", "cautious", "recovery", "moved")
 
 
 @dataclass(frozen=True, slots=True)
 class InterventionOutcome:
-    """What followed one intervention, by arm and distance (1, 2, …): mean error mass, share that had ended, share
-    without an error so far; ``moved``: total variation between q after *wrong* and after *right* before the same next
-    words; ``standing``: share in whose text an error stands, the forced one included (always, where nothing is taken
-    back); ``edits``: the error mass by edit distance, where that is known; ``parted``: how much oftener the words at
-    one place differ between *wrong* and *right* than between two that went on from the same word (0 in the mean if the
-    forced word changed nothing; None with one sample)."""
+    """What followed one intervention, by arm and distance (1, 2, …), as means over samples.
+
+    ``errors``: error mass; ``ended``: share of answers that had ended; ``clean``: share without an error so far.
+    ``moved``: total variation between q after *wrong* and q after *right*, before the same next words. ``standing``:
+    share of texts that contain an error, the forced one included (1 without a backspace token). ``edits``: error mass
+    by edit distance, where known. ``parted``: how much more often the words at a position differ between *wrong* and
+    *right* than between two continuations of the same word (0 on average if the forced word changed nothing; None with
+    one sample).
+    """
 
     intervention: Intervention
     errors: dict[Arm, tuple[float, ...]]
@@ -55,14 +59,14 @@ class InterventionOutcome:
     parted: float | None = None
 
     def cautious(self) -> dict[Arm, tuple[float, ...]]:
-        """The error mass counted by edit distance where it can be."""
+        """The error mass by edit distance, or word by word where that is unknown."""
         return self.edits or self.errors
 
 
 def outcomes(
     source: Source, asked: Sequence[Query], forced: Sequence[Intervention], settings: FeedbackSettings
 ) -> list[InterventionOutcome]:
-    """What follows each intervention. ``forced`` may come from another model."""
+    """What follows each intervention in ``forced``, which may come from another model. ``asked``: their questions."""
     if not forced:
         return []
     by_name, distances = {one.question: one for one in asked}, settings.distances
@@ -82,8 +86,8 @@ def outcomes(
         groups = iter(answers_with_backspace(source, requests, own, settings.back))
     drawn: list[dict[Arm, list[Trace]]] = [{arm: next(groups) for arm in ARMS} for _ in forced]
     moved: list[list[float | None]] = [[None] * distances for _ in forced]
-    if settings.back is None:  # what was taken back is no longer before the next word: nothing to compare
-        # the first right continuation, read again after the wrong token: what differs is what the model makes of that
+    if settings.back is None:  # with backspace, prefixes of the two arms cannot be compared token by token
+        # the first continuation of *right*, scored again after the wrong token
         said = [arms["right"][0] for arms in drawn]
         again = source.score([begun(one, one.tokens[0]) for one in forced], [trace.tokens for trace in said], -1)
         for row, right, wrong in zip(moved, said, again, strict=True):
@@ -95,7 +99,7 @@ def outcomes(
         about = by_name[one.question]
         errors, ended, clean, standing = _means(about.reader, one, arms, settings)
         edits = _means(about.edits, one, arms, settings)[0] if about.edits is not None else {}
-        # what was said at each distance; after an answer's end, the end
+        # the token at each distance; −1 after the end of an answer
         words = [np.array([[*trace.tokens, *[-1] * distances][:distances] for trace in arms[arm]], dtype=np.int64)
                  for arm in ("wrong", "right")]  # fmt: skip
         out.append(InterventionOutcome(one, errors, ended, clean, tuple(change), standing, edits, parting(*words)))
@@ -105,8 +109,7 @@ def outcomes(
 def _means(
     reader: Reader, intervention: Intervention, arms: Mapping[Arm, Sequence[Trace]], settings: FeedbackSettings
 ) -> list[dict[Arm, tuple[float, ...]]]:
-    """What follows by distance, each part by arm, mean over samples: error mass; whether it had ended; whether there
-    was no error so far; whether one stands."""
+    """The fields ``errors``, ``ended``, ``clean`` and ``standing`` of an outcome."""
     mean_AD4 = {
         arm: np.mean([_followed(reader, (*intervention.before, token), trace, settings) for trace in arms[arm]], axis=0)
         for arm, token in zip(ARMS, intervention.tokens, strict=True)
@@ -132,30 +135,30 @@ def _followed(
 
 
 def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, float], sheet: EditableText) -> float:
-    """The probability of what cannot follow, of what is not barred; taking back is no error."""
+    """The probability of tokens that cannot follow; backspace is no error."""
     bars = sheet.bars()
     fine = {*possible, *(() if sheet.back is None else (sheet.back,))} - bars
     left = 1.0 - (mass(q, temperature, tuple(bars)) if bars else 0.0)
-    # a share of what may be drawn: what is barred is on neither side
+    # a share of what may be drawn: barred tokens are on neither side
     return max(0.0, 1.0 - mass(q, temperature, tuple(fine)) / left) if left > LEAST else 0.0
 
 
 def parting(one_ND: Ints, other_ND: Ints) -> float | None:
-    """P(two words at one place differ | after one word and after another), less the same after one of them: the null
-    of two halves of one sample. None: one sample has no halves."""
+    """How much more often words at the same distance differ between two arms than within an arm, summed over distances;
+    None with fewer than two samples. ``one_ND``, ``other_ND``: tokens by sample and distance."""
     if min(len(one_ND), len(other_ND)) < 2:
         return None
 
     def differing(a_ND: Ints, b_ND: Ints) -> float:
         return float((a_ND[:, None] != b_ND[None]).mean(axis=-1).sum())
 
-    # a sample agrees with itself: n (n − 1) pairs, the diagonal adding nothing
+    # n (n − 1) ordered pairs of different samples: the diagonal adds nothing
     within = [differing(a_ND, a_ND) / (len(a_ND) * (len(a_ND) - 1)) for a_ND in (one_ND, other_ND)]
     return differing(one_ND, other_ND) / (len(one_ND) * len(other_ND)) - sum(within) / 2
 
 
 def variation(a: Distribution, b: Distribution, temperature: float) -> float:
-    """Total variation of two whole distributions at a temperature."""
+    """The total variation distance between two whole distributions at a temperature."""
     size = int(max(a.ids.max(), b.ids.max())) + 1
     p_2V = np.zeros((2, size))
     for row, q in zip(p_2V, (a, b), strict=True):
@@ -165,9 +168,14 @@ def variation(a: Distribution, b: Distribution, temperature: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """By distance: *wrong* less *right*, wrong ÷ right, *wrong* less *near* over matched pairs (``cautious``: errors
-    by edit distance), recovery, prefix-blind change of q. ``further``: errors within all distances after *wrong* and
-    *near* of matched pairs, by substitution and by edit distance. All but the matched are of beginnings by rule."""
+    """The effect of a forced error, by distance.
+
+    ``difference``: error mass after *wrong* minus after *right*; ``ratio``: the same as a quotient; ``beside_near``:
+    after *wrong* minus after *near*, over matched pairs; ``cautious``: the same by edit distance; ``recovery``: share
+    without a further error; ``moved``: change of q; ``ended``: share of answers that had ended. ``further``: errors
+    within all distances after *wrong* and *near* of matched pairs. What is not about matched pairs is about
+    interventions by rule.
+    """
 
     difference: tuple[Figure, ...]
     ratio: tuple[Figure, ...]
@@ -180,12 +188,12 @@ class Effect:
 
 
 def effect(found: Sequence[InterventionOutcome]) -> Effect:
-    """Figures by distance, over questions; every beginning counts alike."""
+    """Figures by distance, with questions as clusters; every prefix counts alike."""
     ruled = [one for one in found if one.intervention.by_rule]
     matched = [one for one in found if one.intervention.matched]
 
     def ratio(rows: Sequence[InterventionOutcome], top: Values, under: Values, unit: str) -> Figure:
-        # questions are what varies: several beginnings of one are one cluster
+        # several prefixes of one question are one cluster
         index_N, questions = index_of([one.intervention.question for one in rows])
         above, below = (np.bincount(index_N, np.asarray(part, float), questions).astype(float) for part in (top, under))
         return replace(ratio_of_means(above, below, unit), n=len(rows))
@@ -226,20 +234,20 @@ def effect(found: Sequence[InterventionOutcome]) -> Effect:
 
 
 def _within(figure: Figure, most: float = 1.0) -> Figure:
-    """A share lies between 0 and 1, and so does its interval; a ratio or a number of errors is not below 0."""
+    """The figure with its interval cut to the range from 0 to ``most``."""
     if figure.low is None or figure.high is None:
         return figure
     return replace(figure, low=max(0.0, figure.low), high=min(most, figure.high))
 
 
-Right = Callable[[str, bool], bool | None]  # (text, finished) → right, wrong, or None: undecided
-RightAnswer = tuple[str, Trace, Right]  # a question, an answer that was judged right, its judge
+Right = Callable[[str, bool], bool | None]  # (text, finished) → whether it is correct; None: undecided
+RightAnswer = tuple[str, Trace, Right]  # a question, a correct answer to it, and its judge
 
 
 @dataclass(frozen=True, slots=True)
 class WordSwap:
-    """One question: the share of right answers with its own word kept, and with another in its place;
-    ``undecided``: the shares of those that could not be decided, added."""
+    """One question: the share of correct answers after its own word and after the other one; ``undecided``: the sum of
+    both shares of answers that could not be decided."""
 
     question: str
     own: float
@@ -248,8 +256,8 @@ class WordSwap:
 
 
 def word_swaps(source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings) -> list[WordSwap]:
-    """Answers without a position where another word is as rare, and those whose continuations cannot be decided, are
-    left out."""
+    """Swaps one word in each answer. Answers without a position where another word is as rare, and those whose
+    continuations cannot be judged, are left out."""
     kept = _replacements(source, right_answers, settings)
     requests = [
         going_on(source, (*trace.prompt, *trace.tokens[:at], token), settings.limit - at - 1, settings,
@@ -274,7 +282,7 @@ def word_swaps(source: Source, right_answers: Sequence[RightAnswer], settings: F
 def _replacements(
     source: Source, right_answers: Sequence[RightAnswer], settings: FeedbackSettings
 ) -> list[tuple[RightAnswer, int, int]]:
-    """Each answer with a position and the other word there, found by ``LOOKS`` looks at most."""
+    """(answer, position, other token) for each answer that has such a position among the first ``LOOKS`` tried."""
     stop = set(source.codec.stop)
     found: dict[str, tuple[RightAnswer, int, int]] = {}
     for look in range(LOOKS):

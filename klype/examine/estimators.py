@@ -1,10 +1,10 @@
-"""Estimators: from Evidence to Figure, each used by a row of MEASURES.
+"""Estimators: functions from Evidence to Figure, one for each row of MEASURES.
 
-What rests on a judge names it and, where it can err, its error rate. A judge errs on an unknown side: with as many
-errors as the upper end of its error rate says, all for or all against, the figure is at most so far from the truth
-(Horowitz & Manski 1995), and answers that it left undecided may be either (Manski 1989). These are the figure's bounds;
-an error rate that was not measured adds nothing to them, and the figure says that. What has no bounds is withheld where
-the judge errs in more than one in ten.
+A figure that rests on a judge names the judge and, where it can err, its error rate. It is unknown in which direction a
+judge errs. The figure's bounds therefore assume as many errors as the upper end of the error rate allows, all in one
+direction (Horowitz & Manski 1995), and that undecided answers may be either (Manski 1989). An error rate that was not
+measured does not widen the bounds, and the figure says so. A figure without bounds is withheld where the judge errs in
+more than one case in ten.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from klype.judge.judge import Ruling
 from klype.values import Figure
 
 NOTHING = "nothing was measured"
-AT = 20  # words: curves are told at this one, or where the longest answer ends
+AT = 20  # the position at which survival curves become one figure, or their end if they are shorter
 FORM = "stated rules of form"
-# Verdicts that are not the judge's own; where the judge may err, politeness and the like are not its own, too.
+# Verdicts that rules decide instead of the judge; where the judge may err, these also decide on politeness and such.
 BY_RULE = {"word_for_word": "word for word", "well_formed": FORM}
-MOST_ERRORS = 0.1  # with more, what has no bounds for a judge's errors is withheld
+MOST_ERRORS = 0.1  # the error rate above which figures without bounds are withheld
 WITHHELD = "the judge errs in more than one in ten"
-DIFFERENCE = (-1.0, 1.0)  # what a difference of shares can be
+DIFFERENCE = (-1.0, 1.0)  # the range of a difference of shares
 NO_FIGURE = Figure(None, why=NOTHING)
 OfAnswer = Callable[[JudgedAnswer], float | None]
 
 
 def per_answer(evidence: Evidence, value: OfAnswer, unit: str, judge: str = "", within: Limits | None = None) -> Figure:
-    """The mean over questions of a number per answer; answers without one are left out."""
+    """The mean over questions of ``value(answer)``; answers for which it is None are left out."""
     known = [(answer.question, found) for answer in evidence.answers if (found := value(answer)) is not None]
     return mean_by_question([float(v) for _, v in known], [q for q, _ in known], unit, judge, within)
 
 
 def mean_of(name: str, unit: str, evidence: Evidence) -> Figure:
-    """Of what is known of every answer by this name."""
+    """The mean over questions of a field of ``JudgedAnswer``."""
     return per_answer(evidence, attrgetter(name), unit)
 
 
 def per_question(
     evidence: Evidence, function: Callable[[list[JudgedAnswer]], float | None], unit: str, judge: str = ""
 ) -> Figure:
-    """The mean of a number per question, from all of its answers."""
+    """The mean over questions of ``function(answers)``; questions for which it is None are left out."""
     values = {q: value for q, answers in by_question(evidence).items() if (value := function(answers)) is not None}
     return mean_by_question(list(values.values()), list(values), unit, judge)
 
@@ -67,12 +67,12 @@ def by_question(evidence: Evidence) -> dict[str, list[JudgedAnswer]]:
 
 
 def over_texts(function: Callable[[list[tuple[str, ...]]], float | None], unit: str, evidence: Evidence) -> Figure:
-    """The mean of a number per question, from the words of its answers."""
+    """The mean over questions of a function of their answers' words."""
     return per_question(evidence, lambda answers: function([a.words for a in answers]), unit)
 
 
 def over_meanings(function: Callable[[list[Hashable]], float | None], unit: str, evidence: Evidence) -> Figure:
-    """The same from what they mean, of the questions all of whose answers have a meaning."""
+    """The mean over questions of a function of their answers' meanings, where all of them are known."""
 
     def found(answers: list[JudgedAnswer]) -> float | None:
         meanings = [answer.meaning for answer in answers]
@@ -85,7 +85,7 @@ def over_meanings(function: Callable[[list[Hashable]], float | None], unit: str,
 
 
 def s_own(evidence: Evidence) -> Figure:
-    """Mass on words that can follow, on the model's own right prefixes."""
+    """S: the probability mass on words that can follow, after the model's own error-free prefixes."""
     if evidence.answers and all(answer.s_bounds for answer in evidence.answers):
         sides = ([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers] for i in (0, 1))
         return between(*(survival(side).s for side in sides))
@@ -94,21 +94,21 @@ def s_own(evidence: Evidence) -> Figure:
 
 
 def beside_truth(evidence: Evidence, given: Sequence[object], make: Callable[[], Figure]) -> Figure:
-    """A figure of how near probabilities are to the truth's, made from what is ``given``."""
+    """``make()``, a figure that compares the model's probabilities with the truth's; none without the data ``given``,
+    or where alignment changed the style of answers."""
     if not given:
         return NO_FIGURE
-    # they cannot be near where alignment taught other manners
     return Figure(None, why=OTHER_MANNERS) if evidence.other_manners else make()
 
 
 def of_truth(name: str, evidence: Evidence) -> Figure:
-    """A divergence from p, when p is known."""
+    """A divergence of the model's distribution from the truth's, where the truth is known."""
     documents = evidence.documents
     return beside_truth(evidence, documents, lambda: divergence(documents, name))
 
 
 def s_of_corpus(evidence: Evidence) -> Figure:
-    """S on the corpus' own prefixes, when p is known."""
+    """S after prefixes drawn from the truth."""
     return s_corpus(evidence.documents) if evidence.documents else NO_FIGURE
 
 
@@ -128,7 +128,7 @@ def excess(evidence: Evidence) -> Figure:
 
 
 def surviving(curve: Literal["r", "k", "difference"], evidence: Evidence) -> Figure:
-    """R, K or K − Π(1 − h̄_t) at one word, or at the last before it that is told, where errors are judged by word."""
+    """R, K or K − Π(1 − h̄_t) at position ``AT``, or at the last one before it that has a value."""
     if not evidence.by_word:
         return NO_FIGURE
     figures: Sequence[Figure] = getattr(survival_of(evidence), curve)
@@ -140,14 +140,14 @@ def shape(evidence: Evidence) -> Figure:
 
 
 def effect_of(evidence: Evidence) -> Effect:
-    """Of all its interventions, each alike."""
+    """The feedback experiment's effect, computed once."""
     return evidence.once("effect", lambda: effect(evidence.outcomes))
 
 
 def feedback(
     part: Literal["difference", "ratio", "recovery", "cautious"], evidence: Evidence, distance: int = 1
 ) -> Figure:
-    """The experiment's effect at one distance."""
+    """The feedback experiment's effect at a distance, or at the longest one if that is shorter."""
     if not evidence.outcomes:
         return NO_FIGURE
     figures: Sequence[Figure] = getattr(effect_of(evidence), part)
@@ -158,7 +158,7 @@ def feedback(
 
 
 def repeats_beyond(evidence: Evidence) -> Figure:
-    """seq-rep-4 less that of the language's own answers to the same questions."""
+    """seq-rep-4 minus that of true answers to the same questions."""
     both = []
     for question, answers in by_question(evidence).items():
         own = [value for answer in answers if (value := repetition.repeated_share(answer.words)) is not None]
@@ -172,19 +172,19 @@ def repeats_beyond(evidence: Evidence) -> Figure:
 
 
 def repeats(evidence: Evidence) -> Figure:
-    """seq-rep-4 of the answers long enough to have one."""
+    """seq-rep-4: the share of an answer's 4-grams that repeat an earlier one."""
     return per_answer(evidence, lambda a: repetition.repeated_share(a.words), "share of 4-grams")
 
 
 def loops(evidence: Evidence) -> Figure:
-    """Share of an answer's words, at its end, that only repeat the words just before them."""
+    """The share of an answer's words, at its end, that only repeat the words just before them."""
     return per_answer(
         evidence, lambda a: repetition.loop(a.words) / len(a.words) if a.words else None, "share of words"
     )
 
 
 def distinct(evidence: Evidence) -> Figure:
-    """Different pairs of words among all of a question's answers."""
+    """distinct-2: the share of different word pairs among all those of a question's answers."""
     return over_texts(repetition.distinct, "share of 2-grams", evidence)
 
 
@@ -193,12 +193,12 @@ def common_prefix(evidence: Evidence) -> Figure:
 
 
 def same_text(evidence: Evidence) -> Figure:
-    """The chance that two different draws are equal to the letter."""
+    """The probability that two answers to one question have the same text."""
     return over_texts(repetition.agreement, "share of pairs", evidence)
 
 
 def answer_entropy(evidence: Evidence) -> Figure:
-    """Mean of Σ_t H(q_t) over draws: unbiased for the entropy of token sequences."""
+    """The mean of Σ_t H(q_t) over answers: an unbiased estimate of the entropy of token sequences."""
     if evidence.answers and all(a.entropy_bounds is not None for a in evidence.answers):
         ends = (lambda a: a.entropy_bounds and a.entropy_bounds[0], lambda a: a.entropy_bounds and a.entropy_bounds[1])
         return between(*(per_answer(evidence, end, "nats") for end in ends))
@@ -206,10 +206,10 @@ def answer_entropy(evidence: Evidence) -> Figure:
 
 
 def between(low: Figure, high: Figure) -> Figure:
-    """A figure known between two others only: their middle, from the lower's interval to the upper's.
+    """A figure that is only known to lie between two others: their midpoint, with an interval that spans both.
 
-    Where there is no upper end, no figure but the lower end in ``why``; where either has no interval, what is certain
-    of these questions alone.
+    Without a finite upper end there is no value, and ``why`` gives the lower end. Where one of the two has no interval,
+    the result has certain bounds for these questions.
     """
     if low.value is None or high.value is None:
         return low
@@ -222,8 +222,8 @@ def between(low: Figure, high: Figure) -> Figure:
 
 
 def unseen(evidence: Evidence) -> Figure:
-    """The probability of answers that no draw showed, exact per question; Good–Turing's n₁/N where their own
-    probabilities are not told (of one question alone, with Esty's interval)."""
+    """The probability of answers that were not drawn: exact per question, or Good–Turing's n₁/N where the answers'
+    probabilities are unknown (with Esty's interval if there is only one question)."""
     if len({a.question for a in evidence.answers}) == 1 and any(a.drawn_logp is None for a in evidence.answers):
         return repetition.good_turing([(a.words, a.ended) for a in evidence.answers])
 
@@ -231,14 +231,14 @@ def unseen(evidence: Evidence) -> Figure:
         known = [(a, a.drawn_logp) for a in answers if a.drawn_logp is not None]
         if len(known) < len(answers):
             return repetition.good_turing([(a.words, a.ended) for a in answers]).value if len(answers) > 1 else None
-        # Two spellings of one text are two draws with probabilities of their own.
+        # two tokenizations of one text are different draws, each with its own probability
         return repetition.unseen_known([((a.words, a.ended, round(logp, 3)), logp) for a, logp in known])
 
     return per_question(evidence, left, "share")
 
 
 def answer_mass(evidence: Evidence) -> Figure:
-    """P(the most probable answer), mean of its certain intervals over the questions whose tree was grown."""
+    """The probability of the most probable answer: the mean of its certain bounds over the trees."""
     modes = [tree.answers[0] for tree in evidence.trees if tree.answers]
     return certain([(mode.low, mode.high) for mode in modes], "share")
 
@@ -248,7 +248,7 @@ def unexplored(evidence: Evidence) -> Figure:
 
 
 def certain(bounds: Sequence[tuple[float, float]], unit: str) -> Figure:
-    """The mean of figures that are known to lie between bounds."""
+    """The mean of values of which only bounds (low, high) are known, as certain bounds."""
     if not bounds:
         return NO_FIGURE
     least, most = (fmean(ends) for ends in zip(*bounds, strict=True))
@@ -259,9 +259,9 @@ def certain(bounds: Sequence[tuple[float, float]], unit: str) -> Figure:
 
 
 def verdict(name: str, evidence: Evidence) -> Figure:
-    """Share of answers with this verdict. Undecided ones count for neither side; ``decided`` shows them.
+    """The share of answers for which a verdict (``right``, ``polite``, …) is true, among those where it was decided.
 
-    Bounds of ``right`` are those of its share of all answers: all undecided ones wrong, or all right.
+    The bounds of ``right`` are for its share of all answers: with all undecided ones wrong, or all correct.
     """
     judge = evidence.judge if evidence.errors is None or name == "right" else FORM
     figure = per_answer(evidence, attrgetter(name), "share", BY_RULE.get(name, judge))
@@ -275,7 +275,7 @@ def verdict(name: str, evidence: Evidence) -> Figure:
 
 
 def decided(yes: bool, evidence: Evidence) -> Figure:
-    """Share of answers that the judge could (``yes``), or could not, decide, where it may not be able to."""
+    """The share of answers that the judge could decide (``yes``) or could not; none where it can decide all."""
     answers = evidence.asked.answers
     if not answers or (evidence.errors is None and all(a.right is not None for a in answers)):
         return NO_FIGURE
@@ -283,7 +283,7 @@ def decided(yes: bool, evidence: Evidence) -> Figure:
 
 
 def by_judge(evidence: Evidence, figure: Figure, ruling: Ruling) -> Figure:
-    """A figure that rests on the judge and has no bounds for its errors: withheld where there are too many."""
+    """The figure with its judge and error rate; withheld where that is above ``MOST_ERRORS``."""
     error = evidence.errors[ruling] if evidence.errors is not None else None
     if error is not None and (error.value or 0.0) > MOST_ERRORS:
         return Figure(None, n=figure.n, unit=figure.unit, judge=evidence.judge, error_rate=error, why=WITHHELD)
@@ -297,7 +297,7 @@ def score(evidence: Evidence) -> Figure:
 
 
 def joules_per_right(evidence: Evidence) -> Figure:
-    """Σ energy / Σ right. None right: no figure, but a lower bound in ``why``."""
+    """Σ energy / Σ correct answers. Without a correct answer there is no value, and ``why`` gives a lower bound."""
     known = [a for a in evidence.answers if a.joules is not None and a.right is not None]
     if not known:
         return NO_FIGURE
@@ -305,7 +305,7 @@ def joules_per_right(evidence: Evidence) -> Figure:
     energy = [sum((a.joules or 0.0 for a in group), 0.0) for group in groups]
     rights = [float(sum(bool(a.right) for a in group)) for group in groups]
     if not any(rights):
-        # with 0 of n right, at most so many are (Clopper–Pearson)
+        # the upper Clopper–Pearson limit of 0 correct among n
         least = sum(energy) / (len(known) * intervals.clopper_pearson(0, len(groups))[1])
         return Figure(None, n=len(known), unit="J", why=f"none was right: at least {least:.3g} J")
     figure = replace(intervals.ratio_of_means(energy, rights, "J per right answer"), judge=evidence.judge)
@@ -319,25 +319,26 @@ def joules_per_right(evidence: Evidence) -> Figure:
 
 
 def same_meaning(evidence: Evidence) -> Figure:
-    """The chance that two different draws mean the same (U-statistic). Equal texts do, whatever the judge says."""
+    """The probability that two answers to one question mean the same (U-statistic). Equal texts always do."""
     figure = over_meanings(repetition.agreement, "share of pairs", evidence)
     if evidence.errors is None or figure.value is None:
         return figure
     error, alike = evidence.errors["same"], ends(same_text(evidence))[0]
-    # nothing is known of the judge: from what equal texts show to all
+    # with an unknown error rate, anything from the share of equal texts up is possible
     least, most = (alike, 1.0) if error.value is None else ends(figure)
     return allowing(figure, error, least, most, within=(alike, 1.0))
 
 
 def meaning_entropy(evidence: Evidence) -> Figure:
-    """Chao–Shen over draws. Bounds: −ln of the chance that two draws mean the same is no more than their meanings'
-    entropy, and that of the texts no less."""
+    """The Chao–Shen entropy of meanings. Bounds: −ln P(two answers mean the same) from below, and the entropy of texts
+    from above."""
     figure, same = over_meanings(repetition.chao_shen, "nats", evidence), same_meaning(evidence).bounds
     return figure if same is None else entropy_bounds(evidence, figure, same[1], ends(answer_entropy(evidence))[1])
 
 
 def entropy_bounds(evidence: Evidence, figure: Figure, same: float | None, texts: float) -> Figure:
-    """``same``: the share of pairs of one meaning at most; ``texts``: the entropy of texts at most."""
+    """The figure with bounds for the judge's errors. ``same``: the highest possible share of pairs that mean the same;
+    ``texts``: the highest possible entropy of texts."""
     if evidence.errors is None or figure.value is None:
         return figure
     low, high = ends(figure)
@@ -348,7 +349,7 @@ def entropy_bounds(evidence: Evidence, figure: Figure, same: float | None, texts
 
 
 def replaced(evidence: Evidence) -> Figure:
-    """How much rarer right answers are when one of their words was replaced by another as rare."""
+    """How much rarer correct answers are after one word was replaced by another one as rare."""
     if not (found := evidence.replaced):
         return NO_FIGURE
     other, own, asked = zip(*((one.other, one.own, one.question) for one in found), strict=True)
@@ -360,11 +361,11 @@ def replaced(evidence: Evidence) -> Figure:
 
 
 def tree_entropy(evidence: Evidence) -> Figure:
-    """Entropy over meanings, mean of its certain bounds."""
+    """The entropy of meanings: the mean of its certain bounds over the trees."""
     bounds = [tree.meaning_entropy for tree in evidence.trees]
     if not bounds or not all(math.isfinite(high) for _, high in bounds):
         return NO_FIGURE
-    # the chance that two draws mean the same, at most: all that is unexplored means what is likeliest
+    # the highest P(two answers mean the same): everything unexplored has the most likely meaning
     alike = []
     for tree in evidence.trees:
         masses = [cluster.low for cluster in tree.clusters]
@@ -379,7 +380,7 @@ def tree_entropy(evidence: Evidence) -> Figure:
 
 
 def forked(evidence: Evidence) -> Figure:
-    """Share of answers whose meaning was decided at one word, by the permutation test; one answer a question."""
+    """The share of answers whose meaning was decided at one word, by the permutation test; one answer per question."""
     if not evidence.forks:
         return NO_FIGURE
     k, n = sum(one.fork is not None for one in evidence.forks), len(evidence.forks)
@@ -387,7 +388,7 @@ def forked(evidence: Evidence) -> Figure:
 
 
 def fork_word(evidence: Evidence) -> Figure:
-    """Which word decided, where one did: its mean position."""
+    """The mean position of the word that decided the meaning, where one did."""
     places = [float(one.fork + 1) for one in evidence.forks if one.fork is not None]
     figure = mean_by_question(places, range(len(places)), "word")
     low = None if figure.low is None else max(1.0, figure.low)  # no word comes before the first
@@ -395,7 +396,7 @@ def fork_word(evidence: Evidence) -> Figure:
 
 
 def selective(evidence: Evidence) -> Figure:
-    """Prediction–rejection ratio of the answer's own log-probability a token."""
+    """The prediction–rejection ratio of the answer's mean log-probability per token."""
     if not (known := sureness(evidence)):
         return NO_FIGURE
     scores, rights, questions = zip(*known, strict=True)
@@ -403,7 +404,7 @@ def selective(evidence: Evidence) -> Figure:
 
 
 def sureness(evidence: Evidence) -> list[tuple[float, bool, str]]:
-    """Of every decided answer: nats a token that it cost the model to say it, whether it is right, its question."""
+    """(uncertainty, correct, question) of every decided answer; uncertainty: −log-probability per token, in nats."""
     return [
         (-a.drawn_logp / max(1, a.tokens or len(a.words)), a.right, a.question)
         for a in evidence.answers

@@ -20,7 +20,7 @@ from klype.examine.calibration import cross_entropies
 from klype.examine.error_feedback import InterventionOutcome, WordSwap
 from klype.examine.examined_model import ErrorRates, EvalTarget
 from klype.examine.repetition import find_copied
-from klype.examine.truth import PrefixTruth, Reader, mass, of, point, possible
+from klype.examine.truth import PrefixTruth, Reader, logp_of, mass, point, possible
 from klype.values import Distribution, Question, Tokens, Trace
 
 Found = TypeVar("Found")
@@ -161,7 +161,7 @@ class DistributionCache:
             assert self.reader is not None
             ids_A, p_A = possible(self.reader.next(tokens))
             with np.errstate(over="ignore"):
-                logq_A = (of(q, ids_A) - float(q.logp.max())) / self.temperature
+                logq_A = (logp_of(q, ids_A) - float(q.logp.max())) / self.temperature
             logq_A = logq_A + math.log(self._at(tokens, q)[1])
             self._kl[tokens] = max(0.0, float((p_A * (np.log(p_A) - logq_A)).sum()))
         return self._kl[tokens]

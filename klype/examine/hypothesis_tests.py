@@ -1,13 +1,12 @@
-"""What tests say to a claim: it holds, it does not, or that cannot be told. All tests of a document share one error.
+"""Hypothesis tests that rule on claims: supported, not supported, or undetermined, with one error rate per document.
 
-Every claim has a margin, and what it says is on one side of it: an effect is as large as the margin, an equality holds
-within it. So it has two null hypotheses that exclude each other, and each can be rejected: that the truth is on the
-other side, and that it is on this one. Holm's procedure over all of a document keeps the chance of any wrong ruling in
-it below ``ALPHA``.
+Every claim has a margin: an effect is at least as large as the margin, or an equality holds within it. This gives two
+null hypotheses that exclude each other: that the truth is on the other side of the margin, and that it is on this side.
+Holm's procedure over all tests of a document keeps the probability of any wrong ruling below ``ALPHA``.
 
-Two tests are of the tables of ``survival``: is the hazard constant over positions, and are errors independent given the
-position? On right beginnings drawn from what can follow K_n = E Π S_t, and independence is K_n = Π E S_t, with each
-position's own hazard.
+Two tests use the tables of ``survival``: whether the hazard is constant over positions, and whether errors are
+independent given the position. For error-free prefixes drawn from what can follow, K_n = E Π S_t; independence means
+K_n = Π E S_t, with each position's own hazard.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from klype.examine.survival import AT_RISK, ERRED, WEIGHED, WEIGHT
 
 Ruling = Literal["supports", "does_not_support", "undetermined"]
 ALPHA = 0.05
-FEWEST_THERE = 30  # questions that are still at risk at the last position looked at
-LEFT = 0.7  # share without an error down to which positions are looked at: beyond it too few stand for too many
-STRETCHES = 4  # positions are compared in so many stretches
-# A hazard is constant when no stretch's is more than so many times the mean's, or less than one part of so many.
-TIMES = 1.25
-PART = 0.05  # errors are independent when the share with an error is what independence gives, within this part of it
+FEWEST_THERE = 30  # questions that must be at risk at the last position used
+LEFT = 0.7  # share without an error that must remain there: beyond it, few answers would stand for many
+STRETCHES = 4  # stretches of positions whose hazards are compared
+TIMES = 1.25  # a hazard is constant if that of each stretch is the mean within this factor
+PART = 0.05  # errors are independent if the share with an error is as under independence, within this part of it
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``test`` names it; ``supports`` and ``against``: p-values that the claim does not hold, and that it does.
+    """The result of one test.
 
-    ``margin``: from what on an effect counts, or how far from equal still counts as equal.
+    ``supports``: the p-value of the null hypothesis that the claim does not hold; ``against``: of the one that it does.
+    ``margin``: the smallest effect that counts, or the largest difference that counts as equal.
     """
 
     test: str
@@ -49,13 +48,13 @@ class Outcome:
 
 
 def rulings(tests: Mapping[str, Outcome], family: int = 0) -> dict[str, Ruling]:
-    """Holm 1979 over both hypotheses of every test; ``family``: as many hypotheses at least."""
+    """Holm's (1979) procedure over both hypotheses of every test. ``family``: the number of hypotheses, if more."""
     hypotheses = [(t.supports, name, "supports") for name, t in tests.items()]
     hypotheses += [(t.against, name, "against") for name, t in tests.items()]
     number = max(family, len(hypotheses))
     found: dict[str, Ruling] = dict.fromkeys(tests, "undetermined")
     for i, (p, name, side) in enumerate(sorted(hypotheses)):
-        # Holm: at the first that is not rejected all greater ones stay, too
+        # Holm: after the first hypothesis that is not rejected, none is
         if p > ALPHA / (number - i):
             break
         if found[name] != "supports":
@@ -64,7 +63,7 @@ def rulings(tests: Mapping[str, Outcome], family: int = 0) -> dict[str, Ruling]:
 
 
 def from_interval(figure: Mapping[str, Any], margin: float) -> Outcome | None:
-    """That a figure is above a margin: z from the side of its 95 % interval that faces it."""
+    """Tests that a figure is above a margin: z from the side of its 95 % interval that faces the margin."""
     value, low, high = figure.get("value"), figure.get("low"), figure.get("high")
     if value is None or low is None or high is None:
         return None
@@ -72,8 +71,8 @@ def from_interval(figure: Mapping[str, Any], margin: float) -> Outcome | None:
     return _normal("interval", value - margin, spread, figure.get("n", 0), margin)
 
 
-def more(a: Mapping[str, Any], b: Mapping[str, Any], margin: float) -> Outcome | None:
-    """That a is above b by a margin: z from the sides of the intervals that face each other, as if they were
+def difference_above(a: Mapping[str, Any], b: Mapping[str, Any], margin: float) -> Outcome | None:
+    """Tests that a − b is above a margin: z from the sides of the intervals that face each other, taken as
     independent."""
     ends = [end for figure in (a, b) for key in ("value", "low", "high") if (end := figure.get(key)) is not None]
     if len(ends) < 6:
@@ -84,16 +83,16 @@ def more(a: Mapping[str, Any], b: Mapping[str, Any], margin: float) -> Outcome |
 
 
 def _normal(test: str, beyond: float, spread: float, n: int, margin: float) -> Outcome:
-    """z of how far it is beyond the margin; ``spread`` is half of a 95 % interval."""
+    """The z-test of a distance ``beyond`` the margin; ``spread``: half the width of a 95 % interval."""
     if spread <= 0:
         return Outcome(test, 0.0, n, 1.0, 1.0, margin)
     z = beyond / spread * NORMAL
     return Outcome(test, z, n, float(special.ndtr(-z)), float(special.ndtr(z)), margin)
 
 
-def effect(values: Values, questions: Sequence[Any], margin: float) -> Outcome | None:
-    """That a mean is above ``margin``. Student's t over questions, each weighted by its number of values; None: fewer
-    than two questions, or no spread."""
+def mean_above(values: Values, questions: Sequence[Any], margin: float) -> Outcome | None:
+    """Tests that a mean is above ``margin``: Student's t over questions, each weighted by its number of values. None
+    with fewer than two questions, or without any spread."""
     value_N, (index_N, clusters) = np.asarray(values, dtype=float), index_of(questions)
     if clusters < 2:
         return None
@@ -108,17 +107,18 @@ def effect(values: Values, questions: Sequence[Any], margin: float) -> Outcome |
 
 
 def last_position(table_MTE: Array) -> int:
-    """The last position up to which ``FEWEST_THERE`` questions and ``LEFT`` of what can be left are there; 0: none."""
+    """The last position with ``FEWEST_THERE`` questions at risk and at least ``LEFT`` without error; 0: none."""
     questions_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
     total_TE = table_MTE.sum(axis=0)
-    # nobody at risk: 0, not nothing divided by nothing
+    # 0 where nobody is at risk, not 0 / 0
     hazard_T = total_TE[:, ERRED] / np.maximum(total_TE[:, AT_RISK], 1e-300)
     fine_T = (questions_T >= FEWEST_THERE) & (np.cumprod(1 - hazard_T) >= LEFT)
     return int(np.argmin(fine_T)) if not fine_T.all() else len(fine_T)
 
 
 def independent_errors(table_MTE: Array) -> Outcome | None:
-    """ln of (1 − K_n) / (1 − Π(1 − h̄_t)): t over texts by the jackknife. None: too few of them, or of errors."""
+    """Tests that errors are independent: ln of (1 − K_n) / (1 − Π(1 − h̄_t)), with jackknife t over texts. None with too
+    few texts or errors."""
 
     def excess(sums_BTE: Array) -> Array:
         k_B, reference_B = (
@@ -131,7 +131,7 @@ def independent_errors(table_MTE: Array) -> Outcome | None:
 
 
 def constant_hazard(table_MTE: Array) -> Outcome | None:
-    """ln of each stretch's hazard over their mean, t over texts by the jackknife."""
+    """Tests that the hazard is constant: ln of each stretch's hazard over their mean, with jackknife t over texts."""
 
     def log_ratios(sums_BTE: Array) -> Array:
         stretch_BS = _stretches(sums_BTE)
@@ -143,9 +143,12 @@ def constant_hazard(table_MTE: Array) -> Outcome | None:
 def _alike(
     table_MTE: Array, fewest: int, function: Callable[[Array], Array], most: float, margin: float
 ) -> Outcome | None:
-    """That every column of a function of texts' sums is within ± ``most``. Against that all are: the least sure of them
-    (intersection–union); against that one is not: the furthest out, times their number (Bonferroni); the statistic is
-    the furthest's. None: fewer positions than ``fewest``, or a figure is not finite, or never differs."""
+    """Tests that every column of ``function(sums over texts)`` lies within ± ``most``.
+
+    ``supports`` is the largest p-value of the columns (intersection–union), ``against`` the smallest times their number
+    (Bonferroni); the statistic is that of the furthest column. None with fewer positions than ``fewest``, or where a
+    value is not finite or does not vary.
+    """
     if (n := last_position(table_MTE)) < fewest:
         return None
     table_MTE = table_MTE[:, :n]
@@ -158,7 +161,7 @@ def _alike(
         return None
     freedom, t_S = texts - 1, (mean_S - most) / error_S
     beyond_S = special.stdtr(freedom, -t_S) + special.stdtr(freedom, -(mean_S + most) / error_S)
-    # all must lie within: the least certain of them decides
+    # all must lie within: the least certain column decides
     inside = float(special.stdtr(freedom, t_S).max())
     return Outcome("jackknife t", float(t_S.max()), texts, inside, min(1.0, columns * float(beyond_S.min())), margin)
 
@@ -170,6 +173,6 @@ def _stretches(sums_BTE: Array) -> Array:
 
 
 def stretch_hazards(table_MTE: Array) -> list[float]:
-    """The mean hazard in each stretch of the positions looked at; none where there are too few."""
+    """The mean hazard of each stretch of the positions that are tested; empty where there are too few."""
     n = last_position(table_MTE)
     return [] if n < STRETCHES else [float(h) for h in _stretches(table_MTE[:, :n].sum(axis=0)[None])[0]]

@@ -1,12 +1,14 @@
-"""Forced mistakes: where a wrong token is put into a model's own right beginning, and which right ones beside it.
+"""Forced errors: where a wrong token is put after an error-free prefix of the model's own, and the controls for it.
 
-At a position fixed by rule beforehand, a whole token is forced: *wrong* ~ q outside A; *right* ~ q inside A; *near*:
-the right one whose q is nearest to the wrong one's. Never the end of the text; forced at temperature 1.
+At a position fixed beforehand, one token is forced in each of three arms, with A the tokens that can follow: *wrong*,
+drawn from q outside A; *right*, drawn from q inside A; *near*, the token in A whose q is nearest to the wrong one's.
+The end of the text is never forced. Tokens are drawn at temperature 1.
 
-*Near* is seldom as rare as *wrong*: a right word is mostly thousands of times as likely. Beginnings where it is, |Δ log
-q| ≤ ln 3, are *matched*; only they keep rarity from being taken for wrongness. ``find_matched`` looks for more of them
-than the rule gives: at every right beginning of an answer, answer by answer, until there are enough; the wrong word is
-drawn from q among those that have a partner."""
+*Near* is seldom as rare as *wrong*: a correct word is usually thousands of times as likely. Prefixes where it is as
+rare, |Δ log q| ≤ ln 3, are *matched*; only with them can the effect of an error be told from that of a rare word.
+``find_matched`` searches for more of them, at every error-free prefix of many answers; there, the wrong word is drawn
+from q among those that have a partner.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ from klype.values import Distribution, Request, Sampling, Tokens
 
 Arm = Literal["wrong", "right", "near"]
 ARMS: tuple[Arm, ...] = ("wrong", "right", "near")
-LEAST = 1e-12  # words that are together less likely than this are none
-AS_RARE = math.log(3)  # |Δ log q| up to which a right word is as rare as a wrong one
+LEAST = 1e-12  # a set of words with less probability than this counts as empty
+AS_RARE = math.log(3)  # |Δ log q| up to which a correct word is as rare as a wrong one
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question with its truth. ``edits``: what can follow where errors are counted by edit distance, if known."""
+    """A question with its truth. ``edits``: the truth with errors counted by edit distance, where known."""
 
     question: str
     prompt: Tokens
@@ -60,10 +62,11 @@ class FeedbackSettings:
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """A beginning of the model's own and the three tokens forced there; ``rarity``: log q of *near* less that of
-    *wrong*; ``by_rule``: not one that was looked for to be matched.
+    """A prefix of the model's own and the tokens forced after it: wrong, right, near. Models are compared on the same
+    interventions.
 
-    Models are compared on the same interventions.
+    ``rarity``: log q of *near* minus that of *wrong*. ``by_rule``: at the position fixed beforehand, not from the
+    search for matched pairs.
     """
 
     question: str
@@ -79,7 +82,7 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True)
 class MatchedPairs:
-    """``found``: matched interventions; ``asked``: their questions; ``dropped``: beginnings where there was no pair."""
+    """``found``: matched interventions; ``asked``: their questions; ``dropped``: the number of prefixes without one."""
 
     found: tuple[Intervention, ...] = ()
     asked: tuple[Query, ...] = ()
@@ -89,12 +92,12 @@ class MatchedPairs:
 def going_on(
     source: Source, prompt: Tokens, limit: int, settings: FeedbackSettings, about: str, **more: Any
 ) -> Request:
-    """What the model makes of a beginning, with noise of its own: by what it is ``about``."""
+    """A request to continue a prompt. ``about``: names the request; its noise is seeded by this."""
     return Request(
         prompt,
         limit=limit,
         sampling=Sampling(temperature=settings.temperature),
-        # crc32, for Python's hash of a text differs from process to process
+        # crc32, because Python's hash of a string differs from process to process
         seed=crc32(f"{settings.seed} {about}".encode()),
         stop=tuple(source.codec.stop),
         **more,
@@ -104,10 +107,10 @@ def going_on(
 def interventions(
     source: Source, asked: Sequence[Query], settings: FeedbackSettings, is_word: Callable[[int], bool]
 ) -> list[Intervention]:
-    """One a question, after the first i mod ``positions`` tokens of an answer to it; none where an error or the end is
-    among them, or nothing wrong (or nothing right but the end) could follow."""
+    """One intervention per question, after the first i mod ``positions`` tokens of an answer to question i; none where
+    these contain an error or the end, or where no wrong token, or no correct one but the end, could follow."""
     stop = tuple(source.codec.stop)
-    # by the question's number, so that no answer decides where it is looked at
+    # by the question's number, so that the position does not depend on the answer
     begun = [(one, i % settings.positions) for i, one in enumerate(asked)]
     drawn = iter(answers(source, [going_on(source, one.prompt, length, settings, f"{one.question} begin")
                                   for one, length in begun if length]))  # fmt: skip
@@ -120,7 +123,7 @@ def interventions(
     word_V = words_among(listed, stop, is_word)
     found = []
     for (one, before), q in zip(places, listed, strict=True):
-        # each question its own: another question more changes no other's words
+        # a generator per question: adding a question does not change the others' words
         rng = np.random.default_rng([settings.seed, crc32(one.question.encode())])
         if (intervention := force(one, before, q, word_V, rng)) is not None:
             found.append(intervention)
@@ -130,7 +133,7 @@ def interventions(
 def words_among(
     listed: Sequence[Distribution], stop: Sequence[int], is_word: Callable[[int], bool]
 ) -> npt.NDArray[np.bool_]:
-    """Which tokens say something, over all that are listed."""
+    """Which tokens are words, [V]: not control tokens, and not the end."""
     last = max((int(q.ids.max()) for q in listed), default=-1)
     return np.array([token not in stop and is_word(token) for token in range(last + 1)], bool)
 
@@ -143,9 +146,9 @@ def force(
     rng: np.random.Generator,
     matched: bool = False,
 ) -> Intervention | None:
-    """The tokens that are forced after a beginning; None: nothing wrong, or nothing right but the end, can follow.
+    """The intervention after one prefix; None where no wrong token, or no correct one but the end, can follow.
 
-    ``matched``: the wrong one is among those that some right one is as rare as.
+    ``matched``: the wrong token is drawn among those that have a correct token as rare.
     """
     p_K = np.exp(q.logp.astype(np.float64))
     possible_K = among(q.ids, one.reader.next(before))
@@ -153,14 +156,14 @@ def force(
     if right.sum() <= LEAST or wrong.sum() <= LEAST:
         return None
     if matched:
-        # sorted once and bisected: vocabularies have thousands of words of either kind
+        # bisection: vocabularies have thousands of words of either kind
         rights = np.sort(np.log(right[right > LEAST]))
         logs_K = np.log(np.maximum(wrong, LEAST))
         first_K, after_K = np.searchsorted(rights, logs_K - AS_RARE), np.searchsorted(rights, logs_K + AS_RARE, "right")
         wrong = np.where((wrong > LEAST) & (after_K > first_K), wrong, 0.0)
         if wrong.sum() <= LEAST:
             return None
-    # drawn, not the most likely: errors as the model makes them
+    # drawn rather than the most likely: errors as the model makes them
     w = int(rng.choice(len(p_K), p=wrong / wrong.sum()))
     r = int(rng.choice(len(p_K), p=right / right.sum()))
     with np.errstate(divide="ignore"):
@@ -194,7 +197,7 @@ def find_matched(
                 before = tokens[:t]
                 if one.reader.first_error(before) is not None:
                     break
-                # answers to one question share their beginnings
+                # answers to one question share prefixes
                 if (one.question, before) in seen:
                     continue
                 seen.add((one.question, before))

@@ -1,4 +1,4 @@
-"""How much answers repeat themselves, each other, and the training text; what repetition says of answers unseen."""
+"""Repetition within answers, between answers, and of the training text; how probable unseen answers are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from klype.values import Figure
 
 
 def repeated_share(words: Sequence[str], n: int = 4) -> float | None:
-    """seq-rep-n: the share of an answer's n-grams that occurred in it before (Welleck et al. 2019). None: too short."""
+    """seq-rep-n: the share of an answer's n-grams that repeat an earlier one (Welleck et al. 2019). None: too short."""
     grams = ngrams(words, n)
     return 1 - len(set(grams)) / len(grams) if grams else None
 
@@ -29,13 +29,13 @@ def distinct(texts: Sequence[Sequence[str]], n: int = 2) -> float | None:
 
 
 def agreement(answers: Sequence[object]) -> float | None:
-    """The chance that two different draws are equal: the unbiased estimate of Σ P². None: fewer than two."""
+    """The share of pairs of answers that are equal: an unbiased estimate of Σ P². None: fewer than two answers."""
     n = len(answers)
     return sum(c * (c - 1) for c in Counter(answers).values()) / (n * (n - 1)) if n > 1 else None
 
 
 def loop(words: Sequence[str]) -> int:
-    """How many words at the end only repeat the words just before them: the longest tail of whole repetitions."""
+    """The number of words at the end that only repeat the words just before them, in whole repetitions."""
     best = 0
     for period in range(1, len(words) // 2 + 1):
         length = period
@@ -51,9 +51,9 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def chao_shen(classes: Sequence[Hashable]) -> float | None:
-    """Entropy of classes from a sample, those unseen allowed for (Chao & Shen 2003). None: fewer than two draws.
+    """The entropy (nats) of classes from a sample, corrected for unseen ones (Chao & Shen 2003). None: fewer than two.
 
-    The sample's coverage is 1 − n₁/N (n₁: seen once); when all were seen once, N − 1 of them are taken for it.
+    The sample's coverage is 1 − n₁/N (n₁: classes seen once); where all were seen once, n₁ is taken as N − 1.
     """
     n = len(classes)
     if n < 2:
@@ -69,13 +69,16 @@ def chao_shen(classes: Sequence[Hashable]) -> float | None:
 
 
 def unseen_known(logp: Sequence[tuple[Hashable, float]]) -> float:
-    """1 − Σ over different answers of their known probability: (answer, its log-probability as drawn)."""
+    """1 − Σ of the probabilities of the different answers, from (answer, log-probability) pairs."""
     return max(0.0, 1.0 - math.fsum(math.exp(value) for value in dict(logp).values()))
 
 
 def good_turing(classes: Sequence[Hashable]) -> Figure:
-    """The probability of what was not seen, n₁/N, with Esty's (1983) interval, four draws added: two of answers seen
-    once, two that make answers seen once into seen twice (without, ten draws that all differ had no width at all)."""
+    """The Good–Turing estimate of the probability of unseen classes, n₁/N, with Esty's (1983) interval.
+
+    Four draws are added to the interval: two of classes seen once, and two of classes that are then seen twice. Without
+    them, ten draws that all differ would have an interval of no width.
+    """
     n = len(classes)
     if n == 0:
         return Figure(None, unit="share", why="nothing was measured")
@@ -89,7 +92,7 @@ def good_turing(classes: Sequence[Hashable]) -> Figure:
 
 
 def common_prefix(answers: Sequence[Sequence[Hashable]]) -> float | None:
-    """How many first words two different draws share, in the mean. None: fewer than two."""
+    """The mean number of first words that two answers share. None: fewer than two answers."""
     pairs = list(combinations(answers, 2))
     if not pairs:
         return None
@@ -97,12 +100,12 @@ def common_prefix(answers: Sequence[Sequence[Hashable]]) -> float | None:
 
 
 def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Length of the common beginning."""
+    """The length of the common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 WORD = re.compile(r"\w+|[^\w\s]")
-SHORTEST = 5  # words: shorter runs are the language's, not the text's
+SHORTEST = 5  # words of a run: shorter ones belong to the language rather than to a text
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = npt.NDArray[np.uint64]
@@ -110,7 +113,8 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class CopiedText:
-    """Words in the longest run, and its text; share of all words that lie in runs of at least SHORTEST."""
+    """What an answer has copied. ``longest``: words of the longest run, and ``text`` that run; ``share`` of all words
+    that lie in runs of at least ``SHORTEST``."""
 
     longest: int
     share: float
@@ -118,15 +122,16 @@ class CopiedText:
 
 
 class Index:
-    """The words of training texts, found by any SHORTEST of them in a row.
+    """An index of training texts that finds runs of at least ``SHORTEST`` words.
 
-    Twelve bytes a word: words are numbers, sequences are hashes in order; a hit is compared word by word.
+    It takes twelve bytes per word: words are numbers, and hashes of SHORTEST words in a row are sorted. A hit is
+    compared word by word.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._numbers: dict[str, int] = {}
         numbered: list[npt.NDArray[np.int32]] = []
-        for text in texts:  # a border between texts is a word that nobody says
+        for text in texts:  # 0 between texts is no word's number: no run crosses it
             found = [self._numbers.setdefault(word, len(self._numbers) + 1) for word in words(text)]
             numbered.append(np.array([*found, 0], np.int32))
         self._words_N = np.concatenate(numbered) if numbered else np.zeros(0, np.int32)
@@ -135,7 +140,7 @@ class Index:
         self._hashes_N = hashes_N[self._places_N]
 
     def run(self, said: Sequence[str], at: int) -> int:
-        """The longest run from word ``at`` on that stands in a text; 0 when shorter than SHORTEST."""
+        """The length of the longest run from word ``at`` on that occurs in a text; 0 if shorter than SHORTEST."""
         numbers = np.array([self._numbers.get(word, -1) for word in said[at:]], np.int32)
         if len(numbers) < SHORTEST or (numbers[:SHORTEST] < 0).any():
             return 0
@@ -150,7 +155,7 @@ class Index:
 
 
 def find_copied(answer: str, index: Index) -> CopiedText | None:
-    """None: the answer is too short to tell."""
+    """What the answer has copied from the indexed texts; None if it is too short to tell."""
     said = words(answer)
     if len(said) < SHORTEST:
         return None

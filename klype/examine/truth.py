@@ -1,4 +1,4 @@
-"""The true next-token distribution after any beginning of an answer, and how far a model's is from it. Nats."""
+"""The true next-token distribution after any prefix of an answer, and how far a model's is from it. Nats."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from klype.values import Distribution, Figure, Floats, Ints, Tokens
 
 
 class Truth(Protocol):
-    """The exact next-token distribution after what was pushed. A shallow copy is a snapshot."""
+    """The exact next-token distribution after the tokens pushed so far. A shallow copy is a snapshot."""
 
     def next(self) -> Mapping[int, float]: ...
 
     def push(self, token: int) -> float:
-        """The token's probability before it was read: 0 for a mistake."""
+        """Appends a token; returns its probability, 0 for an error."""
         ...
 
 
 class Reader:
-    """One question's truth at any beginning of an answer."""
+    """The truth of one question after any prefix of an answer; every prefix is computed once."""
 
     def __init__(self, start: Callable[[], Truth]) -> None:
         self._truths: dict[Tokens, tuple[Truth, bool]] = {(): (start(), True)}
         self._next: dict[Tokens, Mapping[int, float]] = {}
 
     def next(self, tokens: Tokens) -> Mapping[int, float]:
-        """{token: p} after these tokens; its keys are A(x)."""
+        """{token: p} after these tokens; its keys are the tokens that can follow, A(x)."""
         if tokens not in self._next:
             self._next[tokens] = self._at(tokens)[0].next()
         return self._next[tokens]
@@ -48,12 +48,12 @@ class Reader:
         return next((t for t in range(1, len(tokens) + 1) if not self.is_right(tokens[:t])), None)
 
     def _at(self, tokens: Tokens) -> tuple[Truth, bool]:
-        """What is true after these tokens, and whether the last of them could follow the others."""
+        """The truth after these tokens, and whether the last of them could follow the others."""
         known = len(tokens)
         while tokens[:known] not in self._truths:
             known -= 1
         for t in range(known, len(tokens)):
-            # a snapshot: other answers go on from the same beginning with other words
+            # a snapshot: other answers continue the same prefix with other tokens
             truth = copy.copy(self._truths[tokens[:t]][0])
             self._truths[tokens[: t + 1]] = truth, truth.push(tokens[t]) > 0.0
         return self._truths[tokens]
@@ -78,7 +78,11 @@ PARTIAL = "the model returned only its most probable tokens"
 
 @dataclass(frozen=True, slots=True)
 class PrefixTruth:
-    """One prefix. ``s``: the mass on possible tokens, bounded when q is partial; what needs all of q is None then."""
+    """How a model's distribution q compares with the true p at one prefix.
+
+    ``s_low``, ``s_high``: bounds of the mass on possible tokens, equal when q is whole. When q is partial, all other
+    fields, which need all of q, are None.
+    """
 
     s_low: float
     s_high: float
@@ -91,9 +95,9 @@ class PrefixTruth:
 
 
 def point(p: Mapping[int, float], q: Distribution) -> PrefixTruth:
-    """All comparisons of p and q at one prefix; kl is infinite when a possible token has no probability."""
+    """Compares p and q at one prefix. ``kl`` is infinite when q gives a possible token no probability."""
     ids_A, p_A = possible(p)
-    logq_A = of(q, ids_A)
+    logq_A = logp_of(q, ids_A)
     q_A = np.exp(logq_A)
     s = min(1.0, float(q_A.sum()))
     if not q.whole:
@@ -102,7 +106,7 @@ def point(p: Mapping[int, float], q: Distribution) -> PrefixTruth:
         return PrefixTruth(s, min(1.0, s + min(q.rest, unlisted * smallest)), None, None, None, None, None, None)
     cross = float(-(p_A * logq_A).sum())
     log_p_A = np.log(p_A)
-    # of two nearly equal ones the difference of sums may be just below 0
+    # of nearly equal distributions, the difference of sums may be just below 0
     kl = max(0.0, cross + float((p_A * log_p_A).sum()))
     within = q_A[q_A > 0] / s if s > 0 else q_A[:0]
     kl_acceptable = float((within * (np.log(within) - log_p_A[q_A > 0])).sum()) if s > 0 else math.inf
@@ -123,14 +127,14 @@ def point(p: Mapping[int, float], q: Distribution) -> PrefixTruth:
 
 
 def possible(p: Mapping[int, float]) -> tuple[Ints, Floats]:
-    """Tokens that can follow, and how likely they are."""
+    """(ids, probabilities) of the tokens that can follow, [A] each."""
     ids_A, p_A = np.fromiter(p.keys(), np.int64, len(p)), np.fromiter(p.values(), float, len(p))
-    # a copy only where there is something to leave out
+    # copied only where something is left out
     return (ids_A, p_A) if p_A.min(initial=1.0) > 0.0 else (ids_A[p_A > 0], p_A[p_A > 0])
 
 
-def of(q: Distribution, ids_A: Ints) -> Floats:
-    """Log-probabilities of these tokens, −∞ where they are not listed."""
+def logp_of(q: Distribution, ids_A: Ints) -> Floats:
+    """The log-probabilities of these tokens, [A]; −∞ where one is not listed."""
     logq_V = np.full(1 + max(q.ids.max(initial=-1), ids_A.max(initial=-1)), -math.inf)
     logq_V[q.ids] = q.logp
     return np.asarray(logq_V[ids_A])
@@ -138,8 +142,8 @@ def of(q: Distribution, ids_A: Ints) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class DocumentTruth:
-    """A document and the truth before each of its tokens but the first, laid flat: token ``ids_E`` has probability
-    ``p_E`` before token ``at_E`` + 1. ``words``: how many it has, its end counted."""
+    """A document with the truth before each of its tokens but the first, as flat arrays: before token ``at_E`` + 1,
+    token ``ids_E`` has probability ``p_E``. ``words``: the number of words, counting the end."""
 
     tokens: Sequence[int]
     ids_E: Ints
@@ -156,7 +160,8 @@ class DocumentTruth:
 
 
 def s_and_kl(documents: Sequence[DocumentTruth], logp_DTV: Sequence[Floats]) -> dict[str, Figure]:
-    """``s`` and ``kl`` of documents and what a model says of each: as of ``point``, many at a time."""
+    """S and KL(p‖q) over documents: what ``point`` computes, vectorised. ``logp_DTV``: a model's log-probabilities for
+    each document."""
     mass, lost = [], []
     for read, logp_TV in zip(documents, logp_DTV, strict=True):
         logq_E = logp_TV[read.at_E, read.ids_E].astype(float)
@@ -169,7 +174,7 @@ def s_and_kl(documents: Sequence[DocumentTruth], logp_DTV: Sequence[Floats]) -> 
 
 
 def s_corpus(documents: Sequence[Sequence[PrefixTruth]]) -> Figure:
-    """Mass on tokens that can follow, on the corpus' own prefixes (ratio of means); bounds when q is partial."""
+    """S over true prefixes (ratio of means); between bounds when q is partial."""
     counts, unit = [len(document) for document in documents], "share a word"
     low, high = (
         ratio_of_means([sum(getattr(at, side) for at in document) for document in documents], counts, unit)
@@ -182,7 +187,7 @@ def s_corpus(documents: Sequence[Sequence[PrefixTruth]]) -> Figure:
 
 
 def divergence(documents: Sequence[Sequence[PrefixTruth]], name: str) -> Figure:
-    """One field of ``PrefixTruth``, summed over each document, a prefix."""
+    """The mean per prefix of one field of ``PrefixTruth``."""
     unit = {"overlap": "share", "brier": "squared probability"}.get(name, "nats a word")
     values = [[getattr(at, name) for at in document] for document in documents]
     if any(value is None for document in values for value in document):

@@ -16,7 +16,7 @@ import numpy as np
 from klype.examine import hypothesis_tests
 from klype.examine.error_feedback import FEW, InterventionOutcome
 from klype.examine.evidence import JudgedAnswer
-from klype.examine.hypothesis_tests import Outcome, Ruling, effect, from_interval, more
+from klype.examine.hypothesis_tests import Outcome, Ruling, difference_above, from_interval, mean_above
 from klype.examine.survival import hazards, survival, weibull_shape
 from klype.values import Figure
 
@@ -295,14 +295,14 @@ def after_forced(found: Sequence[InterventionOutcome]) -> dict[str, Outcome | No
     if len(matched) >= FEW:
         up_ND = np.array([np.subtract(row["wrong"], row["near"]) for row in map(InterventionOutcome.cautious, matched)])
         asked = [one.intervention.question for one in matched]
-        out["feedback"] = effect(up_ND[:, 0], asked, LIKELIER)
+        out["feedback"] = mean_above(up_ND[:, 0], asked, LIKELIER)
         if up_ND.shape[1] > 1:
-            out["grows"] = effect(up_ND @ slope(up_ND.shape[1]), asked, GROWTH)
+            out["grows"] = mean_above(up_ND @ slope(up_ND.shape[1]), asked, GROWTH)
     parted = [
         (one.parted, one.intervention.question) for one in found if one.intervention.by_rule and one.parted is not None
     ]
     if len(parted) >= FEW:
-        out["direction"] = effect([value for value, _ in parted], [question for _, question in parted], PARTED)
+        out["direction"] = mean_above([value for value, _ in parted], [question for _, question in parted], PARTED)
     return out
 
 
@@ -329,8 +329,8 @@ def of_figures(made: Document) -> dict[str, Outcome | None]:
         "direction_meaning": from_interval(less if less.get("n", 0) >= FEW else none, PARTED),
     }
     if hottest != t:
-        out["diverse"] = more(figure("answer_entropy", hottest), figure("answer_entropy"), DIVERSE)
+        out["diverse"] = difference_above(figure("answer_entropy", hottest), figure("answer_entropy"), DIVERSE)
     if t != "0":
-        out["greedy_poor"] = more(figure("right"), figure("right", "0"), POOR)
-        out["greedy_repeats"] = more(figure("repetition", "0"), figure("repetition"), POOR)
+        out["greedy_poor"] = difference_above(figure("right"), figure("right", "0"), POOR)
+        out["greedy_repeats"] = difference_above(figure("repetition", "0"), figure("repetition"), POOR)
     return out
