@@ -1,4 +1,4 @@
-"""Options: how a field of a settings class is spelled, explained and shown on the command line.
+"""Options: how a field of a settings class is spelled, explained and shown on the command line, and checks of values.
 
 A settings class is a frozen dataclass of the base ``Options``; a field annotated with an ``Option`` is an option of
 every command that takes the class (``klype.cli.options.as_typer``). pydantic checks the values (``klype.config.make``)
@@ -18,10 +18,13 @@ from klype.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """``flag`` is --the-name where it is empty, ``also`` another spelling; ``shown``: what the help says in place of
-    the default. ``commas``: its values are typed as one text, such as 1,2,3. ``least`` and ``most`` are refused beyond
-    and shown; ``panel``: the part of the help that lists it; ``check`` is called with the value before the command
-    begins."""
+    """A command-line option, or with ``argument`` a positional argument.
+
+    ``flag``: its spelling, by default --the-name of the field; ``also``: a second spelling. ``shown``: what --help
+    prints instead of the default; ``panel``: the part of --help that lists it. ``commas``: several values are typed as
+    one text, such as 1,2,3. ``least`` and ``most``: the bounds of a number, inclusive. ``check`` is called with the
+    value before the command starts.
+    """
 
     help: str
     flag: str = ""
@@ -32,29 +35,28 @@ class Option:
     least: int | None = None
     most: int | None = None
     metavar: str | None = None
-    hidden: bool = False
     panel: str | None = None
     check: Callable[[Any], Any] | None = None
 
     def spelled(self, name: str) -> str:
-        """As it is typed: skip_bad → --skip-bad; an argument in capital letters."""
+        """How the field ``name`` is typed: skip_bad → --skip-bad; an argument in capital letters."""
         return name.upper() if self.argument else self.flag or f"--{name.rstrip('_').replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of settings classes: no name is ignored in silence, and numbers are finite."""
+    """The base of settings classes: an unknown name is an error, and numbers are finite."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
 
 def option_in(annotation: Any) -> Option | None:
-    """The option with which a type is annotated."""
+    """The ``Option`` in an ``Annotated`` type, if there is one."""
     return next((part for part in get_args(annotation)[1:] if isinstance(part, Option)), None)
 
 
 def options_of(kind: type[Options]) -> dict[str, Any]:
-    """The annotation of each field that has an option: a class's own before those that it inherits."""
+    """The annotation of every field that is an option, in the order of --help: a class's own, then inherited ones."""
     hints = get_type_hints(kind, include_extras=True)
     names = dict.fromkeys(name for one in kind.__mro__ if is_dataclass(one) for name in get_annotations(one))
     return {name: hints[name] for name in names if option_in(hints[name])}
@@ -87,6 +89,6 @@ def suite_files(suite: str) -> list[Path]:
 
 
 def spelled(kind: type[Options], field: str) -> str:
-    """A field's name, or that of one of its values, as it is typed."""
+    """How a field is typed; ``field`` may be a path into its value ("temperatures.0")."""
     field = field.partition(".")[0]
     return (option_in(options_of(kind).get(field)) or Option("")).spelled(field)

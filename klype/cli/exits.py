@@ -25,18 +25,18 @@ from klype.words.plain import aside
 from klype.words.sentences import Sentences
 
 INTERRUPTED = 130
-# what errors say, in small letters: torch's own on Linux and macOS, the system's, Windows', a GPU's, C++'s; those of
-# libraries' loaders on Linux and on Windows; oneDNN's
+# parts of messages, in lower case: torch's on Linux and macOS, the system's, Windows', a GPU's, C++'s; those of the
+# loaders of shared libraries on Linux and Windows; oneDNN's
 NO_MEMORY = (
     "can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc",
     "failed to map segment", "paging file is too small", "could not create a primitive",
 )  # fmt: skip
-# torch maps more than this; where OpenMP finds no room for a thread it ends the process without a word of ours.
+# Bytes of address space: torch maps more, and OpenMP kills the process when it cannot start a thread.
 LEAST = 1e9
 
 
 def exit_code(command: Callable[[list[str]], object], argv: list[str], name: str = "klype") -> int:
-    """Run the command ``name``; return its exit code, having told what went wrong if something did."""
+    """Runs the command ``name`` and returns its exit code; a failure is printed in one sentence."""
     try:
         if _limit() < LEAST:
             raise MemoryError
@@ -45,13 +45,13 @@ def exit_code(command: Callable[[list[str]], object], argv: list[str], name: str
         return _tell(argv, error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         message = error.format_message()
-        if not message:  # help is out already
+        if not message:  # --help has been printed
             return error.exit_code
         where = getattr(error, "ctx", None)
         return _tell(argv, message, f"See: {where.command_path if where else name} --help", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # stdout's reader has gone: the interpreter's last flush goes nowhere, and does not fail
+    except BrokenPipeError:  # stdout's reader is gone: redirect it, so that the flush at exit does not fail, too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -62,23 +62,22 @@ def exit_code(command: Callable[[list[str]], object], argv: list[str], name: str
 
 
 def is_launched(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher started this process to train together with others."""
+    """Whether a launcher such as torchrun started this process as one of several that train together."""
     return argv[:1] in (["train"], ["run"]) and {"RANK", "MASTER_ADDR"} <= environ.keys()
 
 
 def speaks(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is alone, or the one that speaks for all."""
+    """Whether this process prints errors: it is alone, or the first of several."""
     return not is_launched(argv, environ) or environ["RANK"] == "0"
 
 
 def wants_json(argv: list[str]) -> bool:
-    """Whether --json is among the options (before a lone ``--``), also when the rest cannot be understood."""
+    """Whether --json is among the options (before a lone ``--``), even if the others are invalid."""
     return "--json" in _before_dashes(argv)
 
 
 def speech(argv: list[str]) -> str:
-    """The language of --lang where there is one that klype speaks, also when the rest cannot be understood; else the
-    environment's."""
+    """The language of --lang, even if other options are invalid, or else the environment's."""
     options = _before_dashes(argv)
     pairs = [*pairwise(options), *(option.split("=", 1) for option in options if "=" in option)]
     given = [value for name, value in pairs if name == "--lang" and value in LANGUAGES]
@@ -90,11 +89,12 @@ def _before_dashes(argv: list[str]) -> list[str]:
 
 
 def _tell(argv: list[str], message: str, hint: str, code: int) -> int:
-    as_json = wants_json(argv) and not is_launched(argv)  # started again, it has a result yet: stdout is for that
-    said = Sentences("en" if as_json else speech(argv))  # programs are told in English
+    # torchrun may restart the process, whose JSON document is then still to come
+    as_json = wants_json(argv) and not is_launched(argv)
+    said = Sentences("en" if as_json else speech(argv))  # errors in JSON are English
     message, hint = said(message), said(hint)
     message = message if message.endswith((".", "?", "!", ")")) else f"{message}."
-    # of several processes one speaks for all; of the others only what is their own trouble is told
+    # of several processes the first prints errors; the others only failures, which may be theirs alone
     if not speaks(argv):
         if code == 1:
             aside(f"klype (another process): {message} {hint}".rstrip())
@@ -106,7 +106,7 @@ def _tell(argv: list[str], message: str, hint: str, code: int) -> int:
 
 
 def _limit() -> float:
-    """Bytes that this process may map; infinity where nobody has set a limit."""
+    """Bytes of address space that this process may map (ulimit -v); infinity without a limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -116,8 +116,8 @@ def _limit() -> float:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether Python, the system, a library that was loaded or torch (told by name: it is not imported here) had no
-    memory to give."""
+    """Whether the error means that memory ran out: Python's, the system's, a shared library's, or torch's (recognised
+    by name, as torch is not imported here)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError) and error.errno is not None:
@@ -127,10 +127,11 @@ def lacks_memory(error: Exception) -> bool:
 
 
 def explanation(error: Exception, argv: list[str]) -> tuple[str, str]:
-    """What went wrong, and what to do about it; a bug's traceback goes to a file, whose place is told."""
+    """A message and a hint for an error that is not a KlypeError. The traceback of a bug is written to a file, which
+    the hint names."""
     if lacks_memory(error):
         hint, most = "Close other programs or choose a smaller model.", _limit()
-        if not math.isinf(most):  # then it is not other programs that take the room
+        if not math.isinf(most):  # closing other programs would not help
             hint = f"This process may use {most / 1e9:.1f} GB (ulimit -v), which is too little: raise that limit."
         return "There is not enough memory for this.", hint
     if isinstance(error, OSError):
@@ -140,12 +141,12 @@ def explanation(error: Exception, argv: list[str]) -> tuple[str, str]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"This may not be read or written here{where}.", "Check the permissions or choose another --out."
         return f"The system refused: {error.strerror or error}{where}.", ""
-    name = f"{type(error).__name__}: {error}".splitlines()[0][:200]  # a library's message may fill a page
+    name = f"{type(error).__name__}: {error}".splitlines()[0][:200]  # a library's message may be long
     file = state_folder() / "errors" / f"{datetime.now():%Y-%m-%d-%H%M%S-%f}.txt"
     try:
         for folder in (file.parent.parent, file.parent):
             durable.private_folder(folder)
-        # an argument may hold bytes that are no text
+        # backslashreplace: an argument may hold bytes that are not UTF-8
         with open(file, "w", encoding="utf-8", errors="backslashreplace", opener=durable.private) as out:
             out.write(f"klype {' '.join(argv)}\n\n{''.join(traceback.format_exception(error))}")
     except OSError:

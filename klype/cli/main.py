@@ -1,11 +1,11 @@
-"""``klype``: the commands, put together."""
+"""The ``klype`` command: all subcommands, their help in the user's language, and the process around them."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from klype.words.sentences import Sentences
 
 HELP = ["-h", "--help"]
 
-# objects made before garbage is first looked for: more than any command's start makes
+# objects allocated before the first garbage collection: more than the start of any command allocates
 FIRST_COLLECTION = 2_000_000
 
 
@@ -45,35 +45,29 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
 
     thread_policy()
     memory_policy()
-    # What is imported stays: a start makes a million objects and no garbage, and looking for some takes 0.17 s.
+    # importing allocates a million objects and no garbage; collecting meanwhile would take 0.17 s
     gc.set_threshold(FIRST_COLLECTION)
     gc.callbacks.append(collect_as_usual)
     any_character()
     harmless_log()
-    os.environ["KLYPE_LANG"] = speech(sys.argv[1:])  # whatever the locale says, for the processes that it starts, too
-    with suppress(RuntimeError):  # a user who has no home has nothing there
+    os.environ["KLYPE_LANG"] = speech(sys.argv[1:])  # child processes speak the same language
+    with suppress(RuntimeError):  # the user has no home folder
         durable.tighten(state_folder())
     code = exit_code(command, sys.argv[1:], name)
-    # each of several processes (torchrun) has a process group, which has to end before the interpreter does
+    # (processes that torchrun started need the collector: their process group must be destroyed at the end)
     if not is_launched(sys.argv[1:]):
-        gc.freeze()  # else the interpreter looks through all of torch's objects before it ends, twice: 0.45 s
+        gc.freeze()  # else the interpreter collects twice at exit, through all of torch's objects: 0.45 s
     sys.exit(code)
 
 
 def call(argv: list[str]) -> object:
-    """One command; its exceptions come out, and typer's own exits are returned as a number."""
+    """Runs one command. Its exceptions propagate; an exit of typer's is returned as its code."""
     return in_language(app(), speech(argv))(argv, prog_name="klype", standalone_mode=False)
 
 
 def app() -> typer.Typer:
-    """All commands, in the order in which a newcomer meets them."""
-    klype = typer.Typer(
-        name="klype",
-        help="Train a small language model through all its stages, and see and reduce the divergence of its answers.",
-        add_completion=True,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": HELP},
-    )
+    """The typer application; --help lists the commands in the order in which a newcomer needs them."""
+    klype = typer.Typer(name="klype", pretty_exceptions_enable=False, context_settings={"help_option_names": HELP})
     klype.callback(invoke_without_command=True)(common_options)
     of_runs = {"list": runs.list_runs, "compare": runs.compare, "tensorboard": runs.tensorboard}
     commands: dict[str, Any] = {
@@ -90,7 +84,7 @@ def app() -> typer.Typer:
             klype.command(name)(as_typer(command))
             continue
         group = typer.Typer(help=command[0], no_args_is_help=True, pretty_exceptions_enable=False)
-        group.callback()(lambda: None)  # typer takes a group of one command for that command
+        group.callback()(lambda: None)  # without it typer would turn a group of one command into that command
         for inner, one in command[1].items():
             group.command(inner)(as_typer(one))
         klype.add_typer(group, name=name)
@@ -109,22 +103,24 @@ def common_options(
         tell(f"klype {__version__}")
         raise typer.Exit
     if lang or context.invoked_subcommand is None:
-        terminal = Terminal(lang=lang)  # refuses a language that there is not
+        terminal = Terminal(lang=lang)  # raises for a language that klype does not speak
         if context.invoked_subcommand is None:
             tell(terminal.words("first.steps", program=program()))
 
 
 def in_language(app: typer.Typer, lang: str) -> Any:
-    """The commands, with all that their help says in this language."""
+    """The application as a click command whose --help is in this language."""
     whole: Any = typer.main.get_command(app)
-    commands = list(_with_inner(whole))
+    commands = [whole]
+    for command in commands:  # the list grows: the commands of groups
+        commands += getattr(command, "commands", {}).values()
     for param in (param for command in commands for param in command.params):
-        if param.param_type_name == "argument":  # in usage and lists as it says itself: [MODEL] may be left out
+        if param.param_type_name == "argument":  # its metavar says already whether it is optional: [MODEL]
             param.get_usage_pieces = lambda ctx, name=param.metavar: [name]
             param.display_type_rich = lambda ctx: None
     if lang == "en":
         return whole
-    from typer import rich_utils  # rich takes its time
+    from typer import rich_utils  # imported here because rich is slow to import
 
     said = Sentences(lang)
     rich_utils.DEFAULT_STRING = said(rich_utils.DEFAULT_STRING)
@@ -142,9 +138,3 @@ def in_language(app: typer.Typer, lang: str) -> Any:
         if isinstance(command, typer.core.TyperGroup):
             command.subcommand_metavar = said(command.subcommand_metavar)
     return whole
-
-
-def _with_inner(command: Any) -> Iterator[Any]:
-    yield command
-    for inner in getattr(command, "commands", {}).values():
-        yield from _with_inner(inner)

@@ -1,4 +1,4 @@
-"""Options that several commands share: spelled, explained and typed once."""
+"""From settings classes to typer's options, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def check_sampler(name: str, value: Any) -> Any:
-    """The value of the sampler ``name``, or one sentence about what is wrong with it."""
+    """The value of the sampler ``name``. Raises UsageError if it is out of range."""
     row = SAMPLERS[name]
     if not row.supports(value):
         given = f"{value:g}" if isinstance(value, float) else value
@@ -40,25 +40,25 @@ def check_sampler(name: str, value: Any) -> Any:
 
 
 def as_typer(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer takes it, its options spelled out.
+    """The command with a signature that typer can read.
 
-    A parameter that is a settings class (or the sampling, or the terminal, whose options stand last) is made from
-    options and checked before the command begins.
+    A parameter whose type is a settings class, ``Sampling`` or ``Terminal`` is replaced by one parameter for each of
+    its options; the instance is made and checked before the command is called.
     """
     signature = inspect.signature(command, eval_str=True)
-    # --lang and --json stand last in every help
+    # --lang and --json come last in every --help
     asked = dict(sorted(signature.parameters.items(), key=lambda item: item[1].annotation is Terminal))
     parts = {name: _options(parameter) for name, parameter in asked.items()}
 
     @wraps(command)
     def expanding(**given: Any) -> None:
-        # typer says None where nothing was typed: the settings' own default holds
+        # None: nothing was typed, and the default of the settings class applies
         known = {name: value for name, value in given.items() if value is not None}
         for name, parameter in signature.parameters.items():
             if not _is_made(kind := parameter.annotation):
                 continue
             values = {part.name: known.pop(part.name) for part in parts[name] if part.name in known}
-            # what is typed for an answer typer has checked: it shall not wait for pydantic
+            # typer has checked the options of a prompt; importing pydantic as well would delay the answer
             if issubclass(kind, Options) and not issubclass(kind, PromptOptions):
                 from klype.config import make
 
@@ -77,7 +77,7 @@ def _is_made(kind: Any) -> bool:
 
 
 def _options(asked: inspect.Parameter) -> list[inspect.Parameter]:
-    """Those from which a command's parameter is made; itself, where it is one."""
+    """The options from which a command's parameter is made; the parameter itself if it is an option."""
     kind = asked.annotation
     if kind is Terminal:
         return [_parameter("lang", Lang, None), _parameter("as_json", Json, False)]
@@ -91,14 +91,14 @@ def _options(asked: inspect.Parameter) -> list[inspect.Parameter]:
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    """An option as typer knows it: any word where pydantic knows which there are; None for an empty list, which typer
-    shows as no default."""
+    """An option as a parameter for typer. A ``Literal`` becomes a string, which pydantic checks; the default of an
+    empty list becomes None, so that --help shows no default."""
     option = option_in(annotation)
     kind: Any = get_args(annotation)[0]
     assert option is not None, f"{name} is a command's parameter without an Option"
-    if option.commas:  # one text is typed
+    if option.commas:
         kind, default = str, ",".join(f"{value:g}" for value in default)
-    elif get_origin(kind) is tuple:  # may be repeated
+    elif get_origin(kind) is tuple:  # an option that may be repeated
         kind, default = list[get_args(kind)[0]] | None, default or None  # type: ignore[misc]
     elif any(get_origin(one) is Literal for one in (kind, *get_args(kind))):
         kind = str | None if type(None) in get_args(kind) else str
@@ -108,7 +108,6 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
         "metavar": option.metavar or (name.upper() if option.argument else None),
         "min": option.least,
         "max": option.most,
-        "hidden": option.hidden,
         "callback": list_of if option.commas else option.check,
         "rich_help_panel": option.panel,
     }
@@ -124,15 +123,17 @@ def list_of(text: str) -> list[str]:
 
 
 def sampler_option(name: str) -> Any:
-    """A sampler's type, annotated with the option that it is."""
+    """The type of a sampler's value, annotated with its option."""
     row = SAMPLERS[name]
     option = Option(row.help, panel="How tokens are drawn", check=lambda value: check_sampler(name, value))
     return Annotated[type(row.off), option]
 
 
 def model_and_text(terminal: Terminal, command: str, options: PromptOptions, stage: str = "") -> tuple[str, str]:
-    """MODEL and TEXT as they are meant: one argument alone is the text, for that ``stage`` of the MODEL that is taken
-    then. Errors: it is a MODEL, or nearly; there is no text, or it is not in quotes. They name the line to type."""
+    """The MODEL and the TEXT of ``klype command``. A single argument is the text, for ``stage`` of the default MODEL.
+
+    Raises UsageError, with the line to type instead, where an argument is missing, swapped, misspelled or unquoted.
+    """
     typed, model, text = f"{program()} {command}", options.model, options.text
     if model is None:
         line = f"{typed} {quote(terminal.words('example.text' if stage else 'example.question'))}"
@@ -162,7 +163,7 @@ def model_and_text(terminal: Terminal, command: str, options: PromptOptions, sta
 
 
 def a_model(name: str) -> str:
-    """Where it is. Errors: none that lies here is called so; nothing is loaded to find that out."""
+    """A MODEL's path or address. Raises UsageError, without loading anything, if there is no such model here."""
     known = located(name)
     if kind_of(known) is PATH:
         find_path(known)
@@ -175,12 +176,12 @@ def _is_model(name: str) -> bool:
 
 
 def quote(text: str) -> str:
-    """As a shell takes it: in double quotes, where it has none of what they let through."""
+    """The text quoted for a shell: in double quotes, or single ones if a shell would expand it inside double ones."""
     return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
 
 
 def default_model(terminal: Terminal, stage: str = "") -> str:
-    """The MODEL where none is named, which is told."""
+    """The MODEL where none is named; stderr says which it is. (Imports what ``klype --help`` must not wait for.)"""
     from klype.runs.folder import default_model
 
     return default_model(terminal.lang, stage=stage)
@@ -230,7 +231,7 @@ Reward = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(Options):
-    """A MODEL, how it is opened, and a TEXT as it is given to it."""
+    """A MODEL, how it is opened, and a TEXT with how it is put to it."""
 
     model: AnyModel = None
     text: Text = ()
@@ -243,13 +244,13 @@ class PromptOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class MeaningOptions(PromptOptions):
-    """The same where answers are compared; ``limit``: tokens of an answer."""
+    """The same, for commands that compare the meanings of answers."""
 
     limit: Limit = 32
     judge: JudgeName = ""
 
     def opened(self, name: str, text: str, server: str) -> tuple[Model, PromptContext]:
-        """The MODEL called ``name``, which may be asked as much as ``server`` says, and the question that it is put."""
+        """Opens the MODEL ``name``, with ``server`` as its budget if it is a server's, and puts the question to it."""
         from klype.api.model import load
 
         model = load(name, self.precision, server, self.device)

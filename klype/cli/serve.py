@@ -53,7 +53,6 @@ class ServeOptions(ListenOptions):
     batch: Annotated[int, Option("Answers written at the same time.", least=1, most=4096)] = 64
     queue: Annotated[int, Option("Answers that may wait.", least=0, most=65536)] = 256
     logprobs: Annotated[int, Option("Max alternatives that a completion lists.", least=5, most=1000)] = 5
-    no_open: Annotated[bool, Option("", hidden=True)] = False  # as studio's; serve opens nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +102,8 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
     entrance, runs = bind(asked.host, asked.port, asked.key_file, "key"), asked.runs
     if runs is not None and runs.exists() and not runs.is_dir():
         raise UsageError(f"{runs} is not a folder.", "--runs names the folder in which runs lie.")
-    os.umask(0o077)  # what is asked, uploaded and trained here, also by the studio's processes, is for this user alone
-    with suppress(OSError):  # where nothing can be written nothing is to be hidden
+    os.umask(0o077)  # files that the studio and its processes write are this user's alone
+    with suppress(OSError):  # where nothing can be written, there is nothing to protect
         durable.private_folder(state_folder())
     from klype.runs.folder import default_model
     from klype.serve.guard import Rules, is_loopback
@@ -119,7 +118,7 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
         terminal.say("studio.opening", model=model)
         studio.open(model)
     here = is_loopback(entrance.host)
-    studio.opens = here and not asked.name  # who comes from elsewhere is not the user of this machine
+    studio.opens = here and not asked.name  # visitors from elsewhere are not this machine's user
     studio.fill_store()
     rules = Rules.of(entrance.key, entrance.host, asked.name)
     running = server(app(studio, rules), rules, grace=3)
@@ -129,16 +128,17 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
     if here and not asked.no_open:
         import webbrowser
 
-        timer = threading.Timer(0.6, webbrowser.open, (url,))  # the server answers by then; no browser is no error
+        timer = threading.Timer(0.6, webbrowser.open, (url,))  # the server answers by then
         timer.daemon = True
         timer.start()
-    warnings.filterwarnings("ignore", message=".*reduce_op.*")  # NiceGUI looks at every object there is
+    warnings.filterwarnings("ignore", message=".*reduce_op.*")  # torch's, since NiceGUI inspects every object
     entrance.run(running, lambda: terminal.say("studio.ended"))
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A socket that is bound, and the key that is asked for (None: only loopback, without one). ``host`` is bare."""
+    """A bound socket. ``host``: without the brackets of an IPv6 address; ``key``: the API key (None: none is needed,
+    which is allowed on loopback only)."""
 
     host: str
     key: str | None
@@ -146,15 +146,15 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Where it is reached, ending in a slash."""
+        """The server's address, ending in a slash."""
         shown = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{shown}:{self.socket.getsockname()[1]}/"
 
     def run(self, server: uvicorn.Server, say_ended: Callable[[], None]) -> None:
-        """Serve until it is asked to end; Ctrl-C is answered in words. What runs is finished then."""
+        """Serves until SIGTERM or Ctrl-C, which ``say_ended`` acknowledges; running requests are finished first."""
         from klype.serve.server import attentive
 
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn raises again once all is finished
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises the signal again at its end
         try:
             with attentive():
                 server.run(sockets=[self.socket])
@@ -163,8 +163,9 @@ class Endpoint:
 
 
 def bind(host: str, port: int, key_file: Path | None, what: str) -> Endpoint:
-    """Bound before anything is loaded. UsageError beyond loopback without a key (``what``: how it is called)."""
-    key, host = read_key(key_file), host.removeprefix("[").removesuffix("]")  # as addresses of IPv6 are written in urls
+    """Binds a socket, before anything is loaded. Raises UsageError beyond loopback without a key, which is called
+    ``what``."""
+    key, host = read_key(key_file), host.removeprefix("[").removesuffix("]")  # IPv6 addresses as urls write them
     from klype.serve.guard import is_loopback
     from klype.serve.server import listen
 
@@ -177,7 +178,7 @@ def bind(host: str, port: int, key_file: Path | None, what: str) -> Endpoint:
 
 
 def read_key(file: Path | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """What clients must know: the file's key, else KLYPE_API_KEY; None when there is neither."""
+    """The API key: the file's, else KLYPE_API_KEY; None if there is neither."""
     key, where = environ.get("KLYPE_API_KEY"), "KLYPE_API_KEY"
     if file is not None:
         try:
