@@ -1,4 +1,4 @@
-"""``klype doctor`` and ``config``: what is installed, what this machine can do, a server offers, can be set."""
+"""``klype doctor`` and ``config``: versions, this machine's speed, what a server offers; the schema of recipes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def command(
     addresses: Annotated[
         list[str] | None, Option("Servers to ask: http://host:port/v1#model.", argument=True, metavar="[ADDRESS…]")
     ] = None,
-    seed: o.Seed = 0,  # as every command's: nothing is drawn here
+    seed: o.Seed = 0,  # every command has it; nothing is drawn here
     out: o.OutFile = None,
 ) -> None:
     """Show versions, cores, memory, and the measured speed of multiplication and memory; or what servers offer."""
@@ -39,7 +39,7 @@ def command(
 
 
 def endpoint(address: str) -> dict[str, Any]:
-    """What a server offers, asked anew, and what is therefore whole, bounded or unavailable."""
+    """What a server offers, asked anew, and which measures are therefore exact, bounded or unavailable."""
     from klype.sources.capabilities import capabilities_of, client_of
     from klype.sources.opening import SERVER, kind_of
 
@@ -50,7 +50,7 @@ def endpoint(address: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of what klype stands on; None: not installed."""
+    """Versions of Python and of packages that klype uses; None: not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys((*PACKAGES, *OPTIONAL))}
     for name in (*PACKAGES, *OPTIONAL):
         with suppress(metadata.PackageNotFoundError):
@@ -59,7 +59,7 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """Cores, memory, and short measurements (about two seconds)."""
+    """Cores, memory, and measured speeds (two seconds)."""
     from klype import device
 
     threads = device.set_threads()

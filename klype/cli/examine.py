@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from klype.sources.opening import OpenModel
 
 
-LONG_S = 180.0  # a plan longer than this is asked about, where somebody can answer
+LONG_S = 180.0  # a plan longer than this has to be confirmed, on a terminal
 LONGEST = 120  # characters of an answer that are shown
 SIGNS = {True: "=", False: "≠", None: "?"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionOptions(Options):
-    """Who is asked, and where what was found is put."""
+    """How the model is opened and asked, and the folder for the results."""
 
     raw: o.Raw = None
     precision: o.Precision = "float32"
@@ -90,12 +90,12 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         condition.check([f"{t:g}" for t in settings.temperatures])
     w = words(terminal.lang, "examination")
     texts = [document.text for document in read_texts(asked.training)] if asked.training else []
-    # a model that judges itself is opened with the model
+    # "self" is resolved by prepare, which has the model
     judge = asked.judge if asked.judge == "self" else open_judge(asked.judge, how=(asked.precision, asked.device))
     names = [Path(model).name or "model" for model in models]
     folder = asked.out or Path("examinations") / "-".join(names)
     check_place(folder)
-    if len(set(names)) < len(names):  # those that are called alike are numbered
+    if len(set(names)) < len(names):  # two models of one name
         names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
     found: list[ExamResult] = []
     documents: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
             agree(w)
         own = folder / place if asked.compare else folder
         with part_progress(terminal) as progress:
-            # the second model is forced to say the first one's words: differences are paired
+            # the interventions of the first model are applied to the second, too: differences are paired
             found.append(exam.run(own, progress, found[0].interventions if found else None))
         documents.append(write_examination(terminal, found[-1], own, asked.parquet))
         tell_cost(model.opened)
@@ -134,14 +134,14 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
 
 
 def agree(w: Words) -> None:
-    """Asks whether to go on, in the reader's language, which typer's own question is not. Errors: if not."""
+    """Asks whether to start a long examination; raises KlypeError if not. (typer.confirm asks in English only.)"""
     answer = typer.prompt(w("examine.ask"), default="", show_default=False, prompt_suffix=" ", err=True)
     if not answer.strip().casefold().startswith(("y", "j")):  # yes, ja
         raise KlypeError("Nothing was begun.")
 
 
 def check_place(folder: Path) -> None:
-    """Whether a folder can be made there is known before minutes are spent. Errors: it cannot."""
+    """Raises UsageError, before minutes are spent, if the folder cannot be created or written to."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise UsageError(f"--out {folder}: {there} is a file, not a folder.")
@@ -159,7 +159,7 @@ def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
 
 
 def write_examination(terminal: Terminal, found: ExamResult, folder: Path, parquet: bool) -> dict[str, Any]:
-    """report.html, figures.json, and the answers as a table where it is asked for."""
+    """Writes report.html, figures.json and, with ``parquet``, answers.parquet; returns the document."""
     from klype.answers.trace_files import export_parquet
     from klype.api.examination import Examination
     from klype.examine.examination_report import write as write_report
@@ -191,7 +191,7 @@ def show_comparison(terminal: Terminal, w: Words, found: list[ExamResult], folde
 
 
 def show_verdict(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
-    """The verdict in words, the main figures, and where the report is."""
+    """Prints the verdict, a table of the main figures, and the path of the report."""
     from klype.api.examination import MAIN
     from klype.examine.examination_report import verdict
     from klype.examine.say import Say
@@ -236,7 +236,7 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
     model = load(asked.model, asked.precision, device=asked.device)
     questions = questions_of(model.opened, asked.questions, "", asked.most)
     writing = FreeTextRequest(asked.documents, temperature=settings.main, seed=settings.seed)
-    if asked.budget:  # a quarter of the passes at most are for long texts
+    if asked.budget:  # at most a quarter of the passes go to long texts
         writing = replace(writing, number=min(writing.number, asked.budget // (4 * writing.words)))
     budget = asked.budget - writing.number * writing.words if asked.budget else None
     exam = prepare(model, questions, settings, 0, raw=asked.raw, budget=budget)
@@ -259,7 +259,8 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
 def long_texts(
     terminal: Terminal, opened: OpenModel, writing: FreeTextRequest, how: QuestionOptions
 ) -> tuple[list[JudgedAnswer], str]:
-    """What the base model of a run of the demo world writes, judged word by word, and its name; else nothing."""
+    """Long texts by the base model of the demo world's run, judged word by word, and the model's name; ([], "") for
+    other models."""
     from klype.api.examination import spellings_of
     from klype.api.prompt_context import world_of
     from klype.experiments.article import LEAST, write_texts
@@ -313,6 +314,6 @@ def judge_command(
 
 
 def on_one_line(text: str) -> str:
-    """A stranger's text on one line."""
+    """Untrusted text on one line, cut to ``LONGEST`` characters."""
     line = " ".join(harmless(text).split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

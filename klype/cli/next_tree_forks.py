@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-LEAST_SHOWN = 0.0005  # what would read 0.0 % is one of all others
+LEAST_SHOWN = 0.0005  # less would be printed as 0.0 %, and is counted among the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,13 @@ def next_command(terminal: Terminal, sampling: o.Sampling, asked: NextOptions) -
 
 
 def visible(token: str) -> str:
-    """A token's text for a table: without the space before it, and with a sign for what is only white space."""
+    """A token's text for a table, without surrounding white space; a token of white space alone is shown by signs."""
     shown = "".join(c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode() for c in token)
     return shown.strip() or shown.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
 
 
 def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperature: float) -> None:
-    """Bars of one scale: p, p after temperature and, where it is known, the truth."""
+    """Prints bars on one scale: p, p after temperature and, where it is known, the truth."""
     from rich.text import Text
 
     console, w, lang = terminal.console, terminal.words, terminal.lang
@@ -71,9 +71,9 @@ def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperat
     rest = document["rest"] + sum(row["p"] for row in named if row not in rows)
     columns = [("p", w("next.p")), ("p_tempered", w("next.tempered", temperature=number(temperature, lang, 1)))]
     columns += [("truth", w("next.truth"))] if "truth" in rows[0] else []
-    width = min(console.width, 100)  # longer bars say no more
+    width = min(console.width, 100)  # longer bars would not be easier to read
     label = min(16, max(len(visible(row["token"])) for row in rows) + 1)
-    bar = (width - label) // len(columns) - 8  # behind each stands a percentage
+    bar = (width - label) // len(columns) - 8  # a percentage follows each bar
     full = max(row[name] for row in rows for name, _ in columns) or 1.0
     console.print(Text(w("next.title", text=text), style="bold"))
     console.print(Text(" " * label + "".join(title[: bar + 7].ljust(bar + 8) for _, title in columns).rstrip()))
@@ -143,7 +143,7 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
 
 
 def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptContext, shown: int) -> None:
-    """The branching tree, the meanings, and what is left."""
+    """Prints the answers as a tree, their meanings, and the probability that is unexplored."""
     from rich.text import Text
     from rich.tree import Tree as RichTree
 
@@ -168,7 +168,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptConte
     console.print(hung(branches(tree, ask.source.codec.decode, shown), RichTree("", guide_style="dim")))
     if len(tree.answers) > shown:
         console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)))
-    # the first is shown however improbable it is
+    # the first is shown however improbable it is, as in next_chart and the tree
     clusters = [c for i, c in enumerate(tree.clusters[:8]) if not i or c.low >= LEAST_SHOWN]
     if 0 < len(clusters) < len(tree.answers):
         console.print(Text(w("tree.meanings", judge=who(found, lang)), style="bold"))
@@ -180,7 +180,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptConte
 
 
 def who(found: AnswerTree | AnswerForks, lang: str) -> str:
-    """Who says what means the same, and how often that judge errs."""
+    """The judge of what means the same, with its error rate."""
     from klype.api.results import judge_and_error
     from klype.examine.say import Say
 
@@ -188,7 +188,7 @@ def who(found: AnswerTree | AnswerForks, lang: str) -> str:
 
 
 def interval(low: float, high: float, lang: str) -> str:
-    """A certain interval in percent; one number when both ends read alike."""
+    """An interval in percent; one number if both ends are printed alike."""
     ends = [percent(end, lang, 1) for end in (low, high)]
     return ends[0] if ends[0] == ends[1] else f"{ends[0].removesuffix('%').rstrip()}–{ends[1]}"
 
@@ -219,8 +219,8 @@ def forks_command(terminal: Terminal, sampling: o.Sampling, asked: ForkOptions) 
 
 
 def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collection[int] = ()) -> None:
-    """The answer word by word with the share of its own meaning, the deciding word marked; then what else could be.
-    ``stop``: the tokens that end an answer."""
+    """Prints the answer token by token with the share of its own meaning, the deciding token marked; then the
+    alternatives to that token. ``stop``: the tokens that end an answer."""
     from rich.text import Text
 
     from klype.judge.meaning import label

@@ -1,4 +1,4 @@
-"""``klype pull`` and ``export``: models from the hub, and models for others: a GGUF file, or a repository there."""
+"""``klype pull`` and ``export``: models from the Hugging Face hub; models as a GGUF file or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from klype.model.checkpoint import LoadedModel
     from klype.sources.hub import Download
 
-EVERY_S = 0.2, 15.0  # a bar, and plain lines
-# of a checkpoint folder: what made it, not what it is; the hashes and the card are written anew
+EVERY_S = 0.2, 15.0  # between updates of the bar, and between plain lines
+# files of a checkpoint folder that are not part of the model; hashes and card are written anew
 LEFT = ("metrics.jsonl", "resume", "manifest.json", "README.md")
 
 
@@ -49,7 +49,7 @@ def pull_command(
 
 
 def list_models(terminal: Terminal) -> dict[str, Any]:
-    """What can be fetched, and what is here."""
+    """Prints and returns the models that can be fetched or are here."""
     from klype.sources.find_model import HUB, models_here
 
     here, w = models_here(), terminal.words
@@ -71,7 +71,7 @@ def list_models(terminal: Terminal) -> dict[str, Any]:
 
 @contextmanager
 def download_progress(terminal: Terminal, download: Download) -> Iterator[None]:
-    """How much has come, while it is being fetched: as a bar where somebody looks, else as a line now and then."""
+    """Shows how much has been fetched: as a bar on a terminal, else as a line now and then."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     lang, total, ended = terminal.lang, size_of(download.size / 1e9, terminal.lang), threading.Event()
@@ -130,7 +130,8 @@ def export_command(
 
 
 def to_hub(loaded: LoadedModel, run: Path | None, name: str, folder: Path | None) -> dict[str, Any]:
-    """Write the repository's folder, and push it where none is named. Errors: no network, no token, a bad name."""
+    """Writes the repository to ``folder``, or, where that is None, pushes it to the hub. Raises KlypeError for a bad
+    name, without a token, and without a network."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         raise UsageError(f"--hub {name} is not a name on the hub.", "Write owner/name.")
     if folder is not None:
@@ -143,9 +144,9 @@ def to_hub(loaded: LoadedModel, run: Path | None, name: str, folder: Path | None
 
 
 def write_repository(loaded: LoadedModel, run: Path | None, name: str, folder: Path) -> list[str]:
-    """The checkpoint's files, with a card made from what its run says of data, measures and energy.
+    """Writes the checkpoint's files and a model card with its run's data, measures and energy; returns their names.
 
-    The hashes are not of the card: who has it on a hub may edit it.
+    The card has no hash in the manifest: it may be edited on the hub.
     """
     from klype.model.atomic_folder import put
     from klype.model.checkpoint import model_card
@@ -167,7 +168,8 @@ def write_repository(loaded: LoadedModel, run: Path | None, name: str, folder: P
 
 
 def push(folder: Path, name: str, api: Any = None) -> str:
-    """The address of the commit. ``api``: an HfApi; the hub that this machine is logged in to when None."""
+    """Pushes the folder; returns the commit's address. ``api``: an HfApi, by default of the hub that this machine is
+    logged in to."""
     try:
         from huggingface_hub import HfApi, get_token
     except ImportError:
@@ -178,6 +180,6 @@ def push(folder: Path, name: str, api: Any = None) -> str:
         api = api or HfApi()
         api.create_repo(name, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder))
-    except Exception as error:  # offline, refused: the client raises many kinds
+    except Exception as error:  # offline, refused: the client raises errors of many types
         said = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise KlypeError(f"{name} was not pushed: {said.rstrip('.')}.", "Use --dry-run to write the folder.") from None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RankOptions(Options):
-    """Who ranks which answers, and where rankings come from or go to."""
+    """``klype rank``: who ranks which answers, and the files that rankings come from or go to."""
 
     run: o.ModelName
     simulate: Annotated[bool, Option("Simulated annotators rank, instead of you.")] = False
@@ -90,7 +90,8 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
 
 
 def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None) -> int:
-    """Adds answers where it is asked for, and rankings by whom it is asked for; how many of these."""
+    """Adds the answers of --from, then rankings by --import, --simulate, --judge or the user; returns the number of
+    new rankings."""
     from klype.device import pick_device
     from klype.preferences import formats
     from klype.preferences.annotators import model_scorer, taste
@@ -116,7 +117,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
         for number, one in enumerate(wanted):
             label = rankers.label(asked.annotator if len(wanted) == 1 else "", one)
             by = rankers.by_taste(one, world.judge, asked.noise, label)
-            # each errs in other places
+            # another seed each, so that they do not make the same errors
             done += rankers.rank_all(store, by, "simulated", asked.steps, asked.seed + number, first)
         return done
     if not asked.judge and (asked.export is not None or asked.from_):
@@ -125,7 +126,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
     if asked.judge:
         by = rankers.by_model(model_scorer(open_model(asked.judge, device=asked.device).source))
         return rankers.rank_all(store, by, "model", asked.steps, asked.seed, first)
-    # two sittings of one person are told apart, each with the questions that it has claimed
+    # the id tells apart two sittings of one person at the same time, each with its own claimed questions
     session = AnnotatorSession(store, asked.annotator or "you", uuid.uuid4().hex, again_every=asked.repeats)
     say = PlainProgress(terminal.console, terminal.lang)
     ask = lambda prompt: terminal.console.input(prompt, markup=False)
@@ -136,7 +137,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
 
 
 class RankingInterrupted(KlypeError):  # noqa: N818 - an end that was asked for
-    """Stopped by Ctrl-C, with everything that was ranked saved."""
+    """Ctrl-C while ranking by hand; every ranking made so far is saved."""
 
     exit_code = INTERRUPTED
 
@@ -169,7 +170,7 @@ def tell_agreement(store: Store, terminal: Terminal, asked: RankOptions, done: i
 
 
 def tell_habits(terminal: Terminal, annotators: Sequence[Mapping[str, Any]]) -> None:
-    """Who puts what is shown first on top more often than chance explains, and mostly."""
+    """Names the annotators who rank first what was shown first, mostly and more often than chance explains."""
     for one in annotators:
         if one["always_first"]:
             habit = one["first_shown"]

@@ -92,7 +92,8 @@ def show_list(terminal: Terminal, folder: Path, found: list[dict[str, Any]]) -> 
 
 
 def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
-    """A table a stage: a row a measure, a column a run; what means something else in an older run is left out."""
+    """Prints a table per stage with a row per measure and a column per run. Figures that an older klype defined
+    otherwise are left out."""
     names = [Path(run["run"]).name for run in runs]
     for stage in STAGES:
         reached = [
@@ -110,7 +111,7 @@ def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
 
 
 def shown(figure: dict[str, Any] | None, lang: str) -> str:
-    """A figure as it stands in run.json, written for a reader."""
+    """A figure of run.json as text."""
     from klype.values import Figure
 
     if not isinstance(figure, dict) or figure.get("value") is None:

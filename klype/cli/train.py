@@ -22,7 +22,7 @@ from klype.option import Option
 from klype.runs.run_options import RunOptions, StageOptions, WorkOptions
 from klype.words import count, number, words
 
-FEWEST_DOCUMENTS = 8  # of an experiment: fewer teach nothing
+FEWEST_DOCUMENTS = 8  # in an experiment: fewer teach nothing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,7 @@ def train_command(terminal: Terminal, asked: StageOptions) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentOptions(WorkOptions):
-    """An alignment, in as many rounds as are asked for."""
+    """``klype align``: an alignment in one or more rounds."""
 
     model: o.ModelName
     method: Annotated[str, Option("grpo, rloo, ppo, expert, dpo, ipo or kto.", shown="grpo")] = ""
@@ -95,10 +95,10 @@ Asked = TypeVar("Asked", "RunOptions", "StageOptions")
 def in_company(
     recipe: str, asked: Asked, terminal: Terminal, work: Callable[[Asked, RunListener], dict[str, Any]]
 ) -> None:
-    """This process does its part of the work, and shows what came of it.
+    """Runs ``work`` in a run folder and prints its document, in this process or as one of several.
 
-    Of several processes the first chooses the folder and is the one to be heard. Started again after one of them died,
-    they go on from the last state.
+    Of several processes, the first chooses the folder and is the only one to print. When torchrun restarts them, they
+    resume from the last saved state.
     """
     from klype.errors import TrainingInterrupted
     from klype.runs import folder
@@ -119,12 +119,12 @@ def in_company(
             return
         try:
             work(replace(asked, out=Path(parallel.from_first(None))), SilentListener())
-        except TrainingInterrupted:  # the first one tells
+        except TrainingInterrupted:  # the first process prints it
             raise typer.Exit(1) from None
 
 
 def team(environ: Mapping[str, str] = os.environ) -> ProcessRank | None:
-    """The processes among which torchrun, or a launcher that sets the same, started this one; None: it is alone."""
+    """This process's rank among those that torchrun, or a launcher with the same variables, started; None: alone."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys() or environ["WORLD_SIZE"] == "1":
         return None
     from klype.train.parallel import ProcessRank
@@ -165,8 +165,11 @@ def conduct(
     names: Sequence[str],
     terminal: Terminal,
 ) -> None:
-    """Plans the experiment on these numbers of documents and these arms (none: what fits, and all), runs what of it is
-    not finished, and shows what came of it."""
+    """Plans an experiment, trains the models that are not finished, writes the report and prints the result.
+
+    ``documents``: the numbers of documents to train on (empty: those that fit into the time); ``names``: the arms
+    (empty: all).
+    """
     from klype.config import load
     from klype.data.readers import ReadOptions, read_texts
     from klype.device import set_threads, usable_cores
@@ -189,14 +192,14 @@ def conduct(
     set_threads(1)  # models are trained side by side, a core each
 
     def table(board: B) -> Table:
-        """The figures at the most documents of which there are any."""
+        """The figures at the largest number of documents that has any."""
         documents = max((row.documents for row in board.rows), default=board.documents[0])
         return grid(
             own("table", documents=say.count(documents)), *report.table(board, documents, say, own, report.narrow)
         )
 
     def progress(board: B) -> str:
-        """How many models are measured, and which are being trained."""
+        """How many models have been measured, and which are being trained."""
         done = own("progress", done=board.cells_done, all=board.cells)
         return "\n".join([done, *report.running(board, own)])
 
@@ -221,7 +224,7 @@ def conduct(
 def live_board(
     terminal: Terminal, table: Callable[[B], Table], progress: Callable[[B], str]
 ) -> Iterator[Callable[[B], None]]:
-    """Where somebody looks, a table that fills; elsewhere a line now and then."""
+    """Shows a growing table on a terminal, else a line now and then; yields the function to call with each board."""
     if not terminal.watched:
         told = [time.monotonic()]
 
