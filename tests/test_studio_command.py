@@ -33,7 +33,7 @@ def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
     assert all(m.identity and m.worker is not None and m.source is not m.opened.source for m in models)
     assert models[1].identity == models[2].identity
     assert models[1].truth("hvor gikk hun 1?", ()) is None  # no world
-    asked = models[1].ask_about("hvor gikk hun 1?")
+    asked = models[1].context("hvor gikk hun 1?")
     assert asked.prompt[-1] == models[1].opened.put("x")[-1]
     assert all(text.startswith("hvor gikk hun") for text in studio.suggestions("en"))
     assert len(studio.suggestions("nb")) == 3

@@ -1,4 +1,4 @@
-"""A language model that can be asked, whatever runs it: klype's own engine, transformers or a server."""
+"""``klype.Model``: a language model that can be asked, run by klype's own engine, transformers or a server."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ from klype.sources.opening import OpenModel, open_model, room, stream
 from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Step, Trace
 
-MOST_ANSWERS = 10_000  # each has its own row and record: a slip of the hand would fill the memory
-# This many of the truth's most probable tokens are always listed.
-LISTED = 5
+MOST_ANSWERS = 10_000  # per call: every answer takes a row of the cache, and a typing error would fill the memory
+LISTED = 5  # so many of the truth's most probable tokens are always in the table of next tokens
 
 
 class AnswerStream(Iterator[str]):
-    """The pieces of an answer that is being written; ``answer`` is set when the last one has come."""
+    """An iterator over the pieces of text of an answer while it is generated; ``answer`` is set after the last one."""
 
     def __init__(self, model: Model, pieces: Iterator[tuple[str, Trace | None]]) -> None:
         self._model, self._pieces = model, pieces
@@ -48,11 +47,11 @@ class AnswerStream(Iterator[str]):
 
 
 class Model:
-    """What ``klype.load`` returns. Text goes in through the chat template; ``raw=True`` gives it as the start of a
-    document, and so it is (``raw=None``) with models that have no template or were only pre-trained.
+    """A language model, as ``klype.load`` returns it.
 
-    Every method raises KlypeError with a one-sentence explanation of what is wrong: an empty text, one that leaves no
-    room in the window, a sampling setting out of its range, a server that does not answer.
+    ``raw``: by default (None) text goes through the chat template, and is continued as a document (True) by models that
+    have no template or were only pre-trained. Every method raises KlypeError with one sentence about what is wrong: an
+    empty text, no room in the window, a sampling setting out of range, a server that does not answer.
     """
 
     def __init__(self, opened: OpenModel) -> None:
@@ -62,12 +61,12 @@ class Model:
         return f"klype.load({self.name!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles how it was opened; unpickling reopens it."""
+        """Pickles the name and the arguments of ``load``; unpickling opens the model again."""
         how = self.opened.how
         return load, (self.name, how.precision, how.budget, how.device)
 
     def __deepcopy__(self, memo: object) -> Model:
-        """Itself: asking changes nothing."""
+        """The model itself: it is immutable."""
         return self
 
     def __copy__(self) -> Model:
@@ -79,12 +78,12 @@ class Model:
 
     @property
     def window(self) -> int:
-        """Tokens that the model reads at most, the answer included."""
+        """The context window: maximum number of tokens, prompt and answer together."""
         return self.opened.window
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens; 0 where a server does not tell."""
+        """Size of the vocabulary in tokens; 0 where a server does not say."""
         return self.opened.vocabulary
 
     def ask(
@@ -159,8 +158,8 @@ class Model:
         raw: bool | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> NextTokens:
-        """The ``top`` most probable next tokens after ``text``; for models of the demo world also the truth, whose
-        five most probable tokens are listed, too."""
+        """The ``top`` most probable next tokens after ``text``. For models of the demo world each has its true
+        probability, and the five most probable tokens in truth are listed, too."""
         whole(top=top)
         if top < 0:
             raise UsageError(f"top is {top}: it must be a whole number from 0 up.")
@@ -168,7 +167,7 @@ class Model:
         check_sampling(drawn, self.vocabulary or 1 << 31)
         prompt = prompt_of(self.opened, text, raw)
         room(self.opened, prompt, 1)
-        # whole, so that the truth's own tokens are found in it, too
+        # the whole distribution: the truth's tokens may be far down in it
         distribution = self.opened.source.next([prompt], top=-1)[0]
         truth = None
         if self.opened.native is not None:
@@ -178,8 +177,8 @@ class Model:
         return self.table(distribution, sampling_bounds(distribution, drawn, prompt, self.vocabulary), truth, top)
 
     def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
-        """A given answer, token by token with its probability under the model; nothing is drawn. The end is scored,
-        too, where the model has a token for it."""
+        """Scores a given answer: the probability of each of its tokens under the model, and of the end-of-answer token
+        where there is one. Nothing is sampled."""
         prompt = prompt_of(self.opened, text, raw)
         said = self.answer_tokens(text, answer, raw)
         if len(said) > room(self.opened, prompt, len(said)):
@@ -198,7 +197,7 @@ class Model:
         judge: str | Judge | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AnswerTree:
-        """The most probable whole answers with certain intervals, and the probability that stays unexplored.
+        """The most probable whole answers with certain bounds on their probabilities, and the unexplored probability.
 
         ``budget``: forward passes at most (by default 4,000 for small vocabularies, else 500). ``until`` "mode": until
         the most probable answer is certain; "mass": until less than 1 % is unexplored; "budget": neither. ``judge``:
@@ -220,7 +219,7 @@ class Model:
         judge: str | Judge | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AnswerForks:
-        """The token at which the meaning of an answer was decided: of ``answer``, or of one that is drawn.
+        """Finds the token at which the meaning of an answer was decided: of ``answer``, or of one that is drawn.
 
         ``samples`` continuations are drawn at every token (Bigelow et al. 2024, arXiv:2412.07961). ``judge``: as for
         ``tree``.
@@ -233,12 +232,12 @@ class Model:
     # what the command line, server and studio also need
 
     def context(self, text: str, raw: bool | None = None, judge: str | Judge | None = None) -> PromptContext:
-        """How ``text`` is put, and how its answers are judged; a judge that is a MODEL is opened as this one was."""
+        """The prompt for ``text`` and how its answers are judged; a judge that is a MODEL is opened as this one was."""
         how = self.opened.how
         return prompt_context(self.opened, text, raw, open_judge(judge, self.opened, (how.precision, how.device)))
 
     def request(self, prompt: tuple[int, ...], sampling: Sampling, limit: int, seed: int) -> Request:
-        """A request for one answer, cut to what the window leaves."""
+        """A request for one answer of at most ``limit`` tokens, or what the window leaves."""
         whole(limit=limit, seed=seed)
         check_sampling(sampling, self.vocabulary or 1 << 31)
         return Request(
@@ -246,8 +245,8 @@ class Model:
         )
 
     def answer_tokens(self, text: str, answer: str, raw: bool | None = None) -> list[int]:
-        """A given answer as tokens, its end included, spelled as the model would: as its template writes answers;
-        behind plain text with a space or without, whichever it finds more probable."""
+        """The token ids of a given answer, its end included, tokenized as the model would write it: as its template
+        writes answers, or after plain text with or without a space, whichever is more probable."""
         if not isinstance(answer, str):
             raise UsageError(f"The answer should be a string (it is of type {type(answer).__name__}).")
         opened, codec = self.opened, self.opened.source.codec
@@ -256,7 +255,7 @@ class Model:
         if not opened.as_raw(raw):
             return codec.answer([{"role": "user", "content": text}], answer)
         bare, spaced = (codec.ended(opened.say(spelled)) for spelled in (answer, f" {answer}"))
-        # nothing to decide where the two are spelled alike, or white space stands between them already
+        # no choice: the tokens are the same, or there is white space between text and answer already
         if bare == spaced or not answer or (text[-1:] + answer[:1]).split() != [text[-1:] + answer[:1]]:
             return bare
         prompt = prompt_of(opened, text, raw)
@@ -266,16 +265,16 @@ class Model:
         return spaced if likely[1] > likely[0] else bare
 
     def draw(self, request: Request) -> list[Answer]:
-        """The answers to a request, all at once."""
+        """Generates the answers to a request."""
         (traces,) = answers(self.opened.source, [request])
         return [self.answer(trace) for trace in traces]
 
     def write(self, request: Request) -> AnswerStream:
-        """The answer to a request, as it is written."""
+        """Streams the answer to a request."""
         return AnswerStream(self, stream(self.opened, request))
 
     def answer(self, trace: Trace) -> Answer:
-        """The Answer that a trace records."""
+        """The ``Answer`` of a trace."""
         opened = self.opened
 
         def token(step: Step) -> Token:
@@ -293,12 +292,12 @@ class Model:
         truth: dict[int, float] | None,
         top: int,
     ) -> NextTokens:
-        """The rows of a distribution, each with its probability as ``drawn`` from (``sampling_bounds``) and the truth
-        {token id: p} where it is known."""
+        """The table of a distribution's ``top`` tokens. ``drawn``: bounds on their probabilities as they are sampled
+        (``sampling_bounds``); ``truth``: {token id: p} where it is known."""
         p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
         low, high = drawn
         listed = distribution.ids[:top].tolist()
-        # what is likely in truth stands in the table even where the model holds it for unlikely
+        # tokens that are probable in truth are listed even if the model finds them improbable
         truest = sorted(truth, key=lambda token: -truth[token])[:LISTED] if truth else []
         listed += [token for token in truest if token not in listed]
 
@@ -311,9 +310,9 @@ class Model:
     def tree_settings(
         self, ask: PromptContext, sampling: Sampling, limit: int, budget: int | None, until: Any, eps: float = 0.01
     ) -> TreeSettings:
-        """The settings by which a question's tree is grown: wide batches for small vocabularies."""
+        """The settings for ``grow``; the default ``budget`` and the batch size depend on the vocabulary."""
         small = self.vocabulary <= 4096
-        # a wide vocabulary, and a server, make every pass expensive
+        # passes are expensive with a large vocabulary, and with a server
         usual = 4000 if self.opened.exact and self.vocabulary > 0 and small else 500
         most = usual if budget is None else budget
         limit = room(self.opened, ask.prompt, limit)
@@ -322,7 +321,8 @@ class Model:
     def grow(
         self, ask: PromptContext, settings: TreeSettings, progress: Callable[[int, float], None] | None = None
     ) -> AnswerTree:
-        """The tree of a question's answers. ``progress``: beginnings that were read, and what is unexplored."""
+        """Explores the tree of a question's answers. ``progress(expansions, unexplored)`` is called meanwhile: prefixes
+        read so far, and the probability that is unexplored."""
         spell = self.opened.spell if self.opened.exact else None
         (tree,) = grow(ask.source, [ask.prompt], settings, spell, [ask.meaning], progress)
         return AnswerTree(tree, ask.judge, ask.error_rate)
@@ -330,8 +330,8 @@ class Model:
     def find_forks(
         self, ask: PromptContext, sampling: Sampling, size: tuple[int, int, int], answer: list[int] | Trace | None
     ) -> AnswerForks:
-        """The forks of a question's answer: of given tokens, of what was drawn before, or of one that is drawn.
-        ``size``: tokens at most, samples at every token, seed."""
+        """The forks of an answer: given as tokens or as the trace of one that was drawn, or (None) drawn here.
+        ``size``: maximum number of tokens, samples at every token, seed."""
         limit, samples, seed = size
         limit = room(self.opened, ask.prompt, limit)
         if isinstance(answer, Trace):
@@ -350,8 +350,8 @@ class Model:
 def sampling_bounds(
     distribution: Distribution, sampling: Sampling, prompt: Sequence[int], vocabulary: int
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """The probability of every listed token as it would be drawn after ``prompt``, from the function that answers are
-    drawn with: least and greatest, which are equal where the distribution is whole."""
+    """Lower and upper bounds on the probability of every listed token as it is sampled after ``prompt``, by token id.
+    They are equal if the distribution is whole; then the sampler's own function computes them."""
     from klype.answers import distribution_bounds
     from klype.engine.sampling import shape_whole
 
@@ -383,7 +383,7 @@ def load(
     "500requests,20000tokens". ``device``: auto (what is there: cuda, mps, else cpu), cpu, cuda, cuda:1 or mps. Raises
     KlypeError when there is no such model or device, or the model is damaged.
     """
-    if isinstance(name, Model):  # callers that take either need not ask which
+    if isinstance(name, Model):
         return name
     name = default_model(language()) if name is None else name
     for what, value in (("A model's name", name), ("budget", budget), ("device", device)):

@@ -1,4 +1,7 @@
-"""One question put to an opened model: its prompt, what its answers mean, and which of them are right."""
+"""A question as it is put to a model: its prompt, what its answers mean, and which of them are correct.
+
+Also what is known of a model's training data, and checks of arguments.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,13 @@ from klype.world import World
 
 @dataclass(frozen=True, slots=True)
 class PromptContext:
-    """A question as it is put to an opened model, and how its answers are judged.
+    """A question as it is put to a model, and how its answers are judged.
 
-    ``right`` is None where that is unknown; ``judge`` names who says what an answer means, and ``error_rate`` how often
-    it errs about that (without a value where that was not measured; None means that it cannot err). ``unread``: why the
-    demo world's grammar does not know the question of a model that was made of it."""
+    ``meaning(answer)``: answers of equal meaning have equal values; ``right(answer)``: whether it is correct (None:
+    unknown). ``judge``: the name of what decides on meanings; ``error_rate``: how often it errs, without a value where
+    that was not measured, None if it cannot err. ``unread``: why the demo world's grammar cannot parse the question,
+    if the model was trained on it.
+    """
 
     source: Source
     prompt: tuple[int, ...]
@@ -41,8 +46,8 @@ class PromptContext:
 
 
 def prompt_context(opened: OpenModel, text: str, raw: bool | None, judge: Judge | None = None) -> PromptContext:
-    """The PromptContext of ``text``: a question of the demo world if its grammar parses it, or one that the run held
-    out, else free text, judged by what answers claim. ``judge``: another that says what they mean."""
+    """The PromptContext of ``text``: a question of the demo world if its grammar can parse it, a question that the run
+    held out, or else free text. ``judge``: decides on meanings, by default the grammar or the rules."""
     plain = opened.as_raw(raw)
     prompt = prompt_of(opened, text, raw)
     run = opened.found.run
@@ -56,50 +61,50 @@ def prompt_context(opened: OpenModel, text: str, raw: bool | None, judge: Judge 
 
 
 def whole(**given: object) -> None:
-    """Raises UsageError for a count, limit or seed that is no whole number."""
+    """Raises UsageError for a count, limit or seed that is not an integer."""
     for name, number in given.items():
         if isinstance(number, bool) or not isinstance(number, Integral):
             raise UsageError(f"{name} should be a whole number (it is {number!r}).")
 
 
 def number(name: str, value: object) -> float:
-    """The value as a float. Raises UsageError for what is no number, not finite, or below 0."""
+    """The value as a float. Raises UsageError if it is not a finite number from 0 up."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise UsageError(f"{name} should be a number from 0 up (it is {value!r}).")
     return float(value)
 
 
 def prompt_of(opened: OpenModel, text: str, raw: bool | None) -> tuple[int, ...]:
-    """The tokens of a text as the model is asked it. Raises UsageError if it is empty or not a string."""
+    """The token ids of the prompt for a text. Raises UsageError if it is empty or not a string."""
     return tuple(opened.put(not_empty(text), raw))
 
 
 def reading_from(opened: OpenModel) -> DataSources | None:
-    """What a run's model has read; None where that is unknown."""
+    """The training data of a run's model; None where that is unknown."""
     return None if opened.native is None else provenance.reading_of(opened.found, opened.loaded.tokenizer)
 
 
 def world_of(opened: OpenModel) -> World | None:
-    """The demo world that the model's run is about; None for other runs and models."""
+    """The demo world that the model was trained on; None for other models."""
     return provenance.world_of(opened.found.run)
 
 
 def is_single_turn(opened: OpenModel) -> bool:
-    """Whether the model was taught single questions only, each with its own story, as in the demo world: what was said
-    before one would only confuse it."""
+    """Whether the model was trained on single questions only, each with its own story, as in the demo world; earlier
+    turns would only confuse it."""
     return world_of(opened) is not None
 
 
 def prompt_after(
     opened: OpenModel, messages: Sequence[Message], reserve: int
 ) -> tuple[list[Message], list[int]] | None:
-    """What the model is given of a conversation, and the prompt: as much as fits (see ``fit``); where it was taught
-    single questions the last message alone, so that a question is answered as if it had been asked first."""
+    """The messages that the model is given of a conversation, and their prompt: the newest that leave ``reserve`` tokens
+    of the window (see ``fit``), or, of single-turn models, the last one alone. None: not even that fits."""
     return fit(read_of(messages, is_single_turn(opened)), opened.prompt, opened.window, reserve)
 
 
 def read_of(messages: Sequence[Message], single_turn: bool) -> Sequence[Message]:
-    """What a model reads of a conversation: all of it, or with ``single_turn`` the last question alone."""
+    """The part of a conversation that a model reads: all of it, or with ``single_turn`` from the last question on."""
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     return messages[users[-1] :] if single_turn and users else messages
 
@@ -107,14 +112,14 @@ def read_of(messages: Sequence[Message], single_turn: bool) -> Sequence[Message]
 def fit(
     messages: Sequence[Message], prompt: Callable[[Sequence[Message]], list[int]], window: int, reserve: int
 ) -> tuple[list[Message], list[int]] | None:
-    """The newest messages whose prompt leaves ``reserve`` tokens of the window, with that prompt.
+    """The newest messages whose prompt leaves ``reserve`` tokens of the window, and that prompt.
 
-    A system message at the start stays; what remains begins with a user's message. None: the last message alone
-    does not fit.
+    A system message at the start is kept; after it, the first message is a user's. None: the last message alone does
+    not fit.
     """
     head = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
     starts = [i for i in range(len(head), len(messages)) if i == len(head) or messages[i]["role"] == "user"]
-    for start in starts:  # the oldest is left out, with the answer that it had
+    for start in starts:  # dropping the oldest question, with its answer
         kept = [*head, *messages[start:]]
         if len(ids := prompt(kept)) + reserve <= window:
             return kept, ids
@@ -122,19 +127,19 @@ def fit(
 
 
 def introduction(opened: OpenModel, lang: str) -> str:
-    """What the model has read, and whether each question stands alone; empty where that is unknown."""
+    """A sentence on the model's training data, and whether it reads each question alone; "" where that is unknown."""
     reading = reading_from(opened)
     if reading is None:
         return ""
     return f"{reading.about(lang)} {words(lang, 'reading')('alone') if is_single_turn(opened) else ''}".rstrip()
 
 
-TRIED = 12  # questions that are drawn for the shortest of different kinds among them
+TRIED = 12  # candidates, from which the shortest of each kind is suggested
 
 
 def suggestions(opened: OpenModel, lang: str, count: int = 3, seed: int | None = None) -> list[str]:
-    """A few questions that the model can be asked, in this language, of different kinds: drawn new from the demo
-    world's language, of another run from its held-out ones. Empty if none are known."""
+    """``count`` questions of different kinds that suit the model, in this language: drawn from the demo world's grammar,
+    or from a run's held-out questions. Empty if none are known."""
     rng, world, run = random.Random(seed), world_of(opened), opened.found.run
     if world is not None:
         drawn = [q for q in (world.question(rng, heldout=True) for _ in range(3 * TRIED)) if q.extra["lang"] == lang]
@@ -143,6 +148,6 @@ def suggestions(opened: OpenModel, lang: str, count: int = 3, seed: int | None =
         mine = [q for q in known if q.extra.get("lang", lang) == lang and "before" not in q.extra]
         drawn = rng.sample(mine, min(TRIED, len(mine)))
     drawn = sorted(drawn[:TRIED], key=lambda question: len(question.prompt))
-    # from the longest to the shortest, so that of each kind the shortest is kept
+    # reversed: the shortest question of each kind overwrites longer ones
     kinds = {str(question.extra.get("kind", question.id)): question.prompt for question in reversed(drawn)}
     return sorted(kinds.values(), key=len)[:count]

@@ -16,7 +16,7 @@ from klype.cli.terminal import Terminal, part_progress, pass_budget, patiently, 
 from klype.cli.terminal import write_json as write
 from klype.errors import KlypeError, UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
-from klype.option import Option, Options, suite_files
+from klype.option import Option, Options, a_file, suite_files
 from klype.words import Words, count, number, percent, short, words
 from klype.words.plain import harmless
 
@@ -68,7 +68,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
 
     What was drawn is kept in the folder's traces: the same command resumes where it stopped.
     """
-    o.a_file("--questions", asked.questions)
+    a_file("--questions", asked.questions)
     for file in asked.training:
         if not file.exists():
             raise UsageError(f"--training: there is nothing at {file}.")
@@ -227,7 +227,7 @@ class ArticleOptions(QuestionOptions):
 
 def article_command(terminal: Terminal, settings: ArticleSettings, asked: ArticleOptions) -> None:
     """Each claim of the article “Hvordan svarer KIen?”: does this model support it? With figures and tests."""
-    o.a_file("--questions", asked.questions)
+    a_file("--questions", asked.questions)
     from klype.api.examination import prepare, questions_of
     from klype.api.model import load
     from klype.experiments.article import FreeTextRequest, article, sentences

@@ -18,7 +18,6 @@ from klype.cli.terminal import Terminal, program
 from klype.device import Device as Device
 from klype.errors import UsageError
 from klype.option import Option, Options, not_empty, option_in, options_of
-from klype.option import a_file as a_file
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
 from klype.sources.find_model import DEMO, find_path, is_bare, located, near, to_fetch

@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from klype.cli import options as o
 from klype.cli.exits import INTERRUPTED
 from klype.cli.terminal import PlainProgress, Terminal, print_table, starting
 from klype.errors import KlypeError, UsageError
-from klype.option import Option, Options
+from klype.option import Option, Options, a_file
 from klype.words import number
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class RankOptions(Options):
 
 def command(terminal: Terminal, asked: RankOptions) -> None:
     """Rank the answers in a run's store (or bring rankings in and out), and see how well the annotators agree."""
-    o.a_file("--import", asked.import_)
+    a_file("--import", asked.import_)
     with starting(terminal):
         from klype.preferences import formats
         from klype.preferences.database import DamagedError
@@ -81,8 +81,7 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
         if asked.export is None:
             raise
         entries, lost = whole_entries(asked.store or f"{folder}/{ranking.STORE}")
-        form: Any = asked.form
-        formats.export(asked.export, entries, form)
+        formats.export(asked.export, entries, cast(Any, asked.form))
         kept = f"What is whole of it, {len(entries)} rankings, is in {asked.export}; {lost} are damaged."
         raise KlypeError(
             damaged.message, f"{kept} Put the store away, and take them into a new one with --import {asked.export}."
@@ -97,12 +96,10 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
     from klype.preferences.annotators import model_scorer, taste
     from klype.runs import rankers
     from klype.runs.annotator_session import AnnotatorSession, rank_by_hand
+    from klype.runs.ranking import DrawSettings, draw_into, prioritise
     from klype.sources.opening import open_model
 
-    if asked.from_ or asked.active:
-        from klype.runs.ranking import DrawSettings, draw_into, prioritise
-
-        settings = DrawSettings(asked.temperature or (1.0,), asked.n, most=asked.steps, seed=asked.seed)
+    settings = DrawSettings(asked.temperature or (1.0,), asked.n, most=asked.steps, seed=asked.seed)
     for name in asked.from_:
         new = draw_into(store, name, open_model(name, device=asked.device).source, settings)
         terminal.say("rank.drawn", model=name, new=new)
@@ -150,9 +147,8 @@ def tell_agreement(store: Store, terminal: Terminal, asked: RankOptions, done: i
     document: dict[str, Any] = {"run": asked.run, "store": store.place, "new": done, "entries": len(entries)}
     document |= rankers.summary(entries)
     if asked.export is not None:
-        form: Any = asked.form
-        rows_written = formats.export(asked.export, entries, form)
-        document["exported"] = {"file": str(asked.export), "format": form, "rows": rows_written}
+        rows_written = formats.export(asked.export, entries, cast(Any, asked.form))
+        document["exported"] = {"file": str(asked.export), "format": asked.form, "rows": rows_written}
         terminal.say("rank.exported", rows=rows_written, file=asked.export)
 
     def shown(figure: dict[str, Any]) -> str:
