@@ -66,7 +66,7 @@ class Model:
         return load, (self.name, how.precision, how.budget, how.device)
 
     def __deepcopy__(self, memo: object) -> Model:
-        """The model itself: it is immutable."""
+        """The model itself: asking it changes nothing."""
         return self
 
     def __copy__(self) -> Model:

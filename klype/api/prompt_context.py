@@ -98,8 +98,8 @@ def is_single_turn(opened: OpenModel) -> bool:
 def prompt_after(
     opened: OpenModel, messages: Sequence[Message], reserve: int
 ) -> tuple[list[Message], list[int]] | None:
-    """The messages that the model is given of a conversation, and their prompt: the newest that leave ``reserve`` tokens
-    of the window (see ``fit``), or, of single-turn models, the last one alone. None: not even that fits."""
+    """The messages of a conversation that the model is given, and their prompt: the newest that leave ``reserve`` tokens
+    of the window, or for single-turn models the last one alone. None: not even that fits."""
     return fit(read_of(messages, is_single_turn(opened)), opened.prompt, opened.window, reserve)
 
 
@@ -138,8 +138,8 @@ TRIED = 12  # candidates, from which the shortest of each kind is suggested
 
 
 def suggestions(opened: OpenModel, lang: str, count: int = 3, seed: int | None = None) -> list[str]:
-    """``count`` questions of different kinds that suit the model, in this language: drawn from the demo world's grammar,
-    or from a run's held-out questions. Empty if none are known."""
+    """``count`` questions of different kinds that suit the model: drawn from the demo world's grammar, or from a run's
+    held-out questions. Empty if none are known."""
     rng, world, run = random.Random(seed), world_of(opened), opened.found.run
     if world is not None:
         drawn = [q for q in (world.question(rng, heldout=True) for _ in range(3 * TRIED)) if q.extra["lang"] == lang]
