@@ -98,8 +98,8 @@ def is_single_turn(opened: OpenModel) -> bool:
 def prompt_after(
     opened: OpenModel, messages: Sequence[Message], reserve: int
 ) -> tuple[list[Message], list[int]] | None:
-    """The messages of a conversation that the model is given, and their prompt: the newest that leave ``reserve`` tokens
-    of the window, or for single-turn models the last one alone. None: not even that fits."""
+    """The messages of a conversation that the model is given, and their prompt: the newest that leave ``reserve``
+    tokens of the window, or for single-turn models the last one alone. None: not even that fits."""
     return fit(read_of(messages, is_single_turn(opened)), opened.prompt, opened.window, reserve)
 
 
