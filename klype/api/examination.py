@@ -1,5 +1,4 @@
-"""Examining a model: how often it is right and says the same, where its answers divide, whether one error leads to the
-next."""
+"""``klype.examine``: how often a model is right and says the same, where answers diverge, whether errors cause errors."""
 
 from __future__ import annotations
 
@@ -47,21 +46,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Questions = str | Path | Sequence[str | Mapping[str, Any]]
-LEAST_ROOM = 8  # tokens of an answer that the feedback experiment needs at least
-# measures that are shown where there is no room for all
+LEAST_ROOM = 8  # tokens: the shortest answers that the feedback experiment can use
+# measures shown in a terminal and in notebooks, which have no room for all
 MAIN = (
     "decided", "right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback_rare", "recovery", "fork"
 )  # fmt: skip
 
 
 class ExamineOptions(TypedDict, total=False):
-    """Further options of ``klype examine``, besides its questions and its size.
+    """Further options of ``klype.examine``.
 
-    temperatures: those at which answers are drawn; by default 0, 0.7, 1 and 1.3. limit: tokens of an answer at most
-    (32). budget: forward passes at most; fewer answers and questions where they would be more. most: questions at
-    most (200; 0: all). raw: as for ``Model.ask``. judge: who says which answers mean the same and are right: rules,
-    minilm, self, another MODEL, an encoder, or a ``klype.Judge``. training: texts that answers may have been copied
-    from. device: what opens models that are given by name, as for ``klype.load``.
+    temperatures: temperatures at which answers are drawn (0, 0.7, 1 and 1.3). limit: maximum number of tokens per
+    answer (32). budget: maximum number of forward passes; fewer answers and questions where they would take more.
+    most: maximum number of questions (200; 0: all). raw: as for ``Model.ask``. judge: what decides which answers mean
+    the same and are right: rules, minilm, self, another MODEL, an encoder, or a ``klype.Judge``. training: texts in
+    which answers are searched for, as copies. device: for models that are given by name, as for ``klype.load``.
     """
 
     temperatures: Sequence[float]
@@ -76,10 +75,10 @@ class ExamineOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """What ``klype.examine`` found: figures with 95 % intervals, by temperature.
+    """The result of ``klype.examine``: figures with 95 % intervals, by temperature.
 
-    ``document`` has figures, curves, trees, forks, examples and cost, as ``to_json`` gives them. ``found`` holds every
-    answer, and the model that gave them: it is None in a copy that was pickled.
+    ``document`` has figures, curves, trees, forks, examples and cost, as ``to_json`` returns them. ``found`` holds
+    every answer, and the model; it is None after unpickling.
     """
 
     document: Row
@@ -87,7 +86,7 @@ class Examination:
 
     @staticmethod
     def of(found: ExamResult) -> Examination:
-        """What was measured, as figures and a document."""
+        """The figures and the document of an examination."""
         return Examination(document(found) | {"report": None}, found)
 
     def __repr__(self) -> str:
@@ -98,14 +97,14 @@ class Examination:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """Name → value, low, high, n and unit, at the main temperature: 0.7 if it was asked for, else the middle one.
+        """The figures by name at the main temperature: 0.7 if it was examined, else the middle one.
 
-        A figure that could not be had has the value None, and ``why``.
+        A figure that could not be measured has the value None, and ``why``.
         """
         return self.at(float(self.document["main"]))
 
     def at(self, temperature: float) -> dict[str, Figure]:
-        """The same at another of the temperatures. Raises KlypeError for one that was not asked for."""
+        """The same at another temperature. Raises KlypeError for one that was not examined."""
         key = f"{number('temperature', temperature):g}"
         if key not in self.document["figures"]:
             raise UsageError(
@@ -114,7 +113,7 @@ class Examination:
         return {name: Figure.of(row) for name, row in self.document["figures"][key].items()}
 
     def to_json(self) -> Row:
-        """As ``klype examine --json`` prints; ``report`` is None: nothing was written."""
+        """The document that ``klype examine --json`` prints; ``report`` is None, as no file was written."""
         return self.document
 
     def to_pandas(self) -> pd.DataFrame:
@@ -123,7 +122,7 @@ class Examination:
         return data_frame(figure_rows("temperature", figures))
 
     def to_html(self, lang: str = "en") -> str:
-        """The whole report: one page with pictures, in both languages, that needs no network; ``lang`` is shown."""
+        """The whole report as one self-contained page with charts, in all languages; ``lang`` is shown first."""
         return render(self.document, lang)
 
     def _repr_html_(self) -> str:
@@ -135,7 +134,7 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """An examination that is planned and not yet begun; ``plan`` says what it costs."""
+    """An examination that is planned and can be run; ``plan`` says what it will cost."""
 
     target: EvalTarget
     plan: ExamPlan
@@ -146,8 +145,8 @@ class Exam:
         progress: Progress = lambda part, done, of: None,
         given: Mapping[float, list[Intervention]] | None = None,
     ) -> ExamResult:
-        """Asks the questions. In ``folder`` answers are kept as traces: those that are there already are not asked
-        again. ``given``: the forced words of the model that this one is compared with."""
+        """Runs the examination. Traces are kept in ``folder``, and those that are there already are not generated again.
+        ``given``: the interventions of the model that this one is compared with."""
         meters = Meters(joules=EnergyMeter().joules)
         return run_examination(self.target, self.plan.settings, folder, progress, given, meters)
 
@@ -155,8 +154,8 @@ class Exam:
 def prepare(
     model: Model, questions: list[Question], settings: ExamSettings, minutes: float, **options: Unpack[ExamineOptions]
 ) -> Exam:
-    """The examination, with the questions as the model reads them, fitted by the model's measured speed to the budget
-    of passes, or else to the minutes (0: as it is)."""
+    """Plans an examination: measures the model's speed, and fits ``settings`` to the budget of passes or else to the
+    minutes (0: no limit)."""
     judge = open_judge(options.get("judge"), model.opened, ("float32", options.get("device", "auto")))
     training, budget = options.get("training", ()), options.get("budget")
     listed = isinstance(training, Iterable) and not isinstance(training, str)
@@ -164,7 +163,7 @@ def prepare(
         raise UsageError("training must be a list of strings.")
     one = target_of(model.opened, questions, options.get("raw"), training, judge, settings.limit)
     minutes = number("minutes", minutes)
-    if not one.goes_on:  # these ask what follows the beginning of an answer
+    if not one.goes_on:  # trees, forks and interventions continue the beginning of an answer
         settings = replace(settings, trees=0, forks=0, interventions=0)
     speed, known, asked = probe(one, settings), one.reader is not None and one.whole, len(one.questions)
     if budget is None:
@@ -182,8 +181,8 @@ def examine(
     seed: int = 0,
     **options: Unpack[ExamineOptions],
 ) -> Examination:
-    """Asks a model ``questions`` and measures its answers: is it right, would it say the same again, where was it
-    decided, does one error lead to the next?
+    """Asks a model ``questions`` and measures its answers: is it right, would it say the same again, which token decided
+    the meaning, does one error cause the next?
 
     ``questions``: a file (JSONL rows with question, and where known context, answers, choices, id), a list of strings,
     or a list of such rows; by default those that the model's run held out. ``n``: answers per question and temperature.
@@ -226,20 +225,22 @@ def target_of(
     judge: Judge | None,
     limit: int,
 ) -> EvalTarget:
-    """The questions that fit, their prompts and their judge, as an EvalTarget.
+    """The model with the questions that fit, their prompts and their judge.
 
     ``judge``: by default the demo world's grammar for its own questions, and the rules for all others. Questions that
-    leave no room in the model's window for an answer of ``limit`` tokens, or of ``LEAST_ROOM`` where that is more, are
-    skipped and counted. Raises UsageError when none is left.
+    leave no room in the window for an answer of ``limit`` tokens, and of ``LEAST_ROOM``, are skipped and counted.
+    Raises UsageError if none is left.
     """
-    # the demo world's questions bring how they were made
+    # only the demo world's questions have these fields
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
     world = world_of(opened) if of_world else None
-    if world is None and of_world and opened.spelling is not None:  # of servers klype's own alone tells its words
+    if (
+        world is None and of_world and opened.spelling is not None
+    ):  # only klype's own server tells how words are tokenized
         world = World("small" if of_world[0].extra.get("world") == "small" else "full")
     if world is not None:
         questions = of_world
-    known = None if opened.as_raw(raw) else world  # the truth of a continued text is unknown
+    known = None if opened.as_raw(raw) else world  # a continued text has no known truth
     fitting, least = [], max(limit, LEAST_ROOM)
     for question in questions:
         prompt = opened.put(question.prompt, raw, question.extra.get("before", ()))
@@ -249,7 +250,7 @@ def target_of(
         raise UsageError(f"No question leaves room for {least} tokens of answer: the model reads {opened.window}.")
 
     def another(number: int) -> tuple[Question, tuple[int, ...]]:
-        """A held-out question of the world that was not given, and how it is put."""
+        """A further held-out question of the world, and its prompt."""
         assert world is not None
         question = world.question(random.Random(f"another {number}"), heldout=True)
         return question, tuple(opened.put(question.prompt, raw))
@@ -272,7 +273,7 @@ def target_of(
 
 
 def meanings(judge: Judge) -> Callable[[Question], Meaning]:
-    """The meaning of a question's answers, made once per question: it remembers what it has read."""
+    """The ``meaning`` function of each question's answers, cached by question: it caches answers itself."""
     known: dict[str, Meaning] = {}
 
     def meaning(question: Question) -> Meaning:
@@ -284,14 +285,14 @@ def meanings(judge: Judge) -> Callable[[Question], Meaning]:
 
 
 def shape_of(opened: OpenModel) -> Shape | None:
-    """The shape from which the cost of answers is computed; None for models that klype does not compute itself."""
+    """The shape from which FLOP and memory traffic are computed; None for models that klype does not run itself."""
     if opened.native is None:
         return None
     from klype.model.prepacked import Int8Linear
     from klype.model.quantised import QuantisedLinear
 
     config, model = opened.native.config, opened.native.model
-    matrices = config.flops_per_token // 2  # an addition and a multiplication a weight
+    matrices = config.flops_per_token // 2  # one multiplication and one addition per weight
     number = model.dtype.itemsize
     weight = 1 if any(isinstance(part, Int8Linear) for part in model.modules()) else number
     stored = [part for part in model.modules() if isinstance(part, QuantisedLinear)]
@@ -302,10 +303,10 @@ def shape_of(opened: OpenModel) -> Shape | None:
 
 
 def questions_of(opened: OpenModel, file: Path | None, suite: str, most: int) -> list[Question]:
-    """A file's questions; else the suite's; else the run's held-out questions, deduplicated and without always-true
-    facts, which are in its training text. ``most``: of these, questions at most (0: all).
+    """The questions of a file, else of a suite, else those that the model's run held out, without duplicates and
+    without general facts, which its training text contains. ``most``: maximum number (0: all).
 
-    Suites: world (the demo world's held-out questions); any other is a path, of a file or of a folder of JSONL files.
+    A suite is "world" (the demo world's held-out questions), or the path of a JSONL file or of a folder of them.
     """
     if file is not None:
         if not file.is_file():
@@ -324,37 +325,37 @@ def questions_of(opened: OpenModel, file: Path | None, suite: str, most: int) ->
 
 
 def spellings_of(opened: OpenModel, world: World) -> Spellings:
-    """How its tokenizer spells the world's words."""
+    """The world's words as the model's tokenizer spells them."""
     if opened.spelling is not None:
         return Spellings(world.words, opened.spelling, opened.stop[0])
     return Spellings(world.words, opened.loaded.tokenizer.encode, opened.loaded.tokenizer.end)
 
 
 def reader_of(opened: OpenModel, world: World, edits: bool = False) -> Callable[[Question], Reader]:
-    """The truth of answers; ``edits``: with mistakes counted by edit distance."""
+    """Makes the ``Reader`` of the true distribution along a question's answers; with ``edits`` it counts mistakes by
+    edit distance."""
     spellings = spellings_of(opened, world)
     start = world.edits if edits else partial(world.filter, "chat")
     return lambda question: Reader(lambda: TokenFilter(start(question), spellings))
 
 
 def identity(opened: OpenModel) -> str:
-    """The weights' own hash: of the manifest where there is one, else of the files; behind a server, of the model's
-    name."""
+    """A hash that identifies the weights: of the manifest, else of the files; for a server's model, of its name."""
     folder, manifest = opened.found.folder, opened.found.folder / "manifest.json"
-    if not folder.exists():  # behind a server: the weights are unknown
+    if not folder.exists():  # a server's model
         return hashlib.sha256(opened.source.name.encode()).hexdigest()
     files = [manifest] if manifest.is_file() else [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     return hashlib.sha256(b"".join(bytes.fromhex(hash_file(file)) for file in files)).hexdigest()
 
 
 def verdict_of(judge: Judge) -> Callable[[Question, str, bool], Verdict]:
-    """A judge's ruling as an annotator's verdict, on what was said, whether or not a token limit cut it off."""
+    """A judge's rulings as verdicts, cached; an answer that was cut off is judged by what it says."""
     known: dict[tuple[str, str], bool | None] = {}
 
     def verdict(question: Question, answer: str, finished: bool) -> Verdict:
         if (place := (question.id, answer)) not in known:
             known[place] = judge.right(question, answer)
-        # a judge rules and does not score
+        # NaN: a judge has no score
         return Verdict(known[place], None, None, len(answer.split()), float("nan"))
 
     return verdict

@@ -1,4 +1,4 @@
-"""Whether two answers say the same and whether one says what a reference says, with the judge's name and error."""
+"""Judging answers: whether two mean the same, and whether one is correct, with the judge's name and error rate."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ PAIR, ANSWER = frozenset({"question", "a", "b"}), frozenset({"question", "answer
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """``same``: whether two answers say the same, None when the judge cannot tell; ``judge``: its name; ``error_rate``:
-    how often it differs from a reader in the question's language; None means that this was not measured, not that it
-    cannot err."""
+    """The result of ``klype.same``.
+
+    ``same``: whether two answers say the same, None if the judge cannot tell. ``judge``: its name. ``error_rate``: how
+    often it differs from a human reader in the question's language; None: not measured (not: it cannot err).
+    """
 
     same: bool | None
     judge: str
@@ -32,8 +34,8 @@ class Same:
 
 
 def same(question: str, a: str, b: str, judge: str | Judge | None = None) -> Same:
-    """Whether two answers to one question say the same, by what their answering sentences claim; ``judge``: another,
-    as for ``klype.examine``.
+    """Whether two answers to one question say the same, by the rules (what their answering sentences claim) or by
+    another ``judge``, as for ``klype.examine``.
 
     >>> import klype
     >>> klype.same("Where is Kari?", "At school.", "Kari is at school").same
@@ -53,10 +55,10 @@ def same(question: str, a: str, b: str, judge: str | Judge | None = None) -> Sam
 def open_judge(
     name: str | Judge | None, own: OpenModel | None = None, how: tuple[str, str] = ("float32", "auto")
 ) -> Judge | None:
-    """The judge of a name: "rules"; "self", the model ``own``; "minilm"; an encoder, by its folder or ``hf:owner/name``
-    and perhaps the similarity threshold (``FOLDER@0.7``); any other MODEL. None when none is named.
+    """Opens a judge by name: "rules"; "self", which is the model ``own``; "minilm"; an encoder's folder or
+    ``hf:owner/name``, optionally with a similarity threshold (``FOLDER@0.7``); or another MODEL. None for no name.
 
-    ``how``: a model's precision and device. Raises KlypeError when it cannot be opened, or cannot be asked.
+    ``how``: precision and device for a MODEL. Raises KlypeError if it cannot be opened, or has no chat template.
     """
     from klype.judge.embedding import EmbeddingJudge, is_encoder, minilm, open_embedding
     from klype.judge.meaning import JudgeModel
@@ -87,8 +89,8 @@ def open_judge(
 
 
 def judge_rows(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) -> dict[str, Any]:
-    """``klype judge``'s document. A row has ``question``, ``a`` and ``b`` (are they the same?) or ``question``,
-    ``answer`` and ``answers``, perhaps with ``choices`` (is it right?). ``judge``: by default the rules. Its
+    """The document of ``klype judge``. A row has ``question``, ``a`` and ``b`` (do they mean the same?) or
+    ``question``, ``answer``, ``answers`` and optionally ``choices`` (is it correct?). ``judge``: by default the rules.
     ``error_rate`` is null where it was not measured.
 
     Raises UsageError for a row of neither kind, and for no rows at all.
@@ -104,14 +106,14 @@ def judge_rows(rows: Iterable[Mapping[str, Any]], judge: Judge | None = None) ->
         found.append({"same" if pair else "right": ruling, "judge": judge.name})
     if not found:
         raise UsageError("There is no row to judge.", "Give JSONL rows with question, a and b.")
-    # of both kinds of rulings together no rate was measured
+    # an error rate was measured for each kind of ruling, not for a mixture
     kinds: list[Ruling] = [kind for kind in RULINGS if any(kind in row for row in found)]
     error = judge.error_over(kinds[0], asked) if len(kinds) == 1 else None
     return {"rows": found, "judge": judge.name, "error_rate": None if error is None else error.json()}
 
 
 def question_of_row(row: Mapping[str, Any], number: int) -> Question:
-    """The question of a row, whose strings are checked."""
+    """The question of a row. Raises UsageError if a field is missing or of the wrong type."""
     if not (row.keys() >= PAIR or row.keys() >= ANSWER):
         raise UsageError(f"Row {number} has neither question, a and b nor question, answer and answers.")
     for key in ("question", "a", "b", "answer"):

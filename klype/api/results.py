@@ -1,4 +1,4 @@
-"""What a model returns: frozen values that print, become JSON or a data frame, and show themselves in a notebook."""
+"""What a model's methods return: immutable values with ``to_json``, ``to_pandas`` and a display in notebooks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def judge_and_error(judge: str, error_rate: Figure | None) -> Row:
-    """The fields ``judge``, who says what means the same, and ``error_rate``, which is left out where it cannot err."""
+    """The JSON fields ``judge`` and ``error_rate``; the latter is left out if the judge cannot err."""
     return {"judge": judge} | ({} if error_rate is None else {"error_rate": error_rate.json()})
 
 
@@ -39,8 +39,7 @@ def data_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def html_table(rows: Sequence[Row], columns: Sequence[str], bars: Sequence[str] = ()) -> str:
-    """An HTML table; all text is escaped, numbers have four significant digits. ``bars``: columns of probabilities,
-    which are also drawn."""
+    """An HTML table with escaped text and four significant digits. ``bars``: columns of probabilities, drawn as bars."""
 
     def cell(value: object, bar: bool) -> str:
         if not isinstance(value, float):
@@ -77,8 +76,7 @@ def figure_table(names: Sequence[str], figures: Mapping[str, Mapping[str, Any]])
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of an answer. ``p``: its probability at temperature 1, between 0 and 1; None where the server does not
-    tell it."""
+    """One token of an answer. ``p``: its probability at temperature 1; None where a server does not return it."""
 
     text: str
     id: int
@@ -89,9 +87,9 @@ class Token:
 class Answer:
     """One answer, with the probability of every token.
 
-    ``logprob``: natural logarithm of the probability of this very spelling at temperature 1, the end of the answer
-    included; None where a token's probability is not known. ``ended``: "stop" (the model ended it), "length" (the
-    limit did) or "cancelled". ``trace`` holds everything that was recorded.
+    ``logprob``: natural logarithm of the probability of this token sequence at temperature 1, the end of the answer
+    included; None where a token's probability is unknown. ``ended``: "stop" (by the model), "length" (by the limit) or
+    "cancelled". ``trace``: everything that was recorded.
     """
 
     text: str
@@ -125,8 +123,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """A token that may come next. ``p``: at temperature 1; ``p_tempered``: as drawn from (``p_tempered_high``: at most,
-    where a server lists only its most probable tokens); ``truth``: the demo world's, None where it is not known."""
+    """A token that may come next, with its probabilities.
+
+    ``p``: at temperature 1. ``p_tempered``: as it is sampled; a lower bound with the upper bound ``p_tempered_high``
+    where a server lists only its most probable tokens. ``truth``: in the demo world; None where that is unknown.
+    """
 
     token: str
     id: int
@@ -138,8 +139,7 @@ class NextToken:
 
 @dataclass(frozen=True, slots=True)
 class NextTokens:
-    """The most probable next tokens, most probable first, drawn as bars in a notebook; ``rest``: the probability of all
-    that are not listed."""
+    """The most probable next tokens, most probable first; ``rest``: the probability of all others."""
 
     tokens: tuple[NextToken, ...]
     rest: float
@@ -160,11 +160,11 @@ class NextTokens:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTree:
-    """The distribution of whole answers as far as it was explored; the intervals are certain, not statistical.
+    """The distribution of whole answers, as far as it was explored; its bounds are certain, not statistical.
 
-    ``tree`` holds answers (text, low, high, meaning), clusters of one meaning, the unexplored probability mass and
-    entropies in nats, all most probable first. ``judge`` says which answers mean the same, ``error_rate`` how often it
-    errs about that: without a value where that was not measured; None means that it cannot err.
+    ``tree``: answers (text, low, high, meaning) and clusters of one meaning, most probable first, the unexplored
+    probability, and entropies in nats. ``judge``: what decides which answers mean the same; ``error_rate``: how often
+    it errs, without a value where that was not measured, None if it cannot err.
     """
 
     tree: Tree
@@ -185,7 +185,7 @@ class AnswerTree:
         return self.tree.unexplored
 
     def to_json(self) -> Row:
-        """As ``klype tree --json`` prints; an entropy without an upper bound has null there: JSON knows no infinity."""
+        """The document that ``klype tree --json`` prints; an infinite upper bound of an entropy is null."""
         tree = self.tree
         bounds = {"entropy": tree.entropy, "meaning_entropy": tree.meaning_entropy}
         return {
@@ -209,9 +209,11 @@ class AnswerTree:
 
 @dataclass(frozen=True, slots=True)
 class AnswerForks:
-    """Where the meaning of one answer was decided. ``tokens``: its tokens' texts, as long as ``found.positions``;
-    ``others``: the texts of the tokens that were likely at the fork. ``judge``, ``error_rate``: see
-    ``AnswerTree``."""
+    """Where the meaning of one answer was decided.
+
+    ``tokens``: the text of each token, one for each of ``found.positions``. ``others``: the texts of the alternatives
+    at the fork. ``judge``, ``error_rate``: see ``AnswerTree``.
+    """
 
     found: Forks
     tokens: tuple[str, ...]
@@ -225,11 +227,11 @@ class AnswerForks:
 
     @property
     def fork(self) -> int | None:
-        """Index of the deciding token; None when chance could have shown as much."""
+        """Index of the token that decided the meaning; None if what was seen may be chance."""
         return self.found.fork
 
     def to_json(self) -> Row:
-        """As ``klype forks --json`` prints."""
+        """The document that ``klype forks --json`` prints."""
         found = self.found
 
         def meanings(other: ForkToken) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Training from a program: ``klype.train`` makes a run, and a ``Run`` is what lies in its folder."""
+"""Training from a program: ``klype.train`` makes a run, and a ``Run`` is its folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Work = TypeVar("Work", RunOptions, StageOptions)
 
 
 class CommonOptions(TypedDict, total=False):
-    """What training and alignment may both be given; see ``TrainOptions``."""
+    """The options that training and alignment share; see ``TrainOptions``."""
 
     resume: bool
     force: bool
@@ -48,11 +48,11 @@ class CommonOptions(TypedDict, total=False):
 
 
 class TrainOptions(CommonOptions, total=False):
-    """Further options of ``klype run``, under the same names.
+    """Further options of ``klype.train``, named as those of ``klype run``.
 
     data: a folder of texts, questions and rankings, or ``hf:owner/name``. out: the run's folder (runs/RECIPE-DATE-N).
-    instructions, preferences: JSONL files. from_: a MODEL to go on from. size: tiny … large. lora: rank of adapters.
-    resume: go on with the run in ``out``. force: align to a weak reward model, too. device: see ``klype.load``. lang:
+    instructions, preferences: JSONL files. from_: a MODEL to start from. size: tiny … large. lora: rank of adapters.
+    resume: continue the run in ``out``. force: align even to a weak reward model. device: see ``klype.load``. lang:
     the report's language, "en" or "nb". set: settings of the recipe, {"pretrain.rows": 32}. progress: receives
     progress events (an object with the methods of ``klype.runs.listener.RunListener``); by default nothing does.
     """
@@ -68,12 +68,12 @@ class TrainOptions(CommonOptions, total=False):
 
 
 class AlignOptions(CommonOptions, total=False):
-    """Further options of ``klype align``, under the same names.
+    """Further options of ``Run.align``, named as those of ``klype align``.
 
-    steps or minutes: how long a round takes (half a minute). rounds: how often answers are ranked and learned from, 1
-    to 50 (1); of several each has its folder in ``out``. taste: the simulated annotator first ranks again, by these
-    values ("word=-0.1" likes long answers). target_kl: target KL, nats per answer. beta: KL penalty per nat. seed: the
-    same seed gives the same result (0). The rest: see ``TrainOptions``.
+    steps or minutes: the length of a round (half a minute). rounds: number of rounds of ranking and training, 1 to 50
+    (1); of several, each has its folder in ``out``. taste: the simulated annotator first ranks again, by these values
+    ("word=-0.1" likes long answers). target_kl: target KL divergence in nats per answer. beta: KL penalty per nat.
+    seed: the same seed gives the same result (0). The rest: see ``TrainOptions``.
     """
 
     steps: int
@@ -87,7 +87,7 @@ class AlignOptions(CommonOptions, total=False):
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a stage's training measured: ``rows``, one per step (loss in nats per token, learning rate, reward …)."""
+    """The metrics of a stage's training: ``rows``, one per step (loss in nats per token, learning rate, reward …)."""
 
     rows: tuple[Row, ...]
 
@@ -108,7 +108,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Rankings:
-    """Who has ranked a run's answers, and how well they agree. ``new``: rankings that were added."""
+    """The annotators of a run's answers, and how well they agree. ``new``: number of rankings that were added."""
 
     new: int
     document: Row
@@ -117,7 +117,7 @@ class Rankings:
         return f"<Rankings: {self.new} new of {self.document['entries']}>"
 
     def to_json(self) -> Row:
-        """As ``klype rank --json`` prints."""
+        """The document that ``klype rank --json`` prints."""
         return self.document
 
     def to_pandas(self) -> pd.DataFrame:
@@ -133,8 +133,11 @@ class Rankings:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What was measured of a run's models. ``figures``: {model: {measure: figure}}, where a model is base, finetuned or
-    aligned, and a figure has value, low and high (a 95 % interval), n and unit, or value None and why."""
+    """What was measured of a run's models.
+
+    ``figures``: {model: {measure: figure}}, where a model is base, finetuned or aligned, and a figure has value, low
+    and high (a 95 % interval), n and unit, or the value None and why.
+    """
 
     path: Path
     figures: Mapping[str, Mapping[str, Row]]
@@ -144,7 +147,7 @@ class RunReport:
         return f"<RunReport of {self.path.parent}: {', '.join(self.figures)}>"
 
     def to_json(self) -> Row:
-        """What ``figures.json`` holds; of an alignment, what ``klype align --json`` printed of its round."""
+        """The contents of ``figures.json``; of an alignment, what ``klype align --json`` printed of its round."""
         return self.document
 
     def to_pandas(self) -> pd.DataFrame:
@@ -152,12 +155,17 @@ class RunReport:
         return data_frame(figure_rows("model", self.figures))
 
     def to_html(self, lang: str = "en") -> str:
-        """The whole report as one page; of an alignment alone, which has no page, its table."""
+        """The whole report as one self-contained page; of an alignment alone, which has no report, a table."""
         if not self.path.is_file():
             return self._repr_html_()
         try:
             return render(read_facts(self.path), lang)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:  # what it holds is checked as it is shown
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:  # the file is only validated by rendering it
             raise KlypeError(f"The facts of this run are malformed at {self.path}: {short_error(error)}.") from error
 
     def _repr_html_(self) -> str:
@@ -165,15 +173,14 @@ class RunReport:
 
 
 class Stages(Mapping[str, Model]):
-    """The models that a run's stages have left (pretrain, finetune, align), in this order; each is opened when it is
-    first asked for."""
+    """The models of a run's finished stages, in the order pretrain, finetune, align; each is opened on first access."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
         self._opened: dict[str, Model] = {}
 
     def __getitem__(self, stage: str) -> Model:
-        if stage not in list(self):  # a Mapping's own ``in`` would come back here
+        if stage not in list(self):  # Mapping's own ``in`` would call this method
             raise KeyError(stage)
         if stage not in self._opened:
             self._opened[stage] = load(self._run / stage)
@@ -210,21 +217,21 @@ class Run:
 
     @property
     def about(self) -> Row:
-        """The contents of run.json: what was asked, the recipe's settings, how it stands."""
+        """The contents of run.json: the options, the recipe's settings, the state."""
         return folder.read_run(self.path)
 
     @property
     def metrics(self) -> dict[str, Metrics]:
-        """What training measured, by stage: pretrain, finetune, reward, align; as far as it has come."""
+        """The metrics of training so far, by stage: pretrain, finetune, reward, align."""
         files = {stage: self.path / stage / "metrics.jsonl" for stage in STAGES}
         there = {stage: file.read_bytes() for stage, file in files.items() if file.is_file()}
         return {stage: Metrics(tuple(steps(data.splitlines()))) for stage, data in there.items()}
 
     @property
     def report(self) -> RunReport:
-        """What was measured. Raises KlypeError when nothing was yet."""
+        """What was measured of the models. Raises KlypeError if nothing has been yet."""
         about = self.about
-        # of a finished run; else of an alignment, which has no page; else of what is measured so far
+        # of a finished run; of an alignment, which has no figures.json; of a run that is not finished
         page = self.path / "figures.json"
         if page.is_file():
             facts: Any = read_facts(page)
@@ -238,11 +245,11 @@ class Run:
     def rank(
         self, by: Reward | str | Path | None = None, n: int = 0, noise: float = 0.1, name: str = "", seed: int = 0
     ) -> Rankings:
-        """Puts the answers in the run's store in order, as ``klype rank`` does: ``n`` questions at most (0: all).
+        """Ranks the answers in the run's store, as ``klype rank`` does; of at most ``n`` questions (0: all).
 
-        ``by`` None: the demo world's annotator, who swaps neighbours with chance ``noise``; a function as of rewards;
-        or a JSONL file of rankings, which are added. What ``by`` has ranked before is not ranked again. Methods that
-        learn from rankings (dpo, ipo, kto) use them in ``align``.
+        ``by``: None for the demo world's simulated annotator, who swaps neighbours with probability ``noise``; a reward
+        function; or a JSONL file of rankings, which are added. Questions that ``by`` has ranked before are left out.
+        In ``align``, methods that learn from rankings (dpo, ipo, kto) use them.
         """
         whole(n=n, seed=seed)
         rankers.check_noise(number("noise", noise))
@@ -268,19 +275,18 @@ class Run:
     def align(
         self, method: str = "", rewards: Rewards = (), out: str | Path | None = None, **options: Unpack[AlignOptions]
     ) -> Run:
-        """Aligns the run's fine-tuned model, as ``klype align`` does: a new Run in ``out`` (runs/align-DATE-N), or
-        that of the last round.
+        """Aligns the run's fine-tuned model, as ``klype align`` does. Returns the new Run in ``out``
+        (runs/align-DATE-N), or that of the last round.
 
-        ``method``: grpo (the default), rloo, ppo, expert, dpo, ipo or kto. ``rewards``: in place of the reward model,
-        or together with it, by weight; see ``klype.train``. Raises KlypeError when the reward model that is used is
-        too weak.
+        ``method``: grpo (the default), rloo, ppo, expert, dpo, ipo or kto. ``rewards``: instead of the reward model, or
+        together with it, by weight; see ``klype.train``. Raises KlypeError if the reward model is used and too weak.
         """
         asked: dict[str, Any] = {**options, "stage": "align", "from_": str(self.path), "out": out}
         rounds, flaw = asked.pop("rounds", 1), asked.pop("taste", "")
         weights, asked["functions"] = by_name(rewards)
         how = overrides(method, weights, asked.pop("beta", None), asked.pop("target_kl", None))
         place = _work(StageOptions, asked, how, lambda stage, say: align_rounds(stage, rounds, flaw, say))
-        # several rounds have a folder each
+        # each of several rounds is a run of its own
         return Run(place if rounds == 1 else place / f"round-{rounds}")
 
     def _repr_html_(self) -> str:
@@ -334,9 +340,8 @@ def train(
 def _work(
     kind: type[Work], asked: dict[str, Any], how: tuple[str, ...], work: Callable[[Work, RunListener], object]
 ) -> Path:
-    """Does what is asked for, in a folder that is returned. The calling program's threads and
-    random numbers are afterwards what they were. ``how``: settings of the recipe that go before those that are asked
-    for."""
+    """Checks the arguments, calls ``work`` in a run folder, and returns the folder. torch's number of threads and random
+    state are restored. ``how``: settings of the recipe, which ``asked["set"]`` may override."""
     import torch
 
     given, out, say = asked.pop("set", {}), asked.pop("out", None), asked.pop("progress", None)
