@@ -1,4 +1,4 @@
-"""``klype.examine``: how often a model is right and says the same, where answers diverge, whether errors cause errors."""
+"""``klype.examine``: how often a model is right and says the same, where answers diverge, what errors lead to."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Exam:
         progress: Progress = lambda part, done, of: None,
         given: Mapping[float, list[Intervention]] | None = None,
     ) -> ExamResult:
-        """Runs the examination. Traces are kept in ``folder``, and those that are there already are not generated again.
+        """Runs the examination. Traces are kept in ``folder``; those that are there already are not generated again.
         ``given``: the interventions of the model that this one is compared with."""
         meters = Meters(joules=EnergyMeter().joules)
         return run_examination(self.target, self.plan.settings, folder, progress, given, meters)
@@ -181,8 +181,8 @@ def examine(
     seed: int = 0,
     **options: Unpack[ExamineOptions],
 ) -> Examination:
-    """Asks a model ``questions`` and measures its answers: is it right, would it say the same again, which token decided
-    the meaning, does one error cause the next?
+    """Asks a model ``questions`` and measures its answers: is it right, would it say the same again, which token
+    decided the meaning, does one error cause the next?
 
     ``questions``: a file (JSONL rows with question, and where known context, answers, choices, id), a list of strings,
     or a list of such rows; by default those that the model's run held out. ``n``: answers per question and temperature.
@@ -234,9 +234,8 @@ def target_of(
     # only the demo world's questions have these fields
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
     world = world_of(opened) if of_world else None
-    if (
-        world is None and of_world and opened.spelling is not None
-    ):  # only klype's own server tells how words are tokenized
+    # only klype's own server says how words are tokenized
+    if world is None and of_world and opened.spelling is not None:
         world = World("small" if of_world[0].extra.get("world") == "small" else "full")
     if world is not None:
         questions = of_world

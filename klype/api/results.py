@@ -39,7 +39,8 @@ def data_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def html_table(rows: Sequence[Row], columns: Sequence[str], bars: Sequence[str] = ()) -> str:
-    """An HTML table with escaped text and four significant digits. ``bars``: columns of probabilities, drawn as bars."""
+    """An HTML table with escaped text and four significant digits. ``bars``: columns of probabilities that are drawn as
+    bars, too."""
 
     def cell(value: object, bar: bool) -> str:
         if not isinstance(value, float):

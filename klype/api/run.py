@@ -160,12 +160,7 @@ class RunReport:
             return self._repr_html_()
         try:
             return render(read_facts(self.path), lang)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:  # the file is only validated by rendering it
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # rendering validates the facts
             raise KlypeError(f"The facts of this run are malformed at {self.path}: {short_error(error)}.") from error
 
     def _repr_html_(self) -> str:
@@ -340,8 +335,8 @@ def train(
 def _work(
     kind: type[Work], asked: dict[str, Any], how: tuple[str, ...], work: Callable[[Work, RunListener], object]
 ) -> Path:
-    """Checks the arguments, calls ``work`` in a run folder, and returns the folder. torch's number of threads and random
-    state are restored. ``how``: settings of the recipe, which ``asked["set"]`` may override."""
+    """Checks the arguments, calls ``work`` in a run folder, and returns the folder. torch's number of threads and
+    random state are restored. ``how``: settings of the recipe, which ``asked["set"]`` may override."""
     import torch
 
     given, out, say = asked.pop("set", {}), asked.pop("out", None), asked.pop("progress", None)
