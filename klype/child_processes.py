@@ -1,7 +1,7 @@
-"""Child processes that end when their parent ends, even when it is killed.
+"""Child processes that end when their parent does, even if it is killed.
 
-A thread of the child looks, in the same way on every system. (Linux could be asked for a signal, but sends it when the
-*thread* ends that began the child.)
+A thread of the child polls for the parent, on every system. (Linux can send a signal instead, but does so when the
+*thread* ends that started the child.)
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ EVERY_S = 0.5
 
 
 def end_with(parent: int) -> None:
-    """From here on this process ends when its parent does. A child calls it first."""
+    """Makes this process end when the process ``parent`` does. A child calls it first."""
     threading.Thread(target=_watch, args=(parent,), name="klype parent", daemon=True).start()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Processes that are spawned within do not run the calling program's script again, which may be what spawns them:
-    a script that trains needs no ``if __name__ == "__main__"``."""
+    """Processes spawned in this block do not import the main script, so that a script that trains needs no
+    ``if __name__ == "__main__"``."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -36,7 +36,7 @@ def alone() -> Iterator[None]:
 
 
 def bound(command: Sequence[str]) -> list[str]:
-    """``python -m MODULE …`` so that it ends with this process; any other command as it is."""
+    """The command ``python -m MODULE …`` changed to end with this process; any other command unchanged."""
     if list(command[:2]) != [sys.executable, "-m"]:
         return list(command)
     return [sys.executable, "-m", "klype.child_processes", str(os.getpid()), *command[2:]]
@@ -56,7 +56,7 @@ def _watch(parent: int) -> None:
 
 
 def _lives(parent: int) -> bool:
-    if os.name == "posix":  # an orphan gets another parent at once
+    if os.name == "posix":  # an orphan is given another parent at once
         return os.getppid() == parent
     import psutil
 

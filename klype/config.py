@@ -1,4 +1,4 @@
-"""Settings: defaults, then a TOML file, then dotted options. What is not known is an error that names its neighbour."""
+"""Settings from defaults, a TOML file and dotted options; an unknown key is an error that names a similar one."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ S = TypeVar("S", bound=BaseModel | Options)
 
 
 class Settings(BaseModel):
-    """The base of everything a user can set: frozen, and no key is ignored in silence."""
+    """The base of settings in files: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def load(kind: type[S], file: Path | None = None, overrides: Iterable[str] = ()) -> S:
-    """Defaults ← the TOML file ← overrides such as ``pretrain.rows=32``, in this order."""
+    """Loads settings: defaults, overridden by the TOML file, overridden by ``overrides`` such as ``pretrain.rows=32``.
+    Raises UsageError for an unknown key or an invalid value."""
     read = read_toml(file) if file else {}
     values = overridden(read, overrides)
     try:
         return make(kind, values)
     except UsageError:
         if file:
-            make(kind, read, f"{file}: ")  # the file's own fault is told with its name
+            make(kind, read, f"{file}: ")  # if the file itself is wrong, the error names it
         raise
 
 
 def make(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
-    """The settings with these values; a value that does not fit is a UsageError of one sentence.
+    """The settings with these values. Raises UsageError, which names options as they are typed, for invalid ones.
 
-    ``where`` leads the sentence ("recipe.toml: "); options are named in it as they are typed.
+    ``where``: what the message begins with ("recipe.toml: ").
     """
     try:
         return TypeAdapter(kind).validate_python(dict(values))
@@ -49,7 +50,7 @@ def make(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
 
 
 def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The values with what is overridden."""
+    """A copy of the values with dotted ``overrides`` applied. Raises UsageError where one is malformed."""
     new = deepcopy(dict(values))
     for override in overrides:
         keys, value = parse_override(override)
@@ -81,7 +82,7 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """``a.b=3`` → (["a", "b"], 3). The value is read as TOML; what is not TOML is a plain string."""
+    """``a.b=3`` → (["a", "b"], 3). The value is parsed as TOML, or else taken as a string."""
     name, equals, raw = text.partition("=")
     keys = [key.strip() for key in name.split(".")]
     if not equals or not all(keys):
@@ -94,13 +95,13 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def toml_table(values: Mapping[str, float]) -> str:
-    """Numbers by name as TOML writes them inline, for an override's value."""
+    """Numbers by name as an inline TOML table, for the value of an override."""
     rows = (f"{json.dumps(name, ensure_ascii=False)} = {number!r}" for name, number in values.items())
     return f"{{{', '.join(rows)}}}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name most like this one; "" when none is."""
+    """The known name most similar to this one; "" if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), "")
 
 
@@ -127,7 +128,7 @@ def _explain(kind: type[Any], error: ValidationError, where: str) -> UsageError:
 
 
 def _known(kind: type[Any], path: list[str]) -> list[str]:
-    """The keys that exist at a path; list positions and keys of free tables are passed over."""
+    """The keys that exist at a path, in which indices of lists and keys of mappings are skipped."""
     if issubclass(kind, Options):
         return [field.name for field in fields(kind)]
     for key in path:

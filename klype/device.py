@@ -1,4 +1,4 @@
-"""The machine: thread policy, device, precision, seeds, and short probes of what it can do.
+"""The machine: threads, devices, precision, memory, energy, and short measurements of its speed.
 
 torch is imported inside the functions that compute, so that ``thread_policy`` can come before it.
 """
@@ -27,16 +27,17 @@ Computed = Literal["float32", "bfloat16", "int8"]
 Precision = Literal[Computed, "auto"]
 POLICY = (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000"), ("KMP_BLOCKTIME", "0"))
 POWERCAP = Path("/sys/class/powercap")
-# Operations of a product in float32 that pay for a second thread (docs/laboratory/log.md has what was measured).
+# float32 operations in a matrix product from which a second thread pays off (measured: docs/laboratory/log.md)
 WAKING = 20e6
 # glibc: malloc(3), mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def thread_policy(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """Waiting threads look a thousand times, then sleep; what the user has set stays. Returns what is in force.
+    """Sets OpenMP's variables, where the user has not, so that waiting threads spin 1,000 times and then sleep; returns
+    the variables in force. To be called before torch is imported.
 
-    Longer spinning costs tenfold where several processes share the cores. OpenMP reads this when torch is loaded.
+    Longer spinning makes everything ten times as slow where several processes share the cores.
     """
     for name, value in POLICY:
         environ.setdefault(name, value)
@@ -44,7 +45,7 @@ def thread_policy(environ: MutableMapping[str, str] = os.environ) -> dict[str, s
 
 
 def memory_policy() -> bool:
-    """Keep freed tensors in the process's heap, so that a step needs no new pages. True where glibc took it all."""
+    """Makes glibc keep freed memory in the heap, so that a training step needs no new pages. Returns whether it did."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
@@ -53,20 +54,20 @@ def memory_policy() -> bool:
 
 
 def trim_memory() -> None:
-    """Give back to the system what `memory_policy` keeps and nobody uses just now."""
+    """Returns the freed memory that `memory_policy` keeps to the system."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def usable_cores() -> int:
-    """Physical cores this process may use: its affinity and the container's quota are honoured."""
+    """Number of physical cores that this process may use, by its affinity and the container's quota."""
     logical = len(os.sched_getaffinity(0)) if sys.platform == "linux" else psutil.cpu_count() or 1
     physical = psutil.cpu_count(logical=False) or logical
     return max(1, min(logical, physical, _quota() or logical))
 
 
 def set_threads(threads: int | None = None) -> int:
-    """Let torch compute with so many threads (default: every usable core); returns the number."""
+    """Sets torch's number of threads (default: all usable cores) and returns it."""
     import torch
 
     if threads is not None and threads < 1:
@@ -77,7 +78,7 @@ def set_threads(threads: int | None = None) -> int:
 
 @contextmanager
 def threads_for(operations: float) -> Iterator[None]:
-    """Compute with one thread where products are of so few operations that it takes longer to wake another one."""
+    """Computes with one thread in this block if its matrix products have fewer than ``WAKING`` operations each."""
     import torch
 
     threads = torch.get_num_threads()
@@ -92,7 +93,7 @@ def threads_for(operations: float) -> Iterator[None]:
 
 
 def a_device(name: str) -> str:
-    """What was asked to compute on. Errors: a device that is not there; torch is asked for no more than it must."""
+    """The name of a device. Raises UsageError if there is no such device; torch is not imported for auto and cpu."""
     if name not in ("auto", "cpu"):
         pick_device(name)
     return name
@@ -120,7 +121,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def rank_device(local_rank: int) -> torch.device:
-    """The device of one of several processes of a machine: a GPU each, where there are GPUs, else the processor."""
+    """The device of one of several processes on a machine: its own GPU if there are GPUs, else the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -131,7 +132,7 @@ def rank_device(local_rank: int) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> Computed:
-    """ "auto" is bfloat16 where a short GEMM probe finds it clearly faster, float32 elsewhere."""
+    """The precision of this name; "auto" is bfloat16 if a short measurement finds it 1.5 times as fast as float32."""
     if name in get_args(Computed):
         return cast(Computed, name)
     if name != "auto":
@@ -141,7 +142,7 @@ def pick_precision(name: str, device: torch.device) -> Computed:
 
 
 def gemm_gflops(dtype: str, size: int = 1024, seconds: float = 0.3, device: torch.device | None = None) -> float:
-    """Measured matrix-multiplication speed: best of repeated size³ products (2·size³ FLOP each), in GFLOP/s."""
+    """Measured speed of matrix products in GFLOP/s: the best of repeated size³ products (2·size³ FLOP each)."""
     import torch
 
     device = device or torch.device("cpu")
@@ -151,7 +152,7 @@ def gemm_gflops(dtype: str, size: int = 1024, seconds: float = 0.3, device: torc
 
 
 def bandwidth_gbs(mebibytes: int = 256, seconds: float = 0.3) -> float:
-    """Measured speed of reading memory (a sum over a buffer larger than the caches), in GB/s."""
+    """Measured speed of reading memory in GB/s: the sum of a buffer that is larger than the caches."""
     import torch
 
     buffer = torch.ones(mebibytes << 18)
@@ -175,7 +176,7 @@ def processor() -> str:
 
 
 class EnergyMeter:
-    """The joules that the processor packages have used (Linux RAPL), where the counters may be read."""
+    """Measures the energy used by the CPU packages, where Linux's RAPL counters are readable."""
 
     def __init__(self, root: Path = POWERCAP) -> None:
         self._counters = [c for c in sorted(root.glob("*-rapl:?")) if _microjoules(c / "energy_uj") is not None]
@@ -187,7 +188,7 @@ class EnergyMeter:
         return bool(self._counters)
 
     def joules(self) -> float | None:
-        """Joules since the meter was made; None when nothing can be read. To be read at least once an hour (wraps)."""
+        """Joules since the meter was made; None if no counter is readable. Counters wrap: call it at least hourly."""
         for i, counter in enumerate(self._counters):
             now = _microjoules(counter / "energy_uj")
             if now is None:
@@ -199,7 +200,7 @@ class EnergyMeter:
 
 
 def _best(work: Callable[[], object], seconds: float, device: torch.device) -> float:
-    """The shortest of repeated timings, in seconds; the first call (warm-up) does not count."""
+    """The shortest of repeated timings in seconds, after a warm-up."""
     import torch
 
     waits: dict[str, Callable[[], None]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
@@ -216,7 +217,7 @@ def _best(work: Callable[[], object], seconds: float, device: torch.device) -> f
 
 
 def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """The container's processor quota in whole cores, rounded up; None when there is none (cgroup v2)."""
+    """The container's CPU quota in cores (cgroup v2), rounded up; None if there is none."""
     try:
         quota, period = file.read_text(encoding="ascii").split()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the power fails: written beside, flushed to disk, renamed."""
+"""Atomic writes of files and folders: written beside, flushed to disk, renamed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# How the names of files and folders end that are being written.
+# the suffix of files and folders that are being written
 DRAFT = ".klype"
-# What klype keeps in its home beside folders; other files there are somebody else's business.
+# klype's own files in its home folder; other files there are not touched
 OWN = ("answers.sqlite*", "annotators.json", "stores.toml", "errors/*.txt")
 
 
 def write(file: Path, content: str | bytes | memoryview) -> None:
-    """All of it or nothing, in place of what was there. Raises OSError; what was there is then still there."""
+    """Writes or replaces a file atomically. Raises OSError, with the old file still in place."""
     beside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
     try:
         with beside.open("wb") as stream:
@@ -28,7 +28,7 @@ def write(file: Path, content: str | bytes | memoryview) -> None:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
-            if os.name == "posix":  # held until it has its name; elsewhere what is open cannot be renamed
+            if os.name == "posix":  # while it is locked; other systems cannot rename an open file
                 beside.replace(file)
         if os.name != "posix":
             beside.replace(file)
@@ -37,12 +37,12 @@ def write(file: Path, content: str | bytes | memoryview) -> None:
 
 
 def private(path: str | Path, flags: int) -> int:
-    """An opener for ``open``: a file that it creates can be read by its owner only, from the first byte."""
+    """An opener for ``open`` that creates files with mode 0600."""
     return os.open(path, flags, 0o600)
 
 
 def private_folder(folder: Path) -> None:
-    """Makes the folder, and the folders above it that are missing, for this user alone. Raises OSError."""
+    """Creates a folder and its missing parents with mode 0700. Raises OSError."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     for place in reversed(missing):
         place.mkdir(mode=0o700, exist_ok=True)
@@ -50,9 +50,11 @@ def private_folder(folder: Path) -> None:
 
 
 def tighten(folder: Path) -> None:
-    """Takes from all others what they may do with the folder and klype's own files in it, where they are this user's
-    and not a place that is meant for all (such as /tmp), nor his home, which others may have to
-    pass through."""
+    """Removes other users' access to the folder and to klype's own files in it.
+
+    Left alone are other users' folders and files, shared places such as /tmp, and the user's home and its parents,
+    which others may have to traverse.
+    """
     home = Path(os.path.expanduser("~"))  # "~" where there is none
     if sys.platform == "win32" or home.resolve().is_relative_to(folder.resolve()):
         return
@@ -65,12 +67,12 @@ def tighten(folder: Path) -> None:
             if not shared and not stat.S_ISLNK(about.st_mode) and about.st_mode & 0o077:
                 place.chmod(about.st_mode & 0o700)
         except OSError:
-            continue  # gone meanwhile, or on a disk that knows no such bits
+            continue  # deleted meanwhile, or on a file system without modes
 
 
 @contextmanager
 def draft_folder(name: str, place: Path) -> Iterator[Path]:
-    """A new folder in ``place``, to be filled and renamed; it is removed if it was not."""
+    """A new folder in ``place``, to be filled and renamed by the caller; otherwise it is removed."""
     draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=DRAFT, dir=place))
     handle = os.open(draft, os.O_RDONLY) if os.name == "posix" else None
     try:
@@ -85,14 +87,14 @@ def draft_folder(name: str, place: Path) -> Iterator[Path]:
 
 
 def clear(folder: Path) -> None:
-    """Removes the drafts in a folder whose writers were killed; what a living process writes is left alone."""
-    if sys.platform == "win32":  # where nobody can tell which live
+    """Removes drafts in a folder whose writers were killed; those of running processes are left alone."""
+    if sys.platform == "win32":  # without locks, which of them are running is unknown
         return
     for draft in folder.glob(f".*{DRAFT}"):
-        with suppress(OSError):  # somebody holds it, or it is gone
-            handle = os.open(draft, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # a pipe keeps nobody waiting
+        with suppress(OSError):  # another process has locked or removed it
+            handle = os.open(draft, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # non-blocking: it may be a pipe
             try:
-                # An empty one may be so new that its writer does not hold it yet.
+                # an empty one may be so new that its writer has not locked it yet
                 if hold(handle, wait=False):
                     if not draft.is_dir():
                         draft.unlink() if draft.stat().st_size else None
@@ -103,11 +105,11 @@ def clear(folder: Path) -> None:
 
 
 def hold(handle: int, wait: bool = True) -> bool:
-    """Locks what is open for as long as this process has it open; False where the system or the disk has no locks.
-    BlockingIOError where it is another's, which is not waited for."""
+    """Locks an open file or folder until this process closes it. Returns False if the system or file system has no
+    locks. With ``wait`` False, raises BlockingIOError if another process holds the lock."""
     if sys.platform == "win32":
         return False
-    import fcntl  # which Windows lacks
+    import fcntl  # not on Windows
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -119,7 +121,7 @@ def hold(handle: int, wait: bool = True) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes names in a folder (new, renamed) durable; systems that cannot open folders do it by themselves."""
+    """Flushes a folder's entries (new and renamed files) to disk, on systems that can open a folder."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""What klype reads from the environment for every way in: where its own files lie, keys, and the language."""
+"""Environment variables: the folders of klype's own files, API keys, and the language."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from klype.words import spoken
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where klype keeps its own notes: KLYPE_HOME, or XDG_STATE_HOME/klype, or ~/.local/state/klype."""
+    """The folder for klype's own data: KLYPE_HOME, or XDG_STATE_HOME/klype, or ~/.local/state/klype."""
     return _folder(environ, "", "XDG_STATE_HOME", ".local/state")
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where klype keeps what it can make again: KLYPE_HOME/cache, or XDG_CACHE_HOME/klype, or ~/.cache/klype."""
+    """The folder for what can be made again: KLYPE_HOME/cache, or XDG_CACHE_HOME/klype, or ~/.cache/klype."""
     return _folder(environ, "cache", "XDG_CACHE_HOME", ".cache")
 
 
@@ -26,14 +26,14 @@ def _folder(environ: Mapping[str, str], part: str, variable: str, usual: str) ->
 
 
 def server_key(host: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The key for a server: KLYPE_API_KEY; OPENAI_API_KEY goes to OpenAI's own address only."""
+    """The API key for a server: KLYPE_API_KEY, or OPENAI_API_KEY for OpenAI's own server only; "" if neither is set."""
     if environ.get("KLYPE_API_KEY"):
         return environ["KLYPE_API_KEY"]
     return environ.get("OPENAI_API_KEY", "") if host == "api.openai.com" else ""
 
 
 def language(environ: Mapping[str, str] = os.environ) -> str:
-    """The language that KLYPE_LANG or the locale says, where klype speaks it; else English."""
+    """The language of KLYPE_LANG or of the locale; English where klype does not speak that."""
     for name in ("KLYPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         if value := environ.get(name):
             return spoken(value) or "en"

@@ -1,18 +1,18 @@
-"""What a user did wrong, in one sentence, with what to do about it."""
+"""Errors that a user can act on: one sentence about what is wrong, and one about what to do."""
 
 import re
 
-# A flag of the command line, and whether a value follows; what is typed after ``klype`` is left as it is.
+# A flag of the command line and whether a value follows it; or a command line "klype …", which is left as it is.
 FLAG = re.compile(r"\bklype [a-z].*|(?<![\w-])(?:-(?=n\b)|--)([a-z][a-z-]*)(?:[ =](?=\d|[A-Z]{2}))?", re.DOTALL)
 SWITCHES = ("raw", "resume", "force")  # flags without a value
-KEYWORDS = ("from",)  # of Python: such an argument's name ends in _
+KEYWORDS = ("from",)  # Python's: as an argument's name they end in _
 
 
 class KlypeError(Exception):
     """Something failed for a reason the user can act on. Exit code 1.
 
-    ``message`` and ``hint`` name options as they are typed (--limit); as text, for programs, it names arguments
-    (limit).
+    ``message`` and ``hint`` name options as they are typed (--limit). ``str(error)``, which a program shows, names
+    arguments instead (limit).
     """
 
     exit_code = 1
@@ -27,19 +27,19 @@ class KlypeError(Exception):
 
 
 class UsageError(KlypeError):
-    """The command's words or inputs are wrong: nothing was started. Exit code 2."""
+    """The arguments or inputs are wrong, and nothing was started. Exit code 2."""
 
     exit_code = 2
 
 
 class BudgetSpentError(KlypeError):
-    """What a server may be asked for has been asked for; what was answered is kept."""
+    """The budget of requests or tokens for a server is spent; answers so far are kept."""
 
 
-class TrainingInterrupted(KlypeError):  # noqa: N818 - it is no error but an end that was asked for
-    """Stopped between two steps of training, with the state saved: the same command with --resume goes on.
+class TrainingInterrupted(KlypeError):  # noqa: N818 - not an error
+    """Training stopped between two steps, with its state saved: the same command with --resume continues.
 
-    ``asked``: a signal (Ctrl-C) asked for it, rather than whoever called the training.
+    ``asked``: it was a signal (Ctrl-C), and not the caller, that stopped it.
     """
 
     def __init__(self, message: str, hint: str = "", asked: bool = False) -> None:
@@ -56,6 +56,6 @@ def _argument(flag: re.Match[str]) -> str:
 
 
 def short_error(error: Exception) -> str:
-    """Another program's words in one line, without its classes and numbers."""
+    """The first line of another library's error message, without class names and error numbers."""
     text = re.sub(r"^(Got: \w+: )?(\[Errno -?\d+\] )?", "", str(error).strip()).splitlines()
     return (text[0][:160].rstrip(" .:") if text else "") or type(error).__name__

@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote, or that a disk may have damaged: what it says, or one kind of error."""
+"""Parsing of untrusted or damaged JSON: every failure is a ValueError."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-# A whole number of more is larger than any float.
-DIGITS = 308
+DIGITS = 308  # an integer with more digits is larger than any float
 
 
 def parsed(data: str | bytes, **parsers: Any) -> Any:
-    """What JSON says. ValueError for whatever is none, also for what is nested too deeply to be read, or too large.
-    ``parsers``: further ones of ``json.loads``."""
+    """Parses JSON. Raises ValueError for anything invalid, nested too deeply, or with an integer that is too large.
+    ``parsers``: further arguments of ``json.loads``."""
     try:
         return json.loads(data, parse_int=_whole, **parsers)
     except RecursionError as error:
@@ -22,12 +21,12 @@ def parsed(data: str | bytes, **parsers: Any) -> Any:
 
 
 def finite(data: str | bytes) -> Any:
-    """The same of klype's own files, in which every number is finite."""
+    """The same for klype's own files, in which every number must be finite."""
     return parsed(data, parse_float=_finite, parse_constant=_finite)
 
 
 def rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The objects of a file's lines; a line that is damaged, or was cut off, is left out."""
+    """The objects in the lines of a JSONL file; damaged or truncated lines are skipped."""
     for line in lines:
         try:
             row = parsed(line)
@@ -38,14 +37,14 @@ def rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def steps(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics.jsonl, finite numbers by their names; whatever is none is left out."""
+    """The rows of a metrics.jsonl, reduced to their finite numbers; rows without a step are skipped."""
     for row in rows(lines):
         if type(row.get("step")) is int:
             yield {name: n for name, n in row.items() if isinstance(n, int | float) and math.isfinite(n)}
 
 
 def tail(file: Path, most: int = 1 << 14) -> bytes:
-    """The last bytes of a file of lines that may be growing; none where there is no file."""
+    """The last ``most`` bytes of a file; none if it cannot be read."""
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - most))
@@ -55,7 +54,7 @@ def tail(file: Path, most: int = 1 << 14) -> bytes:
 
 
 def saved(file: Path) -> dict[str, Any] | None:
-    """The object in a file of klype's own; None where there is none, or it is damaged."""
+    """The JSON object in one of klype's own files; None if there is none, or it is damaged."""
     try:
         found = finite(file.read_bytes())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Fits work into the minutes requested: training, rankings, examinations and experiments all ask here.
+"""Fits work into the minutes requested, for training, rankings, examinations and experiments.
 
-Costs are measured, never guessed, and a plan is corrected from what its first part really took.
+Costs are measured, never guessed, and a plan is corrected by what its first part took.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from klype.errors import TrainingInterrupted
 T = TypeVar("T")
 Precision = Literal["float32", "bfloat16"]
 
-MEASURED = (0.15, 0.3)  # the parts of a training's steps between which its pace is measured
-FEWEST_STEPS = 4  # of a stage, however short its time
-CHANGED = 0.04  # a plan that is less off than this is kept
-MOST_RESERVED = 0.5  # of the time that is left, at most, is kept for parts without steps of their own
+MEASURED = (0.15, 0.3)  # fractions of the steps between which a training's pace is measured
+FEWEST_STEPS = 4  # in a stage, however short its time
+CHANGED = 0.04  # a plan that is off by a smaller fraction is kept
+MOST_RESERVED = 0.5  # fraction of the time left that may be reserved for parts without steps of their own
 
 
 def first_that_fits(choices: Iterable[T], cost: Callable[[T], float], most: float) -> T:
-    """The first choice that costs ``most`` or less; the last where none does. ``choices``: at least one choice, the
-    most wanted first."""
+    """The first choice that costs at most ``most``, or else the last one. ``choices``: at least one, in order of
+    preference."""
     for choice in choices:
         if cost(choice) <= most:
             break
@@ -31,10 +31,11 @@ def first_that_fits(choices: Iterable[T], cost: Callable[[T], float], most: floa
 
 
 def divide(seconds: float, shares: Mapping[str, float], needs: Mapping[str, float]) -> dict[str, float]:
-    """Seconds for each of the parts to come, by their shares.
+    """Divides the seconds among the remaining parts, by their shares.
 
-    ``needs``: what parts without steps of their own (examinations, rankings) were measured to take, the most important
-    first. They get it where it is more than their share, up to ``MOST_RESERVED`` of all; the others share the rest.
+    ``needs``: the measured seconds of parts without steps of their own (examinations, rankings), the most important
+    first. Such a part gets them if they are more than its share, up to ``MOST_RESERVED`` of all together; the others
+    share the rest.
     """
     total = sum(shares.values())
     own = {name: seconds * share / total for name, share in shares.items()}
@@ -58,10 +59,11 @@ class ThreadConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The steps of a training and how they are computed.
+    """The number of training steps and how they are computed.
 
-    Threads, precision and compiled code (``fused``) belong to the plan: others add up to other weights. ``workers``,
-    micro-batches side by side, do not. ``seconds`` 0: the steps were asked for.
+    ``seconds``: the time they are planned for; 0 if the user asked for this number of steps. Threads, precision and
+    compiled code (``fused``) are fixed by the plan because rounding, and so the weights, depend on them; they do not
+    depend on the number of workers.
     """
 
     steps: int
@@ -76,12 +78,12 @@ class StepPlan:
 
     @staticmethod
     def parse(known: Mapping[str, Any]) -> StepPlan:
-        """From what ``json`` gave."""
+        """The plan whose ``json`` this is."""
         threading = ThreadConfig(known["workers"], known["threads"])
         return StepPlan(known["steps"], known["planned_s"], threading, known["precision"], known.get("fused", False))
 
     def longer(self, seconds: float) -> StepPlan:
-        """The plan with extra seconds, at the same pace."""
+        """The plan extended by some seconds, at the same pace."""
         more = max(0, int(self.steps * seconds / self.seconds)) if self.seconds else 0
         return replace(self, steps=self.steps + more, seconds=self.seconds * (1 + more / self.steps))
 
@@ -92,12 +94,12 @@ class StepPlan:
 
 
 class StepBudget:
-    """Fits a training's steps into its seconds; corrects the step count once, after 30 % of them.
+    """Fits a training's steps into its seconds, by correcting their number once, after 30 % of them.
 
-    Other work on the machine, or batches that are expensive to make, are only seen then (and no rate or lesson changes
-    before). ``known`` is what the plan's ``json`` gave. Mutates ``known``: the corrected plan is stored under "then";
-    ``keep`` saves it, so that a resumed run changes over at the same step. ``at``: the step resumed from. ``most``:
-    steps at most. ``agree``: of several processes, what the first of them says.
+    By then, other load on the machine and the cost of making batches show, and no schedule has changed yet. ``known``:
+    the plan's ``json``; the corrected plan is stored in it under "then", and ``keep()`` saves it, so that a resumed run
+    changes plans at the same step. ``at``: the step that training resumes from. ``most``: maximum number of steps.
+    ``agree(steps)``: of several processes, the number of the first one.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class StepBudget:
             self._go_on()
 
     def watch(self, step: int, now: float) -> None:
-        """After each step; ``changed`` then tells whether the loop is to stop, so that it goes on by another plan."""
+        """To be called after each step; sets ``changed`` if training is to stop and continue with another plan."""
         if "then" in self._known:
             self.changed = self.plan.steps != self._known["then"]["steps"] and step >= self._known["then"]["at"]
         elif step == self._from_step:
@@ -134,7 +136,7 @@ class StepBudget:
                 self.changed = True
 
     def follow(self, train: Callable[[], T], tell: Callable[[], None] = lambda: None) -> T:
-        """What ``train``, which trains by ``plan``, returns. It is called again, to resume, when ``plan`` changes."""
+        """Calls ``train``, which trains by ``plan``, and again when ``plan`` changes, to resume; returns its result."""
         while True:
             try:
                 return train()

@@ -1,8 +1,8 @@
-"""Samplers: every way to shape what the next token is drawn from, declared once, as a field of ``Sampling``.
+"""Samplers: every transformation of the next-token distribution, each declared once, as a field of ``Sampling``.
 
-The command line's options, the API's, the server's request fields, the studio's sliders and what servers of other
-makers are sent are made from these declarations (``SAMPLERS``). torch is not imported: the command line reads
-them before anything is computed. Shapes: B rows, V vocabulary.
+The options of the command line and the API, the fields of requests to klype's server and to others, and the studio's
+sliders are made from these declarations (``SAMPLERS``). torch is not imported, so that the command line can read them
+quickly. Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Default temperature in chat.
-TEMPERATURE = 0.7
-# In wide vocabularies the nucleus is looked for among this many tokens before all are sorted.
+TEMPERATURE = 0.7  # the default of commands and methods
+# top-p looks for the nucleus among so many tokens of a large vocabulary before it sorts all of them
 NUCLEUS = 512
 OWN = {"klype": "", "vllm": ""}
 EVERYWHERE = {kind: "" for kind in ("klype", "vllm", "llama.cpp", "lmstudio", "ollama", "openai", "other")}
@@ -25,7 +24,7 @@ EVERYWHERE = {kind: "" for kind in ("klype", "vllm", "llama.cpp", "lmstudio", "o
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """How often each token was used: what penalties look at.
+    """How often each token was used, for penalties.
 
     ``text``: in prompt and answer together, [B, V]. ``counts``: in the answer alone, [B, V].
     """
@@ -36,13 +35,13 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How a field of ``Sampling`` is explained, bounded, applied, and called by servers.
+    """How a field of ``Sampling`` is explained, bounded, applied, and named by servers.
 
-    ``off``: the value that shapes nothing. ``least`` to ``most`` (``above``: not ``least`` itself) are possible;
-    ``served``: what klype's server takes where that is another range. ``slider``: from, to and step in the studio.
-    ``title`` is by language (``help``: see ``klype.words.sentences``). ``shape(logp_BV, value)`` is applied after the
-    temperature, in the order of the fields; ``adjust(logits_BV, value, seen)`` before it. ``servers``: the field's
-    name in requests to each kind of server that has it ("": the same name); others are never asked for it.
+    ``off``: the value without effect. ``least`` to ``most``: the valid range (``above``: without ``least`` itself);
+    ``served``: the range for klype's server, if it differs. ``slider``: minimum, maximum and step in the studio.
+    ``title``: by language (``help`` is translated by ``klype.words.sentences``). ``shape(logp_BV, value)`` is applied
+    after the temperature, in the order of the fields; ``adjust(logits_BV, value, seen)`` before it. ``servers``: the
+    field's name in requests to each kind of server that has it ("": the same name); it is not sent to others.
     """
 
     off: float
@@ -59,11 +58,11 @@ class Sampler:
 
     @property
     def whole(self) -> bool:
-        """Whether it is a whole number."""
+        """Whether its values are integers."""
         return isinstance(self.off, int)
 
     def supports(self, value: Any) -> bool:
-        """Whether this value is possible."""
+        """Whether the value is valid."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
         low = self.least < value if self.above else self.least <= value
@@ -71,7 +70,7 @@ class Sampler:
 
     @property
     def range(self) -> str:
-        """The possible values, in words."""
+        """The valid range in words."""
         if math.isfinite(self.most):
             low, high = f"{self.least:g}", f"{self.most:g}"
             return f"above {low} and at most {high}" if self.above else f"between {low} and {high}"
@@ -146,9 +145,9 @@ def sampler(off: float, **about: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn from the logits. Temperature 0 is a one-hot distribution.
+    """How the next token is drawn from the logits. Temperature 0 is greedy: a one-hot distribution.
 
-    A new sampler is a function above, a field here, and its line in ``SamplingOptions``. ``logit_bias``: pairs of
+    A new sampler is a function above, a field here, and its line in ``SamplingOptions``. ``logit_bias``: pairs of a
     token id and what is added to its logit, before everything else.
     """
 
@@ -211,22 +210,22 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: tuple[tuple[int, float], ...]
 
 
-# By the name of the field, in the order in which they are applied.
+# by field name, in the order in which they are applied
 SAMPLERS: Mapping[str, Sampler] = {f.name: f.metadata["sampler"] for f in fields(Sampling) if "sampler" in f.metadata}
 
 
 def active(sampling: Sampling) -> dict[str, Any]:
-    """The samplers that shape something, with their values."""
+    """The samplers that have an effect, with their values."""
     values = {name: getattr(sampling, name) for name in SAMPLERS}
     return {name: value for name, value in values.items() if value != SAMPLERS[name].off}
 
 
 def needs_counts(sampling: Sampling) -> bool:
-    """Whether tokens already in the prompt or answer change what is drawn from."""
+    """Whether the distribution depends on how often tokens were used in the prompt and the answer."""
     return any(SAMPLERS[name].adjust is not None for name in active(sampling))
 
 
 def unpenalised(sampling: Sampling) -> Sampling:
-    """The sampling without penalties for tokens already in the prompt or answer."""
+    """The same sampling without penalties for tokens in the prompt or the answer."""
     off: dict[str, Any] = {name: row.off for name, row in SAMPLERS.items() if row.adjust is not None}
     return replace(sampling, **off)

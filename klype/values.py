@@ -1,4 +1,4 @@
-"""The values that travel between the rooms. Frozen; shapes: B batch, T time, V vocabulary, K listed tokens."""
+"""The values that the packages exchange, all immutable. Shapes: B batch, T time, V vocabulary, K listed tokens."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ StepSource = Literal["prompt", "forced", "drawn", "drafted"]
 class Distribution:
     """A next-token distribution, most probable first.
 
-    ``ids`` [K] are the listed tokens, ``logp`` [K] their log-probabilities in nats; ``rest`` is the probability mass
-    not listed: 0 when the distribution is whole, more when only the most probable were returned (a *partial*
-    distribution).
+    ``ids`` [K]: the listed tokens; ``logp`` [K]: their log-probabilities in nats; ``rest``: the probability that is not
+    listed, which is 0 if the distribution is whole, and more if a server returned only the most probable tokens.
     """
 
     ids: Ints
@@ -40,7 +39,7 @@ class Distribution:
         return self.rest == 0.0
 
     def p(self, token: int) -> float | None:
-        """The token's probability; None when it is not listed and some mass is unlisted."""
+        """The token's probability; None if it is not listed in a distribution that is not whole."""
         found = np.flatnonzero(self.ids == token)
         if found.size:
             return float(np.exp(self.logp[found[0]]))
@@ -49,8 +48,8 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One token of an answer. ``logp`` under the model at temperature 1, ``sampling_logprob`` under what it was drawn
-    from; ``source``: where the token came from."""
+    """One token of an answer. ``logp``: its log-probability under the model at temperature 1; ``sampling_logprob``:
+    under the distribution that it was drawn from; ``source``: where it came from."""
 
     token: int
     logp: float
@@ -60,23 +59,24 @@ class Step:
 
 
 class Constraint(Protocol):
-    """What one answer may say, token by token."""
+    """A restriction of one answer, token by token."""
 
     def allowed(self) -> npt.NDArray[np.bool_] | None:
-        """Which tokens may come next, [V]; None: nothing may, though the answer is not complete."""
+        """Which tokens may come next, [V]; None: none, although the answer is incomplete."""
 
     def accept(self, token: int) -> bool:
-        """Takes the next token; returns whether the answer is complete with it."""
+        """Appends the next token; returns whether the answer is complete with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``n`` answers to one prompt. ``stop`` are token ids that end an answer and are kept as its last step.
+    """A request for ``n`` answers to one prompt.
 
-    ``limit``: tokens of an answer at most. ``stop_texts`` end it at their first appearance in the
-    decoded text. ``top`` asks for the distribution of every step: 0 none, k the k most probable, -1 whole.
-    ``first_sample``: the number of the first sample (noise depends on it). ``constraint`` makes what restricts a
-    sample: all probabilities are then those over the tokens that are allowed.
+    ``limit``: maximum number of tokens per answer. ``stop``: token ids that end an answer, kept as its last step;
+    ``stop_texts`` end it at their first occurrence in the decoded text. ``top``: the distribution that is returned with
+    every step: 0 none, k the k most probable tokens, -1 whole. ``first_sample``: the number of the first sample, on
+    which the noise depends. ``constraint``: makes the constraint of one sample; probabilities are then renormalised
+    over the tokens that it allows.
     """
 
     prompt: tuple[int, ...]
@@ -93,12 +93,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One answer: everything a measure needs, so that the model is never asked twice.
+    """One answer with everything that a measure needs, so that the model is never asked twice.
 
-    ``ended`` is "stop" (a stop token or text, or a constraint's end), "length" (the limit) or "cancelled". ``model``
-    names the weights (path and version). ``passes`` counts forward passes of the model that this answer needed.
-    ``sample``: its number among the request's samples, which with ``seed`` gives the noise. ``seconds``: from the
-    request's start to this answer's end. ``joules``: energy; None where it was not measured.
+    ``ended``: "stop" (a stop token or text, or the constraint), "length" (the limit) or "cancelled". ``model``: path
+    and version of the weights. ``passes``: forward passes that this answer took. ``sample``: its number among the
+    request's samples, which with ``seed`` determines the noise. ``seconds``: from the request's start to this answer's
+    end. ``joules``: energy; None if it was not measured.
     """
 
     prompt: tuple[int, ...]
@@ -123,7 +123,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tokens to learn from. ``weights_BT`` is the loss weight of each target (0: not learnt)."""
+    """A training batch. ``weights_BT``: the loss weight of each target (0: ignored)."""
 
     tokens_BT: torch.Tensor
     targets_BT: torch.Tensor
@@ -131,7 +131,7 @@ class Batch:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch, and batches in ``extra``, on ``device``; batches are made on the CPU."""
+        """The batch, with tensors and batches in ``extra``, on ``device``."""
         if self.tokens_BT.device == device:
             return self
         movable = {name: value for name, value in self.extra.items() if callable(getattr(value, "to", None))}
@@ -141,7 +141,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums, divided once after all micro-batches and workers: loss = total / count, both scalar tensors (shape [])."""
+    """A loss as sums over a micro-batch: loss = total / count after all micro-batches and workers; both of shape []."""
 
     total: torch.Tensor
     count: torch.Tensor
@@ -150,8 +150,8 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question to be answered. ``answers`` are references (any is right); ``extra`` is for the asker's own use,
-    except ``before``: the messages (role and content) of a system prompt and of earlier turns.
+    """A question. ``answers``: references, any of which is correct; ``extra``: further fields of any kind, of which
+    ``before`` holds the messages (role and content) of a system prompt and of earlier turns.
     """
 
     id: str
@@ -167,22 +167,22 @@ class Question:
         return f"{self.context} {self.question}".strip()
 
     def messages(self, answer: str | None = None) -> list[dict[str, str]]:
-        """What was said before the question, the question, and its answer."""
+        """The conversation: earlier messages, the question, and its answer if there is one."""
         said = [*self.extra.get("before", ()), {"role": "user", "content": self.prompt}]
         return said if answer is None else [*said, {"role": "assistant", "content": answer}]
 
     @property
     def transcript(self) -> str:
-        """The user's message as a judge reads it: after all earlier messages, each with its role."""
+        """The conversation as one text, for a judge: earlier messages, each with its role, and the question."""
         before = [f"{message['role'].capitalize()}: {message['content']}" for message in self.extra.get("before", ())]
         return "\n\n".join([*before, f"User: {self.prompt}"]) if before else self.prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an annotator thinks of one answer; None: cannot decide. ``words`` counts no punctuation; ``well_formed``: by
-    rules of form alone. ``score``: points, higher is better; how many there can be is up to the annotator (a task's
-    ``scores`` gives least and most); NaN from a judge that only rules."""
+    """An annotator's verdict on one answer; None: undecided. ``words``: their number, without punctuation;
+    ``well_formed``: by form alone; ``score``: higher is better, on the annotator's own scale (a task's ``scores`` gives
+    its ends), NaN from a judge that gives no score."""
 
     right: bool | None
     polite: bool | None
@@ -194,9 +194,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """An order over candidates, best first; candidates in one inner tuple are tied. Indices into ``candidates``.
+    """A ranking of candidates: ``order`` holds indices into ``candidates``, best first, with ties in one inner tuple.
 
-    ``when``: ISO 8601, klype's own in UTC; empty where it is unknown.
+    ``when``: ISO 8601, in UTC if klype wrote it; empty if unknown.
     """
 
     question: Question
@@ -210,12 +210,12 @@ class Ranking:
 class Figure:
     """An estimate with a 95 % confidence interval, or certain bounds, or the reason why it is missing.
 
-    ``n`` counts the values that it was estimated from (answers, pairs or questions, as the measure has it; a question
-    may have several). ``why``: the reason why the value, or only its interval, is missing.
+    ``n``: the number of values it was estimated from (answers, pairs or questions, depending on the measure). ``why``:
+    the reason why the value, or only its interval, is missing.
 
-    ``judge`` says whose judgement it rests on, ``error_rate`` how often that errs (without a value where it was not
-    measured; None where it cannot err), and ``bounds`` between what the figure lies when the judge's errors and what it
-    left undecided are allowed for (None: without an end).
+    ``judge``: whose judgement it rests on; ``error_rate``: how often that judge errs, without a value where that was
+    not measured, None if it cannot err; ``bounds``: of the figure when the judge's errors and undecided answers are
+    allowed for (None: unbounded).
     """
 
     value: float | None
@@ -231,7 +231,7 @@ class Figure:
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> Figure:
-        """From its ``json``; what else stands there is left out."""
+        """The figure whose ``json`` this is; other fields are ignored."""
         found = {one.name: row[one.name] for one in fields(Figure) if one.name in row}
         if "error_rate" in found:
             found["error_rate"] = Figure.of(row["error_rate"])
@@ -256,7 +256,7 @@ class Figure:
 
 
 class Batches(Protocol):
-    """An endless iterator of batches that can say where it is and be put back there."""
+    """An endless iterator of batches whose position can be saved and restored."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -288,7 +288,7 @@ class NumberedBatches(Batches):
 
 
 def end(batches: Batches) -> None:
-    """Stops the workers that make the batches, if there are any."""
+    """Stops the processes that make the batches, if there are any."""
     close: Callable[[], None] | None = getattr(batches, "close", None)
     if close is not None:
         close()
@@ -299,6 +299,6 @@ Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float] | Floats]
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are not None; None where there are none."""
+    """The mean of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

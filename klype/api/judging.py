@@ -6,16 +6,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from klype.errors import UsageError
 from klype.judge.judge import RULINGS, Ruling
 from klype.judge.judge import Judge as Judge
 from klype.judge.rule_judge import RuleJudge
+from klype.sources.find_model import located
+from klype.sources.opening import OpenModel, find_model, kind_of, open_model
 from klype.values import Figure, Question
-
-if TYPE_CHECKING:
-    from klype.sources.opening import OpenModel
 
 PAIR, ANSWER = frozenset({"question", "a", "b"}), frozenset({"question", "answer", "answers"})
 
@@ -62,8 +61,6 @@ def open_judge(
     """
     from klype.judge.embedding import EmbeddingJudge, is_encoder, minilm, open_embedding
     from klype.judge.meaning import JudgeModel
-    from klype.sources.find_model import located
-    from klype.sources.opening import find_model, kind_of, open_model
 
     if name is None or isinstance(name, Judge):
         return name

@@ -255,14 +255,14 @@ class Run:
         with ranking.open_store(self.path / "rank") as store:
             if isinstance(by, str | Path):
                 new = store.put(formats.read(Path(by)))
-            elif by is None:
-                rankers.checked(store)
-                judge, usual = rankers.world_of(self.path).judge, taste("")
-                rank = rankers.by_taste(usual, judge, noise, rankers.label(name, usual))
-                new = rankers.rank_all(store, rank, "simulated", n, seed)
             else:
                 rankers.checked(store)
-                new = rankers.rank_all(store, rankers.by_function(by, name or name_of(by)), "model", n, seed)
+                if by is None:
+                    judge, usual = rankers.world_of(self.path).judge, taste("")
+                    rank = rankers.by_taste(usual, judge, noise, rankers.label(name, usual))
+                else:
+                    rank = rankers.by_function(by, name or name_of(by))
+                new = rankers.rank_all(store, rank, "simulated" if by is None else "model", n, seed)
             entries = store.entries()
             about = {"run": str(self.path), "store": store.place, "new": new, "entries": len(entries)}
         return Rankings(new, {**about, **rankers.summary(entries)})

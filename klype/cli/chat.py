@@ -14,14 +14,13 @@ from klype.cli.next_tree_forks import visible
 from klype.cli.terminal import Terminal, print_table, starting
 from klype.errors import KlypeError
 from klype.samplers import SAMPLERS
-from klype.sources.opening import kind_of
+from klype.sources.opening import OpenModel, kind_of
 from klype.words import percent, plain, short, words
 from klype.words.plain import harmless
 from klype.words.sentences import Sentences
 
 if TYPE_CHECKING:
     from klype.engine.speculation import Draft
-    from klype.sources.opening import OpenModel
     from klype.text.chat import Message
     from klype.values import Sampling, Step, Trace
 

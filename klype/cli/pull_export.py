@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
 from klype.cli.terminal import Terminal, print_table
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, short_error
 from klype.option import Option
 from klype.words import number
 
@@ -181,5 +181,5 @@ def push(folder: Path, name: str, api: Any = None) -> str:
         api.create_repo(name, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder))
     except Exception as error:  # offline, refused: the client raises errors of many types
-        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise KlypeError(f"{name} was not pushed: {said.rstrip('.')}.", "Use --dry-run to write the folder.") from None
+        said = f"{name} was not pushed: {short_error(error)}."
+        raise KlypeError(said, "Use --dry-run to write the folder.") from None
