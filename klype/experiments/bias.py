@@ -262,8 +262,7 @@ def running(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> 
 
 def gap_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     """How much of the gap each target closes, the best first."""
-    gaps = {name: figures["gap"] for name, figures in board.figures().items() if "gap" in figures}
-    rows = [(name, gap) for name, gap in gaps.items() if name not in (CONTROL, TRUTH) and gap["value"] is not None]
+    rows = [(name, gap) for name, gap in board.known("gap").items() if name not in (CONTROL, TRUTH)]
     rows.sort(key=lambda row: -(row[1]["value"] or 0.0))
     return tell.whiskers("gap", rows, axis(tell.own("picture.axis_gap"), percent=True), 0.0, "right")
 

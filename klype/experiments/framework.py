@@ -149,6 +149,11 @@ class Board(BoardPart):
         """Figures by arm, at the largest number of documents."""
         return {row.arm: row.figures for row in self.rows if row.documents == self.documents[-1]}
 
+    def known(self, key: str) -> dict[str, FigureFacts]:
+        """One measure's figures that have a value, by arm, at the largest number of documents."""
+        found = {arm: figures[key] for arm, figures in self.figures().items() if key in figures}
+        return {arm: figure for arm, figure in found.items() if figure["value"] is not None}
+
     def document(self) -> dict[str, Any]:
         """The board as ``--json`` prints it."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -275,7 +275,6 @@ MISTAKES = Experiment[MistakesBoard](
 
 COLOURS = {BEFORE: "muted", CONTROL: "base", "scheduled-sampling": "bad", "own-truth": "truth",
            "own-teachers": "finetuned", "backspace": "aligned", "outcome": "accent"}  # fmt: skip
-Figures = Mapping[str, FigureFacts]
 
 
 def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
@@ -285,7 +284,7 @@ def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
     if board.source == "text":
         if not cures or CONTROL not in figures:
             return []
-        best = min(cures, key=lambda name: _value(figures[name], "bits_per_byte") or 0.0)
+        best = min(cures, key=lambda name: figures[name]["bits_per_byte"]["value"] or 0.0)
         told = {key: say.figure(figures[best][key]) for key in ("bits_per_byte", "bits_change")}
         key = "text" if beyond(figures[best]["bits_change"], 0.0) < 0 else "text_open"
         control = say.figure(figures[CONTROL]["bits_per_byte"])
@@ -295,11 +294,12 @@ def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
         sides = {key: figures[name]["feedback"] for key, name in (("before", BEFORE), ("after", CONTROL))}
         key = "control" if all(beyond(figure, 0.0) > 0 for figure in sides.values()) else "control_open"
         said.append(own(f"said.{key}", **{side: say.figure(figure) for side, figure in sides.items()}))
-    if cures := [name for name in cures if _value(figures[name], "ratio")]:
-        best = min(cures, key=lambda name: _value(figures[name], "ratio") or 0.0)
+    known = board.known("ratio")
+    if ratios := {name: ratio for name in cures if name in known and (ratio := known[name]["value"])}:
+        best = min(ratios, key=lambda name: ratios[name])
         told = {key: say.figure(figures[best][key]) for key in ("ratio", "ratio_by_question")}
         told["kl_change"] = say.figure(figures[best].get("kl_change"))
-        said.append(own("said.best", method=tell.name(best), n=len(cures), **told))
+        said.append(own("said.best", method=tell.name(best), n=len(ratios), **told))
         halved = [f"{tell.name(name)} ({say.figure(figures[name].get('kl_change'))})" for name in board.halved]
         said.append(own("said.halved", methods=", ".join(halved)) if halved else own("said.not_halved"))
     if "backspace" in figures:
@@ -310,8 +310,7 @@ def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
 
 def beside_picture(board: MistakesBoard, tell: ArmNames, key: str, at: float) -> Picture | None:
     """One measure of all methods but the control; ``at``: where to draw a line."""
-    found = board.figures()
-    rows = [(name, found[name][key]) for name in found if name != CONTROL and _value(found[name], key) is not None]
+    rows = [(name, figure) for name, figure in board.known(key).items() if name != CONTROL]
     return tell.whiskers(key, rows, axis(tell.column(key)), at)
 
 
@@ -330,12 +329,6 @@ def distance_picture(board: MistakesBoard, tell: ArmNames) -> Picture | None:
     rows = [tell.cells(name, figure, d) for name, figures in by.items() for d, figure in figures]
     columns = [distance, tell.column("feedback"), *tell.ends()]
     return tell.picture("distance", [Panel("", option, 340)], columns, rows)
-
-
-def _value(figures: Figures, key: str) -> float | None:
-    """The value of a figure, None if there is none."""
-    figure = figures.get(key)
-    return None if figure is None else figure["value"]
 
 
 REPORT = Report[MistakesBoard](
