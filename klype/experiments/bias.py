@@ -157,11 +157,11 @@ def bars_of(progress: ExperimentProgress[BiasBoard]) -> Bars | None:
     return Bars(text=SHOWN, words=words, truth=list(progress.test.shown[1].values()), targets=means)
 
 
-def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tuple[int, int]:
-    """The maximum number of steps of one cell: with one-hot targets, and with whole distributions."""
-    rows = [TARGETS[name] for name in targets]
+def cost(plan: ExperimentPlan, seconds: tuple[float, float], knows: bool, cores: int) -> tuple[int, float]:
+    """The maximum number of steps of a plan, and about how many seconds it takes (see ``Experiment``)."""
+    settings, rows = plan.settings, [TARGETS[name] for name in plan.arms]
     written = {"ensemble-written": 1, "steady-written": WRITTEN}  # written texts, relative to the documents
-    hard = soft = 0
+    hard = soft = 0  # epochs of one cell, with one-hot targets and with whole distributions
     for row in rows:
         epochs = row.how(settings).epochs
         if row.make is one_hot:
@@ -170,15 +170,9 @@ def steps(documents: int, targets: Sequence[str], settings: LabSettings) -> tupl
             soft += epochs * (1 + written.get(row.name, 0))
     for name, count in members(settings).items():
         if any(row.members == name for row in rows):
-            hard += (count - (name in targets)) * TARGETS[name].how(settings).epochs
-    once = -(-documents // settings.rows)
-    return hard * once, soft * once
-
-
-def cost(plan: ExperimentPlan, seconds: tuple[float, float], knows: bool, cores: int) -> tuple[int, float]:
-    """The maximum number of steps of a plan, and about how many seconds it takes (see ``Experiment``)."""
-    both = [steps(count, plan.arms, plan.settings) for count in plan.documents]
-    hard, soft = (plan.seeds * sum(part) for part in zip(*both, strict=True))
+            hard += (count - (name in plan.arms)) * TARGETS[name].how(settings).epochs
+    per_epoch = plan.seeds * sum(-(-count // settings.rows) for count in plan.documents)
+    hard, soft = hard * per_epoch, soft * per_epoch
     return hard + soft, OVERHEAD * ENDED * (hard * seconds[0] + soft * seconds[1]) / cores
 
 
