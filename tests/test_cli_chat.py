@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klype.api.model import Model, sampling_bounds
+from klype.api.model import Model
 from klype.api.prompt_context import fit, suggestions
 from klype.cli.chat import ChatSession
 from klype.cli.next_tree_forks import bar_of, visible
@@ -280,8 +280,9 @@ def test_next_is_a_distribution_before_and_after_temperature(opened: OpenModel, 
     distribution = opened.engine.next([opened.plain("Hunden drakk")])[0]
     sampling = Sampling(temperature=temperature)
     size = opened.loaded.config.vocab_size
-    drawn = sampling_bounds(distribution, sampling, (), size)
-    tempered = torch.tensor(list(drawn[0].values()), dtype=torch.float64)
+    table = Model(opened).table(distribution, sampling, (), None, size)
+    tempered = torch.zeros(size, dtype=torch.float64)
+    tempered[[row.id for row in table.tokens]] = torch.tensor([row.p_tempered for row in table.tokens]).double()
     logp = torch.full((size,), float("-inf"), dtype=torch.float64)
     logp[torch.as_tensor(distribution.ids.copy())] = torch.as_tensor(distribution.logp.copy(), dtype=torch.float64)
     if temperature == 0:
@@ -290,11 +291,11 @@ def test_next_is_a_distribution_before_and_after_temperature(opened: OpenModel, 
     else:
         torch.testing.assert_close(tempered, torch.softmax(logp / temperature, -1), atol=1e-6, rtol=1e-4)
     truth = {9: 0.75, 11: 0.25}
-    document = Model(opened).table(distribution, drawn, truth, 4).to_json()
+    document = Model(opened).table(distribution, sampling, (), truth, 4).to_json()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert {row["id"]: row["truth"] for row in document["tokens"] if row["truth"]} == truth
     assert document["rest"] + sum(row["p"] for row in document["tokens"]) == pytest.approx(1, abs=1e-5)
-    assert "truth" not in Model(opened).table(distribution, drawn, None, 4).to_json()["tokens"][0]
+    assert "truth" not in Model(opened).table(distribution, sampling, (), None, 4).to_json()["tokens"][0]
 
 
 @given(st.floats(-0.5, 1.5), st.integers(1, 40))

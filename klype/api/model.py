@@ -10,12 +10,13 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 
+from klype.answers.distribution_bounds import drawn_from
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.judging import open_judge
 from klype.api.prompt_context import PromptContext, is_single_turn, prompt_context, prompt_of, read_of, whole
 from klype.api.results import Answer, AnswerForks, AnswerTree, NextToken, NextTokens, Token
-from klype.engine.sampling import check_sampling
+from klype.engine.sampling import check_sampling, shape_whole
 from klype.environment import language
 from klype.errors import UsageError
 from klype.judge.judge import Judge
@@ -24,7 +25,7 @@ from klype.samplers import SamplingOptions
 from klype.sources.find_model import located
 from klype.sources.opening import OpenModel, open_model, room, stream
 from klype.sources.source import Message, NativeCodec, answers
-from klype.values import Distribution, Request, Sampling, Step, Trace
+from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
 
 MOST_ANSWERS = 10_000  # per call: every answer takes a row of the cache, and a typing error would fill the memory
 LISTED = 5  # so many of the truth's most probable tokens are always in the table of next tokens
@@ -174,7 +175,7 @@ class Model:
             from klype.runs.provenance import next_truth
 
             truth = next_truth(self.opened.found, self.opened.loaded.tokenizer, text, self.opened.as_raw(raw))
-        return self.table(distribution, sampling_bounds(distribution, drawn, prompt, self.vocabulary), truth, top)
+        return self.table(distribution, drawn, prompt, truth, top)
 
     def score(self, text: str, answer: str, raw: bool | None = None) -> Answer:
         """Scores a given answer: the probability of each of its tokens under the model, and of the end-of-answer token
@@ -286,17 +287,19 @@ class Model:
         return Answer(opened.source.codec.decode(trace.tokens), tokens, logp, trace.ended, trace)
 
     def table(
-        self,
-        distribution: Distribution,
-        drawn: tuple[dict[int, float], dict[int, float]],
-        truth: dict[int, float] | None,
-        top: int,
+        self, distribution: Distribution, sampling: Sampling, prompt: Tokens, truth: dict[int, float] | None, top: int
     ) -> NextTokens:
-        """The table of a distribution's ``top`` tokens. ``drawn``: bounds on their probabilities as they are sampled
-        (``sampling_bounds``); ``truth``: {token id: p} where it is known."""
-        p = dict(zip(distribution.ids.tolist(), np.exp(distribution.logp).tolist(), strict=True))
-        low, high = drawn
-        listed = distribution.ids[:top].tolist()
+        """The table of a distribution's ``top`` tokens: their probabilities as they are sampled after ``prompt`` (bounds
+        if the distribution is partial), and the truth {token id: p} where it is known."""
+        ids = distribution.ids.tolist()
+        p = dict(zip(ids, np.exp(distribution.logp).tolist(), strict=True))
+        if distribution.whole:  # by the function that samples answers
+            drawn_V = shape_whole(distribution, sampling, (prompt, ()), self.vocabulary).exp()
+            low = high = dict(enumerate(drawn_V.tolist()))
+        else:
+            at = drawn_from(distribution, sampling, self.vocabulary)
+            low, high = (dict(zip(ids, end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
+        listed = ids[:top]
         # tokens that are probable in truth are listed even if the model finds them improbable
         truest = sorted(truth, key=lambda token: -truth[token])[:LISTED] if truth else []
         listed += [token for token in truest if token not in listed]
@@ -345,22 +348,6 @@ class Model:
         tokens = tuple(self.opened.spelled(position.token) for position in found.positions)
         others = tuple(self.opened.spelled(other.token) for other in found.others)
         return AnswerForks(found, tokens, others, ask.judge, ask.error_rate)
-
-
-def sampling_bounds(
-    distribution: Distribution, sampling: Sampling, prompt: Sequence[int], vocabulary: int
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Lower and upper bounds on the probability of every listed token as it is sampled after ``prompt``, by token id.
-    They are equal if the distribution is whole; then the sampler's own function computes them."""
-    from klype.answers import distribution_bounds
-    from klype.engine.sampling import shape_whole
-
-    if not distribution.whole:
-        at = distribution_bounds.drawn_from(distribution, sampling, vocabulary)
-        low, high = (dict(zip(distribution.ids.tolist(), end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
-        return low, high
-    found = dict(enumerate(shape_whole(distribution, sampling, (prompt, ()), vocabulary).exp().tolist()))
-    return found, found
 
 
 def _sampling(temperature: float, options: SamplingOptions) -> Sampling:
