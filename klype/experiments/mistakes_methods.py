@@ -152,7 +152,7 @@ def joined(a: Batch, b: Batch) -> Batch:
 # error is forced, and the student continues after it.
 
 OPENING = 8  # maximum number of words of a document that an own text continues
-PLACES = 8  # an error is forced at one of the first words of an own text, of which there are so many
+PLACES = 8  # an error is forced at one of this many first words of an own text
 LEAST = 1e-9  # wrong words whose total probability is less than this are ignored
 UNLIKELY = 1e-3  # words to which teachers give less than this count as impossible
 
