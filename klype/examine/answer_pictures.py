@@ -1,5 +1,7 @@
-"""Pictures of answers: how long they stay right, what an error brings, what the temperature changes, how probability
-divides. Their titles say what was found. A run's report, an examination's, the article's and the studio show them."""
+"""Pictures of an examination: survival, feedback, temperature, calibration, selection, trees and cost.
+
+Their titles state the finding. They are shown in the reports of runs, examinations and the article, and in the studio.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from klype.examine.run_figures import FigureFacts, beyond
 from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
-Curves = Mapping[str, Sequence[FigureFacts]]  # by name (CURVES): a figure a position
-BETWEEN = 200  # the width of a word or an answer between two columns of the flow
+Curves = Mapping[str, Sequence[FigureFacts]]  # name (of CURVES) → a figure per position
+BETWEEN = 200  # px for a label between two columns of the flow
 CURVES = ("survival", "would_survive", "by_position", "difference", "independent")
-Temperatures = Mapping[float, Mapping[str, FigureFacts]]  # figures by their names, from the lowest temperature
+Temperatures = Mapping[float, Mapping[str, FigureFacts]]  # temperature, from the lowest → figures by name
 LINES = (("survival", "r", "aligned", "solid"), ("would_survive", "k", "truth", "dashed"),
          ("by_position", "by_position", "muted", "dotted"))  # fmt: skip
 SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("real_words", "aligned", "solid"),
@@ -24,7 +26,7 @@ SWEEP = (("right", "aligned", "solid"), ("s", "truth", "dashed"), ("real_words",
 
 
 def pictures(document: Document, say: Say) -> dict[str, Picture]:
-    """All that an examination's document allows, by place."""
+    """Every picture that the document of an examination allows, by id."""
     main, figures = document["main"], document["figures"]
     by_t = {float(t): {name: document[name].get(t, []) for name in CURVES if name in document}
             for t in document["survival"] if t != "0"}  # fmt: skip
@@ -43,8 +45,8 @@ def pictures(document: Document, say: Say) -> dict[str, Picture]:
 def survival(
     found: Mapping[float, Curves], say: Say, main: float, most: int = 1000, name: str = "survival"
 ) -> Picture | None:
-    """R and K beside what errors that depend on the position only would leave, a panel a temperature. The title is of
-    the temperature ``main``, at position ``most`` at most; ``documents``: the same of long texts."""
+    """R and K beside K for errors that depend on the position only, with a panel per temperature. The title is about
+    temperature ``main`` and the last position up to ``most``. ``name`` "documents": of long texts."""
     if not found:
         return None
     panels, rows = [], list[Row]()
@@ -63,8 +65,8 @@ def survival(
 
 
 def _survival_title(curves: Curves, say: Say, most: int) -> str:
-    """K (``would_survive``) beside what errors that depend on the position only would leave, at the last position
-    (``most`` at most) where both are told, and whether they differ; K alone where the latter is not known."""
+    """K (``would_survive``) and its reference at the last position up to ``most`` where both have a value, and whether
+    they differ; K alone where the reference is unknown."""
     k, reference, difference = (curves.get(name) or [] for name in ("would_survive", "by_position", "difference"))
     if all(f["value"] is None for f in reference):
         reference = []
@@ -81,7 +83,7 @@ def _survival_title(curves: Curves, say: Say, most: int) -> str:
 
 
 def temperatures(found: Temperatures, say: Say) -> Picture | None:
-    """Right, S, real words, repetition and agreement (by meaning, where it was judged) against the temperature."""
+    """Correctness, S, real words, repetition and agreement (by meaning, where judged) against the temperature."""
     series, rows = list[Option](), list[Row]()
     known = {name: [(t, f[name]) for t, f in found.items() if name in f and f[name]["value"] is not None]
              for name, _, _ in SWEEP}  # fmt: skip
@@ -96,10 +98,10 @@ def temperatures(found: Temperatures, say: Say) -> Picture | None:
     drawn = shares(axis(say("axis.temperature"), min=0), series)
 
     def ends(name: str) -> dict[str, str]:
-        """At the lowest temperature and at the highest."""
+        """The figure at the lowest temperature and at the highest."""
         return say.apart({f"{name}{i}": known[name][-i][1]["value"] for i in (0, 1)})
 
-    # right answers, else what becomes of words and of repetition
+    # about correct answers, or else about real words and repetition
     title, rights = say("picture.temperatures"), known["right"]
     if len(rights) > 1:
         ts = {"t0": say.plain(rights[0][0]), "t1": say.plain(rights[-1][0])}
@@ -113,8 +115,8 @@ def temperatures(found: Temperatures, say: Say) -> Picture | None:
 def calibration(
     models: Sequence[tuple[str, str, Sequence[Mapping[str, Any]], FigureFacts]], say: Say, more: str = ""
 ) -> Picture | None:
-    """How often what was said to be likely came true, a panel a model: (name, colour, bins, error). The title is of the
-    last; ``more``: what is to be known beside."""
+    """Reliability diagrams, with a panel per model (name, colour, bins, error). The title is about the last one;
+    ``more``: a further sentence on how to read it."""
     panels, rows = [], list[Row]()
     for name, colour, bins, _ in models:
         figures = [(b["p"], b["observed"]) for b in bins]
@@ -133,7 +135,7 @@ def calibration(
 
 
 def formula(say: Say) -> Picture:
-    """S^n beside (1 − S)^n; the page's sliders redraw both."""
+    """S^n beside (1 − S)^n; sliders of the page redraw both."""
     s, n = 0.99999, 100
     names = [say("formula.right"), say("formula.article")]
     curves = [(name, [(i, base**i) for i in range(1, n + 1)]) for name, base in zip(names, (s, 1 - s), strict=True)]
@@ -144,8 +146,8 @@ def formula(say: Say) -> Picture:
 
 
 def feedback(document: Document, say: Say) -> Picture | None:
-    """The difference that a forced error makes, by distance, a curve a temperature: beside a right word as rare, or
-    where there are too few of those, beside any."""
+    """The effect of a forced error by distance, with a curve per temperature: compared with an equally rare correct
+    word, or with any correct word where there are too few of those."""
     colours = ("aligned", "truth", "finetuned", "bad")
     found = document["after_error"]
     if not found:
@@ -170,7 +172,7 @@ def _known(figures: Sequence[FigureFacts] | None) -> bool:
 
 
 def selective(document: Document, say: Say) -> Picture | None:
-    """Of the answers that the model is surest of, how many are wrong? At the main temperature."""
+    """The share wrong among the most certain answers, at the main temperature."""
     curve = document["selective"].get(document["main"])
     ratio = document["figures"][document["main"]].get("selective")
     if not curve or ratio is None:
@@ -190,8 +192,8 @@ def selective(document: Document, say: Say) -> Picture | None:
 
 
 def flow(document: Document, say: Say) -> Picture | None:
-    """How the probability of the first tree flows from the question through words and answers into meanings."""
-    one = next((tree for tree in document["trees"] if tree["answers"]), None)  # within the limit there may be none
+    """A Sankey diagram of the first tree: probability flows from the question through words into meanings."""
+    one = next((tree for tree in document["trees"] if tree["answers"]), None)  # a tree may have none in the limit
     if one is None:
         return None
     root = one["branches"]
@@ -236,7 +238,7 @@ def flow(document: Document, say: Say) -> Picture | None:
 
 
 def tree(document: Document, say: Say) -> Picture | None:
-    """The likeliest whole answers to some questions, as branching trees."""
+    """The most likely answers to some questions, as branching trees."""
     panels, rows = [], list[Row]()
     for one in document["trees"]:
         panels.append(_tree(_short(one["question"]), one["branches"], say))
@@ -252,8 +254,8 @@ def tree(document: Document, say: Say) -> Picture | None:
 
 
 def _tree(title: str, root: Document, say: Say) -> Panel:
-    """No label meets another: those on the way stand above their node and are no wider than from one node to the next
-    (the root's, which begins at its node, half of that), and all ends stand in one column, a row each."""
+    """One tree, without overlapping labels: inner labels are above their nodes and no wider than the distance to the
+    next node (the root's half of that), and all leaves are in one column with a row each."""
 
     def depth(branch: Document) -> int:
         return max((1 + depth(child) for child in branch["children"]), default=0)
@@ -262,7 +264,7 @@ def _tree(title: str, root: Document, say: Say) -> Panel:
         return f"{_branch_text(branch)}  {say.share(branch['mass'], 1)}"
 
     def node(branch: Document, left: int) -> Option:
-        """With its ends equally deep, by nodes that nothing is seen of."""
+        """A node whose leaves are all at the same depth, by invisible nodes above them."""
         found: Option = {"name": name(branch), "value": branch["mass"]}
         if branch["children"]:
             return {**found, "children": [node(child, left - 1) for child in branch["children"]]}
@@ -287,7 +289,7 @@ def _tree(title: str, root: Document, say: Say) -> Panel:
 
 
 def _branches(branch: Document) -> Iterator[Document]:
-    """It and all below it."""
+    """The branch and all branches below it."""
     yield branch
     for child in branch["children"]:
         yield from _branches(child)
@@ -298,7 +300,7 @@ def _branch_text(branch: Document) -> str:
 
 
 def cost(document: Document, say: Say) -> Picture | None:
-    """Operations for one right answer, by temperature."""
+    """Floating-point operations per correct answer, by temperature."""
     rows = list[Row]()
     for t, figures in document["figures"].items():
         flops, right = (figures.get(name, {}).get("value") for name in ("flops", "right"))
@@ -316,11 +318,11 @@ def cost(document: Document, say: Say) -> Picture | None:
 
 
 def _room(texts: Sequence[str]) -> int:
-    """Pixels beside the last nodes that their texts need, within reason."""
+    """Pixels for the labels beside the last nodes, within limits."""
     return min(340, max(90, 20 + 7 * max(map(len, texts), default=0)))
 
 
 def _short(question: str, most: int = 160) -> str:
-    """A question's end, from a word on; the story before it stands in the table."""
+    """The end of a long question, from the start of a word; the whole text is in the table."""
     text = visible(" ".join(question.split()))
     return text if len(text) <= most else "… " + text[-most:].partition(" ")[2]

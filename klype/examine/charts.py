@@ -1,7 +1,7 @@
-"""Charts as ECharts options, in the report's two themes, and the script that draws them.
+"""Charts as ECharts options, in a light and a dark theme, and the script that draws them.
 
-Colours are ``$names`` of the theme; ``fn:`` names a function of ``page/formats.js`` (numbers in the reader's language,
-the shape of a whisker), so that an option is plain JSON. Report and studio draw from the same options.
+An option is plain JSON: ``$name`` is a colour of the theme, and ``fn:name`` a function of ``page/formats.js`` (numbers
+in the reader's language, the shape of a whisker). Report and studio draw the same options.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from klype.examine.say import Say
 
 Option = dict[str, Any]
 Cell = str | float | int | None
-Row = tuple[str, str, FigureFacts]  # of a table below a picture: what was measured, of what, and the figure
-# Figures of one measure, side by side in a panel: its title, the measure, the axis, and rows (label, figure, colour).
+Row = tuple[str, str, FigureFacts]  # of the table below a picture: what was measured, where, and the figure
+# One panel of figures of one measure: (title, measure, axis, rows of label, figure and colour).
 Group = tuple[str, str, Option, Sequence[tuple[str, FigureFacts, str]]]
-NARROW_PX = 330  # the width of a drawing on a phone: a legend's rows are counted for it
-# a spike is so many times as high as what is usual; so many of them can be told apart on a phone
-TOWERING, MOST_SPIKES = 3, 8
+NARROW_PX = 330  # the width of a drawing on a phone, for which the rows of a legend are counted
+TOWERING, MOST_SPIKES = 3, 8  # a spike is so many times the median; more of them cannot be told apart on a phone
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
-# A token's step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (a surprise, strong).
+# A token's colour step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (strong).
 PROBABILITY_EDGES = (0.9, 0.7, 0.5, 0.3, 0.1)
 
 
 def page_file(name: str) -> str:
-    """A style, a script or the colours of the report's page; the studio has its ``formats.js``, too."""
+    """The text of a packaged file of the report's page; the studio uses ``formats.js`` too."""
     return (resources.files("klype.examine") / "page" / name).read_text(encoding="utf-8")
 
 
@@ -46,14 +45,14 @@ _LOOKS: Mapping[str, Option] = tomllib.loads(page_file("looks.toml"))
 
 
 def look(part: str, **more: Any) -> Option:
-    """A part of an option as ``looks.toml`` has it, and ``more`` of its own."""
+    """A part of an option from ``looks.toml``, with ``more`` merged in."""
     return {**deepcopy(_LOOKS[part]), **more}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing. ``height`` and the least ``width`` in px (in less room it is scrolled); ``title`` may be empty when
-    the picture has one panel only."""
+    """One drawing. ``height`` and the minimum ``width`` in px (narrower pages scroll); ``title`` may be empty in a
+    picture with a single panel."""
 
     title: str
     option: Option
@@ -63,7 +62,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels under one title that says the finding; ``how``: how to read it; the table holds the same data."""
+    """Panels under a title that states the finding; ``how``: how to read it; ``columns`` and ``rows``: the same data as
+    a table."""
 
     id: str
     title: str
@@ -75,14 +75,14 @@ class Picture:
 
 
 def canvas(**more: Any) -> Option:
-    """What all charts share."""
+    """A chart's option, with what all charts have in common."""
     option = look("canvas")
     option["tooltip"] |= more.pop("tooltip", {})
     return {**option, **more}
 
 
 def axis(name: str = "", kind: str = "value", percent: bool = False, **more: Any) -> Option:
-    """An axis with its name and unit in the middle below or beside it."""
+    """An axis with its name and unit below or beside its middle."""
     found = look("axis", type=kind, name=name)
     if kind == "category":
         found["splitLine"]["show"] = False
@@ -90,15 +90,15 @@ def axis(name: str = "", kind: str = "value", percent: bool = False, **more: Any
         found["axisLabel"]["formatter"] = "fn:percent" if percent else "fn:number"
         found["splitNumber"] = 4
     if percent and more.get("max") == 1:
-        found["axisLabel"]["showMaxLabel"] = True  # in little room another one gives way
+        found["axisLabel"]["showMaxLabel"] = True  # in little space another label is dropped instead
         found["interval"] = 0.25 if more.get("min", 0) == 0 else 0.1
     return {**found, **more}
 
 
 def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, at: float | None = None) -> Option:
-    """A dot and its 95 % interval for each row: (label, figure, its text, the colour's name); rows from the top.
+    """A dot with its 95 % interval for each row (label, figure, its text, colour), from the top.
 
-    The figure is written under its label, where it cannot collide with a mark. ``at``: a dashed line across.
+    The text is written under the label, where it cannot collide with a mark. ``at``: the place of a dashed line.
     """
     rows = [row for row in rows if row[1]["value"] is not None]
     dots, spans = [], []
@@ -117,8 +117,8 @@ def whiskers(rows: Sequence[tuple[str, FigureFacts, str, str]], x: Option, at: f
 
 
 def lines(x: Option, y: Option, series: Sequence[Option], values: str = "value") -> Option:
-    """Lines, with a legend when there is more than one (bands have no name of their own in it). ``values``: value or
-    share, as what stands beside the pointer."""
+    """A line chart, with a legend if there is more than one line (bands are not in it). ``values``: how values are
+    formatted in the tooltip, ``value`` or ``share``."""
     names = [s["name"] for s in series if s.get("type") == "line" and not s.get("stack")]
     rows = math.ceil(sum(34 + 7 * len(name) for name in names) / NARROW_PX) if len(names) > 1 else 0
     looks, tooltip = look("lines"), {"trigger": "axis", "valueFormatter": f"fn:{values}"}
@@ -128,24 +128,26 @@ def lines(x: Option, y: Option, series: Sequence[Option], values: str = "value")
 
 
 def shares(x: Option, series: Sequence[Option], **y: Any) -> Option:
-    """Lines whose values are shares, from none to all where ``y`` (more of the axis) does not say otherwise."""
+    """A line chart of shares, with a y axis from 0 to 1 unless ``y`` sets it otherwise."""
     return lines(x, axis(percent=True, **(y or {"min": 0, "max": 1})), series, "share")
 
 
 def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **more: Any) -> Option:
-    """A curve through (x, y); None breaks it. ``more`` of the series, and ``dash`` (dashed, dotted) and ``width``."""
+    """A series through points (x, y); None breaks the line. ``more``: of the series, or ``dash`` (dashed, dotted) and
+    ``width``."""
     style = {"color": f"${colour}", "width": more.pop("width", 2), "type": more.pop("dash", "solid")}
     found = look("line", name=name, data=[list(p) for p in points], lineStyle=style, itemStyle={"color": f"${colour}"})
     return {**found, **more}
 
 
 def events(happened: Sequence[tuple[int, str]]) -> Option:
-    """Of a line: a dashed one upwards at each step, with what happened there written along it."""
+    """A mark line for a series: a vertical dashed line at each step, labelled with what happened there."""
     return look("mark", data=[{"xAxis": x, "label": {"formatter": what}} for x, what in happened])
 
 
 def spikes(points: Sequence[Sequence[float]], say: Say) -> Option:
-    """Of a line: the single points that tower over the rest of it, each with its value; of neighbours the highest."""
+    """A mark point for a series: single points far above the rest, labelled with their values; the highest of
+    neighbours."""
     if not points:
         return {"data": []}
     usual, span = median(y for _, y in points), points[-1][0] - points[0][0]
@@ -159,14 +161,14 @@ def spikes(points: Sequence[Sequence[float]], say: Say) -> Option:
 
 
 def rule(name: str, points: Sequence[Sequence[float | None]]) -> Option:
-    """A thin dashed line to compare with."""
+    """A thin dashed reference line."""
     return line(name, points, "muted", dash="dashed", width=1)
 
 
 def curve_with_band(
     name: str, figures: Sequence[tuple[float, FigureFacts]], colour: str, dash: str = "solid", **more: Any
 ) -> list[Option]:
-    """A curve of figures with their intervals as a shaded band: an unseen line and what is stacked on it."""
+    """A curve of figures with their intervals as a shaded band: an invisible line, and an area stacked on it."""
     known = [(x, f) for x, f in figures if f["value"] is not None]
     spans = [(x, low, high) for x, f in known
              if (low := f.get("low")) is not None and (high := f.get("high")) is not None]  # fmt: skip
@@ -180,27 +182,27 @@ def curve_with_band(
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[list[float]]:
-    """At most ``most`` points, each the mean of as many neighbours as it takes: a curve to be looked at."""
+    """A curve reduced to at most ``most`` points, each the mean of neighbouring ones."""
     size = -(-len(points) // most) or 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [[group[-1][0], sum(y for _, y in group) / len(group)] for group in groups]
 
 
 def formula_curves(x: Option, curves: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Option:
-    """Shares of answers by their words: as corrected, as printed (dashed), with errors that bring the next (dotted)."""
+    """Shares of answers by number of words: corrected, as printed (dashed), and with dependent errors (dotted)."""
     styles = (("truth", "solid", 2.0), ("bad", "dashed", 2.0), ("finetuned", "dotted", 2.5))
     drawn = zip(curves, styles, strict=False)
     return shares(x, [line(*curve, colour, dash=dash, width=width) for curve, (colour, dash, width) in drawn])
 
 
 def sankey(nodes: Sequence[Option], links: Sequence[Option], **own: Any) -> Option:
-    """A series: probability that flows from left to right."""
+    """A Sankey series: probability that flows from left to right."""
     found = look("sankey", data=list(nodes), links=list(links))
     return {**found, **own, "label": {**found["label"], **own.get("label", {})}}
 
 
 def branching(root: Option, **own: Any) -> Option:
-    """A series: a tree from left to right, its leaves' texts beside them."""
+    """A tree series from left to right, with the leaves' labels beside them."""
     found = look("tree", data=[root])
     found["leaves"] = {"label": {**found["leaves"], **own.pop("leaves", {})}}
     return {**found, **own}
@@ -209,8 +211,8 @@ def branching(root: Option, **own: Any) -> Option:
 def bars(
     labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]], x: Option, numbers: bool = False
 ) -> Option:
-    """Horizontal bars from the top, name → (colour, values): the second series hollow, the others filled.
-    ``numbers``: each value beside its bar."""
+    """Horizontal bars from the top. ``series``: name → (colour, values); the second is hollow, the others filled.
+    ``numbers``: whether each bar is labelled with its value."""
     looks, several, drawn = look("bars"), len(series) > 1, []
     y = axis(kind="category", data=list(labels), inverse=True, axisLabel=looks.pop("axisLabel"))
     label = looks.pop("label")
@@ -226,7 +228,8 @@ def bars(
 def whisker_panels(
     groups: Sequence[Group], of: str, say: Say, at: float | None = None
 ) -> tuple[list[Panel], list[str], list[list[Cell]]]:
-    """A picture's panels, one a group, and its table's columns and rows; ``of``: the word's key of what labels are."""
+    """The panels of a picture, one per group, and its table's columns and rows. ``of``: the key of the word for what
+    the labels are."""
     panels, rows = [], list[Row]()
     for name, measure, across, figures in groups:
         drawn = [(label, figure, say.figure(figure, measure), colour) for label, figure, colour in figures]
@@ -236,8 +239,8 @@ def whisker_panels(
 
 
 def figure_table(say: Say, rows: Sequence[Row], what: str, *place: str) -> tuple[list[str], list[list[Cell]]]:
-    """Columns and rows; the keys of the first columns' words: ``what`` was measured and where; with who judged where a
-    figure says it."""
+    """A table's columns and rows. ``what``, ``place``: keys of the words for the first two columns. The judge has a
+    column if any figure has one."""
     judged = any(figure.get("judge") for _, _, figure in rows)
     ends = [say(f"column.{key}") for key in ("value", "low", "high", "n", "judge")[: 4 + judged]]
     return [say(what), ", ".join(map(say, place)), *ends], [
@@ -251,7 +254,8 @@ def step_of(p: float) -> int:
 
 
 def echarts_script() -> str:
-    """The text of a module script that defines ``globalThis.echarts``; safe between <script> tags."""
+    """A module script that defines ``globalThis.echarts``, safe between <script> tags. Raises KlypeError without
+    NiceGUI, whose copy it is."""
     spec = find_spec("nicegui")
     if spec is None or not spec.submodule_search_locations:
         raise KlypeError("The report's charts need NiceGUI, which is not installed.", "Run: pip install nicegui")
@@ -259,8 +263,8 @@ def echarts_script() -> str:
 
 
 def echarts_from(package: Path) -> str:
-    """From NiceGUI's folder, whose entry re-exports its bundle: ``import{aS as a}from"./index-X.js";export{a as
-    echarts}``."""
+    """The script from NiceGUI's folder, where an entry file re-exports a bundle: ``import{aS as a}from"./index-X.js";
+    export{a as echarts}``."""
     entry = package / "elements" / "echart" / "dist" / "index.js"
     text = entry.read_text(encoding="utf-8") if entry.is_file() else ""
     source, inner = re.search(r"from\s*[\"']\./([\w.-]+\.js)[\"']", text), _exported_as("echarts", text)
@@ -276,6 +280,6 @@ def echarts_from(package: Path) -> str:
 
 
 def _exported_as(name: str, text: str) -> str:
-    """What a module calls that which others know by a name."""
+    """The inner name of what a module exports as ``name``; "" if it does not."""
     found = re.search(rf"([\w$]+) as {re.escape(name)}(?![\w$])", text) if name else None
     return found[1] if found else ""

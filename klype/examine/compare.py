@@ -1,4 +1,4 @@
-"""Two examinations side by side, paired by question and sample: what differs, and whether by more than chance."""
+"""Comparison of two examinations, paired by question and sample; and the conditions of ``--fail-if``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ PAIRED = {**SHARES, "score": "points", "tokens": "tokens", "entropy": "nats"}
 
 
 def compare(a: ExamResult, b: ExamResult) -> dict[str, Any]:
-    """By temperature and measure: b − a on the same questions; McNemar's exact p where each has one trial a question.
-
-    Errors: no question or temperature in common.
-    """
+    """b − a on the same questions, by temperature and measure, with McNemar's exact p where there is one binary trial
+    per question. Raises UsageError without a common question or temperature."""
     shared = [t for t in a.evidence if t in b.evidence]
     if not shared:
         raise UsageError("The two examinations have no temperature in common.")
@@ -33,10 +31,8 @@ def compare(a: ExamResult, b: ExamResult) -> dict[str, Any]:
 
 
 def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
-    """Sample k of a question stands beside sample k; questions that only one has are left out.
-
-    ``feedback``: of beginnings and forced words that both were given.
-    """
+    """The differences at one temperature. Sample k of a question is paired with sample k; questions that only one of
+    the two has are left out. ``feedback`` uses the interventions that both have."""
     left, right = by_question(a), by_question(b)
     rows = [(q, one, other) for q in left for one, other in zip(left[q], right.get(q, ()), strict=False)]
     if not rows:
@@ -55,10 +51,10 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         if name == "right" and a.errors is not None:
             figure = allowing(replace(figure, judge=a.judge), a.errors["right"], *ends(figure), 2, (-1.0, 1.0))
         out[name] = figure.json()
-        # McNemar's test is of independent pairs: one answer a question
+        # McNemar's test is for independent pairs: one answer per question
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
             out[name]["p"] = mcnemar(before, after)
-    # how much likelier an error is right after the forced one; after other words the two are not of the same thing
+    # the increase in error right after a forced error; only the same forced words can be compared
     mine, theirs = (
         {(one.intervention.question, one.intervention.tokens): one.errors["wrong"][0] - one.errors["right"][0]
          for one in side.outcomes if one.intervention.by_rule}
@@ -76,7 +72,7 @@ CONDITION = re.compile(r"\s*([a-z_]+)(?:@([0-9.]+))?\s*(<=|>=|<|>)\s*(-?[0-9.]+(
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Fails when the measure's value compares so; ``temperature`` "" is the main one."""
+    """A condition of ``--fail-if``, such as ``right@1<0.8``; ``temperature`` "": the main one."""
 
     measure: str
     temperature: str
@@ -88,14 +84,15 @@ class Condition:
         return f"{self.measure}{at}{self.sign}{self.threshold:g}"
 
     def check(self, temperatures: Sequence[str]) -> None:
-        """Errors: it is about a temperature that is not among these."""
+        """Raises UsageError if the condition's temperature is not among these."""
         if self.temperature and self.temperature not in temperatures:
             known = ", ".join(temperatures)
             raise UsageError(f"--fail-if {self}: temperature {self.temperature} is not examined ({known} are).")
 
 
 def parse(text: str) -> Condition:
-    """``right<0.8``, or ``right@1<0.8`` at temperature 1. Errors: a form or a measure that does not exist."""
+    """Parses ``right<0.8``, or ``right@1<0.8`` at temperature 1. Raises UsageError for any other form, or an unknown
+    measure."""
     found = CONDITION.fullmatch(text)
     names = [row.name for row in MEASURES]
     if found is None:
@@ -112,7 +109,7 @@ def parse(text: str) -> Condition:
 
 
 def failed(condition: Condition, document: Mapping[str, Any]) -> str:
-    """Why it failed, "" when it did not. Errors: the measure was not made."""
+    """A sentence if the condition holds for the document, else "". Raises KlypeError if the measure has no value."""
     temperature = condition.temperature or document["main"]
     condition.check(list(document["figures"]))
     figure = document["figures"][temperature].get(condition.measure)

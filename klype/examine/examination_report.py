@@ -1,7 +1,7 @@
-"""What an examination found: one JSON document, a verdict in words, and ``report.html``.
+"""The results of an examination: a JSON document, a verdict in words, and ``report.html``.
 
-The document holds figures by temperature, curves, trees, forks, examples and cost. Two examinations with one seed
-differ in nothing but what stands under ``time`` and in measured seconds. Words and page say what is in the document.
+The document holds figures by temperature, curves, trees, forks, examples and cost. Two examinations with the same seed
+differ only in what is under ``time``. Verdict and page are made from the document.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from klype.examine.survival import Survival, survival_of
 from klype.judge.meaning import label
 from klype.values import Trace
 
-# Measured anew each time: they stand under time, not among the figures.
+# These differ from run to run: they are under ``time``, not among the figures.
 TIMED = frozenset(["seconds", "joules", "joules_per_right"])
 EXAMPLES = 12
 TREES = 6
 CURVE = 50
-LONGEST = 40  # positions that curves go to
-DRAWN = 0.005  # answers that are less likely are not drawn; they belong to what is left
+LONGEST = 40  # positions of the curves, at most
+DRAWN = 0.005  # less likely answers are not drawn; they belong to the rest
 
 Made = dict[str, Any]
 Decode = Callable[[Sequence[int]], str]
 
 
 def document(found: ExamResult) -> Made:
-    """The stable names are those of the JSON contract; the rest is what the report shows besides."""
+    """The JSON document of an examination. The names of the JSON contract are stable; the rest is for the report."""
     target, settings, decode = found.target, found.settings, found.target.source.codec.decode
     # temperatures as they are typed: 0, 0.7, 1
     main, evidence = f"{settings.main:g}", {f"{t:g}": one for t, one in found.evidence.items()}
@@ -65,7 +65,7 @@ def document(found: ExamResult) -> Made:
         **{name: {t: rows[name] for t, rows in curves.items()} for name in CURVES},
         "feedback": {t: rows["difference"] for t, rows in after.items()},
         "after_error": after,
-        # only where what it says can be compared with how often it comes true
+        # only where predicted probabilities can be compared with the truth
         "calibration": {t: reliability(one) for t, one in evidence.items() if one.told and not one.other_manners},
         "selective": {t: risk_curve(one) for t, one in evidence.items()},
         "main": main,
@@ -92,7 +92,7 @@ def document(found: ExamResult) -> Made:
 
 
 def along(curve: Survival, longest: int) -> dict[str, list[Made]]:
-    """R, K, Π(1 − h̄_t) and K less that (both empty where S is not known), and S̄^n, position by position."""
+    """R, K, Π(1 − h̄_t), K minus that (both empty where S is unknown), and S̄^n, by position up to ``longest``."""
     rows = (curve.r, curve.k, curve.by_position, curve.difference, curve.independent)
     return {
         name: [{**f.json(), "t": at} for at, f in enumerate(row[:longest], 1)]
@@ -103,13 +103,12 @@ def along(curve: Survival, longest: int) -> dict[str, list[Made]]:
 
 
 def reliability(evidence: Evidence) -> list[Made]:
-    """Equal-mass bins: probability said, how often it came true."""
+    """The reliability diagram, in bins of equal mass: predicted probability and observed frequency."""
     return [{"p": p, "observed": f.json()} for p, f in bins(*zip(*evidence.told, strict=True))]
 
 
 def risk_curve(evidence: Evidence) -> list[Made]:
-    """Share wrong among the answers that the model is surest of, by how many of them are kept: at most ``CURVE``
-    points."""
+    """The risk–coverage curve, thinned to about ``CURVE`` points; empty where all answers are correct, or all wrong."""
     rows = sureness(evidence)
     if len({right for _, right, _ in rows}) < 2:
         return []
@@ -119,7 +118,8 @@ def risk_curve(evidence: Evidence) -> list[Made]:
 
 
 def shown_tree(tree: Tree, question: str, decode: Decode, listed: int, most: int) -> Made:
-    """Its likeliest answers, ``most`` of them drawn as branches; a meaning goes by the likeliest answer that has it."""
+    """A tree with its ``listed`` most likely answers, at most ``most`` of them drawn as branches. A meaning is named by
+    its most likely answer."""
     names = {cluster.meaning: cluster.text for cluster in tree.clusters}
     answers = [{"text": a.text, "low": a.low, "high": a.high, "meaning": label(a.meaning)} for a in tree.answers]
 
@@ -141,13 +141,14 @@ def shown_tree(tree: Tree, question: str, decode: Decode, listed: int, most: int
 
 
 def examples(found: ExamResult) -> list[Made]:
-    """Answers at the main temperature, token by token with probability; with the fork of the first where it has one."""
+    """Answers at the main temperature, token by token with probabilities, and the fork of each question's first answer
+    where it was looked for."""
     target, t = found.target, found.settings.main
     codec, spell = target.source.codec, target.spell
     evidence = iter(found.evidence[t].answers)
 
     def tokens(trace: Trace) -> list[Made]:
-        """Each with its leading space, where bytes are known."""
+        """The tokens' texts and probabilities, with leading spaces where their bytes are known."""
         said = [(step.token, min(1.0, math.exp(step.logp))) for step in trace.steps if step.token not in codec.stop]
         if spell is None:
             return [{"text": f" {codec.decode([token])}", "p": p} for token, p in said]
@@ -175,7 +176,7 @@ def examples(found: ExamResult) -> list[Made]:
 
 
 def after_error(evidence: Evidence) -> Made:
-    """The feedback experiment's figures by distance, and its pairs."""
+    """The feedback experiment's figures by distance, and its matched pairs."""
     shown = effect_of(evidence)
     return {
         **{name: [{**f.json(), "distance": d} for d, f in enumerate(getattr(shown, name), 1)] for name in BY_DISTANCE},
@@ -187,8 +188,8 @@ def after_error(evidence: Evidence) -> Made:
 
 
 def pairs(evidence: Evidence) -> Made:
-    """How many pairs of a wrong word and a right one as rare there are, the places where there was none, and how many
-    times as likely as the wrong word the right one is: least, median, most; median before any matching."""
+    """The number of matched pairs, and of prefixes without one (``dropped``); ``ratio``: how many times as likely as
+    the wrong word its partner is (min, median, max), and ``ratio_by_rule``: the median without matching."""
     forced = [one.intervention for one in evidence.outcomes]
     ratios = [math.exp(one.rarity) for one in forced if one.matched]
     by_rule = [math.exp(one.rarity) for one in forced if one.by_rule]
@@ -201,7 +202,8 @@ def pairs(evidence: Evidence) -> Made:
 
 
 def write(folder: Path, document: Document, lang: str = "en") -> Path:
-    """Writes ``report.html`` into an existing folder. Errors: an unknown language, an unwritable folder."""
+    """Writes ``report.html`` into an existing folder. Raises UsageError for an unknown language, KlypeError where it
+    cannot be written."""
     return html.write(folder / "report.html", render(document, lang))
 
 
@@ -210,7 +212,7 @@ def render(document: Document, lang: str = "en") -> str:
 
 
 def tree_page(tree: Tree, question: str, decode: Decode, lang: str) -> str:
-    """A page of its own for one tree of answers."""
+    """An HTML page for a single tree of answers."""
     document = {"trees": [shown_tree(tree, question, decode, 50, 20)]}
 
     def page(say: Say) -> html.Document:
@@ -221,14 +223,14 @@ def tree_page(tree: Tree, question: str, decode: Decode, lang: str) -> str:
 
 
 def verdict(document: Document, say: Say) -> list[str]:
-    """A paragraph in plain words with figures; nothing is said that was not measured."""
+    """The verdict: paragraphs in plain words with figures, about what was measured only."""
     known = document["figures"][document["main"]]
     figures = {k: f for k, f in known.items() if f["value"] is not None}
     t, n = say.plain(float(document["main"])), document["questions"]
     without: dict[str, None] = {}
 
     def said(name: str) -> str:
-        """A figure in a sentence; why it has no interval is said once, at the end."""
+        """A figure in a sentence; the reason for a missing interval is given once, at the end."""
         figure = figures[name]
         if figure.get("low") is not None or not figure.get("why"):
             return say.figure(figure, name)
@@ -270,12 +272,12 @@ def verdict(document: Document, say: Say) -> list[str]:
 
 
 def _ended(said: str) -> str:
-    """With a full stop where what it would go on with was not measured."""
+    """The sentence with a full stop, where its continuation was not measured."""
     return said if said.endswith(".") else f"{said.rstrip(',;:')}."
 
 
 def feedback(document: Document, say: Say) -> list[str]:
-    """What a wrong word brings beside a right one as rare, errors counted by edit distance: the cautious figure."""
+    """Sentences about the effect of a wrong word compared with an equally rare correct one, by edit distance."""
     found = document.get("after_error", {}).get(document["main"])
     if not found or "pairs" not in found:
         return []

@@ -1,9 +1,9 @@
-"""One page for all that is to be read: a title, a lead, and sections of texts, tables, pictures and glossaries.
+"""HTML reports: a title, a lead, and sections of texts, tables, pictures and glossaries, in every language.
 
-The report of a run, of an examination, of the article and of an experiment are such documents, and one set of templates
-shows them, in every language. One file, nothing fetched from the net. What a model or a user wrote is inert in it:
-every text is escaped, hidden characters are shown as code points, and the page's own security policy allows no script
-but the ones written here, and no connection at all.
+The reports of runs, examinations, the article and experiments are such documents, rendered by one set of templates to a
+single file that loads nothing from the network. What a model or a user wrote is inert in it: all text is escaped,
+hidden characters are shown as code points, and the page's content security policy allows only its own scripts and no
+connections.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from klype.words import LANGUAGES
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph. ``kind``: verdict, small, note, quote, heading, or none of these; ``mark``: ok, no, within or open,
-    a sign in front; ``lead``: its first words, in bold."""
+    """A paragraph. ``kind``: verdict, small, note, quote, heading, or ""; ``mark``: a sign in front (ok, no, within or
+    open); ``lead``: first words, in bold."""
 
     text: str
     kind: str = ""
@@ -42,8 +42,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class RichText:
-    """A cell or a name with more than a text: a sign in front (``mark`` as a text's), a small line below, what pointing
-    at it says."""
+    """The text of a cell or a name with a sign in front (``mark``, as of ``Text``), a small line ``below``, and a
+    tooltip (``title``)."""
 
     text: str
     below: str = ""
@@ -56,7 +56,8 @@ Cells = Sequence[str | RichText]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The first cell of a row is its name. ``kind``: a class of the style sheet; ``numeric``: places of columns."""
+    """A table; the first cell of a row is its header. ``kind``: a class of the style sheet; ``numeric``: indices of
+    columns of numbers."""
 
     title: str
     columns: Cells
@@ -67,7 +68,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Glossary:
-    """Names and what they are. ``kind``: meanings, pairs, commands; ``summary``: what it is folded behind."""
+    """Terms with descriptions. ``kind``: meanings, pairs or commands; ``summary``: what it is folded behind, if any."""
 
     rows: Sequence[tuple[str | RichText, str]]
     kind: str = "meanings"
@@ -76,7 +77,7 @@ class Glossary:
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """The article's formula with its sliders; ``s``: a model's own S."""
+    """The article's formula with sliders; ``s``: the model's own S, if known."""
 
     picture: Picture
     s: float | None = None
@@ -84,7 +85,7 @@ class Formula:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A macro of ``parts.html.jinja`` with its data: keys, legend, question, stages, temperatures."""
+    """A macro of ``parts.html.jinja`` (keys, legend, question, stages or temperatures) with its data."""
 
     macro: str
     data: Any = None
@@ -95,7 +96,7 @@ Part = Text | Table | Glossary | Picture | Formula | Block
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """``name``: where links lead to. None is no part; a section without any is left out."""
+    """A section; ``name``: the target of links. Parts that are None are left out, and so are empty sections."""
 
     parts: Sequence[Part | None]
     title: str = ""
@@ -104,8 +105,8 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What there is to read in one language. ``contents``: whether links to the sections stand below the lead;
-    ``foot``: what the last line begins with."""
+    """A document in one language. ``contents``: whether there are links to the sections below the lead; ``foot``: the
+    beginning of the last line."""
 
     say: Say
     title: str
@@ -116,7 +117,7 @@ class Document:
 
     @property
     def shown(self) -> list[Section]:
-        """The sections that have a part."""
+        """The sections that are not empty."""
         return [section for section in self.sections if any(section.parts)]
 
     @property
@@ -130,13 +131,14 @@ def texts(paragraphs: Sequence[str], kind: str = "") -> list[Text]:
 
 
 def measures_of(found: Sequence[Mapping[str, FigureFacts]]) -> list[str]:
-    """The measures that any of them has a figure of, in the table's order, then what is not in the table."""
+    """The names of all measures in ``found``, in the order of the table of measures, then those not in the table."""
     names = {name: None for figures in found for name in figures}
     return [*(name for name in KNOWN if name in names), *(name for name in names if name not in KNOWN)]
 
 
 def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say) -> list[Part]:
-    """A row for each measure, a column for each of ``found``; then, folded, what the measures mean, and who judged."""
+    """A table with a row per measure and a column per element of ``found``; then, folded, the meanings of the measures
+    and their judges."""
     names = measures_of(found)
     if not names:
         return []
@@ -158,19 +160,19 @@ def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say
 
 
 def _value(figure: FigureFacts | None, name: str, say: Say) -> RichText:
-    """A figure; its interval, or why there is none, on a line of its own; and n for whoever points at it."""
+    """A figure as a cell: its interval, or why there is none, on a line of its own, and n as a tooltip."""
     if figure is None:
         return RichText("")
     text = say.figure(figure, name) if figure["value"] is not None else "–"
     value, *rest = re.split(r" (?=[\[(])", text, maxsplit=1)
-    # why there is none may have several lines, an interval not
+    # an interval must not wrap; a reason may
     below = "".join(rest).replace(" ", NBSP) if "[" in text else "".join(rest)
     below = " ".join(part for part in (below, say.allowing(figure, name)) if part)
     return RichText(value, below, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
 
 
 def write(file: Path, text: str) -> Path:
-    """All of it or nothing. Errors: an unwritable folder."""
+    """Writes a file atomically. Raises KlypeError if it cannot be written."""
     try:
         durable.write(file, text)
     except OSError as error:
@@ -202,7 +204,7 @@ def render(page: Callable[[Say], Document], lang: str, title: str = "") -> str:
     }
     spoken = {wish: code for code, row in LANGUAGES.items() for wish in (code, *row.also, *row.reads)}
     scripts = [echarts_script(), page_file("formats.js"), page_file("page.js")]
-    # JSON that cannot end its script element
+    # escaped, so that the JSON cannot end its script element
     told = {"charts": pictures, "words": words, "spoken": spoken}
     data = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
@@ -222,7 +224,7 @@ def render(page: Callable[[Say], Document], lang: str, title: str = "") -> str:
 
 
 def _notes(answer: Mapping[str, Any], say: Say) -> list[str]:
-    """What stands below an answer; last the least likely word that is coloured, so that not only colours say so."""
+    """The notes below an answer; the last one names its least likely word, so that colour is not the only sign."""
     found = [say(f"answers.{trait}") for trait in ("polite", "concise") if answer.get(trait)]
     if answer.get("score") is not None:
         found.append(say("answers.score", score=say.number(answer["score"], 1)))

@@ -1,19 +1,20 @@
-"""95 % intervals whose coverage is measured on toys (``python -m benchmarks coverage``, docs/laboratory/coverage.md).
+"""95 % confidence intervals, with coverage measured on toys (``python -m benchmarks coverage``,
+docs/laboratory/coverage.md).
 
-Questions are drawn at random, answers are drawn per question: answers to one question resemble each other, so the
-question is what varies. A sample may have missed rare questions that are far from the others, so every interval allows
-for one further question at either end, and is conservative. All are in closed form, from the questions' own means (or
-what each of them weighs in a figure, ``pseudo_values``):
+Questions are a random sample, and answers to one question resemble each other, so questions are the units that vary. A
+sample may have missed rare questions that are far from the others. Every interval therefore allows for one further
+question at either end, and is conservative. All are in closed form, from the questions' means (or their jackknife
+``pseudo_values``):
 
-- *shares* and other values whose bounds are known: that question lies at a bound. Clopper–Pearson on the effective
-  number of questions, which for one trial a question is Clopper–Pearson itself.
-- *differences of shares*: Bonett–Price on the effective number of questions (one further question each way).
-- *values without bounds*: that question lies twice as far out as the farthest seen; Student's t, of a ratio its
-  inversion (Fieller 1954). With fewer than ``FEWEST`` questions too little was seen to say how far others may lie.
-- *training runs*, one a seed: Student's t and Fieller's alone, for no run is rare and far from the others.
+- *shares* and other values with known bounds: the further question lies at a bound. Clopper–Pearson on the effective
+  number of questions, which with one trial per question is Clopper–Pearson itself.
+- *differences of shares*: Bonett–Price on the effective number of questions (one further question in each direction).
+- *values without bounds*: the further question lies twice as far out as the farthest one seen; Student's t, or
+  Fieller's (1954) inversion of it for a ratio. With fewer than ``FEWEST`` questions there is no interval.
+- *training runs*, one per seed: Student's t and Fieller's limits alone, because no run is rare and far from the others.
 
-Where that is not enough there is no interval but a reason: one question; too few; values nearly all of which are the
-same.
+Where the data do not suffice there is no interval but a reason: one question only, too few questions, or nearly all
+values the same.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ ONE = "one question only: nothing is known about others"
 SAME = "too few: nearly all values are the same"
 UNDERNEATH = "too few: what it is divided by may be nothing"
 MISSED = "too few: rare ones far from the others may be missing"
-FEWEST = 30  # questions; with fewer, values that have no bounds get no interval
-DISTINCT = 5  # so many values at least must differ from the commonest one, where two agree
-# Times as far out as the farthest question seen lies the further one, where values have no bounds. Once as far covers
-# .88 where 8 % of thirty documents are five times as bad, three times is wider by a quarter.
+FEWEST = 30  # questions; with fewer, values without bounds get no interval
+DISTINCT = 5  # where two values agree, at least this many must differ from the most common one
+# How far out the further question lies where values have no bounds, as a multiple of the farthest one seen. With 1,
+# coverage is .88 where 8 % of thirty documents are five times as bad; with 3, intervals are wider by a quarter.
 FURTHER = 2.0
 NORMAL = float(special.ndtri(0.975))
 
 
 def ends(figure: Figure) -> Limits:
-    """Its interval, or where it has none its value."""
+    """The ends of the figure's interval, or its value twice where it has none."""
     value = figure.value or 0.0
     return value if figure.low is None else figure.low, value if figure.high is None else figure.high
 
@@ -54,23 +55,26 @@ def ends(figure: Figure) -> Limits:
 def allowing(
     figure: Figure, error: Figure, least: float, most: float, times: float = 1.0, within: Limits = SHARES
 ) -> Figure:
-    """The figure with its judge's error rate, and bounds: from ``least`` to ``most``, farther by ``times`` the upper
-    end of that rate, as if all errors were on one side (Horowitz & Manski 1995); nothing farther where it was not
-    measured."""
+    """The figure with its judge's error rate and with bounds.
+
+    The bounds go from ``least`` to ``most``, widened by ``times`` the upper end of the error rate, as if all errors
+    were in one direction (Horowitz & Manski 1995), but not beyond ``within``. A rate that was not measured does not
+    widen them.
+    """
     farther = times * ends(error)[1]
     least, most = (edge(end, figure.value or 0.0) for edge, end in ((min, least), (max, most)))
     return replace(figure, error_rate=error, bounds=(max(within[0], least - farther), min(within[1], most + farther)))
 
 
 def figure_with(value: float, limits: Limits | None, n: int, unit: str, judge: str = "", why: str = "") -> Figure:
-    """A figure with an interval that contains it; where there are no limits, ``why``."""
+    """A figure with an interval that contains its value; without limits, with the reason ``why``."""
     if limits is None:
         return Figure(value, None, None, n, unit, judge=judge, why=why)
     return Figure(value, min(limits[0], value), max(limits[1], value), n, unit, judge=judge)
 
 
 def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:
-    """k of n independent trials: Clopper–Pearson. No trials: no figure."""
+    """The share k / n of independent trials, with the Clopper–Pearson interval; without a value if n is 0."""
     if n == 0:
         return Figure(None, unit=unit, judge=judge, why="no trials")
     assert 0 <= k <= n
@@ -80,10 +84,10 @@ def proportion(k: int, n: int, unit: str = "", judge: str = "") -> Figure:
 def mean_by_question(
     values: Values, questions: Sequence[Any], unit: str = "", judge: str = "", within: Limits | None = None
 ) -> Figure:
-    """Mean over questions of each question's mean value; ``questions[i]`` names the question of ``values[i]``.
+    """The mean over questions of each question's mean value; ``questions[i]`` is the question of ``values[i]``.
 
-    n counts values. ``within``: the least and the most that a value can be. Shares, which are values between 0 and 1 in
-    a unit that begins so, and trials (0 or 1) without a unit, need not be told theirs.
+    n counts values. ``within``: the range that a value can have; not needed for shares (a unit that begins with
+    "share", and values from 0 to 1) and for trials (values 0 and 1, without a unit).
     """
     assert len(values) == len(questions)
     value_N = np.asarray(values, dtype=float)
@@ -96,11 +100,11 @@ def mean_by_question(
 
 
 def paired(a: Values, b: Values, questions: Sequence[Any], unit: str = "", within: Limits | None = None) -> Figure:
-    """Mean over questions of b − a on the same questions and samples: positive when b is more.
+    """The mean over questions of b − a, for the same questions and samples.
 
-    Of shares, of values ``within`` known bounds, and of others that nearly all change alike: Bonett–Price, on the scale
-    of the greatest change there can be or was seen; with one trial a question that is Wald's interval with two trials
-    added. ``mcnemar`` gives the exact test beside it.
+    For shares, values ``within`` known bounds, and values that nearly all change by the same amount, the interval is
+    Bonett–Price, on the scale of the largest change possible or seen; with one trial per question this is Wald's
+    interval with two trials added. ``mcnemar`` is the exact test for it.
     """
     a_N, b_N = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     assert a_N.shape == b_N.shape == (len(questions),)
@@ -121,20 +125,20 @@ def paired(a: Values, b: Values, questions: Sequence[Any], unit: str = "", withi
 
 
 def mcnemar(a: Values, b: Values) -> float:
-    """Exact two-sided p-value that two sets of right-or-wrong trials on the same questions differ by chance."""
+    """McNemar's exact two-sided p-value for two sets of binary trials on the same questions."""
     a_N, b_N = np.asarray(a), np.asarray(b)
     gained, lost = int((b_N > a_N).sum()), int((b_N < a_N).sum())
     if gained + lost == 0:
         return 1.0
-    # pairs that agree say nothing: those that differ are a fair coin's throws
+    # under the null hypothesis, the pairs that differ are throws of a fair coin
     return float(min(1.0, 2 * special.bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def ratio_of_means(numerators: Values, denominators: Values, unit: str = "") -> Figure:
     """Σ numerators / Σ denominators over independent clusters (documents, questions); n counts clusters.
 
-    A share is a ratio in a unit that begins so, with every numerator between 0 and its denominator. Nothing below the
-    line, or something infinite above it: no figure.
+    It is treated as a share if its unit begins with "share" and every numerator lies between 0 and its denominator.
+    Without a value where the denominators sum to 0, or a numerator is infinite.
     """
     top_M, under_M = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     if (why := _no_ratio(top_M, under_M)) is not None:
@@ -143,7 +147,7 @@ def ratio_of_means(numerators: Values, denominators: Values, unit: str = "") -> 
 
 
 def ratio_over_seeds(numerators: Values, denominators: Values, unit: str) -> Figure:
-    """Σ numerators / Σ denominators over training runs, one a seed: Fieller's interval; n counts runs."""
+    """Σ numerators / Σ denominators over training runs, one per seed, with Fieller's interval; n counts runs."""
     top_S, under_S = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     if (why := _no_ratio(top_S, under_S)) is not None:
         return Figure(None, n=top_S.size, unit=unit, why=why)
@@ -156,7 +160,7 @@ def ratio_over_seeds(numerators: Values, denominators: Values, unit: str) -> Fig
 
 
 def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", within: Limits | None = None) -> Figure:
-    """Σ top / Σ under over questions, with its interval or why there is none."""
+    """Σ top / Σ under over questions, with its interval or the reason why there is none."""
     value = float(top_M.sum() / under_M.sum())
     limits: Limits | None = None
     if top_M.size == 1:
@@ -175,18 +179,18 @@ def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", 
 
 
 def clopper_pearson(k: float, n: float) -> Limits:
-    """Exact 95 % limits of a proportion; k and n may be effective, hence fractional."""
+    """Exact 95 % limits of a proportion; k and n may be effective numbers, hence fractional."""
     low = float(special.betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
     high = float(special.betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
     return low, high
 
 
 def share_limits(top_M: Array, under_M: Array, size: float = 0.0) -> Limits:
-    """Of the share Σ top / Σ under. ``size``: what the one further question weighs beside a mean one (0: as the
-    questions are weighted, a typical word's).
+    """Limits of the share Σ top / Σ under. ``size``: the weight of the further question relative to the mean one (0:
+    that of the question that a random unit of ``under`` belongs to, on average).
 
-    The share's distribution under random weights of all questions (Dirichlet, the Bayesian bootstrap) has a known mean
-    and variance; a Beta with these gives the limit. With the further question this is Gaffke's (2005) bound of a mean.
+    Under random weights of all questions (Dirichlet, the Bayesian bootstrap) the share has a known mean and variance; a
+    Beta distribution with these gives the limit. With the further question, this is Gaffke's (2005) bound of a mean.
     """
     m, mean = top_M.size, float(under_M.mean())
     size = size or float((under_M**2).mean()) / mean**2
@@ -194,14 +198,15 @@ def share_limits(top_M: Array, under_M: Array, size: float = 0.0) -> Limits:
     for right, tail in ((0.0, 0.025), (1.0, 0.975)):
         share = float((top_M.sum() / mean + right * size) / (m + size))
         off = float(((top_M - share * under_M) ** 2).sum()) / mean**2 + (size * (right - share)) ** 2
-        # of equal weights off / ((m + 1) (m + 2)), the variance under Dirichlet(1, …, 1)
+        # with equal weights this is off / ((m + 1) (m + 2)), the variance under Dirichlet(1, …, 1)
         variance = off / (m + size) ** 2 * (m + 1) / (m + 2)
         ends.append(_beta(share, variance, tail))
     return ends[0], ends[1]
 
 
 def difference_limits(change_M: Array, size: float = 1.0) -> Limits:
-    """Of a mean difference of shares: questions' values −1 … 1, and one further question each way, of this size."""
+    """Limits of a mean difference of shares, from values in −1 … 1 and one further question of weight ``size`` in each
+    direction."""
     m = change_M.size
     centre = float(change_M.sum()) / (m + 2 * size)
     off = float(((change_M - centre) ** 2).sum()) + size**2 * ((1 - centre) ** 2 + (1 + centre) ** 2)
@@ -210,23 +215,23 @@ def difference_limits(change_M: Array, size: float = 1.0) -> Limits:
 
 
 def few_differ(value_M: Array, scale: float = 1.0) -> bool:
-    """Whether values agree (to a millionth of ``scale``) and fewer than ``DISTINCT`` are others: what else there
-    is was not seen."""
-    # floats that should be equal differ in their last bits
+    """Whether some values agree (to a millionth of ``scale``) and fewer than ``DISTINCT`` differ from the most common
+    one: the sample then says too little about others."""
+    # rounded, because floats that should be equal differ in their last bits
     rounded_M = np.round(value_M / (scale or 1.0), 6)
     most = int(np.unique(rounded_M, return_counts=True)[1].max(initial=0))
     return most > 1 and value_M.size - most < DISTINCT
 
 
 def ratio_limits(top_M: Array, under_M: Array) -> Limits | None:
-    """Of Σ top / Σ under: Fieller's limits with one further question at that end, of typical weight (root mean square)
-    and ``FURTHER`` times as far out as the farthest of mean weight. None: there is no end to them."""
-    # the further question weighs more than 0: so must the others
+    """Fieller's limits of Σ top / Σ under, each with one further question at its end, of typical weight (root mean
+    square) and ``FURTHER`` times as far out as the farthest of mean weight. None: they are infinite."""
+    # the further question has positive weight: so must the others
     if under_M.sum() < 0:
         return ratio_limits(-top_M, -under_M)
     ratio = float(top_M.sum() / under_M.sum())
     weight = float(np.sqrt((under_M**2).mean()))
-    # how far each question is from the common ratio, by its weight
+    # each question's weighted distance from the common ratio
     rest_M, weight_M = top_M - ratio * under_M, np.append(under_M, weight)
     out = FURTHER * weight / float(under_M.mean())
     low, high = (
@@ -236,11 +241,11 @@ def ratio_limits(top_M: Array, under_M: Array) -> Limits | None:
 
 
 def fieller(top_M: Array, under_M: Array) -> Limits | None:
-    """Every ratio ρ at which top − ρ · under may have mean 0 by Student's t (Fieller 1954); of equal weights Student's
-    interval of a mean. None: there is no end to them."""
+    """The ratios ρ at which Student's t does not reject that top − ρ · under has mean 0 (Fieller 1954); with equal
+    weights, Student's interval of a mean. None: they have no end."""
     m, top, under = top_M.size, float(top_M.mean()), float(under_M.mean())
     part = float(special.stdtrit(m - 1, 0.975)) ** 2 / (m - 1)
-    # the denominator's own interval: where it holds 0, any ratio is possible
+    # where the denominator's own interval contains 0, any ratio is possible
     square = under**2 - part * float(under_M.var())
     if square <= 0:
         return None
@@ -250,31 +255,31 @@ def fieller(top_M: Array, under_M: Array) -> Limits | None:
 
 
 def student(centre: float, value_M: Array) -> Limits:
-    """95 % by Student's t around a centre, from how two values or more are spread."""
+    """Student's 95 % interval around a centre, from the spread of two or more values."""
     half = special.stdtrit(value_M.size - 1, 0.975) * value_M.std(ddof=1) / np.sqrt(value_M.size)
     return centre - float(half), centre + float(half)
 
 
 def pseudo_values(value: Array, without_M: Array) -> Array:
-    """The jackknife's: what each question weighs in a figure. ``without_M``: the figure without it, one a row."""
+    """The jackknife's pseudo-values, [M, …]. ``without_M``: the figure without each question, one per row."""
     m = len(without_M)
     return np.asarray(m * value - (m - 1) * without_M)
 
 
 def jackknife_limits(value: Array, without_M: Array) -> Limits | None:
-    """Of a figure of one number, by what each question (or group of them) weighs in it. None: nearly all weigh the
-    same, or there is no end to them."""
+    """Limits of a single number, from the pseudo-values of questions (or groups of them). None: nearly all of these are
+    the same, or the limits are infinite."""
     part_M = pseudo_values(value, without_M)
     return None if few_differ(part_M) else ratio_limits(part_M, np.ones_like(part_M))
 
 
 def exp_limits(limits: Limits | None) -> Limits | None:
-    """Those of a logarithm, as a number's."""
+    """The limits of a number, from those of its logarithm."""
     return limits and (math.exp(min(limits[0], 700.0)), math.exp(min(limits[1], 700.0)))
 
 
 def without_each(table_MK: Array) -> Array:
-    """The mean of all rows but one, for each row."""
+    """The mean of all other rows, for each row."""
     m = len(table_MK)
     return np.asarray((table_MK.sum(axis=0) - table_MK) / (m - 1))
 
@@ -286,7 +291,7 @@ def means(value_N: Array, questions: Sequence[Any]) -> Array:
 
 
 def index_of(questions: Iterable[Any]) -> tuple[npt.NDArray[np.int64], int]:
-    """Each question's number, in the order of first appearance, and how many different ones there are."""
+    """(the number of each value's question in order of first appearance, how many questions there are)."""
     place: dict[Any, int] = {}
     index_N = np.array([place.setdefault(question, len(place)) for question in questions], dtype=np.int64)
     return index_N, len(place)
@@ -313,6 +318,6 @@ def _beta(mean: float, variance: float, tail: float) -> float:
     """A quantile of the Beta distribution with this mean and variance."""
     if mean <= 0.0 or mean >= 1.0 or variance <= 0.0:
         return min(1.0, max(0.0, mean))
-    # a + b of the Beta distribution; a mean's variance cannot exceed mean (1 − mean)
+    # a + b of the Beta distribution; its variance cannot exceed mean (1 − mean)
     weight = max(mean * (1 - mean) / variance - 1, 1e-9)
     return float(special.betaincinv(mean * weight, (1 - mean) * weight, tail))

@@ -1,7 +1,7 @@
-"""All measures in one table. A new one is a row of MEASURES with its estimator, from Evidence to Figure.
+"""The table of measures. A new measure is a row of MEASURES with its estimator, a function from Evidence to Figure.
 
-``measure(evidence)`` gives every figure that the evidence allows. Command line, API, report and studio show what the
-table has, in its order.
+``measure(evidence)`` returns every figure that the evidence allows. Command line, API, report and studio show the rows
+of the table in its order.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ AT_TEMPERATURES: tuple[RunPart, ...] = ("temperatures",)
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Its words are in the catalogue of reports (``measure`` and ``unit``). One that is not there brings its own by
-    language: ``title``, and ``help``, what the figure means in one line.
+    """One measure.
 
-    ``function`` estimates it; None where a run measures it itself. ``judge``: who decides. "" nobody has to,
-    "meaning" the evidence's judge, "text" equality, "truth" p itself. ``runs``: in which parts of a run's report it
-    stands (what its evidence does not allow is left out, as everywhere).
+    Its words are in the catalogue of reports (``measure`` and ``unit``), or else in ``title`` and ``help`` (the meaning
+    of the figure in one line), by language. ``function``: the estimator; None for what only a run measures. ``judge``:
+    what decides: "meaning" the evidence's judge, "text" equality of texts, "truth" the true distribution, "" nothing.
+    ``runs``: the parts of a run's report that contain it, where the evidence allows it.
     """
 
     name: str
@@ -42,14 +42,12 @@ class Measure:
 
 
 def in_runs(part: RunPart) -> frozenset[str]:
-    """The measures that stand in one part of a run's report: of each stage, or of answers at several temperatures."""
+    """The names of the measures in one part of a run's report."""
     return frozenset(row.name for row in KNOWN.values() if part in row.runs)
 
 
 def measure(evidence: Evidence, only: Collection[str] | None = None) -> dict[str, Figure]:
-    """Every measure (of ``only`` these) that the evidence allows, by name; what has nothing to be measured from is left
-    out.
-    """
+    """Every figure that the evidence allows, by the name of its measure. ``only``: of these measures."""
     rows = [row for row in KNOWN.values() if only is None or row.name in only]
     figures = {row.name: row.function(evidence) for row in rows if row.function is not None}
     return {name: figure for name, figure in figures.items() if figure.value is not None or figure.why != est.NOTHING}
@@ -108,7 +106,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("joules", "J", "less", partial(est.mean_of, "joules", "J"), runs=OUTSIDE),
     Measure("joules_per_right", "J per right answer", "less", est.joules_per_right, "meaning", OUTSIDE),
 )
-# What only a run knows of its own models.
+# Measures that only a run has, of its own models.
 OF_RUNS: tuple[Measure, ...] = (
     Measure("right_fixed", "share", "more"),
     Measure("kl_reference", "nats a word", "less"),

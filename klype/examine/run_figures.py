@@ -1,13 +1,13 @@
-"""The facts of one run: everything its report shows, as plain JSON (``figures.json`` beside ``report.html``).
+"""The facts of a run: everything its report shows, as plain JSON (``figures.json`` beside ``report.html``).
 
-The pipeline fills a ``Facts`` dictionary, section by section; the report leaves out sections that are absent.
+The pipeline fills a ``Facts`` dictionary section by section; the report leaves out sections that are absent.
 A probability is a number from 0 to 1, a duration is in seconds, a KL divergence in nats, unless a unit is given.
 
-Texts that a person reads are ``LocalText``: one string for all languages, or ``{"en": ..., "nb": ...}``.
-A *figure* is what ``klype.values.Figure.json()`` returns. A model is named after the stage that made it: ``base``,
-``finetuned``, ``aligned``; the stages of training are ``pretrain``, ``finetune``, ``rank``, ``reward``, ``align``.
+Texts for readers are ``LocalText``: one string for all languages, or ``{"en": ..., "nb": ...}``. A *figure* is what
+``klype.values.Figure.json()`` returns. The models are ``base``, ``finetuned`` and ``aligned``; the stages of a run are
+``pretrain``, ``finetune``, ``rank``, ``reward`` and ``align``.
 
-``check(facts)`` refuses unknown sections, what is no figure among the stages', and numbers that are not finite.
+``check(facts)`` raises for unknown sections, malformed figures, and numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ JsonObject = dict[str, Any]  # a part of the facts, with the names that stand be
 
 
 class FigureFacts(TypedDict):
-    """``klype.values.Figure.json()``: ``value`` None needs ``why``; ``t`` and ``distance`` place it on an axis.
-    ``bounds``: where it lies when its judge's errors and what was left undecided are allowed for; None: without an
-    end."""
+    """``klype.values.Figure.json()``. ``value`` None needs ``why``; ``t`` and ``distance``: its place on an axis.
+
+    ``error_rate``: how often the judge errs; absent where it cannot err, without a value where that was not measured.
+    ``bounds``: allow for the judge's errors and for undecided answers; None: no end.
+    """
 
     value: float | None
     low: NotRequired[float | None]
@@ -61,10 +63,8 @@ StageFacts = dict[str, FigureFacts]
 
 @with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 class Facts(TypedDict):
-    """One run. ``run`` is the run's name (its folder), ``kind`` says whether the truth is known.
-
-    ``address`` and ``program``: the folder and klype's command as they are typed where the run was made.
-    """
+    """One run. ``run``: its name (that of its folder); ``kind``: "world" if the truth is known. ``address`` and
+    ``program``: the folder and klype's command as they were typed."""
 
     run: str
     address: NotRequired[str]
@@ -131,8 +131,11 @@ class Facts(TypedDict):
 
 
 def token_facts(pieces: Iterable[tuple[bytes, float]]) -> list[JsonObject]:
-    """An answer's tokens, of their bytes and probabilities. Those that are one character together stand at the first of
-    them, with the probability of all; the others are empty, so that every token keeps its place."""
+    """An answer's tokens for the report, from their bytes and probabilities.
+
+    Tokens that make up one character together are shown at the first of them, with the product of their probabilities;
+    the others are empty, so that every token keeps its place.
+    """
     found: list[JsonObject] = []
     begun, first, likely = b"", 0, 1.0
     decoder = getincrementaldecoder("utf-8")("replace")
@@ -145,13 +148,13 @@ def token_facts(pieces: Iterable[tuple[bytes, float]]) -> list[JsonObject]:
         if len(found) > first + 1:
             found[first]["bytes"] = begun.hex(" ").upper()
         decoder.decode(data)
-        if not decoder.getstate()[0]:  # nothing waits for its other bytes
+        if not decoder.getstate()[0]:  # the character is complete
             begun = b""
     return found
 
 
 def check(facts: Any) -> Facts:
-    """The facts, when they have the shape above; else KlypeError that names the first field that is wrong."""
+    """Validates facts. Raises KlypeError that names the first malformed field."""
     try:
         return TypeAdapter(Facts).validate_python(facts)
     except ValidationError as error:
@@ -161,7 +164,7 @@ def check(facts: Any) -> Facts:
 
 
 def read(path: Path) -> Facts:
-    """Facts from a ``figures.json``."""
+    """Reads facts from a ``figures.json``. Raises KlypeError if there is none, or it is malformed."""
     try:
         return check(finite(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
@@ -171,35 +174,35 @@ def read(path: Path) -> Facts:
 
 
 def by_stage(facts: Facts, name: str) -> list[tuple[StageName, FigureFacts]]:
-    """Of the models that have a value."""
+    """(model, figure) for each model that has a value of this measure."""
     return [(stage, found[name]) for stage in STAGES if name in (found := figures_of(facts, stage))]
 
 
 def last_model(facts: Facts) -> StageName:
-    """The newest stage there is a model of."""
+    """The newest model of the run."""
     return next((stage for stage in reversed(STAGES) if facts["stages"].get(stage)), "base")
 
 
 def figures_of(facts: Facts, stage: StageName) -> StageFacts:
-    """Those that have a value."""
+    """The figures of a model that have a value."""
     return {name: f for name, f in (facts["stages"].get(stage) or {}).items() if f["value"] is not None}
 
 
 def clearly(before: FigureFacts, after: FigureFacts) -> int:
-    """1 more, −1 less, 0 when the intervals overlap (or there are none)."""
+    """1 if ``after`` is higher, −1 if lower, 0 if the intervals overlap or one is missing."""
     low, high = before.get("low"), before.get("high")
     return 0 if low is None or high is None else (beyond(after, high) > 0) - (beyond(after, low) < 0)
 
 
 def beyond(figure: FigureFacts, threshold: float) -> int:
-    """1 when all of the interval is above the threshold, −1 when all is below, 0 when it straddles (or is none)."""
+    """1 if the whole interval is above the threshold, −1 if below, 0 if it contains it or is missing."""
     low, high = figure.get("low"), figure.get("high")
     return 0 if low is None or high is None else int(low > threshold) - int(high < threshold)
 
 
 def changed(facts: Facts, name: str) -> int:
-    """1 when alignment raised it, −1 when it lowered it, 0 when that cannot be told: by the paired difference where
-    there is one, else by intervals that do not overlap."""
+    """1 if alignment raised a measure, −1 if it lowered it, 0 if that is undetermined: by the paired difference, or
+    else by intervals that do not overlap."""
     gain = facts.get("gains", {}).get(name)
     if gain is not None:
         return beyond(gain, 0.0)

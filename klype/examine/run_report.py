@@ -1,4 +1,4 @@
-"""``report.html`` of a run, made of its facts: sections of one document, in every language."""
+"""``report.html`` of a run, made from its facts, in every language."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ STEPS = ("pretrain", "finetune", "rank", "reward", "align", "examine", "total")
 
 
 def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
-    """Write ``report.html`` and ``figures.json`` into an existing folder; both languages are in it, ``lang`` is shown.
+    """Writes ``report.html`` and ``figures.json`` into an existing folder. The page has all languages; ``lang`` is the
+    one shown first.
 
-    Errors: malformed facts, an unknown language, an unwritable folder.
+    Raises KlypeError for malformed facts or an unwritable folder, UsageError for an unknown language.
     """
     facts = check(facts)
     page = render(facts, lang)
@@ -36,7 +37,7 @@ def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
 
 
 def render(facts: Facts, lang: str = "en") -> str:
-    """The page as text."""
+    """The page as HTML."""
     return html.render(partial(_page, facts), lang, facts["run"])
 
 
@@ -59,7 +60,7 @@ def _page(facts: Facts, say: Say) -> Document:
         text = [Text(say("text.held_out", bytes=say.count(facts["text"]["held_out_bytes"]))), shown["text"]]
     passage = facts.get("copied_example", "")
     copied = [Text(say("text.copied")), Text(passage, "quote")] if passage else []
-    # of its own answers, as in the picture of Sⁿ; where that is not known, of text
+    # S of the model's own answers, as in the picture of Sⁿ, or else of text
     own = [curve["s"]["value"] for curve in facts.get("survival", [])[:1]]
     own += [f["s"]["value"] for f in (figures_of(facts, last_model(facts)), figures_of(facts, "base")) if "s" in f]
     sections = [
@@ -86,7 +87,7 @@ def _page(facts: Facts, say: Say) -> Document:
 
 
 def why_base(figures: Mapping[str, FigureFacts], say: Say) -> str:
-    """Why a model that has only read answers next to nothing right, and what it does know; empty where it does."""
+    """Why a base model answers almost nothing correctly, and what it does know; empty if it answers well enough."""
     right, retrieval = figures.get("right"), figures.get("retrieval_hard")
     if right is None or right["value"] is None or right["value"] >= NEXT_TO_NOTHING:
         return ""
@@ -95,7 +96,7 @@ def why_base(figures: Mapping[str, FigureFacts], say: Say) -> str:
 
 
 def key_figures(facts: Facts, say: Say) -> Part | None:
-    """The few that matter most: name, value, and below it interval with n, of which model, who judged."""
+    """The most important figures: name, value, and below it the interval with n, the model and the judge."""
     found = []
     for name in KEY_FIGURES:
         stage = "base" if name in OF_THE_BASE else last_model(facts)
@@ -120,7 +121,7 @@ def gates(facts: Facts, say: Say) -> Iterator[Part]:
 
 
 def gate_row(gate: JsonObject, say: Say) -> tuple[str, str, str, RichText]:
-    """Name, measured, required, and the result with its sign."""
+    """A row of the gates' table: name, measured value, threshold, and the result with its sign."""
     name = say.text(gate["label"]) if "label" in gate else _gate_name(gate["name"], say)
     seconds = gate["name"] == "seconds" or gate.get("unit") == "s"
     share = is_share(gate) or gate["name"].startswith(
@@ -133,7 +134,7 @@ def gate_row(gate: JsonObject, say: Say) -> tuple[str, str, str, RichText]:
         return say.share(value, more) if share else say.number(value, 2 + more)
 
     required = say("gates.most" if gate.get("below") else "gates.least", threshold=written(gate["threshold"], 0))
-    # One decimal more than the threshold: 94.6% misses 95% visibly.
+    # one decimal more than the threshold, so that 94.6% visibly misses 95%
     measured = say("gates.unreached") if gate["value"] is None else written(gate["value"], 1)
     low, high = gate.get("low"), gate.get("high")
     if gate["value"] is not None and low is not None and high is not None and not seconds:
@@ -156,7 +157,7 @@ def too_few(facts: Facts, say: Say) -> str:
 
 
 def stages(facts: Facts, say: Say) -> Part:
-    """A card for each stage of training: what it does, who ranked, why it is missing, what it took."""
+    """A card for each training stage: what it does, who ranked, why it is missing, how long it took."""
     plan, cards = {row["stage"]: row for row in facts.get("provenance", {}).get("plan", [])}, []
     for stage, step in MADE_BY.items():
         told, row = [Text(say(f"life.{step}"))], plan.get(step, {})
@@ -172,7 +173,7 @@ def stages(facts: Facts, say: Say) -> Part:
 
 
 def rewards(facts: Facts, say: Say) -> Part | None:
-    """The rewards that alignment learnt from."""
+    """A table of the rewards that alignment optimised."""
     keys = ("before", "after", "gain")
     rows = [
         [say("rewards.model") if name == "model" else name, say.plain(one["weight"]),
@@ -184,7 +185,7 @@ def rewards(facts: Facts, say: Say) -> Part | None:
 
 
 def dictionary(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part | None]:
-    """Answers about a dictionary's words, by kind of question and by whether the words were learnt from."""
+    """Answers about the words of a dictionary, by kind of question, for held-out and for trained words."""
     if not facts.get("dictionary"):
         return
     yield Text(say("words.how"))
@@ -192,7 +193,7 @@ def dictionary(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part
     columns = [say("exam.question"), say("exam.answer"), say("words.reference"), say("words.verdict")]
     tables: list[Part] = []
     for row in facts["dictionary"]:
-        wrong = "answers.wrong" if row["kind"] in ("class", "ending") else "words.other"  # one right answer only
+        wrong = "answers.wrong" if row["kind"] in ("class", "ending") else "words.other"  # one correct answer only
         for side in ("held_out", "trained"):
             rows: list[Cells] = [
                 [one["question"], one["text"].strip() or say("answers.empty"), one["reference"],
@@ -208,7 +209,7 @@ def dictionary(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part
 
 
 def temperatures(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Part | None]:
-    """A card for each temperature: some answers, and its figures."""
+    """A card for each temperature: some answers and the figures."""
     found = facts.get("temperatures")
     if not found or not found["rows"]:
         return
@@ -243,7 +244,7 @@ def cost(facts: Facts, say: Say) -> Iterator[Part]:
 
 
 def _spent(name: str, figure: FigureFacts | None, say: Say) -> str:
-    """What an answer costs on average, in the unit of the measure."""
+    """The mean cost of an answer, as text in the unit of the measure."""
     if figure is None or figure["value"] is None:
         return say.figure(figure)
     value = figure["value"]
@@ -255,7 +256,7 @@ def _spent(name: str, figure: FigureFacts | None, say: Say) -> str:
 
 
 def energy(cost: JsonObject, say: Say) -> str:
-    """Where the joules come from; empty where there are none."""
+    """How energy was measured or estimated; empty where it was not."""
     if "watts" in cost:
         return say("cost.watts", watts=say.plain(cost["watts"]))
     if cost.get("joules_estimated"):
@@ -264,7 +265,7 @@ def energy(cost: JsonObject, say: Say) -> str:
 
 
 def provenance(facts: Facts, say: Say) -> Iterator[Part]:
-    """Data with their licences, the stages as planned and as they were, and what a repetition needs to know."""
+    """The data with licences, the stages as planned and as run, and what is needed to repeat the run."""
     if "provenance" not in facts:
         return
     found, seconds = facts["provenance"], facts["seconds"]
@@ -300,14 +301,15 @@ def provenance(facts: Facts, say: Say) -> Iterator[Part]:
 
 
 def quoted(text: str) -> str:
-    """A text as one word of a command: in double quotes, which every shell knows, where nothing in it means more."""
+    """The text as one argument of a shell command: in double quotes, which every shell has, where it contains no
+    character that is special in them."""
     if text and all(c.isalnum() or c in "-_./" for c in text):
         return text
     return shlex.quote(text) if set('"$`\\!%\n') & set(text) else f'"{text}"'
 
 
 def commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
-    """How to go on: commands as they are typed, and what each does."""
+    """What to do next: commands as they are typed, and what each does."""
     run = quoted(facts.get("address", facts["run"]))
     prompt = facts["next"][0]["prompt"] if facts.get("next") else "Jeg gikk en tur på"
     first = facts["questions"][0] if facts.get("questions") else None

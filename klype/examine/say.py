@@ -1,4 +1,4 @@
-"""Figures, durations and texts as a reader meets them, in one language."""
+"""Formats figures, durations and texts for readers, in one language."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from klype.words import LANGUAGES, Words, count, interval_decimals, number, perc
 from klype.words import figure as figure_text
 
 NBSP = "\u00a0"
-HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # controls, formats, surrogates, private use, separators of lines
-EXACT = "share a word"  # the unit of shares so near to one that they are written as numbers: 0.974
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format, surrogate, private use, line separators
+EXACT = "share a word"  # the unit of shares so close to 1 that they are written as 0.974, not in percent
 
 
 class Say:
-    """The report's words in one language. ``decimals`` of every figure that is a share, where a page has many of them
-    below each other; by default each has as many as its interval deserves."""
+    """The words of reports in one language, and figures as text. ``decimals``: of all shares, for columns of them; by
+    default each has as many as its interval justifies."""
 
     def __init__(self, lang: str, decimals: int | None = None) -> None:
         self.lang, self.decimals = lang, decimals
@@ -30,17 +30,18 @@ class Say:
         return self.words(key, **values)
 
     def get(self, key: str, otherwise: str) -> str:
-        """What the catalogue has under a key, if it has it."""
+        """The message of a key, or ``otherwise`` if the catalogue has none."""
         return self.words.messages.get(key, otherwise)
 
     def text(self, text: LocalText) -> str:
-        """In the reader's language, or the one there is; hidden characters made visible."""
+        """The text in the reader's language, or in any it has; hidden characters are made visible."""
         if isinstance(text, str):
             return visible(text)
         return visible(text.get(self.lang) or next(iter(text.values()), ""))
 
     def figure(self, figure: FigureFacts | None, name: str = "") -> str:
-        """``83% [79, 87]`` for shares, ``0.83 [0.79, 0.87]`` for other numbers; why, when there is none."""
+        """``83% [79, 87]`` for shares, ``0.83 [0.79, 0.87]`` for other numbers; – and the reason without a value.
+        ``name``: of the figure's measure."""
         if figure is None:
             return "–"
         value, low, high = figure["value"], figure.get("low"), figure.get("high")
@@ -53,11 +54,11 @@ class Say:
             if low is None or high is None:
                 return self.share(value, self.decimals)
             decimals = min(2, interval_decimals(100 * low, 100 * high)) if 0 < high - low < 0.02 else 0
-            if 0 < value < 1 and round(100 * value) in (0, 100):  # neither none nor all
+            if 0 < value < 1 and round(100 * value) in (0, 100):  # not 0 % or 100 % of what is neither
                 decimals = max(1, decimals)
             decimals = decimals if self.decimals is None else self.decimals
             ends = [self.number(100 * x, decimals) for x in (low, high)]
-            if {*ends} == {self.number(100 * value, decimals)}:  # it is known more exactly than it is written
+            if {*ends} == {self.number(100 * value, decimals)}:  # narrower than can be shown
                 return percent(value, self.lang, decimals)
             return f"{percent(value, self.lang, decimals)} [{LANGUAGES[self.lang].between.join(ends)}]"
         if abs(value) >= 10_000:
@@ -67,24 +68,24 @@ class Say:
         return figure_text(Figure(value, low, high), self.lang)
 
     def value(self, figure: FigureFacts, name: str = "") -> str:
-        """Without its interval."""
+        """The figure without its interval."""
         return self.figure(FigureFacts(value=figure["value"], unit=figure.get("unit", "")), name)
 
     def number(self, value: float, decimals: int = 2) -> str:
         return number(value, self.lang, decimals)
 
     def plain(self, value: float) -> str:
-        """As short as it can be: 0, 0.7, 1."""
+        """A number as short as possible: 0, 0.7, 1."""
         return self.number(value, 0 if value == int(value) else 1 if value * 10 == int(value * 10) else 2)
 
     def share(self, value: float, decimals: int | None = None) -> str:
-        """With a decimal more where whole percents would say 0 or 100 of what is neither."""
+        """A share in percent, with one decimal where whole percents would show 0 or 100 for what is neither."""
         if decimals is None:
             decimals = 1 if 0 < value < 0.01 or 0.99 < value < 1 else 0
         return percent(value, self.lang, decimals)
 
     def apart(self, shares: Mapping[str, float | None]) -> dict[str, str]:
-        """Shares that one sentence compares: with equally many decimals, so that different ones read differently."""
+        """Shares that are compared in one sentence, with as many decimals as it takes to tell different ones apart."""
         known = {name: share for name, share in shares.items() if share is not None}
         said: dict[str, str] = {}
         for decimals in range(any(self.share(share) != self.share(share, 0) for share in known.values()), 4):
@@ -101,7 +102,7 @@ class Say:
         return count(value, self.lang)
 
     def big(self, value: float) -> str:
-        """12.3 million."""
+        """A large number: 12.3 million."""
         for size, key in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
             if abs(value) >= size:
                 scaled = value / size
@@ -109,7 +110,7 @@ class Say:
         return self.count(round(value))
 
     def seconds(self, value: float) -> str:
-        """4 min 52 s."""
+        """A duration: 4 min 52 s."""
         if value < 1:
             return f"{self.number(1000 * value, 0 if value >= 0.01 else 1)}{NBSP}ms"
         if value < 60:
@@ -120,18 +121,18 @@ class Say:
         return f"{minutes // 60}{NBSP}{LANGUAGES[self.lang].hour} {minutes % 60}{NBSP}min"
 
     def why(self, why: str) -> str:
-        """A reason in the reader's language, when the catalogue knows it."""
+        """A reason in the reader's language, if the catalogue has it."""
         return self.get(f"why.{_slug(why)}", visible(why))
 
     def judge(self, judge: str) -> str:
-        """Who said right or wrong."""
+        """The judge's name in the reader's language."""
         for prefix, named in (("judge model ", "model"), ("sentence embedding ", "embedding")):
             if judge.startswith(prefix):
                 return self(f"judge.{named}", name=visible(judge.removeprefix(prefix)))
         return self.get(f"judge.{_slug(judge)}", visible(judge))
 
     def judged(self, figure: Mapping[str, Any]) -> str:
-        """Who judged it, and how often that judge errs."""
+        """The figure's judge, and how often it errs."""
         judge, error = self.judge(figure.get("judge", "")), figure.get("error_rate")
         if not judge or error is None:
             return judge
@@ -140,8 +141,7 @@ class Say:
         return self("judge.errs", judge=judge, share=self.figure(error))
 
     def bounds(self, figure: FigureFacts, name: str = "") -> str:
-        """Between what it lies when its judge's errors and what was left undecided are allowed for; "" where there is
-        nothing to allow for."""
+        """The figure's bounds, which allow for its judge's errors and undecided answers; "" where it has none."""
         found = figure.get("bounds")
         if found is None:
             return ""
@@ -150,12 +150,12 @@ class Say:
         return f"{low}–{high}"
 
     def allowing(self, figure: FigureFacts, name: str = "") -> str:
-        """The same as a phrase."""
+        """The figure's bounds as a phrase; "" where it has none."""
         bounds = self.bounds(figure, name)
         return self("exam.allowing", bounds=bounds) if bounds else ""
 
     def told(self, figure: FigureFacts, name: str = "") -> str:
-        """The figure, and its bounds where it has some."""
+        """The figure with its bounds, if it has any."""
         return f"{self.figure(figure, name)} {self.allowing(figure, name)}".strip()
 
     def allowed(self, figure: FigureFacts, name: str) -> list[str]:
@@ -167,15 +167,15 @@ class Say:
         return [self(f"exam.{name}_{key}", bounds=bounds, error=self.figure(error))]
 
     def measure(self, name: str) -> str:
-        """Its title: the catalogue's, else its own."""
+        """The title of a measure: the catalogue's, or else its own."""
         return self.get(f"measure.{name}", self.text(KNOWN[name].title if name in KNOWN else name.replace("_", " ")))
 
     def explained(self, name: str) -> str:
-        """What a measure of the table means, in one line."""
+        """The meaning of a measure, in one line."""
         return self.get(f"measure.{name}_how", self.text(KNOWN[name].help))
 
     def unit(self, unit: str) -> str:
-        """What a figure counts; nothing for plain shares, which are written as percent."""
+        """The name of a unit; "" for plain shares, which are written in percent."""
         return self.get(f"unit.{_slug(unit)}", visible(unit)) if unit != "share" else ""
 
     def stage(self, name: str) -> str:
@@ -183,7 +183,7 @@ class Say:
 
 
 def is_share(figure: Mapping[str, Any], name: str = "") -> bool:
-    """By what the figure counts, or what its measure does (records made before have no units)."""
+    """Whether the figure is a share, by its unit or that of its measure (older records have no units)."""
     return any(unit.startswith("share") for unit in (_unit(name), str(figure.get("unit", ""))))
 
 
@@ -192,7 +192,7 @@ def _unit(measure: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Hidden characters (controls, bidirectional overrides, tags, lone surrogates) shown as ⟨U+202E⟩."""
+    """The text with hidden characters (controls, bidirectional overrides, tags, lone surrogates) as ⟨U+202E⟩."""
     return "".join(
         f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in HIDDEN and c not in "\n\t\u00ad\u200c\u200d" else c
         for c in text

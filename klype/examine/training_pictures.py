@@ -1,4 +1,4 @@
-"""Pictures of what training made of a model, from the facts of a run; their titles say what was found."""
+"""Pictures of a run's training and models, from its facts; their titles state the finding."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from klype.examine.say import Say, is_share, visible
 CURVE_COLOURS = {"loss": "accent", "held_out": "aligned", "reward": "finetuned", "score": "accent", "kl": "bad",
                  "right": "aligned", "polite": "truth"}  # fmt: skip
 MOST_POINTS = 240
-LEAST_SHOWN = 0.0005  # less than this reads 0.0 %
+LEAST_SHOWN = 0.0005  # smaller probabilities would be shown as 0.0 %
 
 
 def pictures(facts: Facts, say: Say) -> dict[str, Picture]:
-    """Every picture that the facts allow, by its place in the page; those of answers from figures in the form in which
-    an examination has them."""
+    """Every picture that the facts allow, by id. Survival curves are renamed as in an examination's document."""
     by_t: dict[float, Any] = {
         curve["temperature"]: {**curve, "survival": curve["r"], "would_survive": curve["k"]}
         for curve in facts.get("survival", [])
@@ -40,7 +39,7 @@ def pictures(facts: Facts, say: Say) -> dict[str, Picture]:
 
 
 def curves(facts: Facts, say: Say) -> Picture | None:
-    """One panel for each stage of training: its loss, or its reward and leash."""
+    """The curves of each training stage: loss, or reward and KL."""
     panels, rows, told, title = [], list[list[Cell]](), [say("how.curves")], say("picture.curves_plain")
     for curve in facts.get("curves", []):
         stage = say(f"train.{curve['stage']}")
@@ -50,13 +49,13 @@ def curves(facts: Facts, say: Say) -> Picture | None:
         series, change = [], dict[str, dict[str, str]]()
         for name, values in shown.items():
             known = [(x, y) for x, y in zip(curve["step"], values, strict=True) if y is not None]
-            # during training, KL is to where alignment began, not to the truth
+            # during training, KL is to the model that alignment started from, not to the truth
             label, points = say.measure("kl_reference" if name == "kl" else name), charts.thin(known, MOST_POINTS)
             ends = {"first": say.number(known[0][1]), "last": say.number(known[-1][1])}
             change[name] = {"name": label.lower(), **ends}
             if (curve["stage"], name) == ("pretrain", "loss") and len(known) > 1:
                 title = say("picture.curves", **ends)
-            # marks on what was measured now and then
+            # symbols on curves that were measured only now and then
             more: Option = {"showSymbol": True, "symbolSize": 6} if len(known) < len(values) / 2 else {}
             if name == "kl":
                 more["markPoint"] = charts.spikes(points, say)
@@ -76,7 +75,7 @@ def curves(facts: Facts, say: Say) -> Picture | None:
 
 
 def stages(facts: Facts, say: Say) -> Picture | None:
-    """Right, polite, concise and the annotator's score of the three models."""
+    """Correctness, politeness, concision and score of the three models."""
     axes = {}
     for name in ("right", "right_fixed", "well_formed", "right_trained", "polite", "concise", "annotator"):
         shares = any(is_share(figure, name) for _, figure in by_stage(facts, name))
@@ -92,7 +91,7 @@ def stages(facts: Facts, say: Say) -> Picture | None:
 
 
 def reward(facts: Facts, say: Say) -> Picture | None:
-    """How often the reward model prefers the answer that the annotator prefers."""
+    """The reward model's pair accuracy, beside the annotator's agreement with itself."""
     found = facts.get("reward")
     if not found or found["pair_accuracy"]["value"] is None:
         return None
@@ -122,7 +121,7 @@ def truth(facts: Facts, say: Say) -> Picture | None:
 
 
 def next_words(facts: Facts, say: Say) -> Picture | None:
-    """The next word after some beginnings: what the model says beside the truth."""
+    """The model's next-word probabilities after some prompts, beside the true ones."""
     prompts = sorted(
         (n for n in facts.get("next", []) if n["tokens"]), key=lambda n: n.get("lang", say.lang) != say.lang
     )
@@ -130,7 +129,7 @@ def next_words(facts: Facts, say: Say) -> Picture | None:
         return None
     panels, rows = [], list[list[Cell]]()
     for prompt in prompts:
-        # those that are drawn, and all others as one; what would read 0.0 % is one of those
+        # the tokens that are drawn, and all others together, among them those that would be shown as 0.0 %
         told = [t for t in prompt["tokens"][:10] if max(t["p"], t.get("truth", 0.0)) >= LEAST_SHOWN]
         names = [name for name in ("p", "truth") if any(name in t for t in told)] or ["p"]
         rest = {name: max(0.0, 1 - sum(t.get(name, 0.0) for t in told)) for name in names}
@@ -154,14 +153,14 @@ def next_words(facts: Facts, say: Say) -> Picture | None:
 
 
 def text(facts: Facts, say: Say) -> Picture | None:
-    """Own text: bits per byte beside what needs no language model."""
+    """Bits per byte on the user's own text, beside baselines that need no language model."""
     found, models = facts.get("text"), by_stage(facts, "bits_per_byte")
     if not found or not models:
         return None
     peers = {say("text.ngram", n=found.get("ngram_order", 5)): found["ngram"], say("text.xz"): found["xz"]}
     rows: list[tuple[str, FigureFacts, str]] = [(say.stage(stage), figure, stage) for stage, figure in models]
     rows += [(name, FigureFacts(value=value), "muted") for name, value in peers.items()]
-    newest = models[-1][1]  # the least of several would be partly luck
+    newest = models[-1][1]  # the best of several would be partly luck
     key = {-1: "below", 0: "open", 1: "above"}[beyond(newest, min(peers.values()))]
     shown = {"bits": newest["value"] or 0.0, "ngram": found["ngram"], "xz": found["xz"]}
     title = say(f"picture.text_{key}", **{name: say.number(value) for name, value in shown.items()})
@@ -170,7 +169,7 @@ def text(facts: Facts, say: Say) -> Picture | None:
 
 
 def dictionary(facts: Facts, say: Say) -> Picture | None:
-    """By kind of question: held-out words well-formed, and right in the dictionary's words of both sides."""
+    """By kind of question: well-formed answers about held-out words; correct ones about held-out and trained words."""
     across, groups = _from_none_to_all("axis.share", say), list[Group]()
     for side, what, colour in (("held_out", "well_formed", "accent"), ("held_out", "right", "bad"),
                                ("trained", "right", "aligned")):  # fmt: skip
@@ -186,7 +185,7 @@ def dictionary(facts: Facts, say: Say) -> Picture | None:
 
 
 def by_heart(facts: Facts, say: Say) -> Picture | None:
-    """What stands word for word in the training text, beside how much of unread text does."""
+    """How much of what the model writes is copied from the training text, beside how much of held-out text is."""
     found = facts.get("copied")
     if found is None:
         return None
@@ -202,7 +201,7 @@ def by_heart(facts: Facts, say: Say) -> Picture | None:
 
 
 def _by_stage(name: str, title: str, axes: Mapping[str, Option], facts: Facts, say: Say) -> Picture | None:
-    """A panel for each measure that was taken, with a figure for each model."""
+    """A panel per measure that has figures, with a figure for each model."""
     groups: Sequence[Group] = [
         (say.measure(measure), measure, across, [(say.stage(stage), figure, stage) for stage, figure in found])
         for measure, across in axes.items()

@@ -1,4 +1,4 @@
-"""The verdict of a report: a few plain sentences, chosen by the figures and never without them."""
+"""The verdict of a run's report: a few plain sentences, chosen by the figures."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from klype.examine.run_figures import STAGES, Facts, JsonObject, beyond, changed
 from klype.examine.say import Say
 
 GOOD, FAIR = 0.8, 0.5
-REMEMBERED = 0.1  # share of definitions below which hardly any is
+REMEMBERED = 0.1  # below this share of definitions, hardly any is remembered
 
 
 def verdict(facts: Facts, say: Say) -> list[str]:
-    """Paragraphs: what was made and how it answers; what it knows of its language; what to make of it."""
+    """Paragraphs: what was trained and how it answers; what it knows of its language; the gates; a caution."""
     parts = [_answers(facts, say), _language(facts, say), _gates(facts, say), caution(facts, say)]
     return [paragraph for sentences in parts if (paragraph := " ".join(sentences))]
 
 
 def _answers(facts: Facts, say: Say) -> Iterator[str]:
-    """What was made, how the newest model answers, and what alignment did to that."""
+    """What was trained, how the newest model answers, and what alignment changed."""
     before, after = (figures_of(facts, stage) for stage in STAGES[1:])
     last = figures_of(facts, last_model(facts))
     made = sum(bool(stage) for stage in facts["stages"].values())
@@ -47,7 +47,7 @@ def _answers(facts: Facts, say: Say) -> Iterator[str]:
     if "right" in before and "right" in after:
         for name in ("polite", "right"):
             sides = {key: f[name]["value"] for key, f in (("before", before), ("after", after)) if name in f}
-            # of politeness, where anybody was ever polite
+            # politeness only where some answer was polite
             if name == "right" or (len(sides) == 2 and any(sides.values())):
                 key = {1: "up", 0: "open", -1: "down"}[changed(facts, name)]
                 yield say(f"verdict.{name}_{key}", **say.apart(sides))
@@ -65,7 +65,7 @@ def _answers(facts: Facts, say: Say) -> Iterator[str]:
 
 
 def _language(facts: Facts, say: Say) -> Iterator[str]:
-    """How near it is to its language, what heat does to it, and whether its probabilities can be believed."""
+    """How close the model is to its language, the effect of temperature, and its calibration."""
     base, last, text = figures_of(facts, "base"), figures_of(facts, last_model(facts)), facts.get("text")
     bits = base.get("bits_per_byte") or last.get("bits_per_byte")
     if text and bits:
@@ -82,8 +82,7 @@ def _language(facts: Facts, say: Say) -> Iterator[str]:
         shown = {"right0": say.figure(right0, "right"), "right": say.figure(right, "right")}
         yield say("verdict.hot", t0=say.plain(t0), t=say.plain(t), **shown)
     for found in facts.get("calibration", [])[-1:]:
-        # of ten bins the one that is furthest off, when it is so by more than twice the interval's half-width: some bin
-        # always is a little
+        # the bin that is furthest off, if by more than the width of its interval: some bin is always off a little
         off = [
             (o["value"] - b["p"], b["p"], o)
             for b in found["bins"]
@@ -106,12 +105,12 @@ def _gates(facts: Facts, say: Say) -> Iterator[str]:
 
 
 def status_of(gate: JsonObject) -> str:
-    """Of an earlier version's run only the value was compared."""
+    """The status of a gate; runs of earlier versions only recorded whether it was passed."""
     return str(gate.get("status", "passed" if gate["passed"] else "missed"))
 
 
 def caution(facts: Facts, say: Say) -> list[str]:
-    """What so small a model can and cannot do, chosen by its figures; empty without a model."""
+    """What a model of this size can and cannot do, chosen by its figures; empty without a model."""
     if not any(facts["stages"].values()):
         return []
     if facts["kind"] == "world":
@@ -121,10 +120,10 @@ def caution(facts: Facts, say: Say) -> list[str]:
 
 
 def _abilities(facts: Facts, say: Say) -> Iterator[str]:
-    """Of a model of somebody's own text: its letters, its words, what it has by heart."""
+    """What a model of the user's own text has learnt: spelling, words, and what it has memorised."""
     text, bits = facts.get("text"), figures_of(facts, "base").get("bits_per_byte")
     if text and bits is not None:
-        # whether it knows more of the text than which byte follows four others
+        # compared with n-grams of bytes and with compression
         simple = min(text["ngram"], text["xz"])
         key = {-1: "language", 0: "language_open", 1: "no_language"}[beyond(bits, simple)]
         yield say(f"caution.{key}", margin=say.number(abs(simple - (bits["value"] or 0.0))))
@@ -138,7 +137,7 @@ def _abilities(facts: Facts, say: Say) -> Iterator[str]:
         if side in row
     }
     if (figure := rights.get(("class", "held_out"))) is not None:
-        # how often it infers the class of a word that it has never met
+        # how often it infers the class of a word that it has not seen
         yield say("caution.class", share=say.figure(figure, "right"))
     if (figure := rights.get(("meaning", "held_out"))) is not None:
         key = "caution.new_meaning" if beyond(figure, FAIR) < 0 else "caution.new_meaning_some"
