@@ -1,7 +1,9 @@
-"""The engine under chat, rollouts, examination and server. Shapes: R running rows, A those of one kind, V vocabulary.
+"""The generation engine under chat, rollouts, examination and server. Shapes: R running rows, A rows of one kind, V
+vocabulary.
 
-Every step reads: schedule (who joins), run (one pass of the model), postprocess (draw, record, end). A row is one
-sample of a request; rows join a running batch and leave it at once. What is computed, and how, is a runner's business.
+A step schedules (which samples join the batch), runs (one forward pass) and postprocesses (sample, record, end). A row
+is one sample of a request; rows join and leave the running batch at any step (continuous batching). The forward pass
+is a ModelRunner's.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from klype.values import Distribution, Request, Step, Trace
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One token of one sample; ``trace`` is the whole answer when this token ended it."""
+    """A new token of one sample; ``trace`` is the whole answer if the token ended it."""
 
     request: int
     sample: int
@@ -40,7 +42,7 @@ class Event:
 
 
 class Engine:
-    """Generates with one model. ``decode_bytes`` (token to bytes) is needed for stop texts only."""
+    """Generates with one model. ``decode_bytes`` (a token's bytes) is needed for stop texts only."""
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class Engine:
         return self.native.model
 
     def beside(self) -> Engine:
-        """An engine of the same weights for another thread."""
+        """Another engine with the same weights, for another thread."""
         fixed = {"decode_bytes": self.decode_bytes, "name": self.name, "max_batch": self.max_batch, "clock": self.clock}
         return Engine(self.runner.beside(), **fixed)  # type: ignore[arg-type]
 
@@ -89,11 +91,11 @@ class Engine:
 
     @property
     def label(self) -> str:
-        """Names the weights: the model's name and their version."""
+        """Name and version of the weights, as traces have it."""
         return f"{self.name}@{self.version}" if self.version else self.name
 
     def add(self, request: Request) -> int:
-        """Queue a request; its samples join as soon as there is room. Returns its id."""
+        """Queue a request, whose samples join the batch as soon as there is room. Returns its id."""
         self.check(request)
         max_new_tokens = min(request.limit, self.runner.window - len(request.prompt) + 1)
         self._next_id += 1
@@ -106,8 +108,7 @@ class Engine:
         self._check_fresh()
 
     def step(self) -> list[Event]:
-        """One token for every running row. Where it fails (damaged weights), all running and queued requests are
-        dropped."""
+        """Generate one token for every running row. If that fails, all running and queued requests are dropped."""
         try:
             return self._advance(with_events=True)
         except BaseException:  # half a step cannot be gone on from
@@ -117,7 +118,7 @@ class Engine:
     # removing rows writes in place to the cache, whose tensors were made in inference mode
     @torch.inference_mode()
     def cancel(self, request_id: int) -> list[Trace]:
-        """Stop a request at once; returns what its running samples had said. An unknown or finished id is no error."""
+        """Stop a request at once; returns the traces of its running samples. No error for an unknown or finished id."""
         self._queue = deque(job for job in self._queue if job.id != request_id)
         mine = np.array([job.id == request_id for job in self._rows["job"]], bool)
         traces = [self._trace(int(row), "cancelled") for row in np.flatnonzero(mine)]
@@ -126,9 +127,9 @@ class Engine:
         return traces
 
     def abandon(self) -> None:
-        """Drop all that runs and waits, whatever state a failure has left it in."""
+        """Drop all running and queued requests, whatever state a failure has left them in."""
         self._queue.clear()
-        self._records = Records()  # a failure may have left lines half put away
+        self._records = Records()  # a failure may have left lines that nobody will close
         self._clear_rows()
 
     def run(self, requests: Sequence[Request]) -> list[list[Trace]]:
@@ -148,7 +149,7 @@ class Engine:
         return [sorted(job.traces, key=lambda trace: trace.sample) for job in jobs]
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
-        """The model's distribution (temperature 1) after each prefix; ``top`` -1: whole."""
+        """The next-token distribution (temperature 1) after each prefix: its ``top`` tokens, or all (-1)."""
         self._check_prompts(prefixes)
         if not prefixes:
             return []
@@ -158,7 +159,7 @@ class Engine:
         return found
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        """How probable given answers are, token by token ("forced"), ``top`` of the distribution beside each."""
+        """Traces of given answers with the log-probability of each token ("forced"), and ``top`` alternatives."""
         self._check_prompts(prompts)
         for prompt, answer in zip(prompts, answers, strict=True):
             check_answer(prompt, answer, self.runner.window, self.runner.vocab_size)
@@ -167,7 +168,7 @@ class Engine:
         return traces
 
     def mean_states(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-        """The mean of the last layer's states over each text's tokens, [D]."""
+        """The mean over each text's tokens of the states after the last norm, [D]."""
         self._check_prompts(texts)
         found: dict[int, npt.NDArray[np.float32]] = {}
         for rows in batches([len(text) for text in texts]):
@@ -177,7 +178,7 @@ class Engine:
         return [found[row] for row in range(len(texts))]
 
     def refresh(self, version: int | str) -> None:
-        """The weights have changed: forget everything computed with the old ones."""
+        """Call after the weights have changed: drops all that was computed with the old ones."""
         if len(self._rows):
             raise KlypeError("The weights cannot change while answers are being written: finish or cancel them first.")
         self.version = version
@@ -188,6 +189,7 @@ class Engine:
         self._clear_rows()
 
     def not_numbers(self) -> KlypeError:
+        """The error for logits that are NaN."""
         model = f"The model {self.label}" if self.label else "The model"
         return KlypeError(f"{model} returns values that are not numbers: it is damaged, or its training diverged.")
 
@@ -201,18 +203,18 @@ class Engine:
             raise self.not_numbers()
 
     def _advance(self, with_events: bool) -> list[Event]:
-        """One step; no events unless ``with_events``: they cost more than a small model's step."""
+        """One step. Events are made only ``with_events``: they take longer than a small model's step."""
         self._check_fresh()
         with torch.inference_mode():
             joining = self._schedule()
             if not joining and not len(self._rows):
                 return []
-            # a step of a small model is one thread's: waking another takes longer than it saves
+            # a small model's step runs on one thread: to wake another takes longer than it saves
             with threads_for(self.runner.operations(len(self._rows))):
                 return self._postprocess(self._run(joining), with_events)
 
     def _schedule(self) -> list[tuple[QueuedRequest, int]]:
-        """Which samples join: (job, how many), first come first served, as far as there is room."""
+        """Samples that join: (job, how many), first come first served, as far as there is room. Reads new prompts."""
         room, joining = self.max_batch - len(self._rows), []
         while room > 0 and self._queue:
             job = self._queue[0]
@@ -232,10 +234,10 @@ class Engine:
         return joining
 
     def _run(self, joining: list[tuple[QueuedRequest, int]]) -> Tensor:
-        """Logits [R, V] of the next token of every row: those that go on, then those that join."""
+        """Logits [R, V] of the next token of every row: first the running rows, then those that join."""
         parts = [self.runner.decode(self._last_R)] if len(self._rows) else []
         if joining:
-            # prompts of one store side by side: added in one call. Here and at the runner rows have the same order
+            # the runner's order, in which prompts of one store are neighbours; its rows and ours are numbered alike
             joining = [joining[i] for i in self.runner.order([job.read for job, _ in joining])]
             for job, count in joining:
                 parts.append(job.read.logits.expand(count, -1))
@@ -244,16 +246,16 @@ class Engine:
         return torch.cat(parts)
 
     def _postprocess(self, logits_RV: Tensor, with_events: bool) -> list[Event]:
-        """Draws a token for every row and records it; rows that end are removed. No events unless ``with_events``."""
+        """Sample a token for every row and record it; remove rows that end. Events only ``with_events``."""
         rows = self._rows
-        # a row with no allowed token draws unmasked in the same calls and ends as "cancelled": its last token breaks
-        # the constraint, and who reads the trace discards it (serve/responses.py answers with an error 400)
+        # a row without an allowed token is sampled unmasked in the same calls and ends as "cancelled"; its last token
+        # breaks the constraint, so readers discard the trace (serve/responses.py answers with error 400)
         stuck = self._constrain(logits_RV)
         noise_R = noise(rows["seed"], rows["sample"], rows["offset"] + rows["count"])
         tokens_R = torch.empty(len(rows), dtype=torch.int64)
         tokens, logp_2R, stopped = tokens_R.numpy(), np.empty((2, len(rows))), np.zeros(len(rows), bool)
         for kind, alike in rows.by_kind():
-            # where all rows are drawn alike none need be gathered
+            # where all rows are of one kind none need be gathered
             logits_AV = logits_RV if len(alike) == len(rows) else logits_RV[torch.from_numpy(alike)]
             seen = self._token_counts(alike, logits_AV.shape[1]) if needs_counts(kind.sampling) else None
             drawn_A, logps_2A = sample(logits_AV, kind.sampling, noise_R[alike], seen)
@@ -289,7 +291,7 @@ class Engine:
         return events
 
     def _constrain(self, logits_RV: Tensor) -> npt.NDArray[np.bool_]:
-        """Mask disallowed tokens; return which rows have none allowed, and stay unmasked."""
+        """Mask disallowed tokens in place; returns which rows allow none, and stay unmasked."""
         stuck = np.zeros(len(logits_RV), bool)
         for row in np.flatnonzero(self._rows["constraint"]).tolist():
             allowed = self._rows["constraint"][row].allowed()
@@ -299,17 +301,17 @@ class Engine:
         return stuck
 
     def _token_counts(self, rows: Indices, vocabulary: int) -> TokenCounts:
-        """Of prompt and answer so far, for these rows."""
+        """Token counts of prompt and answer so far, for these rows."""
         tokens, table = self._records.steps["token"], self._rows.table[rows]
         said = [tokens[line, :count] for line, count in zip(table["line"], table["count"], strict=True)]
         return count_tokens([job.request.prompt for job in table["job"]], said, vocabulary)
 
     def _completes_stop_text(self, line: int, token: int, stop_texts: Sequence[str]) -> bool:
-        """Whether this token completes one of the texts."""
+        """Whether this token completes one of the stop texts."""
         assert self.decode_bytes is not None
         text, added = self._records.texts.setdefault(line, bytearray()), self.decode_bytes(token)
         text += added
-        # only what the new token can have completed: an earlier one had ended the answer
+        # only the end is searched: an earlier stop text would have ended the answer
         return any(stop in text[-len(stop) - len(added) :] for stop in map(str.encode, stop_texts))
 
     def _trace(self, row: int, ended: Ended) -> Trace:

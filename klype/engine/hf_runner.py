@@ -1,9 +1,8 @@
-"""Any causal language model of transformers under the engine: for architectures that klype does not compute itself.
+"""The runner of any causal language model of transformers, for architectures that klype does not compute itself.
 
-What an architecture can do is found out by trying. Where keys and values can be kept, a prompt's are remembered and
-shared; where padding on the left changes nothing, rows of unlike length are computed together; where nothing is kept,
-whole texts are read again for every token. Shapes: R rows, T new tokens, W columns that were read before, V vocabulary,
-G heads and K width of keys and values.
+What an architecture supports is found by trial. With a KV cache, prompts are kept and shared; where left padding
+changes nothing, rows of different length are computed together; without a cache, whole texts are computed again for
+every token. Shapes: R rows, T new tokens, W columns in the cache, V vocabulary, G heads and K width of keys and values.
 """
 
 from __future__ import annotations
@@ -34,30 +33,30 @@ ENTRIES = 1 << 25
 ROWS = 64
 # bytes of keys and values kept for later prompts
 REMEMBERED = 256 << 20
-# the window, as architectures call it, and what is assumed of those that state none
+# names of the window in configurations, and the window of architectures that state none
 WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 ENDLESS = 1 << 20
-# how far a trial's logits may differ, as a share of their range: in float32, and in shorter formats
+# how far the logits of a trial may differ, relative to their range: in float32, and in 16-bit dtypes
 TRIED = 2e-3, 5e-2
 
 
 @dataclass(frozen=True, eq=False)
 class KeyValues:
-    """Of texts read together: per layer keys and values [R, G, W, K]. Text i begins in column ``starts[i]``."""
+    """Keys and values of texts read together, [R, G, W, K] per layer. Text i begins in column ``starts[i]``."""
 
     layers: list[tuple[Tensor, Tensor]]
     starts: list[int]
 
 
-# what was kept of a text: nothing where the model takes no keys and values back
+# the store is None of an empty prefix, and where the model takes no cache
 Past: TypeAlias = CachedPrefix[KeyValues | None]
 Prompt: TypeAlias = CachedPrompt[KeyValues | None]
 
 
 @dataclass(eq=False)
 class RowGroup:
-    """Running rows that are computed together: their numbers, their lengths, and transformers' cache of what they
-    have read, padded on the left to the longest."""
+    """Running rows that are computed together: their numbers, lengths, and transformers' cache of their texts, padded
+    on the left to the longest."""
 
     rows: Indices
     lengths: Indices
@@ -65,10 +64,10 @@ class RowGroup:
 
 
 class HFRunner:
-    """``model`` is transformers' own; window and vocabulary are read from its configuration.
+    """Runs a model of transformers; window and vocabulary are those of its configuration.
 
-    ``cache``: what its forward pass calls past keys and values ("": they cannot be given again); ``pads``: whether they
-    may be padded on the left.
+    ``cache``: the name of the KV cache among the arguments of its forward pass ("": it takes none that works);
+    ``pads``: whether rows may be padded on the left.
     """
 
     def __init__(self, model: Any) -> None:
@@ -76,19 +75,18 @@ class HFRunner:
         self.model = model
         self.vocab_size = int(config.vocab_size)
         fields = config.to_dict()
-        # tokens that the model reads at most, under the names that architectures give it
         self.window = next((int(fields[name]) for name in WINDOWS if isinstance(fields.get(name), int)), ENDLESS)
         self.weights = Weights(model, model.config.to_json_string())
-        self._turn = threading.Lock()  # some architectures keep what they computed last (dynamic rotary tables)
+        self._turn = threading.Lock()  # some architectures store state in the module (dynamic rotary tables)
         self.names = frozenset(inspect.signature(model.forward).parameters)
         self.cache, self.pads = "", False
         self.index: PrefixIndex[KeyValues] = PrefixIndex(REMEMBERED)
         self._groups: list[RowGroup] = []
-        self._texts: list[Tokens] = []  # of the running rows, where nothing else is kept of them
+        self._texts: list[Tokens] = []  # of the running rows, where there is no cache
         self._try()
 
     def flops_per_token(self, context: int) -> int:
-        """Two per weight but those of embeddings that are only looked up (Kaplan et al. 2020); attention left out."""
+        """Two per weight, without embeddings that are only looked up (Kaplan et al. 2020) and without attention."""
         embedding = self.model.get_input_embeddings().weight
         head = self.model.get_output_embeddings()
         tied = head is None or head.weight is embedding
@@ -185,7 +183,7 @@ class HFRunner:
 
     @torch.inference_mode()
     def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
-        """Padded on the right: what comes later changes nothing before it."""
+        """Texts are padded on the right, which changes nothing before the padding."""
         longest, given = max(map(len, texts)), {"use_cache": False} if "use_cache" in self.names else {}
         tokens_RT = torch.tensor([[*text, *(0,) * (longest - len(text))] for text in texts])
         with self._turn:
@@ -202,14 +200,14 @@ class HFRunner:
         return other
 
     def _past(self, prompt: Tokens) -> Past:
-        """What of the prompt is remembered; its last token is left to be read."""
+        """The known prefix of the prompt, without its last token, which is computed for its logits."""
         return self.index.find(prompt, len(prompt) - 1) if self.cache else NOTHING
 
     def _batches(
         self, texts: Sequence[Sequence[int]], pasts: Sequence[Past], neighbours: bool = False
     ) -> Iterator[list[int]]:
-        """Indices of texts that share a pass: as many as there is room for their logits, with as much to be read, and
-        after equally much where nothing can be padded."""
+        """Indices of texts that share a pass: with similarly many new tokens, pasts of equal length unless they can be
+        padded, and at most ``ENTRIES`` logits. ``neighbours``: in the given order."""
         rest = [len(text) - past.length for text, past in zip(texts, pasts, strict=True)]
         before = [0 if self.pads else past.length for past in pasts]
         order = range(len(texts)) if neighbours else sorted(range(len(texts)), key=lambda i: (before[i], rest[i]))
@@ -244,9 +242,9 @@ class HFRunner:
         return list(map(CachedPrompt, texts, now, last))
 
     def _pieces(self, texts: Sequence[Sequence[int]], pasts: Sequence[Past]) -> Iterator[tuple[int, Tensor, Any]]:
-        """Logits [R, T, V] of what has not been read of the texts, padded on the right (what comes later changes
-        nothing before it), and transformers' cache of all. A lone long text comes in pieces, each with the number of
-        tokens before it, lest the logits of all its tokens be held at a time."""
+        """Logits [R, T, V] of the texts' new tokens, padded on the right, and transformers' cache after them. A lone
+        long text is computed in pieces, lest the logits of all its tokens be held at once; each comes with the number
+        of new tokens before it."""
         rest = [text[past.length :] for text, past in zip(texts, pasts, strict=True)]
         T, lengths = max(map(len, rest)), np.array([past.length for past in pasts])
         tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rest])
@@ -257,13 +255,13 @@ class HFRunner:
             yield read, logits_RTV, cache
 
     def _forward(self, tokens_RT: Tensor, cache: Any, lengths: Indices) -> tuple[Tensor, Any]:
-        """One pass over new tokens of rows that have read ``lengths`` before, padded on the left to the longest."""
+        """One forward pass over new tokens of rows whose pasts, of ``lengths``, are padded on the left."""
         T, W, device = tokens_RT.shape[1], int(lengths.max()), self.model.device
         given: dict[str, Any] = {self.cache: cache} if self.cache else {}
         given |= {"use_cache": bool(self.cache)} if "use_cache" in self.names else {}
         if (lengths != W).any():
             given["attention_mask"] = to_device(np.arange(W + T) >= W - lengths[:, None], device).long()
-            if "position_ids" in self.names:  # those past the window are of padding
+            if "position_ids" in self.names:  # positions past the window are padding
                 positions = np.minimum(lengths[:, None] + np.arange(T), self.window - 1)
                 given["position_ids"] = to_device(positions, device)
         with self._turn:
@@ -276,7 +274,7 @@ class HFRunner:
 
     @torch.inference_mode()
     def is_causal(self) -> bool:
-        """Whether a token's logits are the same whatever comes after it, which an encoder's are not."""
+        """Whether a token's logits do not depend on later tokens, as an encoder's do."""
         tokens_RT = torch.tensor([[1, 3, 2, last] for last in (0, 1, 4)]) % self.vocab_size
         logits_RTV, _ = self._forward(tokens_RT, None, np.zeros(3, np.int64))
         before = logits_RTV[:, :-1].float()
@@ -284,7 +282,7 @@ class HFRunner:
 
     @torch.inference_mode()
     def _try(self) -> None:
-        """Find the most that leaves the logits of a short and a longer text as they are when each is read whole."""
+        """Find what the model supports: cache and padding, if two texts' logits stay as when each is read whole."""
         texts = [tuple(token % self.vocab_size for token in text) for text in ((1, 3, 2), (2, 1, 3, 1, 2))]
         whole = [self.prefill([text])[0].logits.float() for text in texts]
         known = [name for name in ("cache", "past_key_values") if name in self.names]  # transformers 5 renamed it
@@ -292,7 +290,7 @@ class HFRunner:
             try:
                 self.append(self.prefill([text[:-1] for text in texts]), [1, 1])
                 found = self.decode(torch.tensor([text[-1] for text in texts])).float()
-            except Exception:  # an architecture that takes no cache of this kind raises whatever it meets
+            except Exception:  # an architecture without this kind of cache raises anything
                 continue
             finally:
                 self.forget()
@@ -303,7 +301,7 @@ class HFRunner:
 
 
 def gathered(pasts: Sequence[Past]) -> list[tuple[Tensor, Tensor]]:
-    """Per layer keys and values [R, G, W, K] of what was read, padded on the left; [] when nothing was."""
+    """Keys and values of the pasts per layer, [R, G, W, K], padded on the left; [] when all are empty."""
     number: dict[Past, int] = {}
     which = np.array([number.setdefault(past, len(number)) for past in pasts])
     like = next((past.store for past in pasts if past.store is not None), None)
@@ -322,8 +320,8 @@ def gathered(pasts: Sequence[Past]) -> list[tuple[Tensor, Tensor]]:
 
 
 def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> Any:
-    """transformers' own, of these keys and values. Made without a configuration it keeps all of them, of layers with
-    a sliding window too."""
+    """transformers' cache with these keys and values. Without a configuration it keeps all of them, even for layers
+    with a sliding window."""
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache()
@@ -333,6 +331,6 @@ def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> Any:
 
 
 def _stacked(a_RGWK: Tensor, b_RGWK: Tensor) -> Tensor:
-    """One above the other, both padded on the left to the wider."""
+    """Both stacked by rows, padded on the left to the wider."""
     W = max(a_RGWK.shape[2], b_RGWK.shape[2])
     return torch.cat([pad(t, (0, 0, W - t.shape[2], 0)) for t in (a_RGWK, b_RGWK)])

@@ -1,4 +1,4 @@
-"""Reading prompts: what they have in common is computed once, and what was read lately is not read again."""
+"""Prompt prefill with a prefix cache: shared prefixes are computed once, and recent prompts are not computed again."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from klype.model.transformer import Transformer
 Tokens = tuple[int, ...]
 Store = TypeVar("Store")
 Store_co = TypeVar("Store_co", covariant=True)
-# prefixes are found at multiples of this many tokens; shorter ones are cheaper to read again
+# prefixes are indexed at multiples of this many tokens; shorter ones are cheaper to compute again
 BLOCK = 16
-# prompts in one call that share at least this many first tokens have them read once
+# a prefix of at least this many tokens that prompts of one call share is computed first, once
 WORTH = 32
 # memory per block: its dictionary entry (about 100 bytes when fullest) and its 64-bit key
 ENTRY_BYTES = 160
 CHUNK = 512
 # most tokens per pass, padding included
 PADDED = 8192
-# at most one token of padding for this many tokens read, in addition to SPARE
+# at most one token of padding per this many tokens, in addition to SPARE
 PADDING = 4
-# multiply-adds per layer that may be spent on padding instead of one more pass (and one more store in all later steps)
+# multiply-adds per layer that padding may cost before another pass (and another store in all later steps) is cheaper
 SPARE = 120_000_000
 
 
@@ -64,11 +64,11 @@ class StoredText(Generic[Store]):
 
 
 class PrefixIndex(Generic[Store]):
-    """Finds the longest known prefix of a text; the oldest texts are forgotten when ``budget`` bytes are passed.
+    """Finds the longest known prefix of a text. The oldest texts are evicted beyond ``budget`` bytes.
 
-    A block's key is the hash of the key before it and its 16 tokens, so that memory and look-ups are linear in tokens
-    (as vLLM's prefix caching does it; Kwon et al. 2023, arXiv:2309.06180). A hit is compared with the stored tokens:
-    texts whose hashes collide are read again, never mistaken for each other.
+    The key of a block is the hash of its 16 tokens and the key before it, so that memory and look-ups are linear in
+    tokens (as in vLLM's prefix caching; Kwon et al. 2023, arXiv:2309.06180). Hits are compared with the stored tokens:
+    after a collision of hashes a text is computed again.
     """
 
     def __init__(self, budget: int) -> None:
@@ -99,7 +99,7 @@ class PrefixIndex(Generic[Store]):
         return NOTHING
 
     def add(self, store: Store, texts: Sequence[Tokens], nbytes: int) -> None:
-        """Remember texts that were just read, text i in slot i of a store of so many bytes."""
+        """Add texts that were just read, text i in slot i of a store of ``nbytes`` bytes."""
         entries = [StoredText(store, slot, np.array(text, np.int32)) for slot, text in enumerate(texts)]
         for entry, text in zip(entries, texts, strict=True):
             self._known.update(dict.fromkeys(_keys(text), entry))
@@ -116,7 +116,7 @@ class PrefixIndex(Generic[Store]):
 
 
 def shared_beginnings(texts: Sequence[Tokens]) -> list[Tokens]:
-    """Beginnings of at least ``WORTH`` tokens shared by neighbours of sorted texts, one for every such run."""
+    """Prefixes of at least ``WORTH`` tokens that neighbours in sorted texts share, one for every run of neighbours."""
     found: list[Tokens] = []
     run: Tokens = ()
     for before, text in pairwise(texts):
@@ -132,7 +132,7 @@ def shared_beginnings(texts: Sequence[Tokens]) -> list[Tokens]:
 
 
 def _keys(text: Tokens) -> list[int]:
-    """The chained hash of every whole block."""
+    """The chained hashes of the text's whole blocks."""
     keys, key = [], 0
     for end in range(BLOCK, len(text) + 1, BLOCK):
         key = hash((key, text[end - BLOCK : end]))
@@ -141,7 +141,7 @@ def _keys(text: Tokens) -> list[int]:
 
 
 class PrefixCache:
-    """Reads prompts and remembers them, the oldest forgotten when ``budget`` bytes are passed."""
+    """Reads prompts with a Transformer and keeps their KV, evicting the oldest beyond ``budget`` bytes."""
 
     def __init__(self, model: Transformer, budget: int = 256 << 20) -> None:
         self.model = model
@@ -151,10 +151,10 @@ class PrefixCache:
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[Tokens]) -> list[CachedPrompt[SharedKV]]:
-        """What is known of every prompt, in order. Prompts that begin another are read with it."""
-        # by the longest prompt that begins so: the lengths of all that it is read for
+        """Read all prompts; in their order. A prompt that is a prefix of another is read with it."""
+        # the longest prompts, each with the lengths of all its prefixes that are wanted
         wanted, host = dict[Tokens, list[int]](), Tokens()
-        # sorted, a text stands right before those that it begins, and common beginnings are neighbours
+        # in sorted order a text is right before those that begin with it
         for prompt in sorted(set(prompts), reverse=True):
             host = host if host[: len(prompt)] == prompt else prompt
             wanted.setdefault(host, []).append(len(prompt))
@@ -168,7 +168,7 @@ class PrefixCache:
         return [found[prompt] for prompt in prompts]
 
     def _batches(self, hosts: list[Tokens], wanted: dict[Tokens, list[int]]) -> list[list[Tokens]]:
-        """Prompts of alike length together, so that little of a pass is padding; a small model's may differ more."""
+        """Batches of prompts of similar length, so that little is padding; a small model's may differ more."""
         rest = {prompt: len(prompt) - self._start(prompt, wanted).length for prompt in hosts}
         spare = SPARE * self.model.config.layers // self.model.config.flops_per_token
         batches: list[list[Tokens]] = []
@@ -197,7 +197,7 @@ class PrefixCache:
                 if store is None:
                     store = self.model.new_cache(1).to_shared()
                 elif len(used := np.unique(slots)) < len(store.lengths):
-                    # only what is read is kept: attention goes over all that a store holds
+                    # attention reads all slots of a store: drop those that are not used
                     store, slots = store.take(used), tuple(np.searchsorted(used, slots).tolist())
                 cache.append(store, slots, lengths)
         else:
@@ -227,12 +227,12 @@ class PrefixCache:
         ]
 
     def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> CachedPrefix[SharedKV | None]:
-        """What of the prompt is already read; at least the last token of the shortest that is asked for is left."""
+        """The known prefix of the prompt, cut so that the last token of its shortest wanted prefix is computed."""
         return self.index.find(prompt, min(wanted[prompt]) - 1)
 
 
 def numbered(stores: Sequence[SharedKV | None]) -> list[int]:
-    """Each one's number in the order of first appearance, to sort by. Where stores lie in memory differs from run to
-    run; if rows were in that order, so would what is rounded."""
+    """The number of each store in order of first appearance, to sort by: by address the order of rows, and with it
+    rounding, would differ from run to run."""
     known: dict[int, int] = {}
     return [known.setdefault(id(store), len(known)) for store in stores]

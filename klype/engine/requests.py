@@ -1,4 +1,4 @@
-"""Requests on their way through the engine: checked, queued, running as rows, and what was drawn for them.
+"""The state of requests in the engine: checks, the queue, running rows, and records of sampled tokens.
 
 A row is one running sample. Rows and records are plain arrays, so that a step costs a few array operations and no loop;
 Python objects are made when an answer has ended.
@@ -21,11 +21,11 @@ from klype.values import Distribution, Request, Sampling, Step, Trace
 
 Ended = Literal["stop", "length", "cancelled"]
 MASK = 0xFFFFFFFFFFFFFFFF
-# with more kinds of rows than this, the unused ones are dropped
+# when there are so many kinds of rows, unused ones are dropped
 KINDS = 64
 # fields of a step, in their order
 RECORD = np.dtype([("token", np.int64), ("logp", np.float64), ("sampling_logprob", np.float64)])
-# offset: the prompt's tokens; count: tokens drawn; line: of the records; constraint: false where all is allowed
+# offset: tokens of the prompt; count: tokens sampled; line: in Records; constraint: None where all tokens are allowed
 ROW = np.dtype(
     [
         *(("job", object), ("sample", np.int64), ("seed", np.uint64), ("offset", np.int64), ("count", np.int64)),
@@ -35,6 +35,7 @@ ROW = np.dtype(
 
 
 def check_request(request: Request, window: int, vocab_size: int) -> None:
+    """Raise UsageError for a request that a model of this window and vocabulary cannot answer."""
     check_prompt(request.prompt, window, vocab_size)
     if request.limit < 1:
         raise UsageError(f"limit is {request.limit}: an answer needs at least one token.")
@@ -72,7 +73,7 @@ def check_answer(prompt: Sequence[int], answer: Sequence[int], window: int, voca
 
 
 class RowKind(NamedTuple):
-    """What rows are drawn and ended by: those of one kind share the calls that do so."""
+    """How a row is sampled and ended. Rows of one kind share the calls that do so."""
 
     sampling: Sampling
     stop: tuple[int, ...]
@@ -82,11 +83,11 @@ class RowKind(NamedTuple):
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """A request on its way: which samples are still to be started and which are done."""
+    """A request in the queue or running, with the traces of its samples that have ended."""
 
     id: int
     request: Request
-    max_new_tokens: int  # what was asked for, or what the window leaves
+    max_new_tokens: int  # of the request, or what the window leaves
     waiting: int  # samples not started
     read: Any = None  # the prompt's CachedPrompt, once its runner has read it
     started: float = 0.0
@@ -94,7 +95,7 @@ class QueuedRequest:
 
 
 class Records:
-    """Tokens and their log-probabilities, ``steps`` [lines, positions]; lines are reused."""
+    """Sampled tokens and their log-probabilities: ``steps`` [lines, positions], one line per running row, reused."""
 
     def __init__(self) -> None:
         self.steps = np.zeros((0, 32), RECORD)
@@ -103,11 +104,11 @@ class Records:
         self._free: list[int] = []
 
     def open(self, count: int) -> list[int]:
-        """Lines for so many new answers."""
+        """Free lines for so many new answers."""
         missing = count - len(self._free)
         if missing > 0:
             used = len(self.steps)
-            # by half at least: one answer more at a time would copy all records each time
+            # by half at least, lest all records be copied for every single answer
             grown = max(missing, used // 2)
             self._free.extend(range(used + grown - 1, used - 1, -1))
             self._grow(grown, 0)
@@ -119,7 +120,7 @@ class Records:
         self._free.append(line)
 
     def write(self, lines: Indices, at: Indices, tokens: Indices, logp: npt.NDArray[np.float64]) -> None:
-        """``logp`` [2, R]: under the model, and under what was drawn from."""
+        """Record a token for each line. ``logp`` [2, R]: under the model, and under the sampling distribution."""
         positions, last = self.steps.shape[1], int(at.max(initial=0))
         if last >= positions:
             self._grow(0, max(positions, last + 1 - positions))
@@ -127,7 +128,7 @@ class Records:
             self.steps[name][lines, at] = values
 
     def read(self, line: int, count: int) -> tuple[Step, ...]:
-        # column by column: twice as fast as whole records
+        # column by column, which is twice as fast as record by record
         columns = [self.steps[name][line, :count].tolist() for name in RECORD.names or ()]
         listed = self.distributions.get(line, [])
         return tuple(Step(t, p, d, "drawn", q) for t, p, d, q in zip_longest(*columns, listed))
@@ -139,7 +140,7 @@ class Records:
 
 
 class Rows:
-    """The running rows: a table, whose ``kind`` is an index into ``kinds``."""
+    """The running rows as a table; its column ``kind`` is an index into ``kinds``."""
 
     def __init__(self) -> None:
         self.table = np.zeros(0, ROW)
@@ -152,7 +153,7 @@ class Rows:
         return self.table[column]
 
     def append(self, job: QueuedRequest, lines: Sequence[int]) -> None:
-        """Add the job's next samples, one for each line of the records."""
+        """Add the job's next samples, one for each of these lines of the records."""
         request = job.request
         kind = RowKind(request.sampling, request.stop, request.stop_texts, request.top)
         if kind not in self.kinds:
@@ -170,6 +171,6 @@ class Rows:
         job.waiting -= len(lines)
 
     def by_kind(self) -> list[tuple[RowKind, Indices]]:
-        """The kinds of running rows, each with the indices of its rows."""
+        """The kinds of the running rows, each with the indices of its rows."""
         kinds = self.table["kind"]
         return [(self.kinds[kind], np.flatnonzero(kinds == kind)) for kind in np.unique(kinds)]

@@ -1,4 +1,4 @@
-"""What the engine asks of a model, and klype's own Transformer as one that can be asked. Shapes: R running rows, V
+"""ModelRunner, the engine's interface to a model, and the runner of klype's own Transformer. Shapes: R running rows, V
 vocabulary, D width."""
 
 from __future__ import annotations
@@ -22,80 +22,81 @@ from klype.values import Sampling, Step, Trace
 
 # most tokens per pass over given answers, padding included
 PADDED = 8192
-# up to this many rows get their own copy of the shared KV when that lets one call compute a step
+# up to this many rows get a copy of their shared KV when that lets one call compute a step
 FEW = 8
 PRODUCTS = 4  # matrix products per layer: qkv, out, gate+up, down
-FETCHED = 10  # operations in the time that it takes to fetch a byte of a matrix from memory
-COPIED = 4096  # tokens that such copies may hold
+FETCHED = 10  # operations in the time that a byte of a matrix takes to arrive from memory
+COPIED = 4096  # tokens that such copies may hold in all
 # most logits of forced answers held at a time
 ENTRIES = 1 << 23
 
 
 class ModelRunner(Protocol):
-    """Computes a model for one engine, which owns queue, sampling and records. It reads ``window`` tokens at most.
+    """Computes a model's forward passes for one engine, which owns queue, sampling and records.
 
-    The running rows are numbered in the order in which they were appended; ``remove`` numbers those that stay anew.
+    ``window``: the most tokens that the model reads. Running rows are numbered in the order in which they were
+    appended; ``remove`` renumbers those that stay.
     """
 
     weights: Weights
     window: int
     vocab_size: int
-    index: PrefixIndex[Any]  # what is kept for later prompts
+    index: PrefixIndex[Any]  # the prefixes kept for later prompts
 
     def prefill(self, prompts: Sequence[Tokens]) -> list[CachedPrompt[Any]]:
-        """Read prompts. What they have in common, or with earlier ones, is read once."""
+        """Read prompts. A prefix that they share with each other or with earlier ones is computed once."""
 
     def order(self, prompts: Sequence[CachedPrompt[Any]]) -> list[int]:
-        """Indices that bring together prompts whose rows are best computed side by side."""
+        """Indices that make neighbours of prompts whose rows are best computed together."""
 
     def append(self, prompts: Sequence[CachedPrompt[Any]], counts: Sequence[int]) -> None:
-        """Add so many rows that go on from each prompt."""
+        """Add so many rows that continue each prompt."""
 
     def decode(self, tokens_R: Tensor) -> Tensor:
-        """Logits [R, V] after one token more of every row."""
+        """Logits [R, V] after one new token of every row."""
 
     def remove(self, ended_R: npt.NDArray[np.bool_]) -> Indices:
-        """Drop rows; returns the old number of every row that stays, in the new order."""
+        """Drop rows; returns the old number of every row that stays, in its new order."""
 
     def clear(self) -> None:
         """Drop all rows."""
 
     def forget(self) -> None:
-        """The weights have changed: drop all that is remembered of prompts."""
+        """Drop what is kept of prompts, since the weights have changed."""
 
     def forced(self, prompts: Sequence[CachedPrompt[Any]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Logits [m, V] after each of the tokens that are fed behind the prompts: one row after the other, in parts."""
+        """Logits [m, V] after each of the tokens ``fed`` after the prompts, row by row, in parts."""
 
     def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
-        """The last layer's states [T, D], after the last norm, of each text's tokens."""
+        """States after the last norm, [T, D], of each text's tokens."""
 
     def operations(self, rows: int) -> float:
-        """Of the mean matrix product in a step of so many rows: few of them are not worth a second thread."""
+        """Operations of an average matrix product in a step of so many rows, by which threads are chosen."""
 
     def flops_per_token(self, context: int) -> int:
-        """FLOP of one token's pass that attends to so many before it."""
+        """FLOP of one token's forward pass with ``context`` tokens before it."""
 
     def beside(self) -> Self:
-        """Another runner of the same weights, for an engine in another thread."""
+        """Another runner with the same weights, for an engine in another thread."""
 
 
 class Weights:
-    """The weights of a module: whether they were written to, and which they are."""
+    """Detects changes of a module's weights, and identifies them."""
 
     def __init__(self, model: nn.Module, config: str) -> None:
-        """``config``: what else decides the answers, as JSON."""
+        """``config``: the model's configuration, as JSON."""
         self.model = model
         self.config = config
-        # tensors of inference mode have no count of what is written to them
+        # torch counts no writes to tensors made in inference mode
         self._counted = [p for p in model.parameters() if not p.is_inference()]
 
     def changes(self) -> int:
-        """Grows whenever a weight is written in place (torch counts it)."""
+        """torch's count of writes to the weights, which grows with each in-place change."""
         return sum(p._version for p in self._counted)
 
     @torch.no_grad()
     def fingerprint(self) -> str:
-        """OpenAI's ``system_fingerprint``: the same answer can be expected from the same seed while it is the same."""
+        """OpenAI's ``system_fingerprint``: equal fingerprints give equal answers for a seed."""
         digest = hashlib.sha256(f"klype {klype.__version__} torch {torch.__version__}".encode())
         digest.update(self.config.encode())
         for name, weight in sorted(self.model.state_dict().items()):
@@ -106,7 +107,7 @@ class Weights:
 
 
 class NativeRunner:
-    """klype's own Transformer. Prompts lie in shared KV, stored once for all rows that go on from them."""
+    """The runner of klype's own Transformer. All rows that continue a prompt share its KV."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
@@ -169,8 +170,8 @@ class NativeRunner:
         return list(torch.split(self.model.states_at(tokens_RT.to(device), wanted_RT.to(device)), lengths))
 
     def operations(self, rows: int) -> float:
-        """In float32: numbers of half the size take half as long, and few rows wait for the matrix to come from
-        memory."""
+        """Counted in bytes of float32: 16-bit weights take half as long, and with few rows a product takes as long as
+        its matrix takes to arrive from memory."""
         config = self.model.config
         numbers = config.flops_per_token / 2 / (PRODUCTS * config.layers + 1)
         return numbers * self.model.dtype.itemsize * max(rows / 2, FETCHED)
@@ -182,7 +183,7 @@ class NativeRunner:
         return NativeRunner(self.model)
 
     def _settle(self) -> None:
-        """A lone row, and few rows of a model that has a way of its own for them, are read in one piece."""
+        """Copy the shared KV of a lone row, or of few rows where the model has a fused decoder, into the rows."""
         rows, few = self._cache.rows, self.model.decoder is not None
         if self._cache.stores and (rows == 1 or (few and rows <= FEW and self._cache.lengths.sum() <= COPIED)):
             self._cache.unshare()
@@ -199,7 +200,7 @@ def append_rows(cache: Cache, prefixes: Sequence[CachedPrefix[SharedKV]]) -> Non
 def score(
     runner: ModelRunner, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int, label: str
 ) -> list[Trace]:
-    """Traces of forced answers. Equal prompts are read once; answers of alike length share a pass."""
+    """Traces of given answers. Equal prompts are read once; answers of similar length share a pass."""
     read = runner.prefill([tuple(prompt) for prompt in prompts])
     steps: list[tuple[Step, ...]] = [()] * len(prompts)
     for rows in batches([len(answer) for answer in answers]):
@@ -220,11 +221,12 @@ def score(
 
 
 def batches(lengths: list[int]) -> list[list[int]]:
-    """Indices of texts that share a pass: of alike length, and not too many tokens in all."""
+    """Indices of texts that share a pass: of similar length, at most ``PADDED`` tokens in all. Empty texts are left
+    out."""
     found: list[list[int]] = []
     for row in sorted((r for r, length in enumerate(lengths) if length), key=lambda r: lengths[r]):
         shortest = lengths[found[-1][0]] if found else 0
-        # little of a pass is padding: a text is at most a quarter and 8 tokens longer than the shortest
+        # a text is at most a quarter plus 8 tokens longer than the shortest, so that little is padding
         if found and lengths[row] <= shortest * 5 // 4 + 8 and (len(found[-1]) + 1) * lengths[row] <= PADDED:
             found[-1].append(row)
         else:

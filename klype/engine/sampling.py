@@ -1,7 +1,7 @@
-"""Logits to a distribution to a token, as pure functions. Shapes: B rows, V vocabulary.
+"""From logits to a distribution to a token, as pure functions. Shapes: B rows, V vocabulary.
 
-The distribution drawn from is a value: ``shape`` makes it, ``draw`` draws from it with noise that is a function of
-(seed, sample, position) only. Greedy is temperature 0: a one-hot distribution, not another path.
+``shape`` makes the distribution that is sampled from, ``draw`` samples from it with noise that depends on (seed,
+sample, position) only. Greedy decoding is temperature 0: a one-hot distribution, not another code path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK = 64
 
 
 def check_sampling(sampling: Sampling, vocab_size: int) -> None:
-    """One clear sentence when a setting makes no distribution."""
+    """Raise UsageError for a setting that makes no distribution."""
     for name, row in SAMPLERS.items():
         value = getattr(sampling, name)
         _check(row.supports(value), name, value, row.range)
@@ -39,7 +39,7 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
 
 
 def count_tokens(prompts: Sequence[Tokens], answers: Sequence[Tokens], vocabulary: int) -> TokenCounts:
-    """What penalties look at, [B, V], after these beginnings of answers, each with its prompt or all with the one."""
+    """Token counts for penalties, [B, V], of answers so far, each with a prompt of its own or all with the same."""
     uses, counts = (
         torch.from_numpy(np.stack([np.bincount(np.asarray(t, np.int64), minlength=vocabulary) for t in texts])).float()
         for texts in (prompts, answers)
@@ -48,9 +48,9 @@ def count_tokens(prompts: Sequence[Tokens], answers: Sequence[Tokens], vocabular
 
 
 def shape(logits_BV: Tensor, sampling: Sampling, seen: TokenCounts | None = None) -> Tensor:
-    """Log-probabilities [B, V] of what is drawn from: -inf for what cannot be.
+    """Log-probabilities [B, V] of the distribution that is sampled from; -inf for tokens that are cut off.
 
-    Order: bias and penalties on logits; temperature; then what cuts (top-k, top-p …), each on what the one before left
+    Order: bias and penalties on logits; temperature; then truncation (top-k, top-p …), each on what the one before left
     (renormalised), as in Hugging Face's chain of warpers.
     """
     logits, values = logits_BV.float(), active(sampling)
@@ -64,7 +64,7 @@ def shape(logits_BV: Tensor, sampling: Sampling, seen: TokenCounts | None = None
     if sampling.temperature == 0:  # one-hot, on the lowest id of equals; a row of NaN stays NaN
         best_B1 = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -math.inf).scatter_(-1, best_B1, logits.gather(-1, best_B1) * 0)
-    if sampling.temperature < 1e-3:  # however near 0 it is, nothing overflows
+    if sampling.temperature < 1e-3:  # lest logits / temperature overflow
         logits = logits - logits.amax(-1, keepdim=True)
     logp = (logits if sampling.temperature == 1 else logits / max(sampling.temperature, 1e-30)).log_softmax(-1)
     for name, value in values.items():
@@ -74,8 +74,8 @@ def shape(logits_BV: Tensor, sampling: Sampling, seen: TokenCounts | None = None
 
 
 def shape_whole(q: Distribution, sampling: Sampling, before: tuple[Tokens, Tokens], vocabulary: int) -> Tensor:
-    """As ``shape``, [V]: a whole distribution, after a prompt and the beginning of its answer."""
-    vocabulary = max(vocabulary, int(q.ids.max()) + 1)  # 0 where nobody knows it
+    """As ``shape``, [V], for a whole distribution after a prompt and its answer so far (``before``)."""
+    vocabulary = max(vocabulary, int(q.ids.max()) + 1)  # 0 where it is unknown
     logits_1V = torch.full((1, vocabulary), -math.inf)
     logits_1V[0, torch.tensor(q.ids)] = torch.tensor(q.logp, dtype=torch.float32)
     seen = count_tokens(before[:1], before[1:], vocabulary) if needs_counts(sampling) else None
@@ -85,9 +85,9 @@ def shape_whole(q: Distribution, sampling: Sampling, before: tuple[Tokens, Token
 def sample(
     logits_BV: Tensor, sampling: Sampling, noise_B: npt.NDArray[np.float64], seen: TokenCounts | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [B] and their log-probabilities [2, B], on the CPU: under the model, and under what was drawn from.
+    """Tokens [B] and their log-probabilities [2, B], on the CPU: under the model and under the sampling distribution.
 
-    The same as ``shape`` and ``draw`` but for rounding; a whole distribution is not written out more often than needed.
+    The same as ``shape`` and ``draw`` except for rounding, with fewer passes over [B, V].
     """
     logits = logits_BV.float()
     tempered_only = sampling == Sampling(temperature=sampling.temperature)
@@ -120,7 +120,7 @@ def distributions(logp_BV: Tensor, top: int) -> list[Distribution]:
         values_BK, ids_BK = (found.cpu() for found in logp_BV.topk(top))
         rest = (1.0 - values_BK.double().exp().sum(-1)).clamp(min=0.0).tolist()
         return [Distribution(*row) for row in zip(ids_BK.numpy(), values_BK.numpy(), rest, strict=True)]
-    # value and id are sorted as one integer (equals by id): several times as fast as topk, and alike on every processor
+    # value and id are sorted as one integer (ties by id): several times as fast as topk, and equal on all processors
     values_BV = np.ascontiguousarray(logp_BV.cpu().numpy())
     bits_BV = values_BV.view(np.uint32)
     rising_BV = np.where(bits_BV >> 31, ~bits_BV, bits_BV | np.uint32(1 << 31))
@@ -136,7 +136,8 @@ def _at(values_BV: Tensor, tokens_B: Tensor) -> Tensor:
 
 
 def _inverse_cdf(p_BV: Tensor, noise_B: npt.NDArray[np.float64] | Tensor) -> Tensor:
-    """On the CPU, where noise is the same on every machine and float64 is everywhere: blocks' masses, and one block."""
+    """Tokens [B] by inverse transform sampling: of blocks first, then inside one. Computed on the CPU, which always has
+    float64, so that equal noise gives equal tokens on every machine."""
     u_B1 = torch.as_tensor(noise_B, dtype=torch.float64, device="cpu")[:, None]
     B, V = p_BV.shape
     if V <= 16 * BLOCK:
@@ -156,7 +157,7 @@ def _inverse_cdf(p_BV: Tensor, noise_B: npt.NDArray[np.float64] | Tensor) -> Ten
 def noise(
     seed: int | npt.ArrayLike, sample: int | npt.ArrayLike, position: int | npt.ArrayLike, stream: int = 0
 ) -> npt.NDArray[np.float64]:
-    """Uniform in the open interval (0, 1), a function of its arguments only; they broadcast.
+    """Uniform noise in the open interval (0, 1) that depends on the arguments only; they broadcast.
 
     Each argument is mixed in by a round of splitmix64's finaliser (Steele, Lea & Flood 2014, "Fast splittable
     pseudorandom number generators"); ``stream`` separates uses at one position.
@@ -172,7 +173,7 @@ def noise(
 
 
 def _word(value: int | npt.ArrayLike) -> Words:
-    """Any integer, of any size and sign, as 64 bits."""
+    """The low 64 bits of integers of any size and sign."""
     if isinstance(value, int):
         return np.asarray(value & 0xFFFFFFFFFFFFFFFF, np.uint64)
     return np.asarray(value).astype(np.uint64)
@@ -187,7 +188,7 @@ def _mix(z: Words) -> Words:
 def _first_above(cumulative_BV: Tensor, u_B1: Tensor) -> Tensor:
     """Index of the first entry above u * total, so that an entry without mass is never chosen.
 
-    Rounding up to the whole total would choose nothing: then the first entry that reaches it is taken.
+    Where u * total rounds to the total, the first entry that reaches it is taken.
     """
     total_B1 = cumulative_BV[:, -1:]
     target_B1 = torch.minimum((u_B1 * total_B1).to(cumulative_BV.dtype), total_B1.nextafter(torch.zeros_like(total_B1)))

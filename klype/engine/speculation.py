@@ -1,12 +1,12 @@
-"""Speculative decoding: a draft guesses tokens and one pass of the model checks them; what is drawn stays the same.
+"""Speculative decoding: a draft proposes tokens, one forward pass verifies them, and the distribution stays the same.
 
-Drafts: a smaller model, or the text itself (look-up).
+Drafts: a smaller model, or the text itself (prompt look-up).
 
-A guess that was itself drawn (a draft model at temperature > 0) is accepted with probability min(1, p/q) and otherwise
-replaced by a draw from max(0, p - q), renormalised (Leviathan, Kalman & Matias 2023, arXiv:2211.17192): the answer has
-exactly the distribution p. A guess that was chosen (look-up, greedy) is compared with the token that plain
-decoding draws from p with its own noise: the answer is then token for token that of plain decoding, with the same
-probability of acceptance, p(guess).
+A sampled guess (of a draft model at temperature > 0) is accepted with probability min(1, p/q) and otherwise replaced by
+a sample from max(0, p - q), renormalised (Leviathan, Kalman & Matias 2023, arXiv:2211.17192): the answer has exactly
+the distribution p. A deterministic guess (look-up, greedy) is compared with the token that plain decoding samples from
+p with its own noise: the answer is then token for token that of plain decoding, and the probability of acceptance is
+the same, p(guess).
 """
 
 from __future__ import annotations
@@ -33,21 +33,20 @@ DRAFT_STREAM, ACCEPT_STREAM, RESIDUAL_STREAM = 1, 2, 3  # of noise: one for each
 
 
 class Proposal(NamedTuple):
-    """Guessed tokens; ``logq`` [tokens, V] is what each was drawn from, None when it was not drawn but chosen."""
+    """Guessed tokens; ``logq`` [tokens, V]: the log-probabilities that each was sampled from, None if none was."""
 
     tokens: tuple[int, ...] = ()
     logq: Tensor | None = None
 
 
 class Draft(Protocol):
-    """Guesses how a text goes on, at most ``count`` tokens of the model's (none is fine), for the first sample of a
-    request."""
+    """Guesses up to ``count`` next tokens of a text (possibly none), for the first sample of a request."""
 
     def propose(self, text: Sequence[int], count: int, request: Request) -> Proposal: ...
 
 
 class LookupDraft:
-    """What followed the last time the same few tokens were seen in this text (prompt look-up; Saxena 2023)."""
+    """Guesses what followed the last occurrence of the text's last few tokens (prompt look-up; Saxena 2023)."""
 
     def __init__(self, longest: int = 3) -> None:
         assert longest > 0
@@ -65,7 +64,7 @@ class LookupDraft:
 
 
 class ModelDraft:
-    """A smaller model with the same tokens. It keeps a cache of the text it guessed on last."""
+    """A smaller model with the same vocabulary. It keeps the KV cache of the last text."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
@@ -77,10 +76,10 @@ class ModelDraft:
         if len(text) + count > self.model.config.window:
             return Proposal()
         same = next((i for i, (a, b) in enumerate(zip(self._fed, text, strict=False)) if a != b), len(self._fed))
-        # the last token is read again: what follows it is drawn from its logits
+        # the last token is computed again for its logits
         same = min(same, len(text) - 1)
         self._cache.truncate([same])
-        # whatever a draft draws from, the check leaves the answer's distribution what it is
+        # penalties may be left out: verification keeps the answer's distribution whatever the draft samples from
         sampling = unpenalised(request.sampling)
         text, new, logq = list(text), list(text[same:]), []
         start = len(text)
@@ -96,20 +95,20 @@ class ModelDraft:
 
 @dataclass
 class Speculation:
-    """Counts over answers. ``draft_seconds`` and ``model_seconds`` are what guessing and checking took."""
+    """Statistics over answers. ``draft_seconds`` and ``model_seconds``: time spent on guesses and on verification."""
 
     gamma: int
     tokens: int = 0
-    passes: int = 0  # of the model, the prompt's left out
+    passes: int = 0  # of the model, without the prompt's
     proposed: int = 0
     accepted: int = 0
-    rejected: int = 0  # guesses that were looked at and not accepted: at most one a pass
+    rejected: int = 0  # guesses that were verified and not accepted: at most one per pass
     draft_seconds: float = 0.0
     model_seconds: float = 0.0
 
     @property
     def alpha(self) -> float | None:
-        """Probability that a guess that is looked at is accepted; None when none was."""
+        """The share of verified guesses that were accepted; None when none was verified."""
         looked_at = self.accepted + self.rejected
         return self.accepted / looked_at if looked_at else None
 
@@ -119,26 +118,26 @@ class Speculation:
 
     @property
     def cost(self) -> float | None:
-        """c: the time of one guess over that of one pass."""
+        """c: the time of one guess relative to one pass of the model."""
         if not self.proposed or not self.model_seconds or not self.passes:
             return None
         return (self.draft_seconds / self.proposed) / (self.model_seconds / self.passes)
 
     @property
     def predicted_speedup(self) -> float | None:
-        """(1 - alpha^(gamma+1)) / ((1 - alpha)(gamma c + 1)): the paper's theorem 3.8."""
+        """(1 - alpha^(gamma+1)) / ((1 - alpha)(gamma c + 1)), the paper's theorem 3.8."""
         if self.alpha is None or self.cost is None:
             return None
         return expected_tokens(self.alpha, self.gamma) / (self.gamma * self.cost + 1)
 
 
 def expected_tokens(alpha: float, gamma: int) -> float:
-    """Tokens a pass when each guess is accepted with probability alpha: 1 + alpha + ... + alpha^gamma."""
+    """Expected tokens per pass if each guess is accepted with probability alpha: 1 + alpha + ... + alpha^gamma."""
     return gamma + 1.0 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
 
 
 def speculate(engine: Engine, request: Request, draft: Draft, gamma: int = 4) -> tuple[list[Trace], Speculation]:
-    """The request's answers, ``gamma`` tokens guessed a pass, and what the guessing was worth."""
+    """Answers to a request, with ``gamma`` guesses per pass, and the statistics of speculation."""
     counts = Speculation(gamma)
     traces = [
         trace
@@ -152,7 +151,8 @@ def speculate(engine: Engine, request: Request, draft: Draft, gamma: int = 4) ->
 def passes(
     engine: Engine, request: Request, draft: Draft, counts: Speculation
 ) -> Iterator[tuple[Sequence[Step], Trace | None]]:
-    """One answer as it is written: what each pass added, and the trace with the last. ``counts`` goes on counting."""
+    """One answer as it is generated: the steps that each pass added, and with the last pass the trace. Adds to
+    ``counts``."""
     assert counts.gamma > 0
     assert request.n == 1
     engine.check(request)
@@ -169,7 +169,7 @@ def passes(
         if answer.ended is not None:
             return
         before, begun = len(answer.steps), engine.clock()
-        # a pass says one token more than were guessed
+        # a pass yields up to one token more than were guessed
         most = min(counts.gamma, answer.max_new_tokens - before - 1)
         proposal = draft.propose(answer.text, most, request) if most else Proposal()
         assert len(proposal.tokens) <= most, "a draft guesses no more than it is asked for"
@@ -177,7 +177,7 @@ def passes(
         with torch.inference_mode():
             fed = torch.tensor([[answer.text[-1], *proposal.tokens]], device=cache.device)
             answer.check(model(fed, cache)[0], proposal)
-            # guesses that failed leave the cache; the last token is read with the next ones
+            # drop rejected guesses from the cache; the last token is read with the next guesses
             cache.truncate([len(answer.text) - 1])
         counts.passes += 1
         counts.proposed += len(proposal.tokens)
@@ -188,7 +188,7 @@ def passes(
 
 
 class _AnswerWriter:
-    """Writes one sample. ``text`` is prompt and answer; the cache holds all of it but the last token."""
+    """The state of one sample. ``text``: prompt and answer; the cache holds all of it but the last token."""
 
     def __init__(self, engine: Engine, request: Request, counts: Speculation) -> None:
         self.engine, self.request, self.counts = engine, request, counts
@@ -199,7 +199,7 @@ class _AnswerWriter:
         self.max_new_tokens = min(request.limit, engine.model.config.window - len(request.prompt) + 1)
 
     def trace(self, passes: int, started: float) -> Trace | None:
-        """None while it is being written."""
+        """The finished answer; None before it has ended."""
         if self.ended is None:
             return None
         asked, seconds = self.request, self.engine.clock() - started
@@ -207,8 +207,8 @@ class _AnswerWriter:
         return Trace(asked.prompt, tuple(self.steps), *about, self.ended, passes, seconds)
 
     def check(self, logits_TV: Tensor, proposal: Proposal) -> None:
-        """Accept guesses from the left; the first that fails is replaced, and after the last one more is drawn."""
-        logits_TV = logits_TV.float().cpu()  # a few rows, of which single numbers are looked at
+        """Accept guesses up to the first that fails, which is replaced; after the last one more token is sampled."""
+        logits_TV = logits_TV.float().cpu()  # few rows, of which single elements are read
         seen = None
         if needs_counts(self.request.sampling):
             said = [*self.text[len(self.request.prompt) :], *proposal.tokens]
@@ -241,7 +241,7 @@ class _AnswerWriter:
 
 
 def judged(shaped_V: Tensor, guess: int, logq_V: Tensor, request: Request, position: int) -> int:
-    """A guess that was drawn from q, or what takes its place: distributed as ``shaped_V`` says."""
+    """A guess that was sampled from q, or its replacement; distributed as ``shaped_V`` (log-probabilities)."""
     ratio = float((shaped_V[guess] - logq_V[guess]).double().exp())
     if _noise(request, position, ACCEPT_STREAM)[0] < ratio:
         return guess

@@ -1,8 +1,8 @@
 """Atomic directory writes: files are written aside, hashed, fsynced, and renamed into place.
 
-Into an empty place the new folder is moved by one rename. Beside files that stay (metrics, states to resume from), the
-new files first arrive as one sub-folder, by one rename, and then move up one by one, the manifest last; `finish` goes
-on with that after a crash.
+A new folder takes its place by one rename. Where other files stay (metrics, states to resume from), the new files first
+become one sub-folder, by one rename, and then move up one by one, the manifest last; `finish` completes that after a
+crash.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def seal(folder: Path, manifest: Callable[[dict[str, str]], bytes]) -> None:
-    """Waits until the disk has a folder's files, and writes their hashes beside them."""
+    """Write the manifest of a folder's files, and fsync all of them."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     hashes = {file.relative_to(folder).as_posix(): hash_file(file) for file in files}
     (folder / MANIFEST).write_bytes(manifest(hashes))
@@ -63,7 +63,7 @@ def seal(folder: Path, manifest: Callable[[dict[str, str]], bytes]) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Move up what has arrived whole but was not moved because the process ended."""
+    """Move up the files of a complete sub-folder that a process left behind when it ended."""
     arrived = folder / _ARRIVED
     if not arrived.is_dir():
         return
@@ -85,7 +85,7 @@ def finish(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a finished checkpoint stands there (its hashes are not compared)."""
+    """Whether the folder holds a finished checkpoint (hashes are not compared)."""
     return (folder / MANIFEST).is_file() or (folder / _ARRIVED / MANIFEST).is_file()
 
 
@@ -112,7 +112,7 @@ def verify(folder: Path) -> None:
 
 
 def _text(hashes: dict[str, str]) -> bytes:
-    """The one way to write these hashes, with a hash of their own: any changed bit shows."""
+    """The manifest's only valid content for these hashes, with a hash of its own, so that any changed bit shows."""
     body = json.dumps(hashes, sort_keys=True)
     own = hashlib.sha256(body.encode()).hexdigest()
     return json.dumps({"of_this": own, "sha256": hashes}, sort_keys=True, indent=1).encode()

@@ -1,6 +1,6 @@
-"""Attention, rotary positions and the short convolution: the interface of backends, and the one in torch.
+"""Attention, rotary positions and the short convolution: the interface of backends, and the backend in torch.
 
-A model computes in two ways: whole texts, as in training, and new tokens of the rows of a cache, as in decoding. Either
+A forward pass computes either whole texts, as in training, or new tokens of the rows of a cache, as in decoding. Either
 way a backend makes one ``AttentionPass`` for all layers. Shapes: B batch, T (new) tokens of a row, N = B * T; H query
 heads share G key heads, g each, of width K; D model width, J convolution taps; of a cache see ``klype.model.cache``.
 """
@@ -24,16 +24,16 @@ from klype.model.packed_texts import PackedTexts
 Rope = tuple[Tensor, Tensor]
 # masks of up to this many positions are kept in memory
 MATERIALISED = 512
-# up to this many scores per layer decoding writes them out; above, torch's fused kernel is used unless KV is shared
+# up to this many scores per layer are written out in decoding; above, torch's fused kernel is used unless KV is shared
 WRITTEN = 1 << 24
-# torch 2.13 computes products with fewer multiplications per matrix than this in a plain loop, three times slower
+# torch 2.13 computes batched products of fewer multiplications per matrix in a plain loop, three times slower
 SMALLEST = 400
 
 
 class AttentionPass:
-    """Attention metadata of one forward pass, and what its layers compute between matrix products: here, in torch.
+    """Attention metadata of one forward pass, and what its layers compute between matrix products (here in torch).
 
-    States are [N, D]: the tokens of all texts one after the other.
+    States are [N, D], the tokens of all texts one after the other.
     """
 
     def __init__(self, config: ModelConfig, rope: Rope | None) -> None:
@@ -44,14 +44,14 @@ class AttentionPass:
     def norm(
         self, x_ND: Tensor, added_ND: Tensor | None, norm: nn.RMSNorm, taps_JD: Tensor | None = None, layer: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """x + added, and its norm, convolved where there are taps."""
+        """x + added, and its norm, which is convolved if there are ``taps_JD``."""
         if added_ND is not None:
             x_ND = x_ND + added_ND
         u_ND: Tensor = norm(x_ND)
         return x_ND, u_ND if taps_JD is None else self.convolve(u_ND, taps_JD, layer)
 
     def heads(self, heads_MBTK: Tensor, norms: Sequence[nn.RMSNorm | None]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [H, B, T, K], keys and values [G, B, T, K], normed and rotated, of all M heads of B texts."""
+        """Queries [H, B, T, K], keys and values [G, B, T, K] of all M = H + 2 G heads, normed and rotated."""
         H, G = self.config.heads, self.config.kv_heads
         qk, (q_norm, k_norm) = heads_MBTK[: H + G], norms
         if q_norm is not None and k_norm is not None:
@@ -65,7 +65,7 @@ class AttentionPass:
         raise NotImplementedError
 
     def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
-        """Attention of these queries (normed by the first of ``norms``), keys (by the other) and values: [N, H * K]."""
+        """The output of attention, [N, H * K]. ``norms``: of the queries and of the keys."""
         raise NotImplementedError
 
     def swiglu(self, gate_up_NF: Tensor) -> Tensor:
@@ -74,19 +74,19 @@ class AttentionPass:
         return silu(gate) * up
 
     def add(self, x_ND: Tensor, added_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The stream and what is still to be added to it: a kernel does so while it norms the sum."""
-        return x_ND + added_ND, None  # one tensor a layer, where activations are computed again in backward
+        """The residual stream and the term still to be added to it: a kernel can add it while it norms the sum."""
+        return x_ND + added_ND, None  # added here, a layer keeps one tensor where activations are recomputed
 
 
 class Backend:
-    """Computes attention; chosen when a model is opened, and passed to it. This is torch's, for every model, number and
-    device: it packs no texts, rows of equal length are computed with a mask."""
+    """Computes attention; chosen when a model is opened. This one is torch's, for every shape, dtype and device: it
+    packs no texts, but computes rows of equal length with a mask."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # copies of a model share it
 
     def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
-        """Whether it computes packed texts of at most ``longest`` tokens, in this weight's dtype and on its device."""
+        """Whether it computes packed texts of at most ``longest`` tokens in the weight's dtype and on its device."""
         return False
 
     def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
@@ -94,7 +94,7 @@ class Backend:
         raise NotImplementedError
 
     def decode(self, cache: Cache, T: int, rope: Rope | None) -> AttentionPass:
-        """T new tokens of every row of a cache, which has room for them."""
+        """T new tokens of every row of a cache, which has reserved room for them."""
         return CachedRows(cache, T, rope)
 
 
@@ -102,17 +102,18 @@ TORCH = Backend()
 
 
 class FusedDecoder(Protocol):
-    """Computes whole passes over few tokens of a cache, layers and all."""
+    """Computes a forward pass over few new tokens of a cache, all layers in one call."""
 
     def supports(self, cache: Cache, T: int) -> bool:
-        """Whether T more tokens a row are few enough, and inside the window."""
+        """Whether T new tokens per row are few enough and inside the window."""
 
     def hidden(self, x_BTD: Tensor, cache: Cache) -> Tensor:
-        """States after the last norm, [B, T, D], of embeddings; their keys and values are stored."""
+        """States after the last norm, [B, T, D], of these embeddings, whose keys and values are stored."""
 
 
 class WholeTexts(AttentionPass):
-    """Rows of whole texts, as in training. ``mask``: see ``attend``; ``position_BT`` where documents are packed."""
+    """Whole texts as rows of equal length. ``mask``: see ``attend``; ``at_BT``: positions, where rows hold several
+    documents."""
 
     def __init__(
         self, config: ModelConfig, rope: Rope | None, shape: tuple[int, int], mask: Tensor | None, at_BT: Tensor | None
@@ -222,7 +223,7 @@ def rope_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Radians a position, of each pair of a head's dimensions."""
+    """Radians per position for each pair of a head's dimensions, [K / 2]."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies, scaling = 1.0 / (config.rope_theta**half), config.rope_scaling
     if scaling is None:
@@ -256,7 +257,7 @@ class CachedRows(AttentionPass):
         self.cache, self.readers, self.T = cache, readers, T
         self.S, self.P = int(own.max(initial=0)) + T, max((g.P for g in readers), default=0)
         enough = -(-SMALLEST // cache.config.head_dim)
-        if T == 1 and enough > self.S:  # a few unused ones too, where torch's kernel for the smallest products is slow
+        if T == 1 and enough > self.S:  # a few unused positions more, lest torch takes its slow loop (see SMALLEST)
             self.S = min(enough, capacity)
         same = bool((own == own[:1]).all())
         self.start = int(own.max(initial=0)) if same else None
@@ -269,7 +270,7 @@ class CachedRows(AttentionPass):
                 self.input_places = to_device((row * (J + capacity) + J + columns_RT).ravel(), cache.device)
                 window = row * (J + capacity) + own[:, None] + np.arange(J + T)
                 self.window_places = to_device(window.ravel(), cache.device)
-        # one row's mask is every row's where all are of the same lengths
+        # rows of equal lengths have one mask
         rows = slice(0, 1) if same and (cache.shared == cache.shared[:1]).all() else slice(None)
         seen = np.arange(self.S) <= columns_RT[rows, :, None]
         before = np.broadcast_to(np.arange(self.P) < cache.shared[rows, None, None], (*seen.shape[:2], self.P))
@@ -278,12 +279,12 @@ class CachedRows(AttentionPass):
         if not seen.all():
             zeros = torch.zeros(seen.shape, dtype=cache.dtype, device=cache.device)
             self.mask = zeros.masked_fill_(to_device(~seen, cache.device), float("-inf"))
-        # padding may lie past the window, for which there are no angles
+        # padding may lie past the window, where the table has no angles
         at = to_device(np.minimum(cache.shared[:, None] + columns_RT, cache.config.window - 1), cache.device)
         super().__init__(cache.config, None if rope is None else (rope[0][at], rope[1][at]))
 
     def convolve(self, u_ND: Tensor, taps_JD: Tensor, layer: int) -> Tensor:
-        """The short convolution, its past taken from the cache."""
+        """The short convolution over new inputs and those in the cache, which keeps the new ones."""
         stored = self.cache.inputs[layer]
         J, R, D = taps_JD.shape[0], self.cache.rows, u_ND.shape[1]
         x_RTD = u_ND.view(R, self.T, D)
@@ -302,7 +303,7 @@ class CachedRows(AttentionPass):
         return u_RTD.view(-1, D)
 
     def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
-        """Store the new keys and values, then attend to all of the row."""
+        """Store the new keys and values, then attend to the whole row."""
         R, T, K = self.cache.rows, self.T, self.config.head_dim
         q_HRTK, k_GRTK, v_GRTK = self.heads(qkv_NE.view(R, T, -1, K).permute(2, 0, 1, 3), norms)
         keys, values = self.cache.keys[layer], self.cache.values[layer]
@@ -342,7 +343,7 @@ class CachedRows(AttentionPass):
     def _shared_scores(self, layer: int, q_RGQK: Tensor) -> Tensor:
         """[R, G, g*T, P]: every row's queries against the shared keys, all readers of a slot in one product."""
         R, G, Q, K = q_RGQK.shape
-        # one store that every row reads, the usual case, needs no table to be filled
+        # in the usual case, one store that every row reads, nothing has to be filled up
         whole = len(self.readers) == 1 and self.readers[0].rows is None
         out = q_RGQK if whole else q_RGQK.new_full((R, G, Q, self.P), float("-inf"))
         for group in self.readers:
@@ -361,12 +362,12 @@ class CachedRows(AttentionPass):
 
 
 def _by_store(group: Readers, x_RGQC: Tensor) -> Tensor:
-    """Rows to their places: [N, G, n, Q, C]."""
+    """Rows in their places, [N, G, n, Q, C]."""
     x_PGQC = x_RGQC if group.row_of_place is None else x_RGQC.index_select(0, group.row_of_place)
     return x_PGQC.view(group.N, group.n, *x_PGQC.shape[1:]).transpose(1, 2)
 
 
 def _by_row(group: Readers, x_NGnQC: Tensor) -> Tensor:
-    """Places back to rows: [rows, G, Q, C]."""
+    """Places back in rows, [rows, G, Q, C]."""
     x_PGQC = x_NGnQC.transpose(1, 2).flatten(0, 1)
     return x_PGQC if group.place_of_row is None else x_PGQC.index_select(0, group.place_of_row)

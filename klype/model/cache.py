@@ -1,6 +1,6 @@
 """The KV cache: keys, values and convolution inputs of the texts read so far, with a length per row.
 
-A row's text is a *shared* part, stored once in shared KV and read by any number of rows, and an *own* part. Shapes:
+The text of a row is a *shared* part, stored once in shared KV that any number of rows read, and an *own* part. Shapes:
 R rows, L layers, G key heads, g query heads a key head, S own positions, P shared positions, N slots of shared KV,
 n rows a slot, T new tokens, K head width, D model width, J convolution taps.
 """
@@ -26,15 +26,15 @@ BLOCK = 32
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """The array as a tensor where the model computes."""
+    """The array as a tensor on a device."""
     return torch.from_numpy(array).to(device)
 
 
 @dataclass(frozen=True, eq=False)
 class SharedKV:
-    """KV of texts that many rows share: N slots, read-only.
+    """Read-only KV of texts that rows share: N slots, one text each.
 
-    Keys and values [L, N, G, P, K]; inputs [L, N, J + P, D], J leading zeros (of no layer without taps).
+    Keys and values [L, N, G, P, K]; convolution inputs [L, N, J + P, D] with J leading zeros ([0, …] without taps).
     """
 
     keys: Tensor
@@ -51,24 +51,24 @@ class SharedKV:
         return sum(t.nbytes for t in self.tensors)
 
     def changed(self, change: Callable[[Tensor], Tensor], lengths: Indices, P: int) -> SharedKV:
-        """Other slots, of these lengths: each tensor cut to P positions, then ``change``d."""
+        """A new SharedKV: each tensor cut to P positions and passed through ``change``; ``lengths`` of its slots."""
         spare = self.keys.shape[-2] - P
         keys, values, inputs = (change(t.narrow(-2, 0, t.shape[-2] - spare)) for t in self.tensors)
         return SharedKV(keys, values, inputs, lengths)
 
     def take(self, slots: Indices) -> SharedKV:
-        """A copy of some slots, cut to their longest."""
+        """A copy of some slots, cut to the longest of them."""
         index, lengths = to_device(slots, self.keys.device), self.lengths[slots]
         return self.changed(lambda t: t.index_select(1, index), lengths, int(lengths.max(initial=0)))
 
     def alike(self, other: SharedKV) -> bool:
-        """Same power of two of positions, and sizes within a factor of two: worth one store."""
+        """Whether both are worth one store: longest texts and numbers of slots within a factor of two."""
         long, short = sorted((int(self.lengths.max(initial=1)), int(other.lengths.max(initial=1))), reverse=True)
         many, few = sorted((len(self.lengths), len(other.lengths)), reverse=True)
         return long <= max(2 * short, 32) and many <= 2 * few
 
     def joined(self, other: SharedKV) -> SharedKV:
-        """Both stores' slots, the other's last."""
+        """The slots of both, the other's last."""
         pairs = zip(self.tensors, other.tensors, strict=True)
         longest = ((max(t.shape[-2] for t in pair), pair) for pair in pairs)
         keys, values, inputs = (
@@ -78,9 +78,9 @@ class SharedKV:
 
 
 class Cache:
-    """Rows of text that ``Transformer.hidden`` continues. Rows join, leave, fork and are cut; nothing is recomputed.
+    """Rows of text that ``Transformer.hidden`` continues. Rows join, leave, fork and are cut without recomputation.
 
-    Tensors are as in ``SharedKV``, of the rows' own parts.
+    ``keys``, ``values`` and ``inputs`` are shaped as in ``SharedKV`` and hold the rows' own parts.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Cache:
         self.stores: list[SharedKV] = []
         self.store_of: Indices = np.full_like(self.lengths, -1)
         self.slot_of: Indices = np.zeros_like(self.lengths)
-        self.plans: dict[str, Any] = {}  # what backends have worked out of who reads what, until that changes
+        self.plans: dict[str, Any] = {}  # tables of who reads what, by the backend that uses them, until that changes
 
     @property
     def rows(self) -> int:
@@ -114,12 +114,12 @@ class Cache:
         return self.keys, self.values, self.inputs
 
     def append(self, store: SharedKV, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        """Add rows that continue the first ``lengths`` tokens of these slots; only the last J inputs are copied."""
+        """Add rows that continue the first ``lengths`` tokens of these slots. Keys and values are read where they are;
+        only the last J convolution inputs are copied."""
         assert all(length <= store.lengths[slot] for slot, length in zip(slots, lengths, strict=True))
         if store not in self.stores:
             self.stores.append(store)
         index = self.stores.index(store)
-        # nothing of the text is copied: every row reads it where it lies
         first, count = self.rows, len(slots)
         self.lengths = np.concatenate((self.lengths, np.asarray(lengths, np.int64)))
         self.shared = np.concatenate((self.shared, np.asarray(lengths, np.int64)))
@@ -131,7 +131,7 @@ class Cache:
         self.plans = {}
 
     def remove(self, ended: npt.NDArray[np.bool_]) -> Indices:
-        """Drop rows at once; returns the old index of every row that stays, in its new order.
+        """Drop rows; returns the old index of every row that stays, in the new order.
 
         Rows from the end fill the holes, so that only as many rows are copied as have left.
         """
@@ -147,7 +147,7 @@ class Cache:
         self.lengths, self.shared = self.lengths[order], self.shared[order]
         self.store_of, self.slot_of = self.store_of[order], self.slot_of[order]
         self.plans = {}
-        # stores that nobody reads are forgotten, and of one that is mostly unread the living half is copied
+        # stores without readers are dropped; of a store that is mostly unread, the slots still read are copied
         kept: list[SharedKV] = []
         for index, store in enumerate(self.stores):
             readers = np.flatnonzero(self.store_of == index)
@@ -164,33 +164,33 @@ class Cache:
         return order
 
     def truncate(self, lengths: Sequence[int] | Indices) -> None:
-        """Cut every row to its length; what is cut is forgotten."""
+        """Cut every row to its length."""
         new = np.asarray(lengths, np.int64)
         assert new.shape == self.lengths.shape
         assert ((new >= 0) & (new <= self.lengths)).all()
         inside = np.flatnonzero(new < self.shared)
         self.lengths = new
-        # cut inside what is shared, a row begins its own part earlier, after other convolution inputs
+        # the own part of a row that is cut inside its shared part now begins after other convolution inputs
         if len(inside):
             self.shared = np.minimum(self.shared, new)
             self._lead(inside)
             self.plans = {}
 
     def to_shared(self) -> SharedKV:
-        """These rows as shared KV. Without shared parts no copy is made: do not continue this cache."""
+        """These rows as shared KV. Without shared parts it is a view: do not continue this cache."""
         if self.shared.any():
             return self._flattened()
         own = SharedKV(self.keys, self.values, self.inputs, self.lengths)
         return own.changed(lambda t: t[:, : self.rows], self.lengths.copy(), int(self.lengths.max(initial=0)))
 
     def unshare(self) -> None:
-        """Copy what is shared into the rows: one that nobody shares is then read in one piece, and faster."""
+        """Copy shared parts into the rows: text that is in one piece is read faster."""
         whole = self._flattened()
         self.keys, self.values, self.inputs = whole.tensors
         self._share_nothing()
 
     def share(self) -> None:
-        """The way back: the texts become shared KV, so that rows that are added need not be as wide as the longest."""
+        """Move the rows' texts into shared KV, so that rows added later need not be as wide as the longest."""
         whole = self.to_shared()
         self.lengths = np.zeros(0, np.int64)
         self._share_nothing()
@@ -198,17 +198,17 @@ class Cache:
         self.append(whole, range(len(whole.lengths)), whole.lengths.tolist())
 
     def reserve(self, T: int) -> None:
-        """Make room for T more tokens a row. Positions past the window are padding. Raises KlypeError past it."""
+        """Make room for T new tokens per row. Positions past the window are padding; KlypeError if no row has T."""
         if self.rows and (self.lengths.min() + T > self.config.window or self.lengths.max() > self.config.window):
             raise KlypeError(f"The text has grown past the model's window of {self.config.window} tokens.")
         self._reserve(self.rows, int((self.lengths - self.shared).max(initial=0)) + T)
 
     def advance(self, T: int) -> None:
-        """The T tokens that were stored are part of every row from here on."""
+        """Count the T tokens that were stored as part of every row."""
         self.lengths = self.lengths + T
 
     def readers(self) -> list[Readers]:
-        """Readers of each store."""
+        """The readers of each store."""
         if "readers" in self.plans:
             known: list[Readers] = self.plans["readers"]
             return known
@@ -237,11 +237,11 @@ class Cache:
         return groups
 
     def _merge_stores(self) -> None:
-        """Put stores of alike length and size together, so that a busy server has few of them, at amortised cost."""
+        """Merge stores of similar length and size, at amortised cost, so that a busy server has few of them."""
         index = len(self.stores) - 1
         while index > 0:
             last = self.stores[index]
-            # a store twice as large as the last keeps its place: a position is moved a logarithmic number of times
+            # a store twice as large as the last is left alone, so that a position is moved O(log n) times
             alike = [i for i in range(index) if self.stores[i].alike(last)]
             if not alike:
                 return
@@ -251,7 +251,7 @@ class Cache:
             self.store_of[moved] = first
             self.stores[first] = self.stores[first].joined(last)
             self.stores.pop()
-            if first != index - 1:  # the merged one becomes the last, to be compared again
+            if first != index - 1:  # the merged store becomes the last one, which is compared next
                 self.stores[first], self.stores[-1] = self.stores[-1], self.stores[first]
                 swap = np.arange(len(self.stores))
                 swap[[first, index - 1]] = index - 1, first
@@ -259,7 +259,7 @@ class Cache:
             index -= 1
 
     def _lead(self, rows: Indices) -> None:
-        """Copy the J convolution inputs that precede each row's own part."""
+        """Copy the J convolution inputs before each of these rows' own parts."""
         J = self.config.conv
         if not J:
             return
@@ -271,6 +271,7 @@ class Cache:
                 self.inputs[:, to_device(here, self.device), :J] = store.inputs[:, slot, column]
 
     def _flattened(self) -> SharedKV:
+        """A copy of every row's whole text, in one slot each."""
         S, P = self.keys.shape[-2], int(self.lengths.max(initial=0))
         shapes = [(len(t), self.rows, *t.shape[2:-2], t.shape[-2] - S + P, t.shape[-1]) for t in self.tensors]
         keys, values, inputs = map(self.keys.new_zeros, shapes)
@@ -294,7 +295,7 @@ class Cache:
         )
 
     def _reserve(self, rows: int, columns: int) -> None:
-        """Grow by half, at least to what is asked, columns in whole blocks. Zeros, since a masked NaN stays a NaN."""
+        """Grow by half or to what is asked, columns in whole blocks; with zeros, since a masked NaN stays a NaN."""
         _, R, _, S, _ = self.keys.shape
         if rows <= R and columns <= S:
             return
@@ -308,11 +309,11 @@ class Cache:
 
 @dataclass(frozen=True, eq=False)
 class Readers:
-    """Rows that read one store, n places for each of its N slots, so that a slot's keys meet all their rows in one
-    product.
+    """The rows that read one store, in n places for each of its N slots, so that the keys of a slot and the queries of
+    all its readers are one matrix product.
 
-    ``row_of_place`` [N*n] is the reader in each place (any row in an empty one); ``place_of_row`` the way back, for
-    ``rows`` (None: all rows). Both None when row i sits in place i.
+    ``row_of_place`` [N*n] is the reader in each place (any row in an empty one); ``place_of_row`` is its inverse for
+    ``rows`` (None: all rows). Both are None when row i is in place i. ``P``: the longest prefix that is read.
     """
 
     store: SharedKV

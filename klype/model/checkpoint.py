@@ -1,8 +1,8 @@
-"""Self-contained checkpoint folders, which are also Hugging Face directories. No pickle, no remote code.
+"""Checkpoint folders, which are also Hugging Face directories. No pickle, no remote code.
 
-config.json, model.safetensors, tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json,
-README.md (model card), run.json (what made it), manifest.json (SHA-256 of the others, written last). Files of others
-are not trusted: header, offsets, shapes and values are checked.
+A folder holds config.json, model.safetensors, tokenizer.json, tokenizer_config.json, chat_template.jinja,
+generation_config.json, README.md (model card), run.json (how it was made) and manifest.json (SHA-256 of the others,
+written last). Files of others are not trusted: header, offsets, shapes and values are checked.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from klype.text.tokenizer_files import HINT, read_object
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
-# memory should have room for a text of this many tokens (the window, where that is shorter)
+# memory should have room for a text of this many tokens, or for the window if that is shorter
 LONG = 4096
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # most bytes of a header, enough for a hundred thousand weights; parsed, it may take thirty times as much memory
@@ -57,7 +57,7 @@ HEADER = 16 * 2**20
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with everything that came in its folder. ``about`` is run.json ({} for other makers' models)."""
+    """A model with everything that its folder holds. ``about`` is run.json ({} for other makers' models)."""
 
     model: Transformer
     tokenizer: Tokenizer
@@ -67,19 +67,19 @@ class LoadedModel:
 
     @cached_property
     def chat(self) -> Chat:
-        """Raises KlypeError when the model has no chat template (--raw goes without)."""
+        """The model's chat template. Raises KlypeError when it has none (--raw needs none)."""
         return Chat(self.tokenizer)
 
     def to_gguf(self, file: Path) -> None:
-        """One file for llama.cpp: see ``gguf.write_gguf``."""
+        """Write the model as one file for llama.cpp (see ``gguf.write_gguf``)."""
         write_gguf(self.model, self.tokenizer, self.folder, file, str(self.about.get("name") or ""))
 
 
 def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
-    """Write a checkpoint: all of it or nothing. Files in ``folder`` that are not part of one stay.
+    """Write a checkpoint, whole or not at all. Other files in ``folder`` stay.
 
-    ``about`` goes to run.json as it is, with klype's and torch's versions. Raises KlypeError when it cannot be
-    written, or when the weights are not finite.
+    run.json is ``about`` and the versions of klype and torch. Raises KlypeError when the folder cannot be written or
+    the weights are not finite.
     """
     weights = weights_to_hf(model)
     broken = next((name for name, w in weights.items() if not is_finite(w)), None)
@@ -102,7 +102,7 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
         tokenizer.save(new)
         try:
             save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # what the system said stands in its words
+        except SafetensorError as error:  # its text ends with the system's message
             raise OSError(str(error).rpartition("I/O error: ")[2]) from error
 
     atomic_folder.put(folder, write)
@@ -115,16 +115,16 @@ def load(
     device: torch.device | None = None,
     kernel: Kernel | None = None,
 ) -> LoadedModel:
-    """Read klype's own checkpoint, a Hugging Face directory (of one weights file or several) or a GGUF file.
+    """Load klype's own checkpoint, a Hugging Face directory (with one file of weights or several) or a GGUF file.
 
-    ``known``: see Tokenizer.load; ``device``: where the model is to compute (None: the CPU); ``kernel``: computes with
-    the quantised matrices of a GGUF file as they lie there, and the model cannot learn. Raises KlypeError, in one
-    sentence, for whatever is missing, damaged, of another shape, or too large for the memory that is free.
+    ``known``: see Tokenizer.load; ``device``: that the model computes on (None: the CPU); ``kernel``: computes with the
+    quantised matrices of a GGUF file as they are stored there; the model cannot be trained then. Raises KlypeError, in
+    one sentence, for what is missing, damaged, of another shape, or too large for the free memory.
     """
     folder = Path(folder)
     if dtype not in DTYPES:
         raise UsageError(f"There is no precision {dtype!r}.", f"Choose one of {', '.join(DTYPES)}.")
-    # everything cheap is looked at before a weight is read: a wrong folder is told at once
+    # everything cheap is checked before a weight is read, so that a wrong folder is reported at once
     quantised: StoredWeights = {}
     files: GGUFFile | TensorFiles
     if folder.is_file() and folder.suffix.lower() == ".gguf":
@@ -133,7 +133,7 @@ def load(
     else:
         if not folder.is_dir():
             raise UsageError(f"There is no model folder {folder}.", "Give the folder of a checkpoint.")
-        # another process may have ended between arriving and moving up
+        # the process that saved it may have ended before all files were in place
         atomic_folder.finish(folder)
         if whole := atomic_folder.is_whole(folder):
             atomic_folder.verify(folder)
@@ -158,14 +158,14 @@ def load(
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The shape of a checkpoint (or GGUF file) without its weights."""
+    """The configuration of a checkpoint folder or GGUF file."""
     if Path(folder).is_file():
         return open_gguf(Path(folder)).config
     return config_from_hf(read_object(Path(folder) / "config.json"), str(Path(folder) / "config.json"))
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint (or GGUF file)."""
+    """The tokenizer of a checkpoint folder or GGUF file."""
     if Path(folder).is_file():
         return open_gguf(Path(folder)).tokenizer
     return Tokenizer.load(folder)
@@ -178,7 +178,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]], tokenizer: Tokenizer) -> None:
-    """Weights, configuration and tokenizer belong together."""
+    """Raise KlypeError unless weights, configuration and tokenizer belong together."""
     wanted = set()
     for name, shape in hf_shapes(config):
         wanted.add(name)
@@ -188,7 +188,7 @@ def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ..
                 f"The weights in {where} {found}, where the configuration asks for {list(shape)}.",
                 "They may belong to another model.",
             )
-    # a tied head may be written out, and old Llamas hold the tables of their positions
+    # a tied head may be written out, and old Llamas hold their rotary tables
     harmless = {"lm_head.weight"} if config.tie else set()
     extra = next((n for n in shapes if n not in wanted and n not in harmless and "rotary_emb" not in n), None)
     if extra is not None:
@@ -201,8 +201,8 @@ def _check_fit(where: Path, config: ModelConfig, shapes: dict[str, tuple[int, ..
 
 
 def memory_needed(config: ModelConfig, dtype: torch.dtype, quantised: StoredWeights = MappingProxyType({})) -> int:
-    """Bytes of the weights, of the head's copy while it is packed (it stays where it is tied), of one long text's keys
-    and values, and of the positions' tables. ``quantised`` weights stay as they are."""
+    """Bytes needed for the weights, a copy of the head while it is prepacked (kept if it is tied), the KV cache of one
+    long text, and the rotary tables. ``quantised`` weights take their size in the file."""
     text = min(config.window, LONG) * 2 * config.layers * config.kv_heads * config.head_dim
     tables = 2 * config.window * config.head_dim if config.rope_theta else 0
     packed = ("embed.weight" if config.tie else "head.weight") not in quantised
@@ -213,7 +213,7 @@ def memory_needed(config: ModelConfig, dtype: torch.dtype, quantised: StoredWeig
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Weights are not drawn: they will be read, and to draw them without memory torch would load its compiler."""
+    """Skips torch.nn.init, which loads torch's compiler on the meta device: the weights will be read from a file."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return None if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **(kwargs or {}))
@@ -222,7 +222,7 @@ class _NoInitialisation(TorchFunctionMode):
 def _build(
     config: ModelConfig, get: Callable[[str], Tensor], dtype: torch.dtype, without: Collection[str] = ()
 ) -> Transformer:
-    """``without``: weights that get a place of another kind later."""
+    """The model with weights from ``get``; those in ``without`` stay on the meta device."""
     # on the meta device no memory is taken for weights that are replaced at once
     with torch.device("meta"), _NoInitialisation():
         model = Transformer(config)
@@ -241,10 +241,10 @@ def _json(file: Path, content: dict[str, Any]) -> None:
 
 
 def model_card(config: ModelConfig, about: dict[str, Any], run: dict[str, Any] | None = None) -> str:
-    """Markdown with a YAML header. ``about``'s "name", "licence", "language" and "summary" are used where present.
+    """The model card: Markdown with a YAML header, with "name", "licence", "language" and "summary" of ``about``.
 
-    ``run``: the run.json of its run, for a repository on a hub: the card then also has intended use, data, measures and
-    energy. What it does not say is said to be unknown, never made up.
+    ``run``: the run.json of its run; the card, for a repository on a hub, then also has intended use, data, measures
+    and energy. What is missing is stated as unknown.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -255,7 +255,7 @@ def model_card(config: ModelConfig, about: dict[str, Any], run: dict[str, Any] |
 
 
 class TensorFiles:
-    """The weights of one folder by name, from one file or several. Every header is checked when it is opened."""
+    """The weights of one folder by name, in one safetensors file or several, whose headers are checked at once."""
 
     def __init__(self, files: list[Path]) -> None:
         self._entries: dict[str, WeightEntry] = {}
@@ -269,7 +269,7 @@ class TensorFiles:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def get(self, name: str) -> Tensor:
-        """A weight in the file's own precision. KlypeError when it cannot be read or holds NaN or infinity."""
+        """A weight in the dtype of the file. KlypeError when it cannot be read or holds NaN or infinity."""
         entry = self._entries[name]
         tensor = entry.read().view(_TYPES[entry.kind]).view(entry.shape)
         if not is_finite(tensor):
@@ -305,7 +305,7 @@ def read_weight_header(file: Path) -> dict[str, WeightEntry]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the files that model.safetensors.index.json names."""
+    """model.safetensors, or the files that model.safetensors.index.json names. KlypeError when any is missing."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"

@@ -1,8 +1,8 @@
-"""The compiled CPU backend: all that lies between a layer's matrix products, each in one pass over memory.
+"""The compiled CPU backend: what a layer computes between its matrix products, each part in one pass over memory.
 
-Packed texts, forward and backward, are ``packed_texts.c``'s; one new token of every row of a cache (fused decode) is
-``cached_rows.c``'s. torch's own way is several passes, each with a table of its own and a call from Python; a tiny
-model's step is made of them. Nobody needs it: without a C compiler, or where a shape is not supported, torch computes.
+``packed_texts.c`` computes packed texts, forward and backward; ``cached_rows.c`` one new token of every row of a cache
+(fused decode). torch needs several kernels for each part, whose calls from Python take most of a tiny model's step. The
+backend is optional: without a C compiler, or for a shape that is not supported, torch computes.
 
 Shapes as in attention.py and cache.py; float32 or bfloat16, sums in float32.
 """
@@ -33,7 +33,7 @@ WIDTH = 16
 LONGEST = 512
 # at most this many readers of one shared text are computed together
 SEATS = 32
-# pieces of work per thread at least, so that no thread waits long for another
+# at least so many pieces of work per thread, so that no thread waits long for another
 SHARES = 4
 
 
@@ -70,22 +70,21 @@ class RowsFields(Struct):
 
 
 def compiled_library(folder: Path, announce: Callable[[], None] = lambda: None) -> ctypes.CDLL | None:
-    """``packed_texts.c`` and ``cached_rows.c``, compiled now or before (see compiler.library); None where they cannot
-    be."""
+    """The library of ``packed_texts.c`` and ``cached_rows.c``; None where it cannot be compiled (compiler.library)."""
     return library(SOURCES, folder, announce)
 
 
 def compiled_backend(folder: Path, announce: Callable[[], None] = lambda: None) -> Backend:
-    """C, compiled now or before; torch where it cannot be."""
+    """The compiled backend, or torch's where it cannot be compiled."""
     found = compiled_library(folder, announce)
     return TORCH if found is None else CompiledBackend(lambda: found)
 
 
 class CompiledBackend(Backend):
-    """The backend in C; torch computes where ``make`` gives no library.
+    """The backend in C; torch computes where ``make`` returns no library.
 
-    It is made when it is first needed: it takes seconds to compile, and a model whose passes over few tokens are
-    computed whole (prepacked.CompiledDecoder) answers one question without it.
+    ``make`` is called when the library is first needed: compiling takes seconds, and a model with a decoder of its own
+    (prepacked.CompiledDecoder) answers one question without it.
     """
 
     def __init__(self, make: Callable[[], ctypes.CDLL | None]) -> None:
@@ -93,14 +92,14 @@ class CompiledBackend(Backend):
 
     @cached_property
     def library(self) -> ctypes.CDLL | None:
-        """What is computed with."""
+        """The compiled functions; None: torch computes."""
         return self._make()
 
     def supports(self, config: ModelConfig, longest: int, weight: Tensor) -> bool:
         return not config.qk_norm and longest <= LONGEST and _supports_widths(config) and self.supports_numbers(weight)
 
     def supports_numbers(self, x: Tensor) -> bool:
-        """Whether it computes with such numbers."""
+        """Whether it computes with this tensor's dtype and device."""
         numbers = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
         return numbers and self.library is not None
 
@@ -114,23 +113,23 @@ class CompiledBackend(Backend):
         return _FusedDecode(self, cache, rope)
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
-        """Σ w·(−log p(target)), float32. The logits are **overwritten** by their gradient: use them no more."""
+        """Σ w·(−log p(target)), float32. The logits are **overwritten** with their gradient."""
         total: Tensor = _Entropy.apply(logits_NV, targets_N, weights_N, self)  # type: ignore[no-untyped-call]
         return total
 
     def call(self, name: str, *arguments: Tensor | Struct | bool | int | None, like: Tensor) -> None:
-        """A function of the library, for numbers like this tensor's."""
+        """Call a function of the library for the dtype of ``like``."""
         assert self.library is not None
         call(self.library, name, *arguments, like.dtype == torch.bfloat16)
 
 
 def _supports_widths(config: ModelConfig) -> bool:
-    """Whether widths are whole vectors."""
+    """Whether all widths are whole vectors."""
     return not (config.width % WIDTH or config.hidden % WIDTH or config.head_dim % (WIDTH // 2))
 
 
 class _PackedPass(AttentionPass):
-    """Packed texts. What is to be added to the stream stays beside it until the next norm adds it."""
+    """Packed texts. What is to be added to the residual stream is added by the kernel of the next norm."""
 
     def __init__(self, backend: CompiledBackend, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> None:
         """``rope``: cos and sin [window, K], float32."""
@@ -145,7 +144,7 @@ class _PackedPass(AttentionPass):
         return got
 
     def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
-        """Causal within each text, queries and keys rotated; a branch sees its prefix."""
+        """Causal attention within each text, queries and keys rotated; a branch also sees its prefix."""
         out: Tensor = _Attention.apply(qkv_NE, self)  # type: ignore[no-untyped-call]
         return out
 
@@ -159,7 +158,7 @@ class _PackedPass(AttentionPass):
     def normed(
         self, x_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, taps_JD: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x + delta, its norm (convolved where there are taps), and what the norm scaled each row by."""
+        """x + delta, its norm (convolved if there are taps), and the factor that the norm scaled each row by."""
         sum_ND = x_ND if delta_ND is None else torch.empty_like(x_ND)
         u_ND, scale_N = torch.empty_like(x_ND), x_ND.new_empty(len(x_ND), dtype=torch.float32)
         fields = self.norm_fields(x_ND, weight_D, taps_JD, scale_N, eps)
@@ -281,12 +280,12 @@ class _Entropy(torch.autograd.Function):
 def reader_tables(
     stores: list[SharedKV], store_of: Indices, slot_of: Indices, config: ModelConfig
 ) -> tuple[dict[str, Any], Indices, Indices]:
-    """Rows grouped by the shared text that they read, in tables, as ``RowsFields`` has them; addresses of each table's
-    keys and values [layers, tables].
+    """Rows grouped into tables by the shared text that they read, as fields of ``RowsFields``; and the addresses of the
+    keys and of the values of each table, [layers, tables].
 
-    Table t has rows ``starts[t]`` to ``starts[t + 1]`` of ``rows`` [R], ``most`` at most; ``strides`` [tables] are how
-    many numbers there are from one head to the next. Both are 0 where nothing is shared, and hold as long as the stores
-    do.
+    Table t has the rows ``starts[t]`` to ``starts[t + 1]`` of ``rows`` [R], at most ``most``; ``strides`` [tables] is
+    the number of elements from one head to the next. Address and stride of a table that shares nothing are 0. Addresses
+    are valid as long as the stores exist.
     """
     R = len(store_of)
     most = max(1, min(SEATS, R * config.kv_heads // (SHARES * torch.get_num_threads())))
@@ -312,18 +311,18 @@ def reader_tables(
 
 
 class _FusedDecode(_PackedPass):
-    """One new token of every row of a cache: texts of one token each, which see what the cache holds."""
+    """One new token of every row of a cache, as packed texts of one token that see what the cache holds."""
 
     def __init__(self, backend: CompiledBackend, cache: Cache, rope: Rope | None) -> None:
         """``rope``: cos and sin [window, K]."""
         c, own = cache.config, cache.lengths - cache.shared
-        super().__init__(backend, c, PackedTexts.single(cache.rows), None)
+        super().__init__(backend, c, PackedTexts(torch.arange(cache.rows + 1), 1), None)
         if "tables" not in cache.plans:
             store_of = np.where(cache.shared > 0, cache.store_of, -1)
             cache.plans["tables"] = reader_tables(cache.stores, store_of, cache.slot_of, c)
         self.cache, self.tables = cache, cache.plans["tables"]
         positions_R = torch.from_numpy(cache.lengths)
-        # pointers to these are in the fields
+        # the fields hold pointers to these
         self._kept = {"own": torch.from_numpy(own), "shared": torch.from_numpy(cache.shared)}
         if rope is not None:
             self._kept |= {"cos": rope[0][positions_R].float(), "sin": rope[1][positions_R].float()}
@@ -344,7 +343,7 @@ class _FusedDecode(_PackedPass):
         return x_ND, out_ND
 
     def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
-        """Stores the new keys and values, then attends to all of the row."""
+        """Store the new keys and values, then attend to the whole row."""
         c, cache = self.config, self.cache
         out_NE = qkv_NE.new_empty(len(qkv_NE), c.heads * c.head_dim)
         q_norm, k_norm = (None if norm is None else norm.weight.detach().float() for norm in norms)

@@ -1,4 +1,4 @@
-"""C code compiled once per machine, cached where nobody else can write, and called with tensors."""
+"""Compiles C code once per machine, caches it where nobody else can write, and calls it with tensors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
 class Struct(ctypes.Structure):
-    """A struct of C. Its pointers are given as tensors, which whoever makes it keeps alive."""
+    """A C struct. Pointers are set from tensors, which the caller keeps alive."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
@@ -44,19 +44,19 @@ class Struct(ctypes.Structure):
 
 
 def struct_fields(kind: Any, *names: str) -> tuple[tuple[str, Any], ...]:
-    """Fields of one type, for ``Struct._fields_``."""
+    """Several fields of one type, for ``Struct._fields_``."""
     return tuple((name, kind) for name in names)
 
 
 def address(tensor: Tensor) -> int:
-    """Where a contiguous tensor's data lies."""
+    """The address of a contiguous tensor's data."""
     assert tensor.is_contiguous()
     return tensor.data_ptr()
 
 
 def call(library: ctypes.CDLL, name: str, *arguments: Tensor | Struct | bool | int | None) -> None:
-    """A function of the library that takes pointers, ``int64_t`` and (for a bool) ``int``, and returns 0 or, without
-    memory, 1."""
+    """Call a function of the library. Tensors and structs are passed as pointers, integers as ``int64_t``, booleans as
+    ``int``, then the number of threads. MemoryError if it returns anything but 0."""
     given: list[Any] = []
     for one in arguments:
         if isinstance(one, Tensor):
@@ -75,16 +75,15 @@ def library(
     announce: Callable[[], None] = lambda: None,
     compilers: Sequence[str] = COMPILERS,
 ) -> ctypes.CDLL | None:
-    """Compiled now, or before: it is kept in ``folder``, for these instructions of the processor and this source.
+    """The library of these sources, compiled now or taken from ``folder``, where it is kept by processor and source.
 
-    None where there is no C compiler, or no place to keep it that is the user's alone. ``announce`` is called before
-    a compilation.
+    None where there is no C compiler, or ``folder`` is not the user's alone. ``announce`` is called before compiling.
     """
     compiler = next((found for name in compilers if (found := shutil.which(name))), None)
     if compiler is None or sys.platform == "win32":
         return None
     texts = [source.read_text(encoding="utf-8") for source in sources]
-    instructions = platform.processor()  # what it can do: a home folder may be shared by machines
+    instructions = platform.processor()  # part of the name, since machines may share a home folder
     if sys.platform == "linux":
         cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         instructions = next((line for line in cpus if line.startswith(("flags", "Features"))), "")
@@ -96,8 +95,8 @@ def library(
         if not _mine(folder):
             return None
         for about in (parent.stat() for parent in folder.parents):
-            # somebody else may put another folder in the place of one that lies in it: its owner, or anybody (inside a
-            # container, what belongs to nobody there is the system's)
+            # whoever may write in a parent can replace the folder: its owner, or anybody where it is world-writable
+            # (inside a container, what belongs to NOBODY is the system's)
             anybody = about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX
             if anybody or about.st_uid not in (0, os.getuid(), NOBODY):
                 return None
@@ -113,7 +112,7 @@ def library(
 
 
 def _compile(command: list[str], sources: Sequence[Path], place: Path) -> Path:
-    """The library, named for its hash: a loader maps a file as it is, and ends the process where half is missing."""
+    """The compiled library, its hash in its name: the loader would end the process at a file that is incomplete."""
     with tempfile.TemporaryDirectory(dir=place.parent) as beside:
         new = Path(beside) / "new.so"
         for tuned in TUNED:
@@ -129,6 +128,6 @@ def _compile(command: list[str], sources: Sequence[Path], place: Path) -> Path:
 
 
 def _mine(path: Path) -> bool:
-    """Whether nobody else can have written it."""
+    """Whether nobody but this user can have written it."""
     about = path.stat()
     return about.st_uid == os.getuid() and not about.st_mode & 0o022

@@ -13,7 +13,7 @@ TABLE = 2**27
 
 
 class RopeScaling(BaseModel):
-    """How rotary frequencies are stretched for long windows.
+    """How rotary frequencies are scaled for long windows.
 
     "linear" divides every frequency by ``factor`` (Chen et al. 2023, arXiv:2306.15595); "llama3" divides only the
     low ones and blends in between (Llama 3.1's reference code; the field names are Hugging Face's).
@@ -35,7 +35,7 @@ class RopeScaling(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """A Llama-shaped decoder. Zeros in ``kv_heads`` and ``head_dim`` mean "as many as heads" and "width / heads"."""
+    """The shape of a Llama-like decoder. 0 in ``kv_heads`` means ``heads``, 0 in ``head_dim`` ``width / heads``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -65,7 +65,7 @@ class ModelConfig(BaseModel):
             return data
         filled = dict(data)
         heads, width = filled.get("heads", 4), filled.get("width", 64)
-        # types are checked after this: what is no number is left for pydantic to refuse
+        # types are checked after this: pydantic refuses what is not a number
         if not filled.get("kv_heads"):
             filled["kv_heads"] = heads
         if not filled.get("head_dim") and isinstance(heads, int) and isinstance(width, int) and heads > 0:

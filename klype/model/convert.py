@@ -1,7 +1,8 @@
-"""Configuration and weights to and from Hugging Face's names: Llama, Mistral, Qwen2 and Qwen3 shapes, and klype's own.
+"""Configuration and weights to and from Hugging Face's names: Llama, Mistral, Qwen2, Qwen3, and klype's own model type.
 
-The plain shape is written as one of those, so that a saved folder is a Hugging Face directory as it is. A model with
-the convolution, without rotation, or with both biases and normed queries has model_type "klype" (see klype/hf.py).
+A shape that one of those architectures computes is saved as that one, so that the folder is an ordinary Hugging Face
+directory. A model with the convolution, without rotary positions, or with both qkv biases and q/k norms has model_type
+"klype" (see klype/hf.py).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     OWN: "KlypeForCausalLM",
 }
-# no weight is larger: one flipped bit can make it so, and squared in the next norm it overflows, after which no
-# probability is a number
+# a larger weight is damaged (one flipped bit can do that): squared in the next norm it would overflow, and all
+# probabilities would be NaN
 MOST = 1e15
 PREFIX = "transformer."  # of klype's own names in a file of model_type "klype"
 # names of weights: ours, then Hugging Face's (one or several, in the order of rows) with llama.cpp's
@@ -46,7 +47,7 @@ NAMES = {
     "gate_up": {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"},
     "down": {"mlp.down_proj": "ffn_down"},
 }
-_SCALING: dict[str, dict[str, str]] = {  # of stretched positions, by how: ours to theirs
+_SCALING: dict[str, dict[str, str]] = {  # fields of RopeScaling by its kind: ours to theirs
     "default": {},
     "linear": {"factor": "factor"},
     "llama3": {
@@ -56,7 +57,7 @@ _SCALING: dict[str, dict[str, str]] = {  # of stretched positions, by how: ours 
 }
 _INITIAL = ("embed_std", "matrix_gain", "conv_std")
 _OWN_FIELDS = ("conv", "qkv_bias", "qk_norm")
-_FALSE = {  # what else a configuration says of a kind
+_FALSE = {  # switches of an architecture that are off
     "llama": ("attention_bias", "mlp_bias"),
     "qwen2": ("use_sliding_window",),
     "qwen3": ("attention_bias", "use_sliding_window"),
@@ -80,7 +81,7 @@ def model_type(config: ModelConfig) -> str:
     """The Hugging Face architecture that computes the same as this shape."""
     if config.conv or not config.rope_theta or (config.qkv_bias and config.qk_norm):
         return OWN
-    # Qwen2's configuration has no head_dim: its heads share the width
+    # Qwen2's configuration has no head_dim: it is width / heads
     if config.qkv_bias:
         return "qwen2" if config.head_dim * config.heads == config.width else OWN
     return "qwen3" if config.qk_norm else "llama"
@@ -100,7 +101,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
-    """From config.json. Raises KlypeError naming what this shape cannot express."""
+    """From the content of config.json. Raises KlypeError that names what klype's architecture does not have."""
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise KlypeError(
@@ -143,7 +144,7 @@ def config_from_hf(data: dict[str, Any], where: str) -> ModelConfig:
 
 
 def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
-    """Named weights as they stand in model.safetensors: contiguous, a tied head left out."""
+    """The weights of model.safetensors by name: contiguous, without a tied head."""
     config = model.config
     own = {n: p.detach().cpu() for n, p in model.state_dict().items() if not (config.tie and n == "head.weight")}
     if model_type(config) == OWN:
@@ -152,7 +153,7 @@ def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
     for name, theirs, rows in pieces(config):
         if len(theirs) == 1:
             out[theirs[0]] = own[name].contiguous()
-        else:  # copies: safetensors refuses tensors that share memory
+        else:  # copies, since safetensors refuses tensors that share memory
             out |= {their: part.clone() for their, part in zip(theirs, own[name].split(rows), strict=True)}
     return out
 
@@ -160,15 +161,16 @@ def weights_to_hf(model: Transformer) -> dict[str, Tensor]:
 def weights_from_hf(
     config: ModelConfig, get: Callable[[str], Tensor], without: Collection[str] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """Our names and weights, one at a time, from a function that gives Hugging Face's by name, ``without`` some."""
+    """Our names with their weights, one at a time, from a function that returns Hugging Face's by name; ``without``:
+    our names that are skipped."""
     for name, theirs, _ in pieces(config):
         if name not in without:
             yield name, get(theirs[0]) if len(theirs) == 1 else torch.cat([get(t) for t in theirs])
 
 
 def hf_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each weight that a checkpoint of this configuration holds. Nothing is built: a stranger's
-    configuration may ask for more layers and wider ones than any memory holds."""
+    """Name and shape of each weight in a checkpoint of this configuration. Nothing is built for it: an untrusted
+    configuration may ask for more than any memory holds."""
     D, Q, K, H = config.width, config.qkv_width, config.head_dim, config.hidden
     part = {"embed": (config.vocab_size, D), "head": (config.vocab_size, D), "norm": (D,)}
     part |= {"attention_norm": (D,), "mlp_norm": (D,), "q_norm": (K,), "k_norm": (K,), "taps": (config.conv, D)}
@@ -181,7 +183,8 @@ def hf_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
-    """Our name, the names in a file that it is made of (in the order of rows), and their rows."""
+    """For each weight its name, the names in a file whose rows it has, in order, and how many rows each of several has
+    (one: [0])."""
     layer = ["attention_norm.weight", "qkv.weight", "out.weight", "mlp_norm.weight", "gate_up.weight", "down.weight"]
     layer += ["qkv.bias"] * config.qkv_bias + ["q_norm.weight", "k_norm.weight"] * config.qk_norm
     layer += ["taps"] * bool(config.conv)
@@ -200,7 +203,7 @@ def pieces(config: ModelConfig) -> Iterator[tuple[str, list[str], list[int]]]:
 
 @dataclass(frozen=True, slots=True)
 class WeightEntry:
-    """Where a weight lies in a file: its type as the file format names it, its shape, and its bytes [start, stop)."""
+    """A weight in a file: its type as the file format names it, its shape (rows first), and its bytes [start, stop)."""
 
     file: Path
     kind: Any
@@ -209,7 +212,8 @@ class WeightEntry:
     stop: int
 
     def read(self) -> Tensor:
-        """Its bytes, in memory of their own (a mapped file would count twice). KlypeError when they cannot be read."""
+        """Its bytes, read and not mapped: pages of the file would count as memory beside the weights made of them.
+        KlypeError when they cannot be read."""
         raw = torch.empty(self.stop - self.start, dtype=torch.uint8)
         try:
             with open(self.file, "rb") as stream:
@@ -223,6 +227,6 @@ class WeightEntry:
 
 
 def is_finite(weight: Tensor) -> bool:
-    """No NaN, no infinity, nor what soon becomes one. (The extremes show all of them, several times faster than looking
-    at each number.)"""
+    """Whether the weight has no NaN, infinity or value above ``MOST``. (Its extremes show all of these, several times
+    faster than an elementwise test.)"""
     return weight.numel() == 0 or bool((torch.stack(weight.aminmax()).abs() <= MOST).all())

@@ -1,8 +1,8 @@
-"""GGUF files (llama.cpp's format) of Llama, Qwen2 and Qwen3 shapes, read and written: weights, configuration and
-tokenizer.
+"""Reads and writes GGUF files (llama.cpp's format) of Llama, Qwen2 and Qwen3 models.
 
-Quantised weights are expanded to float32 by the `gguf` package. Its tokenizer is rebuilt from the file's metadata
-(klype/text/tokenizer_files.py).
+Quantised weights are dequantised to float32 by the `gguf` package. The header is read here: files are not trusted, and
+the package's reader makes several objects per token of the vocabulary and never ends at some lengths. The tokenizer is
+rebuilt from the metadata (klype/text/tokenizer_files.py).
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _CUT = "it is cut short, or a length in it is wrong"
 ROPE = "rope_freqs.weight"
-# GGUF's numbers of the types of blocks that few_tokens.c reads, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K: where their float16 lie
+# types of blocks that few_tokens.c supports, by GGUF's numbers (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K), and the byte offsets of
+# the float16 in a block
 SCALES = {2: (0,), 3: (0, 2), 8: (0,), 12: (0, 2), 14: (208,)}
-_INFINITE = 0x7C00  # bits that a float16 has all set when it is infinite or no number
+_INFINITE = 0x7C00  # exponent bits of a float16, all set in an infinity or NaN
 _KINDS = ("llama", "qwen2", "qwen3")
 _TO_GGUF = {theirs: short for names in NAMES.values() for theirs, short in names.items()}
 _FROM_GGUF = {short: theirs for theirs, short in _TO_GGUF.items()}
-# of the configuration: GGUF's keys to our fields, in the order in which they are written
+# GGUF's keys of the configuration to our fields, in the order in which they are written
 _FIELDS = {
     "block_count": "layers",
     "context_length": "window",
@@ -64,7 +65,7 @@ _FIELDS = {
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
-    """Metadata and weights by their names. Raises KlypeError for a file that is damaged, or none of this kind."""
+    """Metadata, and entries of weights by name. Raises KlypeError for a file that is damaged or not GGUF."""
     try:
         if not file.is_file() or file.stat().st_size < 24:
             raise ValueError("it is cut short")
@@ -77,7 +78,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
 
 
 class _Reader:
-    """Reads the metadata, never beyond its end."""
+    """Reads a header from the file's start, at most ``MOST`` bytes of it. ValueError for what is malformed."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content, self._most = content, min(len(content), MOST)
@@ -97,7 +98,7 @@ class _Reader:
 
     def texts(self, count: int) -> list[str]:
         content, at, found = self._content, self.at, []
-        for _ in range(count):  # a vocabulary and its merges: a hundred thousand
+        for _ in range(count):  # inlined: a vocabulary and its merges are hundreds of thousands
             start = at + 8
             at = start + int.from_bytes(content[at:start], "little")
             if at > self._most:
@@ -123,7 +124,7 @@ class _Reader:
         return self.values(inner, count)
 
     def header(self, file: Path, size: int) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
-        """Metadata, and the places of weights, of a file of this size."""
+        """Metadata, and entries of weights by name, of a file of ``size`` bytes."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         if self.take(4) != b"GGUF" or self.number("I") not in (2, 3):
@@ -160,7 +161,7 @@ class _Reader:
 
 
 def _expanded(name: str, entry: WeightEntry) -> Tensor:
-    """The weight in float32. KlypeError when it is damaged, not finite, or of a type that `gguf` does not expand."""
+    """The weight in float32. KlypeError when it is damaged, not finite, or of a type that `gguf` cannot dequantise."""
     import gguf
 
     raw = entry.read().view(*entry.shape[:-1], -1).numpy()
@@ -184,8 +185,9 @@ def _paired_heads(config: ModelConfig, name: str) -> int:
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """A matrix as the file holds it: its type by GGUF's number, its columns, and its rows as bytes, mapped. ``paired``:
-    rows of a head, where those that are rotated together lie side by side; 0 where all lie in Hugging Face's order."""
+    """A matrix as the file stores it: its type by GGUF's number, its columns, and the memory-mapped bytes of its rows.
+    ``paired``: rows per head, where rows that are rotated together are neighbours; 0: rows are in Hugging Face's
+    order."""
 
     kind: int
     columns: int
@@ -193,13 +195,13 @@ class StoredMatrix:
     paired: int
 
 
-# by our name of a weight: what a file has of it, one below the other
+# by our name of a weight: the matrices in the file whose rows it has, in this order
 StoredWeights = Mapping[str, Sequence[StoredMatrix]]
 
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """An opened file: configuration, tokenizer, shapes by Hugging Face's names, and `get` for the weights."""
+    """An opened GGUF file. ``shapes`` of the weights are by Hugging Face's names."""
 
     file: Path
     config: ModelConfig
@@ -208,19 +210,19 @@ class GGUFFile:
     _placed: dict[str, WeightEntry]
 
     def get(self, name: str) -> Tensor:
-        """A weight in float32, as Hugging Face's checkpoint has it. KlypeError when it is damaged or not finite."""
+        """A weight in float32, its rows in Hugging Face's order. KlypeError when it is damaged or not finite."""
         weight = _expanded(name, self._placed[name])
         if heads := _paired_heads(self.config, name):
             weight = weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
         return weight
 
     def kind(self, name: str) -> int:
-        """A weight's type by GGUF's number; -1 of what is not a matrix."""
+        """A matrix's type by GGUF's number; -1 for other weights."""
         entry = self._placed[name]
         return entry.kind if len(entry.shape) == 2 else -1
 
     def stored(self, name: str) -> StoredMatrix:
-        """A matrix of one of the types in ``SCALES``, as it lies. Errors as of ``get``."""
+        """A matrix of one of the types in ``SCALES``, as the file stores it. KlypeError when it is not finite."""
         import gguf
 
         entry = self._placed[name]
@@ -235,16 +237,16 @@ class GGUFFile:
 
     @cached_property
     def mapped(self) -> npt.NDArray[np.uint8]:
-        """The file's bytes, read when they are looked at."""
+        """The file's bytes, memory-mapped (copy on write)."""
         return np.memmap(self.file, np.uint8, "c")
 
 
 def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
-    """Read the header and metadata of a file. Raises KlypeError for what is damaged or cannot be expressed. ``known``:
-    see Tokenizer.load."""
+    """Open a file; its weights are read later. KlypeError for one that is damaged or whose architecture or tokenizer
+    klype does not have. ``known``: see Tokenizer.load."""
     _check_package()
     metadata, weights = read_header(file)
-    slowing = weights.pop(ROPE, None)
+    divisors = weights.pop(ROPE, None)
     placed = {}  # by Hugging Face's names
     for name, entry in weights.items():
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
@@ -255,8 +257,8 @@ def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
     shapes = {name: entry.shape for name, entry in placed.items()}
     try:
         config = _config(metadata, shapes, file)
-        if slowing is not None:
-            config = _slowed(config, _expanded(ROPE, slowing), file)
+        if divisors is not None:
+            config = _llama3_scaled(config, _expanded(ROPE, divisors), file)
         tokenizer = Tokenizer.of_stranger(*read_gguf(metadata, file), str(file), known)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
         raise KlypeError(f"{file} lacks or misspells {error}.", HINT) from error
@@ -298,28 +300,28 @@ def _config(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], file: 
     return ModelConfig.parse(fields, str(file))
 
 
-def _slowed(config: ModelConfig, slowing_F: Tensor, file: Path) -> ModelConfig:
-    """With Llama 3's scaling of positions, of which llama.cpp's converter leaves by how much it divides each frequency:
-    by the factor below one turn in the window that was first trained, by nothing above four, and the share in between
-    rises evenly with the turns, as in every Llama 3. That window is found from those in between."""
-    turns_F, factor, first = rope_frequencies(config) / (2 * math.pi), float(slowing_F.max()), 8192
-    if slowing_F.shape == turns_F.shape:
-        between_F = (slowing_F > 1) & (slowing_F < factor)
-        share = (1 / slowing_F - 1 / factor)[between_F] / (1 - 1 / factor)
+def _llama3_scaled(config: ModelConfig, divisor_F: Tensor, file: Path) -> ModelConfig:
+    """The configuration with Llama 3's rope scaling, of which llama.cpp's converter stores the divisors of frequencies:
+    ``factor`` below one turn in the original window, 1 above four turns; in between its inverse is linear in the turns,
+    from which that window is found. KlypeError for other divisors."""
+    turns_F, factor, first = rope_frequencies(config) / (2 * math.pi), float(divisor_F.max()), 8192
+    if divisor_F.shape == turns_F.shape:
+        between_F = (divisor_F > 1) & (divisor_F < factor)
+        share = (1 / divisor_F - 1 / factor)[between_F] / (1 - 1 / factor)
         first = round(float(((1 + 3 * share) / turns_F[between_F]).mean())) if len(share) else first
         found = {"kind": "llama3", "factor": factor, "original_window": first}
-        slowed = ModelConfig.parse({**config.model_dump(), "rope_scaling": found}, str(file))
-        off_F = rope_frequencies(config) / rope_frequencies(slowed) / slowing_F - 1
+        scaled = ModelConfig.parse({**config.model_dump(), "rope_scaling": found}, str(file))
+        off_F = rope_frequencies(config) / rope_frequencies(scaled) / divisor_F - 1
         if config.rope_scaling is None and bool((off_F.abs() < 1e-3).all()):
-            return slowed
+            return scaled
     raise KlypeError(f"{file} stretches its positions by {ROPE}, in a way that klype does not know.", HINT)
 
 
 def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path, name: str = "") -> None:
-    """A checkpoint from ``where`` as one file, as llama.cpp reads it, written beside, then renamed. Matrices of a model
-    loaded in float16 stay so, others are float32.
+    """Write a model as one file for llama.cpp: under another name first, then renamed. ``where`` it came from is for
+    messages. Matrices of a model in float16 stay float16; everything else is written as float32.
 
-    Errors: a shape or a tokenizer that llama.cpp has no name for (a convolution, no rotation); a full disk.
+    KlypeError: a shape or tokenizer that llama.cpp has no name for (a convolution, no rotation); a full disk.
     """
     _check_package()
     import gguf
@@ -367,7 +369,8 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path
 
 
 def _write_tokens(writer: Any, tokenizer: Tokenizer, size: int, where: Path) -> None:
-    """Rows of the model that have no spelling get a name that no text can have."""
+    """Write the vocabulary. Rows of the model without a token are named "[unused i]", as control tokens, so that no
+    text is encoded to them."""
     definition = tokenizer._definition
     merges = definition["model"].get("merges")
     if definition["model"].get("type") != "BPE" or merges is None:
@@ -376,7 +379,7 @@ def _write_tokens(writer: Any, tokenizer: Tokenizer, size: int, where: Path) -> 
     control = {i: text for text, i in tokenizer.control_ids().items()}
     names |= control
     writer.add_tokenizer_model("gpt2")
-    # llama.cpp's name for how text is cut into pieces
+    # llama.cpp's name of the pre-tokenizer
     cut = str(definition.get("pre_tokenizer"))
     if "Regex" not in cut and "ByteLevel" not in cut:
         raise KlypeError(f"{where} has a tokenizer that llama.cpp has no name for.")

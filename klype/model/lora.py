@@ -1,9 +1,9 @@
-"""Low-rank adapters: few weights are learnt beside a model's frozen ones (Hu et al. 2021, arXiv:2106.09685).
+"""Low-rank adapters (LoRA): a few weights are trained beside a model's frozen ones (Hu et al. 2021, arXiv:2106.09685).
 
     y = W x + (alpha / rank) · B A x        A [rank, in] drawn, B [out, rank] zero: at first the model is what it was
 
 Only A and B are parameters, so that gradients, optimizer and training states hold nothing else. The frozen weights are
-buffers that lie where the model's own do (there is no second copy), and no state dict holds them.
+non-persistent buffers that share the model's memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from klype.model.transformer import MATRICES, Transformer
 
 
 class LoraSettings(config.Settings):
-    """``rank`` 0: no adapters. ``alpha`` / rank scales what they add, so that a rate suits every rank."""
+    """``rank`` 0: no adapters. ``alpha`` / rank scales what they add, so that one learning rate suits every rank."""
 
     rank: int = Field(default=0, ge=0, le=4096)
     alpha: float = Field(default=32.0, gt=0)
@@ -50,14 +50,14 @@ class AdaptedLinear(nn.Module):
 
 
 class AdaptedTransformer(Transformer):
-    """``model`` with adapters beside the matrices of its layers. Its weights are looked at, and never changed.
+    """``model`` with adapters beside the matrices of its layers; its own weights are shared and never changed.
 
-    A is drawn from torch's generator: seed it before. Copies share the frozen weights.
+    A is drawn from torch's global generator: seed it first. Copies share the frozen weights.
     """
 
     def __init__(self, model: Transformer, settings: LoraSettings) -> None:
         super(Transformer, self).__init__()
-        # all but the tensors is copied
+        # everything but the tensors is copied
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         self.__dict__.update(copy.deepcopy(model, shared).__dict__)
         self.decoder = None  # it reads matrices by their addresses, and knows of no adapter
@@ -82,7 +82,7 @@ class AdaptedTransformer(Transformer):
 
     @torch.no_grad()
     def merged(self, model: Transformer) -> Transformer:
-        """``model``, which the adapters were made for, with what they learnt in its own matrices; a copy."""
+        """A copy of ``model``, which the adapters were trained for, with them merged into its matrices."""
         whole = copy.deepcopy(model)
         for own, layer in zip(self.layers, whole.layers, strict=True):
             for name in MATRICES:
@@ -93,6 +93,6 @@ class AdaptedTransformer(Transformer):
 
 
 def frozen_model(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """``model``, not to be trained, in ``dtype``: itself where it has that dtype already."""
+    """``model`` in ``dtype`` without gradients: itself where it has that dtype already, else a copy."""
     own = model if next(model.parameters()).dtype == dtype else copy.deepcopy(model).to(dtype)
     return own.requires_grad_(False)

@@ -19,7 +19,7 @@ ROUND = 128
 
 @dataclass(frozen=True)
 class PackedTexts:
-    """Where pieces begin and end, [S + 1], and the length of the longest text: a prefix's counts with each branch.
+    """Row offsets of the pieces, [S + 1], and the length of the longest text (a prefix and one of its branches).
 
     ``trees``: tree i has the pieces ``trees[i]`` (its prefix) to ``trees[i + 1]``; None: each piece is a text.
     """
@@ -27,11 +27,6 @@ class PackedTexts:
     cu_seqlens: Tensor
     max_seqlen: int
     trees: Tensor | None = None
-
-    @staticmethod
-    def single(rows: int) -> PackedTexts:
-        """``rows`` texts of one token each."""
-        return PackedTexts(torch.arange(rows + 1), 1)
 
     @property
     def number(self) -> int:
@@ -41,7 +36,8 @@ class PackedTexts:
 
 @dataclass(frozen=True)
 class Packing:
-    """Texts packed from a batch: their positions in its flattened rows, and which of those are wanted (None: all)."""
+    """Texts packed from a batch: for every packed row its index in the flattened batch, and the packed rows that are
+    wanted (None: all, in order)."""
 
     texts: PackedTexts
     rows: Tensor
@@ -50,14 +46,14 @@ class Packing:
 
 @dataclass(frozen=True)
 class SharedPrefixes:
-    """Rows come in groups of ``group``; those of group q begin with the same ``lengths[q]`` tokens."""
+    """A batch whose rows come in groups of ``group``; those of group q begin with the same ``lengths[q]`` tokens."""
 
     group: int
     lengths: Tensor
 
 
 def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packing:
-    """The rows up to their last wanted position, cut where a document ends, and filled up to a round number."""
+    """Pack every row up to its last wanted position, split where documents end, and pad to a multiple of ROUND."""
     T = wanted_BT.shape[1]
     lengths_B = _lengths(wanted_BT)
     used_BT = torch.arange(T) < lengths_B[:, None]
@@ -75,7 +71,7 @@ def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packing:
 
 
 def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packing:
-    """``pack`` with each group's shared prefix laid out only once. ``wanted`` is in the order of ``wanted_BT``."""
+    """As ``pack``, with the shared prefix of a group stored once. ``wanted`` is in the order of ``wanted_BT``."""
     B, T = wanted_BT.shape
     G, Q = prefixes.group, len(prefixes.lengths)
     lengths_QG = _lengths(wanted_BT).view(Q, G)
@@ -99,12 +95,12 @@ def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packing:
 
 
 def _lengths(wanted_BT: Tensor) -> Tensor:
-    """[B]: up to each row's last wanted position, that one too."""
+    """Length of each row up to and including its last wanted position, [B]."""
     return torch.where(wanted_BT, torch.arange(wanted_BT.shape[1]) + 1, 0).amax(1)
 
 
 def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Packing:
-    """Padded with one-token texts to a multiple of ROUND; ``every``: all rows are wanted, in their order."""
+    """Pad with one-token texts to a multiple of ROUND. ``every``: all rows are wanted, in order."""
     spare = padding(len(rows))
     if not spare and every:
         return Packing(texts, rows, None)
@@ -115,5 +111,5 @@ def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Pa
 
 
 def padding(rows: int) -> int:
-    """Rows missing to a multiple of ROUND."""
+    """Number of rows missing to a multiple of ROUND."""
     return -rows % ROUND

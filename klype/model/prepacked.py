@@ -1,11 +1,10 @@
-"""A model's matrices laid out for inference: oneDNN's own blocks in float32 and bfloat16, or 8-bit integers.
+"""Matrices prepacked for inference: in oneDNN's blocked layout (float32, bfloat16), or as 8-bit integers.
 
-A prepacked matrix takes the place of the one it was made from, so that memory holds one of them; only embeddings that
-are also the head are kept beside it. Prepacked models compute and do not learn; their weights never change.
+A prepacked matrix replaces the original in memory, except for embeddings that are also the head. Prepacked models
+cannot be trained; their weights never change.
 
-With a C compiler, a pass over a few tokens is one call of C (``few_tokens.c``): torch's own way through a model is
-hundreds of calls a token, of 8 bits some 5,000. Nobody needs it: where there is none, or where a model's shape is not
-supported, torch computes.
+With a C compiler, a pass over a few tokens is one call of C (``few_tokens.c``), where torch makes hundreds of calls per
+token, some 5,000 for 8-bit integers. It is optional: without one, or for a shape that is not supported, torch computes.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from klype.model.compiler import COUNT, POINTER, Struct, call, library, struct_f
 from klype.model.config import ModelConfig
 from klype.model.transformer import MATRICES, Transformer
 
-# precisions of the matrices, and what lies between them: with int8, attention in float32 is both faster and more exact
+# dtype of the activations for each precision of the matrices; with int8, attention in float32 is faster and more exact
 STREAMS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 PRECISIONS = tuple(STREAMS)
 SOURCE = Path(__file__).with_name("few_tokens.c")
-# up to this many tokens per pass the C code is as fast as torch or faster
+# up to this many tokens per pass the C code is at least as fast as torch
 FEW = 16
 # every width of the model must be a multiple of this
 WIDTH = 16
@@ -44,7 +43,7 @@ BLOCK = 64
 SMALL = 1 << 14
 # torch 2.13's int8 product reads past the end of matrices whose sides are not multiples of this
 INT8_BLOCK = 32
-# of a layer, in the order in which few_tokens.c has them
+# of a layer, in the order of the fields in few_tokens.c
 NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
 # up to this many rows torch's int8 product is bound by memory; above, matrices are converted to float32 once per pass
 FEW_ROWS = 16
@@ -83,35 +82,36 @@ class ModelFields(Struct):
 
 @dataclass(frozen=True)
 class Kernel:
-    """The compiled library, and how many rows of a matrix it reads side by side."""
+    """The library of ``few_tokens.c``. ``block``: how many rows of a matrix lie side by side."""
 
     library: ctypes.CDLL
     block: int = BLOCK
 
     def supports(self, x: Tensor) -> bool:
-        """Whether these are few rows."""
+        """Whether x has few enough rows for it."""
         return 0 < x.numel() <= FEW * x.shape[-1]
 
     def product(self, matrix: Matrix, x: Tensor) -> Tensor:
-        """Rows [..., in] times one matrix, computed in float32, returned as they came."""
+        """x [..., in] times the matrix, [..., out], computed in float32 and returned in x's dtype."""
         rows, out = x.float().contiguous(), torch.empty(*x.shape[:-1], matrix.rows)
         call(self.library, "klype_product", matrix, rows, out, x.numel() // x.shape[-1])
         return out.to(x.dtype)
 
 
 def kernel(folder: Path, announce: Callable[[], None] = lambda: None) -> Kernel | None:
-    """``few_tokens.c`` as a library; None where it cannot be."""
+    """The library of ``few_tokens.c``; None where it cannot be compiled."""
     found = library((SOURCE,), folder, announce)
     return None if found is None else Kernel(found)
 
 
 def decodes(config: ModelConfig) -> bool:
-    """Whether such models decode in C: a convolution, or widths that are no multiples of 16, go through torch."""
+    """Whether models of this shape decode in C: without convolution, all widths multiples of 16."""
     return not config.conv and not any(size % WIDTH for size in (config.width, config.head_dim, config.hidden))
 
 
 def blocks_of(weight_OI: Tensor, block: int) -> Tensor:
-    """As few_tokens.c reads a matrix: [O / B, I, B], in bfloat16 [O / B, I / 2, B, 2], the last block filled up."""
+    """A matrix in the layout of few_tokens.c, [O / B, I, B], in bfloat16 [O / B, I / 2, B, 2]; the last block is padded
+    with zeros."""
     rows, columns = weight_OI.shape
     beside = 2 if weight_OI.dtype == torch.bfloat16 else 1
     filled = pad(weight_OI, (0, 0, 0, -rows % block))
@@ -119,7 +119,8 @@ def blocks_of(weight_OI: Tensor, block: int) -> Tensor:
 
 
 def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bool:
-    """Whether so many bytes at this address are the matrix as ``blocked`` lays it: other processors have other ways."""
+    """Whether the bytes at this address are the matrix in the layout of ``blocks_of``, which oneDNN does not choose on
+    every processor."""
     if weight_OI.shape[1] % WIDTH:
         return False
     wanted = blocks_of(weight_OI, block)
@@ -128,9 +129,9 @@ def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bo
 
 
 class CompiledDecoder:
-    """A prepacked model's passes over at most ``FEW`` tokens, of rows that share nothing, each in one call of C.
+    """Computes a prepacked model's passes over at most ``FEW`` tokens of rows without shared KV, each in one call of C.
 
-    What lies between the matrices is computed in float32; only the cache is in the model's own precision.
+    Activations are float32; the cache is in the model's dtype.
     """
 
     def __init__(self, model: Transformer, kernel: Kernel) -> None:
@@ -158,7 +159,7 @@ class CompiledDecoder:
         return few and bool(cache.lengths.max() + T <= self.config.window)
 
     def hidden(self, x_BTD: Tensor, cache: Cache) -> Tensor:
-        """States after the last norm, [B, T, D], of embeddings, which are overwritten."""
+        """States after the last norm, [B, T, D], of embeddings, which it may overwrite."""
         B, T, _ = x_BTD.shape
         x, dtype = x_BTD.float().contiguous(), x_BTD.dtype
         positions_BT = torch.from_numpy(cache.lengths[:, None] + np.arange(T))
@@ -176,9 +177,9 @@ class CompiledDecoder:
 
 
 class BlockedLinear(nn.Module):
-    """A linear layer in the order in which oneDNN reads its matrix. Same numbers as before but for rounding.
+    """A linear layer in oneDNN's blocked layout; results differ from ``nn.Linear``'s by rounding only.
 
-    With a ``kernel``, few rows go through it, where it can read oneDNN's order.
+    A ``kernel`` computes few rows, where oneDNN chose the layout that it reads.
     """
 
     matrix: Tensor
@@ -203,9 +204,9 @@ class BlockedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of 8-bit integers, one scale a row, itself a bfloat16. Only the weights are rounded: products are
-    float32's, many rows at once or, with a ``kernel``, which has its own order, few. Without one, torch computes few
-    rows in bfloat16."""
+    """A linear layer of 8-bit integers with one bfloat16 scale per row. Only weights are quantised: products are in
+    float32, except for few rows without a ``kernel``, which torch computes in bfloat16. A ``kernel`` has a layout of
+    its own."""
 
     matrix: Tensor
     scale: Tensor
@@ -246,11 +247,11 @@ class Int8Linear(nn.Module):
 
 
 def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = None) -> Transformer:
-    """Prepack a model's matrices in place for inference in "float32", "bfloat16" or "int8".
+    """Prepack a model's matrices in place for inference in "float32", "bfloat16" or "int8"; returns the model to use.
 
-    Matrices that are too small to gain, or on an accelerator, and machines without oneDNN, keep the plain ones. int8
-    weights are read from the model as it is: load it in float32 so that they are rounded once. With a ``kernel``,
-    passes over few tokens are one call of C each where it decodes such models. Raises KlypeError for other names.
+    Matrices that are too small to gain or on an accelerator stay as they are, and so do all without oneDNN. For int8
+    load the model in float32, so that its weights are rounded once. With a ``kernel`` that supports the shape, a pass
+    over few tokens is one call of C. KlypeError for other precisions, and for a model that is prepacked already.
     """
     if precision not in PRECISIONS:
         raise KlypeError(f"A model cannot be packed as {precision!r}.", "Choose float32, bfloat16 or int8.")
@@ -265,7 +266,7 @@ def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = No
                 if isinstance(part, nn.Linear):
                     setattr(parent, name, _packed(part, precision, kernel))
     parts = [part for layer in model.layers for part in layer.children() if not isinstance(part, nn.RMSNorm)]
-    if kernel is None or any(getattr(part, "kernel", None) is None for part in parts):  # it reads each, or none
+    if kernel is None or any(getattr(part, "kernel", None) is None for part in parts):  # it reads every matrix or none
         return model.using(model.backend)
     return model.using(model.backend, CompiledDecoder(model, kernel))
 
@@ -296,5 +297,5 @@ def _packed(layer: nn.Linear, precision: Precision, kernel: Kernel | None) -> nn
 
 
 def is_prepacked(model: Transformer) -> bool:
-    """Whether ``prepack`` has been here: such a model can neither learn nor be saved."""
+    """Whether the model was prepacked: it can be neither trained nor saved."""
     return any(isinstance(part, BlockedLinear | Int8Linear) for part in model.modules())

@@ -1,8 +1,8 @@
-"""Matrices as a GGUF file holds them: mapped, and expanded to float32 a few numbers at a time, in registers.
+"""Quantised matrices of a GGUF file: memory-mapped, and dequantised to float32 in registers, a few numbers at a time.
 
-So a start is a mapping, memory is the file's size, and a token takes as long as the file's bytes take to be read. The
-numbers are exactly the file's; ``few_tokens.c`` computes in float32, one token or many. Where there is no C compiler,
-and for types of blocks that it does not read, matrices are expanded when they are loaded (``GGUFFile.get``).
+Opening a model is then one mmap, it takes as much memory as the file, and a token takes as long as reading the file's
+bytes does. Weights are exactly the file's; ``few_tokens.c`` computes in float32. Without a C compiler, and for types of
+blocks that it does not support, matrices are dequantised when they are loaded (``GGUFFile.get``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS = 8
 
 
 class QuantisedMatrix(nn.Module):
-    """A matrix of one or several weights of a file, one below the other."""
+    """A matrix made of one or several weights of a file, stacked by rows."""
 
     bias: Tensor | None
 
@@ -55,14 +55,14 @@ class QuantisedMatrix(nn.Module):
 
 
 class QuantisedLinear(QuantisedMatrix):
-    """A linear layer, of however many rows."""
+    """A linear layer, for any number of rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel.product(self.fields, x)
 
 
 class QuantisedEmbedding(QuantisedMatrix):
-    """An embedding whose rows are expanded when they are asked for."""
+    """An embedding whose rows are dequantised when they are looked up."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         ids, (rows, columns) = tokens.contiguous(), self.shape
@@ -74,7 +74,7 @@ class QuantisedEmbedding(QuantisedMatrix):
 
 
 def quantised_weights(opened: GGUFFile) -> StoredWeights:
-    """What ``few_tokens.c`` reads as it lies: our names of weights, and what the file has of each."""
+    """The weights that ``few_tokens.c`` computes with as the file stores them, by our names."""
     if not decodes(opened.config):
         return {}
     return {
@@ -85,7 +85,7 @@ def quantised_weights(opened: GGUFFile) -> StoredWeights:
 
 
 def put_quantised(model: Transformer, weights: StoredWeights, kernel: Kernel) -> None:
-    """Give the model these matrices in the place of its own, which need not be there."""
+    """Replace the model's matrices with these; its own may be on the meta device."""
     for name, stored in weights.items():
         at = name.removesuffix(".weight")
         if at == "embed":

@@ -31,10 +31,12 @@ from klype.model.packed_texts import SharedPrefixes, pack, pack_branches
 
 
 class Transformer(nn.Module):
-    """Trunk (``hidden``) and head (``unembed``) are separable; losses are the objectives' business.
+    """A decoder-only language model: ``hidden`` computes the trunk, ``unembed`` the head. Losses are computed elsewhere
+    (klype.train.objectives).
 
-    Weights are drawn from torch's generator: seed it before. Matrices are N(0, matrix_gain / sqrt(fan in)), embeddings
-    N(0, embed_std), the output projections of each layer and an untied head zero: every layer starts as the identity.
+    Weights are initialised from torch's global generator: seed it first. Matrices are N(0, matrix_gain / sqrt(fan in)),
+    embeddings N(0, embed_std), the output projections of each layer and an untied head zero, so that every layer starts
+    as the identity.
     """
 
     causal: Tensor
@@ -54,31 +56,31 @@ class Transformer(nn.Module):
         if config.tie:
             self.head.weight = self.embed.weight
         self.set_tables()
-        self.recompute = False  # whether a layer's activations are computed again in backward instead of kept
+        self.recompute = False  # whether activations are recomputed in the backward pass instead of kept
 
     def using(self, backend: Backend, decoder: FusedDecoder | None = None) -> Self:
-        """The same weights (not copied) computed by another backend. ``decoder``: computes passes over
-        few tokens of a cache as a whole."""
+        """A model that shares these weights and computes with another backend. ``decoder``: computes passes over few
+        cached tokens, all layers in one call."""
         other = copy.copy(self)
         other.backend, other.decoder = backend, decoder
         return other
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all that lies between the matrices."""
+        """The dtype of the activations; matrices may be quantised."""
         return self.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that the model computes on."""
         return self.norm.weight.device
 
     def new_cache(self, rows: int = 0) -> Cache:
-        """Rows of no text, in this model's precision, where it computes."""
+        """A KV cache with so many empty rows, in this model's dtype and on its device."""
         return Cache(self.config, rows, dtype=self.dtype, device=self.device)
 
     def packs(self, longest: int) -> bool:
-        """Whether texts of at most so many tokens are packed, and shared prefixes computed once."""
+        """Whether ``states_at`` packs texts of at most ``longest`` tokens and computes shared prefixes once."""
         return self.backend.supports(self.config, longest, self.norm.weight)
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, document_BT: Tensor | None = None) -> Tensor:
@@ -118,13 +120,14 @@ class Transformer(nn.Module):
         prefixes: SharedPrefixes | None = None,
         spare: int = 0,
     ) -> Tensor:
-        """States after the last norm at the wanted positions, [N, D], in their order; then ``spare`` of no meaning.
+        """States after the last norm at the wanted positions, in order, and ``spare`` rows of padding unless all
+        positions are wanted: [N + spare, D].
 
-        Where the backend packs texts, nothing is computed for what follows a row's last wanted position, such as
-        padding, and what rows begin with alike, as ``prefixes`` says, only once.
+        Where the backend packs texts, nothing after a row's last wanted position (such as padding) is computed, and
+        what rows share according to ``prefixes`` is computed once.
         """
         assert document_BT is None or prefixes is None, "packed documents and shared prefixes exclude each other"
-        # asked twice: packing tells the longest text, which decides whether the backend takes them
+        # checked twice: whether the backend supports them depends on the longest text, which packing finds
         if self.packs(1):
             packed = pack(wanted_BT, document_BT) if prefixes is None else pack_branches(wanted_BT, prefixes)
             self._check_length(packed.texts.max_seqlen)
@@ -146,12 +149,12 @@ class Transformer(nn.Module):
         return self.unembed(self.hidden(tokens_BT, cache, document_BT))
 
     def _layers(self, tokens_N: Tensor, attention: AttentionPass) -> Tensor:
-        """States after the last norm."""
+        """States after the last norm, [N, D]."""
         x_ND: Tensor = self.embed(tokens_N)
         added_ND: Tensor | None = None
         again = self.recompute and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
-            if again:  # nothing is drawn in a layer
+            if again:  # layers draw no random numbers, so that no generator's state has to be kept
                 inputs = x_ND, added_ND, attention, index
                 x_ND, added_ND = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -166,8 +169,8 @@ class Transformer(nn.Module):
             raise KlypeError(f"A text of {length} tokens is longer than the model's window of {self.config.window}.")
 
     def set_tables(self) -> None:
-        """What no file holds: the mask and the positions. They are real where weights are made without memory, too
-        (torch's meta device, for whose operations it would load its compiler)."""
+        """Create the causal mask and the rotary tables, which no checkpoint holds. They are real tensors even where the
+        weights are on torch's meta device, for whose operations torch would load its compiler."""
         side = min(self.config.window, MATERIALISED)
         # the meta device would leave them without numbers
         with torch.device("cpu"):
@@ -178,7 +181,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the first weights."""
+        """Initialise the weights."""
         nn.init.normal_(self.embed.weight, std=self.config.embed_std)
         nn.init.zeros_(self.head.weight)
         for layer in self.layers:
@@ -203,9 +206,9 @@ MATRICES = ("qkv", "out", "gate_up", "down")
 
 
 class Layer(nn.Module):
-    """Attention, then SwiGLU, each on a normed input and added to the stream.
+    """A transformer block: attention and a SwiGLU MLP, each with a norm before it and a residual connection.
 
-    ``qkv`` holds the rows of q, k, v; ``gate_up`` those of gate, up: the order of Hugging Face's apart matrices.
+    ``qkv`` holds the rows of Hugging Face's q, k and v matrices, ``gate_up`` those of gate and up.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -225,7 +228,7 @@ class Layer(nn.Module):
     def forward(
         self, x_ND: Tensor, added_ND: Tensor | None, attention: AttentionPass, index: int
     ) -> tuple[Tensor, Tensor | None]:
-        """The stream and what is still to be added to it, after the layer ``index`` of the model."""
+        """The residual stream after layer ``index`` of the model, and the term still to be added to it (None: none)."""
         x_ND, u_ND = attention.norm(x_ND, added_ND, self.attention_norm, self.taps, index)
         added_ND = self.out(attention.attend(self.qkv(u_ND), (self.q_norm, self.k_norm), index))
         x_ND, u_ND = attention.norm(x_ND, added_ND, self.mlp_norm)
