@@ -292,35 +292,26 @@ def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, 
     part, each = wanted
     undone = select(rankings.c.undoes).where(rankings.c.undoes.is_not(None))
     said = (rankings.c.kind != "undo") & rankings.c.id.not_in(undone)
-    own = select(rankings.c.question_id).where(said, rankings.c.annotator_id == mine)
-    alike = annotators.c.by == who.by
-    ranked, live = (
-        select(table.c.question_id, table.c.annotator_id.label("who"))
-        .join(annotators, annotators.c.id == table.c.annotator_id)
-        .where(alike, which)
-        for table, which in ((rankings, said), (claims, (claims.c.until >= now) & (claims.c.annotator_id != mine)))
-    )
-    both = ranked.union(live).subquery()
-    taken = select(sa.func.count(sa.distinct(both.c.who))).where(both.c.question_id == questions.c.id).scalar_subquery()
-    elsewhere = sa.exists().where(
-        claims.c.question_id == questions.c.id,
-        claims.c.annotator_id == mine,
-        claims.c.session != who.session,
-        claims.c.until >= now,
-    )
-    about = sa.type_coerce(questions.c.about, sa.Text)
-    own_language = about.contains(f'"lang": "{who.lang}"', autoescape=True) if who.lang else sa.false()
-    enough = sa.exists().where(candidates.c.question_id == questions.c.id)
-    query = (
-        select(questions.c.id)
-        .where(questions.c.id.not_in(own), taken < each, enough)
-        .order_by(sa.case((elsewhere, 1), (own_language, -1), else_=0), questions.c.priority.desc(), questions.c.id)
-        .limit(1)
-    )
-    if part:
-        query = query.where(questions.c.part == part)
-    found = connection.execute(query).scalar()
-    return None if found is None else int(found)
+    # Claims first: a ranking that is recorded in between ends its claim, and its question must be in one of the two.
+    live = select(claims.c.question_id, claims.c.annotator_id, claims.c.session).where(claims.c.until >= now)
+    held = connection.execute(live).all()
+    ranked = connection.execute(select(rankings.c.question_id, rankings.c.annotator_id).where(said)).all()
+    alike = set(connection.execute(select(annotators.c.id).where(annotators.c.by == who.by)).scalars())
+    taken: dict[int, set[int]] = defaultdict(set)  # annotators of this kind, by question
+    for question, annotator, *_ in (*ranked, *held):
+        if annotator in alike:
+            taken[question].add(annotator)
+    own = {question for question, annotator in ranked if annotator == mine}
+    elsewhere = {question for question, annotator, session in held if annotator == mine and session != who.session}
+
+    def order(row: Any) -> tuple[int, float, int]:
+        own_language = who.lang and f'"lang": "{who.lang}"' in row.about
+        return 1 if row.id in elsewhere else -1 if own_language else 0, -row.priority, row.id
+
+    columns = questions.c.id, questions.c.part, questions.c.priority, questions.c.about
+    rows = connection.execute(select(*columns).where(questions.c.id.in_(select(candidates.c.question_id))))
+    free = (r for r in rows if r.id not in own and len(taken[r.id] - {mine}) < each and part in ("", r.part))
+    return next((int(row.id) for row in sorted(free, key=order)), None)
 
 
 def _key(entry: Entry) -> tuple[Any, ...]:

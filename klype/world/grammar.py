@@ -8,18 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from klype.world.automaton import END, Expansion, RuleCall, State, Symbols, capital, form
-from klype.world.lexicon import (
-    FIXED,
-    KINDS,
-    LANGUAGES,
-    WORDS,
-    Fact,
-    Lexicon,
-    WorldQuery,
-    an_object,
-    fixed_items,
-    phrase,
-)
+from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, WorldQuery, an_object, items_of, phrase
 
 STYLES = BARE, SENTENCE, POLITE, BORING = "bare", "sentence", "polite", "boring"
 MIXED, CHAT = "mixed", "chat"
@@ -267,7 +256,7 @@ class Grammar:
         if kind == "translate":
             demand = form(phrase(env.lang, "frames", "translate"))
             return [(1.0, (*demand, RuleCall(self.translate_person)), env)]
-        items = fixed_items(kind, self.lexicon)
+        items = items_of(kind, self.lexicon)
         return [(1 / len(items), (RuleCall(self.known_item, (kind, item)),), env) for item in items]
 
     def known_item(self, env: Env, kind: str, item: Fact) -> list[Expansion]:

@@ -254,7 +254,7 @@ def word(at: int, domain: Callable[[Fact, Lexicon], Sequence[Content]], table: s
 
 def thing(kind: str, said: Callable[[str, str], str]) -> tuple[Any, ...]:
     """right, domain and bare of a kind of world knowledge that asks for another word of a thing."""
-    return only(lambda f: f[1]), lambda f, s, x: [i for _, i in fixed_items(kind, x)], lambda g, f, c: said(g, c)
+    return only(lambda f: f[1]), lambda f, s, x: [i for _, i in items_of(kind, x)], lambda g, f, c: said(g, c)
 
 
 SUBJECTS = (right_who, anybody, lambda g, f, c: listed(g, c), len)
@@ -310,7 +310,7 @@ KINDS = {
 FIXED = tuple(name for name, kind in KINDS.items() if kind.relation == "fixed")
 
 
-def fixed_items(kind: str, lexicon: Lexicon) -> list[Fact]:
+def items_of(kind: str, lexicon: Lexicon) -> list[Fact]:
     """Everything that a kind of question about world knowledge can be about."""
     match kind:
         case "capital":

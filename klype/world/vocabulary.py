@@ -11,7 +11,7 @@ from copy import copy
 
 from klype.world.automaton import END, Filter, RuleCall, WordChoice, capital, form, sample
 from klype.world.grammar import Grammar
-from klype.world.lexicon import KINDS, LANGUAGES, WORDS, Fact, Lexicon, clause, fixed_items, phrase
+from klype.world.lexicon import KINDS, LANGUAGES, WORDS, Fact, Lexicon, clause, items_of, phrase
 
 
 def vocabulary(grammar: Grammar) -> tuple[str, ...]:
@@ -23,7 +23,7 @@ def vocabulary(grammar: Grammar) -> tuple[str, ...]:
         for name, kind in KINDS.items():
             wanted = {"any": list(WORDS["clauses"]), "story": ["loc", "did"]}.get(kind.relation, kind.relation.split())
             fixed = kind.relation == "fixed"
-            for about in fixed_items(name, lexicon) if fixed else (fact for fact in facts if fact[0] in wanted):
+            for about in items_of(name, lexicon) if fixed else (fact for fact in facts if fact[0] in wanted):
                 said.add(kind.ask(lang, about))
                 for content in kind.domain(about, (about,), lexicon):
                     said |= {kind.bare(lang, about, content), kind.sentence(lang, about, content)}

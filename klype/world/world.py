@@ -14,7 +14,7 @@ from klype.errors import KlypeError, UsageError
 from klype.values import Question, Verdict
 from klype.world.automaton import END, EditFilter, Filter, RuleCall, State, Symbols, arcs, branches, expansions, sample
 from klype.world.grammar import ANSWERS, BORING, CHAT, STYLES, Env, Grammar
-from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, WorldQuery, fixed_items, key
+from klype.world.lexicon import FIXED, KINDS, LANGUAGES, WORDS, Fact, Lexicon, WorldQuery, items_of, key
 from klype.world.vocabulary import ATTACHED, vocabulary
 
 TOKEN = re.compile(r"[.,?!:]|[^\s.,?!:]+")
@@ -129,7 +129,7 @@ class World:
         """Items of world knowledge by kind, those held out (True) and the others."""
         found: dict[bool, dict[str, list[Fact]]] = {True: {}, False: {}}
         for kind in FIXED:
-            for item in fixed_items(kind, self.lexicon):
+            for item in items_of(kind, self.lexicon):
                 held_out = zlib.crc32("/".join(item).encode()) % FIXED_SHARE == 0
                 found[held_out].setdefault(kind, []).append(item)
         return found
@@ -203,7 +203,7 @@ class World:
         asking: set[tuple[int, State]] = {
             (0, (symbols, bound))
             for kind in FIXED
-            for item in fixed_items(kind, self.lexicon)
+            for item in items_of(kind, self.lexicon)
             for _, symbols, bound in self.grammar.put(env, kind, item)
         }
         for t, word in enumerate(words):
