@@ -241,7 +241,7 @@ def tree(document: Document, say: Say) -> Picture | None:
     """The most likely answers to some questions, as branching trees."""
     panels, rows = [], list[Row]()
     for one in document["trees"]:
-        panels.append(_tree(_short(one["question"]), one["branches"], say))
+        panels.append(tree_panel(_short(one["question"]), one["branches"], say))
         rows += [
             (visible(one["question"]), visible(a["text"]), FigureFacts(value=a["low"], low=a["low"], high=a["high"]))
             for a in one["answers"]
@@ -253,9 +253,13 @@ def tree(document: Document, say: Say) -> Picture | None:
     return Picture("tree", say("exam.tree", left=say.share(left, 1)), say("exam.how_tree"), panels, *table, wide=True)
 
 
-def _tree(title: str, root: Document, say: Say) -> Panel:
-    """One tree, without overlapping labels: inner labels are above their nodes and no wider than the distance to the
-    next node (the root's half of that), and all leaves are in one column with a row each."""
+def tree_panel(title: str, root: Document, say: Say, left: int = 12) -> Panel:
+    """A tree of branches (``text``, ``mass``, ``children``, and perhaps the ``style`` of node and line) from left to
+    right.
+
+    No label meets another: inner ones are above their nodes and no wider than the distance between two nodes, and all
+    leaves are in one column, a row each. ``left``: the root's distance from the edge, where its label begins.
+    """
 
     def depth(branch: Document) -> int:
         return max((1 + depth(child) for child in branch["children"]), default=0)
@@ -263,13 +267,14 @@ def _tree(title: str, root: Document, say: Say) -> Panel:
     def name(branch: Document) -> str:
         return f"{_branch_text(branch)}  {say.share(branch['mass'], 1)}"
 
-    def node(branch: Document, left: int) -> Option:
-        """A node whose leaves are all at the same depth, by invisible nodes above them."""
-        found: Option = {"name": name(branch), "value": branch["mass"]}
+    def node(branch: Document, deeper: int) -> Option:
+        """The branch, with its leaves so many levels below it, behind hidden nodes."""
+        looks = {"value": branch["mass"], **branch.get("style", {})}
+        found: Option = {"name": name(branch), **looks}
         if branch["children"]:
-            return {**found, "children": [node(child, left - 1) for child in branch["children"]]}
-        for _ in range(left):
-            found = {"name": "", "value": branch["mass"], "symbolSize": 0, "children": [found]}
+            return {**found, "children": [node(child, deeper - 1) for child in branch["children"]]}
+        for _ in range(deeper):
+            found = {"name": "", **looks, "symbolSize": 0, "children": [found]}
         return found
 
     every, levels = [*_branches(root)], depth(root)
@@ -277,15 +282,16 @@ def _tree(title: str, root: Document, say: Say) -> Panel:
     on_the_way = [len(name(branch)) for branch in every if branch["children"]]
     room, step = _room(ends), min(220, max(64, *(16 + 7 * length for length in (*on_the_way, 0))))
     drawn = node(root, levels)
-    drawn["label"] = {"position": "top", "align": "left", "width": step // 2 - 8, "overflow": "truncate"}
+    label = {"align": "left", "offset": [12 - left, 0], "width": left - 12 + step // 2 - 8}
+    drawn["label"] = {"position": "top", "overflow": "truncate", **label}
     accent = {"color": "$accent", "borderColor": "$accent"}
     series = charts.branching(
-        drawn, left=12, right=room, symbolSize=7, itemStyle=accent, lineStyle={"color": "$muted"},
+        drawn, left=left, right=room, symbolSize=7, itemStyle=accent, lineStyle={"color": "$muted"},
         leaves={"width": room - 12, "overflow": "truncate"},
     )  # fmt: skip
     series["label"] |= {"width": step - 8, "overflow": "truncate"}
     option = canvas(series=[series], tooltip={"show": False})
-    return Panel(title, option, 60 + 30 * len(ends), 12 + step * levels + room)
+    return Panel(title, option, 60 + 30 * len(ends), left + step * levels + room)
 
 
 def _branches(branch: Document) -> Iterator[Document]:

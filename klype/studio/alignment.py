@@ -149,8 +149,7 @@ class AlignCard(el.WorkPart):
     store: RankingStore
     seen: Alignment | None = None
     drawn: object = None
-    people: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    whose: Select | None = None
+    people: dict[str, Sequence[str]] = field(default_factory=dict)
 
     def build(self) -> None:
         w = self.w
@@ -158,7 +157,8 @@ class AlignCard(el.WorkPart):
             el.small(w("learn_lead"))
             el.small(w("learn_needs"))
             with el.box("r-setup") as self.form:
-                self.whose_box = el.box()
+                with el.box() as self.whose_box:
+                    self.whose = Select(w("whose"), {"": w("whose_nobody")}, "")
                 self.minutes = Minutes(self.visit, (0.5, 10, 0.5), 1.0)
                 self.force = Check(w("force"), False)
                 with el.box():
@@ -167,7 +167,6 @@ class AlignCard(el.WorkPart):
                 self.open = el.text_of("a", w("open_run"), "k-button")
             self.pictures = el.GrowingPictures(self.visit, ["alignment"], self.rows)
             self.samples, self.result = el.box("r-samples"), el.box()
-        self.know([])
         self._show()
         ui.timer(LOOK_S, self.look)
 
@@ -176,25 +175,23 @@ class AlignCard(el.WorkPart):
         w, say = self.w, self.say
         count = {one["name"]: one["rankings"] for one in annotators if one["rankings"]}
         simulated = {one["name"] for one in annotators if one["by"] == "simulated"}
-        people = tuple(name for name in count if name not in simulated)
-        self.people = {"people": people} if people else {}
-        self.people |= {f"one:{name}": (name,) for name in count if name in simulated or len(people) > 1}
-        shown = {
-            key: w("whose_one", name=named(who[0], w), n=say.count(count[who[0]])) for key, who in self.people.items()
-        }
+        people, shown = [name for name in count if name not in simulated], dict[str, str]()
+        self.people = {"people": people}
         if people:
             shown["people"] = w("whose_people", n=say.count(sum(count[name] for name in people)))
+        for name, rankings in count.items():
+            if name in simulated or len(people) > 1:
+                self.people[f"one:{name}"] = [name]
+                shown[f"one:{name}"] = w("whose_one", name=named(name, w), n=say.count(rankings))
         shown = shown or {"": w("whose_nobody")}
-        # what was chosen stays chosen while others go on ranking
-        if self.whose is None or shown != self.whose.options:
-            before = "" if self.whose is None else self.whose.value
+        if shown != self.whose.options:
+            before = self.whose.value  # the choice stays while others rank
             self.whose_box.clear()
             with self.whose_box:
                 self.whose = Select(w("whose"), shown, before if before in shown else next(iter(shown)))
 
     async def begin(self) -> None:
-        names = self.people.get(self.whose.value, ()) if self.whose is not None else ()
-        wanted = names, self.minutes.value, self.force.value, self.visit.lang
+        wanted = self.people.get(self.whose.value, ()), self.minutes.value, self.force.value, self.visit.lang
         self.seen = await self.visit.attempt(start_alignment, self.studio, self.store, *wanted) or self.seen
         self.drawn = None
         await self.look()

@@ -6,16 +6,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from math import fsum
+from typing import Any
 
 from klype.answers.forks import Forks
 from klype.answers.tree import Branch, Tree, branches
 from klype.api.prompt_context import PromptContext
 from klype.engine.engine import Event
-from klype.examine.charts import Option, Panel, branching, canvas, sankey
+from klype.examine.answer_pictures import tree_panel
+from klype.examine.charts import Option, Panel, canvas, sankey
 from klype.examine.intervals import proportion
 from klype.examine.say import Say, visible
 from klype.judge.meaning import label
@@ -26,15 +28,13 @@ from klype.values import Distribution, Figure, Request, Sampling, Tokens, Trace
 from klype.words import Words
 
 SAMPLES = 24  # continuations that are drawn at every token to find the one that decided
-# In pixels: a drawing's least width, the space left of a flow and of a tree, a row, a share behind a label, the gap
-# between columns, a letter.
-NARROWEST, LEAST_LEFT, LEFT, ROW, SHARE, APART, LETTER = 680, 4, 80, 28, 54, 24, 7
+# In pixels: the flow's least width, the space left of it, a share behind a label, the gap between columns, a letter.
+NARROWEST, LEFT, SHARE, APART, LETTER = 680, 4, 54, 24, 7
+INNER, LEAF = 160, 266  # pixels of texts in the tree
 RIGHT, COLUMN = (230, 420), (150, 240)  # the least and the greatest width of the last labels, and of a column
 # how many of the most probable answers are shown, and the least probability (below it would be shown as 0.0 %)
 SHOWN_ANSWERS, SEEN = 16, 0.0005
 KNOWN = 4000  # distributions that are cached for one question
-UNSEEN: Option = {"name": "", "symbolSize": 0, "label": {"show": False}, "itemStyle": {"opacity": 0},
-                  "lineStyle": {"opacity": 0, "width": 0}}  # fmt: skip
 LEAVES = 40  # leaves of a flow; beyond that the rarest of each node are merged
 
 
@@ -222,7 +222,7 @@ def pruned(root: FlowNode, most: int = LEAVES) -> FlowNode:
     return root
 
 
-def leaves(node: FlowNode | Branch) -> int:
+def leaves(node: FlowNode) -> int:
     return sum(map(leaves, node.children)) or 1
 
 
@@ -259,16 +259,16 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
 
     add(root, 0, ())
     last = [item["depth"] == depth for item in nodes]
-    right, width = room(zip(texts, last, strict=True), LEAST_LEFT, depth)
+    right, width = room(zip(texts, last, strict=True), depth)
     for item, text in zip(nodes, texts, strict=True):
-        free = (right if item["depth"] == depth else (width - LEAST_LEFT - right) // depth) - APART
+        free = (right if item["depth"] == depth else (width - LEFT - right) // depth) - APART
         shown = f"{_short(text, free - SHARE)}  {say.share(item['value'], 1)}".strip()
         item["label"] |= {"formatter": _plain(shown), "width": free}
     if not links:  # one answer only: without a second node ECharts draws no width
         nodes.append({"name": "end", "depth": 1, "itemStyle": {"opacity": 0}, "label": {"show": False}})
         links.append({"source": nodes[0]["name"], "target": "end", "value": nodes[0]["value"]})
     series = sankey(
-        nodes, links, left=LEAST_LEFT, right=right, nodeGap=18, layoutIterations=0,
+        nodes, links, left=LEFT, right=right, nodeGap=18, layoutIterations=0,
         emphasis={"focus": "trajectory"}, lineStyle={"color": "target", "opacity": 0.34, "curveness": 0.5},
         label={"position": "right", "overflow": "truncate"},
     )  # fmt: skip
@@ -277,34 +277,18 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
 
 
 def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
-    """The most probable whole answers as a tree, with lines as thick as their probability."""
-    root = most_probable(paths.tree, paths.spell, w("together"), w("everything"))
-    depth = max(1, depth_of(root))
-    texts = {id(one): visible(one.text.strip()) or ("…" if one.children else w("end")) for one in all_of(root)}
-    right, width = room(((texts[id(one)], not one.children) for one in all_of(root)), LEFT, depth)
-    rows: list[Branch] = []  # for each leaf its parent at the last level
+    """The most probable whole answers as a tree, with lines as thick as their probability, coloured by meaning."""
 
-    def node(branch: Branch, level: int, above: Branch) -> Option:
-        step = (width - LEFT - right) // depth
-        inner = min(2 * LEFT, step) if branch is root else step
-        free = (inner if branch.children else right + step * (depth - level)) - 16
-        text = _short(texts[id(branch)], free - SHARE)
+    def drawn(branch: Branch) -> dict[str, Any]:
         colour = paths.colour_of(branch.meaning) if branch.answer is not None else "$base"
-        label: Option = {"width": free, "overflow": "truncate"}
-        below = [node(child, level + 1, branch) for child in branch.children]
-        if not branch.children:
-            rows.append(above if level == depth else branch)
-            label |= {"position": "right", "align": "left", "verticalAlign": "middle"}
-            for _ in range(level, depth):  # hidden nodes down to the last level keep other labels out of its row
-                below = [{**UNSEEN, "children": below}]
         line = {"color": colour, "width": 1 + 13 * branch.mass, "opacity": 0.6, "curveness": 0.5}
-        style = {"color": colour, "borderColor": colour}
-        name = f"{text}  {say.share(branch.mass, 1)}"
-        return {"name": name, "lineStyle": line, "label": label, "itemStyle": style, "children": below}
+        style = {"itemStyle": {"color": colour, "borderColor": colour}, "lineStyle": line}
+        # cut so that the share behind it has room in a label
+        text = _short(branch.text.strip(), INNER if branch.children else LEAF) or ("" if branch.children else w("end"))
+        below = [drawn(child) for child in branch.children]
+        return {"text": text, "mass": branch.mass, "children": below, "style": style}
 
-    series = branching(node(root, 0, root), left=LEFT, right=right, symbolSize=8)
-    apart = sum(1 if one is other else 2 for one, other in pairwise(rows))  # as ECharts spaces leaves
-    return Panel("", canvas(series=[series], tooltip={"show": False}), 80 + ROW * apart, width)
+    return tree_panel("", drawn(most_probable(paths.tree, paths.spell, w("together"), w("everything"))), say, 40)
 
 
 def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:
@@ -317,26 +301,19 @@ def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, 
     return root if left < SEEN else Branch(everything, total, (*ways, Branch(rest, left, ())))
 
 
-def depth_of(branch: FlowNode | Branch) -> int:
+def depth_of(node: FlowNode) -> int:
     """The number of levels below a node."""
-    return max((1 + depth_of(child) for child in branch.children), default=0)
+    return max((1 + depth_of(child) for child in node.children), default=0)
 
 
-def all_of(branch: Branch) -> Iterator[Branch]:
-    """Yields a branch and all below it."""
-    yield branch
-    for child in branch.children:
-        yield from all_of(child)
-
-
-def room(texts: Iterable[tuple[str, bool]], left: int, depth: int) -> tuple[int, int]:
+def room(texts: Iterable[tuple[str, bool]], depth: int) -> tuple[int, int]:
     """Returns the width of the last labels and of the whole drawing, in pixels, as the longest texts need. ``texts``:
     (label, whether it is a last one)."""
     longest = {True: 0, False: 0}
     for text, last in texts:
         longest[last] = max(longest[last], APART + SHARE + LETTER * len(text))
     right, column = (min(ends[1], max(ends[0], longest[ends is RIGHT])) for ends in (RIGHT, COLUMN))
-    return right, max(NARROWEST, left + right + column * depth)
+    return right, max(NARROWEST, LEFT + right + column * depth)
 
 
 def _short(text: str, width: int) -> str:

@@ -20,7 +20,7 @@ from fastapi import Request
 from nicegui import ui
 
 from klype.errors import KlypeError
-from klype.examine.charts import DARK, LIGHT, Cell, Option, Panel, Picture
+from klype.examine.charts import DARK, LIGHT, Cell, Option, Picture
 from klype.examine.say import Say, visible
 from klype.serve.api_errors import ApiError
 from klype.studio.background_jobs import Work
@@ -336,25 +336,21 @@ def redraw(drawn: ui.echart, option: Option, lang: str) -> None:
     drawn.update()
 
 
-def panels(visit: Visit, drawings: Sequence[Panel], label: str = "") -> list[ui.echart]:
-    """Charts side by side, each under its title; one with a least width scrolls where there is less room."""
-    made = []
-    with box("k-panels"):
-        for panel in drawings:
-            called = f"{label} {panel.title}".strip()
-            with Scroll(visit, called) if panel.width else box():
-                if panel.title:
-                    text_of("h3", panel.title)
-                made.append(chart(panel.option, visit.lang, panel.height, called))
-                made[-1].style(f"min-width:{panel.width}px")
-    return made
-
-
 def picture(visit: Visit, found: Picture, rows: Rows | None = None) -> list[ui.echart]:
-    """A card with a report's picture: title, charts (which are returned), how to read them, and the data. ``rows``: the
-    data where they are not in the picture."""
+    """A card with a report's picture: title, charts side by side (which are returned), how to read them, and the data.
+
+    A chart with a least width scrolls where there is less room. ``rows``: the data where they are not in the picture.
+    """
+    made = []
     with card(found.title) as drawn:
-        made = panels(visit, found.panels, found.title)
+        with box("k-panels"):
+            for panel in found.panels:
+                label = f"{found.title} {panel.title}".strip()
+                with Scroll(visit, label) if panel.width else box():
+                    if panel.title:
+                        text_of("h3", panel.title)
+                    made.append(chart(panel.option, visit.lang, panel.height, label))
+                    made[-1].style(f"min-width:{panel.width}px")
         small(found.how)
         as_data(visit, found.id, found.columns, rows or (lambda: found.rows), drawn)
     return made
