@@ -20,7 +20,6 @@ from klype.examine.run_figures import read as read_facts
 from klype.examine.run_report import render
 from klype.jsons import steps
 from klype.preferences import formats
-from klype.preferences.annotators import taste
 from klype.runs import folder, pipeline, rankers, ranking
 from klype.runs.listener import RunListener, SilentListener
 from klype.runs.pipeline import align_rounds, overrides
@@ -258,8 +257,7 @@ class Run:
             else:
                 rankers.checked(store)
                 if by is None:
-                    judge, usual = rankers.world_of(self.path).judge, taste("")
-                    rank = rankers.by_taste(usual, judge, noise, rankers.label(name, usual))
+                    rank = rankers.by_taste(rankers.world_of(self.path), "", noise, name)
                 else:
                     rank = rankers.by_function(by, name or name_of(by))
                 new = rankers.rank_all(store, rank, "simulated" if by is None else "model", n, seed)

@@ -93,7 +93,7 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
     new rankings."""
     from klype.device import pick_device
     from klype.preferences import formats
-    from klype.preferences.annotators import model_scorer, taste
+    from klype.preferences.annotators import model_scorer
     from klype.runs import rankers
     from klype.runs.annotator_session import AnnotatorSession, rank_by_hand
     from klype.runs.ranking import DrawSettings, draw_into, prioritise
@@ -109,14 +109,15 @@ def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None)
     if asked.import_ is not None:
         return store.put(formats.read(asked.import_))
     if asked.simulate or asked.taste:
-        world, wanted, done = rankers.world_of(run), [taste(text) for text in asked.taste or ("",)], 0
+        world, tastes = rankers.world_of(run), asked.taste or ("",)
+        name = asked.annotator if len(tastes) == 1 else ""
+        annotators = [rankers.by_taste(world, text, asked.noise, name) for text in tastes]
         rankers.checked(store)
-        for number, one in enumerate(wanted):
-            label = rankers.label(asked.annotator if len(wanted) == 1 else "", one)
-            by = rankers.by_taste(one, world.judge, asked.noise, label)
-            # another seed each, so that they do not make the same errors
-            done += rankers.rank_all(store, by, "simulated", asked.steps, asked.seed + number, first)
-        return done
+        # another seed each, so that they do not make the same errors
+        return sum(
+            rankers.rank_all(store, by, "simulated", asked.steps, seed, first)
+            for seed, by in enumerate(annotators, asked.seed)
+        )
     if not asked.judge and (asked.export is not None or asked.from_):
         return 0
     rankers.checked(store)

@@ -14,15 +14,14 @@ from klype.data.seeds import mix
 from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import mean_by_question
 from klype.preferences.agreement import alpha, kendall_tau_b
-from klype.preferences.annotators import Scorer, Taste, contradictions, first_shown, rank_simulated
+from klype.preferences.annotators import Scorer, contradictions, first_shown, rank_simulated, taste
 from klype.preferences.records import MODEL, SIMULATED, By, Entry
 from klype.preferences.store import Store
 from klype.runs import provenance
 from klype.train.rewards import scores
-from klype.values import Figure, Question, Ranking, Reward, Verdict
+from klype.values import Figure, Question, Ranking, Reward
 from klype.world import World
 
-Judge = Callable[[Question, str, bool], Verdict]
 Rank = Callable[[Question, Sequence[str], random.Random], Ranking]
 
 
@@ -32,10 +31,13 @@ def check_noise(noise: float) -> None:
         raise UsageError(f"noise should be from 0 to below .5 (it is {noise}).")
 
 
-def by_taste(taste: Taste, judge: Judge, noise: float, name: str) -> Rank:
-    """Returns a Rank function that simulates an annotator: weighs what ``judge`` sees by ``taste``, and errs with
-    probability ``noise``, below .5."""
-    annotator = Scorer(name, lambda question, answer: taste.score(judge(question, answer, True)))
+def by_taste(world: World, text: str, noise: float, name: str = "") -> Rank:
+    """Returns a Rank function that simulates an annotator: weighs what the world's judge sees by the taste ``text``,
+    and errs with probability ``noise``, below .5. ``name``: the annotator's, by default made from the taste."""
+    own = taste(text)
+    # rank_simulated adds the prefix again
+    name = name.removeprefix(SIMULATED) or (f"taste {own}" if str(own) else "usual taste")
+    annotator = Scorer(name, lambda question, answer: own.score(world.judge(question, answer, True)))
     return lambda question, answers, rng: rank_simulated(annotator, question, answers, noise, rng)
 
 
@@ -172,11 +174,6 @@ def checked(store: Store) -> None:
         raise KlypeError(
             f"The store {store.place} has no question with two answers.", "Make some: klype train rank --from MODEL."
         )
-
-
-def label(name: str, taste: Taste) -> str:
-    """The name of a simulated annotator, without the prefix that ``rank_simulated`` adds."""
-    return name.removeprefix(SIMULATED) or (f"taste {taste}" if str(taste) else "usual taste")
 
 
 def now() -> str:
