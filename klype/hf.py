@@ -1,7 +1,7 @@
-"""Registers klype's own model type with transformers' Auto classes: ``import klype.hf``, then load as any model.
+"""Registers klype's own model type with transformers' Auto classes: ``import klype.hf``, then load it as any model.
 
-Only the shapes that no architecture of transformers computes need it (the convolution, no rotation); checkpoints of
-the plain shape load without. No remote code: this module is what a user imports.
+Only checkpoints whose architecture transformers lacks need it (with the convolution, or without rotary embeddings); all
+others load without it. No remote code is involved: this module is what a user imports.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from klype.model.transformer import Transformer
 
 
 class KlypeConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """transformers' view of a klype shape: the fields of config.json, as they stand there."""
+    """A klype configuration for transformers: the fields of config.json, unchanged."""
 
     model_type = OWN
-    # TRL asks for it; the class has it, so that no folder names code
+    # TRL reads it; as an attribute of the class it cannot name code in a folder
     auto_map: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass
 class KlypeOutput(CausalLMOutput):
-    """With the states that logits are made of, for trainers that make them in pieces (TRL)."""
+    """Also with the last hidden states, for trainers that compute the logits in pieces (TRL)."""
 
     last_hidden_state: torch.Tensor | None = None
 
 
 class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
-    """A klype model behind transformers' interface; generation goes without a cache."""
+    """A klype model with transformers' interface; generation does not use a cache."""
 
     config_class = KlypeConfig
     supports_gradient_checkpointing = True
@@ -53,7 +53,7 @@ class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         labels: torch.Tensor | None = None,
         **_: Any,
     ) -> KlypeOutput:
-        """Logits [B, T, V]. Padding (0 in ``attention_mask``) is kept apart as a document of its own."""
+        """Logits [B, T, V]. Padding (0 in ``attention_mask``) is masked as a document of its own."""
         padded = attention_mask is not None and not bool(attention_mask.all())
         states = self.transformer.hidden(input_ids, document_BT=attention_mask if padded else None)
         logits = self.transformer.unembed(states)
@@ -63,11 +63,11 @@ class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
         return KlypeOutput(loss=loss, logits=logits, last_hidden_state=states)
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
-        """The whole text at every step."""
+        """The whole sequence at every step, as there is no cache."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
     def _set_gradient_checkpointing(self, enable: bool = True, *_: Any, **__: Any) -> None:
-        """As trainers ask for it, TRL's unasked."""
+        """Called by transformers' trainers, and by TRL's even if it is off."""
         self.transformer.recompute = enable
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -82,7 +82,7 @@ class KlypeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-unt
 
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Called after loading: the tables are not in the file."""
+        """Called after loading: mask and positions are not in the checkpoint."""
         if isinstance(module, Transformer):
             module.set_tables()
 

@@ -1,7 +1,7 @@
-"""The words klype says, in every language, and numbers as they are written there.
+"""Messages and number formats of every language.
 
-One TOML file a language, and one per catalogue of it (``cli_nb.toml``). A new language is one file,
-``klype/words/xx.toml``: whatever it does not say is English. (Errors and help: ``sentences``.)
+A language has one TOML file, and one for each catalogue of its messages (``cli_nb.toml``). A new language needs one
+file, ``klype/words/xx.toml``; what is missing from it is said in English. (Errors and help: ``sentences``.)
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """``tag``: as browsers know it. ``also``: its other codes; ``reads``: those whose readers can read it.
+    """A language and how it writes numbers.
 
-    Numbers: ``decimal`` mark, ``group`` of thousands from ``grouped_from`` on, ``percent`` sign, what stands
-    ``between`` an interval's ends. ``hour``: its sign. ``messages``: of catalogues that have no file of their own.
+    ``tag``: its BCP 47 tag. ``also``: other codes for it; ``reads``: codes of languages whose readers understand it.
+    ``decimal``: the decimal mark; ``group``: the mark between groups of three digits, from ``grouped_from`` on;
+    ``percent``: the percent sign; ``between``: the separator of an interval's ends; ``hour``: the unit's symbol.
+    ``messages``: of catalogues without a file of their own.
     """
 
     name: str
@@ -50,7 +52,7 @@ def _languages() -> dict[str, Language]:
     return found
 
 
-# Those that there is a file for, by their code.
+# by code
 LANGUAGES: Mapping[str, Language] = _languages()
 
 
@@ -62,26 +64,26 @@ class Words:
     messages: Mapping[str, str]
 
     def __call__(self, key: str, **values: object) -> str:
-        """The message with its placeholders filled in; an unknown key or a missing value is a programmer's error."""
+        """The message with its placeholders filled in. Raises KeyError for an unknown key or a missing value."""
         return self.messages[key].format_map(values)
 
     def section(self, prefix: str) -> dict[str, str]:
-        """All messages below a prefix, by the rest of their key."""
+        """The messages whose keys start with ``prefix`` and a dot, by the rest of the key."""
         start = f"{prefix}."
         return {key.removeprefix(start): text for key, text in self.messages.items() if key.startswith(start)}
 
 
 def spoken(wish: str, read: bool = False) -> str:
-    """The language of a locale or of a browser's wish ("nb_NO.UTF-8", "nn"), or with ``read`` one that its readers can
-    read; "" where klype speaks none."""
+    """The code of the language of a locale ("nb_NO.UTF-8") or of a browser's preference ("nn"), or with ``read`` of one
+    that its readers understand; "" if klype speaks none."""
     code = re.split(r"[-_.@]", wish.strip().lower())[0]
     known = {other: lang for lang, row in LANGUAGES.items() for other in (*row.also, *(row.reads if read else ()))}
     return code if code in LANGUAGES else known.get(code, "")
 
 
 def words(lang: str, catalogue: str = "cli") -> Words:
-    """The catalogue ``klype/words/<catalogue>_<lang>.toml``, its tables flattened to dotted keys. Where there is none:
-    English, but for what the language's own file says."""
+    """The catalogue ``klype/words/<catalogue>_<lang>.toml``, with dotted keys. Without such a file it is English,
+    except for the messages in the language's own file."""
     file = resources.files("klype.words") / f"{catalogue}_{lang}.toml"
     if not file.is_file():
         own = LANGUAGES[lang].messages.get(catalogue, {})
@@ -90,7 +92,7 @@ def words(lang: str, catalogue: str = "cli") -> Words:
 
 
 def in_all_languages(catalogue: str, key: str, **values: object) -> dict[str, str]:
-    """A message of a catalogue by the code of the language that it is in."""
+    """A message of a catalogue in every language, by the language's code."""
     return {lang: words(lang, catalogue)(key, **values) for lang in LANGUAGES}
 
 
@@ -103,45 +105,46 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def number(value: float, lang: str, decimals: int = 2) -> str:
-    """With so many decimals; a true minus sign; the decimal mark of the language."""
+    """A number with a fixed number of decimals, a real minus sign and the language's decimal mark."""
     text = f"{abs(value):.{decimals}f}"
     sign = "\u2212" if value < 0 and float(text) != 0 else ""
     return sign + _mark(text, lang)
 
 
 def short(value: float, lang: str) -> str:
-    """A setting as it was typed: 0.7, 1; 0,7 in Norwegian."""
+    """A number with as few digits as it needs: 0.7, 1; 0,7 in Norwegian."""
     return _mark(f"{value:g}", lang)
 
 
 def count(value: int, lang: str) -> str:
-    """A whole number in groups of three: 1,234,567, and with narrow spaces in Norwegian from five digits on."""
+    """An integer in groups of three digits: 1,234,567; with narrow spaces, from five digits on, in Norwegian."""
     row = LANGUAGES[lang]
     return f"{value:,}".replace(",", row.group) if abs(value) >= row.grouped_from else str(value)
 
 
 def percent(share: float, lang: str, decimals: int = 0) -> str:
-    """A share (0 … 1) in percent: 83%, 83 % in Norwegian."""
+    """A share (0 to 1) in percent: 83%; 83 % in Norwegian."""
     return number(100 * share, lang, decimals) + LANGUAGES[lang].percent
 
 
 def figure(value: Figure, lang: str) -> str:
-    """The figure with its interval; why, when there is none. In Norwegian a semicolon parts the ends."""
+    """A figure with its interval, or why there is none: "0.83 [0.79, 0.87]"; "0,83 [0,79; 0,87]" in Norwegian."""
     if value.value is None or not math.isfinite(value.value):
         return f"\u2013 ({value.why})" if value.why else "\u2013"
     if value.low is None or value.high is None:
         return number(value.value, lang) + (f" ({value.why})" if value.why else "")
     decimals = interval_decimals(value.low, value.high)
     ends, said = [number(end, lang, decimals) for end in (value.low, value.high)], number(value.value, lang, decimals)
-    if {*ends} == {said}:  # it is known more exactly than it is written
+    if {*ends} == {said}:  # the interval vanishes in rounding
         return said
     return f"{said} [{LANGUAGES[lang].between.join(ends)}]"
 
 
 def interval_decimals(low: float, high: float) -> int:
-    """How many decimals an interval's half-width deserves: two digits of it when they read 10 … 35, else one.
+    """The number of decimals for an interval: two digits of its half-width if these are 10 to 35, else one; at least
+    two decimals for numbers up to one.
 
-    The rule of the Particle Data Group (Review of Particle Physics, introduction, 5.3); at least two below one.
+    This is the rule of the Particle Data Group (Review of Particle Physics, introduction, 5.3).
     """
     half = (high - low) / 2
     if not math.isfinite(half) or half <= 0:

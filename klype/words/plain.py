@@ -1,7 +1,7 @@
-"""Everything that goes to a terminal or into a log goes through ``harmless``.
+"""Makes untrusted text safe to print: everything that goes to a terminal or a log passes through ``harmless``.
 
-Names of models, texts of servers, errors of libraries, tokens and files come from strangers: an escape sequence among
-them could fill the clipboard, rewrite the screen or turn a line around.
+Names of models, replies of servers, errors of libraries, tokens and files may contain escape sequences, which could
+fill the clipboard, rewrite the screen or reverse a line.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
-# Not printable to Python, and harmless: line breaks, tabs, and what joins emojis.
+# harmless, although str.isprintable rejects them: line breaks, tabs, and the joiner of emojis
 KEPT = frozenset("\n\t\u200d")
 
 
 def harmless(text: str) -> str:
-    """The text with U+FFFD for control characters, those that turn the direction of writing, and half characters."""
+    """The text with U+FFFD instead of control characters, bidirectional controls and lone surrogates."""
     return _replaced(text.replace("\r\n", "\n"), lambda character: "\ufffd")
 
 
 def escape(text: str) -> str:
-    r"""JSON with ``\uXXXX`` for the same characters: it says the same."""
+    r"""JSON text with ``\uXXXX`` instead of the same characters, which leaves its meaning unchanged."""
 
     def code(character: str) -> str:
         data = character.encode("utf-16-be", "surrogatepass").hex()
@@ -33,7 +33,7 @@ def escape(text: str) -> str:
 
 
 def tell(text: str, end: str = "\n", file: TextIO | None = None) -> None:
-    """Prints, at once. ``file`` None: standard output."""
+    """Prints and flushes. ``file``: by default standard output."""
     print(harmless(text), end=end, file=file or sys.stdout, flush=True)
 
 
@@ -43,11 +43,11 @@ def aside(text: str) -> None:
 
 
 class HarmlessRecord(logging.LogRecord):
-    """A log's record whose message, arguments and traceback are harmless, whoever formats it."""
+    """A log record whose message, arguments and traceback are harmless, whatever formats it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(self.args, tuple):  # uvicorn's access log is formatted from these
+        if isinstance(self.args, tuple):  # uvicorn's access log formats them itself
             self.args = tuple(harmless(arg) if isinstance(arg, str) else arg for arg in self.args)
         if isinstance(self.exc_info, tuple) and isinstance(self.exc_info[2], TracebackType):
             self.exc_text = harmless(logging.Formatter().formatException(self.exc_info))
@@ -57,7 +57,7 @@ class HarmlessRecord(logging.LogRecord):
 
 
 def harmless_log() -> None:
-    """All logs of this process, klype's and libraries', from here on."""
+    """Makes all further logging of this process, klype's and libraries', harmless."""
     logging.setLogRecordFactory(HarmlessRecord)
 
 

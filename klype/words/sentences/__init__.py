@@ -1,7 +1,7 @@
-"""Sentences that stand in the code in English, in the reader's language: errors, help, and how a run goes.
+"""Translations of sentences that the code has in English: errors, help, and the progress of runs.
 
-As with gettext, the English sentence is the key, with ``{}`` where a value stands in it; one file a language. A
-sentence that has no translation is said in English.
+As with gettext, the English sentence is the key, with ``{}`` in place of values; there is one file per language. A
+sentence without a translation stays English.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HOLE = "{}"
 
 
 class Sentences:
-    """One language's sentences of some tables of its file: ``Sentences("nb")("There is no model x.")``."""
+    """A language's translations, from the tables ``names`` of its file: ``Sentences("nb")("There is no model x.")``."""
 
     def __init__(self, lang: str, *names: str) -> None:
         file = resources.files(__name__) / f"{lang}.toml"
@@ -26,20 +26,20 @@ class Sentences:
         self._known: dict[str, str] = {english: text for table in known for english, text in table.items()}
 
     def __call__(self, text: str) -> str:
-        """The sentence as this language says it; the values in it that are words, too."""
+        """The translated sentence; values in it that are words are translated, too."""
         return self._said(text, self._known)
 
     def name(self, text: str) -> str:
-        """The text where it is a name that this language has a word for; any other is somebody's own."""
+        """The translation of a name, or the name itself if it has none."""
         return self._known.get(text, text)
 
     def _said(self, text: str, known: dict[str, str]) -> str:
         if text in known:
             return known[text]
-        # The most particular first: of those that fit, the one that says the most itself.
+        # the most specific first: of the patterns that match, the one with the most text of its own
         for english in sorted((e for e in known if HOLE in e), key=lambda e: e.count(HOLE) - len(e)):
             if found := re.fullmatch("(.*)".join(map(re.escape, english.split(HOLE))), text, re.DOTALL):
-                flags = [part.endswith("--") for part in english.split(HOLE)]  # a flag is typed as it is
+                flags = [part.endswith("--") for part in english.split(HOLE)]  # flags are not translated
                 values = (
                     v if flag else self._said(v, self._values) for v, flag in zip(found.groups(), flags, strict=False)
                 )
@@ -47,7 +47,7 @@ class Sentences:
         return text
 
     def _number(self, value: str) -> str:
-        """A number that klype counted, as it is written in this language; what was typed stays as it was typed."""
+        """A number that klype computed, in this language's format; anything else unchanged."""
         if re.fullmatch(r"\d{1,3}(,\d{3})+", value):
             return count(int(value.replace(",", "")), self._lang)
         if re.fullmatch(r"\d+(\.\d+)?%?", value):
