@@ -289,8 +289,8 @@ class Model:
     def table(
         self, distribution: Distribution, sampling: Sampling, prompt: Tokens, truth: dict[int, float] | None, top: int
     ) -> NextTokens:
-        """The table of a distribution's ``top`` tokens: their probabilities as they are sampled after ``prompt`` (bounds
-        if the distribution is partial), and the truth {token id: p} where it is known."""
+        """The table of a distribution's ``top`` tokens: their probabilities as sampled after ``prompt`` (bounds, if the
+        distribution is partial), and the truth {token id: p} where it is known."""
         ids = distribution.ids.tolist()
         p = dict(zip(ids, np.exp(distribution.logp).tolist(), strict=True))
         if distribution.whole:  # by the function that samples answers
