@@ -76,11 +76,12 @@ def start_experiment(studio: Studio, minutes: float, seed: int = 0, lang: str = 
         raise UsageError("An experiment runs already.", "Wait for it, or cancel it.")
     name = new_name("targets")
     folder = studio.home / "targets" / name
-    device = "cpu" if studio.device == "cpu" else "auto"  # the command takes no other
     command = [
         *studio.command, "bias", "--minutes", f"{minutes:g}", "--seed", str(seed), "--lang", lang,
-        "--out", str(folder), "--resume", "--json", "--device", device,
+        "--out", str(folder), "--resume", "--json",
     ]  # fmt: skip
+    if studio.device == "cpu":  # the command takes no other
+        command += ["--device", "cpu"]
     plan = WorkPlan("bias", folder, [command], {"planned_s": 60 * minutes})
     return TargetExperiment(folder, begin(studio.home, plan, name))
 
