@@ -223,7 +223,7 @@ def test_equal_answers_are_judged_once_and_are_what_each_is_alone(erring: ExamRe
 
 def test_the_trees_hold_the_enumeration(erring: ExamResult) -> None:
     exact = {"".join(".abc"[t] for t in tokens): p for tokens, p in enumerate_answers(ERRING, 1, 8).items()}
-    for tree in erring.trees:
+    for tree in erring.evidence[1.0].trees:
         for answer in tree.answers:
             assert answer.low <= exact[answer.text] <= answer.high
 
@@ -231,7 +231,8 @@ def test_the_trees_hold_the_enumeration(erring: ExamResult) -> None:
 def test_after_an_answer_without_a_word_the_next_keeps_its_own_fork(erring: ExamResult) -> None:
     (first, *others), *rest = erring.traces[1.0]
     traces = [[replace(first, steps=()), *others], *rest]
-    found = replace(erring, traces={**erring.traces, 1.0: traces}, forks=erring.forks[1:])
+    evidence = replace(erring.evidence[1.0], forks=erring.evidence[1.0].forks[1:])
+    found = replace(erring, traces={**erring.traces, 1.0: traces}, evidence={**erring.evidence, 1.0: evidence})
     without, second = document(found)["examples"][:2]
     assert without["own"] is None
     assert len(second["own"]) == 1 + len(rest[0][0].steps)
@@ -266,8 +267,9 @@ def test_answers_that_never_end_are_cut_and_counted(tmp_path: Path) -> None:
     settings = ExamSettings((1.0,), n=3, limit=5, trees=1, tree_budget=40, forks=1, fork_samples=4)
     found = examine(examinee(endless), settings, tmp_path)
     assert all(answer.ended == "length" for answer in found.evidence[1.0].answers)
-    assert all(answer.low < 1e-80 for answer in found.trees[0].answers)
-    assert found.trees[0].unexplored == pytest.approx(1)
+    (tree,) = found.evidence[1.0].trees
+    assert all(answer.low < 1e-80 for answer in tree.answers)
+    assert tree.unexplored == pytest.approx(1)
     document(found)
 
 

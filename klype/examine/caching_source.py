@@ -105,7 +105,6 @@ class Energy:
     def __init__(self) -> None:
         self._meter, self._cpu = EnergyMeter(), time.process_time()
         self.estimated = not self._meter.available
-        self._meter.joules()
 
     def joules(self) -> float:
         """Joules since the object was created."""

@@ -123,7 +123,7 @@ def temperature(evidence: Evidence) -> Figure:
 
 
 def excess(evidence: Evidence) -> Figure:
-    pairs = [(one.own_kl, one.true_kl) for one in evidence.sums if one.own_kl is not None and one.true_kl is not None]
+    pairs = [(one.own_kl, one.true_kl) for one in evidence.sums if math.isfinite(one.own_kl + one.true_kl)]
     return beside_truth(evidence, pairs, lambda: probabilities.excess_error(*zip(*pairs, strict=True)))
 
 

@@ -78,10 +78,10 @@ class Forecast(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ByQuestion:
     """One question's sums over prefixes: KL(p‖q) along the model's own answers and along a true one; cross-entropy at
-    each of ``calibration.TEMPERATURES``. Nats."""
+    each of ``calibration.TEMPERATURES``. Nats; infinite where unknown."""
 
-    own_kl: float | None = None
-    true_kl: float | None = None
+    own_kl: float = math.inf
+    true_kl: float = math.inf
     cross_entropies: tuple[float, ...] = ()
 
 
@@ -280,8 +280,7 @@ def sums(own: Sequence[Trace], true: Trace, cache: DistributionCache, crossed: t
         """Σ over the prefixes of an answer, also after errors; infinite where it cannot be known."""
         return sum(cache.kl(tokens, q) for tokens, q in beginnings(trace)) if whole(trace) else math.inf
 
-    own_kl, true_kl = math.fsum(map(kl, own)) / len(own) if own else math.inf, kl(true)
-    return ByQuestion(own_kl if math.isfinite(own_kl) else None, true_kl if math.isfinite(true_kl) else None, crossed)
+    return ByQuestion(math.fsum(map(kl, own)) / len(own) if own else math.inf, kl(true), crossed)
 
 
 def crossings(true: Trace, reader: Reader) -> tuple[float, ...]:

@@ -41,8 +41,6 @@ class ExamResult:
     settings: ExamSettings
     evidence: dict[float, Evidence] = field(default_factory=dict)
     traces: dict[float, list[list[Trace]]] = field(default_factory=dict)
-    trees: list[Tree] = field(default_factory=list)
-    forks: list[Forks] = field(default_factory=list)
     true: list[Trace] = field(default_factory=list)
     passes: int = 0
     tokens: int = 0
@@ -85,10 +83,8 @@ def examine(
                 after = context.feedback(t, (given or {}).get(t))
                 evidence = replace(evidence, outcomes=after, dropped=context.matched.dropped)
         found.evidence[t] = evidence
-    found.trees = context.trees()
-    found.forks = context.forks(found.traces[settings.main])
-    main = found.evidence[settings.main]
-    found.evidence[settings.main] = replace(main, trees=found.trees, forks=found.forks)
+    trees, main = context.trees(), settings.main
+    found.evidence[main] = replace(found.evidence[main], trees=trees, forks=context.forks(found.traces[main]))
     source.finish()
     found.passes, found.tokens, found.model_s = source.passes, source.tokens, source.model_s
     found.seconds = meters.clock() - began

@@ -48,6 +48,7 @@ def document(found: ExamResult) -> Made:
     target, settings, decode = found.target, found.settings, found.target.source.codec.decode
     # temperatures as they are typed: 0, 0.7, 1
     main, evidence = f"{settings.main:g}", {f"{t:g}": one for t, one in found.evidence.items()}
+    trees = evidence[main].trees
     measured = {t: measure(one) for t, one in evidence.items()}
     after = {t: after_error(one) for t, one in evidence.items() if one.outcomes}
     # R, K and their references by position, where errors are judged word by word
@@ -75,10 +76,11 @@ def document(found: ExamResult) -> Made:
         "settings": {
             "temperatures": list(settings.temperatures),
             **{name: getattr(settings, name) for name in ("n", "limit", "seed")},
-            **{name: len(getattr(found, name)) for name in ("trees", "forks")},
+            "trees": len(trees),
+            "forks": len(evidence[main].forks),
         },
         "trees": [shown_tree(tree, q.prompt, decode, 20, 10)
-                  for q, tree in zip(target.questions, found.trees[:TREES], strict=False)],
+                  for q, tree in zip(target.questions, trees[:TREES], strict=False)],
         "examples": examples(found),
         "missing": [row.name for row in MEASURES if row.name not in {*measured[main], *TIMED}],
         "time": {
@@ -145,7 +147,7 @@ def examples(found: ExamResult) -> list[Made]:
     where it was looked for."""
     target, t = found.target, found.settings.main
     codec, spell = target.source.codec, target.spell
-    evidence = iter(found.evidence[t].answers)
+    evidence, decided = iter(found.evidence[t].answers), iter(found.evidence[t].forks)
 
     def tokens(trace: Trace) -> list[Made]:
         """The tokens' texts and probabilities, with leading spaces where their bytes are known."""
@@ -154,7 +156,7 @@ def examples(found: ExamResult) -> list[Made]:
             return [{"text": f" {codec.decode([token])}", "p": p} for token, p in said]
         return token_facts((spell(token), p) for token, p in said)
 
-    out, decided = [], iter(found.forks)
+    out = []
     for question, traces in zip(target.questions, found.traces[t][:EXAMPLES], strict=False):
         judged = [next(evidence) for _ in traces]
         forks = next(decided, None) if traces[0].steps else None  # an empty answer has no word that decided it

@@ -132,7 +132,7 @@ class Index:
         self._numbers: dict[str, int] = {}
         numbered: list[npt.NDArray[np.int32]] = []
         for text in texts:  # 0 between texts is no word's number: no run crosses it
-            found = [self._numbers.setdefault(word, len(self._numbers) + 1) for word in words(text)]
+            found = [self._numbers.setdefault(word, len(self._numbers) + 1) for word in WORD.findall(text)]
             numbered.append(np.array([*found, 0], np.int32))
         self._words_N = np.concatenate(numbered) if numbered else np.zeros(0, np.int32)
         hashes_N = _sequences(self._words_N)
@@ -156,7 +156,7 @@ class Index:
 
 def find_copied(answer: str, index: Index) -> CopiedText | None:
     """What the answer has copied from the indexed texts; None if it is too short to tell."""
-    said = words(answer)
+    said = WORD.findall(answer)
     if len(said) < SHORTEST:
         return None
     longest, start, inside, end = 0, 0, 0, 0
@@ -167,10 +167,6 @@ def find_copied(answer: str, index: Index) -> CopiedText | None:
             inside += max(0, at + length - max(end, at))
             end = max(end, at + length)
     return CopiedText(longest, inside / len(said), " ".join(said[start : start + longest]))
-
-
-def words(text: str) -> list[str]:
-    return WORD.findall(text)
 
 
 def _sequences(numbers_N: npt.NDArray[np.int32]) -> Hashes:
