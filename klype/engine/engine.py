@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,16 @@ from torch import Tensor
 
 from klype.device import threads_for
 from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
-from klype.engine.runner import ModelRunner, NativeRunner, batches, score
+from klype.engine.runner import ModelRunner, NativeRunner
 from klype.engine.sampling import count_tokens, distributions, noise, sample
 from klype.errors import KlypeError, UsageError
 from klype.model.cache import Indices
 from klype.model.transformer import Transformer
-from klype.samplers import TokenCounts, needs_counts
+from klype.samplers import Sampling, TokenCounts, needs_counts
 from klype.values import Distribution, Request, Step, Trace
+
+# most tokens per pass over given texts, padding included
+PADDED = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,20 +162,39 @@ class Engine:
         self._check_numbers(q.logp for q in found)
         return found
 
+    @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
-        """Traces of given answers with the log-probability of each token ("forced"), and ``top`` alternatives."""
+        """Traces of given answers with the log-probability of each token ("forced"), and ``top`` alternatives.
+
+        Equal prompts are read once; answers of similar length share a pass.
+        """
         self._check_prompts(prompts)
         for prompt, answer in zip(prompts, answers, strict=True):
             check_answer(prompt, answer, self.runner.window, self.runner.vocab_size)
-        traces = score(self.runner, prompts, answers, top, self.label)
-        self._check_numbers(np.array([step.logp for step in trace.steps]) for trace in traces)
-        return traces
+        read = self.runner.prefill([tuple(prompt) for prompt in prompts])
+        steps: list[tuple[Step, ...]] = [()] * len(prompts)
+        for rows in _batches([len(answer) for answer in answers]):
+            rows = [rows[i] for i in self.runner.order([read[row] for row in rows])]
+            fed = [answers[row] for row in rows]
+            firsts = _forced_steps(torch.stack([read[row].logits for row in rows]), [answer[0] for answer in fed], top)
+            targets = [token for answer in fed for token in answer[1:]]
+            later: list[Step] = []
+            for logits_MV in self.runner.forced([read[row] for row in rows], [answer[:-1] for answer in fed]):
+                later += _forced_steps(logits_MV, targets[len(later) : len(later) + len(logits_MV)], top)
+            rest = iter(later)
+            for row, first, answer in zip(rows, firsts, fed, strict=True):
+                steps[row] = first, *islice(rest, len(answer) - 1)
+        self._check_numbers(np.array([step.logp for step in own]) for own in steps)
+        return [
+            Trace(tuple(prompt), own, Sampling(), 0, 0, self.label, "length", 1, 0.0)
+            for prompt, own in zip(prompts, steps, strict=True)
+        ]
 
     def mean_states(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
         """The mean over each text's tokens of the states after the last norm, [D]."""
         self._check_prompts(texts)
         found: dict[int, npt.NDArray[np.float32]] = {}
-        for rows in batches([len(text) for text in texts]):
+        for rows in _batches([len(text) for text in texts]):
             states = self.runner.states([tuple(texts[row]) for row in rows])
             found |= {row: own_TD.float().mean(0).cpu().numpy() for row, own_TD in zip(rows, states, strict=True)}
         self._check_numbers(found.values())
@@ -346,3 +369,26 @@ class Engine:
                     "The model's weights have changed since this was computed: call refresh(version) first."
                 )
             self._fingerprint = changes
+
+
+def _batches(lengths: list[int]) -> list[list[int]]:
+    """Indices of texts that share a pass: of similar length, at most ``PADDED`` tokens in all. Empty texts are left
+    out."""
+    found: list[list[int]] = []
+    for row in sorted((r for r, length in enumerate(lengths) if length), key=lambda r: lengths[r]):
+        shortest = lengths[found[-1][0]] if found else 0
+        # a text is at most a quarter plus 8 tokens longer than the shortest, so that little is padding
+        if found and lengths[row] <= shortest * 5 // 4 + 8 and (len(found[-1]) + 1) * lengths[row] <= PADDED:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def _forced_steps(logits_MV: Tensor, targets: Sequence[int], top: int) -> list[Step]:
+    """Steps of given tokens, one after each row of logits."""
+    logp_MV = logits_MV.float().log_softmax(-1)
+    targets_M1 = torch.tensor(targets, device=logp_MV.device)[:, None]
+    logp = logp_MV.gather(1, targets_M1)[:, 0].cpu().double().tolist()
+    listed = distributions(logp_MV, top) if top else [None] * len(logp)
+    return [Step(token, p, p, "forced", q) for token, p, q in zip(targets, logp, listed, strict=True)]

@@ -80,11 +80,6 @@ class PrefixIndex(Generic[Store]):
     def __len__(self) -> int:
         return len(self._recent)
 
-    def clear(self) -> None:
-        self.nbytes = 0
-        self._known.clear()
-        self._recent.clear()
-
     def find(self, text: Tokens, most: int | None = None) -> CachedPrefix[Store | None]:
         """The longest known prefix of the text, cut to ``most`` tokens; ``NOTHING`` when it has less than a block."""
         tokens, known = np.array(text, np.int32), self._known

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -15,13 +15,9 @@ from torch import Tensor, nn
 
 import klype
 from klype.engine.prefix_cache import CachedPrefix, CachedPrompt, PrefixCache, PrefixIndex, Tokens, numbered
-from klype.engine.sampling import distributions
 from klype.model.cache import Cache, Indices, SharedKV
 from klype.model.transformer import Transformer
-from klype.values import Sampling, Step, Trace
 
-# most tokens per pass over given answers, padding included
-PADDED = 8192
 # up to this many rows get a copy of their shared KV when that lets one call compute a step
 FEW = 8
 PRODUCTS = 4  # matrix products per layer: qkv, out, gate+up, down
@@ -111,11 +107,10 @@ class NativeRunner:
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
-        self.prefixes = PrefixCache(model)
-        self.index = self.prefixes.index
         self.weights = Weights(model, model.config.model_dump_json())
         self.window, self.vocab_size = model.config.window, model.config.vocab_size
         self.clear()
+        self.forget()
 
     def prefill(self, prompts: Sequence[Tokens]) -> list[CachedPrompt[SharedKV]]:
         return self.prefixes.read(prompts)
@@ -145,7 +140,8 @@ class NativeRunner:
         self._cache = self.model.new_cache()
 
     def forget(self) -> None:
-        self.index.clear()
+        self.prefixes = PrefixCache(self.model)
+        self.index = self.prefixes.index
 
     @torch.inference_mode()
     def forced(self, prompts: Sequence[CachedPrompt[SharedKV]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
@@ -194,49 +190,3 @@ def append_rows(cache: Cache, prefixes: Sequence[CachedPrefix[SharedKV]]) -> Non
     for _, group in groupby(prefixes, key=lambda prefix: id(prefix.store)):
         stores, slots, lengths = zip(*group, strict=True)
         cache.append(stores[0], slots, lengths)
-
-
-@torch.inference_mode()
-def score(
-    runner: ModelRunner, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int, label: str
-) -> list[Trace]:
-    """Traces of given answers. Equal prompts are read once; answers of similar length share a pass."""
-    read = runner.prefill([tuple(prompt) for prompt in prompts])
-    steps: list[tuple[Step, ...]] = [()] * len(prompts)
-    for rows in batches([len(answer) for answer in answers]):
-        rows = [rows[i] for i in runner.order([read[row] for row in rows])]
-        fed = [answers[row] for row in rows]
-        firsts = _steps(torch.stack([read[row].logits for row in rows]), [answer[0] for answer in fed], top)
-        targets = [token for answer in fed for token in answer[1:]]
-        later: list[Step] = []
-        for logits_MV in runner.forced([read[row] for row in rows], [answer[:-1] for answer in fed]):
-            later += _steps(logits_MV, targets[len(later) : len(later) + len(logits_MV)], top)
-        rest = iter(later)
-        for row, first, answer in zip(rows, firsts, fed, strict=True):
-            steps[row] = first, *islice(rest, len(answer) - 1)
-    return [
-        Trace(tuple(prompt), own, Sampling(), 0, 0, label, "length", 1, 0.0)
-        for prompt, own in zip(prompts, steps, strict=True)
-    ]
-
-
-def batches(lengths: list[int]) -> list[list[int]]:
-    """Indices of texts that share a pass: of similar length, at most ``PADDED`` tokens in all. Empty texts are left
-    out."""
-    found: list[list[int]] = []
-    for row in sorted((r for r, length in enumerate(lengths) if length), key=lambda r: lengths[r]):
-        shortest = lengths[found[-1][0]] if found else 0
-        # a text is at most a quarter plus 8 tokens longer than the shortest, so that little is padding
-        if found and lengths[row] <= shortest * 5 // 4 + 8 and (len(found[-1]) + 1) * lengths[row] <= PADDED:
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
-
-
-def _steps(logits_MV: Tensor, targets: Sequence[int], top: int) -> list[Step]:
-    logp_MV = logits_MV.float().log_softmax(-1)
-    targets_M1 = torch.tensor(targets, device=logp_MV.device)[:, None]
-    logp = logp_MV.gather(1, targets_M1)[:, 0].cpu().double().tolist()
-    listed = distributions(logp_MV, top) if top else [None] * len(logp)
-    return [Step(token, p, p, "forced", q) for token, p, q in zip(targets, logp, listed, strict=True)]

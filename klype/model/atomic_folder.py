@@ -19,6 +19,7 @@ from klype.jsons import parsed
 from klype.text.tokenizer_files import read_bounded
 
 MANIFEST = "manifest.json"
+_HINT = "Use an earlier checkpoint, or save it again."
 _ARRIVED = ".arrived"
 
 
@@ -99,16 +100,13 @@ def verify(folder: Path) -> None:
     except (KlypeError, ValueError, KeyError, TypeError):
         sound = False
     if not sound:
-        raise KlypeError(f"{file} is damaged.", "Use an earlier checkpoint, or save it again.")
+        raise KlypeError(f"{file} is damaged.", _HINT)
     for name, digest in hashes.items():
         # a manifest names files of its own folder only, whoever wrote it
         if os.path.basename(name) != name or not (folder / name).is_file():
-            raise KlypeError(f"{folder / name} is missing.", "Use an earlier checkpoint, or save it again.")
+            raise KlypeError(f"{folder / name} is missing.", _HINT)
         if hash_file(folder / name) != digest:
-            raise KlypeError(
-                f"{folder / name} is damaged: its hash is not the one in {MANIFEST}.",
-                "Use an earlier checkpoint, or save it again.",
-            )
+            raise KlypeError(f"{folder / name} is damaged: its hash is not the one in {MANIFEST}.", _HINT)
 
 
 def _text(hashes: dict[str, str]) -> bytes:

@@ -112,8 +112,8 @@ class FusedDecoder(Protocol):
 
 
 class WholeTexts(AttentionPass):
-    """Whole texts as rows of equal length. ``mask``: see ``attend``; ``at_BT``: positions, where rows hold several
-    documents."""
+    """Whole texts as rows of equal length. ``mask`` [T, T] or [B, T, T] is added to the scores; None: plain causal
+    attention by a fused kernel. ``at_BT``: positions, where rows hold several documents."""
 
     def __init__(
         self, config: ModelConfig, rope: Rope | None, shape: tuple[int, int], mask: Tensor | None, at_BT: Tensor | None
@@ -125,8 +125,23 @@ class WholeTexts(AttentionPass):
         return convolve(u_ND.view(*self.shape, -1), taps_JD, self.position_BT).flatten(0, 1)
 
     def attend(self, qkv_NE: Tensor, norms: Sequence[nn.RMSNorm | None], layer: int) -> Tensor:
-        heads_MBTK = qkv_NE.view(*self.shape, -1, self.config.head_dim).permute(2, 0, 1, 3).contiguous()
-        return attend(*self.heads(heads_MBTK, norms), self.mask).flatten(0, 1)
+        (B, T), H, K, mask = self.shape, self.config.heads, self.config.head_dim, self.mask
+        heads_MBTK = qkv_NE.view(B, T, -1, K).permute(2, 0, 1, 3).contiguous()
+        q_HBTK, k_GBTK, v_GBTK = self.heads(heads_MBTK, norms)
+        g = H // self.config.kv_heads
+        if mask is None or longest_written(q_HBTK.dtype) < T:
+            q, k, v = (z.transpose(0, 1) for z in (q_HBTK, k_GBTK, v_GBTK))
+            added = mask if mask is None or mask.dim() == 2 else mask[:, None]
+            y = scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=mask is None, enable_gqa=g > 1)
+            y_HBTK = y.transpose(0, 1)
+        else:
+            if g > 1:
+                k_GBTK, v_GBTK = k_GBTK.repeat_interleave(g, 0), v_GBTK.repeat_interleave(g, 0)
+            added = mask.expand(H * B, T, T) if mask.dim() == 2 else mask.expand(H, B, T, T).reshape(H * B, T, T)
+            q, k, v = (z.reshape(H * B, T, K) for z in (q_HBTK, k_GBTK, v_GBTK))
+            weights = torch.baddbmm(added, q, k.mT, alpha=K**-0.5).softmax(-1)
+            y_HBTK = torch.bmm(weights, v).view(H, B, T, K)
+        return y_HBTK.permute(1, 2, 0, 3).reshape(B * T, H * K)
 
 
 def longest_written(dtype: torch.dtype) -> int:
@@ -136,28 +151,6 @@ def longest_written(dtype: torch.dtype) -> int:
     fused kernel's backward is 1.6 times (512 positions) to 3 times (75) slower.
     """
     return 80 if dtype == torch.float32 else MATERIALISED
-
-
-def attend(q_HBTK: Tensor, k_GBTK: Tensor, v_GBTK: Tensor, mask: Tensor | None) -> Tensor:
-    """Causal attention, heads first; H query heads share G key heads. ``mask`` [T,T] or [B,T,T] is added to the scores.
-
-    ``None`` means plain causal attention by a fused kernel. Returns [B, T, H * K].
-    """
-    H, B, T, K = q_HBTK.shape
-    if mask is None or longest_written(q_HBTK.dtype) < T:
-        q, k, v = (z.transpose(0, 1) for z in (q_HBTK, k_GBTK, v_GBTK))
-        added = mask if mask is None or mask.dim() == 2 else mask[:, None]
-        gqa = q.shape[1] != k.shape[1]
-        y = scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=mask is None, enable_gqa=gqa)
-        y_HBTK = y.transpose(0, 1)
-    else:
-        if (g := H // k_GBTK.shape[0]) > 1:
-            k_GBTK, v_GBTK = k_GBTK.repeat_interleave(g, 0), v_GBTK.repeat_interleave(g, 0)
-        added = mask.expand(H * B, T, T) if mask.dim() == 2 else mask.expand(H, B, T, T).reshape(H * B, T, T)
-        q, k, v = (z.reshape(H * B, T, K) for z in (q_HBTK, k_GBTK, v_GBTK))
-        weights = torch.baddbmm(added, q, k.mT, alpha=K**-0.5).softmax(-1)
-        y_HBTK = torch.bmm(weights, v).view(H, B, T, K)
-    return y_HBTK.permute(1, 2, 0, 3).reshape(B, T, H * K)
 
 
 def document_mask(document_BT: Tensor, dtype: torch.dtype) -> Tensor:

@@ -70,7 +70,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
         if not file.is_file() or file.stat().st_size < 24:
             raise ValueError("it is cut short")
         with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Reader(content).header(file, len(content))
+            return _Reader(content).header(file)
     except OSError as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Check its name.") from error
     except (ValueError, struct.error) as error:
@@ -123,10 +123,11 @@ class _Reader:
             raise ValueError("its lists are longer than any vocabulary's")
         return self.values(inner, count)
 
-    def header(self, file: Path, size: int) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
-        """Metadata, and entries of weights by name, of a file of ``size`` bytes."""
+    def header(self, file: Path) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
+        """Metadata, and entries of weights by name."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+        size = len(self._content)
         if self.take(4) != b"GGUF" or self.number("I") not in (2, 3):
             raise ValueError("it does not begin as one")
         weights, fields = self.number("Q"), self.number("Q")

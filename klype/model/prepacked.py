@@ -118,16 +118,6 @@ def blocks_of(weight_OI: Tensor, block: int) -> Tensor:
     return filled.view(-1, block, columns // beside, beside).transpose(1, 2).contiguous()
 
 
-def lies_in_blocks(weight_OI: Tensor, address: int, size: int, block: int) -> bool:
-    """Whether the bytes at this address are the matrix in the layout of ``blocks_of``, which oneDNN does not choose on
-    every processor."""
-    if weight_OI.shape[1] % WIDTH:
-        return False
-    wanted = blocks_of(weight_OI, block)
-    found = (ctypes.c_char * size).from_address(address)
-    return wanted.nbytes == size and torch.equal(wanted.flatten(), torch.frombuffer(found, dtype=wanted.dtype))
-
-
 class CompiledDecoder:
     """Computes a prepacked model's passes over at most ``FEW`` tokens of rows without shared KV, each in one call of C.
 
@@ -184,6 +174,7 @@ class BlockedLinear(nn.Module):
 
     matrix: Tensor
     bias: Tensor | None
+    kernel: Kernel | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kernel: Kernel | None = None) -> None:
         super().__init__()
@@ -191,8 +182,12 @@ class BlockedLinear(nn.Module):
         self.register_buffer("bias", bias)
         self.wide_bias = None if bias is None else bias.float()
         address, size = torch.ops.mkldnn.data_ptr(self.matrix), torch.ops.mkldnn._nbytes(self.matrix)
-        known = kernel is not None and lies_in_blocks(weight, address, size, kernel.block)
-        self.kernel = kernel if known else None
+        self.kernel = None
+        if kernel is not None and weight.shape[1] % WIDTH == 0:
+            # oneDNN does not choose the layout that the kernel reads on every processor
+            wanted, found = blocks_of(weight, kernel.block), (ctypes.c_char * size).from_address(address)
+            if wanted.nbytes == size and torch.equal(wanted.flatten(), torch.frombuffer(found, dtype=wanted.dtype)):
+                self.kernel = kernel
         (rows, columns), bits = weight.shape, 8 * weight.element_size()
         self.fields = Matrix(weight=address, bias=self.wide_bias, rows=rows, columns=columns, bits=bits)
 
