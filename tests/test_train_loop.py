@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.errors import KlypeError, TrainingInterrupted, UsageError
+from klype.model.atomic_folder import seal
 from klype.train.flat_parameters import Layout
 from klype.train.loop import TrainResult, TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
 from klype.train.optimizer import Optimizer, OptimizerSettings, factor, fused_parts
-from klype.train.resume import State, newest_step, read_newest, states, write_state
+from klype.train.resume import newest_step, read_newest, states, write_state
 from klype.values import Batch, Loss
 
 torch.set_num_threads(1)
@@ -154,7 +155,7 @@ def killed(folder: Path, steps: int, moments: Sequence[float]) -> int:
 
 def test_a_state_with_a_loss_that_was_no_number_is_gone_on_from(tmp_path: Path) -> None:
     """A look at held-out text may have found one while training went on."""
-    write_state(tmp_path, State(3, {}, {}, {"batches": {"seen": [[1, math.nan], [2, math.inf]]}}))
+    write_state(tmp_path, 3, {"batches": {"seen": [[1, math.nan], [2, math.inf]]}}, {}, {})
     found = read_newest(tmp_path, print)
     assert found is not None
     assert repr(found.about) == "{'batches': {'seen': [[1, nan], [2, inf]]}}"
@@ -213,7 +214,7 @@ def test_the_last_two_states_are_kept(tmp_path: Path) -> None:
     assert not list((tmp_path / "resume").glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "shards/optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_torn_state_is_named_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
     expected = straight(tmp_path / "whole")
@@ -253,6 +254,17 @@ def test_a_folder_with_a_state_is_not_overwritten_and_settings_are_compared(tmp_
     done = train(tiny_model(), cross_entropy, Seeded(), settings(save_every=1), tmp_path, TrainSession(True, PARTS))
     assert done.steps == 8
     assert train(tiny_model(), cross_entropy, Seeded(), settings(9), tmp_path, TrainSession(True, PARTS)).steps == 9
+
+
+def test_a_state_of_an_earlier_klype_is_refused(tmp_path: Path) -> None:
+    straight(tmp_path)
+    place = states(tmp_path)[-1]
+    (place / "shards" / "optimizer.safetensors").rename(place / "optimizer.safetensors")  # where it was before
+    (place / "shards").rmdir()
+    (place / "manifest.json").unlink()
+    seal(place, lambda hashes: json.dumps({"files": hashes}).encode())
+    with pytest.raises(UsageError, match="written by an earlier klype"):
+        train(tiny_model(), cross_entropy, Seeded(), settings(9), tmp_path, TrainSession(True, PARTS))
 
 
 def test_resume_with_nothing_to_resume_starts_fresh(tmp_path: Path) -> None:
@@ -374,7 +386,7 @@ def test_a_batch_without_anything_to_learn_changes_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file")
-@pytest.mark.parametrize("full_at", ["model", "optimizer"])
+@pytest.mark.parametrize("full_at", ["model", "shards/optimizer"])
 def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, full_at: str) -> None:
     with ExitStack() as disk:
 

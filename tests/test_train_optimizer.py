@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from klype.train.optimizer import (
     is_matrix,
     nearest_orthogonal,
 )
+from klype.train.resume import read_newest, write_state
 
 torch.set_num_threads(1)
 
@@ -151,7 +153,7 @@ def test_tables_go_to_adamw_and_the_inside_to_muon() -> None:
     assert inside == {f"layers.{i}.{name}.weight" for i in range(2) for name in names}
 
 
-def test_state_goes_round_and_rejects_another_shape() -> None:
+def test_state_goes_round_and_rejects_another_shape(tmp_path: Path) -> None:
     parts = fused_parts(tiny_config())
     one, two = tiny_model(0), tiny_model(1)
     first, second = (
@@ -161,7 +163,11 @@ def test_state_goes_round_and_rejects_another_shape() -> None:
     for seed in range(3):
         gradients(one, first, seed)
         first.step()
-    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
+    write_state(tmp_path, 3, {}, {}, first.state_dict())
+    state = read_newest(tmp_path, print)
+    assert state is not None
+    state.read_into(second.state_dict())
+    second.layout.publish()
     for seed in range(3, 6):
         for model, optimizer in ((one, first), (two, second)):
             gradients(model, optimizer, seed)
@@ -169,7 +175,7 @@ def test_state_goes_round_and_rejects_another_shape() -> None:
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(KlypeError, match="another shape"):
-        second.load_state_dict({k: v[:1] if v.ndim else v for k, v in first.state_dict().items()})
+        state.read_into({name: tensor[:1] for name, tensor in second.state_dict().items()})
 
 
 def test_bfloat16_weights_follow_a_float32_master() -> None:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from children import forked
 from full_disk import full_disk
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
 
 from klype.cli import exits
@@ -177,7 +178,7 @@ def test_what_some_saved_others_go_on_from(place: Path, first: int, then: int) -
     cut = place / f"{first}-{then}"
     same_learning(place / "1-1", cut)
     assert [row["step"] for row in lines(cut)] == [1, 2, 3, 4, 5, 6]
-    assert [(state / "shards").is_dir() for state in states(cut)] == [first > 1, then > 1]
+    assert [len(list((state / "shards").iterdir())) for state in states(cut)] == [first, then]
     assert {file.suffix for file in (cut / "resume").rglob("*") if file.is_file()} == {".json", ".safetensors"}
 
 
@@ -258,7 +259,9 @@ def _same_update(folder: Path) -> None:
         for optimizer in (one, many):
             optimizer.zero_grad()
             for (name, p), own in zip(optimizer._named, optimizer._places.views(optimizer.gradient), strict=True):
-                optimizer.layout.fill(optimizer.layout.named(p, own), gradient[name])
+                sharded = isinstance(p, DTensor)
+                mine = distribute_tensor(gradient[name], p.device_mesh, p.placements) if sharded else gradient[name]
+                own.copy_(optimizer.layout.own(mine))
                 assert own.shape == optimizer.layout.own(p).shape
         torch.testing.assert_close(one.clip(0.7), many.clip(0.7))
         for optimizer in (one, many):

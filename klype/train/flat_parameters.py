@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import increment_version
 
+from klype.errors import KlypeError
 from klype.train.objectives import Objective
 
 # elements processed at a time: small enough for several passes to stay in one core's cache
@@ -130,10 +131,6 @@ class Layout:
         """This process's part of a parameter, detached."""
         return tensor.data
 
-    def fill(self, tensor: torch.Tensor, whole: torch.Tensor) -> None:
-        """Copies a whole tensor, or this process's rows of it, into a tensor that ``named`` returned."""
-        tensor.copy_(whole)
-
     def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """``own``, this process's part, as a tensor of the parameter's shape."""
         return own
@@ -201,6 +198,12 @@ class Layout:
     def abandon(self) -> None:
         """``release`` after an error, which other processes may not have had: nothing here waits for them."""
         self.release()
+
+
+def check_shapes(saved: Mapping[str, torch.Size], own: Mapping[str, torch.Tensor]) -> None:
+    """Raises KlypeError unless a saved optimizer state has the names and shapes of ``own``."""
+    if saved != {name: tensor.shape for name, tensor in own.items()}:
+        raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:

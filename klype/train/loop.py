@@ -37,7 +37,7 @@ from klype.train import parallel
 from klype.train.flat_parameters import Layout, Parts, Workers
 from klype.train.objectives import LossBeside, Objective, cross_entropy
 from klype.train.optimizer import Optimizer, OptimizerSettings, Schedule, factor
-from klype.train.resume import Metrics, MetricsFile, State, read_newest, states, write_state
+from klype.train.resume import Metrics, MetricsFile, read_newest, states, write_state
 from klype.values import Batch, Batches, Loss
 
 
@@ -199,19 +199,14 @@ class _Run:
                     f"The state in {self.folder} was made with {name} = {saved}, not {value}.",
                     "Resume with the same settings, or choose another --out.",
                 )
-        if state.shards is None:
-            self.optimizer.load_state_dict(state.optimizer)
-        else:
-            from klype.train.sharded import read_shards
-
-            read_shards(state.shards, self.optimizer.state_dict())
-            self.layout.publish()
         try:
+            state.read_into(self.optimizer.state_dict())
             self.batches.restore(about["batches"])
-        except (KeyError, TypeError) as error:
+        except (FileNotFoundError, KeyError, TypeError) as error:
             raise UsageError(
                 f"The state in {self.folder} was written by an earlier klype.", "Start again, in another folder."
             ) from error
+        self.layout.publish()
         torch.set_rng_state(torch.tensor(about["generator"], dtype=torch.uint8))
         self._began -= about["seconds"]
         self.saved, self.skipped, self.skipped_in_a_row = state.step, about["skipped"], about["skipped_in_a_row"]
@@ -300,7 +295,7 @@ class _Run:
             self._metrics.sync()
         # for whoever looks at the model meanwhile; in shards no process has it whole
         model = self.model.state_dict() if parallel.ranks() == 1 else {}
-        write_state(self.folder, State(step, model, self.optimizer.state_dict(), about))
+        write_state(self.folder, step, about, model, self.optimizer.state_dict())
         self.saved, self._saved_at = step, self.session.clock()
 
     def interrupt(self, step: int, asked: bool = False) -> None:

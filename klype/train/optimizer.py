@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -156,15 +156,6 @@ class Optimizer:
                 named[f"{name}.{parameter}"] = self.layout.named(p, own)
         return named
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restores the state that one process saved, weights included. KlypeError when the model had other shapes."""
-        own = self.state_dict()
-        check_shapes({name: tensor.shape for name, tensor in state.items()}, own)
-        for name, tensor in own.items():
-            self.layout.fill(tensor, state[name])
-        self.layout.publish()
-
     def _scaled(self, at: slice) -> torch.Tensor:
         """A stretch of the gradient, scaled in place."""
         gradient = self.gradient[at]
@@ -183,12 +174,6 @@ class Optimizer:
 
     def _sweep(self, work: Callable[[slice], object]) -> None:
         self.layout.workers.sweep(work, slice(0, len(self.gradient)))
-
-
-def check_shapes(saved: Mapping[str, torch.Size], own: Mapping[str, torch.Tensor]) -> None:
-    """Raises KlypeError unless a saved optimizer state has the names and shapes of ``own``."""
-    if saved != {name: tensor.shape for name, tensor in own.items()}:
-        raise KlypeError("The saved optimizer state belongs to a model of another shape; start in another folder.")
 
 
 def split_rows(whole: WholeMatrices, parts: Parts) -> list[torch.Tensor]:

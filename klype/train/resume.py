@@ -1,9 +1,9 @@
 """Training states, written atomically (to a draft folder, synced, then renamed) and checked by hash when read.
 
-``FOLDER/resume/step-000123/`` holds model.safetensors, optimizer.safetensors, state.json and, written last,
-manifest.json with the SHA-256 of the others. The last two states are kept; a damaged one is reported and skipped.
-Several processes write one state together: it has ``shards/`` with a file of each instead of optimizer.safetensors,
-which any number of processes can read (sharded.py), and an empty model.safetensors.
+``FOLDER/resume/step-000123/`` holds model.safetensors, state.json, the optimizer's tensors, weights included, in
+``shards/`` and, written last, manifest.json with the SHA-256 of the others. The last two states are kept; a damaged one
+is reported and skipped. Several processes write a state together, a file of ``shards/`` each and an empty
+model.safetensors; any number of processes can read it (sharded.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from klype.errors import KlypeError
 from klype.jsons import finite, parsed
 from klype.model.atomic_folder import MANIFEST, seal
 from klype.train import parallel
+from klype.train.flat_parameters import check_shapes
 
 # so that a damaged state has one before it
 KEPT = 2
@@ -34,25 +35,41 @@ MODEL, OPTIMIZER, ABOUT, SHARDS = "model.safetensors", "optimizer.safetensors", 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything needed to resume after ``step`` steps. ``about`` is JSON: batches, settings, seconds, skipped.
-
-    ``optimizer`` holds the weights as well; ``model`` is for others who look at the model while it is trained.
-    ``shards``: the folder with the optimizer's tensors, when several processes wrote them.
-    """
+    """A saved state after ``step`` steps, in ``folder``. ``about`` is JSON: batches, settings, seconds, skipped."""
 
     step: int
-    model: Mapping[str, torch.Tensor]
-    optimizer: Mapping[str, torch.Tensor]
     about: dict[str, Any]
-    shards: Path | None = field(default=None, compare=False)
+    folder: Path
+
+    def read_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Reads the optimizer's tensors, which must have the names and shapes of ``tensors``, or KlypeError is raised.
+        Every rank calls it, with its part of them.
+        """
+        shards = self.folder / SHARDS
+        if parallel.ranks() > 1 or not (shards / OPTIMIZER).exists():
+            from klype.train.sharded import read_shards
+
+            read_shards(shards, tensors)
+            return
+        saved = load((shards / OPTIMIZER).read_bytes())
+        check_shapes({name: tensor.shape for name, tensor in saved.items()}, tensors)
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[name])
 
 
-def write_state(folder: Path, state: State) -> Path:
+def write_state(
+    folder: Path,
+    step: int,
+    about: Mapping[str, Any],
+    model: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor],
+) -> None:
     """Writes a state under ``folder/resume`` and removes all but the last two. KlypeError when the disk fails.
 
-    Every rank calls it, with its part of the optimizer's tensors.
+    Every rank calls it, with its part of the optimizer's tensors. ``model`` is for others who look at the model while
+    it is trained.
     """
-    place = _place(folder, state.step)
+    place = folder / "resume" / f"step-{step:06d}"
     draft = place.with_name(f".{place.name}{durable.DRAFT}")
 
     def begin() -> None:
@@ -65,8 +82,8 @@ def write_state(folder: Path, state: State) -> Path:
         """Writes the files common to all ranks, then the manifest, and renames the folder."""
         if not parallel.is_first():
             return
-        (draft / MODEL).write_bytes(save(_contiguous(state.model)))
-        (draft / ABOUT).write_text(json.dumps({"step": state.step, **state.about}), encoding="utf-8")
+        (draft / MODEL).write_bytes(save(_contiguous(model)))
+        (draft / ABOUT).write_text(json.dumps(about), encoding="utf-8")
         seal(draft, lambda hashes: json.dumps({"files": hashes}, indent=1).encode())
         if place.exists():
             shutil.rmtree(place)
@@ -79,20 +96,20 @@ def write_state(folder: Path, state: State) -> Path:
     try:
         parallel.together(begin)
         if parallel.ranks() == 1:
-            (draft / OPTIMIZER).write_bytes(save(_contiguous(state.optimizer)))
+            (draft / SHARDS).mkdir()
+            (draft / SHARDS / OPTIMIZER).write_bytes(save(_contiguous(optimizer)))
         else:
             from klype.train.sharded import write_shards
 
-            write_shards(draft / SHARDS, state.optimizer)
+            write_shards(draft / SHARDS, optimizer)
         parallel.together(finish)
     except OSError as error:
         if parallel.is_first():
             shutil.rmtree(draft, ignore_errors=True)
         raise KlypeError(
-            f"The state of step {state.step} could not be written to {place.parent}: {error.strerror or error}.",
+            f"The state of step {step} could not be written to {place.parent}: {error.strerror or error}.",
             "Earlier states are intact: make room or make the folder writable, then go on with --resume.",
         ) from error
-    return place
 
 
 def read_newest(folder: Path, say: Callable[[str], None]) -> State | None:
@@ -103,7 +120,8 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> State | None:
     """
     step = parallel.from_first(newest_step(folder, say) if parallel.is_first() else None)
     if step >= 0:
-        return _read(_place(folder, step))
+        place = folder / "resume" / f"step-{step:06d}"
+        return State(step, parsed((place / ABOUT).read_bytes()), place)  # a measured loss may not be finite
     if states(folder):
         raise KlypeError(
             f"Every training state under {folder / 'resume'} is damaged.",
@@ -116,9 +134,15 @@ def newest_step(folder: Path, say: Callable[[str], None] = lambda message: None)
     """Step of the newest intact state under ``folder/resume``, -1 if there is none; ``say`` names newer ones that are
     damaged."""
     for place in reversed(states(folder)):
-        damage = _damage(place)
-        if not damage:
-            return int(place.name.removeprefix("step-"))
+        try:
+            hashes: dict[str, str] = finite((place / MANIFEST).read_bytes())["files"]
+            names = dict.fromkeys([MODEL, ABOUT, *hashes])
+            wrong = next((name for name in names if hash_file(place / name) != hashes[name]), None)
+            if wrong is None:
+                return int(place.name.removeprefix("step-"))
+            damage = f"{wrong} does not match its hash"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            damage = f"{type(error).__name__}: {error}"
         say(f"{place.name} is damaged ({damage}): going on from an earlier state.")
     return -1
 
@@ -127,30 +151,6 @@ def states(folder: Path) -> list[Path]:
     """The states under ``folder/resume``, oldest first."""
     # by number: beyond a million steps names are not in that order
     return sorted((folder / "resume").glob("step-*"), key=lambda place: int(place.name.removeprefix("step-")))
-
-
-def _place(folder: Path, step: int) -> Path:
-    return folder / "resume" / f"step-{step:06d}"
-
-
-def _damage(place: Path) -> str:
-    """What is wrong with a state; "" when it has all of its files, with the hashes of its manifest."""
-    try:
-        hashes: dict[str, str] = finite((place / MANIFEST).read_bytes())["files"]
-        sharded = any(name.startswith(f"{SHARDS}/") for name in hashes)
-        for name in dict.fromkeys([MODEL, ABOUT, *([] if sharded else [OPTIMIZER]), *hashes]):
-            if hash_file(place / name) != hashes[name]:
-                return f"{name} does not match its hash"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def _read(place: Path) -> State:
-    about = parsed((place / ABOUT).read_bytes())  # a loss that was measured meanwhile may not be finite
-    shards = place / SHARDS if (place / SHARDS).is_dir() else None
-    optimizer = {} if shards else load((place / OPTIMIZER).read_bytes())
-    return State(about.pop("step"), load((place / MODEL).read_bytes()), optimizer, about, shards)
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

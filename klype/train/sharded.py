@@ -29,9 +29,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from klype.model.transformer import Transformer
 from klype.train import parallel
-from klype.train.flat_parameters import Change, FlatOffsets, Layout, WholeMatrices, Workers, round_buffers
+from klype.train.flat_parameters import Change, FlatOffsets, Layout, WholeMatrices, Workers, check_shapes, round_buffers
 from klype.train.objectives import LossBeside, Objective
-from klype.train.optimizer import check_shapes
 from klype.values import Batch, Loss
 
 
@@ -71,10 +70,6 @@ class ShardedLayout(Layout):
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         own: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         return own.detach()
-
-    def fill(self, tensor: torch.Tensor, whole: torch.Tensor) -> None:
-        rows = _rows(len(whole), dist.get_rank()) if isinstance(tensor, DTensor) else slice(None)
-        self.own(tensor).copy_(whole[rows])
 
     def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         like: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride()}
