@@ -108,14 +108,9 @@ def protocol(rules: Rules) -> type[HttpToolsProtocol]:
             self._has_come("head")
             super().on_headers_complete()
 
-        def handle_websocket_upgrade(self) -> None:
-            self._has_come("head")
-            super().handle_websocket_upgrade()
-
         def pause_writing(self) -> None:
             super().pause_writing()
-            if "reader" not in self._awaited:
-                self._await("reader")
+            self._await("reader")
 
         def resume_writing(self) -> None:
             super().resume_writing()

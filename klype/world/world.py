@@ -283,26 +283,20 @@ class World:
         answers share are parsed once.
         """
         told, query = _asked(question)
-        start: State = ((RuleCall(self.grammar.free_answer, (query,)), END), told)
+        # the second END stays behind the first, so that the environment is not dropped as that of a finished text is
+        start: State = ((RuleCall(self.grammar.free_answer, (query,)), END, END), told)
         onward: dict[tuple[str, ...], dict[str, set[State]]] = {}
 
         def meaning(answer: str) -> frozenset[Any]:
             states: Iterable[State] = [start]
-            words = self.words_of(answer)
+            words = (*self.words_of(answer), END)
             for t, word in enumerate(words):
                 if words[:t] not in onward:
                     onward[words[:t]] = branches(states)
                 states = onward[words[:t]].get(word, ())
                 if not states:
-                    return frozenset()
-            contents, todo = set(), list(states)
-            while todo:  # expansions that end without another word
-                stack, env = todo.pop()
-                if stack[0] == END:
-                    contents.add(env.content)
-                elif isinstance(stack[0], RuleCall):
-                    todo += [((*said, *stack[1:]), bound) for _, said, bound in expansions(stack[0], env)]
-            return frozenset(contents)
+                    break
+            return frozenset(env.content for stack, env in states if stack)
 
         return meaning
 
