@@ -127,7 +127,7 @@ class Shape:
 
 
 def answer_flops(shape: Shape, prompt: int, answer: int) -> int:
-    """Floating-point operations for a prompt and an answer of so many tokens; the last token is not fed back."""
+    """Floating-point operations for a prompt and an answer, given in tokens; the last token is not fed back."""
     length = prompt + answer - 1 if answer else 0
     return 2 * shape.matrices * length + 4 * shape.layers * shape.width * (length * (length + 1) // 2)
 

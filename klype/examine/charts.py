@@ -28,7 +28,7 @@ Row = tuple[str, str, FigureFacts]  # of the table below a picture: what was mea
 # One panel of figures of one measure: (title, measure, axis, rows of label, figure and colour).
 Group = tuple[str, str, Option, Sequence[tuple[str, FigureFacts, str]]]
 NARROW_PX = 330  # the width of a drawing on a phone, for which the rows of a legend are counted
-TOWERING, MOST_SPIKES = 3, 8  # a spike is so many times the median; more of them cannot be told apart on a phone
+TOWERING, MOST_SPIKES = 3, 8  # height of a spike as a multiple of the median; most that are legible on a phone
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
 # A token's colour step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (strong).
 PROBABILITY_EDGES = (0.9, 0.7, 0.5, 0.3, 0.1)

@@ -60,6 +60,7 @@ def per_question(
 
 
 def by_question(evidence: Evidence) -> dict[str, list[JudgedAnswer]]:
+    """The answers to each question."""
     groups: dict[str, list[JudgedAnswer]] = {}
     for answer in evidence.answers:
         groups.setdefault(answer.question, []).append(answer)
@@ -113,16 +114,19 @@ def s_of_corpus(evidence: Evidence) -> Figure:
 
 
 def calibration(evidence: Evidence) -> Figure:
+    """The calibration error of the most likely next token, after the model's own error-free prefixes."""
     told = evidence.told
     return beside_truth(evidence, told, lambda: probabilities.calibration_error(*zip(*told, strict=True)))
 
 
 def temperature(evidence: Evidence) -> Figure:
+    """The temperature at which the model's distributions are closest to the truth's."""
     rows = [one.cross_entropies for one in evidence.sums if one.cross_entropies]
     return beside_truth(evidence, rows, lambda: probabilities.best_temperature(np.array(rows)))
 
 
 def excess(evidence: Evidence) -> Figure:
+    """ExAccErr: how much larger KL(p‖q) is along the model's own answers than along true ones, in percent."""
     pairs = [(one.own_kl, one.true_kl) for one in evidence.sums if math.isfinite(one.own_kl + one.true_kl)]
     return beside_truth(evidence, pairs, lambda: probabilities.excess_error(*zip(*pairs, strict=True)))
 

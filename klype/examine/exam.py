@@ -106,7 +106,7 @@ def probe(target: EvalTarget, settings: ExamSettings, clock: Callable[[], float]
         places = range(min(target.trees_together(settings.limit), settings.trees, len(target.prompts)))
         began = clock()
         # in batches as later, to a quarter of the budget: a prefix costs much the same throughout
-        grown = context.grown(places, settings.tree_budget // 4 or 1)
+        grown = context.grow(places, settings.tree_budget // 4 or 1)
         tree_speed = sum(tree.expansions for tree in grown) / max(1e-6, clock() - began)
     return ExamSpeed(tokens, speed, tree_speed, fork_tokens(traces))
 
@@ -158,6 +158,7 @@ class EvalContext:
         return [evidence.crossings(trace, reader) for trace, reader in rows if reader is not None]
 
     def request(self, place: int, temperature: float) -> Request:
+        """The request for all answers to question number ``place`` at a temperature."""
         target, settings = self.target, self.settings
         # with a large vocabulary, distributions take megabytes per answer: they are kept only on explicit request
         listed = settings.keeps == "distributions" or (settings.keeps == "truth" and (target.whole or target.partial))
@@ -183,12 +184,15 @@ class EvalContext:
         return out
 
     def answers(self, temperature: float) -> list[list[Trace]]:
+        """The answers to each question at a temperature."""
+
         def drawn(places: range) -> list[list[Trace]]:
             return answers(self.source, [self.request(place, temperature) for place in places])
 
         return self.in_parts(f"answers {temperature:g}", len(self.target.prompts), self.settings.chunk, drawn)
 
     def evidence(self, temperature: float, groups: Sequence[Sequence[Trace]]) -> Evidence:
+        """The evidence of each question's answers (``groups``), without experiments, trees and forks."""
         target, true = self.target, self.true
         judged, told, sums = list[evidence.JudgedAnswer](), list[evidence.Forecast](), list[evidence.ByQuestion]()
         documents: list[list[PrefixTruth]] = []
@@ -237,6 +241,7 @@ class EvalContext:
         return interventions.find_matched(self.source, rounds, search, self.target.is_word)
 
     def feedback_settings(self, temperature: float) -> FeedbackSettings:
+        """The examination's settings, as those of the feedback experiment at a temperature."""
         settings = self.settings
         shared = {name: getattr(settings, name) for name in ("distances", "seed", "pairs", "limit")}
         return FeedbackSettings(temperature, samples=settings.intervention_samples, **shared)
@@ -267,11 +272,13 @@ class EvalContext:
         return self.in_parts(f"feedback {temperature:g}", n, n or 1, lambda _: word_swaps(self.source, rows, settings))
 
     def trees(self) -> list[Tree]:
+        """The trees of the first ``settings.trees`` questions."""
         settings, together = self.settings, self.target.trees_together(self.settings.limit)
         asked = min(settings.trees, len(self.target.prompts))
-        return self.in_parts("trees", asked, together, lambda places: self.grown(places, settings.tree_budget))
+        return self.in_parts("trees", asked, together, lambda places: self.grow(places, settings.tree_budget))
 
-    def grown(self, places: range, budget: int) -> list[Tree]:
+    def grow(self, places: range, budget: int) -> list[Tree]:
+        """The trees of some questions, grown together, each with ``budget`` prefixes."""
         target, limit, sampling = self.target, self.settings.limit, Sampling(temperature=self.settings.main)
         grown = TreeSettings(sampling, limit, budget, vocabulary=target.vocabulary, batch=target.tree_batch)
         prompts = [target.prompts[place] for place in places]
@@ -279,6 +286,7 @@ class EvalContext:
         return grow(self.source, prompts, grown, target.spell, meanings)
 
     def forks(self, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
+        """Where the first answer to each of the first ``settings.forks`` questions was decided."""
         target, settings = self.target, self.settings
 
         def forked(places: range) -> list[Forks]:

@@ -122,6 +122,7 @@ class Document:
 
     @property
     def pictures(self) -> dict[str, Picture]:
+        """All pictures by id, that of the formula included."""
         parts = [part.picture if isinstance(part, Formula) else part for s in self.sections for part in s.parts]
         return {part.id: part for part in parts if isinstance(part, Picture)}
 

@@ -76,54 +76,54 @@ class Facts(TypedDict):
     stages: dict[StageName, StageFacts | None]
     missing: NotRequired[dict[StageName, LocalText]]  # why a stage is None
     annotator: NotRequired[LocalText]  # who ranked: simulated (by which rule), or a person
-    gains: NotRequired[StageFacts]  # aligned less fine-tuned, question by question: right, polite, annotator
+    gains: NotRequired[StageFacts]  # aligned minus fine-tuned, question by question: right, polite, annotator
     # pair_accuracy: against the annotator; ceiling: how often two rankings of the annotator's own agree, which is no
-    # bound where held-out rankings are free of its noise; threshold: what is aimed at
+    # upper bound where held-out rankings are free of its noise; threshold: the target
     reward: NotRequired[JsonObject | None]
-    # The rewards that alignment learnt from, by name (model, file.py:function, …): weight; before and after (its mean
-    # over answers, without its weight) and gain (question by question); sha256 of the function's source file.
+    # The rewards that alignment optimised, by name (model, file.py:function, …): weight; before and after (the mean
+    # over answers, without the weight) and gain (question by question); sha256 of the function's source file.
     rewards: NotRequired[dict[str, JsonObject]]
     # name: retrieval_hard, finetuned_right, reward_pairs, aligned_right, aligned_polite, aligned_score_up,
     # retrieval_kept, seconds, kl, s, … (label for one of your own); value (None: it was not reached), low, high, n,
-    # unit, threshold; below: passed when value <= threshold (seconds, kl). status: "passed" when all of the interval is
-    # beyond the threshold, "within" when some of it is, "missed"; passed: it is the first. Runs of earlier versions
-    # have values only.
+    # unit, threshold; below: passed if value <= threshold (seconds, kl). status: "passed" if the whole interval is
+    # beyond the threshold, "within" if part of it is, else "missed"; passed: whether status is "passed". Runs of
+    # earlier versions have no status.
     gates: NotRequired[list[JsonObject]]
     too_few: NotRequired[list[JsonObject]]  # what had too few cases to be a gate: name, n
-    # A stage's training: stage; step and every one of series have one length: loss (required in practice), held_out,
-    # reward, score, kl, right, polite; None where nothing was measured. events: what changed at a step, so that its
-    # curve jumps there (step, what: LocalText).
+    # A training stage: stage; step and series, lists of one length: loss (always there in practice), held_out, reward,
+    # score, kl, right, polite; None where nothing was measured. events: what changed at a step, so that the curve jumps
+    # there (step, what: LocalText).
     curves: NotRequired[list[JsonObject]]
-    # question, context, references, answers: one of each model (None: no such model). An answer: text, ended, score,
+    # question, context, references, answers: one per model (None: no such model). An answer: text, ended, score,
     # tokens as ``token_facts`` gives them; right, polite, concise: None when the judge cannot decide.
     questions: NotRequired[list[JsonObject]]
     # The next word after prompt, most probable first. tokens: token, p, truth, id, p_tempered; rest: the mass not
-    # listed, truth_rest: that of p; s, kl; lang of the prompt: a reader sees the one in their language first.
+    # listed, truth_rest: the same of truth; s, kl; lang: of the prompt, for a reader's own language comes first.
     next: NotRequired[list[JsonObject]]
     # stage; prompt: what all samples answer or continue; chosen_of: the questions of which this one's answers differ
     # most; rows: temperature, figures (right, s, repetition, distinct, same_text, …), samples (some answers).
     temperatures: NotRequired[JsonObject]
-    # temperature, stage, s; by word t = 1, 2, …: r (no error yet), k (had the answers gone on), by_position (k if
-    # errors depended on the position only), difference (k less that), independent (mean s to the power t). Runs of
-    # earlier versions have no by_position, and k stands alone.
+    # temperature, stage, s; by word t = 1, 2, …: r (no error yet), k (as if no answer had ended), by_position (k if
+    # errors depended on the position only), difference (k minus that), independent (mean s to the power t). Runs of
+    # earlier versions have no by_position.
     survival: NotRequired[list[JsonObject]]
-    # stage, error, bins: mean probability said (p), and how often it came true (observed)
+    # stage, error, bins: mean predicted probability (p) and observed frequency (observed)
     calibration: NotRequired[list[JsonObject]]
     # figures per answer (passes, tokens, flops, seconds, joules, joules_per_right), parameters, joules_estimated;
-    # watts: a core in use, where energy is estimated
+    # watts: of a busy core, where energy is estimated
     cost: NotRequired[dict[StageName, JsonObject]]
-    # Own text: bits per byte on held_out_bytes beside what needs no language model: xz, ngram (of ngram_order).
+    # Own text: bits per byte of baselines on held_out_bytes: xz, ngram (of ngram_order).
     text: NotRequired[JsonObject]
     # Of the newest model, by kind of question: meaning, example, class, idiom, ending (of a saying). held_out, trained:
     # well_formed (by stated rules of form), right (in the dictionary's own words); samples: question, text, reference,
-    # trained (whether the word was learnt from), right, well_formed.
+    # trained (whether the word was trained on), right, well_formed.
     dictionary: NotRequired[list[JsonObject]]
-    # What stands word for word in the training text: of what the model writes freely after held-out beginnings (free),
-    # of its answers, and of the text held_out itself (so much the language repeats anyway); longest: words;
+    # How much is copied word for word from the training text: of what the model writes after held-out prompts (free),
+    # of its answers, and of the held-out text itself (held_out: how much any text repeats); longest: words;
     # temperature.
     copied: NotRequired[JsonObject]
     copied_example: NotRequired[str]  # the longest run found verbatim in the training text
-    notes: NotRequired[list[LocalText]]  # honest remarks, e.g. that the questions were made from the text itself
+    notes: NotRequired[list[LocalText]]  # remarks, e.g. that the questions were made from the text itself
     # data: name, sha256, bytes, licence, attribution: LocalText; seed; versions; machine, e.g. {"cpu": "...",
     # "cores": "2", "memory": "7.6 GB", "system": "Linux"}; plan: stage, steps, tokens, planned_s; when: ISO date and
     # time; model: parameters, width, layers, vocabulary, precision, ...

@@ -113,6 +113,7 @@ def _n(figure: Mapping[str, Any], say: Say) -> str:
 
 
 def gates(facts: Facts, say: Say) -> Iterator[Part]:
+    """The table of gates, with a note on how to read it."""
     rows, few = [gate_row(gate, say) for gate in facts.get("gates", [])], too_few(facts, say)
     if rows or few:
         columns = [say(f"gates.{key}") for key in ("name", "value", "threshold", "result")]
@@ -229,6 +230,7 @@ def temperatures(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Pa
 
 
 def cost(facts: Facts, say: Say) -> Iterator[Part]:
+    """The table of what an answer of each model costs, with notes on how that was measured."""
     costs = {stage: cost for stage in STAGES if (cost := facts.get("cost", {}).get(stage))}
     if not costs:
         return

@@ -153,6 +153,7 @@ class DocumentTruth:
 
     @staticmethod
     def of(tokens: Sequence[int], following: Sequence[Mapping[int, float]], words: int) -> DocumentTruth:
+        """From the true next-token distributions (``following``) before each token but the first."""
         found = [possible(p) for p in following]
         ids_E, p_E = (np.concatenate(parts) for parts in zip(*found, strict=True))
         at_E = np.repeat(np.arange(len(found)), [len(ids) for ids, _ in found])
