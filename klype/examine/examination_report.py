@@ -25,7 +25,7 @@ from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.exam import ExamResult
 from klype.examine.html import Block, Formula, Part, RichText, Section, Text, texts
 from klype.examine.measures import MEASURES, measure
-from klype.examine.run_figures import token_facts
+from klype.examine.run_figures import answer_tokens
 from klype.examine.say import Say, is_share
 from klype.examine.survival import Survival, survival_of
 from klype.judge.meaning import label
@@ -150,11 +150,8 @@ def examples(found: ExamResult) -> list[Made]:
     evidence, decided = iter(found.evidence[t].answers), iter(found.evidence[t].forks)
 
     def tokens(trace: Trace) -> list[Made]:
-        """The tokens' texts and probabilities, with leading spaces where their bytes are known."""
-        said = [(step.token, min(1.0, math.exp(step.logp))) for step in trace.steps if step.token not in codec.stop]
-        if spell is None:
-            return [{"text": f" {codec.decode([token])}", "p": p} for token, p in said]
-        return token_facts((spell(token), p) for token, p in said)
+        """The tokens' texts and probabilities; where bytes are unknown, with a space before each."""
+        return answer_tokens(trace, codec.stop, spell or (lambda token: f" {codec.decode([token])}".encode()))
 
     out = []
     for question, traces in zip(target.questions, found.traces[t][:EXAMPLES], strict=False):

@@ -12,8 +12,9 @@ Texts for readers are ``LocalText``: one string for all languages, or ``{"en": .
 
 from __future__ import annotations
 
+import math
 from codecs import getincrementaldecoder
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
@@ -22,6 +23,7 @@ from typing_extensions import TypedDict  # pydantic refuses typing's own before 
 
 from klype.errors import KlypeError
 from klype.jsons import finite
+from klype.values import Trace
 
 LocalText = str | Mapping[str, str]
 StageName = Literal["base", "finetuned", "aligned"]
@@ -128,6 +130,12 @@ class Facts(TypedDict):
     # "cores": "2", "memory": "7.6 GB", "system": "Linux"}; plan: stage, steps, tokens, planned_s; when: ISO date and
     # time; model: parameters, width, layers, vocabulary, precision, ...
     provenance: NotRequired[JsonObject]
+
+
+def answer_tokens(trace: Trace, ends: Collection[int], spell: Callable[[int], bytes]) -> list[JsonObject]:
+    """An answer's tokens with their text and probability, without those in ``ends``. ``spell``: a token's bytes."""
+    said = [step for step in trace.steps if step.token not in ends]
+    return token_facts((spell(step.token), min(1.0, math.exp(step.logp))) for step in said)
 
 
 def token_facts(pieces: Iterable[tuple[bytes, float]]) -> list[JsonObject]:

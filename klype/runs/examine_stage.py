@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +10,7 @@ from klype.examine.caching_source import WATTS_PER_CORE, Energy, Meters
 from klype.examine.evidence import Evidence
 from klype.examine.examination_report import reliability
 from klype.examine.measures import in_runs, measure
-from klype.examine.run_figures import MADE_BY, Facts, FigureFacts, JsonObject, StageName, token_facts
+from klype.examine.run_figures import MADE_BY, Facts, FigureFacts, JsonObject, StageName, answer_tokens
 from klype.examine.survival import survival_of
 from klype.jsons import steps
 from klype.model import checkpoint
@@ -154,10 +153,9 @@ def _answer(run: RunContext, question: Question, trace: Trace) -> JsonObject:
     tokenizer = run.task.chat.tokenizer
     text = _text(run.task, trace)
     verdict = run.task.judge(question, text, trace.ended == "stop")
-    steps = [s for s in trace.steps if s.token not in tokenizer.ends]
     return {
         "text": text,
-        "tokens": token_facts((tokenizer.token_bytes(s.token), min(1.0, math.exp(s.logp))) for s in steps),
+        "tokens": answer_tokens(trace, tokenizer.ends, tokenizer.token_bytes),
         "right": verdict.right,
         "polite": verdict.polite,
         "concise": verdict.concise,

@@ -26,7 +26,7 @@ from klype.examine.evidence import Evidence, JudgedAnswer
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
 from klype.examine.repetition import Index, find_copied
-from klype.examine.run_figures import JsonObject
+from klype.examine.run_figures import JsonObject, answer_tokens
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer
@@ -152,18 +152,16 @@ class TextMeasures:
         """Free writing from the same beginnings at each temperature: repetition, the share of real words, samples."""
         seeds = range(seed, seed + min(HOT_PLACES, len(self._held_out)))
         engine, rows = Engine(model, decode_bytes=self._tokenizer.token_bytes), list[JsonObject]()
-        decode, answer, ends = self._tokenizer.decode, self._tokenizer.decode_answer, self._tokenizer.ends
+        answer, ends, spell = self._tokenizer.decode_answer, self._tokenizer.ends, self._tokenizer.token_bytes
         for temperature in temperatures:
             groups = self._write(engine, temperature, seeds, 2, WRITTEN)
             drawn = [(i, trace) for i, traces in enumerate(groups) for trace in traces]
             answered = [JudgedAnswer(str(i), tuple(answer(t.tokens).split()), t.ended) for i, t in drawn]
             shown: dict[str, Any] = {k: f.json() for k, f in measure(Evidence(answered), FIGURES).items()}
             shown["real_words"] = real_words(answered, is_word).json()
-            samples = []
-            for trace in groups[0]:
-                steps = [step for step in trace.steps if step.token not in ends]
-                tokens = [{"text": decode([step.token]), "p": min(1.0, math.exp(step.logp))} for step in steps]
-                samples.append({"text": answer(trace.tokens), "tokens": tokens, "ended": trace.ended})
+            samples = [
+                {"text": answer(t.tokens), "tokens": answer_tokens(t, ends, spell), "ended": t.ended} for t in groups[0]
+            ]
             rows.append({"temperature": temperature, "figures": shown, "samples": samples})
         return rows
 
