@@ -15,7 +15,7 @@ from klype.model import checkpoint
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs.recipe import read
-from klype.runs.world_task import Turns, WorldTask
+from klype.runs.world_task import ChatSamples, WorldTask
 from klype.world.world import Manner
 
 TASKS = ("sft", "reward", "dpo", "grpo")
@@ -102,7 +102,7 @@ def prepare(folder: Path, sizes: Sizes, threads: int) -> Given:
                 parameter.normal_(std=0.02)
     checkpoint.save(folder / "model", model, tokenizer, {})
     number = (WARM + sizes.steps) * sizes.rows
-    turns, asked = Turns(task.world, task.chat, 1), task.questions(2)
+    turns, asked = ChatSamples(task.world, task.chat, 1), task.questions(2)
     conversations = [(list(ids), [int(w > 0) for w in learnt]) for ids, learnt in map(turns, range(number))]
     rng, pair_texts = random.Random(0), []
     for question in map(asked, range(number)):

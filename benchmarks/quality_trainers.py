@@ -48,10 +48,10 @@ class Klype:
             all_cores_seconds,
             as_planned,
             best_precision,
-            fitting,
+            choose_shape,
             fitting_steps,
-            in_time,
             model_config,
+            tokens_in_time,
         )
         from klype.train.loop import TrainResult, TrainSession, train
         from klype.train.objectives import Objective, cross_entropy
@@ -80,7 +80,7 @@ class Klype:
             torch.manual_seed(given.seed)
             return Transformer(config, self._backend)
 
-        recipe = fitting(recipe, vocabulary, in_time(left(), rows * pieces * window, step_seconds))
+        recipe = choose_shape(recipe, vocabulary, tokens_in_time(left(), rows * pieces * window, step_seconds))
         model = new(model_config(recipe.model, vocabulary))
         planned = fitting_steps(model, build, training, left(), given.threads, precision)
         crew = planned.threading

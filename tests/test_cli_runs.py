@@ -21,7 +21,7 @@ from klype.cli.main import call
 from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.atomic_folder import MANIFEST
 from klype.runs import folder
-from klype.runs.run_json import MEANING, Record, meant_otherwise, process_of
+from klype.runs.run_json import MEANING, Record, process_of, redefined
 from klype.sources.opening import find_model
 from klype.words import number
 
@@ -46,7 +46,7 @@ def run_of(place: Path, *stages: str, **about: object) -> Path:
 
 def choose(*asked: Any) -> Path:
     """The folder that a run would have, made."""
-    place = folder.plan(*asked)
+    place = folder.folder_path(*asked)
     place.mkdir(parents=True, exist_ok=True)
     return place
 
@@ -83,7 +83,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file"):
         choose("world", run / "run.json", True, DAY)
     with pytest.raises(UsageError, match="cannot be written"):
-        folder.chosen("world", run / "run.json" / "below", False, DAY).__enter__()
+        folder.claim("world", run / "run.json" / "below", False, DAY).__enter__()
 
 
 def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
@@ -91,21 +91,21 @@ def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UsageError, match=r"cannot be written: .*Choose another out"):
-        folder.chosen("world", closed, False, DAY).__enter__()
+        folder.claim("world", closed, False, DAY).__enter__()
 
 
 def test_a_folder_that_stays_empty_goes_away(tmp_path: Path) -> None:
-    with folder.chosen("world", tmp_path / "run", False, DAY) as place:
+    with folder.claim("world", tmp_path / "run", False, DAY) as place:
         assert place.is_dir()
     assert not (tmp_path / "run").exists()
-    with folder.chosen("world", tmp_path / "run", False, DAY) as place:
+    with folder.claim("world", tmp_path / "run", False, DAY) as place:
         (place / "run.json").write_text("{}", encoding="utf-8")
     assert (tmp_path / "run" / "run.json").exists()
 
 
 HOLDING = (
-    "import sys, pathlib, datetime; from klype.runs.folder import chosen\n"
-    "with chosen('world', pathlib.Path(sys.argv[1]), True, datetime.date.today()): print(flush=True); sys.stdin.read()"
+    "import sys, pathlib, datetime; from klype.runs.folder import claim\n"
+    "with claim('world', pathlib.Path(sys.argv[1]), True, datetime.date.today()): print(flush=True); sys.stdin.read()"
 )
 
 
@@ -124,15 +124,15 @@ def test_a_folder_is_one_process_s_until_it_ends_however_it_ends(tmp_path: Path,
         p.kill()
     assert (run / ".lock").exists()
     for _ in range(2):  # one after the other
-        with folder.chosen("world", run, True, DAY):
+        with folder.claim("world", run, True, DAY):
             pass
     assert [p.name for p in run.iterdir()] == ["run.json"]
 
 
 def test_what_a_killed_process_left_of_its_lock_is_no_run(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("1", encoding="utf-8")
-    with folder.chosen("world", tmp_path, False, DAY) as place:
-        second = folder.chosen("world", place, False, DAY)
+    with folder.claim("world", tmp_path, False, DAY) as place:
+        second = folder.claim("world", place, False, DAY)
         with pytest.raises(UsageError, match=f"by process {os.getpid()}"):
             second.__enter__()
 
@@ -142,7 +142,10 @@ def test_a_disk_without_locks_is_no_hindrance(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with folder.chosen("world", tmp_path, True, DAY) as place, folder.chosen("world", place, True, DAY) as again:
+    with (
+        folder.claim("world", tmp_path, True, DAY) as place,
+        folder.claim("world", place, True, DAY) as again,
+    ):
         assert again == tmp_path
 
 
@@ -309,10 +312,10 @@ def test_what_meant_something_else_in_an_older_run_is_not_compared(
 
 def test_a_run_with_facts_apart_means_what_is_meant_now() -> None:
     world = {"settings": {"kind": "world"}}
-    assert "right" in meant_otherwise({**world, "figures": {"base": figures(0.5), "aligned": None}})
-    assert meant_otherwise({**world, "figures": {"base": {**figures(0.5), "right_fixed": figures(1.0)["right"]}}}) == ()
-    assert meant_otherwise({**world, "meaning": MEANING, "figures": {}}) == ()
-    assert meant_otherwise({"figures": {}}) == ("ceiling",)
+    assert "right" in redefined({**world, "figures": {"base": figures(0.5), "aligned": None}})
+    assert redefined({**world, "figures": {"base": {**figures(0.5), "right_fixed": figures(1.0)["right"]}}}) == ()
+    assert redefined({**world, "meaning": MEANING, "figures": {}}) == ()
+    assert redefined({"figures": {}}) == ("ceiling",)
 
 
 def test_a_document_is_written_whole_or_refused(tmp_path: Path, capsys: Captured) -> None:

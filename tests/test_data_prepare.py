@@ -25,7 +25,7 @@ from klype.data.readers import BadRows, ReadOptions, TextDocument, read_texts
 from klype.errors import KlypeError
 from klype.runs import pipeline, run_start
 from klype.runs.recipe import read
-from klype.runs.run_data import gather
+from klype.runs.run_data import read_data
 from klype.runs.run_options import StageOptions
 from klype.runs.text_task import TextTask
 from klype.text.chat import TEMPLATE
@@ -119,7 +119,7 @@ def test_a_text_that_memory_does_not_hold_is_trained_on_from_the_disk(tmp_path: 
     pipeline.train_stage(make(StageOptions, {**options, "out": tmp_path / "run"}), Heard())
     train = Documents.open(tmp_path / "run" / "tokens" / "train")
     assert len(train) == sum(not is_held_out(t) for t in stories)
-    material = gather(make(StageOptions, options), read("text", options["overrides"]).data, BadRows())
+    material = read_data(make(StageOptions, options), read("text", options["overrides"]).data, BadRows())
     sampled = len(material.split.train) + len(material.split.held_out)
     assert 10 < sampled < 150
     assert any("larger than" in note["en"] for note in material.notes)
@@ -133,7 +133,7 @@ def test_texts_of_a_folder_are_in_the_shards_beside_the_users_own(tmp_path: Path
         (folder / f"{i}.txt").write_text(f"Fortelling {i}: en måke fløy {i} ganger over øya.", encoding="utf-8")
     for given in ({"text": (str(own),), "data": folder}, {"data": folder}):
         settings = read("text", ("data.memory_megabytes=0.002",)).data
-        material = gather(make(StageOptions, {"stage": "pretrain", **given}), settings, BadRows())
+        material = read_data(make(StageOptions, {"stage": "pretrain", **given}), settings, BadRows())
         assert material.share < 1
         assert sum("Fortelling" in d.text for d in material.texts()) == 60
         assert sum("Reven" in d.text for d in material.texts()) == ("text" in given)
@@ -149,7 +149,7 @@ def test_texts_that_nearly_repeat_others_are_left_out_where_that_is_wanted(tmp_p
     options = make(StageOptions, {"stage": "pretrain", "text": (str(tmp_path),)})
     for near, kept in ((0.0, 3), (0.8, 2)):
         settings = read("text", (f"data.near={near}", f"data.memory_megabytes={memory}")).data
-        material = gather(options, settings, BadRows())
+        material = read_data(options, settings, BadRows())
         assert sum(1 for _ in material.texts()) == kept
         assert any("nearly repeat" in note["en"] and "b.txt" in note["en"] for note in material.notes) == (kept == 2)
 

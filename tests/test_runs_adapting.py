@@ -21,7 +21,7 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import pipeline
 from klype.runs.run_options import RunOptions, StageOptions
-from klype.runs.run_start import done_already
+from klype.runs.run_start import skipped_stages
 from klype.runs.text_measures import TextMeasures
 from klype.sources.opening import find_model
 from klype.text.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ def test_the_stages_behind_a_model_are_left_out(place: Path, tmp_path: Path) -> 
         shutil.copytree(base, tmp_path / stage, ignore=shutil.ignore_patterns("resume"))
         about = json.loads((base / "run.json").read_text()) | {"stage": stage}
         (tmp_path / stage / "run.json").write_text(json.dumps(about))
-    left_out = [done_already(find_model(str(tmp_path / stage)), RunOptions()) for stage in stages]
+    left_out = [skipped_stages(find_model(str(tmp_path / stage)), RunOptions()) for stage in stages]
     assert left_out == [("pretrain",), ("pretrain", "finetune"), ("pretrain", "finetune")]
 
 
@@ -113,10 +113,10 @@ def test_a_chat_model_from_elsewhere_is_taught_only_where_there_is_something_to_
     foreign = tmp_path / "foreign"
     shutil.copytree(place / "base" / "pretrain", foreign, ignore=shutil.ignore_patterns("resume", "run.json"))
     rows = RunOptions(instructions=place / "rows.jsonl")
-    assert done_already(find_model(str(foreign)), RunOptions(text=("x",))) == ("pretrain", "finetune")
-    assert done_already(find_model(str(foreign)), rows) == ("pretrain",)
+    assert skipped_stages(find_model(str(foreign)), RunOptions(text=("x",))) == ("pretrain", "finetune")
+    assert skipped_stages(find_model(str(foreign)), rows) == ("pretrain",)
     (foreign / "chat_template.jinja").unlink()
-    assert done_already(find_model(str(foreign)), RunOptions(text=("x",))) == ("pretrain",)
+    assert skipped_stages(find_model(str(foreign)), RunOptions(text=("x",))) == ("pretrain",)
 
 
 @pytest.mark.parametrize(

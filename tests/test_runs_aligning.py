@@ -11,10 +11,10 @@ import torch
 
 from klype.errors import KlypeError
 from klype.preferences.annotators import Scorer
-from klype.runs.align_stage import EvaluatedBatches, Evaluation, best, parted
+from klype.runs.align_stage import EvaluatedBatches, Evaluation, best, scores_diverged
 from klype.runs.best_weights import BestWeights
 from klype.runs.gates import verdict, win_rate
-from klype.runs.reward import pairs, tau_ceiling
+from klype.runs.reward import scored_pairs, tau_ceiling
 from klype.values import Batch, Question, Ranking
 
 
@@ -25,15 +25,15 @@ def seen(step: int, truth: float, reward: float) -> Evaluation:
 
 def test_reward_up_and_annotator_down_is_parting_and_nothing_else_is() -> None:
     start = seen(0, 0.5, 0.0)
-    assert parted([start, seen(10, -0.3, 0.8)])
-    assert not parted([start])
-    assert not parted([start, seen(10, 0.9, 0.8)])
-    assert not parted([start, seen(10, -0.3, -0.5)])  # both fall: the reward model sees it, too
+    assert scores_diverged([start, seen(10, -0.3, 0.8)])
+    assert not scores_diverged([start])
+    assert not scores_diverged([start, seen(10, 0.9, 0.8)])
+    assert not scores_diverged([start, seen(10, -0.3, -0.5)])  # both fall: the reward model sees it, too
 
 
 def test_chance_alone_is_no_parting() -> None:
     calm = Evaluation(10, tuple(0.5 + 0.1 * ((i * 7) % 5 - 2) for i in range(60)), 0.9, 0.5, 8.0, 1.0, 0.0)
-    assert not parted([seen(0, 0.5, 0.0), calm])
+    assert not scores_diverged([seen(0, 0.5, 0.0), calm])
 
 
 def test_the_best_look_is_the_annotators_first_of_equals() -> None:
@@ -50,7 +50,7 @@ def test_wins_count_ties_half() -> None:
 
 
 def test_pairs_for_calibration_come_once_each_and_are_turned_with_their_outcome() -> None:
-    said, won, asked = pairs([((0, 1, 1), (2.0, 0.0, -1.0))])
+    said, won, asked = scored_pairs([((0, 1, 1), (2.0, 0.0, -1.0))])
     assert asked == [0, 0, 0]
     for p, outcome in zip(said, won, strict=True):
         assert outcome == 0.5 or (p > 0.5) == (outcome == 1.0)  # the scores are in the ranking's order
@@ -113,7 +113,7 @@ def test_the_best_weights_stay_in_memory_until_a_state_is_saved(tmp_path: Path) 
     other = torch.nn.Linear(1, 1)
     resumed = watched(tmp_path, other, 0.0, 1.0, 0.5, 2.0, 3.0)
     resumed.restore(state)
-    resumed.back_to_the_best()
+    resumed.restore_best()
     assert other.weight.item() == 1.0  # from the disk
 
     for step in (3, 4):
@@ -122,7 +122,7 @@ def test_the_best_weights_stay_in_memory_until_a_state_is_saved(tmp_path: Path) 
         resumed.state()
     kept = sorted(file.name for file in tmp_path.iterdir())
     assert kept == ["best-000003.safetensors", "best-000004.safetensors"]
-    resumed.back_to_the_best()
+    resumed.restore_best()
     assert other.weight.item() == 4.0
     resumed.best.forget()
     assert not list(tmp_path.iterdir())
@@ -137,7 +137,7 @@ def test_best_weights_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     resumed = watched(tmp_path, model, 0.0)
     resumed.restore(state)
     with pytest.raises(KlypeError, match="best weights"):
-        resumed.back_to_the_best()
+        resumed.restore_best()
 
 
 def test_an_annotator_without_noise_agrees_with_itself_and_a_noisy_one_less() -> None:

@@ -19,7 +19,7 @@ from klype.runs.provenance import read_questions
 from klype.runs.recipe import read
 from klype.runs.run_json import Record, write_json
 from klype.runs.run_options import RunOptions
-from klype.runs.run_start import as_begun
+from klype.runs.run_start import saved_start
 from klype.studio.background_jobs import MetricsTail
 from klype.studio.divergence import ExamRequest, exam_document
 from klype.studio.runs_detail import RunInfo
@@ -84,7 +84,7 @@ def look(place: Path) -> str:
     for read_it in (
         lambda: call(["runs", "compare", str(place), str(place)]),
         lambda: call(["runs", "compare", str(place), str(place), "--json"]),
-        lambda: as_begun(RunOptions(out=place, resume=True)),
+        lambda: saved_start(RunOptions(out=place, resume=True)),
         lambda: read_questions(place / "questions.jsonl"),
         lambda: read_run(place),
     ):

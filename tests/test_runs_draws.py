@@ -25,7 +25,7 @@ from klype.model.transformer import Transformer
 from klype.preferences.records import Candidate, RankingItem
 from klype.preferences.store import Store
 from klype.runs import ranking
-from klype.runs.ranking import DrawSettings, draw, draw_into
+from klype.runs.ranking import DrawSettings, draw_for_task, draw_into
 from klype.runs.recipe import read
 from klype.runs.run_options import RunOptions
 from klype.runs.task import draw_answers
@@ -61,8 +61,8 @@ def test_no_two_draws_of_a_run_share_their_noise() -> None:
 def test_candidates_drawn_in_two_portions_are_those_of_one() -> None:
     task = WorldTask(RECIPE, 0)
     model, questions = babbler(task), task.held_out[:6]
-    parts = draw(model, task, questions[:2], 3) + draw(model, task, questions[2:], 3, first=2)
-    whole = draw(model, task, questions, 3)
+    parts = draw_for_task(model, task, questions[:2], 3) + draw_for_task(model, task, questions[2:], 3, first=2)
+    whole = draw_for_task(model, task, questions, 3)
     assert [[c.text for c in group] for group in parts] == [[c.text for c in group] for group in whole]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from klype.examine.intervals import proportion
-from klype.runs.gates import FEWEST, against_aligning, figure_of, gains, gates, kept, status
+from klype.runs.gates import FEWEST, figure_of, gains, gates, reason_not_to_align, retained, status
 from klype.runs.listener import SilentListener
 from klype.runs.recipe import Recipe, read, saved
 from klype.runs.run_json import Record
@@ -97,9 +97,9 @@ def test_nothing_is_kept_of_nothing() -> None:
     def share(value: float, half: float = 0.02) -> Figure:
         return Figure(value, value - half, value + half, 400)
 
-    assert kept(share(0.03), share(0.1)).value is None  # an untrained model: 3.5 times as much of what is chance
-    assert kept(share(0.98), share(0.3)).value is None
-    left = kept(share(0.98), share(0.95))
+    assert retained(share(0.03), share(0.1)).value is None  # an untrained model: 3.5 times as much of what is chance
+    assert retained(share(0.98), share(0.3)).value is None
+    left = retained(share(0.98), share(0.95))
     assert left.value == pytest.approx(0.95 / 0.98)
     assert (left.low, left.high) == (pytest.approx(0.93), pytest.approx(0.97 / 0.96))
 
@@ -120,7 +120,7 @@ def test_alignment_starts_unless_the_pairs_are_known_to_be_too_few(
     accuracy: dict[str, Any], known: bool, starts: bool, tmp_path: Path
 ) -> None:
     ceiling = figure(0.92, 0.01) if known else {"value": None, "why": "a person's own noise is known only from repeats"}
-    why = against_aligning(run_of(tmp_path, {"pair_accuracy": accuracy, "ceiling": ceiling}))
+    why = reason_not_to_align(run_of(tmp_path, {"pair_accuracy": accuracy, "ceiling": ceiling}))
     assert (why is None) == starts
     if why is not None:
         assert "--force" in why["en"]

@@ -25,7 +25,7 @@ from klype.model import checkpoint
 from klype.runs import pipeline
 from klype.runs.recipe import read
 from klype.runs.run_options import RunOptions, StageOptions
-from klype.runs.run_start import dealt_out
+from klype.runs.run_start import split_among_processes
 from klype.train import parallel
 from klype.train.resume import states
 from tests.train_toys import FEW, NARROW
@@ -91,10 +91,10 @@ def test_what_several_cannot_do_is_said(tmp_path: Path, text: Path) -> None:
 
 def test_micro_batches_come_out_even_where_the_rows_allow_it() -> None:
     recipe = read("text", ("pretrain.rows=8", "finetune.rows=6", "finetune.training.micro_batches=3"))
-    dealt = dealt_out(recipe, 4)
+    dealt = split_among_processes(recipe, 4)
     assert dealt.pretrain.training.micro_batches == 4
     assert dealt.finetune.training.micro_batches == 3  # 4 does not divide 6 rows
-    assert dealt_out(recipe, 1) == recipe
+    assert split_among_processes(recipe, 1) == recipe
 
 
 def _whole_run(folder: Path, text: Path, out: Path) -> None:

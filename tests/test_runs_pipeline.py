@@ -27,7 +27,7 @@ from klype.runs.folder import read_run
 from klype.runs.machine_probe import model_config
 from klype.runs.pipeline import align_rounds
 from klype.runs.recipe import read
-from klype.runs.run_json import MEANING, asked, resumed_options
+from klype.runs.run_json import MEANING, recorded_options, resumed_options
 from klype.runs.run_options import RunOptions, StageOptions
 from klype.text.tokenizer import Tokenizer
 from tests import contract
@@ -197,7 +197,7 @@ def test_resumed_is_straight(stage: str, world_run: tuple[Path, dict[str, object
 
 
 def test_a_resumed_run_keeps_what_was_asked(tmp_path: Path) -> None:
-    saved = asked(RunOptions(minutes=2, seed=5, text=("a.txt",), data=Path("hf:a/b")))
+    saved = recorded_options(RunOptions(minutes=2, seed=5, text=("a.txt",), data=Path("hf:a/b")))
     kept = resumed_options(RunOptions(resume=True, text=("a.txt",)), saved)
     assert (kept.minutes, kept.seed, kept.text, kept.data) == (2, 5, (str(Path("a.txt").absolute()),), Path("hf:a/b"))
     with pytest.raises(UsageError, match="with seed=5, not with seed=6"):
@@ -214,7 +214,7 @@ def test_what_differs_from_the_start_is_named_by_its_option(
     commands = typer.main.get_command(app()).commands  # type: ignore[attr-defined]
     named = {"STAGE", *(name for parameter in commands[command].params for name in parameter.opts)}
     begun = {} if options is RunOptions else {"stage": "pretrain"}
-    saved = asked(make(options, begun))
+    saved = recorded_options(make(options, begun))
     given = {"stage": "finetune", "lora": 3, "steps": 3, "size": "tiny", "minutes": 2.5}
     paths = {name: Path("b") for name in ("instructions", "preferences", "data")}
     for name in saved:

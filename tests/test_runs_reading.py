@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klype.cli.main import call
-from klype.runs.provenance import DataSources, reading_of
+from klype.runs.provenance import DataSources, data_sources
 from klype.sources.find_model import ModelFiles
 from klype.sources.opening import find_model
 from klype.text.chat import TEMPLATE
@@ -71,15 +71,15 @@ def made(folder: Path, name: str) -> Path:
 def test_what_was_read_is_what_the_run_says(tmp_path: Path) -> None:
     names = [{"name": f"{i}.txt"} for i in range(5)]
     world = about(tmp_path / "w", settings={"kind": "world"}, data=[{"name": "klype's demo world (821 words)"}])
-    reading = reading_of(world, WORDS)
+    reading = data_sources(world, WORDS)
     assert reading is not None
     assert reading.about("en").endswith("and nothing else: 821 words of Norwegian and English.")
     assert reading.about("nb") == "Denne modellen har bare lest klypes demoverden: 821 ord på norsk og engelsk."
-    text = reading_of(about(tmp_path / "t", settings={"kind": "text"}, data=names), WORDS)
+    text = data_sources(about(tmp_path / "t", settings={"kind": "text"}, data=names), WORDS)
     assert text is not None
     assert text.about("en") == "This model has read 0.txt, 1.txt, 2.txt and 2 more files, and nothing else."
     assert {text.about(lang) for lang in LANGUAGES} != {""}
-    few = reading_of(about(tmp_path / "f", settings={}, data=names[:1]), WORDS)
+    few = data_sources(about(tmp_path / "f", settings={}, data=names[:1]), WORDS)
     assert few is not None
     assert few.about("en") == "This model has read 0.txt and nothing else."
 
@@ -87,13 +87,13 @@ def test_what_was_read_is_what_the_run_says(tmp_path: Path) -> None:
 def test_a_run_that_went_on_from_elsewhere_has_read_what_nobody_knows(tmp_path: Path) -> None:
     made(tmp_path / "made", "bok.txt")
     own = [{"name": "mine.jsonl"}]
-    known = reading_of(about(tmp_path / "a", data=own, asked={"from_": str(tmp_path / "made" / "finetune")}), WORDS)
+    known = data_sources(about(tmp_path / "a", data=own, asked={"from_": str(tmp_path / "made" / "finetune")}), WORDS)
     assert known is not None
     assert known.names == ("bok.txt", "mine.jsonl")
-    assert reading_of(about(tmp_path / "b", data=own, asked={"from_": "hf:owner/name"}), WORDS) is None
-    assert reading_of(about(tmp_path / "c", data=own, asked={"from_": str(tmp_path / "gone")}), WORDS) is None
-    assert reading_of(about(tmp_path / "d"), WORDS) is None
-    assert reading_of(ModelFiles(tmp_path), WORDS) is None
+    assert data_sources(about(tmp_path / "b", data=own, asked={"from_": "hf:owner/name"}), WORDS) is None
+    assert data_sources(about(tmp_path / "c", data=own, asked={"from_": str(tmp_path / "gone")}), WORDS) is None
+    assert data_sources(about(tmp_path / "d"), WORDS) is None
+    assert data_sources(ModelFiles(tmp_path), WORDS) is None
 
 
 @pytest.mark.slow
@@ -104,12 +104,12 @@ def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from klype.errors import KlypeError
-        from klype.runs.provenance import reading_of
+        from klype.runs.provenance import data_sources
         from klype.sources.find_model import ModelFiles
         from klype.sources.opening import find_model
         from klype.text.tokenizer import Tokenizer
 
-        read = reading_of(ModelFiles(Path(sys.argv[1]), Path(sys.argv[1])), Tokenizer.load(Path(sys.argv[2])))
+        read = data_sources(ModelFiles(Path(sys.argv[1]), Path(sys.argv[1])), Tokenizer.load(Path(sys.argv[2])))
         print(read, "huggingface_hub" in sys.modules)
         try:
             find_model("hf:owner/name")
@@ -129,7 +129,7 @@ def test_runs_that_went_on_from_each_other_end_the_search(tmp_path: Path) -> Non
     for run, other in zip(runs, reversed(runs), strict=True):
         content = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({**content, "asked": {"from_": str(other)}}))
-    assert reading_of(find_model(str(runs[0])), WORDS) is None
+    assert data_sources(find_model(str(runs[0])), WORDS) is None
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_a_folder_is_sorted_by_what_its_files_hold(folder: Path) -> None:
 
 
 def test_only_the_recipes_language_is_taken(folder: Path) -> None:
-    english = run_data.gather(RunOptions(data=folder), recipe.read("english").data, BadRows())
+    english = run_data.read_data(RunOptions(data=folder), recipe.read("english").data, BadRows())
     texts = [d.text for d in (*english.split.train, *english.split.held_out)]
     assert not any("Reven" in text for text in texts)
     assert any("The 3" in text for text in texts)
@@ -109,7 +109,7 @@ def test_only_the_recipes_language_is_taken(folder: Path) -> None:
     assert any("not in English" in str(note) for note in english.notes)
     licensed = next(row for row in english.data if row["name"] == "i.jsonl")
     assert (licensed["licence"], licensed["attribution"]) == ("MIT", "somebody")
-    everything = run_data.gather(RunOptions(data=folder), recipe.read("text").data, BadRows())
+    everything = run_data.read_data(RunOptions(data=folder), recipe.read("text").data, BadRows())
     assert len(everything.conversations) == 51
 
 
@@ -119,7 +119,7 @@ def test_texts_too_short_to_tell_are_in_the_language_of_their_file(tmp_path: Pat
     (tmp_path / "a.txt").write_text("full speed ahead\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("The fox is quick and brown.\n", encoding="utf-8")
     english, every = (
-        run_data.gather(RunOptions(data=tmp_path), recipe.read(name).data, BadRows()) for name in ("english", "text")
+        run_data.read_data(RunOptions(data=tmp_path), recipe.read(name).data, BadRows()) for name in ("english", "text")
     )
     texts = [d.text.strip() for d in (*english.split.train, *english.split.held_out)]
     assert sorted(texts) == ["The fox is quick and brown.", "full speed ahead"]
@@ -175,7 +175,7 @@ def test_the_norwegian_recipe_runs_on_the_dictionary_alone(tmp_path: Path) -> No
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real text is not here")
 @pytest.mark.slow
 def test_real_english_is_read_and_norwegian_left(tmp_path: Path) -> None:
-    found = run_data.gather(RunOptions(data=SHARED), recipe.read("english").data, BadRows())
+    found = run_data.read_data(RunOptions(data=SHARED), recipe.read("english").data, BadRows())
     sources = {Path(d.source).name for d in (*found.split.train, *found.split.held_out)}
     assert {"input.txt", "stories_en.jsonl", "stories_nb_en.jsonl"} <= sources
     assert not sources & {"lover.jsonl", "ordbok.jsonl"}

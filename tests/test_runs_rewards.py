@@ -23,7 +23,7 @@ from klype.runs.folder import read_run
 from klype.runs.machine_probe import model_config
 from klype.runs.pipeline import align_rounds
 from klype.runs.recipe import read
-from klype.runs.reward import ranked_by
+from klype.runs.reward import rank_by_reward
 from klype.runs.run_options import StageOptions
 from klype.runs.run_start import recipe_of, start_of
 from klype.runs.world_task import WorldTask
@@ -155,13 +155,13 @@ def test_preference_methods_learn_the_order_that_a_reward_gives(
 @pytest.mark.slow
 def test_answers_are_ranked_by_their_rewards_and_equal_ones_are_tied(babbler: Path, mine: Path) -> None:
     task = WorldTask(read("world", LOUD), 0, checkpoint.read_tokenizer(babbler / "finetune"))
-    found = ranking.unranked(task, babbler / "rank")
+    found = ranking.tied_answers(task, babbler / "rank")
     assert [one.ranks for _, one in found] == [(0, 0, 0)] * 6
     vowels = WeightedRewards({"v": (by_text(load_function(f"{mine}:vowels"), task.chat.tokenizer.decode_answer), 1)})
-    assert [one.ranks for one in ranked_by(vowels, found)] == [(0, 2, 1)] * 6  # aaa, kao, xyz
+    assert [one.ranks for one in rank_by_reward(vowels, found)] == [(0, 2, 1)] * 6  # aaa, kao, xyz
     tied = WeightedRewards({"n": (by_text(load_function(f"{mine}:nothing"), str), 1)})
-    assert [one.ranks for one in ranked_by(tied, found)] == [(0, 0, 0)] * 6
-    assert ranked_by(tied, []) == []
+    assert [one.ranks for one in rank_by_reward(tied, found)] == [(0, 0, 0)] * 6
+    assert rank_by_reward(tied, []) == []
 
 
 def test_rewards_are_added_by_their_weights() -> None:

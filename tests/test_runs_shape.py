@@ -20,8 +20,8 @@ from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.runs import pipeline, run_start
 from klype.runs.folder import read_run
-from klype.runs.machine_probe import all_cores_seconds, enough_tokens, fitting, in_time, model_config
-from klype.runs.pipeline import Look, resolve_shape
+from klype.runs.machine_probe import all_cores_seconds, choose_shape, enough_tokens, model_config, tokens_in_time
+from klype.runs.pipeline import StepTimer, resolve_shape
 from klype.runs.recipe import SHAPES, ModelSection, Recipe, read
 from klype.runs.run_options import RunOptions, Size, StageOptions
 
@@ -31,7 +31,7 @@ CONFIGS = [model_config(read("text", (), size).model, VOCABULARY) for size in ge
 
 
 def chosen(tokens: float) -> ModelConfig:
-    recipe = fitting(read("text"), VOCABULARY, lambda smaller, larger: tokens)
+    recipe = choose_shape(read("text"), VOCABULARY, lambda smaller, larger: tokens)
     return model_config(recipe.model, VOCABULARY)
 
 
@@ -63,22 +63,24 @@ def test_what_the_recipe_says_stays_and_only_smaller_ones_are_tried() -> None:
         tried.append(config.width)
         return 6 * 2048 * config.flops_per_token / 2 / 160e9  # 160 GFLOP/s
 
-    learns = in_time(300.0, 2048, step_seconds)
-    recipe = fitting(read("text", ("model.layers=3",)), VOCABULARY, learns)
+    learns = tokens_in_time(300.0, 2048, step_seconds)
+    recipe = choose_shape(read("text", ("model.layers=3",)), VOCABULARY, learns)
     assert recipe.model.layers == 3
     assert not recipe.model.open
     assert tried == [shape.width for shape in SHAPES.values()][: len(tried)]
     assert recipe.model.width in (tried[-1], tried[-1] * 4 // 3)
     tried.clear()
     for closed in (read("text", (), "tiny"), read("world"), read("norsk")):
-        assert fitting(closed, VOCABULARY, learns) is closed
+        assert choose_shape(closed, VOCABULARY, learns) is closed
     assert not tried
 
 
 @pytest.mark.parametrize("seconds", [0.0, 10.0, 1e3, 1e5, 1e7])
 def test_twice_the_speed_is_twice_the_time(seconds: float) -> None:
     def shape(seconds: float, gflops: float) -> Recipe:
-        return fitting(read("text"), VOCABULARY, in_time(seconds, 2048, lambda c: c.flops_per_token / gflops))
+        return choose_shape(
+            read("text"), VOCABULARY, tokens_in_time(seconds, 2048, lambda c: c.flops_per_token / gflops)
+        )
 
     assert shape(2 * seconds + 1, 160.0) == shape(seconds + 0.5, 320.0)
 
@@ -88,7 +90,7 @@ def test_twice_the_speed_is_twice_the_time(seconds: float) -> None:
 )
 @pytest.mark.parametrize("tokens", [0.0, 3e6, 1e9])
 def test_what_is_set_makes_a_model_with_some_shape(setting: str, tokens: float) -> None:
-    recipe = fitting(read("text", (f"model.{setting}",)), VOCABULARY, lambda smaller, larger: tokens)
+    recipe = choose_shape(read("text", (f"model.{setting}",)), VOCABULARY, lambda smaller, larger: tokens)
     name, value = setting.split("=")
     assert getattr(model_config(recipe.model, VOCABULARY), name) == int(value)
 
@@ -101,12 +103,12 @@ def test_what_is_no_model_is_said_before_anything_is_read(settings: tuple[str, .
         StageOptions(stage="pretrain", overrides=settings),
     ):
         with pytest.raises(UsageError, match=r"width \d+ is not a multiple of heads") as error:
-            run_start.suited(read("text", settings), options, None)
+            run_start.adapt_recipe(read("text", settings), options, None)
         assert "model.heads" in error.value.hint
 
 
 def settled(
-    folder: Path, text: Path | None, look: Look = all_cores_seconds, **asked: Any
+    folder: Path, text: Path | None, look: StepTimer = all_cores_seconds, **asked: Any
 ) -> tuple[ModelSection, list[str]]:
     """The shape of a stage's model, and what was said of it."""
     say = Heard()
@@ -114,7 +116,7 @@ def settled(
     values |= {"text": (str(text),), "overrides": (*FEW, *asked.get("overrides", ()))} if text else {}
     options = make(StageOptions, values)
     if text is None:
-        options, recipe = run_start.as_begun(options)
+        options, recipe = run_start.saved_start(options)
     else:
         recipe = read("text", options.overrides)
     life = run_start.begin_or_resume(options, recipe, say)

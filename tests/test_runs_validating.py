@@ -18,7 +18,7 @@ from train_toys import FEW, NARROW, Seeded, random_batch, tiny_model
 from klype.data.readers import BadRows
 from klype.errors import KlypeError, TrainingInterrupted
 from klype.runs import pipeline
-from klype.runs.best_weights import BestWeights, ValidatedBatches, every
+from klype.runs.best_weights import BestWeights, ValidatedBatches, validation_interval
 from klype.runs.listener import SilentListener
 from klype.runs.recipe import read
 from klype.runs.run_options import StageOptions
@@ -187,11 +187,11 @@ def test_held_out_tokens_are_measured_in_pieces_as_in_one(tmp_path: Path) -> Non
 
 
 def test_looks_are_few_where_time_is_short() -> None:
-    assert every(1000, 0.0) == 100
-    assert every(1000, 600.0) == 100
-    assert every(1000, 18.0) == 333
-    assert every(1000, 1.0) == 500
-    assert every(1, 0.0) == 1
+    assert validation_interval(1000, 0.0) == 100
+    assert validation_interval(1000, 600.0) == 100
+    assert validation_interval(1000, 18.0) == 333
+    assert validation_interval(1000, 1.0) == 500
+    assert validation_interval(1, 0.0) == 1
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_instructions_are_validated_by_questions_that_nothing_else_asks(tmp_path
         return TextTask(read("text", options.overrides), seed, asked, BadRows())
 
     first = task()
-    batches = first.watched("finetune")
+    batches = first.validation_batches("finetune")
     assert all(len(batch.tokens_BT) <= 6 for batch in batches)
     watched, asked = {q.prompt for q in first._watched}, {q.prompt for q in first.held_out}
     assert sum(len(batch.tokens_BT) for batch in batches) == len(watched) == len(first._watched)
@@ -247,5 +247,5 @@ def test_instructions_are_validated_by_questions_that_nothing_else_asks(tmp_path
     assert told == {q.prompt for q in first._learnt}
     few = tmp_path / "få.jsonl"
     few.write_text("".join(rows.read_text().splitlines(keepends=True)[:60]))
-    assert task(instructions=few).watched("finetune") == []
+    assert task(instructions=few).validation_batches("finetune") == []
     assert task(instructions=few).held_out

@@ -16,8 +16,8 @@ from klype.preferences.annotators import Scorer, rank_simulated
 from klype.runs import ranking
 from klype.runs.machine_probe import model_config
 from klype.runs.recipe import read
-from klype.runs.task import LEAST, examined_on
-from klype.runs.world_task import Turns, WorldTask
+from klype.runs.task import LEAST, exam_questions
+from klype.runs.world_task import ChatSamples, WorldTask
 from klype.sources.find_model import is_aligned
 from klype.values import Question
 
@@ -43,7 +43,7 @@ def test_held_out_questions_are_each_once_and_stories_are_apart_from_what_is_alw
 def test_no_held_out_question_is_asked_in_fine_tuning_ranking_or_alignment() -> None:
     chat = task().chat
     kept = {tuple(chat.prompt(q.messages())) for q in (*task().held_out, *task().held_out_fixed)}
-    turns = Turns(task().world, chat, 3)
+    turns = ChatSamples(task().world, chat, 3)
     for index in range(1500):
         ids, learnt = turns(index)
         assert tuple(ids[: learnt.index(1.0)]) not in kept
@@ -53,7 +53,7 @@ def test_no_held_out_question_is_asked_in_fine_tuning_ranking_or_alignment() -> 
 
 def test_in_less_than_five_minutes_fewer_questions_are_asked_but_never_fewer_than_shown_to_be_enough() -> None:
     few = WorldTask(read("world", (*SMALL, "examine.questions=420")), 0)
-    assert [len(examined_on(few, minutes)) for minutes in (None, 60.0, 5.0, 4.9, 0.1)] == [420, 420, 420, 412, LEAST]
+    assert [len(exam_questions(few, minutes)) for minutes in (None, 60.0, 5.0, 4.9, 0.1)] == [420, 420, 420, 412, LEAST]
 
 
 def test_no_training_ranking_counts_as_held_out_and_held_out_ones_do_not_err(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_run_that_is_gone_on_with_has_no_copy_of_weights_left_by_a_kill(tmp_pa
         with writer(place, what):
             pass
     assert len(list(tmp_path.rglob(".*.klype"))) == 3
-    with folder.chosen("world", tmp_path, True, date(2026, 1, 1)):
+    with folder.claim("world", tmp_path, True, date(2026, 1, 1)):
         assert not list(tmp_path.rglob(".*.klype"))
     assert (tmp_path / stage / "metrics.jsonl").read_text() == "{}"
 

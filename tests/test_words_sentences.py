@@ -39,7 +39,7 @@ from klype.experiments.mistakes import MistakesBoard, MistakesRow, halves
 from klype.experiments.mistakes import verdict as mistakes_verdict
 from klype.preferences.records import Candidate, Entry, RankingItem
 from klype.runs.align_stage import Evaluation
-from klype.runs.gates import against_aligning
+from klype.runs.gates import reason_not_to_align
 from klype.runs.gates import verdict as alignment_verdict
 from klype.runs.rankers import summary
 from klype.studio.answer_paths import decision, flow_title
@@ -286,7 +286,7 @@ def refused(low: float, high: float, people: bool) -> Told:
     def told(lang: str) -> str:
         ceiling = {"value": None, "why": "nobody knows"} if people else f(0.9, 0.95)
         with TemporaryDirectory() as folder:
-            why = against_aligning(run_of(Path(folder), {"pair_accuracy": f(low, high), "ceiling": ceiling}))
+            why = reason_not_to_align(run_of(Path(folder), {"pair_accuracy": f(low, high), "ceiling": ceiling}))
         return "" if why is None else why[lang]
 
     return told

@@ -81,7 +81,7 @@ def prompt_of(opened: OpenModel, text: str, raw: bool | None) -> tuple[int, ...]
 
 def reading_from(opened: OpenModel) -> DataSources | None:
     """The training data of a run's model; None where that is unknown."""
-    return None if opened.native is None else provenance.reading_of(opened.found, opened.loaded.tokenizer)
+    return None if opened.native is None else provenance.data_sources(opened.found, opened.loaded.tokenizer)
 
 
 def world_of(opened: OpenModel) -> World | None:

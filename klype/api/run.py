@@ -351,7 +351,7 @@ def _work(
     options.check()
     name, threads = options.recipe_name if isinstance(options, RunOptions) else "align", torch.get_num_threads()
     try:
-        with folder.chosen(name, out, options.resume, date.today()) as place, torch.random.fork_rng(devices=[]):
+        with folder.claim(name, out, options.resume, date.today()) as place, torch.random.fork_rng(devices=[]):
             work(replace(options, out=place), say)
     finally:
         torch.set_num_threads(threads)

@@ -84,7 +84,10 @@ def align_command(terminal: Terminal, asked: AlignmentOptions) -> None:
     common |= {"from_": asked.model, "steps": asked.steps, "minutes": asked.minutes, "overrides": how}
     stage = make(StageOptions, {**common, "stage": "align", "lang": terminal.lang})
     stage.check()
-    with folder.chosen("align", asked.out, asked.resume, date.today()) as place, listener(terminal, asked.human) as say:
+    with (
+        folder.claim("align", asked.out, asked.resume, date.today()) as place,
+        listener(terminal, asked.human) as say,
+    ):
         document = align_rounds(replace(stage, out=place), asked.rounds, asked.taste, say)
     terminal.document(document)
 
@@ -110,7 +113,7 @@ def in_company(
         asked = replace(asked, processes=together.local, resume=asked.resume or together.restarts > 0)
     with parallel.process_group(together):
         if parallel.is_first():
-            chosen = folder.chosen(recipe, asked.out, asked.resume, date.today())
+            chosen = folder.claim(recipe, asked.out, asked.resume, date.today())
             with chosen as place, listener(terminal, asked.human) as say:
                 parallel.from_first(str(place))
                 document = work(replace(asked, out=place), say)
@@ -203,7 +206,7 @@ def conduct(
         done = own("progress", done=board.cells_done, all=board.cells)
         return "\n".join([done, *report.running(board, own)])
 
-    with folder.chosen(experiment.name, asked.out, asked.resume, date.today()) as place:
+    with folder.claim(experiment.name, asked.out, asked.resume, date.today()) as place:
         plan = experiment.plan(source, place, request, asked.minutes, cores, cache_folder())
         several = " / ".join(count(n, lang) for n in plan.documents)
         numbers = {"seeds": plan.seeds, f"{experiment.noun}s": len(plan.arms), "cores": cores}

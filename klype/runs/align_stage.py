@@ -21,8 +21,8 @@ from klype.model.lora import frozen_model
 from klype.model.transformer import Transformer
 from klype.planner import StepPlan
 from klype.runs.best_weights import BestWeights
-from klype.runs.reward import ranked_to_learn, rewards_of
-from klype.runs.stages import RunContext, learn, learner, learnt, precision_of
+from klype.runs.reward import rankings_to_learn, rewards_of
+from klype.runs.stages import RunContext, merged_model, precision_of, run_training, trainable_model
 from klype.runs.task import Task, draw_answers
 from klype.train.objectives import Objective, answers_batch, reference_logp
 from klype.train.policy import ActorCritic, AnswerUse, align_objective, method
@@ -113,7 +113,7 @@ class EvaluatedBatches(Batches):
     def __next__(self) -> Batch:
         if self._index % self.every == 0:
             self.look()
-            if self._stops and parted(self.seen):
+            if self._stops and scores_diverged(self.seen):
                 raise RewardHacking
         batch = next(self._batches)
         self._index += 1
@@ -130,7 +130,7 @@ class EvaluatedBatches(Batches):
         if best(self.seen) is self.seen[-1]:
             self.best.keep()
 
-    def back_to_the_best(self) -> int:
+    def restore_best(self) -> int:
         """Restores the best weights and returns their step. KlypeError when a resumed run's are gone from the disk."""
         step = best(self.seen).step
         self.best.restore(step, "Align again.")
@@ -155,7 +155,7 @@ def best(seen: Sequence[Evaluation]) -> Evaluation:
     return max(seen, key=lambda s: float(np.mean(s.truth)))
 
 
-def parted(seen: Sequence[Evaluation]) -> bool:
+def scores_diverged(seen: Sequence[Evaluation]) -> bool:
     """Whether the annotator's score is significantly below its best while the reward is not."""
     top, last = best(seen), seen[-1]
     if last is top or last.reward < top.reward:
@@ -178,12 +178,12 @@ def align(run: RunContext) -> None:
     rewards = rewards_of(run, whole)
     if run.recipe.lora.rank:  # the reference is the same weights without the adapters
         reference = frozen_model(whole, getattr(torch, precision_of(run, "align")))
-        model = learner(run, reference)
+        model = trainable_model(run, reference)
     else:
         reference = whole
         start = copy.deepcopy(whole).requires_grad_(True)
         model = ActorCritic.of(start) if row.critic else start
-    ranked, known = ranked_to_learn(run, rewards)
+    ranked, known = rankings_to_learn(run, rewards)
     questions = [run.task.questions(3)(i) for i in range(ASKED)]  # the same in every evaluation
     watched: list[EvaluatedBatches] = []
 
@@ -202,11 +202,11 @@ def align(run: RunContext) -> None:
 
     stopped = False
     try:
-        steps = learn(run, "align", model, build)
+        steps = run_training(run, "align", model, build)
         watched[0].look()
     except RewardHacking:
         stopped = True
-        steps = watched[0].back_to_the_best()
+        steps = watched[0].restore_best()
         run.say.stage_end(f"stopped: reward rose while the annotator's score fell; restored step {steps}")
     model.eval()
     seen = watched[0].seen
@@ -226,7 +226,7 @@ def align(run: RunContext) -> None:
         if name in first  # not in a state of an earlier klype
     }
     run.say.table("during alignment", COLUMNS, [s.row(run.options.lang) for s in seen])
-    aligned = model.actor() if isinstance(model, ActorCritic) else learnt(model, whole)
+    aligned = model.actor() if isinstance(model, ActorCritic) else merged_model(model, whole)
     run.save("align", aligned, {"steps": steps, "parent": "finetune", "method": row.name})
     watched[0].best.forget()  # nothing is left to resume
 

@@ -150,7 +150,7 @@ class ValidatedBatches(Batches):
         end(self._batches)
 
 
-def every(steps: int, seconds: float) -> int:
+def validation_interval(steps: int, seconds: float) -> int:
     """Steps between two checks in a training of ``steps`` steps that takes ``seconds`` (0: unknown)."""
     looks = min(LOOKS, max(2, int(seconds / SECONDS))) if seconds else LOOKS
     return max(1, steps // looks)

@@ -19,7 +19,7 @@ from klype.runs.dictionary import dictionary_rows
 from klype.runs.gates import gains, gates, pair_threshold
 from klype.runs.run_options import STAGES
 from klype.runs.stages import RunContext
-from klype.runs.task import Task, answer_settings, draw_answers, examine_model, examined_on
+from klype.runs.task import Task, answer_settings, draw_answers, exam_questions, examine_model
 from klype.runs.text_task import TextTask
 from klype.values import Question, Trace, mean_of_known
 from klype.words import in_all_languages
@@ -36,7 +36,7 @@ def measure_stage(run: RunContext, name: StageName) -> dict[str, FigureFacts]:
     the answers' verdicts, cost and dictionary figures in run.json."""
     model, task, content = run.model(MADE_BY[name]), run.task, run.record.content
     t = run.recipe.examine.temperature
-    asked = {"": examined_on(task, run.options.minutes), **task.asked_apart(name)}
+    asked = {"": exam_questions(task, run.options.minutes), **task.further_questions(name)}
     examined = {k: examine_model(task, model, of, answer_settings(task, t)) for k, of in asked.items() if of or not k}
     evidence = examined[""].evidence[t]
     figures = measure(evidence, in_runs("stages"))
@@ -59,13 +59,13 @@ def measure_stage(run: RunContext, name: StageName) -> dict[str, FigureFacts]:
     return {k: f.json() for k, f in figures.items()}  # type: ignore[misc]
 
 
-def about(run: RunContext) -> dict[str, Any]:
+def data_facts(run: RunContext) -> dict[str, Any]:
     """What run.json and model cards say of the training data."""
     licences = list(dict.fromkeys(row["licence"] for row in run.task.data if row.get("licence")))
     return {"data": run.task.data, "licences": licences, "language": run.task.languages}
 
 
-def gather(run: RunContext) -> Facts:
+def report_facts(run: RunContext) -> Facts:
     """The facts of a run for its report, when its stages are done (alignment may have been refused)."""
     content = run.record.content
     newest: StageName = "aligned" if run.record.done("align") else "finetuned"

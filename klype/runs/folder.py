@@ -52,13 +52,13 @@ class RunFields(TypedDict, total=False):
 
 
 @contextmanager
-def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator[Path]:
+def claim(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator[Path]:
     """Chooses the folder of a run (see ``plan``) and locks it for this process; afterwards removes the folders that it
     created if they are still empty. UsageError when it cannot be written or another process holds it."""
-    place = plan(recipe, out, resume, today)
+    place = folder_path(recipe, out, resume, today)
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        with held(place):
+        with locked_folder(place):
             for part in (place, *place.glob("*"), *place.glob("*/resume")):
                 durable.clear(part)
             yield place
@@ -68,7 +68,7 @@ def chosen(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator
                 folder.rmdir()
 
 
-def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = RUNS) -> Path:
+def folder_path(recipe: str, out: Path | None, resume: bool, today: date, base: Path = RUNS) -> Path:
     """The path of a run's folder: ``out``, or ``base/<recipe>-<date>-<n>`` (of a recipe file: its name without suffix).
 
     With ``resume``: ``out``, or the newest folder of this recipe if there is one. Without: UsageError for a folder that
@@ -89,7 +89,7 @@ def plan(recipe: str, out: Path | None, resume: bool, today: date, base: Path = 
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Creates the folder and locks it with a file lock, which the system releases when the process ends. UsageError
     when another process holds it or it cannot be written; on file systems without locks it is not protected."""
     file = folder / LOCK

@@ -13,7 +13,7 @@ from klype.examine.say import Say
 from klype.model.transformer import Transformer
 from klype.runs.align_stage import Evaluation, best
 from klype.runs.stages import RunContext
-from klype.runs.task import answer_settings, examine_model, examined_on
+from klype.runs.task import answer_settings, exam_questions, examine_model
 from klype.sources.find_model import is_aligned
 from klype.values import Figure
 from klype.words import LANGUAGES, number, percent, words
@@ -49,7 +49,7 @@ def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[J
     if world:
         gain = gains(run).get("annotator", Figure(None, why="not both models were asked"))
         before, after = (figure_of(figures.get(stage), "retrieval_text") for stage in ("base", "aligned"))
-        rows += [("aligned_score_up", gain, 0.0), ("retrieval_kept", kept(before, after), KEPT)]
+        rows += [("aligned_score_up", gain, 0.0), ("retrieval_kept", retained(before, after), KEPT)]
 
     def too_few(figure: Figure) -> bool:
         return figure.value is not None and (figure.n < FEWEST or figure.low is None)
@@ -79,7 +79,7 @@ def figure_of(figures: Mapping[str, Any] | None, name: str) -> Figure:
     return Figure.of((figures or {}).get(name) or {"value": None})
 
 
-def kept(before: Figure, after: Figure) -> Figure:
+def retained(before: Figure, after: Figure) -> Figure:
     """``after`` / ``before`` with a conservative interval (all ratios that both intervals allow); no value if either
     may be at chance level."""
     ends = (before.low, before.high, after.low, after.high)
@@ -102,7 +102,7 @@ def by_people(run: RunContext) -> bool:
     return reward is not None and figure_of(reward, "ceiling").value is None
 
 
-def against_aligning(run: RunContext) -> dict[str, str] | None:
+def reason_not_to_align(run: RunContext) -> dict[str, str] | None:
     """Why alignment should not start, by language; None if it may: unless the reward model's pair accuracy is known to
     be below the recipe's gate, or, with people's rankings, if it is known to be better than chance. Without held-out
     pairs alignment may start.
@@ -159,7 +159,7 @@ SEVERAL, DRAWN = 60, 4  # questions, and answers to each, for the measures of di
 
 def compare(run: RunContext, before: Transformer, after: Transformer) -> dict[str, Any]:
     """The JSON document of an alignment: figures of both models, paired differences, win rate and ties."""
-    questions = examined_on(run.task, run.options.minutes)
+    questions = exam_questions(run.task, run.options.minutes)
     asking = answer_settings(run.task, t := run.recipe.examine.temperature)
     wide = answer_settings(run.task, 1.0, DRAWN, "distributions")
     aligned = is_aligned(run.folder / "finetune"), True

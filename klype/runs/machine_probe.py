@@ -148,14 +148,14 @@ class Cycle(NumberedBatches):
 # a larger model sees fewer tokens; from a certain number on it beats a smaller one.
 
 # (smaller, larger) → the number of tokens that the larger model would be trained on
-Learns = Callable[[ModelConfig, ModelConfig], float]
+TokenEstimate = Callable[[ModelConfig, ModelConfig], float]
 
 
-def fitting(recipe: Recipe, vocabulary: int, learns: Learns) -> Recipe:
+def choose_shape(recipe: Recipe, vocabulary: int, learns: TokenEstimate) -> Recipe:
     """The recipe with the largest shape that is trained on enough tokens, where it leaves the shape open."""
     if not recipe.model.open:
         return recipe
-    sections = possible(recipe.model, vocabulary)
+    sections = candidate_models(recipe.model, vocabulary)
     chosen = sections[0]
     for smaller, larger in pairwise(sections):
         configs = model_config(smaller, vocabulary), model_config(larger, vocabulary)
@@ -165,7 +165,7 @@ def fitting(recipe: Recipe, vocabulary: int, learns: Learns) -> Recipe:
     return recipe.model_copy(update={"model": chosen})
 
 
-def possible(section: ModelSection, vocabulary: int) -> list[ModelSection]:
+def candidate_models(section: ModelSection, vocabulary: int) -> list[ModelSection]:
     """The recipe's [model] completed with each of the named shapes, the smallest first. UsageError when none of them
     is a valid model.
     """
@@ -189,9 +189,9 @@ def enough_tokens(config: ModelConfig) -> float:
     return TOKENS * math.sqrt(config.flops_per_token / 2e6)
 
 
-def in_time(seconds: float, tokens_a_step: int, step_seconds: Callable[[ModelConfig], float]) -> Learns:
-    """Returns the function for ``fitting``: the tokens that the larger model would see in the time left (timing the
-    smaller one takes some of it), assuming that it computes as many FLOPs per second as the smaller one."""
+def tokens_in_time(seconds: float, tokens_a_step: int, step_seconds: Callable[[ModelConfig], float]) -> TokenEstimate:
+    """Returns the function for ``choose_shape``: the tokens that the larger model would see in the time left (timing
+    the smaller one takes some of it), assuming that it computes as many FLOPs per second as the smaller one."""
     began = time.perf_counter()
 
     def learns(smaller: ModelConfig, larger: ModelConfig) -> float:

@@ -18,15 +18,15 @@ from klype.preferences.annotators import Taste
 from klype.preferences.annotators import taste as read_taste
 from klype.runs import run_start
 from klype.runs.align_stage import Evaluation
-from klype.runs.examine_stage import gather, measure_stage
+from klype.runs.examine_stage import measure_stage, report_facts
 from klype.runs.folder import read_run
-from klype.runs.gates import against_aligning, compare, time_gate, verdict
+from klype.runs.gates import compare, reason_not_to_align, time_gate, verdict
 from klype.runs.listener import RunListener
-from klype.runs.machine_probe import all_cores_seconds, fitting, in_time
-from klype.runs.reward import examined
-from klype.runs.run_json import MEANING, meant_otherwise, write_json
+from klype.runs.machine_probe import all_cores_seconds, choose_shape, tokens_in_time
+from klype.runs.reward import reward_figures
+from klype.runs.run_json import MEANING, redefined, write_json
 from klype.runs.run_options import RunOptions, StageOptions
-from klype.runs.stages import RunContext, enough_steps, late_text, precision_of, seconds_for
+from klype.runs.stages import RunContext, enough_steps, late_batches, precision_of, seconds_for
 from klype.runs.task import Task
 from klype.sources.find_model import ModelFiles
 from klype.sources.opening import find_model
@@ -42,7 +42,7 @@ from klype.words import LANGUAGES, in_all_languages
 MEASURED = {stage: name for name, stage in MADE_BY.items()}
 SHORTEST = 1  # minutes; a shorter run takes longer than asked
 
-Look = Callable[..., float]  # seconds per step of a model: see klype.runs.machine_probe.all_cores_seconds
+StepTimer = Callable[..., float]  # seconds per step of a model: see klype.runs.machine_probe.all_cores_seconds
 
 
 def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
@@ -53,24 +53,24 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
     """
     with parallel.first_alone():
         run = run_start.open_life_cycle(options, say)
-        stages = run_start.done_already(find_model(run.options.from_), run.options) if run.start is not None else ()
+        stages = run_start.skipped_stages(find_model(run.options.from_), run.options) if run.start is not None else ()
         # a model from outside is measured as the result of the last stage it has been through
         if stages and MEASURED[stages[-1]] not in run.record.content["figures"]:
             say.note(f"The model has already been through: {', '.join(stages)}. It continues from there.")
             for name in stages:
                 run.record.finish(name, 0.0, brought=str(run.start))
-            _measured(run, stages[-1])
+            _measure(run, stages[-1])
     with run.record.under_way():
         resolve_shape(run)
         if parallel.is_first():
-            measure_as_now(run)
+            remeasure(run)
         for name, stage in run_start.STAGES.items():
             if run.record.done(name):
                 continue
             if name == "align" and not run.recipe.align.replaces_model:
                 if not run.record.done("reward"):
                     continue  # alignment by the reward model needs one
-                if (why := against_aligning(run)) is not None and not run.options.force:
+                if (why := reason_not_to_align(run)) is not None and not run.options.force:
                     _refuse(run, why)
                     continue
                 if why is not None:
@@ -88,7 +88,7 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
                     _refuse(run, in_all_languages("run", "nothing_to_imitate"))
                 continue
             if name in MEASURED and parallel.is_first():
-                _measured(run, name)
+                _measure(run, name)
         return reported(run) if parallel.is_first() else {}
 
 
@@ -107,7 +107,7 @@ def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
     if not parallel.is_first():
         return {}
     if options.stage in MEASURED:
-        _measured(run, options.stage)
+        _measure(run, options.stage)
     content = run.record.content
     content["state"] = "done"
     run.record.save()
@@ -122,7 +122,7 @@ def _refuse(run: RunContext, why: dict[str, str]) -> None:
     run.say.note(why.get(run.options.lang, why["en"]))
 
 
-def _measured(run: RunContext, stage: str) -> None:
+def _measure(run: RunContext, stage: str) -> None:
     """Measures the model that a stage left, records the figures and shows them."""
     name, content = MEASURED[stage], run.record.content
     began = time.perf_counter()
@@ -137,16 +137,16 @@ def _measured(run: RunContext, stage: str) -> None:
     run.say.table(words.stage(name), (words("column.measure"), words("column.value")), rows)
 
 
-def measure_as_now(run: RunContext) -> None:
+def remeasure(run: RunContext) -> None:
     """Measures again what an earlier klype measured by another definition."""
     content = run.record.content
-    otherwise = meant_otherwise(content)
+    otherwise = redefined(content)
     if "right" in otherwise:
         for stage, name in MEASURED.items():
             if content["figures"].get(name):
-                _measured(run, stage)
+                _measure(run, stage)
     if otherwise and content.get("reward"):
-        content["reward"] = examined(run)
+        content["reward"] = reward_figures(run)
     content["meaning"] = MEANING
 
 
@@ -154,7 +154,7 @@ def reported(run: RunContext) -> dict[str, Any]:
     """Measures the run as a whole, writes the report, and returns what ``--json`` prints."""
     content = run.record.content
     began = time.perf_counter()
-    facts = gather(run)
+    facts = report_facts(run)
     run.record.add_seconds("examine", time.perf_counter() - began)
     run.record.stop_clock()
     content["gates"] = facts["gates"] = [*facts["gates"], time_gate(run)]
@@ -207,7 +207,7 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListene
     folders = [out] if rounds == 1 else [out / f"round-{number}" for number in range(1, rounds + 1)]
     options = replace(options, out=folders[0])
     if run_start.is_begun(options):
-        options, recipe = run_start.as_begun(options)
+        options, recipe = run_start.saved_start(options)
         start = run_start.start_of(options)
     else:
         start = run_start.start_of(options)
@@ -224,8 +224,8 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListene
         known = read_run(folder).get("aligned") if run_start.is_begun(asked) else None
         if not known:
             run = run_start.begin_or_resume(asked, recipe, say, start, "rank" if anew else "align")
-            align_anew(run, flaw, anew)
-            known = compared(run)
+            align_round(run, flaw, anew)
+            known = record_comparison(run)
         done.append(known)
         start = ModelFiles(folder / "align", folder, "align")
     whole = {"run": str(out), "from": options.from_, "method": recipe.align.how.method, "taste": taste, "rounds": done}
@@ -234,35 +234,35 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListene
     return whole
 
 
-def align_anew(run: RunContext, flaw: Taste | None, anew: bool) -> None:
+def align_round(run: RunContext, flaw: Taste | None, anew: bool) -> None:
     """Runs one round in a folder of its own. ``flaw``: the taste to rank by in place of the annotator's own; ``anew``:
     whether answers are ranked again."""
     content = run.record.content
-    ranks = run if flaw is None else replace(run, task=tasted(run.task, flaw))
+    ranks = run if flaw is None else replace(run, task=with_taste(run.task, flaw))
     with run.record.under_way():
         for name in ("rank", "reward") if anew else ():
             if not run.record.done(name):
                 with run.record.timed(name):
                     run_start.STAGES[name].do(ranks if name == "rank" else run)
         if flaw is not None:  # the annotator agrees with itself by the taste that it ranked by
-            own = examined(ranks)
+            own = reward_figures(ranks)
             content.setdefault("reward", own).update({k: own[k] for k in ("ceiling", "tau_ceiling")})
         if content.get("reward") is None and (run.folder / "reward" / ABOUT).exists():
-            content["reward"] = examined(run)
+            content["reward"] = reward_figures(run)
             run.record.save()
         if content.get("reward") is not None:  # shown before anything is aligned
             found: dict[str, Any] = {k: f for k, f in content["reward"].items() if isinstance(f, dict) and "value" in f}
             words = Words(run.options.lang)
             shown = [(words.measure(name), words.figure(f, name)) for name, f in found.items()]
             run.say.table("the reward model, on held-out rankings", ("measure", "figure"), shown)
-            why = against_aligning(run) if MODEL in run.recipe.align.weights and not run.options.force else None
+            why = reason_not_to_align(run) if MODEL in run.recipe.align.weights and not run.options.force else None
             if why is not None:
                 raise KlypeError(why[run.options.lang])
         with run.record.timed("align"):
             run_start.STAGES["align"].do(run)
 
 
-def tasted(task: Task, taste: Taste) -> Task:
+def with_taste(task: Task, taste: Taste) -> Task:
     """A copy of the task whose annotator has another taste, for ranking. Measures use the task itself."""
 
     def judge(question: Question, answer: str, finished: bool) -> Verdict:
@@ -274,7 +274,7 @@ def tasted(task: Task, taste: Taste) -> Task:
     return other
 
 
-def compared(run: RunContext) -> dict[str, Any]:
+def record_comparison(run: RunContext) -> dict[str, Any]:
     """Compares the model before and after alignment; shows the result and records it in run.json."""
     content, say, words = run.record.content, run.say, Words(run.options.lang)
     watched = content["watch"]
@@ -304,7 +304,7 @@ def compared(run: RunContext) -> dict[str, Any]:
 # before training: the shape of a new model
 
 
-def resolve_shape(run: RunContext, look: Look = all_cores_seconds) -> None:
+def resolve_shape(run: RunContext, look: StepTimer = all_cores_seconds) -> None:
     """Chooses the model's shape where the recipe leaves it open, records it, and announces the run.
 
     ``look`` measures the seconds per step.
@@ -314,17 +314,17 @@ def resolve_shape(run: RunContext, look: Look = all_cores_seconds) -> None:
         tokens_a_step, vocabulary = lesson.rows * recipe.model.window, run.task.chat.tokenizer.vocab_size
         if steps := getattr(run.options, "steps", None):
             limit = f"{steps:,} steps"
-            recipe = fitting(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps)
+            recipe = choose_shape(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps)
         else:
             limit, seconds = "the time", parallel.from_first(seconds_for(run, "pretrain"))
             precision, most = precision_of(run, "pretrain"), tokens_a_step * enough_steps(run, "pretrain")
 
             def step_seconds(config: ModelConfig) -> float:
                 model = Transformer(config, run.backend).to(run.device)
-                build = lambda twin: (cross_entropy, late_text(run))
+                build = lambda twin: (cross_entropy, late_batches(run))
                 return look(model, build, lesson.training, seconds, run.cores, precision)
 
-            fits = in_time(seconds, tokens_a_step, step_seconds)
+            fits = tokens_in_time(seconds, tokens_a_step, step_seconds)
 
             def learns(smaller: ModelConfig, larger: ModelConfig) -> float:
                 """The first process decides, so that all continue with one shape."""
@@ -333,7 +333,7 @@ def resolve_shape(run: RunContext, look: Look = all_cores_seconds) -> None:
                 limit = "this text" if most < tokens else "the time"
                 return min(tokens, most)
 
-            recipe = fitting(recipe, vocabulary, learns)
+            recipe = choose_shape(recipe, vocabulary, learns)
         run.recipe = run.task.recipe = recipe
         run.settling_s = time.perf_counter() - began
         run.record.content["settings"] = recipe.model_dump(mode="json")

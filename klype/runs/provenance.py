@@ -36,12 +36,12 @@ def next_truth(found: ModelFiles, tokenizer: Tokenizer, text: str, raw: bool) ->
         return None
     if raw:
         filter_ = world.filter("document")
-        return after(filter_, tokenizer, text) if begins(filter_, text) else None
+        return next_tokens(filter_, tokenizer, text) if is_beginning(filter_, text) else None
     question, _ = question_in(world, found.run, text)
-    return None if question is None else after(world.filter("chat", question), tokenizer, "")
+    return None if question is None else next_tokens(world.filter("chat", question), tokenizer, "")
 
 
-def begins(words: Filter, text: str) -> bool:
+def is_beginning(words: Filter, text: str) -> bool:
     """Whether the text is the beginning of something in the language; its last word may be incomplete."""
     reader = copy(words)
     *whole, last = World.words_of(text) or ("",)
@@ -52,7 +52,7 @@ def begins(words: Filter, text: str) -> bool:
     return any(word.startswith(last) for word in reader.next())
 
 
-def after(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
+def next_tokens(words: Filter, tokenizer: Tokenizer, text: str) -> dict[int, float]:
     """{token: probability} after this text, from the distribution over words."""
     walker = copy(words)
     met = set(walker.next())  # the words that were or are possible at any point: only their spellings matter
@@ -139,7 +139,7 @@ class DataSources:
         return words(lang, "reading")("unknown", words=shown) if found else ""
 
 
-def reading_of(found: ModelFiles, tokenizer: Tokenizer, seen: frozenset[Path] = frozenset()) -> DataSources | None:
+def data_sources(found: ModelFiles, tokenizer: Tokenizer, seen: frozenset[Path] = frozenset()) -> DataSources | None:
     """The training data of a model, from its run and the runs that this one started from. None if unknown: the model,
     or one that it started from, belongs to no run. ``seen``: runs visited, since a folder may have been overwritten by
     a run that started from it."""
@@ -160,5 +160,5 @@ def reading_of(found: ModelFiles, tokenizer: Tokenizer, seen: frozenset[Path] = 
     except KlypeError:
         return None
     again = earlier.run is not None and earlier.run.resolve() in seen
-    known = None if again else reading_of(earlier, tokenizer, seen)
+    known = None if again else data_sources(earlier, tokenizer, seen)
     return None if known is None else replace(reading, names=tuple(dict.fromkeys((*known.names, *names))))

@@ -61,9 +61,9 @@ def rank(run: RunContext) -> None:
             made = f"{len(given)} rankings were given; {parts.count('held-out')} of them are held out"
         elif options.human:
             if not store.questions():
-                questions = _each_once([task.questions(1)(i) for i in range(BY_HAND)], [])
-                candidates = draw(run.model("finetune"), task, questions, options.seed)
-                store.add(_asked(questions, candidates, _parts(questions)))
+                questions = _distinct([task.questions(1)(i) for i in range(BY_HAND)], [])
+                candidates = draw_for_task(run.model("finetune"), task, questions, options.seed)
+                store.add(_items(questions, candidates, _parts(questions)))
             rank_by_hand(AnnotatorSession(store, "you", "sitting", again_every=0), run.say)
             if not (done := store.entries(annotators=("you",))):
                 raise KlypeError(
@@ -91,16 +91,16 @@ def simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: 
     """Draws and ranks answers to as many questions as fit into the time. Returns a sentence that says how many."""
     section = task.recipe.rank
     annotator = Scorer(task.annotator_name, lambda question, answer: task.judge(question, answer, True).score)
-    held_out = _each_once(task.held_out[: section.held_out], [])
-    questions = _each_once([task.questions(1)(i) for i in range(section.questions)], held_out)
+    held_out = _distinct(task.held_out[: section.held_out], [])
+    questions = _distinct([task.questions(1)(i) for i in range(section.questions)], held_out)
     began = time.perf_counter()
-    candidates = draw(model, task, questions[:FEWEST], seed)
+    candidates = draw_for_task(model, task, questions[:FEWEST], seed)
     a_question = (time.perf_counter() - began) / max(1, len(candidates))
     fitting = SLACK * seconds / max(a_question, 1e-9) - len(held_out)
     questions = questions[: max(FEWEST, round(min(fitting, len(questions))))]
-    candidates += draw(model, task, questions[FEWEST:], seed, first=FEWEST)
-    items = _asked(questions, candidates, ["train"] * len(questions))
-    held_out_items = _asked(held_out, draw(model, task, held_out, seed + 1), ["held-out"] * len(held_out))
+    candidates += draw_for_task(model, task, questions[FEWEST:], seed, first=FEWEST)
+    items = _items(questions, candidates, ["train"] * len(questions))
+    held_out_items = _items(held_out, draw_for_task(model, task, held_out, seed + 1), ["held-out"] * len(held_out))
     entries: list[Entry] = []
     for at, (asked, noise) in enumerate(((items, section.noise), (held_out_items, 0.0))):
         rng = random.Random(mix(seed, at, 9))
@@ -112,14 +112,14 @@ def simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: 
     return f"{len(items)} questions, {n:,} answers, ranked by the simulated annotator"
 
 
-def _each_once(questions: Sequence[Question], but: Sequence[Question]) -> list[Question]:
+def _distinct(questions: Sequence[Question], but: Sequence[Question]) -> list[Question]:
     """The questions without duplicates and those of ``but``: each is either trained on or held out."""
     taken = {question.prompt for question in but}
     found = {q.prompt: q for q in reversed(questions) if q.prompt not in taken}
     return list(reversed(found.values()))
 
 
-def _asked(
+def _items(
     questions: Sequence[Question], candidates: Sequence[Sequence[Candidate]], parts: Sequence[Part]
 ) -> list[RankingItem]:
     """The questions with at least two answers, as items to rank."""
@@ -138,7 +138,9 @@ class DrawSettings:
     seed: int = 0
 
 
-def drawn(source: Source, name: str, questions: Sequence[Question], settings: DrawSettings) -> list[list[Candidate]]:
+def draw_candidates(
+    source: Source, name: str, questions: Sequence[Question], settings: DrawSettings
+) -> list[list[Candidate]]:
     """Each question's finished and non-empty answers by the model called ``name``."""
     codec, found = source.codec, [list[Candidate]() for _ in questions]
     for temperature in settings.temperatures:
@@ -154,7 +156,7 @@ def drawn(source: Source, name: str, questions: Sequence[Question], settings: Dr
     return found
 
 
-def draw(
+def draw_for_task(
     model: Transformer, task: Task, questions: Sequence[Question], seed: int, first: int = 0
 ) -> list[list[Candidate]]:
     """The fine-tuned model's distinct finished answers to each question, at temperature 1 and at a higher one, and
@@ -164,14 +166,14 @@ def draw(
     for n, temperature in ((section.drawn, 1.0), (section.hot, section.hot_temperature)):
         if n:
             settings = DrawSettings((temperature,), n, section.limit, seed=task.seed)
-            for group, new in zip(groups, drawn(source, "finetune", questions, settings), strict=True):
+            for group, new in zip(groups, draw_candidates(source, "finetune", questions, settings), strict=True):
                 group += new
     for i, (question, group) in enumerate(zip(questions, groups, strict=True), first):
         group += [Candidate(text, "made wrong") for text in task.wrong_answers(question, section.wrong, mix(seed, i))]
-    return [different(task, question, group) for question, group in zip(questions, groups, strict=True)]
+    return [distinct_answers(task, question, group) for question, group in zip(questions, groups, strict=True)]
 
 
-def different(task: Task, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:
+def distinct_answers(task: Task, question: Question, answers: Sequence[Candidate]) -> list[Candidate]:
     """The answers, stripped, without empty ones and near-duplicates that are equally right."""
     kept = [replace(c, text=text) for c in answers if (text := c.text.strip())]
     merged = merge_near_duplicates([c.text for c in kept], meaning=lambda text: task.judge(question, text, True).right)
@@ -188,7 +190,7 @@ def load(task: Task, folder: Path) -> RankedSets:
         parts = _parts([e.asked.question for e in entries])
         entries = [replace(e, asked=replace(e.asked, part=part)) for e, part in zip(entries, parts, strict=True)]
     train, held_out = (
-        _fitting(task.chat, task.recipe.model.window, [e.ranking() for e in entries if e.asked.part == part])
+        _fit_window(task.chat, task.recipe.model.window, [e.ranking() for e in entries if e.asked.part == part])
         for part in ("train", "held-out")
     )
     if not train:
@@ -209,11 +211,11 @@ def _by_people(entries: Sequence[Entry]) -> list[Entry]:
     return [e for e in ranked if e.by != "simulated"] or ranked
 
 
-def unranked(task: Task, folder: Path) -> list[tuple[Question, RankedAnswers]]:
+def tied_answers(task: Task, folder: Path) -> list[tuple[Question, RankedAnswers]]:
     """The answers to the training questions, as token ids, all of a question tied."""
     with open_store(folder) as store:
         tied = [_all_tied(asked) for asked in store.questions("train")]
-    return [(ranking.question, read) for ranking, read in _fitting(task.chat, task.recipe.model.window, tied)]
+    return [(ranking.question, read) for ranking, read in _fit_window(task.chat, task.recipe.model.window, tied)]
 
 
 def _all_tied(asked: RankingItem) -> Ranking:
@@ -221,7 +223,7 @@ def _all_tied(asked: RankingItem) -> Ranking:
     return Ranking(asked.question, texts, (tuple(range(len(texts))),), "")
 
 
-def _fitting(chat: Chat, window: int, rankings: Iterable[Ranking]) -> list[tuple[Ranking, RankedAnswers]]:
+def _fit_window(chat: Chat, window: int, rankings: Iterable[Ranking]) -> list[tuple[Ranking, RankedAnswers]]:
     """Rankings of those candidates that fit into the window behind their question, where at least two do; each with
     its token ids."""
     kept = []
@@ -257,7 +259,7 @@ def draw_into(store: Store, name: str, source: Source, settings: DrawSettings) -
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
         news = []
-        for one, new in zip(part, drawn(source, name, [one.question for one in part], settings), strict=True):
+        for one, new in zip(part, draw_candidates(source, name, [one.question for one in part], settings), strict=True):
             group = [*one.candidates, *new]
             merged = merge_near_duplicates([c.text for c in group], meaning=text_meaning(one.question))
             kept = tuple(group[first] for first, *_ in merged if first >= len(one.candidates))
@@ -277,7 +279,7 @@ def prioritise(store: Store, run: Path, seed: int, device: torch.device | None =
         raise KlypeError(f"The model in {run / 'finetune'} has no chat template.")
     window = loaded.model.config.window
     known = _by_people(store.entries())
-    ranked = _fitting(loaded.chat, window, [e.ranking() for e in known if e.asked.part == "train"])
+    ranked = _fit_window(loaded.chat, window, [e.ranking() for e in known if e.asked.part == "train"])
     if not ranked:
         raise KlypeError("--active learns from rankings, and there are none yet.", "Rank some questions without it.")
     with tempfile.TemporaryDirectory() as folder:
@@ -285,7 +287,9 @@ def prioritise(store: Store, run: Path, seed: int, device: torch.device | None =
         model = fit_reward(loaded.model, [read for _, read in ranked], settings, Path(folder))
     done = {e.asked.id for e in known}
     open_ = [asked for asked in store.questions("train") if asked.id not in done]
-    read = [(asked.id, found[0][1]) for asked in open_ if (found := _fitting(loaded.chat, window, [_all_tied(asked)]))]
+    read = [
+        (asked.id, found[0][1]) for asked in open_ if (found := _fit_window(loaded.chat, window, [_all_tied(asked)]))
+    ]
     groups = [model.scores([r.prompt] * len(r.answers), r.answers) for _, r in read]
     order = [read[i][0] for i in most_informative(groups)]
     store.prioritise({question: float(len(order) - place) for place, question in enumerate(order)})

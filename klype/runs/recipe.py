@@ -66,7 +66,7 @@ class ModelShape(NamedTuple):
     hidden: int
 
 
-# shapes to name with --size, or to be chosen by the time (machine_probe.fitting)
+# shapes to name with --size, or to be chosen by the time (machine_probe.choose_shape)
 SHAPES: dict[str, ModelShape] = {
     "tiny": ModelShape(96, 2, 4, 256),
     "mini": ModelShape(128, 3, 4, 352),

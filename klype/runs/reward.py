@@ -61,27 +61,27 @@ def reward(run: RunContext) -> None:
     run.save("reward", trunk, {"parent": "finetune", "what": "the trunk of a reward model; its head lies beside"})
     model.save(run.folder / "reward", {"annotator": ranked.annotator})
     run.models.pop("reward")
-    run.record.content["reward"] = examined(run)
+    run.record.content["reward"] = reward_figures(run)
     accuracy = run.record.content["reward"]["pair_accuracy"]["value"]
     share = "none" if accuracy is None else percent(accuracy, "en")
     run.say.stage_end(f"agrees with the annotator on {share} of held-out pairs")
 
 
-def examined(run: RunContext) -> dict[str, Any]:
+def reward_figures(run: RunContext) -> dict[str, Any]:
     """The figures of the run's reward model: held-out pair accuracy, the annotator's agreement with itself, bias
     towards length and politeness, rank correlation and calibration."""
     model = RewardModel.load(run.folder / "reward", run.model("finetune"))
     ranked = ranking.load(run.task, run.folder / "rank")
     seed, judge, noise = run.options.seed, run.task.judge, ranked.noise
     annotator = Scorer("ceiling", lambda question, answer: judge(question, answer, True).score)
-    figures = {"pair_accuracy": _share_right(pairs_by_ranking(model, ranked.held_out)), "ceiling": UNKNOWN}
+    figures = {"pair_accuracy": _pair_accuracy(pairs_by_ranking(model, ranked.held_out)), "ceiling": UNKNOWN}
     if noise is not None:
 
         def again(index: int, rng: random.Random) -> Ranking:
             one = ranked.exact[index]
             return rank_simulated(annotator, one.question, one.candidates, noise, rng)
 
-        figures["ceiling"] = _share_right(with_itself(again, len(ranked.exact), seed, repeats=AGAIN))
+        figures["ceiling"] = _pair_accuracy(with_itself(again, len(ranked.exact), seed, repeats=AGAIN))
     heads = [model.scores([r.prompt] * len(r.answers), r.answers) for r in ranked.held_out]  # [N, H] a question
     if heads:
         # partial correlations of the reward with length and politeness, given the annotator's score
@@ -135,7 +135,7 @@ def rewards_of(run: RunContext, trunk: Transformer) -> WeightedRewards | None:
     return WeightedRewards(parts) if parts else None
 
 
-def ranked_to_learn(run: RunContext, rewards: WeightedRewards | None) -> tuple[list[RankedAnswers], bool]:
+def rankings_to_learn(run: RunContext, rewards: WeightedRewards | None) -> tuple[list[RankedAnswers], bool]:
     """The rankings to learn from, and whether there is an annotator of known taste to check the reward against: the one
     that the reward model imitates, or the demo world's."""
     section = run.recipe.align
@@ -144,12 +144,12 @@ def ranked_to_learn(run: RunContext, rewards: WeightedRewards | None) -> tuple[l
     ranked = given.train if given is not None else []
     if directly and section.rewards:
         assert rewards is not None
-        ranked = ranked_by(rewards, ranking.unranked(run.task, run.folder / "rank"))
+        ranked = rank_by_reward(rewards, ranking.tied_answers(run.task, run.folder / "rank"))
     known = run.recipe.kind == "world" if given is None else given.noise is not None
     return ranked, known and rewards is not None
 
 
-def ranked_by(rewards: AnswerReward, found: Sequence[tuple[Question, RankedAnswers]]) -> list[RankedAnswers]:
+def rank_by_reward(rewards: AnswerReward, found: Sequence[tuple[Question, RankedAnswers]]) -> list[RankedAnswers]:
     """The answers ranked by their rewards, equal ones tied."""
     asked = [QuestionPrompt(one.prompt, question) for question, one in found for _ in one.answers]
     worth = iter(rewards(asked, [answer for _, one in found for answer in one.answers]).tolist() if asked else [])
@@ -172,7 +172,7 @@ UNORDERED = Figure(None, why="no held-out pair is ordered")
 def tau_and_calibration(scores: Sequence[Sequence[float]], held_out: Sequence[RankedAnswers]) -> dict[str, Any]:
     """``tau`` (mean Kendall's τ-b of a question), ``calibration`` (bins of σ(Δs) with the observed rate of winning) and
     ``calibration_error``: the root mean square gap between the two. ``scores``: of each ranking's answers."""
-    said, won, asked = pairs([(r.ranks, own) for r, own in zip(held_out, scores, strict=True)])
+    said, won, asked = scored_pairs([(r.ranks, own) for r, own in zip(held_out, scores, strict=True)])
     if not said:
         return {"tau": UNORDERED.json(), "calibration_error": UNORDERED.json(), "calibration": []}
     taus = [tau_b([-rank for rank in r.ranks], own) for r, own in zip(held_out, scores, strict=True)]
@@ -200,7 +200,7 @@ def tau_ceiling(exact: Sequence[Ranking], noise: float | None, annotator: Scorer
     return _mean_tau([kendall_tau_b(again(exact[index]), again(exact[index])) for index in asked], asked)
 
 
-def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:
+def scored_pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[float], list[float], list[int]]:
     """For every pair of answers to a question: σ(s_i - s_j), the outcome (1: i ranks before j, ½: tied, 0), and the
     question's index. ``scored``: (ranks, scores) of each question.
 
@@ -217,7 +217,7 @@ def pairs(scored: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list
     return said, won, asked
 
 
-def _share_right(pairs: Sequence[tuple[float, float]]) -> Figure:
+def _pair_accuracy(pairs: Sequence[tuple[float, float]]) -> Figure:
     """The share of pairs in the right order, of (right, pairs) per ranking; rankings without pairs are left out."""
     if not (ordered := [found for found in pairs if found[1]]):
         return UNORDERED

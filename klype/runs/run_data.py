@@ -49,7 +49,7 @@ class Material:
     texts: Callable[[], Iterator[TextDocument]]
 
 
-def gather(
+def read_data(
     options: InputOptions, section: DataSection, bad: BadRows, known: Mapping[str, str] | None = None
 ) -> Material:
     """Reads all input files, sorted by what they hold. Raises KlypeError when a file cannot be read, and UsageError
@@ -140,10 +140,10 @@ def gather(
 
 def held_out(question: Question) -> bool:
     """Whether a question is held out; depends on its key alone (``key_of``)."""
-    return is_held_out(key_of(question), 0.05 if isinstance(question.extra.get("lemma"), str) else HELD_OUT)
+    return is_held_out(held_out_key(question), 0.05 if isinstance(question.extra.get("lemma"), str) else HELD_OUT)
 
 
-def key_of(question: Question) -> str:
+def held_out_key(question: Question) -> str:
     """The key that decides whether a question is held out: the word, of a dictionary's question, else the whole
     prompt."""
     word = question.extra.get("lemma")

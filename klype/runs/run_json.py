@@ -27,7 +27,7 @@ from klype.runs.folder import read_run
 from klype.runs.run_options import STAGES, RunOptions, StageOptions
 from klype.sources.opening import PATH, kind_of
 
-Asked = TypeVar("Asked", RunOptions, StageOptions)
+AnyOptions = TypeVar("AnyOptions", RunOptions, StageOptions)
 # options that may differ when a run is resumed
 FREE = frozenset(["out", "device", "cache", "processes", "program", "resume", "lang", "force", "human", "functions"])
 PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
@@ -35,20 +35,20 @@ PLACES = frozenset(["text", "instructions", "preferences", "data", "from_"])
 MEANING = 2  # version of the measures' definitions in a run.json; older ones have none
 # measures defined otherwise before: right and polite covered stories and fixed facts together, a right answer of one
 # word was polite, S and KL covered other documents, and the annotator's second ranking was free of errors
-OTHERWISE = ("right", "polite", "s", "kl", "ceiling")
+REDEFINED = ("right", "polite", "s", "kl", "ceiling")
 
 
-def meant_otherwise(about: Mapping[str, Any]) -> tuple[str, ...]:
+def redefined(about: Mapping[str, Any]) -> tuple[str, ...]:
     """The measures of a run.json whose definition has changed since; outside the demo world only the ceiling."""
     stages = about.get("figures", {}).values()
     if about.get("meaning") == MEANING or any("right_fixed" in (stage or {}) for stage in stages):
         return ()
-    return OTHERWISE if about.get("settings", {}).get("kind") == "world" else ("ceiling",)
+    return REDEFINED if about.get("settings", {}).get("kind") == "world" else ("ceiling",)
 
 
 def incomparable(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """For each run.json, the measures that are defined otherwise in another of them, or judged by another judge."""
-    found = [meant_otherwise(about) for about in runs]
+    found = [redefined(about) for about in runs]
     found = found if len(set(found)) > 1 else [()] * len(found)
     rights = [[(s or {}).get("right", {}).get("judge") for s in about.get("figures", {}).values()] for about in runs]
     judges = {str(judge) for of_run in rights if (judge := next(filter(None, of_run), None))}
@@ -75,7 +75,7 @@ class Record:
 
         versions = {"klype": klype.__version__, "torch": torch.__version__, "python": platform.python_version()}
         machine = {"processor": processor(), "cores": str(usable_cores()), "memory": f"{memory_gib()[0]:.0f} GiB"}
-        content = {"asked": asked(options), **about, "versions": versions}
+        content = {"asked": recorded_options(options), **about, "versions": versions}
         content |= {"machine": {**machine, "system": platform.system()}, "plan": {}, "done": {}, "seconds": {}}
         return Record(folder, {**content, "figures": {}, "state": "running", "meaning": MEANING})
 
@@ -137,7 +137,7 @@ def process_of(pid: int) -> dict[str, Any]:
         return {"pid": pid, "created": time.time()}
 
 
-def living(about: dict[str, Any]) -> psutil.Process | None:
+def live_process(about: dict[str, Any]) -> psutil.Process | None:
     """The process described by ``process_of``, if it is still alive."""
     try:
         process = psutil.Process(int(about["pid"]))
@@ -147,7 +147,7 @@ def living(about: dict[str, Any]) -> psutil.Process | None:
         return None
 
 
-def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
+def recorded_options(options: RunOptions | StageOptions) -> dict[str, Any]:
     """The options as recorded in run.json, with which a resumed run must agree."""
     content: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json", exclude=set(FREE))
 
@@ -161,7 +161,7 @@ def asked(options: RunOptions | StageOptions) -> dict[str, Any]:
     return {k: from_anywhere(v) if k in PLACES else v for k, v in content.items()}
 
 
-def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
+def resumed_options(options: AnyOptions, saved: dict[str, Any]) -> AnyOptions:
     """The saved options, with those of this start that may differ. UsageError when others are given and differ."""
     kind = type(options)
     defaults = {field.name: list(field.default) if field.default == () else field.default for field in fields(kind)}
@@ -175,7 +175,7 @@ def resumed_options(options: Asked, saved: dict[str, Any]) -> Asked:
         given = [option if v is True else f"{option} {f'{v:g}' if isinstance(v, float) else v}" for v in values]
         return f"with {' '.join(given)}"
 
-    for name, value in asked(options).items():
+    for name, value in recorded_options(options).items():
         if value not in (saved.get(name), defaults[name]):
             then, now = (typed(name, given) for given in (saved.get(name), value))
             raise UsageError(
@@ -240,7 +240,7 @@ def state_of(run: Path, about: Mapping[str, Any]) -> State:
     if state in ("done", "failed"):
         return "done" if state == "done" else "failed"
     if "process" in about:
-        return "running" if living(about["process"]) else "stopped"
+        return "running" if live_process(about["process"]) else "stopped"
     written = [file.stat().st_mtime for file in run.glob("*/metrics.jsonl")]
     return "running" if written and time.time() - max(written) < QUIET_S else "stopped"
 

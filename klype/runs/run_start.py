@@ -18,14 +18,14 @@ from klype.durable import hash_file
 from klype.errors import KlypeError, UsageError
 from klype.model.checkpoint import load, read_about, read_config, read_tokenizer, save
 from klype.runs.align_stage import align
-from klype.runs.examine_stage import about
+from klype.runs.examine_stage import data_facts
 from klype.runs.folder import MEND, read_run
 from klype.runs.listener import RunListener
-from klype.runs.machine_probe import possible
+from klype.runs.machine_probe import candidate_models
 from klype.runs.ranking import rank
 from klype.runs.recipe import ModelShape, Recipe, read, saved
 from klype.runs.reward import functions_of, reward
-from klype.runs.run_json import Asked, Record, resumed_options
+from klype.runs.run_json import AnyOptions, Record, resumed_options
 from klype.runs.run_options import InputOptions, RunOptions, StageOptions, recipe_for
 from klype.runs.stages import RunContext, finetune, pretrain
 from klype.runs.task import Task
@@ -61,7 +61,7 @@ ANOTHER = "start another run with another --out"
 def open_life_cycle(options: RunOptions, say: RunListener) -> RunContext:
     """A whole run in ``options.out``, new or to be resumed."""
     if is_begun(options):
-        options, recipe = as_begun(options)
+        options, recipe = saved_start(options)
     else:
         recipe = read(options.recipe_name, options.overrides, options.size)
         if not options.recipe and options.recipe_name == "world" and options.preferences:
@@ -83,7 +83,7 @@ def open_stage(options: StageOptions, say: RunListener) -> RunContext:
     if start is None and options.stage != "pretrain":
         raise UsageError(f"The stage {options.stage} needs a model to start from.", "Give --from MODEL.")
     if is_begun(options):
-        options, recipe = as_begun(options)
+        options, recipe = saved_start(options)
     elif start is None or (own := with_inputs_of(start, options)) is options:
         recipe = read(recipe_for(options), options.overrides, options.size)
     else:  # as the run that it starts from was made, where nothing else is given
@@ -108,16 +108,16 @@ def begin_or_resume(
     folder, resumed = options.out, is_begun(options)
     assert folder is not None
     if start is not None and goal:
-        lacks_nothing(start, goal, recipe)
+        check_prerequisites(start, goal, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     if resumed:
         record = Record(folder, read_run(folder), parallel.is_first())
         options = replace(options, resume=True)
         if "inputs" not in record.content:
             raise UsageError("This run was begun by an earlier klype.", "Start another one, with another --out.")
-        hashes = unchanged(options, record.content["inputs"])
+        hashes = check_inputs(options, record.content["inputs"])
     else:
-        recipe = dealt_out(suited(recipe, options, start), parallel.ranks()).from_anywhere()
+        recipe = split_among_processes(adapt_recipe(recipe, options, start), parallel.ranks()).from_anywhere()
         name = options.recipe_name if isinstance(options, RunOptions) else recipe.kind
         hashes, planned = input_hashes(options), 60 * (options.minutes or 0.0)
         made_by = {"recipe": name, "settings": recipe.model_dump(mode="json"), "planned_s": planned, "inputs": hashes}
@@ -143,7 +143,7 @@ def begin_or_resume(
     if not resumed:
         task.chat.tokenizer.save(folder)
         task.save_inputs(folder)
-        record.content |= about(run)  # for the model card of every stage
+        record.content |= data_facts(run)  # for the model card of every stage
         record.save()
     if start is not None and goal:
         # the new folder is a run of its own, which the next can start from
@@ -160,7 +160,7 @@ def is_begun(options: InputOptions) -> bool:
     return (options.out / "run.json").exists()
 
 
-def as_begun(options: Asked) -> tuple[Asked, Recipe]:
+def saved_start(options: AnyOptions) -> tuple[AnyOptions, Recipe]:
     """The options and the recipe that the run in ``options.out`` began with. UsageError where ``options`` ask for
     something else, KlypeError where run.json is damaged."""
     assert options.out is not None
@@ -171,7 +171,7 @@ def as_begun(options: Asked) -> tuple[Asked, Recipe]:
         raise KlypeError(f"{options.out / 'run.json'} is damaged: it does not say what was asked for.", MEND) from error
 
 
-def lacks_nothing(start: ModelFiles, stage: str, recipe: Recipe) -> None:
+def check_prerequisites(start: ModelFiles, stage: str, recipe: Recipe) -> None:
     """UsageError where the model's run lacks what the stage builds on."""
     for needed in STAGES[stage].needs:
         there = start.run is not None and (start.run / needed).is_dir()
@@ -205,7 +205,7 @@ def input_hashes(options: InputOptions) -> dict[str, str]:
     return {os.path.abspath(file): hash_file(file) for file in files_of(paths, KINDS)}
 
 
-def unchanged(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]:
+def check_inputs(options: InputOptions, began: Mapping[str, str]) -> dict[str, str]:
     """The hashes of the input files. UsageError unless they are those that the run began with: for a file that is
     missing, new or changed."""
     for name in began:
@@ -260,7 +260,7 @@ def recipe_of(start: ModelFiles, options: StageOptions) -> Recipe:
 # the recipe, adapted to the model to start from
 
 
-def suited(recipe: Recipe, options: InputOptions, start: ModelFiles | None) -> Recipe:
+def adapt_recipe(recipe: Recipe, options: InputOptions, start: ModelFiles | None) -> Recipe:
     """The recipe adapted to the starting model: its shape, at most its window, and adapters of the rank asked for.
     UsageError for settings that fit no model.
     """
@@ -271,7 +271,7 @@ def suited(recipe: Recipe, options: InputOptions, start: ModelFiles | None) -> R
     if recipe.lora.rank and recipe.align.how.method == "ppo":
         raise UsageError("The way to align called ppo trains a value head, which goes with no adapters.", "Use grpo.")
     if start is None:
-        possible(recipe.model, 1)
+        candidate_models(recipe.model, 1)
         return recipe
     own = read_config(start.folder)
     shape = {name: getattr(own, name) for name in ModelShape._fields}
@@ -279,7 +279,7 @@ def suited(recipe: Recipe, options: InputOptions, start: ModelFiles | None) -> R
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={**shape, "window": window})})
 
 
-def dealt_out(recipe: Recipe, processes: int) -> Recipe:
+def split_among_processes(recipe: Recipe, processes: int) -> Recipe:
     """The recipe with as many micro-batches as divide evenly among the processes, where its rows allow that."""
     for name, lesson in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         pieces = -(-lesson.training.micro_batches // processes) * processes
@@ -289,7 +289,7 @@ def dealt_out(recipe: Recipe, processes: int) -> Recipe:
     return recipe
 
 
-def done_already(start: ModelFiles, options: InputOptions) -> tuple[str, ...]:
+def skipped_stages(start: ModelFiles, options: InputOptions) -> tuple[str, ...]:
     """The stages that a whole run skips: those that its starting model has been through.
 
     For a model not made by klype they are guessed: pre-training, and with a chat template fine-tuning too, unless

@@ -25,13 +25,13 @@ from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer
 from klype.model.transformer import Transformer
 from klype.planner import Precision, StepBudget, StepPlan, divide
-from klype.runs.best_weights import ValidatedBatches, every
+from klype.runs.best_weights import ValidatedBatches, validation_interval
 from klype.runs.listener import RunListener
 from klype.runs.machine_probe import Cycle, as_planned, best_precision, fitting_steps, model_config, thread_configs
 from klype.runs.recipe import Recipe
 from klype.runs.run_json import Record
 from klype.runs.run_options import STAGES, RunOptions, StageOptions
-from klype.runs.task import Task, examined_on
+from klype.runs.task import Task, exam_questions
 from klype.train import parallel
 from klype.train.loop import TrainResult, TrainSession, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
@@ -120,14 +120,14 @@ def pretrain(run: RunContext) -> None:
         estimate_needs(run, whole)
 
     def batches(planned: StepPlan | None) -> Batches:
-        return late_text(run) if planned is None else run.task.pretraining(planned.steps, background=True)
+        return late_batches(run) if planned is None else run.task.pretraining(planned.steps, background=True)
 
-    _teach(run, "pretrain", whole, cross_entropy, batches)
+    _train_validated(run, "pretrain", whole, cross_entropy, batches)
 
 
-def late_text(run: RunContext) -> Cycle:
+def late_batches(run: RunContext) -> Cycle:
     """Batches from late in pre-training, for a probe."""
-    return Cycle(run.task.late(), STEPS * run.recipe.pretrain.training.micro_batches)
+    return Cycle(run.task.late_batches(), STEPS * run.recipe.pretrain.training.micro_batches)
 
 
 def finetune(run: RunContext) -> None:
@@ -143,10 +143,10 @@ def finetune(run: RunContext) -> None:
         return Cycle(found, STEPS * pieces) if planned is None else found
 
     objective = with_rehearsal(cross_entropy, cross_entropy, lesson.rehearsal_weight)
-    _teach(run, "finetune", whole, objective, batches)
+    _train_validated(run, "finetune", whole, objective, batches)
 
 
-def _teach(
+def _train_validated(
     run: RunContext,
     stage: TrainStage,
     whole: Transformer,
@@ -155,7 +155,7 @@ def _teach(
 ) -> None:
     """Trains the model, or adapters for it, on ``batches(plan)`` (plan None: for a probe), and keeps the weights with
     the lowest held-out loss."""
-    model, held_out = learner(run, whole), run.task.watched(stage)
+    model, held_out = trainable_model(run, whole), run.task.validation_batches(stage)
     pieces = run.recipe.training(stage).micro_batches
     checked: list[ValidatedBatches] = []  # the newest: a corrected plan starts with new ones
 
@@ -163,11 +163,11 @@ def _teach(
         found = batches(planned)
         if planned is None or not held_out:
             return objective, found
-        often = pieces * every(planned.steps, planned.seconds)
+        often = pieces * validation_interval(planned.steps, planned.seconds)
         checked[:] = [ValidatedBatches(found, held_out, twin, often, run.folder / stage)]
         return objective, checked[0]
 
-    about: dict[str, Any] = {"steps": learn(run, stage, model, build)}
+    about: dict[str, Any] = {"steps": run_training(run, stage, model, build)}
     about |= {"parent": "pretrain"} if stage == "finetune" else {"parameters": whole.config.parameters}
     for one in checked:
         back = one.finish()
@@ -175,7 +175,7 @@ def _teach(
         best = f"; the weights of step {drawn // pieces}, the best, are kept" if back else ""
         what = "text" if stage == "pretrain" else "answers"
         run.say.note(f"On held-out {what}: {about['validation']:.3f} nats per token{best}.")
-    run.save(stage, learnt(model, whole), about)
+    run.save(stage, merged_model(model, whole), about)
     for one in checked if parallel.is_first() else ():
         one.best.forget()  # nothing is left to resume
 
@@ -183,7 +183,7 @@ def _teach(
 # planning and training, for all stages
 
 
-def learner(run: RunContext, whole: Transformer) -> Transformer:
+def trainable_model(run: RunContext, whole: Transformer) -> Transformer:
     """The model to train: the whole model, or with LoRA frozen weights with adapters."""
     if not run.recipe.lora.rank:
         return whole
@@ -191,12 +191,12 @@ def learner(run: RunContext, whole: Transformer) -> Transformer:
     return AdaptedTransformer(whole.requires_grad_(False), run.recipe.lora)
 
 
-def learnt(model: Transformer, whole: Transformer) -> Transformer:
+def merged_model(model: Transformer, whole: Transformer) -> Transformer:
     """The trained model; adapters are merged into the weights."""
     return model.merged(whole) if isinstance(model, AdaptedTransformer) else model
 
 
-def learn(run: RunContext, stage: TrainStage, model: Transformer, build: StageBuild) -> int:
+def run_training(run: RunContext, stage: TrainStage, model: Transformer, build: StageBuild) -> int:
     """Plans the stage (or reads its plan), trains or resumes it, and reports progress. Returns the number of steps."""
     model.train()
     trainee, training = model.using(run.backend), run.recipe.training(stage)
@@ -319,7 +319,7 @@ def estimate_needs(run: RunContext, model: Transformer) -> None:
     rank = an_answer * (section.questions + section.held_out) * (section.drawn + section.hot)
     # measured on world in five minutes and norsk in two: an examination takes six times as long as its answers, and
     # there are three and the report's; the reward model takes three quarters of the rankings' time
-    examination = 6 * an_answer * len(examined_on(run.task, run.options.minutes))
+    examination = 6 * an_answer * len(exam_questions(run.task, run.options.minutes))
     run.needs = {"examine": 4 * examination, "reward": 0.75 * rank, "rank": rank}
 
 
@@ -343,7 +343,7 @@ def session_of(
         budget.watch(step, now)
         if model is not None and parallel.ranks() == 1 and now - spoken > SPEAK_EVERY:  # a sharded model cannot
             model.eval()
-            run.say.sample(run.task.speak(model, stage))
+            run.say.sample(run.task.sample_text(model, stage))
             model.train()
             spoken = time.perf_counter()
 

@@ -23,7 +23,7 @@ from klype.sources.source import NativeSource
 from klype.text.chat import Chat
 from klype.values import Batch, Batches, Figure, Question, Ranking, Trace, Verdict
 
-Asked = Callable[[int], Question]  # i → training question i, a pure function
+QuestionStream = Callable[[int], Question]  # i → training question i, a pure function
 
 
 class Task(Protocol):
@@ -50,12 +50,12 @@ class Task(Protocol):
     def pretraining(self, steps: int, background: bool) -> Batches:
         """Batches of text for ``steps`` steps. ``background``: may be made in another process."""
 
-    def watched(self, stage: str) -> list[Batch]:
+    def validation_batches(self, stage: str) -> list[Batch]:
         """Held-out micro-batches to validate a stage on while it trains; none where no example is seen twice, or too
         little is held out. Without the questions of ``held_out``: the examination's must not choose the weights."""
         return []
 
-    def late(self) -> Batches:
+    def late_batches(self) -> Batches:
         """Batches from late in pre-training, for timing: the documents grow longer during training."""
 
     def finetuning(self, background: bool) -> Batches:
@@ -70,7 +70,7 @@ class Task(Protocol):
         pad = self.chat.tokenizer.pad
         return PoolSettings(max(1, rows // pieces), STEPS * pieces, pieces, pad=pad, seed=self.seed)
 
-    def questions(self, part: int) -> Asked:
+    def questions(self, part: int) -> QuestionStream:
         """Endless training questions, for ranking and alignment. Each ``part`` (a stage's number) has its own."""
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
@@ -92,14 +92,14 @@ class Task(Protocol):
     def next_words(self, model: Transformer) -> list[JsonObject]:
         """The model's next-token probabilities after a few prompts, as the report shows them."""
 
-    def asked_apart(self, model: StageName) -> Mapping[str, Sequence[Question]]:
+    def further_questions(self, model: StageName) -> Mapping[str, Sequence[Question]]:
         """Further questions to examine the model on, by the name of the figure: their share of right answers."""
 
     def yardsticks(self) -> JsonObject | None:
         """Bits per byte of compressors and n-grams, to compare with; None for the demo world."""
         return None
 
-    def speak(self, model: Transformer, trained: str) -> str:
+    def sample_text(self, model: Transformer, trained: str) -> str:
         """A line of the model's text, to show during the training of the stage ``trained``."""
 
     def save_inputs(self, folder: Path) -> None:
@@ -113,7 +113,7 @@ class Task(Protocol):
 LEAST = 400  # questions in the examination, however short the time
 
 
-def examined_on(task: Task, minutes: float | None) -> list[Question]:
+def exam_questions(task: Task, minutes: float | None) -> list[Question]:
     """The held-out questions to examine a run of so many minutes on: with five or more, as many as the recipe says."""
     most = task.recipe.examine.questions
     return task.held_out[: min(most, max(LEAST, round(most * (minutes or 5) / 5)))]

@@ -27,7 +27,7 @@ from klype.runs.dictionary import JUDGE, DictionaryExam, WellFormedness, is_righ
 from klype.runs.recipe import Recipe
 from klype.runs.run_data import Material
 from klype.runs.run_options import InputOptions, StageOptions
-from klype.runs.task import Asked, Task
+from klype.runs.task import QuestionStream, Task
 from klype.runs.text_measures import TextMeasures
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class TextTask(Task):
         known: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe, self.seed = recipe, seed
-        material = run_data.gather(options, recipe.data, bad, known)
+        material = run_data.read_data(options, recipe.data, bad, known)
         self._split, self.data, notes = material.split, material.data, [*material.notes]
         length = sum(len(d.text) for d in self._split.train)
         if length < 2 * recipe.model.window:
@@ -80,11 +80,11 @@ class TextTask(Task):
         self.examples = len(self._conversations)
         # Held-out questions for validation during training (one wording each), and those for the examination. The split
         # depends on the questions alone, so that stages with different seeds do not mix them.
-        keyed = {run_data.key_of(question): question for question in kept}
+        keyed = {run_data.held_out_key(question): question for question in kept}
         keys = sorted((key for key in keyed if sampled_from(key) < WATCHED_SHARE), key=sampled_from)
         watched = keys[:MOST_WATCHED] if len(keys) >= FEWEST_WATCHED else []
         self._watched = [keyed[key] for key in watched]
-        self.held_out = [question for question in kept if run_data.key_of(question) not in watched]
+        self.held_out = [question for question in kept if run_data.held_out_key(question) not in watched]
         asked = set(map(run_data.whole_prompt, (*self.held_out, *self._watched)))
         self.given_rankings = [
             r for r in material.rankings if run_data.whole_prompt(r.question) not in asked and self._fits(r.question)
@@ -174,7 +174,7 @@ class TextTask(Task):
         rows = self.recipe.pretrain.micro_rows
         return PackedBatches(self._train_shards, rows, self.recipe.model.window, self.seed)
 
-    def watched(self, stage: str) -> list[Batch]:
+    def validation_batches(self, stage: str) -> list[Batch]:
         lesson = self.recipe.pretrain if stage == "pretrain" else self.recipe.finetune
         rows = lesson.micro_rows
         if stage != "pretrain":
@@ -186,7 +186,7 @@ class TextTask(Task):
         batches = PackedBatches(documents, rows, self.recipe.model.window, self.seed)
         return [next(batches) for _ in range(max(1, WINDOWS // rows))]
 
-    def late(self) -> Batches:
+    def late_batches(self) -> Batches:
         """Batches for timing: windows are all of one length, and any will do."""
         return self.pretraining(0, False)
 
@@ -213,7 +213,7 @@ class TextTask(Task):
 
         return batch
 
-    def questions(self, part: int) -> Asked:
+    def questions(self, part: int) -> QuestionStream:
         return lambda index: self._learnt[mix(index, part) % len(self._learnt)]
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
@@ -262,14 +262,14 @@ class TextTask(Task):
         is_word = self.exam.well_formed.is_word if self.exam else WellFormedness(self.measures.vocabulary(), {}).is_word
         return self.measures.temperatures(model, self.recipe.examine.temperatures, is_word, self.seed % 2**20)
 
-    def asked_apart(self, model: StageName) -> dict[str, list[Question]]:
+    def further_questions(self, model: StageName) -> dict[str, list[Question]]:
         """With a dictionary: questions about trained words, which the base model cannot answer."""
         return {"right_trained": self.exam.trained} if self.exam is not None and model != "base" else {}
 
     def yardsticks(self) -> JsonObject | None:
         return self.measures.yardsticks()
 
-    def speak(self, model: Transformer, trained: str) -> str:
+    def sample_text(self, model: Transformer, trained: str) -> str:
         tokenizer, stop = self.chat.tokenizer, self.chat.tokenizer.ends
         if trained == "pretrain":
             start = self.measures.beginning(6)

@@ -21,7 +21,7 @@ from klype.examine.run_figures import JsonObject, StageName
 from klype.examine.truth import DocumentTruth, Reader, point, s_and_kl
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
-from klype.runs.task import Asked, Task
+from klype.runs.task import QuestionStream, Task
 from klype.text.chat import TEMPLATE, Chat
 from klype.text.tokenizer import Tokenizer
 from klype.values import Batch, Batches, Figure, Question, Request, Sampling, Verdict
@@ -34,7 +34,7 @@ LATE = 1000  # steps, of which the last tenth counts as late
 DRAWN = 4  # draws at most for each distinct question: a small world has few of them
 
 
-def _different(draw: Callable[[], Question], n: int) -> list[Question]:
+def _distinct(draw: Callable[[], Question], n: int) -> list[Question]:
     """The first ``n`` distinct questions drawn."""
     found: dict[str, Question] = {}
     for _ in range(DRAWN * n):
@@ -67,9 +67,9 @@ class WorldTask(Task):
         (self._read,) = tee(self._reading(), 1)
         self._told = {hard: tee(self._stories(hard), 1)[0] for hard in (True, False)}
         most = max(recipe.examine.questions, recipe.rank.held_out)
-        self.held_out = _different(lambda: self.world.question(rng, heldout=True, fixed=False), most)
+        self.held_out = _distinct(lambda: self.world.question(rng, heldout=True, fixed=False), most)
         self.reader = lambda question: Reader(lambda: TokenFilter(self.world.filter("chat", question), self.spellings))
-        self.held_out_fixed = _different(lambda: self.world.question(rng, heldout=True, fixed=True), FIXED_ASKED)
+        self.held_out_fixed = _distinct(lambda: self.world.question(rng, heldout=True, fixed=True), FIXED_ASKED)
         name, thanks = f"klype's demo world ({len(self.world.words)} words)", in_all_languages("run", "source.world")
         self.languages = ["nb", "en"]
         self.data = [{"name": name, "licence": "Apache-2.0", "attribution": thanks}]
@@ -87,21 +87,21 @@ class WorldTask(Task):
         documents = self._documents(0, int(lesson.plain * examples), int(lesson.easy * examples))
         return PaddedBatches(documents, pools, background)
 
-    def late(self) -> Batches:
+    def late_batches(self) -> Batches:
         batches, whole = self.pretraining(LATE, False), BLOCK * self.recipe.pretrain.passes
         pools = int(0.9 * LATE) // STEPS // whole * whole  # documents are made when a block begins
         batches.index = pools * STEPS * self.recipe.pretrain.training.micro_batches
         return batches
 
     def finetuning(self, background: bool) -> Batches:
-        turns = Turns(self.world, self.chat, mix(self.seed, 0, 4))
+        turns = ChatSamples(self.world, self.chat, mix(self.seed, 0, 4))
         lesson = self.recipe.finetune
         return PaddedBatches(turns, self.pools(lesson.rows, lesson.training.micro_batches), background)
 
     def rehearsal(self, rows: int, pieces: int = 1) -> Callable[[int], Batch]:
         return PaddedBatches(self._documents(1), self.pools(rows, pieces)).batch
 
-    def questions(self, part: int) -> Asked:
+    def questions(self, part: int) -> QuestionStream:
         return lambda index: self.world.question(random.Random(mix(self.seed, index, 20 + part)))
 
     def judge(self, question: Question, answer: str, finished: bool) -> Verdict:
@@ -188,11 +188,11 @@ class WorldTask(Task):
             out.append({**about, "s": compared.s_low, "kl": compared.kl})
         return out
 
-    def asked_apart(self, model: StageName) -> dict[str, Sequence[Question]]:
+    def further_questions(self, model: StageName) -> dict[str, Sequence[Question]]:
         """Questions about fixed facts, which the training text tells often."""
         return {"right_fixed": self.held_out_fixed}
 
-    def speak(self, model: Transformer, trained: str) -> str:
+    def sample_text(self, model: Transformer, trained: str) -> str:
         rng = random.Random(mix(self.seed, len(trained), 8))
         question = self.world.question(rng, heldout=True, fixed=False)
         tokenizer = self.chat.tokenizer
@@ -240,7 +240,7 @@ class WorldSamples:
 
 
 @dataclass(frozen=True)
-class Turns:
+class ChatSamples:
     """Fine-tuning conversations: a question and a right answer, in manners drawn by their shares."""
 
     world: World

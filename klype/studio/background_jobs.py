@@ -33,7 +33,7 @@ from klype import jsons
 from klype.child_processes import bound
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import thin
-from klype.runs.run_json import living, process_of, write_json
+from klype.runs.run_json import live_process, process_of, write_json
 from klype.words.plain import aside
 
 State = Literal["running", "done", "failed", "cancelled", "stopped"]
@@ -138,7 +138,7 @@ class Work:
         _launch(self.folder, earlier)
 
     def _process(self, file: str = PROCESS) -> psutil.Process | None:
-        return living(_read(self.folder / file))
+        return live_process(_read(self.folder / file))
 
 
 def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
