@@ -24,7 +24,6 @@ from klype.errors import KlypeError
 from klype.jsons import parsed
 from klype.values import Distribution, Sampling, Step, StepSource, Tokens, Trace
 
-Arrays = dict[str, npt.NDArray[Any]]
 STEP_SOURCES: tuple[StepSource, ...] = get_args(StepSource)
 FORMAT = 1
 ROW = ("seed", "sample", "model", "ended", "passes", "seconds", "joules")  # fields of a trace that JSON holds as is
@@ -45,7 +44,7 @@ def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]
     ids = np.concatenate([np.zeros(0, np.int64), *(q.ids for q in kept)])
     # four bytes per token where that is enough; servers that give texts instead of tokens have them numbered by hash
     narrow = np.int32 if ids.max(initial=0) < 2**31 else np.int64
-    arrays: Arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "prompt": np.array([prompts.setdefault(trace.prompt, len(prompts)) for trace in traces], np.int64),
         "length": np.array([len(trace.steps) for trace in traces], np.int64),
         "token": np.array([step.token for step in steps], np.int64),

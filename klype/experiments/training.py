@@ -280,11 +280,10 @@ def average(models: Sequence[nn.Module], documents: Sequence[Tokens]) -> torch.T
 # measures of one trained model on the test set: plain numbers; intervals come from several seeds
 
 
-Values = dict[str, float]
 BINS = 15  # for the calibration error
 
 
-def measure(model: nn.Module, test: TestSet) -> Values:
+def measure(model: nn.Module, test: TestSet) -> dict[str, float]:
     """The measures of a model on the test set.
 
     Demo world: kl, reverse_kl (of the model's distribution within the language), s, calibration, right. They are of one
