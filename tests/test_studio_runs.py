@@ -38,7 +38,10 @@ file = pathlib.Path(sys.argv[1])
 at = len(file.read_text()) if file.exists() else 0
 try:
     for step in range(at, int(sys.argv[2])):
-        file.write_text("x" * (step + 1))
+        # whole at any time: an interrupt may come in the middle of writing
+        new = file.with_name(f"{file.name}.new")
+        new.write_text("x" * (step + 1))
+        new.replace(file)
         print(f"step {step}", file=sys.stderr, flush=True)
         time.sleep(0.05)
 except KeyboardInterrupt:

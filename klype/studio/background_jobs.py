@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -151,8 +151,7 @@ def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
     try:
         folder.mkdir(parents=True)
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"kind": plan.kind, "run": str(plan.run), "steps": [list(map(str, s)) for s in plan.steps]}
-        write_json(folder / WORK, {**content, "about": plan.about, "began": stamp})
+        write_json(folder / WORK, {**asdict(plan), "run": str(plan.run), "began": stamp})
     except OSError as error:
         raise KlypeError(f"{folder} cannot be written: {error.strerror or error}.") from error
     _launch(folder, 0.0)

@@ -170,8 +170,8 @@ Part = TypeVar("Part", bound=PagePart)
 
 
 def unless_busy(look: Callable[[Part], Awaitable[None]]) -> Callable[[Part], Coroutine[Any, Any, None]]:
-    """A decorator for methods of a part that do nothing while another one so decorated runs: a disk may be slower than
-    the timer, and buttons are pressed twice."""
+    """A decorator for methods of a part, which then do nothing while another one of them runs: a disk may be slower
+    than the timer, and buttons are pressed twice."""
 
     @wraps(look)
     async def once(part: Part) -> None:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import log
@@ -26,7 +25,7 @@ from klype.device import EnergyMeter
 from klype.engine.engine import Event
 from klype.engine.runner import NativeRunner
 from klype.engine.speculation import LookupDraft, speculate
-from klype.errors import KlypeError, UsageError
+from klype.errors import UsageError
 from klype.examine.truth import Reader
 from klype.model.atomic_folder import is_whole
 from klype.preferences import database
@@ -34,7 +33,7 @@ from klype.runs.provenance import question_in
 from klype.runs.ranking import has_store
 from klype.serve.worker import Job, Worker
 from klype.sources.find_model import NEWEST_FIRST, RUNS, located
-from klype.sources.opening import OpenModel, find_model, kind_of, open_model
+from klype.sources.opening import OpenModel, kind_of, open_model
 from klype.sources.source import Message, NativeSource, Source
 from klype.studio.annotation import RankingStore, SummaryCache, named_stores
 from klype.values import Request, Sampling, Step, Trace
@@ -320,8 +319,8 @@ class Studio:
         self.models = [*self.models, model]
 
     def open(self, text: str) -> list[SharedModel]:
-        """Opens a MODEL, of a run all finished stages, and returns what it is called here; what is open already is not
-        opened again. Call it in a thread. KlypeError if there is no such model, it is damaged, or another has its
+        """Opens a MODEL, of a run all finished stages, and returns the models; one that is open already is not opened
+        again. Call it in a thread. KlypeError if there is no such model, it is damaged, or another has its
         name."""
         with self._opening:
             known = {model.address: model for model in self.models}
@@ -355,10 +354,8 @@ class Studio:
         """All runs, each once: those of the studio's models, those started here, and those in the folder for runs."""
         found: dict[Path, Path] = {}
         for model in self.models:
-            with suppress(KlypeError, OSError):
-                run = find_model(model.address).run
-                if run is not None:
-                    found.setdefault(run.resolve(), run)
+            if (run := model.opened.found.run) is not None and (run / "run.json").is_file():
+                found.setdefault(run.resolve(), run)
         # a model's run may be in one of these folders, too, or be reached by a link
         for base in (self.runs_home, self.home / "runs", self.runs or RUNS):
             for file in sorted(base.glob("*/run.json"), key=changed, reverse=True):
