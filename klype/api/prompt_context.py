@@ -95,14 +95,6 @@ def is_single_turn(opened: OpenModel) -> bool:
     return world_of(opened) is not None
 
 
-def prompt_after(
-    opened: OpenModel, messages: Sequence[Message], reserve: int
-) -> tuple[list[Message], list[int]] | None:
-    """The messages of a conversation that the model is given, and their prompt: the newest that leave ``reserve``
-    tokens of the window, or for single-turn models the last one alone. None: not even that fits."""
-    return fit(read_of(messages, is_single_turn(opened)), opened.prompt, opened.window, reserve)
-
-
 def read_of(messages: Sequence[Message], single_turn: bool) -> Sequence[Message]:
     """The part of a conversation that a model reads: all of it, or with ``single_turn`` from the last question on."""
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]

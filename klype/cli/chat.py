@@ -143,13 +143,14 @@ class ChatSession:
 
     def _answer(self) -> None:
         from klype.api.model import AnswerStream, Model
-        from klype.api.prompt_context import prompt_after, prompt_context
+        from klype.api.prompt_context import fit, prompt_context, read_of
 
         if self.draft is not None or self.sure:
             from klype.cli import asking  # other answers do not wait for it
         terminal, model, window = self.terminal, Model(self.opened), self.opened.window
         # a quarter of the window is reserved for the answer, or ``limit`` where that is less
-        fitting = prompt_after(self.opened, self.messages, min(self.limit, window // 4))
+        read = read_of(self.messages, self.alone)
+        fitting = fit(read, self.opened.prompt, window, min(self.limit, window // 4))
         if fitting is None:
             self.messages.pop()
             terminal.say("chat.too_long", window=window)

@@ -20,7 +20,7 @@ from typing import TypeVar, cast
 
 from klype.api.examination import identity, reader_of
 from klype.api.model import Model
-from klype.api.prompt_context import prompt_after, reading_from, suggestions, world_of
+from klype.api.prompt_context import fit, is_single_turn, read_of, reading_from, suggestions, world_of
 from klype.device import EnergyMeter
 from klype.engine.engine import Event
 from klype.engine.runner import NativeRunner
@@ -195,7 +195,8 @@ class SharedModel(Model):
             return prompt
         messages = conversation.messages(self.name, question, self.opened.source.codec.decode)
         # at least a quarter of a small window is left for the answer
-        fitting = prompt_after(self.opened, messages, min(64, self.window // 4))
+        read = read_of(messages, is_single_turn(self.opened))
+        fitting = fit(read, self.opened.prompt, self.window, min(64, self.window // 4))
         if fitting is None:
             prompt = self.opened.prompt(messages[-1:])
             raise UsageError(f"The message has {len(prompt)} tokens, and {self.name} reads {self.window} at most.")
