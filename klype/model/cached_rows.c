@@ -1,8 +1,8 @@
-/* One more token of every row of a cache, between the matrix products: klype.model.compiled calls it.
+/* One new token of every row of a cache, between the matrix products; called by klype.model.compiled.
  *
- * A row's text is a part that it shares with others (shared KV) and one of its own. Readers of one text sit at a table
- * together: its keys are laid across once for all of them, and their scores are products of small matrices. What comes out
- * for a row does not depend on who sits beside it, nor on the number of threads.
+ * The text of a row is a part that it shares with other rows (shared KV) and a part of its own. Rows that read one shared
+ * text form a table: its keys are transposed once for all of them, and their scores are products of small matrices. The
+ * result of a row depends neither on the other rows of its table nor on the number of threads.
  *
  * Shapes: R rows, H query heads, G key heads, K head width (a multiple of 8), S own positions, J taps, D width. */
 #include "vectors.h"
@@ -12,19 +12,20 @@ typedef struct {
     void *out;                    /* [R, H * K] */
     const float *q_norm, *k_norm; /* [K], or NULL */
     const float *cos, *sin;       /* [R, K], or NULL: no rotation */
-    void *keys, *values;          /* [R, G, S, K]: the new ones are stored */
-    const int64_t *own, *shared;  /* [R]: positions so far */
-    const int64_t *rows, *starts; /* [R]: who sits where; table t has the seats starts[t] .. starts[t + 1] */
+    void *keys, *values;          /* [R, G, S, K]: the new token's are stored */
+    const int64_t *own, *shared;  /* [R]: number of positions before the new one */
+    const int64_t *rows, *starts; /* [R]: rows by table; table t has rows[starts[t]] .. rows[starts[t + 1] - 1] */
     const void *const *shared_keys, *const *shared_values; /* [tables]: [G, .., K] */
-    const int64_t *strides;       /* [tables]: numbers from a head of shared KV to the next */
-    int64_t tables, H, G, K, S, most, longest, widest; /* seats at a table, own positions (the new one too), shared ones */
+    const int64_t *strides;       /* [tables]: elements from one head of shared KV to the next */
+    int64_t tables, H, G, K, S;
+    int64_t most, longest, widest; /* largest number of a table's rows, own positions (with the new one), shared positions */
     float eps;
 } Rows;
 
 typedef struct { /* all as float */
     float *keys, *values, *across;             /* of shared KV: [P, KP], [P, KP], [KP, PP] */
     float *own_keys, *own_values, *own_across; /* of a row: [O, KP], [O, KP], [KP, OP] */
-    float *q, *out, *p;                        /* of all heads at the table: [M, KP], [M, KP], [M, PP + OP] */
+    float *q, *out, *p;                        /* of all query heads of a table's rows: [M, KP], [M, KP], [M, PP + OP] */
     float *sums;                               /* [M] */
     int64_t KP, wide;
 } Desk;
@@ -58,7 +59,7 @@ INLINE void new_head(const Rows *a, int64_t row, int64_t head, const float *weig
     for (int64_t k = 0; k < K; k++) to[k] *= scale;
 }
 
-/* The new key and value join the row's own, which are fetched. */
+/* Stores the new key and value in the cache, then fetches all of the row's own. */
 INLINE void recall(const Rows *a, const Desk *d, int64_t row, int64_t g, int low) {
     int64_t K = a->K, own = a->own[row], at = (row * a->G + g) * a->S * K, size = low ? 2 : 4;
     char *keys = (char *)a->keys + size * at, *values = (char *)a->values + size * at;
@@ -112,7 +113,7 @@ INLINE void table(const Rows *a, const Desk *d, int64_t t, int64_t g, int low) {
     }
 }
 
-/* 1: no memory. */
+/* Returns 1 if memory cannot be allocated, else 0. */
 int klype_rows_attend(const Rows *a, int low, int threads) {
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
@@ -131,7 +132,7 @@ int klype_rows_attend(const Rows *a, int low, int threads) {
     return failed;
 }
 
-/* The new inputs [R, D] join those of the cache [R, J + S, D]; u_t = x_t + sum over j of taps_j * x_{t-j}. */
+/* Stores the new inputs [R, D] in the cache [R, J + S, D]; u_t = x_t + sum over j of taps_j * x_{t-j}. */
 INLINE void convolve(const void *x, const void *taps, void *inputs, void *u, const int64_t *own, int64_t J, int64_t S,
                      int64_t D, Span span, int low) {
     for (int64_t r = span.from; r < span.to; r++) {

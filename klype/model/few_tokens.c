@@ -1,5 +1,5 @@
-/* A decoder's pass over a few new tokens, matrices of 8-bit integers, bfloat16 or float32, or as a GGUF file has them, the
- * cache bfloat16 or float32, all that is computed float32: klype.model.prepacked and klype.model.quantised build it.
+/* A decoder's forward pass over a few new tokens. Matrices are 8-bit integers, bfloat16, float32, or blocks of a GGUF file;
+ * the cache is bfloat16 or float32; all computation is float32. Called by klype.model.prepacked and klype.model.quantised.
  *
  * Every token has a row of the cache and a position in it; the row's keys and values up to there are read, its own
  * are stored. Threads are OpenMP's, which torch computes with too (two pools would wait for each other's cores), but
@@ -23,15 +23,15 @@
 #include <string.h>
 
 #define MOST 64    /* threads */
-#define TOGETHER 4 /* tokens that meet a matrix's rows at once */
+#define TOGETHER 4 /* tokens that are multiplied with a matrix's rows together */
 #define BLOCK 64   /* rows of a matrix that lie side by side */
 #define UNIT 16    /* rows that a thread takes at least */
 #define ROWS 8     /* rows of a matrix in a GGUF file that lie at equal distances */
-#define TOLD 32    /* numbers that are expanded together, most types' block */
-#define SUMS 16    /* that are computed together, in registers */
-#define SOON 16    /* rows from now one is asked for, which a processor does not foresee */
-#define NEAR 256   /* rows that a core's cache has room for */
-#define PATIENCE 2000 /* looks before a waiting thread gives its core to others */
+#define TOLD 32    /* numbers that are dequantised together: a block of most types */
+#define SUMS 16    /* sums that are computed together, in registers */
+#define SOON 16    /* rows from now one is prefetched, which a processor does not predict */
+#define NEAR 256   /* rows that fit in a core's cache */
+#define PATIENCE 2000 /* spins before a waiting thread yields its core */
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -70,7 +70,7 @@ enum { INT8 = 8, BFLOAT16 = 16, FLOAT32 = 32 };
 enum { Q4_0 = 2, Q4_1 = 3, Q8_0 = 8, Q4_K = 12, Q6_K = 14 }; /* GGUF's own numbers */
 #define EACH_TYPE(DO) DO(Q4_0) DO(Q4_1) DO(Q8_0) DO(Q4_K) DO(Q6_K)
 
-/* ROWS rows as they lie in a GGUF file: the first, bytes from one to the next, and the type of their blocks. */
+/* ROWS rows in a GGUF file: the first, the bytes from one to the next, and the type of their blocks. */
 typedef struct { const char *first; int64_t step, type; } Rows;
 
 typedef struct {
@@ -216,7 +216,7 @@ static inline __attribute__((always_inline)) void tile_of_bits(
     else tile_of_rows(w, x, m->in, bits, UNIT, T, sums);
 }
 
-/* Of four float16 the one at ``first``, a block's scale, and the next, of some types the least number. */
+/* Of four float16 the one at ``first``, which is a block's scale, and the next, for some types its minimum. */
 static inline __attribute__((always_inline)) void halves(const char *at, const int first, float *scale, float *least) {
 #if defined(__F16C__)
     Four all = (Four)_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)at));
@@ -227,25 +227,25 @@ static inline __attribute__((always_inline)) void halves(const char *at, const i
         uint16_t bits;
         memcpy(&bits, at + 2 * ((first + i) % 4), 2);
         union { uint32_t u; float f; } x = {(bits & 0x7fffu) << 13};
-        x.f *= 0x1p112f; /* exact, of the smallest too */
+        x.f *= 0x1p112f; /* exact, for denormals too */
         x.u |= (bits & 0x8000u) << 16;
         *to[i] = x.f;
     }
 #endif
 }
 
-/* What four bits stand for. */
+/* The values of four-bit numbers. */
 static inline __attribute__((always_inline)) Vec scaled(Vec bits, const int type, float scale, float least) {
     return type == Q4_0 ? (bits - 8) * scale : bits * scale + least;
 }
 
-/* Where the block begins that holds the n-th TOLD numbers of a row. */
+/* The offset of the block with the n-th TOLD numbers of a row. */
 static inline __attribute__((always_inline)) int64_t block_at(int64_t n, const int type) {
     if (type == Q4_K || type == Q6_K) return n / 8 * (type == Q4_K ? 144 : 210);
     return n * (type == Q8_0 ? 34 : type == Q4_1 ? 20 : 18);
 }
 
-/* The n-th TOLD numbers of a row as it lies in a GGUF file. */
+/* Dequantises the n-th TOLD numbers of a row in a GGUF file. */
 static inline __attribute__((always_inline)) void expanded(const char *row, int64_t n, const int type, Vec *x) {
     float scale, least;
     const uint8_t *block = (const uint8_t *)row + block_at(n, type);
@@ -255,14 +255,14 @@ static inline __attribute__((always_inline)) void expanded(const char *row, int6
     if (type == Q8_0)
 #pragma GCC unroll 4
         for (int i = 0; i < TOLD / W; i++) x[i] = WIDENED(block + 2 + i * W) * scale;
-    else if (type == Q4_K) { /* eight scales and least numbers of six bits, which lie in twelve bytes */
+    else if (type == Q4_K) { /* eight scales and minima of six bits, packed into twelve bytes */
         const uint8_t *six = block + 4 + part;
         scale *= part < 4 ? six[0] & 63 : (six[4] & 15) | six[-4] >> 6 << 4;
         least *= -(float)(part < 4 ? six[4] & 63 : six[4] >> 4 | six[0] >> 6 << 4);
 #pragma GCC unroll 4
         for (int i = 0; i < TOLD / W; i++)
             x[i] = LOW_BITS(BYTES(block + 16 + part / 2 * TOLD + i * W) >> part % 2 * 4, type, scale, least);
-    } else if (type == Q6_K) { /* four bits and two, and a scale for sixteen numbers */
+    } else if (type == Q6_K) { /* four low and two high bits, and a scale per sixteen numbers */
         const uint8_t *low = block + half * 64 + quarter % 2 * TOLD, *high = block + 128 + half * TOLD;
         const int8_t *scales = (const int8_t *)block + 192 + part * 2;
 #pragma GCC unroll 4
@@ -309,7 +309,7 @@ static inline __attribute__((always_inline)) void dots(
             if (r < used) out[t * stride + r] = total(sum[t * R + r]);
 }
 
-/* ROWS rows: the more tokens, the fewer rows at once, and the more products of what has been expanded. */
+/* ROWS rows: the more tokens, the fewer rows at once, and the more products per dequantised number. */
 static inline __attribute__((always_inline)) void dots_of(
     const int type, Rows rows, int64_t used, const float *x, int64_t in, int64_t T, float *out, int64_t stride) {
     const int R = T == 1 ? 8 : T == 8 ? 2 : 4;
@@ -320,7 +320,7 @@ static inline __attribute__((always_inline)) void dots_of(
         else dots(rows, used - r, x, in, type, 2, 8, out, stride);
 }
 
-/* As product, of a matrix that lies in a file. A few rows stay near while all tokens meet them. */
+/* As product, for a matrix in a file. NEAR rows stay in the core's cache while all tokens are multiplied with them. */
 static void product_of_rows(const Matrix *m, const float *x, int64_t M, int64_t from, int64_t to, float *out, int64_t stride) {
     for (int64_t near = from; near < to; near += NEAR)
         for (int64_t t = 0, T; t < M; t += T) {
@@ -495,7 +495,7 @@ static int run(Job *job, int threads) {
     return 0;
 }
 
-/* x [M, D] are embeddings and are overwritten; out [M, D] the states after the last norm. 1: no memory. */
+/* x [M, D]: embeddings, which are overwritten; out [M, D]: states after the last norm. Returns 1 without memory. */
 int klype_pass(const Model *c, float *x, float *out, const int64_t *rows, const int64_t *positions, int64_t M, int threads) {
     int64_t longest = 0;
     for (int64_t t = 0; t < M; t++) longest = positions[t] >= longest ? positions[t] + 1 : longest;
@@ -510,7 +510,7 @@ int klype_pass(const Model *c, float *x, float *out, const int64_t *rows, const 
     return failed;
 }
 
-/* out [M, in]: rows of a matrix that lies in a file. */
+/* out [M, in]: dequantised rows of a matrix in a file. */
 int klype_expand(const Matrix *m, const int64_t *ids, int64_t M, float *out, int threads) {
     (void)threads;  // a row is too little for two
     for (int64_t t = 0; t < M; t++) {

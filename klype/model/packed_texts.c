@@ -1,5 +1,5 @@
-/* The parts of a training step between its matrix products, each in one pass over memory, forward and backward:
- * klype.model.compiled calls them and says what they compute.
+/* The parts of a training step between its matrix products, each in one pass over memory, forward and backward; called by
+ * klype.model.compiled, which says what they compute.
  *
  * Texts lie end to end as N rows: piece s has the rows starts[s] .. starts[s+1]. A text is one piece, or a tree of them: a
  * prefix, and branches that each go on from its end and do not see one another; tree i has the pieces trees[i] .. trees[i+1].
@@ -9,11 +9,11 @@
 #include "vectors.h"
 
 typedef struct {
-    const int64_t *starts, *trees; /* trees: NULL where every piece is a text of its own */
+    const int64_t *starts, *trees; /* trees: NULL if every piece is a text of its own */
     int64_t number;                /* of trees */
 } Texts;
 
-typedef struct { int64_t first, T, before; } Piece; /* its first row, its rows, the positions of the prefix before it */
+typedef struct { int64_t first, T, before; } Piece; /* its first row, its number of rows, the length of its prefix */
 
 INLINE Span pieces(const Texts *t, int64_t tree) {
     Span alone = {tree, tree + 1}, own = {t->trees ? t->trees[tree] : 0, t->trees ? t->trees[tree + 1] : 0};
@@ -34,7 +34,7 @@ typedef struct {
     float *scale;                          /* [N]: 1 / rms */
     const void *sum_gradient, *u_gradient; /* the first may be NULL */
     void *x_gradient;
-    float *weight_gradient; /* [threads, 1 + J, D], zeros at first: the first thread's are then the weight's and the taps' */
+    float *weight_gradient; /* [threads, 1 + J, D], zeros at first; the result (weight, then taps) is in the first thread's */
     Texts texts;
     int64_t D, J;
     float eps;
@@ -80,8 +80,8 @@ INLINE void norm_forward(const Norm *n, Span span, float *ring, int low) {
     }
 }
 
-/* What the convolution hands back to row t, and to its taps, from the rows that follow it in the rows of its piece, and in
- * the branches where it is near the end of their prefix. */
+/* The convolution's gradient of row t (returned) and of the taps (added to sums), from later rows of its piece, and of the
+ * branches if it is near the end of their prefix. */
 INLINE Vec from_later(const Norm *n, Span tree, int64_t s, int64_t left, int64_t t, int64_t d, Vec normed, float *sums, int low) {
     int64_t D = n->D, J = n->J, taps = left < J ? left : J;
     Vec g = get(n->u_gradient, t * D + d, low);
@@ -150,7 +150,7 @@ int klype_norm(const Norm *n, int backward, int low, int threads) {
     return failed;
 }
 
-/* SwiGLU: silu(gate) * up, of rows that hold gate and up */
+/* SwiGLU: silu(gate) * up; rows hold gate, then up. */
 
 INLINE void swiglu(const void *in, const void *gradient, void *out, int64_t F, Span span, int low) {
     for (int64_t n = span.from; n < span.to; n++)
@@ -248,8 +248,8 @@ typedef struct {
     float *q, *k, *v, *g;                 /* rows: [P, KR] */
     float *q_stack, *k_stack, *v_stack, *g_stack; /* [P / C, KP] */
     float *across_k, *across_v;           /* [KR, PP] */
-    float *weights, *slopes;              /* stacked: what is looked at how much, and the gradient of the scores: [P / C, PP] */
-    float *weights_now, *slopes_now;      /* a block's, as float: [BLOCK, PP]; where C is 1 they lie in the former */
+    float *weights, *slopes;              /* stacked: attention weights, and gradients of the scores: [P / C, PP] */
+    float *weights_now, *slopes_now;      /* those of a block, as float: [BLOCK, PP]; where C is 1, parts of the former */
     float *rows_now;                      /* one of the two as rows: [BLOCK, PP / C] */
     float *key_gradient, *value_gradient; /* float: [P, KP] */
     float *own;                           /* float: [BLOCK, KP] */
@@ -258,7 +258,7 @@ typedef struct {
 
 typedef struct { float *memory; int64_t taken; } Store;
 
-static float *taken(Store *store, int64_t floats) { /* multiples of 64 bytes; NULL where it is only reckoned */
+static float *taken(Store *store, int64_t floats) { /* multiples of 64 bytes; NULL while only the size is computed */
     float *from = store->memory ? store->memory + store->taken : NULL;
     store->taken += floats;
     return from;
@@ -291,7 +291,7 @@ INLINE void gather(const Scratch *z, const void *in, int64_t row, int64_t T, int
         }
 }
 
-/* Pairs of rows of halves as cells, a lone last one with zeros; `from` is even. */
+/* Pairs of 16-bit rows as cells, an unpaired last one with zeros; `from` is even. */
 INLINE void stacked(const float *rows, int64_t from, int64_t T, const Scratch *z, float *out, int low) {
     if (CELL(low) == 1) return;
     for (int64_t t = from; t < T; t += 2)
@@ -303,7 +303,7 @@ INLINE void stacked(const float *rows, int64_t from, int64_t T, const Scratch *z
         }
 }
 
-/* The way back: of gradients, turned the other way. */
+/* The inverse of fetch, for gradients: rotated back, scaled and stored. */
 INLINE void store(void *out, int64_t row, int64_t T, int64_t K, const float *cos, const float *sin, float scale,
                   float *from, int64_t KP, int low) {
     int64_t half = K / 2;
@@ -337,7 +337,7 @@ INLINE void heads(const Attention *a, const Scratch *z, Piece p, int64_t h, int 
     else stacked(z->v, even, end, z, z->v_stack, low);
 }
 
-/* Where the block of rows from i on is computed as float. */
+/* The memory in which the block of rows from i on is computed as float. */
 INLINE float *now(const Scratch *z, float *block, float *stack, int64_t i, int low) {
     return CELL(low) == 2 ? block : stack + i * z->PP;
 }
@@ -350,7 +350,7 @@ INLINE const float *as_rows(const Scratch *z, const float *block, int64_t rows, 
     return z->rows_now;
 }
 
-/* The block joins what is stacked. */
+/* Adds the block to the stacked cells. */
 INLINE void pile(const Scratch *z, const float *block, float *stack, int64_t i, int64_t rows, int64_t columns, int low) {
     if (CELL(low) == 1) return;
     for (int64_t r = 0; r < rows; r += 2)
@@ -424,7 +424,7 @@ INLINE void head_backward(const Attention *a, const Scratch *z, Piece p, int64_t
         store(in_gradient + i * row * (low ? 2 : 4) + h * wide, row, rows, K, a->cos ? a->cos + seen * K : NULL,
               a->cos ? a->sin + seen * K : NULL, scale, z->own, KP, low);
     }
-    for (int64_t j = 0, columns; j < end; j += columns) { /* blocks of the piece's own columns begin where those of its rows do */
+    for (int64_t j = 0, columns; j < end; j += columns) { /* blocks of the piece's own columns and of its rows coincide */
         int64_t left = (j < before ? before : end) - j, from = (j > before ? j - before : 0) / cell, deep = cells(p.T, low) - from;
         columns = left < BLOCK ? left : BLOCK;
         added(z->slopes + from * PP + j, 1, PP, z->q_stack + from * KP, KP, z->key_gradient + j * KP, KP, deep, columns, KP, cell);
@@ -432,7 +432,7 @@ INLINE void head_backward(const Attention *a, const Scratch *z, Piece p, int64_t
     }
 }
 
-/* The gradients of a piece's keys and values, when all heads, and all of its branches, have added theirs. */
+/* Stores the gradients of a piece's keys and values, after all heads and all of its branches have been added. */
 INLINE void store_keys(const Attention *a, const Scratch *z, Piece p, int64_t g, int low) {
     int64_t K = a->K, row = (a->H + 2 * a->G) * K, wide = (low ? 2 : 4) * K, at = p.before * z->KP;
     const float *cos = a->cos ? a->cos + p.before * K : NULL, *sin = a->cos ? a->sin + p.before * K : NULL;

@@ -1,4 +1,4 @@
-/* What packed_texts.c and cached_rows.c are written in: vectors of numbers that are float or (low) bfloat16 in memory and float in
+/* Building blocks of packed_texts.c and cached_rows.c: vectors that are float or (low) bfloat16 in memory and float in
  * registers, products of small matrices, and the parts of a softmax.
  *
  * Shapes: K head width, a multiple of 8; KP filled up to whole panels; T positions, PP filled up. */
@@ -19,13 +19,13 @@
 #else
 #define W 8
 #endif
-#define PANEL (2 * W) /* columns of a product that are computed at once */
-#define BLOCK 6       /* and its rows */
-#define SOON 12       /* rows */
+#define PANEL (2 * W) /* columns of a product that are computed together */
+#define BLOCK 6       /* rows of a product that are computed together */
+#define SOON 12       /* rows from now one is prefetched */
 #define INLINE static inline __attribute__((always_inline))
 
-/* What products are made of: cells of 32 bits, a float, or two bfloat16 that are multiplied in pairs where that is faster:
- * AMD's cores add twice as many products so, Intel's (AMX apart) half as many. */
+/* Products work on cells of 32 bits: one float, or two bfloat16 where multiplying in pairs is faster. AMD's cores then do
+ * twice as many products, Intel's (without AMX) half as many. */
 #if defined(__AVX512BF16__) && defined(__AVX512VL__) && (defined(__znver3__) || defined(__znver4__) || defined(__znver5__))
 #define CELL(low) ((low) ? 2 : 1)
 #else
@@ -109,7 +109,7 @@ INLINE void put(void *base, int64_t i, Vec v, int low) {
     else *(Loose *)((float *)base + i) = v;
 }
 
-/* Cells of which the first halves are one vector's and the second another's. */
+/* Cells with one vector's elements as first halves and the other's as second halves. */
 INLINE Vec paired(Halves first, Halves second) {
     return (Vec)(widened(first) | widened(second) << 16);
 }
@@ -119,7 +119,7 @@ INLINE void put1(void *base, int64_t i, float v, int low) {
     else ((float *)base)[i] = v;
 }
 
-INLINE float total(Vec v) { /* as a tree */
+INLINE float total(Vec v) { /* summed as a tree */
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)v);
 #endif
@@ -144,7 +144,7 @@ INLINE Vec larger(Vec a, Vec b) { return chosen(a > b, a, b); }
 /* e^x to 2e-7: 2^n times a Taylor series within half a factor of 2. Below -87 it is 0. */
 INLINE Vec exponential(Vec x) {
 #if defined(__AVX512F__)
-    __mmask16 stays = _mm512_cmp_ps_mask((__m512)x, (__m512)all(-87.f), _CMP_NLT_UQ); /* a NaN does */
+    __mmask16 stays = _mm512_cmp_ps_mask((__m512)x, (__m512)all(-87.f), _CMP_NLT_UQ); /* true for NaN */
     Vec n = (Vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
 #else
     Ints gone = x < -87.f;
@@ -154,7 +154,7 @@ INLINE Vec exponential(Vec x) {
     Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     Vec e = 1.f + r * (1.f + r * (1.f / 2 + r * (1.f / 6 + r * (1.f / 24 + r * (1.f / 120 + r * (1.f / 720))))));
 #if defined(__AVX512F__)
-    return (Vec)_mm512_maskz_scalef_ps(stays, (__m512)e, (__m512)n); /* tiny ones cost a hundred times as much */
+    return (Vec)_mm512_maskz_scalef_ps(stays, (__m512)e, (__m512)n); /* denormals would take a hundred times as long */
 #else
     Ints power = (__builtin_convertvector(chosen(n == n, n, all(0.f)), Ints) + 127) << 23;
     return chosen(gone, all(0.f), e * (Vec)power);
@@ -191,7 +191,7 @@ INLINE Vec summed(Vec sum, const float *a, Vec b, int cell) {
     return sum + *a * b;
 }
 
-/* What lies far from what was read before, which a processor does not foresee, is asked for some time ahead. */
+/* Prefetches memory far from what was read before, which the processor does not predict. */
 INLINE void expected(const void *base, int64_t i, int64_t n, int low) {
     const char *at = (const char *)base + i * (low ? 2 : 4);
     for (int64_t byte = 0; byte < n * (low ? 2 : 4); byte += 64) __builtin_prefetch(at + byte);
@@ -215,7 +215,7 @@ INLINE void tile(const float *a, int64_t a_row, int64_t a_column, const float *b
         for (int v = 0; v < 2; v++) *(Vec *)(c + r * c_row + v * W) = sum[r][v];
 }
 
-/* The same over a number of columns that is a multiple of PANEL; rows are at most BLOCK. */
+/* The same for any multiple of PANEL columns and at most BLOCK rows. */
 INLINE void product_or_sum(const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row, float *c,
                            int64_t c_row, int64_t depth, int64_t rows, int64_t columns, int add, int cell) {
     for (int64_t n = 0; n < columns; n += PANEL)
@@ -245,7 +245,7 @@ static void added(const float *a, int64_t a_row, int64_t a_column, const float *
 
 INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
-/* By a position's angles, in halves; the sign of the first half is in sin. */
+/* Rotates a head by a position's angles, in place; the sign of the first half is in sin. */
 INLINE void rotated(float *x, int64_t K, const float *cos, const float *sin) {
     int64_t half = K / 2;
     for (int64_t k = 0; k < half; k++) {
@@ -286,7 +286,7 @@ INLINE void turn8(const float *in, int64_t in_row, float *out, int64_t out_row) 
     }
 }
 
-/* [K, PP] of [T, KP], with zeros up to a whole panel; what lies before position `from` has been turned before. */
+/* Transposes [T, KP] to [K, PP], padded with zeros to a whole panel; positions before `from` were transposed earlier. */
 static void turned(float *in, int64_t from, int64_t T, int64_t K, int64_t KP, float *out, int64_t PP) {
     int64_t whole = padded(T);
     memset(in + T * KP, 0, (size_t)((whole - T) * KP) * sizeof(float));
@@ -294,7 +294,7 @@ static void turned(float *in, int64_t from, int64_t T, int64_t K, int64_t KP, fl
         for (int64_t k = 0; k < K; k += 8) turn8(in + t * KP + k, KP, out + k * PP + t, PP);
 }
 
-/* Masks the keys after the row's own; the greatest score that is left. */
+/* Masks the scores of positions after the row's own; returns the greatest of the others. */
 INLINE float masked(float *row, int64_t own, int64_t columns) {
     static const float lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     int64_t j = 0;
@@ -308,7 +308,7 @@ INLINE float masked(float *row, int64_t own, int64_t columns) {
     return greatest(most);
 }
 
-/* Scores become e^(score - top); their sum. */
+/* Replaces scores with e^(score - top); returns their sum. */
 INLINE float weighed(float *row, int64_t columns, float top) {
     Vec sums = {0};
     for (int64_t j = 0; j < columns; j += W) {
