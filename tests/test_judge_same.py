@@ -199,3 +199,9 @@ def test_the_adjusted_rand_index_is_one_for_equal_and_about_zero_for_no_clusteri
     assert adjusted_rand([0, 0, 1, 1], [0, 1, 2, 3]) == 0
     # Hubert and Arabie's formula by hand: pairs together in both 1, in each 2, of 6 in all
     assert adjusted_rand([0, 0, 1, 1], [0, 0, 0, 1]) == pytest.approx((1 - 2 * 3 / 6) / ((2 + 3) / 2 - 2 * 3 / 6))
+
+
+def test_a_true_minus_sign_is_a_minus() -> None:
+    same = Asked("What is 2 minus 7?")
+    assert same.same("It is \u22125.", "It is 5.") is False
+    assert same.same("It is \u22125.", "It is -5.") is True

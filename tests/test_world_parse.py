@@ -96,3 +96,10 @@ def test_a_question_of_ones_own_has_a_judge_and_a_meaning_in_both_languages() ->
     assert asked is None
     assert "love" in unread
     assert "up to four facts" in unread
+
+
+def test_an_answer_that_spells_the_end_mark_means_nothing() -> None:
+    world = World("small")
+    question = world.question(random.Random(1))
+    assert world.meaning(question)(question.answers[0])
+    assert world.meaning(question)(f"{question.answers[0]} </s>") == frozenset()

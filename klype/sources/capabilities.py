@@ -185,12 +185,11 @@ def client_of(address: str, budget: Budget | None = None) -> tuple[HttpClient, s
 
 def capabilities_of(http: HttpClient, model: str, again: bool = False) -> Capabilities:
     """The cached capabilities of a server's model, probed the first time and with ``again``."""
-    key = f"offer of {http.base}#{model}"
+    key = f"capabilities of {http.base}#{model}"
     if not again and (known := http.cache.get(key)) is not None:
-        del known["measures"]
         return Capabilities(**{**known, "models": tuple(known["models"])})
     found = probe(http, model)
-    http.cache.put(key, found.json())
+    http.cache.put(key, asdict(found))
     return found
 
 
