@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.answers.decoders import DECODERS
+from klype.durable import write_out
 from klype.examine import html
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, whiskers
 from klype.examine.html import Glossary, Part, Section, Table, Text, texts
@@ -25,7 +26,7 @@ def write(folder: Path, document: Document, lang: str) -> list[Path]:
     """Writes ``report.html`` and ``cures.json`` into a folder, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    return [html.write(folder / "report.html", render(document, lang)), html.write(folder / "cures.json", text)]
+    return [write_out(folder / "report.html", render(document, lang)), write_out(folder / "cures.json", text)]
 
 
 def render(document: Document, lang: str) -> str:

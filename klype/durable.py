@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from klype.errors import writing_to
+
 # the suffix of files and folders that are being written
 DRAFT = ".klype"
 # klype's own files in its home folder; other files there are not touched
@@ -34,6 +36,13 @@ def write(file: Path, content: str | bytes | memoryview) -> None:
             beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_out(file: Path, content: str | bytes) -> Path:
+    """Writes a file of a command's --out atomically. KlypeError if it cannot be written."""
+    with writing_to(file, "Choose another --out."):
+        write(file, content)
+    return file
 
 
 def private(path: str | Path, flags: int) -> int:

@@ -1,6 +1,8 @@
 """Errors that a user can act on: one sentence about what is wrong, and one about what to do."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # A flag of the command line and whether a value follows it; or a command line "klype …", which is left as it is.
 FLAG = re.compile(r"\bklype [a-z].*|(?<![\w-])(?:-(?=n\b)|--)([a-z][a-z-]*)(?:[ =](?=\d|[A-Z]{2}))?", re.DOTALL)
@@ -45,6 +47,15 @@ class TrainingInterrupted(KlypeError):  # noqa: N818 - not an error
     def __init__(self, message: str, hint: str = "", asked: bool = False) -> None:
         super().__init__(message, hint)
         self.asked = asked
+
+
+@contextmanager
+def writing_to(place: object, hint: str = "", kind: type[KlypeError] = KlypeError) -> Iterator[None]:
+    """Turns an OSError of its block into an error of this ``kind``: PLACE cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{place} cannot be written: {error.strerror or error}.", hint) from error
 
 
 def _argument(flag: re.Match[str]) -> str:

@@ -408,7 +408,7 @@ def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, full_at: str) -> 
 
 def test_a_folder_that_cannot_be_made_is_said_clearly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(KlypeError, match="cannot be made"):
+    with pytest.raises(KlypeError, match="cannot be written"):
         straight(tmp_path / "file" / "run")
 
 

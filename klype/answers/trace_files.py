@@ -20,7 +20,6 @@ from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 
 from klype import durable
-from klype.errors import KlypeError
 from klype.jsons import parsed
 from klype.values import Distribution, Sampling, Step, StepSource, Tokens, Trace
 
@@ -65,8 +64,8 @@ def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]
     document = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), "about": about, "prompts": list(prompts)}
     document |= {"samplings": [asdict(sampling) for sampling in samplings], "traces": rows}
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / f"{name}.safetensors", data)
-    replace(folder / f"{name}.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
+    durable.write_out(folder / f"{name}.safetensors", data)
+    durable.write_out(folder / f"{name}.json", json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
 
 
 def load(folder: Path, name: str, about: dict[str, Any]) -> list[Trace] | None:
@@ -135,12 +134,4 @@ def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[in
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    replace(file, sink.getvalue().to_pybytes())
-
-
-def replace(file: Path, data: bytes) -> None:
-    """Writes a file atomically. Raises KlypeError when it cannot be written."""
-    try:
-        durable.write(file, data)
-    except OSError as error:
-        raise KlypeError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    durable.write_out(file, sink.getvalue().to_pybytes())

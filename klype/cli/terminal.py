@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from klype import durable
 from klype.environment import language
-from klype.errors import UsageError
+from klype.errors import UsageError, writing_to
 from klype.words import LANGUAGES, Words, count, number, words
 from klype.words.plain import aside, escape, harmless, tell
 from klype.words.sentences import Sentences
@@ -99,10 +99,8 @@ def write_json(file: Path, document: dict[str, Any]) -> None:
 
 def write(file: Path, text: str) -> None:
     """Writes a file atomically. Raises UsageError where that is not possible."""
-    try:
+    with writing_to(file, "Choose another --out.", UsageError):
         durable.write(file, text)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}.", "Choose another --out.") from None
 
 
 def program(environ: Mapping[str, str] = os.environ, python: str = sys.executable) -> str:

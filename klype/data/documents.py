@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from klype import durable
 from klype.data.readers import TextDocument, digest
-from klype.errors import KlypeError
+from klype.errors import KlypeError, writing_to
 from klype.jsons import parsed
 from klype.text.tokenizer import Tokenizer
 
@@ -223,13 +223,10 @@ def write_shards(
     part, tokens = list[npt.NDArray[np.integer[Any]]](), 0
 
     def write(file: str, content: bytes) -> None:
-        try:  # only here, so that an error of reading the documents is not taken for one of writing
+        # only here, so that an error of reading the documents is not taken for one of writing
+        with writing_to(folder, "Make room or choose another folder."):
             folder.mkdir(parents=True, exist_ok=True)
             durable.write(folder / file, content)
-        except OSError as error:
-            raise KlypeError(
-                f"{folder} cannot be written: {error.strerror}.", "Make room or choose another folder."
-            ) from error
 
     for document in chain(documents, [None]):
         if document is not None:

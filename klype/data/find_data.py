@@ -23,7 +23,7 @@ from klype.data.files import Paths, files_of, kind_of
 from klype.data.readers import KINDS, TABLES, BadRows, ReadOptions, place, read_rows
 from klype.data.rows import Conversation, conversation_of, strings
 from klype.data.text_tasks import language
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, writing_to
 from klype.values import Question
 
 # articles: lemma, definitions; endings: a beginning and its accepted endings; pairs: good and bad sentences side by
@@ -165,12 +165,10 @@ def fetch(spec: str, folder: Path, megabytes: float, load: Load | None = None) -
         raise KlypeError(f"The data set {dataset.name} gave no rows.", "Choose another, or another @split.")
     named = f"Licence: {licence or 'not named on its page'}\n"
     named += f"Attribution: the data set {dataset.name} on the Hugging Face Hub\n"
-    try:
+    with writing_to(place, "Choose another --out."):
         place.mkdir(parents=True, exist_ok=True)
         durable.write(place / "LICENCE.txt", named)
         durable.write(file, b"".join(lines))
-    except OSError as error:
-        raise KlypeError(f"{place} cannot be written: {error.strerror}.", "Choose another --out.") from error
     return place
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from klype import durable
 from klype.answers.tree import Branch, Tree, branches
 from klype.examine import html
 from klype.examine.answer_pictures import CURVES, Document, flow, pictures
@@ -203,7 +204,7 @@ def pairs(evidence: Evidence) -> Made:
 def write(folder: Path, document: Document, lang: str = "en") -> Path:
     """Writes ``report.html`` into an existing folder. Raises UsageError for an unknown language, KlypeError where it
     cannot be written."""
-    return html.write(folder / "report.html", render(document, lang))
+    return durable.write_out(folder / "report.html", render(document, lang))
 
 
 def render(document: Document, lang: str = "en") -> str:

@@ -14,14 +14,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from klype import durable
-from klype.errors import KlypeError, UsageError
+from klype.errors import UsageError
 from klype.examine.charts import DARK, LIGHT, PROBABILITY_EDGES, Picture, echarts_script, page_file, step_of
 from klype.examine.measures import KNOWN
 from klype.examine.run_figures import FigureFacts
@@ -170,15 +168,6 @@ def _value(figure: FigureFacts | None, name: str, say: Say) -> RichText:
     below = "".join(rest).replace(" ", NBSP) if "[" in text else "".join(rest)
     below = " ".join(part for part in (below, say.allowing(figure, name)) if part)
     return RichText(value, below, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
-
-
-def write(file: Path, text: str) -> Path:
-    """Writes a file atomically. Raises KlypeError if it cannot be written."""
-    try:
-        durable.write(file, text)
-    except OSError as error:
-        raise KlypeError(f"Cannot write {file}: {error.strerror}.", "Choose another --out.") from error
-    return file
 
 
 def render(page: Callable[[Say], Document], lang: str, title: str = "") -> str:

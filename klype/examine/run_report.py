@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from klype import durable
 from klype.examine import html
 from klype.examine.charts import Picture
 from klype.examine.html import Block, Cells, Document, Formula, Glossary, Part, RichText, Section, Table, Text, texts
@@ -32,8 +33,8 @@ def write(folder: Path, facts: Facts, lang: str = "en") -> Path:
     """
     facts = check(facts)
     page = render(facts, lang)
-    html.write(folder / "figures.json", json.dumps(facts, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-    return html.write(folder / "report.html", page)
+    durable.write_out(folder / "figures.json", json.dumps(facts, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    return durable.write_out(folder / "report.html", page)
 
 
 def render(facts: Facts, lang: str = "en") -> str:

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from klype import durable
 from klype.examine import html
 from klype.examine.answer_pictures import pictures
 from klype.examine.error_feedback import FEW
@@ -135,7 +136,7 @@ def write(folder: Path, made: claims.Document, lang: str) -> Path:
             sections.append(html.Section([found, html.Text(how, "small") if how else None, shown], says, claim.name))
         return html.Document(say, own("title"), own("lead", n=len(rows), **about, **counts), sections)
 
-    return html.write(folder / "article.html", html.render(page, lang, made["model"]))
+    return durable.write_out(folder / "article.html", html.render(page, lang, made["model"]))
 
 
 def sentences(made: claims.Document, lang: str) -> list[tuple[str, str, str, str]]:

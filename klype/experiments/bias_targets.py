@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from klype.answers.trace_files import replace as replace_file
+from klype import durable
 from klype.data.ngram import KneserNey
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
@@ -268,7 +268,7 @@ class BiasCell(Cell):
         about |= {"member": member, "epochs": settings.epochs}
 
         def write(curve: Curve) -> None:
-            replace_file(file, json.dumps({**about, "curve": curve}, allow_nan=False).encode())
+            durable.write_out(file, json.dumps({**about, "curve": curve}, allow_nan=False).encode())
 
         def look(model: nn.Module, curve: Curve) -> None:
             """Adds the KL on some test documents to the curve."""
@@ -291,7 +291,7 @@ class BiasCell(Cell):
                 about["bars"] = made.model(torch.tensor([prefix]))[0, -1].softmax(-1)[list(p)].tolist()
         if isinstance(made.model, Transformer):
             weights = {name: tensor.contiguous() for name, tensor in made.model.state_dict().items()}
-            replace_file(file.with_suffix(".safetensors"), save(weights))
+            durable.write_out(file.with_suffix(".safetensors"), save(weights))
         about["seconds"] = time.perf_counter() - began
         write(made.curve)
         return made

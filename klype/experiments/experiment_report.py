@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
+from klype import durable
 from klype.examine import html
 from klype.examine.charts import Cell, Option, Panel, Picture, whiskers
 from klype.examine.html import Document, Glossary, Part, Section, Table, Text, texts
@@ -90,7 +91,7 @@ class Report(Generic[B]):
 
     def write(self, folder: Path, board: B, lang: str) -> Path:
         """Writes ``report.html`` into the folder, atomically; ``lang``: the language that is shown first."""
-        return html.write(folder / "report.html", self.render(board, lang))
+        return durable.write_out(folder / "report.html", self.render(board, lang))
 
     def render(self, board: B, lang: str) -> str:
         """The page as HTML."""

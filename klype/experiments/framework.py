@@ -22,8 +22,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SerializeAsAny
 
-from klype import config
-from klype.answers.trace_files import replace
+from klype import config, durable
 from klype.child_processes import end_with
 from klype.device import memory_policy, set_threads, thread_policy
 from klype.errors import KlypeError, UsageError
@@ -164,7 +163,7 @@ class Board(BoardPart):
 
     def write(self, folder: Path) -> None:
         """Writes its file atomically. Raises KlypeError when that fails."""
-        replace(folder / self.FILE, self.text().encode())
+        durable.write_out(folder / self.FILE, self.text().encode())
 
 
 B = TypeVar("B", bound=Board)
@@ -357,7 +356,7 @@ class Experiment(Generic[B]):
             return plan.model_copy(update={"steps": steps, "seconds": round(seconds, 1)})
 
         plan = first_that_fits(map(planned, self.choices), lambda plan: plan.seconds, 60 * minutes)
-        replace(file, json.dumps(plan.document(self.noun, self.one_size), indent=1).encode())
+        durable.write_out(file, json.dumps(plan.document(self.noun, self.one_size), indent=1).encode())
         return plan
 
     def run(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from klype.answers.trace_files import replace as write
+from klype import durable
 from klype.data.seeds import mix
 from klype.examine.charts import Panel, Picture, axis, line, lines
 from klype.examine.intervals import ratio_of_means, ratio_over_seeds
@@ -79,7 +79,7 @@ class SeedCell(framework.Cell):
             about = {"method": name, "seed": self.seed, "flops": flops}
             about["values"] = look(student, name != BEFORE and METHODS[name].back)
             about["seconds"] = time.perf_counter() - began
-            write(self.folder / f"{name}.json", json.dumps(about, allow_nan=False).encode())
+            durable.write_out(self.folder / f"{name}.json", json.dumps(about, allow_nan=False).encode())
 
 
 def go_on(context: TrainingContext, row: mistakes_methods.Method) -> float:

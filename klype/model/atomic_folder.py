@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from klype.durable import clear, draft_folder, hash_file, sync_folder
-from klype.errors import KlypeError
+from klype.errors import KlypeError, writing_to
 from klype.jsons import parsed
 from klype.text.tokenizer_files import read_bounded
 
@@ -30,7 +30,7 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
     """
     folder = folder.absolute()
     finish(folder)
-    try:
+    with writing_to(folder, "Make room, or choose another place with --out."):
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = folder.is_dir() and any(folder.iterdir())
         for place in (folder, folder.parent):
@@ -45,10 +45,6 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
             else:
                 os.rename(draft, folder)
                 sync_folder(folder.parent)
-    except OSError as error:
-        raise KlypeError(
-            f"{folder} cannot be written: {error.strerror or error}.", "Make room, or choose another place with --out."
-        ) from error
 
 
 def seal(folder: Path, manifest: Callable[[dict[str, str]], bytes]) -> None:

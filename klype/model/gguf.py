@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from klype.durable import clear, draft_folder
-from klype.errors import KlypeError
+from klype.errors import KlypeError, writing_to
 from klype.model.attention import rope_frequencies
 from klype.model.config import ModelConfig
 from klype.model.convert import NAMES, OWN, WeightEntry, is_finite, model_type, weights_to_hf
@@ -334,7 +334,7 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path
             f"{where} cannot be written as GGUF: it has {what}, which llama.cpp cannot compute.",
             "Serve it with klype serve, or train with --set model.conv=0.",
         )
-    try:
+    with writing_to(file, "Choose another place."):
         file.parent.mkdir(parents=True, exist_ok=True)
         clear(file.parent)
         with draft_folder(file.name, file.parent) as draft:
@@ -365,8 +365,6 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path
             writer.write_tensors_to_file()
             writer.close()
             (draft / file.name).replace(file)
-    except OSError as error:
-        raise KlypeError(f"{file} cannot be written: {error.strerror or error}.", "Choose another place.") from None
 
 
 def _write_tokens(writer: Any, tokenizer: Tokenizer, size: int, where: Path) -> None:

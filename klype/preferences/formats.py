@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from klype import durable
 from klype.data.rows import NO_MESSAGES, groups_of, ranking_of, said_before
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, writing_to
 from klype.jsons import parsed
 from klype.preferences import records
 from klype.preferences.annotators import ranks
@@ -32,11 +32,9 @@ Row = dict[str, Any]
 def export(path: Path, entries: Iterable[Entry], form: Format) -> int:
     """Writes the file atomically and returns the number of rows. Raises UsageError where it cannot be written."""
     rows = [row for entry in entries for row in rows_of(entry, form)]
-    try:
+    with writing_to(path, "Choose another file.", UsageError):
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.write(path, "".join(f"{records.dumps(row)}\n" for row in rows))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.", "Choose another file.") from error
     return len(rows)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from klype import durable
-from klype.errors import KlypeError
+from klype.errors import KlypeError, writing_to
 from klype.train import parallel
 from klype.train.flat_parameters import weights_of
 from klype.train.loop import Measure, Weights
@@ -53,12 +53,8 @@ class BestWeights:
             for old in sorted(self._folder.glob(FILES), key=by_step)[:-2]:
                 old.unlink()
 
-        try:
+        with writing_to(file, "Make room, then --resume."):
             parallel.together(write)
-        except OSError as error:
-            raise KlypeError(
-                f"{file} cannot be written: {error.strerror or error}.", "Make room, then --resume."
-            ) from error
 
     def restore(self, step: int, again: str) -> None:
         """Puts the weights kept at this step back into the model, on every process. KlypeError with the hint ``again``

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from klype import durable
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, writing_to
 from klype.examine.run_figures import FigureFacts
 from klype.jsons import finite
 from klype.model.atomic_folder import is_whole
@@ -94,11 +94,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
     when another process holds it or it cannot be written; on file systems without locks it is not protected."""
     file = folder / LOCK
     while True:
-        try:
+        with writing_to(folder, "Choose another --out.", UsageError):
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {error.strerror}.", "Choose another --out.") from None
         try:
             locked = durable.hold(handle, wait=False)
         except BlockingIOError:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from klype import durable
 from klype.config import make
-from klype.errors import KlypeError, TrainingInterrupted, UsageError
+from klype.errors import KlypeError, TrainingInterrupted, UsageError, writing_to
 from klype.jsons import steps, tail
 from klype.option import spelled
 from klype.runs.folder import read_run
@@ -281,7 +281,7 @@ def write_events(run: Path) -> dict[str, int]:
             "pip install 'klype[tensorboard]'.",
         ) from None
     last: dict[str, int] = {}
-    try:
+    with writing_to(run / TENSORBOARD, "Make room."):
         shutil.rmtree(run / TENSORBOARD, ignore_errors=True)
         for file in files:
             stage = file.parent.name
@@ -293,6 +293,4 @@ def write_events(run: Path) -> dict[str, int]:
                     for name in sorted(row.keys() - {"step", "seconds"}):
                         writer.add_scalar(name, row[name], row["step"], walltime=began + row.get("seconds", 0.0))
             last[stage] = rows[-1]["step"] if rows else 0
-    except OSError as error:
-        raise KlypeError(f"{run / TENSORBOARD} cannot be written: {error.strerror or error}.", "Make room.") from error
     return last

@@ -31,7 +31,7 @@ import psutil
 
 from klype import jsons
 from klype.child_processes import bound
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, writing_to
 from klype.examine.charts import thin
 from klype.runs.run_json import live_process, process_of, write_json
 from klype.words.plain import aside
@@ -148,12 +148,10 @@ def begin(home: Path, plan: WorkPlan, name: str = "") -> Work:
     if plan.kind != "examine" and len(training) >= AT_ONCE:
         raise UsageError(f"{AT_ONCE} pieces of work run already.", "Wait for one, or cancel it.")
     folder = home / "work" / (name or new_name(plan.kind))
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True)
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / WORK, {**asdict(plan), "run": str(plan.run), "began": stamp})
-    except OSError as error:
-        raise KlypeError(f"{folder} cannot be written: {error.strerror or error}.") from error
     _launch(folder, 0.0)
     return Work(folder)
 

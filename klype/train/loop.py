@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import nn
 
 from klype import config, durable
-from klype.errors import KlypeError, TrainingInterrupted, UsageError
+from klype.errors import KlypeError, TrainingInterrupted, UsageError, writing_to
 from klype.model.transformer import Transformer
 from klype.train import parallel
 from klype.train.flat_parameters import Layout, Parts, Workers
@@ -214,12 +214,8 @@ class _Run:
 
     def metrics_from(self, step: int) -> AbstractContextManager[object]:
         """Opens metrics.jsonl, cut back to ``step``; only the first rank writes it."""
-        try:
+        with writing_to(self.folder, "Choose another --out."):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise KlypeError(
-                f"The folder {self.folder} cannot be made: {error.strerror or error}.", "Choose another --out."
-            ) from error
         if not parallel.is_first():
             return nullcontext()
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", step)

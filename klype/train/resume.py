@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 
 from klype import durable, jsons
 from klype.durable import hash_file, sync_folder
-from klype.errors import KlypeError
+from klype.errors import KlypeError, writing_to
 from klype.jsons import finite, parsed
 from klype.model.atomic_folder import MANIFEST, seal
 from klype.train import parallel
@@ -30,6 +30,7 @@ from klype.train.flat_parameters import check_shapes
 
 # so that a damaged state has one before it
 KEPT = 2
+ROOM = "Make room or make the folder writable, then go on with --resume."
 MODEL, OPTIMIZER, ABOUT, SHARDS = "model.safetensors", "optimizer.safetensors", "state.json", "shards"
 
 
@@ -166,23 +167,19 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        try:
+        with writing_to(path, ROOM):
             if path.exists():
                 lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
                 kept = (line for line in lines if any(row["step"] <= step for row in jsons.steps([line])))
                 durable.write(path, b"".join(kept))
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._failed(error) from error
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Writes one row. Numbers that are not finite are written as null: JSON has no NaN."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        try:
+        with writing_to(self.path, ROOM):
             self._file.write(json.dumps(clean) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise self._failed(error) from error
 
     def sync(self) -> None:
         """Waits until all rows are on the disk."""
@@ -190,9 +187,3 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
-
-    def _failed(self, error: OSError) -> KlypeError:
-        return KlypeError(
-            f"{self.path} cannot be written: {error.strerror or error}.",
-            "Make room or make the folder writable, then go on with --resume.",
-        )

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from klype import durable
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, UsageError, writing_to
 from klype.jsons import finite
 from klype.model import checkpoint
 from klype.model.packed_texts import SharedPrefixes
@@ -96,12 +96,10 @@ class RewardModel:
             "trunk": fingerprint(self.trunk),
             "about": about or {},
         }
-        try:
+        with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             durable.write(folder / WEIGHTS, weights)
             durable.write(folder / ABOUT, json.dumps(facts, indent=1).encode())
-        except OSError as error:
-            raise KlypeError(f"The reward model cannot be written to {folder}: {error.strerror or error}.") from error
 
     @staticmethod
     def load(folder: Path, trunk: Transformer) -> RewardModel:
