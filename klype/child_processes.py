@@ -4,8 +4,6 @@ A thread of the child polls for the parent, on every system. (Linux can send a s
 *thread* ends that started the child.)
 """
 
-from __future__ import annotations
-
 import os
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """Settings from defaults, a TOML file and dotted options; an unknown key is an error that names a similar one."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import tomllib

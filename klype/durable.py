@@ -1,7 +1,5 @@
 """Atomic writes of files and folders: written beside, flushed to disk, renamed."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

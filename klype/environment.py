@@ -1,7 +1,5 @@
 """Environment variables: the folders of klype's own files, API keys, and the language."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Only checkpoints whose architecture transformers lacks need it (with the convolu
 others load without it. No remote code is involved: this module is what a user imports.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

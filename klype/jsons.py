@@ -1,7 +1,5 @@
 """Parsing of untrusted or damaged JSON: every failure is a ValueError."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Iterator

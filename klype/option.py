@@ -5,8 +5,6 @@ every command that takes the class (``klype.cli.options.as_typer``). pydantic ch
 and is not imported here: the command line lists its options before anything is checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from inspect import get_annotations

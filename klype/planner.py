@@ -3,8 +3,6 @@
 Costs are measured, never guessed, and a plan is corrected by what its first part took.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -77,17 +75,17 @@ class StepPlan:
         return {**own, "fused": self.fused, **asdict(self.threading)}
 
     @staticmethod
-    def parse(known: Mapping[str, Any]) -> StepPlan:
+    def parse(known: Mapping[str, Any]) -> "StepPlan":
         """The plan whose ``json`` this is."""
         threading = ThreadConfig(known["workers"], known["threads"])
         return StepPlan(known["steps"], known["planned_s"], threading, known["precision"], known.get("fused", False))
 
-    def longer(self, seconds: float) -> StepPlan:
+    def longer(self, seconds: float) -> "StepPlan":
         """The plan extended by some seconds, at the same pace."""
         more = max(0, int(self.steps * seconds / self.seconds)) if self.seconds else 0
         return replace(self, steps=self.steps + more, seconds=self.seconds * (1 + more / self.steps))
 
-    def at_most(self, steps: int) -> StepPlan:
+    def at_most(self, steps: int) -> "StepPlan":
         """The plan capped at ``steps``."""
         kept = min(steps, self.steps)
         return replace(self, steps=kept, seconds=self.seconds * kept / self.steps)

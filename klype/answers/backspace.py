@@ -6,8 +6,6 @@ model has written nothing, backspace itself is barred, so that the prompt is nev
 mistake late takes back word after word. Every generated token costs a pass, also those that are removed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 

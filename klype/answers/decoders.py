@@ -6,8 +6,6 @@ weighs candidates by a check, which gives each a log-score: a row of ``CHECKS``,
 for it (``DecodeQuestion.checks``).
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence

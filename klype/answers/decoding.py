@@ -6,8 +6,6 @@ that is read, or an answer that is scored (all its tokens at once). ``positions`
 the model, prompts included; it is the better measure of work where answers are scored rather than drawn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -57,7 +55,7 @@ class PassBudget:
     passes: int = 0
     positions: int = 0
 
-    def charge(self, request: DecodeRequest, reply: Reply) -> None:
+    def charge(self, request: DecodeRequest, reply: "Reply") -> None:
         """Spend what a request has cost. A prompt is read once, however many answers share it."""
         passes = most_passes(request)
         match request:
@@ -134,7 +132,7 @@ class DecodeQuestion:
     seed: int = 0
     stop_texts: tuple[str, ...] = ()
     sampling: Sampling = PLAIN
-    checks: dict[str, Check] = field(default_factory=dict)
+    checks: "dict[str, Check]" = field(default_factory=dict)
 
     def request(
         self, sampling: Sampling, limit: int, after: Tokens = (), n: int = 1, top: int = 0, first_sample: int = 0

@@ -5,8 +5,6 @@ its mass r lies on the V − k other tokens. Where no token is listed, nothing i
 completion, except where a function says otherwise. ``vocabulary``: V, or 0 if it is unknown, hence unbounded.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

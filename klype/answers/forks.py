@@ -11,8 +11,6 @@ the largest such distance over all tokens. Neighbouring rows share samples (see 
 less than the test allows for: the test is conservative.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence

@@ -4,8 +4,6 @@ NAME.safetensors holds the numbers (a distribution that several steps share is s
 The JSON file is written last and holds the hash of the other, so that a pair that does not belong together is noticed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Sequence

@@ -7,8 +7,6 @@ answers sum to one. Different tokenisations of one text are merged by its bytes.
 prefixes from which the text can still be reached.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections import defaultdict
@@ -423,7 +421,7 @@ class Branch:
 
     text: str
     mass: float
-    children: tuple[Branch, ...]
+    children: "tuple[Branch, ...]"
     answer: TreeAnswer | None = None
     meaning: Hashable = None
 

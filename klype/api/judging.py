@@ -1,7 +1,5 @@
 """Judging answers: whether two mean the same, and whether one is correct, with the judge's name and error rate."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

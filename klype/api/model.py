@@ -1,7 +1,5 @@
 """``klype.Model``: a language model that can be asked, run by klype's own engine, transformers or a server."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +32,7 @@ LISTED = 5  # so many of the truth's most probable tokens are always in the tabl
 class AnswerStream(Iterator[str]):
     """An iterator over the pieces of text of an answer while it is generated; ``answer`` is set after the last one."""
 
-    def __init__(self, model: Model, pieces: Iterator[tuple[str, Trace | None]]) -> None:
+    def __init__(self, model: "Model", pieces: Iterator[tuple[str, Trace | None]]) -> None:
         self._model, self._pieces = model, pieces
         self.answer: Answer | None = None
 
@@ -66,11 +64,11 @@ class Model:
         how = self.opened.how
         return load, (self.name, how.precision, how.budget, how.device)
 
-    def __deepcopy__(self, memo: object) -> Model:
+    def __deepcopy__(self, memo: object) -> "Model":
         """The model itself: asking it changes nothing."""
         return self
 
-    def __copy__(self) -> Model:
+    def __copy__(self) -> "Model":
         return self
 
     @property

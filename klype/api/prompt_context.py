@@ -3,8 +3,6 @@
 Also what is known of a model's training data, and checks of arguments.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Sequence

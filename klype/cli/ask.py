@@ -1,8 +1,6 @@
 """``klype ask``: one question, one answer; and on request what a decoder chose and why (--decoder), how certain the
 model is (--sure), and what speculative decoding gained (--speculate)."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any

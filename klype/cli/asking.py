@@ -1,7 +1,5 @@
 """What ``klype ask`` and ``chat`` do beyond a plain answer: decoders, best-of-n, certainty, speculative decoding."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

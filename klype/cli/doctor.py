@@ -1,7 +1,5 @@
 """``klype doctor`` and ``config``: versions, this machine's speed, what a server offers; the schema of recipes."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 from contextlib import suppress

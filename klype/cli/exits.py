@@ -3,8 +3,6 @@
 0 fine · 1 failed · 2 the command's words or inputs are wrong · 130 interrupted.
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import os

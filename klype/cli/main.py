@@ -1,7 +1,5 @@
 """The ``klype`` command: all subcommands, their help in the user's language, and the process around them."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

@@ -1,7 +1,5 @@
 """``klype runs``: the runs there are, and two or more of them side by side."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Training batches: packed windows of text and padded rows of examples, deterministic functions of seed and state."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any

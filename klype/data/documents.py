@@ -5,8 +5,6 @@ folder of shards has shard-00000.bin (token ids, little-endian), shard-00000.idx
 shard) and shards.json (dtype, counts, SHA-256 of every file), written last: a folder without it is unfinished.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -183,19 +181,19 @@ class Documents:
             [np.zeros(0, np.int64), *(np.diff(ends.astype(np.int64), prepend=0) for ends in self.ends)]
         )
 
-    def followed_by(self, others: Documents) -> Documents:
+    def followed_by(self, others: "Documents") -> "Documents":
         """These documents followed by the others; nothing is copied."""
         return Documents((*self.parts, *others.parts), (*self.ends, *others.ends))
 
     @staticmethod
-    def of(documents: Iterable[Sequence[int]]) -> Documents:
+    def of(documents: Iterable[Sequence[int]]) -> "Documents":
         """Documents in memory."""
         lists = [np.asarray(d, dtype=np.uint32) for d in documents]
         ends = np.cumsum([len(d) for d in lists], dtype=np.uint64)
         return Documents([np.concatenate([np.zeros(0, np.uint32), *lists])], [ends])
 
     @staticmethod
-    def open(folder: Path, verify: bool = True) -> Documents:
+    def open(folder: Path, verify: bool = True) -> "Documents":
         """Memory-maps a folder of shards. ``verify`` reads every file and compares its hash. KlypeError for damage."""
         try:
             about = parsed((folder / ABOUT).read_text(encoding="utf-8"))

@@ -4,8 +4,6 @@ Example i is a pure function of i, and pool k of k, so both ways give the same a
 make may be repeated: see ``PoolSettings.passes``.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -5,8 +5,6 @@ gigabytes of one value, which pyarrow loads into memory before a row can be look
 memory limit reads them and writes each row as a line of JSON.
 """
 
-from __future__ import annotations
-
 import glob
 import gzip
 import io

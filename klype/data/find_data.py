@@ -5,8 +5,6 @@ A table's kind is that of its first row; nothing else is guessed. Rows of a data
 run needs no network.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json
@@ -113,7 +111,7 @@ class Dataset:
     split: str = "train"
 
     @staticmethod
-    def parse(spec: str) -> Dataset:
+    def parse(spec: str) -> "Dataset":
         found = _NAME.fullmatch(spec)
         if found is None:
             raise UsageError(

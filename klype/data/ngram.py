@@ -9,8 +9,6 @@ with the uniform distribution, so that nothing has probability 0. Kneser and Ney
 Shapes: N all targets of some documents in order, V tokens, G n-grams of one length, C their contexts.
 """
 
-from __future__ import annotations
-
 import lzma
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -120,7 +118,7 @@ class _Level:
     left: Floats
 
     @staticmethod
-    def of(grams: Codes, counts_G: Counts, discount_G: Floats, bits: int) -> _Level:
+    def of(grams: Codes, counts_G: Counts, discount_G: Floats, bits: int) -> "_Level":
         contexts, starts, kinds = np.unique(grams >> np.uint64(bits), return_index=True, return_counts=True)
         total = np.add.reduceat(counts_G, starts)
         shares = (counts_G - discount_G) / np.repeat(total, kinds)

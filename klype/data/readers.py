@@ -4,8 +4,6 @@ A file that cannot be read, a broken line or a row without a needed field is an 
 such rows are left out and counted in a `BadRows`.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Conversations, rankings and questions from rows of well-known formats."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Seeds and permutations computed on demand from what they are for, instead of kept in a list."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Nothing is invented: every answer consists of the text's own words, and the user message says what is asked.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterable

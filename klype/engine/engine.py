@@ -6,8 +6,6 @@ is one sample of a request; rows join and leave the running batch at any step (c
 is a ModelRunner's.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections import deque
@@ -84,7 +82,7 @@ class Engine:
     def model(self) -> Transformer:
         return self.native.model
 
-    def beside(self) -> Engine:
+    def beside(self) -> "Engine":
         """Another engine with the same weights, for another thread."""
         fixed = {"decode_bytes": self.decode_bytes, "name": self.name, "max_batch": self.max_batch, "clock": self.clock}
         return Engine(self.runner.beside(), **fixed)  # type: ignore[arg-type]

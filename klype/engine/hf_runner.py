@@ -5,8 +5,6 @@ changes nothing, rows of different length are computed together; without a cache
 every token. Shapes: R rows, T new tokens, W columns in the cache, V vocabulary, G heads and K width of keys and values.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import math
@@ -193,7 +191,7 @@ class HFRunner:
     def operations(self, rows: int) -> float:
         return math.inf  # torch decides
 
-    def beside(self) -> HFRunner:
+    def beside(self) -> "HFRunner":
         other = copy.copy(self)
         other.forget()
         other.clear()

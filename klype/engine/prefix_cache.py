@@ -1,7 +1,5 @@
 """Prompt prefill with a prefix cache: shared prefixes are computed once, and recent prompts are not computed again."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass

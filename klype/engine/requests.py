@@ -4,8 +4,6 @@ A row is one running sample. Rows and records are plain arrays, so that a step c
 Python objects are made when an answer has ended.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest

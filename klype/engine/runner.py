@@ -1,8 +1,6 @@
 """ModelRunner, the engine's interface to a model, and the runner of klype's own Transformer. Shapes: R running rows, V
 vocabulary, D width."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -34,7 +32,7 @@ class ModelRunner(Protocol):
     appended; ``remove`` renumbers those that stay.
     """
 
-    weights: Weights
+    weights: "Weights"
     window: int
     vocab_size: int
     index: PrefixIndex[Any]  # the prefixes kept for later prompts
@@ -175,7 +173,7 @@ class NativeRunner:
     def flops_per_token(self, context: int) -> int:
         return self.model.config.flops_at(context)
 
-    def beside(self) -> NativeRunner:
+    def beside(self) -> "NativeRunner":
         return NativeRunner(self.model)
 
     def _settle(self) -> None:

@@ -4,8 +4,6 @@
 sample, position) only. Greedy decoding is temperature 0: a one-hot distribution, not another code path.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

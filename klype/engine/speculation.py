@@ -9,8 +9,6 @@ p with its own noise: the answer is then token for token that of plain decoding,
 the same, p(guess).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count

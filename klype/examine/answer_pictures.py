@@ -3,8 +3,6 @@
 Their titles state the finding. They are shown in the reports of runs, examinations and the article, and in the studio.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

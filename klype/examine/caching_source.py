@@ -1,7 +1,5 @@
 """A source that stores its answers as traces, and counts and times its work; what an answer costs in operations."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

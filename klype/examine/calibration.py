@@ -1,7 +1,5 @@
 """Whether a model's probabilities can be trusted: calibration, selective prediction, the best temperature."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any

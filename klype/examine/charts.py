@@ -4,8 +4,6 @@ An option is plain JSON: ``$name`` is a colour of the theme, and ``fn:name`` a f
 in the reader's language, the shape of a whisker). Report and studio draw the same options.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import tomllib

@@ -1,7 +1,5 @@
 """Comparison of two examinations, paired by question and sample; and the conditions of ``--fail-if``."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Mapping, Sequence

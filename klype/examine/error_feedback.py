@@ -14,8 +14,6 @@ never the end of the text). Where there is no such word, the next position is tr
 at its temperature, and whole answers are judged.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -7,8 +7,6 @@ measured does not widen the bounds, and the figure says so. A figure without bou
 more than one case in ten.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Everything here is computed from traces; the model is not asked again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -118,7 +116,7 @@ class Evidence:
         return any(answer.s or answer.s_bounds or answer.first_error is not None for answer in self.answers)
 
     @property
-    def asked(self) -> Evidence:
+    def asked(self) -> "Evidence":
         """The evidence without answers that the judge had no references for."""
         return replace(self, answers=[answer for answer in self.answers if answer.asked])
 

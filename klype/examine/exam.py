@@ -1,7 +1,5 @@
 """Runs an examination: answers, experiments, trees and forks. All are kept as traces, so that it can be resumed."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -4,8 +4,6 @@ The document holds figures by temperature, curves, trees, forks, examples and co
 differ only in what is under ``time``. Verdict and page are made from the document.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The model under examination with its questions and judges, and the plan that fits into the time or budget."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ hidden characters are shown as code points, and the page's content security poli
 connections.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -9,8 +9,6 @@ independent given the position. For error-free prefixes drawn from what can foll
 K_n = Π E S_t, with each position's own hazard.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

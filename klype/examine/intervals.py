@@ -17,8 +17,6 @@ Where the data do not suffice there is no interval but a reason: one question on
 values the same.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -10,8 +10,6 @@ rare, |Δ log q| ≤ ln 3, are *matched*; only with them can the effect of an er
 from q among those that have a partner.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace

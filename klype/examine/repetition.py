@@ -1,7 +1,5 @@
 """Repetition within answers, between answers, and of the training text; how probable unseen answers are."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -10,8 +10,6 @@ Texts for readers are ``LocalText``: one string for all languages, or ``{"en": .
 ``check(facts)`` raises for unknown sections, malformed figures, and numbers that are not finite.
 """
 
-from __future__ import annotations
-
 import math
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -47,7 +45,7 @@ class FigureFacts(TypedDict):
     unit: NotRequired[str]
     certain: NotRequired[bool]
     judge: NotRequired[str]
-    error_rate: NotRequired[FigureFacts]
+    error_rate: "NotRequired[FigureFacts]"
     bounds: NotRequired[dict[Literal["low", "high"], float | None]]
     why: NotRequired[str]
     t: NotRequired[int]

@@ -1,7 +1,5 @@
 """``report.html`` of a run, made from its facts, in every language."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Formats figures, durations and texts for readers, in one language."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The settings of an examination: its command-line options, and sizes that the plan may reduce."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

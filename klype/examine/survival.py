@@ -16,8 +16,6 @@ withheld (a hazard of 0 with nobody left would keep K too high); R_n, which rest
 Shapes: M questions, N answers, B tables at once, T positions, E columns of counts (``COLUMNS``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Pictures of a run's training and models, from its facts; their titles state the finding."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

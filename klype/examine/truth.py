@@ -1,7 +1,5 @@
 """The true next-token distribution after any prefix of an answer, and how far a model's is from it. Nats."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -152,7 +150,7 @@ class DocumentTruth:
     words: int
 
     @staticmethod
-    def of(tokens: Sequence[int], following: Sequence[Mapping[int, float]], words: int) -> DocumentTruth:
+    def of(tokens: Sequence[int], following: Sequence[Mapping[int, float]], words: int) -> "DocumentTruth":
         """From the true next-token distributions (``following``) before each token but the first."""
         found = [possible(p) for p in following]
         ids_E, p_E = (np.concatenate(parts) for parts in zip(*found, strict=True))

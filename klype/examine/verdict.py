@@ -1,7 +1,5 @@
 """The verdict of a run's report: a few plain sentences, chosen by the figures."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 

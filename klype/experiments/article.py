@@ -5,8 +5,6 @@ figures, the test, its statistic and n are given with it. Where there is a base 
 judged, too: the article speaks of a hundred words.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,8 +1,6 @@
 """The experiment of ``klype bias``: models trained on different targets, compared with one-hot targets and with the
 true distribution p, at several numbers of documents."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -97,7 +95,7 @@ class BiasBoard(framework.Board):
         }
 
     @staticmethod
-    def read(folder: Path) -> BiasBoard | None:
+    def read(folder: Path) -> "BiasBoard | None":
         """The board in an experiment's folder, None if none was written yet. Raises KlypeError when it is damaged."""
         file = folder / BiasBoard.FILE
         try:

@@ -4,8 +4,6 @@ A claim is ruled on by a test (Holm's procedure over all tests of a document), b
 arithmetic, or by how such models are made. The sentences are in ``klype/words/article_*.toml``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace

@@ -3,8 +3,6 @@
 Shapes: N all target positions of some documents in order, V vocabulary. A document of n tokens has n − 1 targets.
 """
 
-from __future__ import annotations
-
 import copy
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,7 +73,7 @@ class Corpus:
     held_out: tuple[Tokens, ...]
     truth: csr_array | None = None
 
-    def first(self, documents: int) -> Corpus:
+    def first(self, documents: int) -> "Corpus":
         """The corpus with only the first training documents."""
         train = self.train[:documents]
         truth = None if self.truth is None else self.truth[: sum(len(d) - 1 for d in train)]
@@ -98,7 +96,7 @@ class WordTruth:
     def __init__(self, words: Filter, vocabulary: Sequence[str], ids: Mapping[str, int]) -> None:
         self._words, self._vocabulary, self._ids = words, vocabulary, ids
 
-    def __copy__(self) -> WordTruth:
+    def __copy__(self) -> "WordTruth":
         return WordTruth(copy.copy(self._words), self._vocabulary, self._ids)
 
     def next(self) -> dict[int, float]:

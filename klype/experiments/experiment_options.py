@@ -1,7 +1,5 @@
 """The options of the experiments' commands, each with its flag, help, default and bounds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The report of an experiment in all languages: findings, pictures, tables, and an explanation of the arms."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ A new arm is a row of its experiment's table of arms, a new measure a row of its
 an ``Experiment`` with these two tables, a ``Cell`` that trains an arm, and a ``Board``; a ``Report`` shows it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import multiprocessing
@@ -194,7 +192,7 @@ class ExperimentPlan(config.Settings):
         return {**made, f"{noun}s": self.arms} | ({"documents": self.documents[-1]} if one_size else {})
 
     @staticmethod
-    def read(file: Path, noun: str, settings: type[LabSettings]) -> ExperimentPlan | None:
+    def read(file: Path, noun: str, settings: type[LabSettings]) -> "ExperimentPlan | None":
         """The plan that an earlier start saved, None if there is none. Raises KlypeError if it is damaged."""
         if not file.is_file():
             return None
@@ -239,7 +237,7 @@ class Cell:
 class ExperimentProgress(Generic[B]):
     """The state of an experiment. ``found``: the results so far; ``names``: the arms that are reported."""
 
-    experiment: Experiment[B]
+    experiment: "Experiment[B]"
     plan: ExperimentPlan
     found: Sequence[Result]
     test: TestSet

@@ -4,8 +4,6 @@ from it.
 A folder cells/SEED holds a JSON file for each method, and in ``models`` those of the first model and the teachers.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import time

@@ -6,8 +6,6 @@ token, next-word distributions are conditional on a word, and its texts are thos
 of what is drawn, backspace included.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any

@@ -5,8 +5,6 @@ A method makes batches from a ``TrainingContext``: the pre-trained student, its 
 true probabilities.
 """
 
-from __future__ import annotations
-
 import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Small models trained on arbitrary target distributions, with early stopping on held-out loss; their measures."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -81,7 +79,7 @@ class TrainedModel:
     ``reads``: FLOPs per token of reading.
     """
 
-    model: Transformer | Mixture
+    model: "Transformer | Mixture"
     curve: Curve
     turned: bool
     flops: float

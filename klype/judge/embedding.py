@@ -1,7 +1,5 @@
 """A judge by sentence embeddings: mean-pooled hidden states of a local encoder, through transformers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path

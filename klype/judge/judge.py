@@ -1,7 +1,5 @@
 """The base class of judges: whether two answers mean the same, and whether one agrees with a reference."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence

@@ -5,8 +5,6 @@ are compared: the choice, the polarity, the number, or the content words of the 
 question and without further clauses ("Paris, which …"). ``python -m benchmarks meaning`` measures the rules on pairs
 labelled by a reader."""
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

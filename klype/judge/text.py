@@ -1,7 +1,5 @@
 """Words, numbers and choices in a text, and its language by the function words of lexis.toml."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 import unicodedata

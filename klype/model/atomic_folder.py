@@ -5,8 +5,6 @@ become one sub-folder, by one rename, and then move up one by one, the manifest 
 crash.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ way a backend makes one ``AttentionPass`` for all layers. Shapes: B batch, T (ne
 heads share G key heads, g each, of width K; D model width, J convolution taps; of a cache see ``klype.model.cache``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol, Self

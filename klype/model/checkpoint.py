@@ -5,8 +5,6 @@ generation_config.json, README.md (model card), run.json (how it was made) and m
 written last). Files of others are not trusted: header, offsets, shapes and values are checked.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Collection

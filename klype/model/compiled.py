@@ -7,8 +7,6 @@ backend is optional: without a C compiler, or for a shape that is not supported,
 Shapes as in attention.py and cache.py; float32 or bfloat16, sums in float32.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cached_property

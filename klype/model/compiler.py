@@ -1,7 +1,5 @@
 """Compiles C code once per machine, caches it where nobody else can write, and calls it with tensors."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """The model's configuration, strictly validated."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -89,7 +87,7 @@ class ModelConfig(BaseModel):
         return self
 
     @staticmethod
-    def parse(data: dict[str, Any], where: str = "the model's configuration") -> ModelConfig:
+    def parse(data: dict[str, Any], where: str = "the model's configuration") -> "ModelConfig":
         """A configuration from plain data (TOML, JSON); KlypeError, in one sentence, for what is wrong."""
         try:
             return ModelConfig.model_validate(data)

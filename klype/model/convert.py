@@ -5,8 +5,6 @@ directory. A model with the convolution, without rotary positions, or with both 
 "klype" (see klype/hf.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain

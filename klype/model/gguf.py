@@ -5,8 +5,6 @@ the package's reader makes several objects per token of the vocabulary and never
 rebuilt from the metadata (klype/text/tokenizer_files.py).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import mmap

@@ -6,8 +6,6 @@ Only A and B are parameters, so that gradients, optimizer and training states ho
 non-persistent buffers that share the model's memory.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any
@@ -73,7 +71,7 @@ class AdaptedTransformer(Transformer):
                     tensor = frozen.setdefault(id(parameter), parameter.detach())
                     module.register_buffer(name, tensor, persistent=False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedTransformer:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdaptedTransformer":
         memo |= {id(buffer): buffer for buffer in self.buffers()}
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin

@@ -4,8 +4,6 @@ With shared prefixes a text is a tree of pieces: a prefix, such as a prompt, and
 its answers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

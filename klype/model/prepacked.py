@@ -7,8 +7,6 @@ With a C compiler, a pass over a few tokens is one call of C (``few_tokens.c``),
 token, some 5,000 for 8-bit integers. It is optional: without one, or for a shape that is not supported, torch computes.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 import timeit

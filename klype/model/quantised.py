@@ -5,8 +5,6 @@ bytes does. Weights are exactly the file's; ``few_tokens.c`` computes in float32
 blocks that it does not support, matrices are dequantised when they are loaded (``GGUFFile.get``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

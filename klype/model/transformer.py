@@ -1,8 +1,6 @@
 """A Llama-shaped decoder. Shapes: B batch, T time, N = B * T, D width, V vocabulary, H query heads, G key heads, K head
 width."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Self

@@ -5,8 +5,6 @@ Krippendorff, Content Analysis (2013), ch. 12; his "Computing Krippendorff's Alp
 example that the tests recompute.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Hashable, Sequence

@@ -1,7 +1,5 @@
 """Annotators: simulated ones, models as annotators, how people's rankings are checked, and what they are shown."""
 
-from __future__ import annotations
-
 import math
 import random
 import re

@@ -1,7 +1,5 @@
 """The database of a preference store: a SQLite file, or PostgreSQL by its url."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

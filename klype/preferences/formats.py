@@ -6,8 +6,6 @@
 - alpaca: system, history, instruction, input, chosen, rejected.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 A candidate's trace is stored as a row with its tokens and their log-probabilities, without the distributions.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

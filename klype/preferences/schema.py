@@ -1,7 +1,5 @@
 """The tables of a preference store with their checksums and migrations, and the values of their rows."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -3,8 +3,6 @@
 Of a damaged store the intact rows can be read, one by one; nothing in it is changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections import Counter, defaultdict
@@ -38,7 +36,7 @@ class Store(AbstractContextManager["Store"]):
     @staticmethod
     def open(
         place: str | Path, busy_s: float = 10.0, read_only: bool = False, clock: Callable[[], float] = time.time
-    ) -> Store:
+    ) -> "Store":
         """Opens a store, creating or migrating it. Raises KlypeError where it is newer, locked, damaged, not writable,
         or not a store, and with ``read_only`` where it does not exist. ``clock``: seconds since 1970."""
         file = database.file_of(place)

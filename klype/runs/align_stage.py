@@ -1,7 +1,5 @@
 """The alignment stage: trains on rewards or rankings near a reference model, and evaluates the model meanwhile."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -3,8 +3,6 @@
 The terminal and the ranking page of the studio share it; ``rank_by_hand`` is the terminal's loop.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re

@@ -1,7 +1,5 @@
 """Held-out loss during training, and the best weights so far, to go back to when training overfits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial

@@ -6,8 +6,6 @@ that ends in a colon (left out), and some examples have the headword uninflected
 ("båtens øverst dekk": left out where the word before it shows the fault).
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import importlib.util

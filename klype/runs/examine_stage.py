@@ -1,7 +1,5 @@
 """Measures a run's models stage by stage, and collects the facts of its report."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any

@@ -1,7 +1,5 @@
 """A run's folder: chosen once, locked by one process at a time, never overwritten; and its run.json, read."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

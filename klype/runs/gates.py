@@ -1,7 +1,5 @@
 """Gates that a run's figures have to pass, whether alignment may start, and the comparison before and after it."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal

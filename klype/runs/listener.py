@@ -1,7 +1,5 @@
 """The protocol by which a run reports progress. The terminal is one listener, ``progress=`` in Python another."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 

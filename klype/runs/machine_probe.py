@@ -1,7 +1,5 @@
 """Short timing probes of this machine, which choose the number of steps, threads, precision and a model's shape."""
 
-from __future__ import annotations
-
 import copy
 import math
 import tempfile

@@ -1,7 +1,5 @@
 """``klype run``, ``klype train`` and ``klype align``: runs the stages in order, measures each, and resumes."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What is known of a model from its run: its training data, held-out questions, and the true probabilities."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from copy import copy

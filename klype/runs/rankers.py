@@ -1,7 +1,5 @@
 """Rankings by simulated annotators, a judge model or a reward function, and how well annotators agree."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace

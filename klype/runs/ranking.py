@@ -1,7 +1,5 @@
 """A run's rankings: draws answers into its store, ranks them, reads them back, and chooses what to rank next."""
 
-from __future__ import annotations
-
 import math
 import random
 import tempfile

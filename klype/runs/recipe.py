@@ -1,7 +1,5 @@
 """Recipes: all settings of a run as one validated value. klype's own are TOML files in ``recipes/``."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -100,7 +98,7 @@ class ModelSection(Settings):
         """Whether part of its shape is still to be chosen."""
         return not all(getattr(self, name) for name in ModelShape._fields)
 
-    def filled(self, shape: ModelShape) -> ModelSection:
+    def filled(self, shape: ModelShape) -> "ModelSection":
         """A copy with this shape's values in place of zeros."""
         return self.model_copy(update={k: getattr(self, k) or v for k, v in shape._asdict().items()})
 
@@ -247,7 +245,7 @@ class Recipe(Settings):
     align: AlignSection = AlignSection(share=0.14)
     examine: ExamineSection = ExamineSection()
 
-    def from_anywhere(self) -> Recipe:
+    def from_anywhere(self) -> "Recipe":
         """A copy in which the files of rewards have absolute paths."""
         rewards = {absolute(name): weight for name, weight in self.align.rewards.items()}
         return self.model_copy(update={"align": self.align.model_copy(update={"rewards": rewards})})

@@ -1,7 +1,5 @@
 """The reward stage, the reward model's figures on held-out rankings, and rewards that are functions."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Sequence

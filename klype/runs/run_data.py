@@ -1,7 +1,5 @@
 """Reads the data of a run about text: texts, conversations, questions and rankings, with their sources."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace

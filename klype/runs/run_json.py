@@ -1,7 +1,5 @@
 """run.json: a run's options, recipe, plans, progress and figures. Written atomically; read without torch."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -67,7 +65,7 @@ class Record:
         self._whole: float | None = None
 
     @staticmethod
-    def start(folder: Path, options: RunOptions | StageOptions, about: dict[str, Any]) -> Record:
+    def start(folder: Path, options: RunOptions | StageOptions, about: dict[str, Any]) -> "Record":
         import torch
 
         import klype

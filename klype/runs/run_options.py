@@ -1,7 +1,5 @@
 """The options of runs and stages, each declared once with flag, help, default and bounds, and their checks."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Opens a run from its options, new or resumed: input files, recipe, starting model and record."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """A run's state in memory, pre-training and fine-tuning, and how every stage plans and trains."""
 
-from __future__ import annotations
-
 import copy
 import math
 import sys
@@ -328,7 +326,7 @@ def session_of(
     stage: str,
     budget: StepBudget,
     model: Transformer | None = None,
-    counted: _TokenCounter | None = None,
+    counted: "_TokenCounter | None" = None,
 ) -> TrainSession:
     """The callbacks of one start of training: progress, samples of text, and a stop when the plan changes."""
     began = spoken = time.perf_counter()

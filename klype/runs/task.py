@@ -1,7 +1,5 @@
 """The task of a run, the demo world or the user's own text, and how its models are examined on it."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 All on one sample of the held-out documents, in the order of their hashes, so that every source is represented.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from bisect import bisect_right

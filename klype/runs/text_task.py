@@ -1,7 +1,5 @@
 """The task of a run about the user's own text: the truth is unknown, and answers are judged by stated rules."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re

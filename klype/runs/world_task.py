@@ -1,7 +1,5 @@
 """The task of a run about the demo world, whose true probabilities are known."""
 
-from __future__ import annotations
-
 import gc
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +74,7 @@ class WorldTask(Task):
 
     # data
 
-    def _documents(self, part: int, styled_from: int = 0, easy_until: int = 0) -> WorldSamples:
+    def _documents(self, part: int, styled_from: int = 0, easy_until: int = 0) -> "WorldSamples":
         begin, weight, seed = self.chat.tokenizer.begin, self.recipe.pretrain.answer_weight, mix(self.seed, part, 3)
         return WorldSamples(self.world, self.spellings, begin, seed, weight, styled_from, easy_until)
 

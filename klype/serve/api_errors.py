@@ -1,7 +1,5 @@
 """Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The server's ASGI app: OpenAI's endpoints, health and metrics."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence

@@ -1,7 +1,5 @@
 """Writes choices of chat and completions: their text as tokens arrive, chunks of a stream, and log-probabilities."""
 
-from __future__ import annotations
-
 import codecs
 import math
 from collections.abc import Sequence

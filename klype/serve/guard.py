@@ -4,8 +4,6 @@ A web page that a user visits must not reach a server on the user's own machine:
 resolves to this machine (DNS rebinding, seen by the Host header) nor across sites (Origin and Sec-Fetch-Site).
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import hmac
@@ -72,7 +70,7 @@ class Rules:
     concurrent: int = 512
 
     @staticmethod
-    def of(key: str | None, host: str = "127.0.0.1", names: Iterable[str] = (), origins: Iterable[str] = ()) -> Rules:
+    def of(key: str | None, host: str = "127.0.0.1", names: Iterable[str] = (), origins: Iterable[str] = ()) -> "Rules":
         """The rules of a server bound to ``host`` that is also reached as ``names``."""
         hosts = LOOPBACK | {name.lower() for name in (host, *names)}
         return Rules(hosts, not is_loopback(host), key, frozenset(map(origin_of, origins)))
@@ -82,7 +80,7 @@ class Guard:
     """Middleware that passes on what the rules allow and refuses the rest with OpenAI's errors. ``login``: the page to
     which browsers without a key are redirected; ``sessions``: those of browsers that have given the key there."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, sessions: Sessions | None = None, login: str = "") -> None:
+    def __init__(self, app: ASGIApp, rules: Rules, sessions: "Sessions | None" = None, login: str = "") -> None:
         self.app, self.rules, self.login = app, rules, login
         self.inside = 0  # requests that are being answered
         self._key = None if rules.key is None else digest(rules.key.encode())

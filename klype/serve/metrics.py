@@ -1,7 +1,5 @@
 """Health check, and metrics for Prometheus."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Turns validated HTTP requests into requests to the engine, or into an ApiError."""
 
-from __future__ import annotations
-
 import re
 import secrets
 from collections.abc import Sequence

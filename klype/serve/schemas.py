@@ -5,8 +5,6 @@ that a body full of errors costs no more than its parsing. Response models descr
 writes the same JSON by hand.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model

@@ -1,7 +1,5 @@
 """A model as the server offers it: its name, engine, vocabulary, JSON grammar and fingerprint."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterable

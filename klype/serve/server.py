@@ -1,7 +1,5 @@
 """Runs an app with uvicorn: slow clients are disconnected, and running requests are finished at shutdown."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import gc

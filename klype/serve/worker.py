@@ -1,7 +1,5 @@
 """Runs all clients' jobs of a model in one thread: continuous batching, scoring between steps, cancellation."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

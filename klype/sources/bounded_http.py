@@ -5,8 +5,6 @@ a maximum size. Connecting, headers and body share one deadline: httpx's time-ou
 every byte just before one.
 """
 
-from __future__ import annotations
-
 import socket
 import threading
 import time

@@ -1,7 +1,5 @@
 """What a server offers, probed once, and which measures are therefore exact, bounded or unavailable."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress

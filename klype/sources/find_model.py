@@ -5,8 +5,6 @@ klype, of models that ``klype pull`` fetched, and of one that a package brings. 
 line looks for a model before it loads anything else.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

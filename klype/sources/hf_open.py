@@ -1,7 +1,5 @@
 """Opens a Hugging Face folder through transformers, without remote code, pickles or network access."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """A JSON client for untrusted HTTP servers: retries with back-off, a budget, a response cache, one-sentence errors."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -46,11 +44,11 @@ class Budget:
     prompt_tokens: int = 0
     answer_tokens: int = 0
     kept: int = 0
-    say: Callable[[Budget], None] = lambda budget: None
+    say: "Callable[[Budget], None]" = lambda budget: None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
-    def parse(text: str) -> Budget:
+    def parse(text: str) -> "Budget":
         """Parses "500requests", "20000tokens", or both with a comma. Raises UsageError for anything else."""
         found = Budget()
         for part in text.replace(" ", "").replace("_", "").split(",") if text.strip() else ():
@@ -123,7 +121,7 @@ class HttpClient:
         self,
         base: str,
         key: str = "",
-        cache: ResponseCache | None = None,
+        cache: "ResponseCache | None" = None,
         budget: Budget | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:

@@ -1,7 +1,5 @@
 """Models from the Hugging Face hub, in its client's cache or klype's own folder. No pickles and no code are fetched."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

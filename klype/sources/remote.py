@@ -1,7 +1,5 @@
 """A model behind an OpenAI-compatible server; codecs: its own tokenizer, or pieces of text as tokens."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -5,8 +5,6 @@ Formats follow their documentation: OpenAI API reference (chat: ``logprobs.conte
 ``return_tokens_as_token_ids``), llama.cpp's server README (``content`` also for completions, with ``id``).
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The interface of every model that can be asked. Tokens are the model's own; a codec translates text."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -195,6 +193,6 @@ class NativeSource(EngineSource):
     codec: NativeCodec
 
     @staticmethod
-    def of(model: Transformer, tokenizer: Tokenizer, chat: Chat | None = None, name: str = "") -> NativeSource:
+    def of(model: Transformer, tokenizer: Tokenizer, chat: Chat | None = None, name: str = "") -> "NativeSource":
         """A source with an engine of its own."""
         return NativeSource(Engine(model, decode_bytes=tokenizer.token_bytes, name=name), NativeCodec(tokenizer, chat))

@@ -1,7 +1,5 @@
 """The card that aligns a model with rankings: whose, for how long, its answers meanwhile, and before and after."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The stores of rankings that the studio offers, a summary of each, and the names of annotators with their keys."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import os

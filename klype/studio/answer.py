@@ -1,7 +1,5 @@
 """Svar / Answer: the page for a conversation with one or more models, each token coloured by its probability."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import Mapping, Sequence

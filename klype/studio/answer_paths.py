@@ -1,7 +1,5 @@
 """Veier / Paths: the page that shows the answers to one question, and the word at which the meaning was decided."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Sequence

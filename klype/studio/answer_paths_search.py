@@ -1,8 +1,6 @@
 """Many answers to one question: sampled ones, the most probable ones with exact bounds, their meanings, and
 pictures."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter
@@ -187,7 +185,7 @@ class FlowNode:
     tokens: Tokens
     count: int
     meaning: Hashable = None
-    children: Sequence[FlowNode] = ()
+    children: "Sequence[FlowNode]" = ()
     merged: int = 0
 
 

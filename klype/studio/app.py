@@ -1,8 +1,6 @@
 """The studio as an ASGI app: NiceGUI's pages on a FastAPI app, behind the guard that also protects the API, and the
 page that asks for the key."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import hmac

@@ -7,8 +7,6 @@ The process (``python -m klype.studio.background_jobs FOLDER``) runs the steps o
 on to the step that runs, and has a model in training answer a few questions whenever a new state of it is saved.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

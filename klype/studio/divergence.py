@@ -1,7 +1,5 @@
 """Divergens / Divergence: how often the next word is correct, how long answers stay so, and what one error does."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

@@ -1,8 +1,6 @@
 """A visit to a page, with its language and theme, and the elements that pages are built of: boxes, buttons, tables, and
 the report's charts, whose colours follow the theme without a redraw; each with its data to download."""
 
-from __future__ import annotations
-
 import asyncio
 import csv
 import io
@@ -51,7 +49,7 @@ class Page:
     name: str
     route: str
     icon: str
-    build: Callable[[Visit], Awaitable[None] | None]
+    build: "Callable[[Visit], Awaitable[None] | None]"
     skips: bool = False
 
 

@@ -1,7 +1,5 @@
 """Form fields: the browser's own controls with their labels, file uploads, and the form that opens a MODEL by name."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -1,7 +1,5 @@
 """Rangering / Ranking: the page on which people rank answers, many at once, and align a model with their rankings."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import tempfile

@@ -1,7 +1,5 @@
 """Kjøringer / Runs: the page that lists runs, shows one of them, and starts, stops and resumes runs."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """What the studio knows of every run, and the details of one: its state, growing curves, measures, and another run
 beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial

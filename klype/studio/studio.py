@@ -4,8 +4,6 @@ A conversation has turns, and each turn the branches of every model that was ask
 begins as another does, up to a token that was chosen instead.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

@@ -1,7 +1,5 @@
 """Fasit / Targets: the page of experiments on training targets (one correct word, remedies, the true distribution)."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Sequence

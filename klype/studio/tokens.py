@@ -1,8 +1,6 @@
 """Tokens on a page: those of an answer, coloured by probability; the alternatives at one of them, from the trace,
 without asking the model again; and those of any text."""
 
-from __future__ import annotations
-
 import asyncio
 import codecs
 import math

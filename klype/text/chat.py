@@ -4,8 +4,6 @@ The template is rendered with a placeholder for each message. Control tokens may
 messages, which it never sees, are put in place of the placeholders and encoded as ordinary text, whatever they spell.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +61,7 @@ class Chat:
         """Whether a prompt of these roles needs no child process: the template is klype's, or was rendered before."""
         return self.template == TEMPLATE or (tuple(message["role"] for message in messages), True) in self._rendered
 
-    def _parts(self, messages: Sequence[Message], prompt: bool) -> list[_Segment]:
+    def _parts(self, messages: Sequence[Message], prompt: bool) -> "list[_Segment]":
         """Segments of the rendered text, with the messages' contents in place of the placeholders."""
         for message in messages:
             role = message.get("role")
@@ -130,7 +128,7 @@ class Chat:
             raise KlypeError(known.message, known.hint)
         return known
 
-    def _encode(self, parts: Sequence[_Segment]) -> tuple[list[int], list[int]]:
+    def _encode(self, parts: "Sequence[_Segment]") -> tuple[list[int], list[int]]:
         """Encodes the text between control tokens; a token is learnt when any of its characters is."""
         ids: list[int] = []
         learnt: list[int] = []

@@ -4,8 +4,6 @@ A template comes with a checkpoint and is an unknown person's program. Jinja's i
 attributes; endless loops and giant strings are stopped by the process's limits, however they are made.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -7,8 +7,6 @@ A tokenizer trained here begins every text with ``<|begin|>`` and one space, and
 tokenizers begin a text as their files say, read in the way of transformers and llama.cpp.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -88,7 +86,7 @@ class Tokenizer:
             raise KlypeError(f"it begins a text with the token {beyond:,}, and has {self.vocab_size:,}.")
 
     @staticmethod
-    def train(texts: Iterable[str], size: int, template: str | None = None) -> Tokenizer:
+    def train(texts: Iterable[str], size: int, template: str | None = None) -> "Tokenizer":
         """Learns a vocabulary of at most ``size`` tokens from ``texts``; the same texts give the same vocabulary.
 
         If all words (pieces of GPT-2's pattern) of the text fit, each gets a token of its own, and merges, which spell
@@ -114,7 +112,7 @@ class Tokenizer:
         return Tokenizer(_learn(kept, size), SpecialTokens(begin, end, pad, (), template), size)
 
     @staticmethod
-    def load(path: Path, known: Path | None = None) -> Tokenizer:
+    def load(path: Path, known: Path | None = None) -> "Tokenizer":
         """Loads the tokenizer of a checkpoint folder (klype's own or a Hugging Face one), or a tokenizer.json.
 
         ``known``: see ``try_apart``.
@@ -128,7 +126,7 @@ class Tokenizer:
     @staticmethod
     def of_stranger(
         definition: dict[str, Any], special: SpecialTokens, where: str, known: Path | None = None
-    ) -> Tokenizer:
+    ) -> "Tokenizer":
         """A tokenizer from a definition that may be damaged or malicious. ``known``: see ``try_apart``."""
         try:
             if not is_plain(definition):
@@ -207,7 +205,7 @@ class Tokenizer:
         vocabulary."""
         return self._bytes[token] if token < len(self._bytes) else b""
 
-    def agrees(self, other: Tokenizer) -> bool:
+    def agrees(self, other: "Tokenizer") -> bool:
         """Whether both have the same tokens, so that ids of one can be given to the other."""
         return self._bytes == other._bytes and self.control_ids() == other.control_ids()
 

@@ -5,8 +5,6 @@ the parts that klype writes itself, with consistent tables (``is_plain``), is op
 in a process of its own (tokenizer.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ noticeable part of a step on it. On one process (``Layout``) the parameters are 
 (sharded.py) each process's buffer holds its own rows of every parameter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -80,7 +78,7 @@ class FlatOffsets:
     ends: tuple[int, ...]
 
     @staticmethod
-    def of(regions: Sequence[Sequence[torch.Tensor]]) -> FlatOffsets:
+    def of(regions: Sequence[Sequence[torch.Tensor]]) -> "FlatOffsets":
         offsets, ends, position = [], [], 0
         for region in regions:
             for tensor in region:

@@ -10,8 +10,6 @@ holds weights, optimizer, step, position in the data and torch's generator; othe
 ``TrainSettings`` are those of the whole run; ``TrainSession`` is what may differ from one start to the next.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 import signal

@@ -5,8 +5,6 @@ and policy gradients use log-probabilities of whole answers (``score_answers``).
 have the same prompt of ``extra["prompt_B"]`` tokens, which compiled code computes only once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast

@@ -4,8 +4,6 @@ Its arithmetic is on flat float32 buffers; the layout (flat_parameters.py) knows
 are, and which process has which part. Both learning rates follow one ``Schedule``.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Ranks take the same steps in the same order: whatever a clock, a signal or a dis
 any of them acts on it.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence

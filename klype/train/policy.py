@@ -8,8 +8,6 @@ KL with r = log π - log π_ref: k1 = r, k2 = r²/2, k3 = exp(-r) - 1 + r. As lo
 have the gradient of KL(π‖π_ref); plain k3 (classic GRPO) has that of KL(π_ref‖π), and k1 has none (arXiv:2510.01555).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -133,7 +131,7 @@ class ActorCritic(Transformer):
         nn.init.zeros_(self.value_head.bias)
 
     @staticmethod
-    def of(model: Transformer) -> ActorCritic:
+    def of(model: Transformer) -> "ActorCritic":
         """An actor-critic with the model's weights and a value head of zeros."""
         actor = ActorCritic(model.config)
         actor.load_state_dict(model.state_dict(), strict=False)

@@ -3,8 +3,6 @@
 ``ranks_QK`` holds, for each of Q questions, the place of each of K candidates: 0 best, equal numbers tied, -1 absent.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Sequence

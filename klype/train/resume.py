@@ -6,8 +6,6 @@ is reported and skipped. Several processes write a state together, a file of ``s
 model.safetensors; any number of processes can read it (sharded.py).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

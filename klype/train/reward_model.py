@@ -4,8 +4,6 @@ It is trained with Plackett-Luce on whole rankings, ties included. The disagreem
 bootstrap of the questions, tells how uncertain the model is.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -102,7 +100,7 @@ class RewardModel:
             durable.write(folder / ABOUT, json.dumps(facts, indent=1).encode())
 
     @staticmethod
-    def load(folder: Path, trunk: Transformer) -> RewardModel:
+    def load(folder: Path, trunk: Transformer) -> "RewardModel":
         """Loads the heads in ``folder``. KlypeError when they are missing or were fitted on another trunk."""
         try:
             facts = finite((folder / ABOUT).read_bytes())

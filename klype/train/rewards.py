@@ -4,8 +4,6 @@ A reward is a function ``(questions, answers) -> list of floats`` of texts, with
 better. Its name is ``file.py:function``.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import importlib.util

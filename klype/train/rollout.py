@@ -3,8 +3,6 @@
 Everything random is a function of (seed, step), so that the step's number is all there is to resume from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,7 +54,7 @@ class KLController:
     target: float = 0.0
 
     @staticmethod
-    def of(beta: float, target: float) -> KLController:
+    def of(beta: float, target: float) -> "KLController":
         """With a target it starts tight: the optimal policy at penalty β, π ∝ π_ref exp(A/β), has a KL of about
         Var(A)/2β², and advantages have a variance of 1."""
         return KLController(max(beta, (2 * target) ** -0.5) if target else beta, target)

@@ -8,8 +8,6 @@ States to resume from are torch.distributed.checkpoint's, saved by N processes a
 safetensors format, without pickle: a file's header says which rows of which tensor it holds.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Names of models, replies of servers, errors of libraries, tokens and files may c
 fill the clipboard, rewrite the screen or reverse a line.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import unicodedata

@@ -6,8 +6,6 @@ A *state* is ``(stack, env)``: the symbols to be generated, and the environment 
 live states small.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -27,7 +25,7 @@ class WordChoice(NamedTuple):
 class RuleCall(NamedTuple):
     """A rule with its arguments, to be applied to the environment."""
 
-    rule: Callable[..., list[Expansion]]
+    rule: "Callable[..., list[Expansion]]"
     arguments: tuple[Any, ...] = ()
 
 

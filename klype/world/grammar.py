@@ -1,7 +1,5 @@
 """The grammar of the demo language: documents and answers as rules (see ``automaton.py``)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType

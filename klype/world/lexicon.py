@@ -7,8 +7,6 @@ questions and answers are also in that file. Contents of answers are plain value
 number), the same in both languages.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

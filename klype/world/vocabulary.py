@@ -3,8 +3,6 @@
 The distribution over words is mapped exactly to one over the tokens of their spellings.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy

@@ -1,7 +1,5 @@
 """The demo world's interface: documents, questions, the meaning of answers, verdicts on them, exact distributions."""
 
-from __future__ import annotations
-
 import random
 import re
 import zlib

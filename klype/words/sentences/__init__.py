@@ -4,8 +4,6 @@ As with gettext, the English sentence is the key, with ``{}`` in place of values
 sentence without a translation stays English.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from importlib import resources
