@@ -130,7 +130,7 @@ def test_alignment_starts_unless_the_pairs_are_known_to_be_too_few(
 def test_the_settings_of_an_earlier_run_are_read() -> None:
     settings = read("world").model_dump(mode="json")
     settings["reward"]["threshold"] = 0.75
-    settings["reward"]["fit"] |= {"margin": 0.0, "centre": 0.1}
+    settings["reward"]["fit"] |= {"margin": 0.0, "centre": 0.1, "ties": "efron", "tie_weight": 1.0}
     assert Recipe.model_validate(saved(settings)) == read("world")
     assert figure_of({"right": {"value": None, "why": "no trials"}}, "right") == Figure(None, why="no trials")
 

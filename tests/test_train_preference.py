@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from train_toys import Bigram, finite_differences, random_batch
 
 from klype.train.objectives import score_answers
-from klype.train.preference import PreferenceSettings, davidson, pairs_right, plackett_luce, preference
+from klype.train.preference import PreferenceSettings, pairs_right, plackett_luce, preference
 from klype.values import Batch, Loss
 
 torch.set_num_threads(1)
@@ -168,25 +168,3 @@ def test_a_bandit_with_a_known_best_arm_is_solved(kind: str) -> None:
     assert p[0] > 0.6
     if kind != "kto":
         assert (p.argsort(descending=True) == arms).all()
-
-
-def test_davidsons_three_outcomes_sum_to_one() -> None:
-    scores_QK = torch.randn(1, 2, dtype=torch.float64)
-    outcomes = [torch.tensor([row]) for row in ([0, 1], [1, 0], [0, 0])]
-    p = [float((-davidson(scores_QK, ranks, ties=0.7).total).exp()) for ranks in outcomes]
-    assert sum(p) == pytest.approx(1)
-    assert p[2] == pytest.approx(0.7 * (p[0] * p[1]) ** 0.5)
-
-
-def test_davidson_tends_to_bradley_terry_over_all_pairs_and_a_tie_pulls_together() -> None:
-    scores_QK = torch.randn(2, 4, dtype=torch.float64)
-    ranks_QK = torch.tensor([[2, 0, 1, -1], [0, 1, 2, 3]])
-    pairs = [(q, i, j) for q in range(2) for i in range(4) for j in range(4) if 0 <= ranks_QK[q, i] < ranks_QK[q, j]]
-    plain = sum(float(bradley_terry(scores_QK[q, i : i + 1], scores_QK[q, j : j + 1]).total) for q, i, j in pairs)
-    loss = davidson(scores_QK, ranks_QK, ties=1e-12)
-    assert float(loss.total) == pytest.approx(plain)
-    assert float(loss.count) == len(pairs) == 9
-    apart_QK = torch.tensor([[1.0, -1.0]], requires_grad=True)
-    davidson(apart_QK, torch.tensor([[0, 0]])).total.backward()
-    assert apart_QK.grad is not None
-    assert apart_QK.grad[0, 0] > 0 > apart_QK.grad[0, 1]

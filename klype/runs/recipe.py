@@ -272,13 +272,13 @@ class Recipe(Settings):
 
 def saved(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings in a run.json without those that earlier versions of klype had: ``reward.threshold``, and the reward
-    model's ``margin`` and ``centre``."""
+    model's ``margin``, ``centre``, ``ties`` and ``tie_weight``."""
     reward = settings.get("reward")
     if not isinstance(reward, dict):
         return settings
     reward = {k: v for k, v in reward.items() if k != "threshold"}
     if isinstance(fit := reward.get("fit"), dict):
-        reward["fit"] = {k: v for k, v in fit.items() if k not in ("margin", "centre")}
+        reward["fit"] = {k: v for k, v in fit.items() if k not in ("margin", "centre", "ties", "tie_weight")}
     return {**settings, "reward": reward}
 
 

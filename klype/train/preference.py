@@ -1,4 +1,4 @@
-"""Learning from rankings: Plackett-Luce with ties, Davidson's model, and the preference losses DPO, IPO and KTO.
+"""Learning from rankings: Plackett-Luce with ties, and the preference losses DPO, IPO and KTO.
 
 ``ranks_QK`` holds, for each of Q questions, the place of each of K candidates: 0 best, equal numbers tied, -1 absent.
 """
@@ -42,27 +42,6 @@ def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: to
     log_rest_QK = log_left_QK + torch.log1p(-share_QK * (log_tied_QK - log_left_QK).exp())
     loss_Q = ((log_rest_QK - scores_QK) * present_QK).sum(1)
     return _weighted(loss_Q, (present_QK.sum(1) - 1).clamp(min=0), weights_Q)
-
-
-def davidson(
-    scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: torch.Tensor | None = None, ties: float = 1.0
-) -> Loss:
-    """-log p of every pair of a ranking, where a tie is an outcome of its own (Davidson 1970): with π = exp(score), i
-    beats j with probability π_i/(π_i + π_j + ν√(π_i π_j)), and they tie with ν√(π_i π_j) in the numerator; ν > 0 is
-    ``ties``.
-
-    As ν goes to 0 it becomes Bradley-Terry over all pairs. total: Σ over pairs; count: pairs, both weighted.
-    """
-    present_QK = ranks_QK >= 0
-    pair_QKK = (present_QK[:, :, None] & present_QK[:, None, :]).triu(1)
-    own_QKK = scores_QK[:, :, None].expand(ranks_QK.shape + ranks_QK.shape[1:])
-    other_QKK = own_QKK.mT
-    tie_QKK = (own_QKK + other_QKK) / 2 + math.log(ties)
-    whole_QKK = torch.stack([own_QKK, other_QKK, tie_QKK]).logsumexp(0)
-    before_QKK = ranks_QK[:, :, None] < ranks_QK[:, None, :]
-    seen_QKK = torch.where(before_QKK, own_QKK, torch.where(before_QKK.mT, other_QKK, tie_QKK))
-    loss_Q = ((whole_QKK - seen_QKK) * pair_QKK).sum((1, 2))
-    return _weighted(loss_Q, pair_QKK.sum((1, 2)), weights_Q)
 
 
 def _weighted(loss_Q: torch.Tensor, count_Q: torch.Tensor, weights_Q: torch.Tensor | None) -> Loss:

@@ -10,9 +10,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,18 +29,14 @@ from klype.sources.find_model import ModelFiles
 from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Ids, wide
 from klype.train.optimizer import OptimizerSettings, Schedule
-from klype.train.preference import RankedAnswers, davidson, informative_rankings, pairs_right, plackett_luce
+from klype.train.preference import RankedAnswers, informative_rankings, pairs_right, plackett_luce
 from klype.values import Batch, Figure, Floats, Loss, NumberedBatches, Trace
 
 WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
 
 
 class RewardSettings(TrainSettings):
-    """Settings for fitting the heads. ``questions``: rankings per batch; ``heads``: number of bootstrapped heads.
-
-    ``ties``: Plackett-Luce with ties in Efron's form, or Davidson's model over all pairs, where a tie is an outcome of
-    its own, of weight ``tie_weight``.
-    """
+    """Settings for fitting the heads. ``questions``: rankings per batch; ``heads``: number of bootstrapped heads."""
 
     steps: int = Field(default=1500, ge=0)
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", rate=1e-2, decay=1e-2)
@@ -50,8 +45,6 @@ class RewardSettings(TrainSettings):
     heads: int = Field(default=1, ge=1)
     questions: int = Field(default=64, ge=1)
     seed: int = 0
-    ties: Literal["efron", "davidson"] = "efron"
-    tie_weight: float = Field(default=1.0, gt=0)
 
 
 class RewardModel:
@@ -233,27 +226,20 @@ def fit_reward(
     model.scale_F = features_NF.std(0) + 1e-3
     features_NF = model.standardised(features_NF)
     batches = FeatureBatches(features_NF, useful, settings)
-    train(model.head, partial(reward_loss, settings=settings), batches, settings, folder, session)
+    train(model.head, reward_loss, batches, settings, folder, session)
     with torch.no_grad():
         raw_N = model.head(features_NF).mean(1)
     model.centre, model.spread = float(raw_N.mean()), max(float(raw_N.std()), 1e-6)
     return model
 
 
-def reward_loss(head: nn.Module, batch: Batch, settings: RewardSettings | None = None) -> Loss:
-    """The reward model's loss: -log p of the rankings under the scores of each head, summed over the heads.
-
-    Plackett-Luce or Davidson, as the settings say. ``extra`` has ``features_QKF``, ``ranks_QK`` and ``weights_QH`` (the
-    bootstrap).
+def reward_loss(head: nn.Module, batch: Batch) -> Loss:
+    """The reward model's loss: -log p of the rankings (Plackett-Luce) under the scores of each head, summed over the
+    heads. ``extra`` has ``features_QKF``, ``ranks_QK`` and ``weights_QH`` (the bootstrap).
     """
-    settings = settings or RewardSettings()
     scores_QKH, ranks_QK = head(batch.extra["features_QKF"]), batch.extra["ranks_QK"]
-    losses = [
-        davidson(scores_QK, ranks_QK, weights_Q, settings.tie_weight)
-        if settings.ties == "davidson"
-        else plackett_luce(scores_QK, ranks_QK, weights_Q)
-        for scores_QK, weights_Q in zip(scores_QKH.unbind(-1), batch.extra["weights_QH"].unbind(1), strict=True)
-    ]
+    by_head = zip(scores_QKH.unbind(-1), batch.extra["weights_QH"].unbind(1), strict=True)
+    losses = [plackett_luce(scores_QK, ranks_QK, weights_Q) for scores_QK, weights_Q in by_head]
     total, count = (torch.stack(each).sum() for each in zip(*((one.total, one.count) for one in losses), strict=True))
     right, pairs = pairs_right(scores_QKH.detach().mean(-1), ranks_QK)
     return Loss(total, count, {"pair_accuracy": right, "pair_accuracy_count": pairs})
