@@ -284,7 +284,7 @@ class NumberedBatches(Batches):
         return {"index": self.index}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.index = state["index"]
+        self.index = state["position"] if "position" in state else state["index"]  # the former in an earlier klype
 
 
 def end(batches: Batches) -> None:

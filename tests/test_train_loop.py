@@ -19,10 +19,11 @@ import torch
 from children import forked
 from full_disk import full_disk
 from safetensors.torch import load_file
-from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model
+from train_toys import VOCAB, Seeded, part, pieces, random_batch, tiny_config, tiny_model, to_earlier_form
 
+from klype.data.batches import PackedBatches
+from klype.data.documents import Documents
 from klype.errors import KlypeError, TrainingInterrupted, UsageError
-from klype.model.atomic_folder import seal
 from klype.train.flat_parameters import Layout
 from klype.train.loop import TrainResult, TrainSession, TrainSettings, train
 from klype.train.objectives import cross_entropy, with_rehearsal
@@ -256,15 +257,30 @@ def test_a_folder_with_a_state_is_not_overwritten_and_settings_are_compared(tmp_
     assert train(tiny_model(), cross_entropy, Seeded(), settings(9), tmp_path, TrainSession(True, PARTS)).steps == 9
 
 
-def test_a_state_of_an_earlier_klype_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_a_state_of_an_earlier_klype_is_gone_on_from(kind: str, tmp_path: Path) -> None:
+    rates = OptimizerSettings.model_validate({"kind": kind})
+    whole = straight(tmp_path / "whole", optimizer=rates)
+    count = iter(range(99))
+    stopped = TrainSession(parts=PARTS, stop=lambda: next(count) == 4)
+    with pytest.raises(TrainingInterrupted):
+        train(tiny_model(), cross_entropy, Seeded(), settings(optimizer=rates), tmp_path, stopped)
+    to_earlier_form(states(tmp_path)[-1], Optimizer(Layout(tiny_model()), rates, PARTS))
+    model = tiny_model(7)
+    train(model, cross_entropy, Seeded(), settings(optimizer=rates), tmp_path, TrainSession(True, PARTS))
+    assert same(weights(model), whole)
+
+
+def test_so_is_none_of_another_shape_or_of_other_batches(tmp_path: Path) -> None:
     straight(tmp_path)
-    place = states(tmp_path)[-1]
-    (place / "shards" / "optimizer.safetensors").rename(place / "optimizer.safetensors")  # where it was before
-    (place / "shards").rmdir()
-    (place / "manifest.json").unlink()
-    seal(place, lambda hashes: json.dumps({"files": hashes}).encode())
+    session, packed = TrainSession(True, PARTS), PackedBatches(Documents.of([range(9)]), 1, 4)
     with pytest.raises(UsageError, match="written by an earlier klype"):
-        train(tiny_model(), cross_entropy, Seeded(), settings(9), tmp_path, TrainSession(True, PARTS))
+        train(tiny_model(), cross_entropy, packed, settings(9), tmp_path, session)
+    to_earlier_form(states(tmp_path)[-1], Optimizer(Layout(tiny_model()), OptimizerSettings(), PARTS))
+    wide = tiny_model()
+    wide.head = torch.nn.Linear(16, 30, bias=False)
+    with pytest.raises(KlypeError, match="another shape"):
+        train(wide, cross_entropy, Seeded(), settings(9), tmp_path, session)
 
 
 def test_resume_with_nothing_to_resume_starts_fresh(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -22,7 +23,7 @@ from children import forked
 from full_disk import full_disk
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model
+from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model, to_earlier_form
 
 from klype.cli import exits
 from klype.cli.train import team as launched
@@ -123,7 +124,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
-def _lives(folder: Path, kinds: Sequence[str], cut: Sequence[int] = (), goes_on: Sequence[int] = ()) -> None:
+def _lives(folder: Path, kinds: Sequence[str], cut: Sequence[int] = (), goes_on: Sequence[int | str] = ()) -> None:
     """Trains each kind; the first half of lives that are ``cut`` here and go on elsewhere; the rest of others."""
     ranks = parallel.ranks()
     for kind in kinds:
@@ -141,8 +142,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one, two, three and four processes learnt, and lives begun by some and ended by others."""
     folder = tmp_path_factory.mktemp("parallel")
     team(1, partial(_lives, folder, list(KINDS), cut=[1, 2], goes_on=[1]), folder)
+    shutil.copytree(folder / "1-2", folder / "earlier-2")
+    to_earlier_form(states(folder / "earlier-2")[-1], Optimizer(Layout(tiny_model()), settings().optimizer, PARTS))
     team(3, partial(_lives, folder, ["plain"], cut=[2]), folder)
-    team(2, partial(_lives, folder, list(KINDS), cut=[1], goes_on=[1, 3]), folder)
+    team(2, partial(_lives, folder, list(KINDS), cut=[1], goes_on=[1, 3, "earlier"]), folder)
     team(1, partial(_lives, folder, [], goes_on=[2]), folder)
     return folder
 
@@ -180,6 +183,10 @@ def test_what_some_saved_others_go_on_from(place: Path, first: int, then: int) -
     assert [row["step"] for row in lines(cut)] == [1, 2, 3, 4, 5, 6]
     assert [len(list((state / "shards").iterdir())) for state in states(cut)] == [first, then]
     assert {file.suffix for file in (cut / "resume").rglob("*") if file.is_file()} == {".json", ".safetensors"}
+
+
+def test_so_do_two_from_the_state_that_one_of_an_earlier_klype_saved(place: Path) -> None:
+    same_learning(place / "1-2", place / "earlier-2", rel=0)
 
 
 def _one_wants_to_stop(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,32 @@ def test_same_step_same_batch_and_another_step_another_batch() -> None:
     assert torch.equal(two.extra["advantages_B"], other.extra["advantages_B"])
     assert one.tokens_BT.shape != two.tokens_BT.shape or not torch.equal(one.tokens_BT, two.tokens_BT)
     assert again.state() == first.state() == {"index": 2, "beta": 0.02, "kept": None}
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_position_that_an_earlier_klype_saved_is_gone_on_from(updates: int) -> None:
+    def batches() -> tuple[RolloutBatches, WithRehearsal]:
+        main = rollouts(tiny_model(), SETTINGS.model_copy(update={"updates": updates}))
+        return main, WithRehearsal(main, random_batch)
+
+    main, first = batches()
+    for _ in range(3):
+        next(first)
+    saved = json.loads(json.dumps(main.state()))  # the rehearsal's was the same
+    if kept := saved["kept"]:
+        names = "tokens", "targets", "weights"
+        tensors = {k if k in names else f"extra.{k}": v for k, v in kept.items() if isinstance(v, list)}
+        saved["kept"] = {"tensors": tensors, "rest": {k: v for k, v in kept.items() if not isinstance(v, list)}}
+    _, second = batches()
+    second.restore(saved)
+    one, other = next(first), next(second)
+    assert torch.equal(one.tokens_BT, other.tokens_BT)
+    assert one.extra.keys() == other.extra.keys()
+    assert torch.equal(one.extra["advantages_B"], other.extra["advantages_B"])
+    assert torch.equal(one.extra["rehearsal"].tokens_BT, other.extra["rehearsal"].tokens_BT)
+    main, second = batches()
+    second.restore({"main": {"position": 2}, "rehearsal": {"position": 2}})  # of fine-tuning
+    assert second.state() == {"main": {**main.state(), "index": 2}, "index": 2}
 
 
 def test_unfinished_answers_are_punished() -> None:

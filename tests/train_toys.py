@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from klype.model.atomic_folder import seal
 from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
+from klype.train.optimizer import Optimizer
+from klype.train.resume import State
 from klype.values import Batch
 
 VOCAB = 24
@@ -37,6 +44,18 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Transformer
     model = Transformer(tiny_config())
     nn.init.normal_(model.head.weight, std=0.3)
     return model.to(dtype)
+
+
+def to_earlier_form(place: Path, optimizer: Optimizer) -> None:
+    """Rewrites a state of one process, of a model like the optimizer's, as klype wrote it before 0.2.0: flat buffers,
+    in a file beside the model's."""
+    State(0, {}, place).read_into(optimizer.state_dict())
+    names = ("master", "momentum", "moment", "square")
+    flat = {name: getattr(optimizer, name) for name in names} | {"taken": optimizer.state_dict()["taken"].view(())}
+    save_file(flat, place / "optimizer.safetensors")
+    shutil.rmtree(place / "shards")
+    (place / "manifest.json").unlink()
+    seal(place, lambda hashes: json.dumps({"files": hashes}).encode())
 
 
 class Bigram(nn.Module):

@@ -126,8 +126,9 @@ class WithRehearsal(Batches):
         return {"main": self._main.state(), "index": self._index}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._main.restore(state["main"])
-        self._index = state["index"]
+        # an earlier klype's position had another name, or, in alignment, was that of the main batches
+        self._main.restore(state.get("main", state))
+        self._index = state["rehearsal"]["position"] if "rehearsal" in state else state["index"]
 
     def close(self) -> None:
         end(self._main)

@@ -3,7 +3,8 @@
 ``FOLDER/resume/step-000123/`` holds model.safetensors, state.json, the optimizer's tensors, weights included, in
 ``shards/`` and, written last, manifest.json with the SHA-256 of the others. The last two states are kept; a damaged one
 is reported and skipped. Several processes write a state together, a file of ``shards/`` each and an empty
-model.safetensors; any number of processes can read it (sharded.py).
+model.safetensors; any number of processes can read it (sharded.py). One process of an earlier klype wrote the
+optimizer's flat buffers to optimizer.safetensors instead, which are still read.
 """
 
 import json
@@ -24,7 +25,7 @@ from klype.errors import KlypeError, writing_to
 from klype.jsons import finite, parsed
 from klype.model.atomic_folder import MANIFEST, seal
 from klype.train import parallel
-from klype.train.flat_parameters import check_shapes
+from klype.train.flat_parameters import FlatOffsets, check_shapes
 
 # so that a damaged state has one before it
 KEPT = 2
@@ -44,16 +45,34 @@ class State:
         """Reads the optimizer's tensors, which must have the names and shapes of ``tensors``, or KlypeError is raised.
         Every rank calls it, with its part of them.
         """
-        shards = self.folder / SHARDS
-        if parallel.ranks() > 1 or not (shards / OPTIMIZER).exists():
+        of_one = (self.folder / SHARDS / OPTIMIZER, self.folder / OPTIMIZER)
+        file = next((file for file in of_one if file.exists()), None)
+        if file is None:
             from klype.train.sharded import read_shards
 
-            read_shards(shards, tensors)
+            read_shards(self.folder / SHARDS, tensors)
             return
-        saved = load((shards / OPTIMIZER).read_bytes())
+        saved = load(file.read_bytes())
+        if "master" in saved:
+            saved = _by_parameter(saved, tensors)
         check_shapes({name: tensor.shape for name, tensor in saved.items()}, tensors)
+        if parallel.ranks() > 1:
+            from klype.train.sharded import sharded_like
+
+            saved = sharded_like(tensors, saved)
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])
+
+
+def _by_parameter(buffers: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in the flat buffers that an earlier klype saved, without those of a buffer of another size."""
+    named = {"taken": buffers["taken"].view(1)}
+    for buffer, flat in buffers.items():
+        inside = [name for name in tensors if name.startswith(f"{buffer}.")]
+        places = FlatOffsets.of([[tensors[name] for name in inside]])
+        if places.ends == (flat.numel(),):
+            named |= zip(inside, places.views(flat), strict=True)
+    return named
 
 
 def write_state(

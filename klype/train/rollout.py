@@ -154,8 +154,7 @@ class RolloutBatches(NumberedBatches):
         # otherwise the next batch depends on the step's number alone
         kept, packed = self._kept if self.index % self.settings.updates else None, None
         if kept is not None:  # float32 and integers survive JSON exactly
-            fields = {"tokens_BT": kept.tokens_BT, "targets_BT": kept.targets_BT, "weights_BT": kept.weights_BT}
-            fields |= kept.extra
+            fields = {"tokens": kept.tokens_BT, "targets": kept.targets_BT, "weights": kept.weights_BT, **kept.extra}
             packed = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
         return {**super().state(), "beta": self.controller.beta, "kept": packed}
 
@@ -163,8 +162,10 @@ class RolloutBatches(NumberedBatches):
         super().restore(state)
         self.controller.beta, self._kept = state.get("beta", self.controller.beta), None
         if packed := state.get("kept"):
+            if "rest" in packed:  # an earlier klype's
+                packed = {k.removeprefix("extra."): v for k, v in packed["tensors"].items()} | packed["rest"]
             extra = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in packed.items()}
-            self._kept = Batch(extra.pop("tokens_BT"), extra.pop("targets_BT"), extra.pop("weights_BT"), extra)
+            self._kept = Batch(extra.pop("tokens"), extra.pop("targets"), extra.pop("weights"), extra)
 
 
 def kl_an_answer(logp_BT: torch.Tensor, reference_BT: torch.Tensor) -> float:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from klype.model.transformer import Transformer
 from klype.train import parallel
@@ -198,6 +198,16 @@ def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             load(here, storage_reader=reader)
     except CheckpointException as error:
         raise _disk(error) from error
+
+
+def sharded_like(tensors: Mapping[str, torch.Tensor], whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Whole tensors, which every process has, sharded as those of the same name are."""
+    return {
+        name: distribute_tensor(whole[name], tensor.device_mesh, tensor.placements, src_data_rank=None)
+        if isinstance(tensor, DTensor)
+        else whole[name]
+        for name, tensor in tensors.items()
+    }
 
 
 def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
