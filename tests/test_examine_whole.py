@@ -369,6 +369,12 @@ def test_every_part_is_told_when_it_begins_and_how_far_it_is(tmp_path: Path) -> 
     assert {part for part, _, _ in told} == {"truth", "answers 1"}
 
 
+def test_without_pairs_none_is_searched_for(tmp_path: Path) -> None:
+    found = examine(examinee(ERRING), replace(SETTINGS, temperatures=(1.0,), pairs=0), tmp_path).evidence[1.0]
+    assert found.dropped == 0
+    assert {one.intervention.by_rule for one in found.outcomes} == {True}
+
+
 def test_of_a_model_with_other_manners_the_truth_says_only_what_can_follow(tmp_path: Path) -> None:
     settings = ExamSettings(temperatures=(1.0,), n=3, limit=6, trees=0, forks=0, interventions=0)
     one = examinee(ERRING)

@@ -237,6 +237,15 @@ def test_an_examination_draws_equal_figures_as_a_run_does(lang: str) -> None:
     assert run["calibration"].title == examined["calibration"].title
 
 
+def test_operations_are_no_shares() -> None:
+    figures = {"0.7": {"flops": {"value": 2e6}, "right": {"value": 0.5}}}
+    drawn = answer_pictures.cost({"figures": figures, "main": "0.7"}, Say("en"))
+    assert drawn is not None
+    option = drawn.panels[0].option
+    assert option["series"][0]["data"] == [4.0]
+    assert option["tooltip"]["valueFormatter"] == "fn:value"
+
+
 def strings(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [s for v in value.values() for s in strings(v)]

@@ -313,7 +313,8 @@ def cost(document: Document, say: Say) -> Picture | None:
     if not rows:
         return None
     places, values = [t for _, t, _ in rows], [(figure["value"] or 0.0) / 1e6 for *_, figure in rows]
-    drawn = charts.bars(places, {say("exam.flops_right"): ("accent", values)}, axis(say("exam.mflops"), min=0))
+    series = {say("exam.flops_right"): ("accent", values)}
+    drawn = charts.bars(places, series, axis(say("exam.mflops"), min=0), values="value")
     main = say.plain(float(document["main"]))
     at = places.index(main) if main in places else 0
     title = say("exam.cost", t=places[at], flops=say.number(values[at], 1))

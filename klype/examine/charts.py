@@ -207,19 +207,24 @@ def branching(root: Option, **own: Any) -> Option:
 
 
 def bars(
-    labels: Sequence[str], series: Mapping[str, tuple[str, Sequence[float]]], x: Option, numbers: bool = False
+    labels: Sequence[str],
+    series: Mapping[str, tuple[str, Sequence[float]]],
+    x: Option,
+    numbers: bool = False,
+    values: str = "share",
 ) -> Option:
     """Horizontal bars from the top. ``series``: name → (colour, values); the second is hollow, the others filled.
-    ``numbers``: whether each bar is labelled with its value."""
+    ``numbers``: whether each bar is labelled with its value; ``values``: see ``lines``."""
     looks, several, drawn = look("bars"), len(series) > 1, []
     y = axis(kind="category", data=list(labels), inverse=True, axisLabel=looks.pop("axisLabel"))
     label = looks.pop("label")
-    for filled, (name, (colour, values)) in zip((True, False, True), series.items(), strict=False):
+    for filled, (name, (colour, lengths)) in zip((True, False, True), series.items(), strict=False):
         style = {"color": f"${colour}" if filled else "$card", "borderColor": f"${colour}", "borderWidth": 1.5}
-        drawn.append({"type": "bar", "name": name, "data": list(values), "barMaxWidth": 13, "barGap": "12%",
+        drawn.append({"type": "bar", "name": name, "data": list(lengths), "barMaxWidth": 13, "barGap": "12%",
                       "itemStyle": style, **({"label": label} if numbers else {})})  # fmt: skip
     looks["legend"] |= {"show": several, "itemGap": 14 if numbers else 10}
     looks["grid"] |= {"right": 52 if numbers else 20, "top": 34 if several else 8}
+    looks["tooltip"]["valueFormatter"] = f"fn:{values}"
     return canvas(xAxis=x, yAxis=y, series=drawn, **looks)
 
 

@@ -230,7 +230,8 @@ class EvalContext:
         """Matched pairs, searched for in answers to new questions, or in new answers to the same questions where no
         others can be made."""
         settings, another = self.settings, self.target.another
-        number = max(1, settings.pairs * PER_PAIR // (len(self.asked) if another is None else AT_ONCE))
+        per_round = len(self.asked) if another is None else AT_ONCE
+        number = max(1, settings.pairs * PER_PAIR // per_round) if settings.pairs else 0
         rounds = (
             [self._asked(*another(i)) for i in range(first, first + AT_ONCE)] if another is not None else self.asked
             for first in range(0, number * AT_ONCE, AT_ONCE)
