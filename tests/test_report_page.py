@@ -237,6 +237,21 @@ def test_an_examination_draws_equal_figures_as_a_run_does(lang: str) -> None:
     assert run["calibration"].title == examined["calibration"].title
 
 
+def test_a_flow_leads_every_answer_to_its_meaning_and_reads_braces_as_text() -> None:
+    answers = [("{b}", 0.4, "yes"), ("of course", 0.2, "yes"), ("no", 0.3, "no")]
+    children = [{"text": text, "mass": mass, "children": [], "meaning": meaning} for text, mass, meaning in answers]
+    one = {"question": "?", "answers": [{}], "branches": {"text": "", "mass": 0.9, "children": children}}
+    drawn = answer_pictures.flow({"trees": [one]}, Say("en"))
+    assert drawn is not None
+    (series,) = drawn.panels[0].option["series"]
+    label = {node["name"]: node["label"]["formatter"] for node in series["data"]}
+    flows = [(label[link["source"]], label[link["target"]], link["value"]) for link in series["links"]]
+    assert sorted(value for _, end, value in flows if end.startswith("yes")) == [0.2, 0.4]
+    assert [value for source, end, value in flows if "less likely" in end] == [pytest.approx(0.1)]
+    assert not [text for text in label.values() if "{" in text]
+    assert [row[2] for row in drawn.rows] == [pytest.approx(share) for share in (0.6, 0.3, 0.1)]
+
+
 def test_operations_are_no_shares() -> None:
     figures = {"0.7": {"flops": {"value": 2e6}, "right": {"value": 0.5}}}
     drawn = answer_pictures.cost({"figures": figures, "main": "0.7"}, Say("en"))

@@ -13,7 +13,8 @@ from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
 Curves = Mapping[str, Sequence[FigureFacts]]  # name (of CURVES) → a figure per position
-BETWEEN = 200  # px for a label between two columns of the flow
+# px left of a flow and of a tree, between two columns of a flow, of the share in a label, and of a letter
+LEFT, COLUMN, SHARE, LETTER = 12, 200, 54, 7
 CURVES = ("survival", "would_survive", "by_position", "difference", "independent")
 Temperatures = Mapping[float, Mapping[str, FigureFacts]]  # temperature, from the lowest → figures by name
 LINES = (("survival", "r", "aligned", "solid"), ("would_survive", "k", "truth", "dashed"),
@@ -194,45 +195,58 @@ def flow(document: Document, say: Say) -> Picture | None:
     one = next((tree for tree in document["trees"] if tree["answers"]), None)  # a tree may have none in the limit
     if one is None:
         return None
-    root = one["branches"]
-    nodes, links, rows, meanings = list[Option](), list[Option](), list[Row](), dict[str, float]()
+    meanings = dict[str, dict[str, Any]]()
 
-    def node(name: str, text: str, colour: str) -> None:
-        nodes.append({"name": name, "label": {"formatter": text}, "itemStyle": {"color": f"${colour}"}})
+    def drawn(branch: Document) -> Document:
+        """The branch, in which every answer leads to its meaning."""
+        if branch["children"]:
+            return {**branch, "children": [drawn(child) for child in branch["children"]]}
+        end = meanings.setdefault(branch["meaning"], _end(branch["meaning"], 0.0, "truth"))
+        end["mass"] += branch["mass"]
+        return {**branch, "children": [end]}
 
-    def add(branch: Document, name: str) -> None:
-        """The branch's node, and the links that leave it."""
-        node(name, _branch_text(branch), "accent")
-        for place, child in enumerate(branch["children"]):
-            links.append({"source": name, "target": f"{name} {place}", "value": child["mass"]})
-            add(child, f"{name} {place}")
-        if not branch["children"]:
-            links.append({"source": name, "target": f"m {branch['meaning']}", "value": branch["mass"]})
-            meanings[branch["meaning"]] = meanings.get(branch["meaning"], 0.0) + branch["mass"]
-
-    add(root, "q")
-    for text, mass in meanings.items():
-        node(f"m {text}", f"{visible(text)}  {say.share(mass, 1)}", "truth")
-        rows.append((visible(text), visible(one["question"]), FigureFacts(value=mass)))
-    others = 1.0 - root["mass"]
+    root = drawn(one["branches"])
+    ends, others = [*meanings.values()], 1.0 - root["mass"]
     if others > 0.0005:
-        node("others", f"{say('exam.others')}  {say.share(others, 1)}", "muted")
-        links.append({"source": "q", "target": "others", "value": others})
-        rows.append((say("exam.others"), visible(one["question"]), FigureFacts(value=others)))
-    ends = [node["label"] for node in nodes if node["itemStyle"]["color"] != "$accent"]
-    room = _room([label["formatter"] for label in ends])
-    for label in ends:
-        label["width"] = room - 8
-    series = charts.sankey(
-        nodes, links, left=12, right=room, nodeGap=12, emphasis={"disabled": True},
-        lineStyle={"color": "source", "opacity": 0.25}, label={"width": BETWEEN, "overflow": "truncate"},
-    )  # fmt: skip
-    leaves = sum(not branch["children"] for branch in _branches(root))
-    height = 60 + 34 * max(leaves + 1, len(meanings) + 1)
-    panel = Panel(_short(one["question"]), canvas(series=[series], tooltip={"show": False}), height)
+        ends.append(_end(say("exam.others"), others, "muted"))
+        root = {**root, "mass": 1.0, "children": [*root["children"], ends[-1]]}
+    answers = sum(not branch["children"] for branch in _branches(one["branches"]))
+    rows = [(visible(end["text"]), visible(one["question"]), FigureFacts(value=end["mass"])) for end in ends]
     table = figure_table(say, rows, "exam.answer", "exam.question")
-    title = say("exam.flow", n=len(meanings), answers=leaves)
+    title, panel = say("exam.flow", n=len(meanings), answers=answers), flow_panel(_short(one["question"]), root, say)
     return Picture("flow", title, say("exam.how_flow"), [panel], *table, wide=True)
+
+
+def _end(text: str, mass: float, colour: str) -> dict[str, Any]:
+    """A branch for the last column of a flow, after which nothing follows."""
+    style = {"itemStyle": {"color": f"${colour}"}, "depth": None}
+    return {"text": text, "mass": mass, "children": [], "style": style}
+
+
+def flow_panel(title: str, root: Document, say: Say, **look: Any) -> Panel:
+    """A Sankey diagram of branches (as of ``tree_panel``) from left to right: width is mass. A branch that is a child
+    of several others is one node. ``look``: of the series."""
+    (room, levels, leaves), nodes, links = _sizes(root, say), dict[int, Option](), list[Option]()
+
+    def add(branch: Document, level: int) -> str:
+        """Adds the branch and all below it, unless it is there already; returns the name of its node."""
+        if id(branch) in nodes:
+            return str(nodes[id(branch)]["name"])
+        name, style = f"{len(nodes)}", branch.get("style", {})
+        node: Option = {"name": name, "value": branch["mass"], "depth": level, "itemStyle": {"color": "$accent"}}
+        node |= {**style, "tooltip": {"formatter": _plain(_branch_label(branch, say))}}
+        width = (room if node["depth"] in (None, levels) else COLUMN) - 12
+        label = {"formatter": _plain(_branch_label(branch, say, width)), "width": width}
+        nodes[id(branch)] = {**node, "label": {**style.get("label", {}), **label}}
+        for child in branch["children"]:
+            mass = min(branch["mass"], child["mass"])
+            links.append({"source": name, "target": add(child, level + 1), "value": mass})
+        return name
+
+    add(root, 0)
+    series = charts.look("sankey", data=[*nodes.values()], links=links, left=LEFT, right=room, **look)
+    option = canvas(series=[series], tooltip={"valueFormatter": "fn:share"})
+    return Panel(title, option, 60 + 30 * leaves, LEFT + COLUMN * levels + room)
 
 
 def tree(document: Document, say: Say) -> Picture | None:
@@ -251,45 +265,38 @@ def tree(document: Document, say: Say) -> Picture | None:
     return Picture("tree", say("exam.tree", left=say.share(left, 1)), say("exam.how_tree"), panels, *table, wide=True)
 
 
-def tree_panel(title: str, root: Document, say: Say, left: int = 12) -> Panel:
+def tree_panel(title: str, root: Document, say: Say, left: int = LEFT) -> Panel:
     """A tree of branches (``text``, ``mass``, ``children``, and perhaps the ``style`` of node and line) from left to
     right.
 
     No label meets another: inner ones are above their nodes and no wider than the distance between two nodes, and all
     leaves are in one column, a row each. ``left``: the root's distance from the edge, where its label begins.
     """
-
-    def depth(branch: Document) -> int:
-        return max((1 + depth(child) for child in branch["children"]), default=0)
-
-    def name(branch: Document) -> str:
-        return f"{_branch_text(branch)}  {say.share(branch['mass'], 1)}"
+    room, levels, leaves = _sizes(root, say)
+    inner = [len(_branch_label(branch, say)) for branch in _branches(root) if branch["children"]]
+    step = min(220, max(64, *(16 + LETTER * length for length in (*inner, 0))))
 
     def node(branch: Document, deeper: int) -> Option:
         """The branch, with its leaves so many levels below it, behind hidden nodes."""
         looks = {"value": branch["mass"], **branch.get("style", {})}
-        found: Option = {"name": name(branch), **looks}
+        found: Option = {"name": _branch_label(branch, say, step - 8 if branch["children"] else room - 12), **looks}
         if branch["children"]:
             return {**found, "children": [node(child, deeper - 1) for child in branch["children"]]}
         for _ in range(deeper):
             found = {"name": "", **looks, "symbolSize": 0, "children": [found]}
         return found
 
-    every, levels = [*_branches(root)], depth(root)
-    ends = [name(branch) for branch in every if not branch["children"]]
-    on_the_way = [len(name(branch)) for branch in every if branch["children"]]
-    room, step = _room(ends), min(220, max(64, *(16 + 7 * length for length in (*on_the_way, 0))))
     drawn = node(root, levels)
-    label = {"align": "left", "offset": [12 - left, 0], "width": left - 12 + step // 2 - 8}
+    label = {"align": "left", "offset": [LEFT - left, 0], "width": left - LEFT + step // 2 - 8}
     drawn["label"] = {"position": "top", "overflow": "truncate", **label}
     accent = {"color": "$accent", "borderColor": "$accent"}
-    series = charts.branching(
-        drawn, left=left, right=room, symbolSize=7, itemStyle=accent, lineStyle={"color": "$muted"},
-        leaves={"width": room - 12, "overflow": "truncate"},
-    )  # fmt: skip
+    series = charts.look(
+        "tree", data=[drawn], left=left, right=room, symbolSize=7, itemStyle=accent, lineStyle={"color": "$muted"}
+    )
     series["label"] |= {"width": step - 8, "overflow": "truncate"}
+    series["leaves"] = {"label": {**series["leaves"], "width": room - 12, "overflow": "truncate"}}
     option = canvas(series=[series], tooltip={"show": False})
-    return Panel(title, option, 60 + 30 * len(ends), left + step * levels + room)
+    return Panel(title, option, 60 + 30 * leaves, left + step * levels + room)
 
 
 def _branches(branch: Document) -> Iterator[Document]:
@@ -299,8 +306,27 @@ def _branches(branch: Document) -> Iterator[Document]:
         yield from _branches(child)
 
 
-def _branch_text(branch: Document) -> str:
-    return visible(branch["text"].strip()) or ("…" if branch["children"] else "∅")
+def _branch_label(branch: Document, say: Say, width: int = 10**6) -> str:
+    """The branch's text and mass; the text is cut so that they fit into about ``width`` px."""
+    text = visible(branch["text"].strip()) or ("…" if branch["children"] else "∅")
+    most = max(3, (width - SHARE) // LETTER)
+    text = text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+    return f"{text}  {say.share(branch['mass'], 1)}"
+
+
+def _sizes(root: Document, say: Say) -> tuple[int, int, int]:
+    """Pixels for the labels of the leaves, levels below the root, and leaves."""
+
+    def levels(branch: Document) -> int:
+        return max((1 + levels(child) for child in branch["children"]), default=0)
+
+    ends = [len(_branch_label(branch, say)) for branch in _branches(root) if not branch["children"]]
+    return min(340, max(90, 20 + LETTER * max(ends))), levels(root), len(ends)
+
+
+def _plain(text: str) -> str:
+    """Replaces braces by similar brackets: ECharts would read {a} and {name|…} in a label as markup."""
+    return text.replace("{", "❴").replace("}", "❵")
 
 
 def cost(document: Document, say: Say) -> Picture | None:
@@ -320,11 +346,6 @@ def cost(document: Document, say: Say) -> Picture | None:
     title = say("exam.cost", t=places[at], flops=say.number(values[at], 1))
     table = figure_table(say, rows, "column.measure", "axis.temperature")
     return Picture("cost", title, say("exam.how_cost"), [Panel("", drawn, 70 + 34 * len(rows))], *table)
-
-
-def _room(texts: Sequence[str]) -> int:
-    """Pixels for the labels beside the last nodes, within limits."""
-    return min(340, max(90, 20 + 7 * max(map(len, texts), default=0)))
 
 
 def _short(question: str, most: int = 160) -> str:

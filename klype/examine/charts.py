@@ -193,19 +193,6 @@ def formula_curves(x: Option, curves: Sequence[tuple[str, Sequence[tuple[float, 
     return shares(x, [line(*curve, colour, dash=dash, width=width) for curve, (colour, dash, width) in drawn])
 
 
-def sankey(nodes: Sequence[Option], links: Sequence[Option], **own: Any) -> Option:
-    """A Sankey series: probability that flows from left to right."""
-    found = look("sankey", data=list(nodes), links=list(links))
-    return {**found, **own, "label": {**found["label"], **own.get("label", {})}}
-
-
-def branching(root: Option, **own: Any) -> Option:
-    """A tree series from left to right, with the leaves' labels beside them."""
-    found = look("tree", data=[root])
-    found["leaves"] = {"label": {**found["leaves"], **own.pop("leaves", {})}}
-    return {**found, **own}
-
-
 def bars(
     labels: Sequence[str],
     series: Mapping[str, tuple[str, Sequence[float]]],

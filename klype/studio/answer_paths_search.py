@@ -4,7 +4,7 @@ pictures."""
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import fsum
@@ -14,10 +14,10 @@ from klype.answers.forks import Forks
 from klype.answers.tree import Branch, Tree, branches
 from klype.api.prompt_context import PromptContext
 from klype.engine.engine import Event
-from klype.examine.answer_pictures import tree_panel
-from klype.examine.charts import Option, Panel, canvas, sankey
+from klype.examine.answer_pictures import flow_panel, tree_panel
+from klype.examine.charts import Option, Panel
 from klype.examine.intervals import proportion
-from klype.examine.say import Say, visible
+from klype.examine.say import Say
 from klype.judge.meaning import label
 from klype.sources.source import Source, SourceWrapper
 from klype.studio.elements import meaning_colour
@@ -26,10 +26,6 @@ from klype.values import Distribution, Figure, Request, Sampling, Tokens, Trace
 from klype.words import Words
 
 SAMPLES = 24  # continuations that are drawn at every token to find the one that decided
-# In pixels: the flow's least width, the space left of it, a share behind a label, the gap between columns, a letter.
-NARROWEST, LEFT, SHARE, APART, LETTER = 680, 4, 54, 24, 7
-INNER, LEAF = 160, 266  # pixels of texts in the tree
-RIGHT, COLUMN = (230, 420), (150, 240)  # the least and the greatest width of the last labels, and of a column
 # how many of the most probable answers are shown, and the least probability (below it would be shown as 0.0 %)
 SHOWN_ANSWERS, SEEN = 16, 0.0005
 KNOWN = 4000  # distributions that are cached for one question
@@ -229,49 +225,24 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
     mark in the most frequent answer; ``rest(n)``: the label of ``n`` rare answers, of 0: the end of an answer."""
     meaning, spell, total = paths.asking.meaning, paths.spell, max(1, len(paths.traces))
     common = paths.common.tokens if paths.common is not None else ()
-    root = pruned(merged([(trace.tokens, meaning(spell(trace.tokens))) for trace in paths.traces]))
-    depth = max(1, depth_of(root))
-    nodes, links, texts = list[Option](), list[Option](), list[str]()
 
-    def add(node: FlowNode, level: int, before: Tokens) -> str:
-        """Adds the node and all below it; returns its name."""
+    def drawn(node: FlowNode, before: Tokens) -> dict[str, Any]:
         path = (*before, *node.tokens)
-        text = visible(spell(path).removeprefix(spell(before)) if before else spell(path)).strip()
+        text = (spell(path).removeprefix(spell(before)) if before else spell(path)).strip()
         decided = fork is not None and common[: len(path)] == path and len(before) <= fork < len(path)
-        share, name = node.count / total, f"{len(nodes)}"
         shown = rest(node.merged) if node.merged else text or ("" if node.children else rest(0))
-        texts.append(f"▶ {shown}" if decided else shown)
-        plain = node.meaning is None or node.merged
-        style: Option = {"color": "$base" if plain else paths.colour_of(node.meaning), "borderWidth": 0}
+        colour = "$base" if node.meaning is None or node.merged else paths.colour_of(node.meaning)
+        style: Option = {"itemStyle": {"color": colour, "borderColor": "$ink", "borderWidth": 2 * decided}}
         if decided:
-            style |= {"borderColor": "$ink", "borderWidth": 2}
-        nodes.append({
-            "name": name, "value": share, "depth": level, "itemStyle": style,
-            "label": {"fontWeight": "bold"} if decided else {},
-            "tooltip": {"formatter": _plain(f"{text or shown}  {say.share(share, 1)}")},
-        })  # fmt: skip
-        for child in node.children:
-            to = add(child, level + 1, path)
-            links.append({"source": name, "target": to, "value": child.count / total})
-        return name
+            shown, style["label"] = f"▶ {shown}", {"fontWeight": "bold"}
+        below = [drawn(child, path) for child in node.children]
+        return {"text": shown, "mass": node.count / total, "children": below, "style": style}
 
-    add(root, 0, ())
-    last = [item["depth"] == depth for item in nodes]
-    right, width = room(zip(texts, last, strict=True), depth)
-    for item, text in zip(nodes, texts, strict=True):
-        free = (right if item["depth"] == depth else (width - LEFT - right) // depth) - APART
-        shown = f"{_short(text, free - SHARE)}  {say.share(item['value'], 1)}".strip()
-        item["label"] |= {"formatter": _plain(shown), "width": free}
-    if not links:  # one answer only: without a second node ECharts draws no width
-        nodes.append({"name": "end", "depth": 1, "itemStyle": {"opacity": 0}, "label": {"show": False}})
-        links.append({"source": nodes[0]["name"], "target": "end", "value": nodes[0]["value"]})
-    series = sankey(
-        nodes, links, left=LEFT, right=right, nodeGap=18, layoutIterations=0,
-        emphasis={"focus": "trajectory"}, lineStyle={"color": "target", "opacity": 0.34, "curveness": 0.5},
-        label={"position": "right", "overflow": "truncate"},
-    )  # fmt: skip
-    option = canvas(series=[series], tooltip={"valueFormatter": "fn:share"})
-    return Panel("", option, max(180, 40 + 27 * leaves(root)), width)
+    root = drawn(pruned(merged([(trace.tokens, meaning(spell(trace.tokens))) for trace in paths.traces])), ())
+    if not root["children"]:  # one answer only: without a second node ECharts draws no width
+        hidden = {"itemStyle": {"opacity": 0}, "label": {"show": False}}
+        root["children"] = [{"text": "", "mass": root["mass"], "children": [], "style": hidden}]
+    return flow_panel("", root, say, layoutIterations=0)
 
 
 def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
@@ -281,8 +252,7 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
         colour = paths.colour_of(branch.meaning) if branch.answer is not None else "$base"
         line = {"color": colour, "width": 1 + 13 * branch.mass, "opacity": 0.6, "curveness": 0.5}
         style = {"itemStyle": {"color": colour, "borderColor": colour}, "lineStyle": line}
-        # cut so that the share behind it has room in a label
-        text = _short(branch.text.strip(), INNER if branch.children else LEAF) or ("" if branch.children else w("end"))
+        text = branch.text.strip() or ("" if branch.children else w("end"))
         below = [drawn(child) for child in branch.children]
         return {"text": text, "mass": branch.mass, "children": below, "style": style}
 
@@ -297,29 +267,3 @@ def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, 
     ways = root.children if root.children and not root.text else (root,)
     left = total - fsum(way.mass for way in ways)
     return root if left < SEEN else Branch(everything, total, (*ways, Branch(rest, left, ())))
-
-
-def depth_of(node: FlowNode) -> int:
-    """The number of levels below a node."""
-    return max((1 + depth_of(child) for child in node.children), default=0)
-
-
-def room(texts: Iterable[tuple[str, bool]], depth: int) -> tuple[int, int]:
-    """Returns the width of the last labels and of the whole drawing, in pixels, as the longest texts need. ``texts``:
-    (label, whether it is a last one)."""
-    longest = {True: 0, False: 0}
-    for text, last in texts:
-        longest[last] = max(longest[last], APART + SHARE + LETTER * len(text))
-    right, column = (min(ends[1], max(ends[0], longest[ends is RIGHT])) for ends in (RIGHT, COLUMN))
-    return right, max(NARROWEST, LEFT + right + column * depth)
-
-
-def _short(text: str, width: int) -> str:
-    """Cuts a text to a width in pixels, so that the share behind it is not cut off."""
-    most = max(3, width // LETTER)
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
-
-
-def _plain(text: str) -> str:
-    """Replaces braces by similar brackets: ECharts would read {a} and {name|…} in a label as markup."""
-    return text.replace("{", "❴").replace("}", "❵")
