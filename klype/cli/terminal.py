@@ -177,10 +177,12 @@ def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
 
     ``asks``: the user is asked to type meanwhile; a bar would be drawn over the line being typed.
     """
-    kind = LiveProgress if terminal.watched and not asks else PlainProgress
-    say = kind(terminal.console, terminal.lang)
-    with say.progress:
-        yield say
+    if asks or not terminal.watched:
+        yield PlainProgress(terminal.console, terminal.lang)
+        return
+    live = LiveProgress(terminal.console, terminal.lang)
+    with live.progress:
+        yield live
 
 
 @contextmanager
