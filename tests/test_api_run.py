@@ -115,6 +115,8 @@ def test_the_command_and_the_function_align_to_the_same_weights(trained: klype.R
     contract.holds(contract.Align, json.loads((tmp_path / "typed" / "align.json").read_text(encoding="utf-8")))
     one, two = ((run.path / "align" / "model.safetensors").read_bytes() for run in (own, typed))
     assert one == two
+    # compiled code in all three, as far as a compiler is there
+    assert len({run.about["plan"]["align"]["fused"] for run in (trained, own, typed)}) == 1
     assert typed.about["rewards"][name]["after"] == own.about["rewards"]["vowels"]["after"]
     assert set(own.report.figures) == {"finetuned", "aligned"}
     assert own.report.to_json()["rewards"] == own.about["rewards"]

@@ -81,6 +81,8 @@ def test_a_stage_by_two_is_the_stage_by_one_and_is_written_by_the_first(tmp_path
 def _refused(folder: Path, text: Path) -> None:
     with pytest.raises(UsageError, match="is done by one process"):
         stage(folder, text, folder / "run", stage="align")
+    with pytest.raises(UsageError, match="is done by one process"):
+        pipeline.align_rounds(StageOptions(stage="align", from_="run", out=folder / "aligned"), 1, "", Heard())
 
 
 @pytest.mark.slow

@@ -322,7 +322,7 @@ def train(
     texts = (text,) if isinstance(text, str | Path) else text
     if not isinstance(texts, Sequence) or not all(isinstance(one, str | Path) for one in texts):
         raise UsageError(f"text should be a file, or a list of files, folders or globs (it is {text!r}).")
-    asked: dict[str, Any] = {**options, "recipe": recipe, "minutes": minutes, "seed": seed, "cache": cache_folder()}
+    asked: dict[str, Any] = {**options, "recipe": recipe, "minutes": minutes, "seed": seed}
     asked["text"] = tuple(map(str, texts))
     weights, asked["functions"] = by_name(rewards)
     if "from_" in asked:
@@ -347,7 +347,7 @@ def _work(
         name: str(value).lower() if isinstance(value, bool) else value for name, value in given.items()
     }
     asked["overrides"] = (*how, *(f"{name}={value}" for name, value in values.items()))
-    out, options = None if out is None else _path("out", out), make(kind, asked)
+    out, options = None if out is None else _path("out", out), make(kind, {**asked, "cache": cache_folder()})
     options.check()
     name, threads = options.recipe_name if isinstance(options, RunOptions) else "align", torch.get_num_threads()
     try:

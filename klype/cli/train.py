@@ -75,21 +75,15 @@ def align_command(terminal: Terminal, asked: AlignmentOptions) -> None:
     """Align a run's fine-tuned model with its rankings, and say what came of it."""
     with starting(terminal):
         from klype.config import make
-        from klype.runs import folder
         from klype.runs.pipeline import align_rounds, overrides
         from klype.train.rewards import typed_rewards
 
     how = (*overrides(asked.method, typed_rewards(asked.reward), asked.beta, asked.target_kl), *asked.overrides)
     common = {field.name: getattr(asked, field.name) for field in fields(WorkOptions)}
     common |= {"from_": asked.model, "steps": asked.steps, "minutes": asked.minutes, "overrides": how}
-    stage = make(StageOptions, {**common, "stage": "align", "lang": terminal.lang})
+    stage = make(StageOptions, {**common, "stage": "align"})
     stage.check()
-    with (
-        folder.claim("align", asked.out, asked.resume, date.today()) as place,
-        listener(terminal, asked.human) as say,
-    ):
-        document = align_rounds(replace(stage, out=place), asked.rounds, asked.taste, say)
-    terminal.document(document)
+    in_company("align", stage, terminal, lambda stage, say: align_rounds(stage, asked.rounds, asked.taste, say))
 
 
 Asked = TypeVar("Asked", "RunOptions", "StageOptions")

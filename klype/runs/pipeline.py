@@ -197,6 +197,8 @@ def align_rounds(options: StageOptions, rounds: int, taste: str, say: RunListene
     With several rounds, a taste, or ``options.human``, the newest model's answers are first ranked again, by the
     simulated annotator or by hand. Raises KlypeError when the reward model is too weak and ``force`` is not set.
     """
+    if parallel.ranks() > 1:
+        raise UsageError(f"The stage {options.stage} is done by one process.", "Leave out the launcher (torchrun).")
     if not 1 <= rounds <= 50:
         raise UsageError(f"--rounds should be from 1 to 50 (it is {rounds}).")
     flaw = read_taste(taste) if taste else None
