@@ -203,8 +203,7 @@ def _best(work: Callable[[], object], seconds: float, device: torch.device) -> f
     """The shortest of repeated timings in seconds, after a warm-up."""
     import torch
 
-    waits: dict[str, Callable[[], None]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
-    wait = waits.get(device.type, lambda: None)
+    wait: Callable[[], None] = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
     work()
     wait()
     best, end = float("inf"), time.perf_counter() + seconds

@@ -148,6 +148,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptConte
     from rich.tree import Tree as RichTree
 
     from klype.answers.tree import branches
+    from klype.examine.say import Say
 
     console, lang, tree = terminal.console, terminal.lang, found.tree
 
@@ -171,20 +172,12 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptConte
     # the first is shown however improbable it is, as in next_chart and the tree
     clusters = [c for i, c in enumerate(tree.clusters[:8]) if not i or c.low >= LEAST_SHOWN]
     if 0 < len(clusters) < len(tree.answers):
-        console.print(Text(w("tree.meanings", judge=who(found, lang)), style="bold"))
+        console.print(Text(w("tree.meanings", judge=Say(lang).judged(found.to_json())), style="bold"))
         for cluster in clusters:
             said = f" {interval(cluster.low, cluster.high, lang)}  {cluster.text}"
             console.print(Text.assemble((bar_of(cluster.low, 20), "blue"), said))
     left = percent(tree.unexplored, lang, 2)
     console.print(w(f"tree.{tree.stopped}", left=left, passes=count(tree.expansions, lang)))
-
-
-def who(found: AnswerTree | AnswerForks, lang: str) -> str:
-    """The judge of what means the same, with its error rate."""
-    from klype.api.results import judge_and_error
-    from klype.examine.say import Say
-
-    return Say(lang).judged(judge_and_error(found.judge, found.error_rate))
 
 
 def interval(low: float, high: float, lang: str) -> str:
@@ -223,6 +216,7 @@ def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collecti
     alternatives to that token. ``stop``: the tokens that end an answer."""
     from rich.text import Text
 
+    from klype.examine.say import Say
     from klype.judge.meaning import label
 
     console, lang, found = terminal.console, terminal.lang, forks.found
@@ -247,4 +241,4 @@ def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collecti
             meant = ", ".join(f"{label(m)} {percent(share, lang)}" for m, share in other.meanings[:3])
             name = named(other.token, text)
             console.print(w("forks.other", word=name, p=percent(other.p, lang), meant=meant))
-    console.print(w("forks.how", n=found.samples, judge=who(forks, lang)))
+    console.print(w("forks.how", n=found.samples, judge=Say(lang).judged(forks.to_json())))

@@ -77,6 +77,10 @@ class ChoiceWriter:
         """The choice, joined from all of its pieces."""
         raise NotImplementedError
 
+    def choice(self, content: Piece, logprobs: Piece | None, reason: str | None) -> Piece:
+        """An element of ``choices``, whole or streamed."""
+        return {"index": self.index, **content, "logprobs": logprobs, "finish_reason": reason}
+
     def pieces(self, steps: Sequence[Step], reason: str | None) -> list[Piece]:
         """The next piece, if any, with these steps; ``reason``: why the choice ended (None: it continues)."""
         self.said += len(steps)
@@ -118,20 +122,17 @@ class ChatWriter(ChoiceWriter):
     lead = True
 
     def opening(self, prompt: Trace | None) -> list[Piece]:
-        return [self._chunk({"role": "assistant", "content": "", "refusal": None}, None, None)]
+        return [self.choice({"delta": {"role": "assistant", "content": "", "refusal": None}}, None, None)]
 
     def piece(self, text: str, logprobs: Piece | None, reason: str | None) -> Piece:
-        return self._chunk({"content": text} if text or logprobs else {}, logprobs, reason)
+        return self.choice({"delta": {"content": text} if text or logprobs else {}}, logprobs, reason)
 
     def whole(self, pieces: Sequence[Piece]) -> Piece:
         text = "".join(piece["delta"].get("content", "") for piece in pieces)
         entries = [entry for piece in pieces if piece["logprobs"] for entry in piece["logprobs"]["content"]]
-        return {
-            "index": self.index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None if self.plan.top is None else self._listed(entries),
-            "finish_reason": pieces[-1]["finish_reason"],
-        }
+        message = {"role": "assistant", "content": text, "refusal": None}
+        logprobs = None if self.plan.top is None else self._listed(entries)
+        return self.choice({"message": message}, logprobs, pieces[-1]["finish_reason"])
 
     def logprobs(self, steps: Sequence[Step]) -> Piece:
         def entry(token: int, logp: float) -> Piece:
@@ -145,9 +146,6 @@ class ChatWriter(ChoiceWriter):
     def _listed(self, entries: list[Piece]) -> Piece:
         constraint = {"constraint": self.plan.constraint} if self.plan.constraint else {}
         return {"content": entries, "refusal": None, **constraint}
-
-    def _chunk(self, delta: Piece, logprobs: Piece | None, reason: str | None) -> Piece:
-        return {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
 class CompletionWriter(ChoiceWriter):
@@ -172,7 +170,7 @@ class CompletionWriter(ChoiceWriter):
         return [self.piece("" if i else echo, part, None) for i, part in enumerate(parts or [None])]
 
     def piece(self, text: str, logprobs: Piece | None, reason: str | None) -> Piece:
-        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return self.choice({"text": text}, logprobs, reason)
 
     def whole(self, pieces: Sequence[Piece]) -> Piece:
         text = "".join(piece["text"] for piece in pieces)
