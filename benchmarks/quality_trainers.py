@@ -83,8 +83,7 @@ class Klype:
         recipe = choose_shape(recipe, vocabulary, tokens_in_time(left(), rows * pieces * window, step_seconds))
         model = new(model_config(recipe.model, vocabulary))
         planned = fitting_steps(model, build, training, left(), given.threads, precision)
-        crew = planned.threading
-        torch.set_num_threads(crew.threads)
+        torch.set_num_threads(planned.threads)
         budget = StepBudget(planned.json(), time.perf_counter())
         training = recipe.pretraining(planned.steps, int(documents.lengths.sum()))
 
@@ -92,7 +91,7 @@ class Klype:
             session = TrainSession(
                 resume=budget.resumes,
                 parts=fused_parts(model.config),
-                workers=crew.workers,
+                workers=planned.workers,
                 on_step=lambda step, metrics: budget.watch(step, time.perf_counter()),
                 stop=lambda: budget.changed,
             )
@@ -105,7 +104,8 @@ class Klype:
         m = recipe.model
         shape = ModelShape(m.width, m.layers, m.heads, m.hidden)
         how = f"{m.layers} × {m.width}, {vocabulary} tokens, rows of {window}, {planned.precision}, "
-        how += f"{'compiled' if planned.fused else 'torch'}, {crew.workers} side by side, {crew.threads} threads each"
+        how += f"{'compiled' if planned.fused else 'torch'}, {planned.workers} side by side, "
+        how += f"{planned.threads} threads each"
         return Learnt(how, trained.steps, trained.steps * rows * pieces * window, model.config.parameters, shape)
 
     def score(self, text: str) -> tuple[Array, Array]:

@@ -47,7 +47,6 @@ class Klype:
         from klype.model.compiled import compiled_backend
         from klype.model.config import ModelConfig
         from klype.model.transformer import Transformer
-        from klype.planner import ThreadConfig
         from klype.runs.machine_probe import best_precision, thread_configs
 
         memory_policy()
@@ -60,31 +59,33 @@ class Klype:
         sizes = {"hidden": shape.hidden, "window": shape.window, "conv": shape.conv, "rope_theta": rotation}
         backend = compiled_backend(Path(cache))
         self._model = Transformer(ModelConfig.parse({**fields, **sizes}), backend)
-        tried: dict[ThreadConfig, float] = {}
+        tried: dict[tuple[int, int], float] = {}
         for crew in thread_configs(threads, threads) * LOOKS:
             tried[crew] = min(self._run(crew, TRIED)["seconds"], tried.get(crew, math.inf))
             trim_memory()
         self._crew = min(tried, key=lambda crew: tried[crew])
         code = "torch" if backend is TORCH else "compiled"
-        side = f"{self._crew.workers} side by side, {self._crew.threads} threads each"
+        workers, each = self._crew
+        side = f"{workers} side by side, {each} threads each"
         self.how = f"{self.precision}, {code} between the products, {side}, AdamW"
 
     def train(self, steps: int) -> dict[str, Any]:
         return self._run(self._crew, steps)
 
-    def _run(self, crew: Any, steps: int) -> dict[str, Any]:
+    def _run(self, crew: tuple[int, int], steps: int) -> dict[str, Any]:
         import torch
 
         from klype.train.loop import TrainSession, TrainSettings, train
         from klype.train.objectives import cross_entropy
         from klype.train.optimizer import OptimizerSettings, Schedule, fused_parts
 
-        torch.set_num_threads(crew.threads)
+        workers, threads = crew
+        torch.set_num_threads(threads)
         settings = TrainSettings(
             steps=WARM + steps,
             optimizer=OptimizerSettings(kind="adamw", rate=RATE),
             schedule=Schedule(warmup=0.0, flat=1.0),
-            micro_batches=crew.workers,
+            micro_batches=workers,
             precision=self.precision,
             save_seconds=0.0,
         )
@@ -95,8 +96,8 @@ class Klype:
             losses.append(metrics["loss"])
 
         with tempfile.TemporaryDirectory() as folder:
-            session = TrainSession(parts=fused_parts(self._model.config), on_step=on_step, workers=crew.workers)
-            train(self._model, cross_entropy, _Rows(self._shape, crew.workers), settings, Path(folder), session)
+            session = TrainSession(parts=fused_parts(self._model.config), on_step=on_step, workers=workers)
+            train(self._model, cross_entropy, _Rows(self._shape, workers), settings, Path(folder), session)
         return clock.read(losses[-1])
 
 

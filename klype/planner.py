@@ -5,7 +5,7 @@ Costs are measured, never guessed, and a plan is corrected by what its first par
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from klype.errors import TrainingInterrupted
@@ -48,37 +48,32 @@ def divide(seconds: float, shares: Mapping[str, float], needs: Mapping[str, floa
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadConfig:
-    """How work is split: ``workers`` micro-batches side by side, with ``threads`` in each matrix product."""
-
-    workers: int = 1
-    threads: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class StepPlan:
     """The number of training steps and how they are computed.
 
-    ``seconds``: the time they are planned for; 0 if the user asked for this number of steps. Threads, precision and
-    compiled code (``fused``) are fixed by the plan because rounding, and so the weights, depend on them; they do not
-    depend on the number of workers.
+    ``seconds``: the time they are planned for; 0 if the user asked for this number of steps. ``workers``: micro-batches
+    computed at the same time, with ``threads`` threads in each matrix product. Threads, precision and compiled code
+    (``fused``) are fixed by the plan because rounding, and so the weights, depend on them; they do not depend on the
+    number of workers.
     """
 
     steps: int
     seconds: float
-    threading: ThreadConfig
+    workers: int = 1
+    threads: int = 1
     precision: Precision = "float32"
     fused: bool = False
 
     def json(self) -> dict[str, Any]:
+        """The plan as run.json holds it."""
         own = {"steps": self.steps, "planned_s": round(self.seconds, 1), "precision": self.precision}
-        return {**own, "fused": self.fused, **asdict(self.threading)}
+        return {**own, "fused": self.fused, "workers": self.workers, "threads": self.threads}
 
     @staticmethod
     def parse(known: Mapping[str, Any]) -> "StepPlan":
         """The plan whose ``json`` this is."""
-        threading = ThreadConfig(known["workers"], known["threads"])
-        return StepPlan(known["steps"], known["planned_s"], threading, known["precision"], known.get("fused", False))
+        split = known["workers"], known["threads"]
+        return StepPlan(known["steps"], known["planned_s"], *split, known["precision"], known.get("fused", False))
 
     def longer(self, seconds: float) -> "StepPlan":
         """The plan extended by some seconds, at the same pace."""

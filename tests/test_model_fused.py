@@ -19,7 +19,7 @@ from klype.model.compiled import CompiledBackend, compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
 from klype.model.packed_texts import ROUND, SharedPrefixes, pack, pack_branches
 from klype.model.transformer import Transformer
-from klype.planner import Precision, StepPlan, ThreadConfig
+from klype.planner import Precision, StepPlan
 from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import answers_batch, cross_entropy
 from klype.train.optimizer import fused_parts
@@ -307,7 +307,7 @@ def test_without_a_place_for_it_there_is_none(tmp_path: Path) -> None:
 
 
 def test_whether_it_is_compiled_is_part_of_the_plan() -> None:
-    planned = StepPlan(10, 1.0, ThreadConfig(2, 1), "float32", fused=True)
+    planned = StepPlan(10, 1.0, 2, 1, "float32", fused=True)
     assert StepPlan.parse(planned.json()) == planned
     old = {k: v for k, v in planned.json().items() if k != "fused"}
     assert not StepPlan.parse(old).fused

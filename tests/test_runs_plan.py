@@ -16,7 +16,7 @@ from train_toys import Seeded, random_batch, tiny_model
 
 from klype.data.batches import WithRehearsal
 from klype.errors import TrainingInterrupted
-from klype.planner import FEWEST_STEPS, MOST_RESERVED, StepBudget, StepPlan, ThreadConfig, divide, first_that_fits
+from klype.planner import FEWEST_STEPS, MOST_RESERVED, StepBudget, StepPlan, divide, first_that_fits
 from klype.runs.machine_probe import seconds_per_step, thread_configs
 from klype.runs.recipe import read
 from klype.train.loop import TrainSession, TrainSettings, train
@@ -24,7 +24,7 @@ from klype.train.objectives import Objective, cross_entropy
 from klype.train.resume import states
 from klype.values import Batch, Batches
 
-PLAN = StepPlan(1000, 100.0, ThreadConfig(2, 1), "bfloat16")
+PLAN = StepPlan(1000, 100.0, 2, 1, "bfloat16")
 
 
 def go(budget: StepBudget, seconds_a_step: float, start: int = 0) -> int:
@@ -97,7 +97,7 @@ def test_a_plan_that_holds_is_kept() -> None:
 
 
 def test_steps_that_were_asked_for_are_kept_and_the_most_is_not_passed() -> None:
-    assert follow(StepBudget(StepPlan(1000, 0.0, ThreadConfig()).json(), 0.0), 0.9) == [(False, 1000)]
+    assert follow(StepBudget(StepPlan(1000, 0.0).json(), 0.0), 0.9) == [(False, 1000)]
     assert follow(StepBudget(PLAN.json(), 0.0, most=1200), 0.05) == [(False, 300), (True, 1200)]
 
 
@@ -138,11 +138,14 @@ def test_the_first_that_fits_is_taken_or_the_last(costs: list[float], most: floa
 
 
 def test_threads_use_all_cores_and_no_more_workers_than_there_is_work() -> None:
-    assert thread_configs(1, 2) == [ThreadConfig(1, 1)]
-    assert thread_configs(2, 1) == [ThreadConfig(1, 1), ThreadConfig(1, 2)]
-    assert thread_configs(8, 2) == [ThreadConfig(1, 1), ThreadConfig(1, 8), ThreadConfig(2, 4)]
+    assert thread_configs(1, 2) == [(1, 1)]
+    assert thread_configs(2, 1) == [(1, 1), (1, 2)]
+    assert thread_configs(8, 2) == [(1, 1), (1, 8), (2, 4)]
     assert all(
-        c.workers * c.threads <= cores for cores in range(1, 9) for m in range(1, 9) for c in thread_configs(cores, m)
+        workers * threads <= cores
+        for cores in range(1, 9)
+        for m in range(1, 9)
+        for workers, threads in thread_configs(cores, m)
     )
 
 
@@ -155,7 +158,7 @@ def test_a_plan_made_longer_or_cut_keeps_its_pace() -> None:
     assert (longer.steps, longer.seconds) == (1500, pytest.approx(150.0))
     assert (cut.steps, cut.seconds) == (300, pytest.approx(30.0))
     assert PLAN.at_most(5000) == PLAN.longer(0.0) == PLAN
-    assert StepPlan(1000, 0.0, ThreadConfig()).longer(9.0).steps == 1000  # steps that were asked for have no budget
+    assert StepPlan(1000, 0.0).longer(9.0).steps == 1000  # steps that were asked for have no budget
 
 
 def test_a_text_that_is_met_more_often_decays_more() -> None:
@@ -186,7 +189,7 @@ def test_ctrl_c_while_it_tries_out_how_long_a_step_takes_is_heard(at: int) -> No
 
     model, before = tiny_model(), torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        seconds_per_step(model, build, StepPlan(20, 0.0, ThreadConfig()), TrainSettings(steps=20), cores=1)
+        seconds_per_step(model, build, StepPlan(20, 0.0), TrainSettings(steps=20), cores=1)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -196,12 +199,7 @@ def test_a_probe_ends_by_itself_when_it_takes_too_long() -> None:
     def build(model: nn.Module) -> tuple[Objective, Batches]:
         return cross_entropy, Seeded(lambda number: drawn.append(number) or random_batch(number))
 
-    assert (
-        seconds_per_step(
-            tiny_model(), build, StepPlan(50, 0.0, ThreadConfig()), TrainSettings(steps=50), 1, longest=0.0
-        )
-        > 0
-    )
+    assert seconds_per_step(tiny_model(), build, StepPlan(50, 0.0), TrainSettings(steps=50), 1, longest=0.0) > 0
     assert len(drawn) < 20
 
 

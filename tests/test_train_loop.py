@@ -532,6 +532,6 @@ def test_a_uniform_model_has_loss_ln_v(tmp_path: Path) -> None:
     rows: list[float] = []
     session = TrainSession(on_step=lambda step, metrics: rows.append(metrics["loss"]))
     assert train(model, cross_entropy, Seeded(), settings(1), tmp_path, session) == TrainResult(
-        1, pytest.approx(0, abs=60), 0
+        1, pytest.approx(0, abs=60), 0, int((random_batch(0).weights_BT > 0).sum())
     )
     assert rows[0] == pytest.approx(math.log(VOCAB), rel=1e-6)

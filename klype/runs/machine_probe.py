@@ -15,7 +15,7 @@ from klype.device import gemm_gflops, trim_memory
 from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
-from klype.planner import FEWEST_STEPS, Precision, StepPlan, ThreadConfig
+from klype.planner import FEWEST_STEPS, Precision, StepPlan
 from klype.runs.recipe import SHAPES, ModelSection, Recipe
 from klype.train import parallel
 from klype.train.loop import TrainSession, TrainSettings, train
@@ -33,12 +33,12 @@ TOKENS = 1.4e6
 Build = Callable[[nn.Module], tuple[Objective, Batches]]
 
 
-def thread_configs(cores: int, micro_batches: int) -> list[ThreadConfig]:
-    """Thread configurations worth trying: one worker on one core, one on all cores, and as many workers as there are
+def thread_configs(cores: int, micro_batches: int) -> list[tuple[int, int]]:
+    """(workers, threads) worth trying: one worker on one core, one on all cores, and as many workers as there are
     micro-batches (a single one with several processes).
     """
     workers = min(cores, micro_batches) if parallel.ranks() == 1 else 1
-    return list(dict.fromkeys((ThreadConfig(1, 1), ThreadConfig(1, cores), ThreadConfig(workers, cores // workers))))
+    return list(dict.fromkeys(((1, 1), (1, cores), (workers, cores // workers))))
 
 
 def fitting_steps(
@@ -48,13 +48,13 @@ def fitting_steps(
     configuration. Times the model's own backend, compiled or torch.
     """
     own, began = torch.get_num_threads(), time.perf_counter()
-    found: list[tuple[float, ThreadConfig]] = []
+    found: list[tuple[float, tuple[int, int]]] = []
     try:
         for threading in reversed(thread_configs(cores, training.micro_batches)):
             # all cores first: where steps are long compared with the time available, nothing else is tried
             if found and parallel.any_rank(time.perf_counter() - began > max(LONG, 3 * PROBE * seconds)):
                 break
-            tried = StepPlan(WARM + PROBED, 0.0, threading, precision)
+            tried = StepPlan(WARM + PROBED, 0.0, *threading, precision)
             found.append((seconds_per_step(model, build, tried, training, cores, PROBE * seconds), threading))
             trim_memory()  # threads keep heaps of their own, and the next ones have others
     finally:
@@ -62,7 +62,7 @@ def fitting_steps(
     taken, best = min(found, key=lambda row: row[0])
     left = max(0.0, seconds - (time.perf_counter() - began))
     steps = max(FEWEST_STEPS, round(left / taken))
-    return StepPlan(steps, steps * taken, best, precision, getattr(model, "backend", TORCH) is not TORCH)
+    return StepPlan(steps, steps * taken, *best, precision, getattr(model, "backend", TORCH) is not TORCH)
 
 
 def as_planned(settings: TrainSettings, plan: StepPlan) -> TrainSettings:
@@ -75,7 +75,7 @@ def all_cores_seconds(
     model: nn.Module, build: Build, training: TrainSettings, seconds: float, cores: int, precision: Precision
 ) -> float:
     """Seconds per step on all cores, by a short probe for a training of ``seconds`` seconds."""
-    tried = StepPlan(WARM + PROBED, 0.0, thread_configs(cores, training.micro_batches)[-1], precision)
+    tried = StepPlan(WARM + PROBED, 0.0, *thread_configs(cores, training.micro_batches)[-1], precision)
     return seconds_per_step(model, build, tried, training, cores, PROBE * seconds)
 
 
@@ -98,7 +98,7 @@ def seconds_per_step(
     Leaves the model and torch's generator as they were. Includes the cost of batches that another process makes on the
     same cores.
     """
-    torch.set_num_threads(tried.threading.threads)
+    torch.set_num_threads(tried.threads)
     generator = torch.get_rng_state()
     twin = copy.deepcopy(model)
     objective, batches = build(twin)
@@ -112,7 +112,7 @@ def seconds_per_step(
         session = TrainSession(
             on_step=lambda step, metrics: stamps.append(time.perf_counter()),
             stop=enough,
-            workers=tried.threading.workers,
+            workers=tried.workers,
             keeps=False,
         )
         try:
@@ -126,7 +126,7 @@ def seconds_per_step(
     step = sum(taken) / len(taken)
     if not isinstance(batches, Cycle):
         return step
-    used = tried.threading.workers * tried.threading.threads
+    used = tried.workers * tried.threads
     return max(step, (step * used + batches.making * settings.micro_batches) / cores)
 
 

@@ -12,7 +12,7 @@ from klype.errors import UsageError
 from klype.examine.calibration import bins, calibration_error
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.model.transformer import Transformer
-from klype.planner import StepBudget, StepPlan, ThreadConfig
+from klype.planner import StepBudget, StepPlan
 from klype.preferences.agreement import kendall_tau_b, tau_b, with_itself
 from klype.preferences.annotators import Scorer, rank_simulated
 from klype.runs import ranking
@@ -48,7 +48,7 @@ def reward(run: RunContext) -> None:
     fit = run.recipe.reward.fit
     run.say.stage_start("reward", fit.steps)
     seconds = seconds_for(run, "reward") if isinstance(run.options, RunOptions) else 0.0
-    known = StepPlan(fit.steps, SLACK * seconds, ThreadConfig()).json()
+    known = StepPlan(fit.steps, SLACK * seconds).json()
     budget = StepBudget(known, time.perf_counter(), most=fit.steps)
 
     def fitted() -> RewardModel:

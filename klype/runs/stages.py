@@ -35,7 +35,7 @@ from klype.train.loop import TrainResult, TrainSession, train
 from klype.train.objectives import Objective, cross_entropy, with_rehearsal
 from klype.train.optimizer import fused_parts
 from klype.train.resume import newest_step, states
-from klype.values import Batch, Batches, Request, Reward, end
+from klype.values import Batches, Request, Reward, end
 
 SPEAK_EVERY = 12.0  # seconds between two samples of the model's text
 TIMED = 64  # questions whose answers are timed before training
@@ -206,20 +206,19 @@ def run_training(run: RunContext, stage: TrainStage, model: Transformer, build: 
     if not planned.fused:
         trainee = model.using(TORCH)
     own = torch.get_num_threads()
-    torch.set_num_threads(planned.threading.threads)
+    torch.set_num_threads(planned.threads)
     run.say.stage_start(stage, planned.steps)
     known, at = run.record.content["plan"][stage], newest_step(run.folder / stage)
     budget = StepBudget(known, time.perf_counter(), run.record.save, at, enough_steps(run, stage), parallel.from_first)
 
-    def start() -> tuple[TrainResult, int]:
+    def start() -> TrainResult:
         objective, batches = build(trainee, budget.plan)
-        counted = _TokenCounter(batches)
-        session = session_of(run, stage, budget, trainee, counted)
+        session = session_of(run, stage, budget, trainee)
         if isinstance(batches, ValidatedBatches):
             session = replace(session, on_ready=batches.measured_by)
         try:
             settings = as_planned(training, budget.plan)
-            return train(trainee, objective, counted, settings, run.folder / stage, session), counted.tokens
+            return train(trainee, objective, batches, settings, run.folder / stage, session)
         finally:
             end(batches)
 
@@ -228,12 +227,12 @@ def run_training(run: RunContext, stage: TrainStage, model: Transformer, build: 
         run.say.stage_start(stage, budget.plan.steps)
 
     try:
-        trained, tokens = budget.follow(start, tell)
+        trained = budget.follow(start, tell)
     finally:
         # later measurements must not depend, in their last bits, on the number of threads chosen for training
         torch.set_num_threads(own)
     model.eval()
-    run.say.stage_end(f"{trained.steps} steps, {tokens:,} tokens in {trained.seconds:.0f} s")
+    run.say.stage_end(f"{trained.steps} steps, {trained.tokens:,} tokens in {trained.seconds:.0f} s")
     return trained.steps
 
 
@@ -244,7 +243,7 @@ def planned_stage(run: RunContext, stage: TrainStage, model: nn.Module, build: S
         return StepPlan.parse(plans[stage])
     if steps := getattr(run.options, "steps", None):
         threading = thread_configs(run.cores, training.micro_batches)[-1]
-        planned = StepPlan(steps, 0.0, threading, fused=run.backend is not TORCH)
+        planned = StepPlan(steps, 0.0, *threading, fused=run.backend is not TORCH)
     else:
         seconds, precision, probe = seconds_for(run, stage), precision_of(run, stage), lambda twin: build(twin, None)
         fits = fitting_steps(model, probe, training, seconds, run.cores, precision)
@@ -321,22 +320,17 @@ def estimate_needs(run: RunContext, model: Transformer) -> None:
     run.needs = {"examine": 4 * examination, "reward": 0.75 * rank, "rank": rank}
 
 
-def session_of(
-    run: RunContext,
-    stage: str,
-    budget: StepBudget,
-    model: Transformer | None = None,
-    counted: "_TokenCounter | None" = None,
-) -> TrainSession:
-    """The callbacks of one start of training: progress, samples of text, and a stop when the plan changes."""
+def session_of(run: RunContext, stage: str, budget: StepBudget, model: Transformer | None = None) -> TrainSession:
+    """The callbacks of one start of training: progress, with a ``model`` that writes also its speed and samples of its
+    text, and a stop when the plan changes."""
     began = spoken = time.perf_counter()
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
         nonlocal spoken
         now = time.perf_counter()
         shown = {"step": float(step), **{k: v for k, v in metrics.items() if k in SHOWN}}
-        if counted is not None:
-            shown["tokens_per_second"] = counted.lately / max(1e-9, now - began)
+        if model is not None:
+            shown["tokens_per_second"] = metrics["tokens"] / max(1e-9, now - began)
         run.say.step(shown)
         budget.watch(step, now)
         if model is not None and parallel.ranks() == 1 and now - spoken > SPEAK_EVERY:  # a sharded model cannot
@@ -347,7 +341,7 @@ def session_of(
 
     return TrainSession(
         resume=bool(states(run.folder / stage)) and (run.options.resume or budget.resumes),
-        workers=budget.plan.threading.workers,
+        workers=budget.plan.workers,
         parts=fused_parts(model.config) if model is not None else {},
         on_step=on_step,
         stop=lambda: budget.changed,
@@ -356,23 +350,3 @@ def session_of(
 
 
 SHOWN = frozenset(["loss", "validation", "reward", "length", "pair_accuracy", "kl"])
-
-
-class _TokenCounter(Batches):
-    """Batches that count the tokens learnt from: ``tokens`` in all, ``lately`` since this start."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches, self.tokens, self.lately = batches, 0, 0
-
-    def __next__(self) -> Batch:
-        batch = next(self._batches)
-        learnt = int((batch.weights_BT > 0).sum())
-        self.tokens, self.lately = self.tokens + learnt, self.lately + learnt
-        return batch
-
-    def state(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "batches": self._batches.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.tokens = state["tokens"]
-        self._batches.restore(state["batches"])

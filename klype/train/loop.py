@@ -75,7 +75,8 @@ class TrainSession:
     ``on_ready(measure, weights)`` is called once before the first step. ``measure(batch)`` returns the cross-entropy of
     the model as it stands; ``weights()`` returns its whole weights on the first process and nothing on the others. All
     processes must call them together, since each has only its shards. ``workers``: micro-batches computed at the same
-    time. ``keeps``: whether states to resume from are saved.
+    time. ``keeps``: whether states to resume from are saved. ``on_step(step, metrics)`` is called after each step;
+    ``tokens`` in its metrics, which metrics.jsonl does not have, are those since this start.
     """
 
     resume: bool = False
@@ -91,11 +92,13 @@ class TrainSession:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Result of a training run: ``seconds`` include earlier starts; ``skipped``: steps whose loss was not finite."""
+    """Result of a training run: ``seconds`` and ``tokens`` (targets with a weight) include earlier starts; ``skipped``:
+    steps whose loss was not finite."""
 
     steps: int
     seconds: float
     skipped: int
+    tokens: int
 
 
 def train(
@@ -138,7 +141,7 @@ def train(
         run.layout.workers.close()
         run.recompute(False)
         end()
-    return TrainResult(step, run.seconds(), run.skipped)
+    return TrainResult(step, run.seconds(), run.skipped, run.tokens)
 
 
 @dataclass
@@ -153,6 +156,8 @@ class _Run:
     session: TrainSession
     skipped: int = 0
     saved: int = -1
+    tokens: int = 0
+    tokens_before: int = 0
     skipped_in_a_row: int = 0
 
     def __post_init__(self) -> None:
@@ -200,6 +205,7 @@ class _Run:
         try:
             state.read_into(self.optimizer.state_dict())
             self.batches.restore(about["batches"])
+            self.tokens = self.tokens_before = about["tokens"]
         except (FileNotFoundError, KeyError, TypeError) as error:
             raise UsageError(
                 f"The state in {self.folder} was written by an earlier klype.", "Start again, in another folder."
@@ -229,6 +235,7 @@ class _Run:
         factor_now = factor(self.settings.schedule, step / self.settings.steps)
         self.optimizer.zero_grad()
         drawn = [next(self.batches) for _ in range(self.settings.micro_batches)]
+        self.tokens += sum(int((batch.weights_BT > 0).sum()) for batch in drawn)
         sums = self._accumulate(drawn)
         count = sums["loss_count"]
         # gradients are of sums: the norm that is clipped is that of the mean
@@ -253,6 +260,7 @@ class _Run:
         metrics["seconds"] = self.seconds()
         if self._metrics is not None:
             self._metrics.append({"step": step, **metrics})
+        metrics["tokens"] = self.tokens - self.tokens_before
         try:
             self.session.on_step(step, metrics)
         except KeyboardInterrupt:
@@ -283,6 +291,7 @@ class _Run:
             "settings": self.settings.model_dump(mode="json"),
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "tokens": self.tokens,
         }
         if self._metrics is not None:
             # lines first: a state must not be ahead of the metrics that it is resumed with
