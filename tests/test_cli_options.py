@@ -20,11 +20,10 @@ from klype.cli.next_tree_forks import ForkOptions, NextOptions, TreeOptions
 from klype.cli.options import as_typer
 from klype.cli.rank import RankOptions
 from klype.cli.terminal import Terminal
-from klype.cli.train import AlignmentOptions
+from klype.cli.train import AlignmentOptions, BiasOptions, MistakesOptions
 from klype.config import make
 from klype.errors import UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
-from klype.experiments.experiment_options import BiasOptions, MistakesOptions
 from klype.option import Option, Options, option_in, options_of, spelled
 from klype.runs.run_options import RunOptions, StageOptions
 from klype.samplers import SAMPLERS, TEMPERATURE

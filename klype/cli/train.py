@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from annotated_types import Gt
 
 from klype.cli import options as o
 from klype.cli.terminal import PLAIN_EVERY_S, Terminal, grid, listener, program, starting, write_json
 from klype.environment import cache_folder
 from klype.errors import UsageError
-from klype.experiments.experiment_options import BiasOptions, MistakesOptions
-from klype.option import Option
+from klype.option import Option, Options
 from klype.runs.run_options import RunOptions, StageOptions, WorkOptions
 from klype.words import count, number, words
 
+MINUTES = "Plans the documents and seeds that fit."
 FEWEST_DOCUMENTS = 8  # in an experiment: fewer teach nothing
 
 if TYPE_CHECKING:
@@ -133,6 +134,52 @@ def team(environ: Mapping[str, str] = os.environ) -> ProcessRank | None:
     except ValueError:
         told = " ".join(f"{name}={environ[name]}" for name in names if name in environ)
         raise UsageError(f"The launcher's variables should be numbers ({told}).", "Start with torchrun.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions(Options):
+    """Options of all experiments."""
+
+    seeds: Annotated[int, Option("Instead: number of seeds (0: as many as fit).", least=0)] = 0
+    text: Annotated[tuple[str, ...], Option("Files, folders or globs of text. May be repeated.")] = ()
+    encoding: Annotated[str, Option("The encoding of the text files.")] = "utf-8"
+    resume: Annotated[bool, Option("Resume where it stopped (or start, if nothing is there).")] = False
+    device: Annotated[str, Option("auto or cpu: models are trained side by side, a core each.")] = "auto"
+    seed: Annotated[int, Option("Same seed, same result.")] = 0
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise UsageError(
+                f"--device {self.device}: this experiment trains its models side by side, "
+                "a core of the processor each.",
+                "Leave out --device.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasOptions(ExperimentOptions):
+    """Options of ``klype bias``."""
+
+    minutes: Annotated[float, Option(MINUTES), Gt(0)] = 10.0
+    documents: Annotated[tuple[int, ...], Option("Instead: numbers of documents, 300,600,1200.", commas=True)] = ()
+    targets: Annotated[tuple[str, ...], Option("Only these, with one-hot: ensemble,oracle.", commas=True)] = ()
+    overrides: Annotated[
+        tuple[str, ...], Option("A setting of the training: width=64, epochs=16. May be repeated.", "--set")
+    ] = ()
+    out: Annotated[Path | None, Option("Folder.", shown="runs/bias-DATE-N")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MistakesOptions(ExperimentOptions):
+    """Options of ``klype mistakes``."""
+
+    minutes: Annotated[float, Option(MINUTES), Gt(0)] = 20.0
+    documents: Annotated[int, Option("Instead: number of documents.", least=0)] = 0
+    methods: Annotated[tuple[str, ...], Option("Only these, with the control: own-truth,backspace.", commas=True)] = ()
+    overrides: Annotated[
+        tuple[str, ...], Option("A setting of the training: steps=300, rounds=8. May be repeated.", "--set")
+    ] = ()
+    out: Annotated[Path | None, Option("Folder.", shown="runs/mistakes-DATE-N")] = None
 
 
 def bias_command(terminal: Terminal, asked: BiasOptions) -> None:
