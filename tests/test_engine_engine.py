@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from hypothesis import strategies as st
 
 from klype.device import WAKING
 from klype.engine.engine import Engine
-from klype.engine.prefix_cache import CHUNK, SPARE, CachedPrefix, CachedPrompt, PrefixCache
-from klype.engine.runner import NativeRunner
+from klype.engine.prefix_cache import CachedPrefix, CachedPrompt
+from klype.engine.runner import CHUNK, SPARE, NativeRunner
 from klype.engine.sampling import draw, noise, shape
 from klype.errors import KlypeError, UsageError
 from klype.model.attention import WRITTEN
@@ -132,16 +131,16 @@ def test_forked_equals_fresh_and_goes_on_where_it_was() -> None:
 def test_a_prompt_shared_by_many_is_computed_once() -> None:
     one, prompt = engine(), tuple(i % 23 for i in range(40))
     one.run([Request(prompt, n=50, limit=3), Request(prompt[:30], n=5, limit=3), Request(prompt, limit=2, seed=9)])
-    assert one.native.prefixes.tokens == 40
+    assert one.native.tokens == 40
     one.run([Request((*prompt, 5, 6), n=3, limit=2)])
-    assert one.native.prefixes.tokens == 42
+    assert one.native.tokens == 42
 
 
 def test_a_common_beginning_is_computed_once() -> None:
     one, start = engine(), tuple(i % 23 for i in range(40))
     prompts = [(*start, token, token) for token in range(10)]
     got = one.next(prompts)
-    assert one.native.prefixes.tokens == 40 + 10 * 2
+    assert one.native.tokens == 40 + 10 * 2
     for prompt, distribution in zip(prompts, got, strict=True):
         (alone,) = engine().next([prompt])
         for token in range(23):
@@ -150,13 +149,13 @@ def test_a_common_beginning_is_computed_once() -> None:
 
 def test_memory_of_read_prompts_is_bounded() -> None:
     one = engine()
-    one.native.prefixes.index.budget = 200_000
+    one.native.index.budget = 200_000
     for i in range(40):
         one.next([tuple((i + j) % 23 for j in range(30)), tuple((i * j) % 23 for j in range(30))])
-    recent = [texts for texts, _ in one.native.prefixes.index._recent]
+    recent = [texts for texts, _ in one.native.index._recent]
     live = {id(text.store): text.store for texts in recent for text in texts}
-    assert 0 < sum(shelf.nbytes for shelf in live.values()) <= one.native.prefixes.index.nbytes <= 200_000
-    assert {id(text.store) for text in one.native.prefixes.index._known.values()} <= set(live)
+    assert 0 < sum(shelf.nbytes for shelf in live.values()) <= one.native.index.nbytes <= 200_000
+    assert {id(text.store) for text in one.native.index._known.values()} <= set(live)
 
 
 def test_rows_leave_at_once_and_the_rest_of_a_large_request_takes_their_seats() -> None:
@@ -386,7 +385,7 @@ def test_impossible_requests_are_refused_before_anything_runs(wrong: dict[str, A
     with pytest.raises(UsageError, match=says):
         one.run([Request(prompt=(1,)), Request(**{"prompt": (1,), **wrong})])
     assert not one.busy
-    assert one.native.prefixes.tokens == 0
+    assert one.native.tokens == 0
 
 
 def test_impossible_scores_are_refused() -> None:
@@ -426,7 +425,7 @@ def test_long_ragged_prompts_are_read_in_chunks(name: str) -> None:
             expected = model(torch.tensor([prompt]))[0, -1].softmax(-1)
         for token in range(23):
             assert found.p(token) == pytest.approx(float(expected[token]), abs=1e-4)
-    assert one.native.prefixes.tokens == sum(map(len, prompts)) - 900
+    assert one.native.tokens == sum(map(len, prompts)) - 900
 
 
 def test_wide_reads_use_the_fused_kernel_and_agree() -> None:
@@ -443,7 +442,7 @@ def test_alike_prompts_share_passes_and_unlike_ones_do_not_pad_each_other() -> N
     one = Engine(toy("conv", vocab_size=23, width=512, hidden=1024, window=600))
     alike = [tuple((i + j) % 23 for j in range(30 + i)) for i in range(4)]
     one.next([*alike, tuple((3 * j) % 23 for j in range(400))])
-    assert one.native.prefixes.passes == 2
+    assert one.native.passes == 2
 
 
 @pytest.mark.parametrize("name", ["conv", "grouped"])
@@ -471,10 +470,11 @@ def test_where_prompts_lie_in_memory_does_not_order_them() -> None:
 
 def test_little_of_a_pass_is_padding() -> None:
     """… even where a model is so large that nothing is spare for it."""
-    large = SimpleNamespace(config=toy("llama").config.model_copy(update={"hidden": SPARE}))
+    runner = NativeRunner(toy("llama"))
+    runner.model.config = runner.model.config.model_copy(update={"hidden": SPARE})
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(0, 23, length).tolist()) for length in rng.integers(1, 60, 50)]
-    batches = PrefixCache(large)._batches(prompts, {prompt: [len(prompt)] for prompt in prompts})  # type: ignore[arg-type]
+    batches = runner._batches(prompts, {prompt: [len(prompt)] for prompt in prompts})
     assert sorted(prompt for batch in batches for prompt in batch) == sorted(prompts)
     assert len(batches) < 12
     for lengths in ([len(prompt) for prompt in batch] for batch in batches):

@@ -21,16 +21,13 @@ from torch import Tensor
 
 from klype.device import threads_for
 from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
-from klype.engine.runner import ModelRunner, NativeRunner
+from klype.engine.runner import PADDED, ModelRunner, NativeRunner
 from klype.engine.sampling import count_tokens, distributions, noise, sample
 from klype.errors import KlypeError, UsageError
 from klype.model.cache import Indices
 from klype.model.transformer import Transformer
 from klype.samplers import Sampling, TokenCounts, needs_counts
 from klype.values import Distribution, Request, Step, Trace
-
-# most tokens per pass over given texts, padding included
-PADDED = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +69,7 @@ class Engine:
     def native(self) -> NativeRunner:
         """The runner of klype's own Transformer; UsageError where another computes."""
         if not isinstance(self.runner, NativeRunner):
-            raise UsageError(
-                f"{self.name or 'The model'} is not computed by klype itself, which this needs.",
-                "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
-            )
+            raise not_native(self.name or "The model")
         return self.runner
 
     @property
@@ -367,6 +361,14 @@ class Engine:
                     "The model's weights have changed since this was computed: call refresh(version) first."
                 )
             self._fingerprint = changes
+
+
+def not_native(name: str) -> UsageError:
+    """The error for a model that klype does not compute itself."""
+    return UsageError(
+        f"{name} is not computed by klype itself, which this needs.",
+        "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
+    )
 
 
 def _batches(lengths: list[int]) -> list[list[int]]:

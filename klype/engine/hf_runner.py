@@ -22,15 +22,13 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from klype.engine.prefix_cache import BLOCK, NOTHING, CachedPrefix, CachedPrompt, PrefixIndex, Tokens, shared_beginnings
-from klype.engine.runner import Weights
+from klype.engine.runner import REMEMBERED, Weights
 from klype.model.cache import Indices, to_device
 
 # most logits held at a time
 ENTRIES = 1 << 25
 # most texts per pass
 ROWS = 64
-# bytes of keys and values kept for later prompts
-REMEMBERED = 256 << 20
 # names of the window in configurations, and the window of architectures that state none
 WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 ENDLESS = 1 << 20

@@ -1,18 +1,14 @@
-"""Prompt prefill with a prefix cache: shared prefixes are computed once, and recent prompts are not computed again."""
+"""The prefix cache: where the keys and values of recent prompts lie, and which prefixes new prompts share with them."""
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise, takewhile
+from itertools import pairwise, takewhile
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-
-from klype.model.cache import SharedKV
-from klype.model.transformer import Transformer
 
 Tokens = tuple[int, ...]
 Store = TypeVar("Store")
@@ -23,13 +19,6 @@ BLOCK = 16
 WORTH = 32
 # memory per block: its dictionary entry (about 100 bytes when fullest) and its 64-bit key
 ENTRY_BYTES = 160
-CHUNK = 512
-# most tokens per pass, padding included
-PADDED = 8192
-# at most one token of padding per this many tokens, in addition to SPARE
-PADDING = 4
-# multiply-adds per layer that padding may cost before another pass (and another store in all later steps) is cheaper
-SPARE = 120_000_000
 
 
 class CachedPrefix(NamedTuple, Generic[Store_co]):
@@ -131,101 +120,3 @@ def _keys(text: Tokens) -> list[int]:
         key = hash((key, text[end - BLOCK : end]))
         keys.append(key)
     return keys
-
-
-class PrefixCache:
-    """Reads prompts with a Transformer and keeps their KV, evicting the oldest beyond ``budget`` bytes."""
-
-    def __init__(self, model: Transformer, budget: int = 256 << 20) -> None:
-        self.model = model
-        self.index: PrefixIndex[SharedKV] = PrefixIndex(budget)
-        self.passes = 0
-        self.tokens = 0  # computed, without padding
-
-    @torch.inference_mode()
-    def read(self, prompts: Sequence[Tokens]) -> list[CachedPrompt[SharedKV]]:
-        """Read all prompts; in their order. A prompt that is a prefix of another is read with it."""
-        # the longest prompts, each with the lengths of all its prefixes that are wanted
-        wanted, host = dict[Tokens, list[int]](), Tokens()
-        # in sorted order a text is right before those that begin with it
-        for prompt in sorted(set(prompts), reverse=True):
-            host = host if host[: len(prompt)] == prompt else prompt
-            wanted.setdefault(host, []).append(len(prompt))
-        hosts = sorted(wanted)
-        for prefix in shared_beginnings(hosts):
-            if self.index.find(prefix).length < len(prefix) - BLOCK:
-                self._compute([prefix], {prefix: [len(prefix)]})
-        found: dict[Tokens, CachedPrompt[SharedKV]] = {}
-        for batch in self._batches(hosts, wanted):
-            found.update((prompt.tokens, prompt) for prompt in self._compute(batch, wanted))
-        return [found[prompt] for prompt in prompts]
-
-    def _batches(self, hosts: list[Tokens], wanted: dict[Tokens, list[int]]) -> list[list[Tokens]]:
-        """Batches of prompts of similar length, so that little is padding; a small model's may differ more."""
-        rest = {prompt: len(prompt) - self._start(prompt, wanted).length for prompt in hosts}
-        spare = SPARE * self.model.config.layers // self.model.config.flops_per_token
-        batches: list[list[Tokens]] = []
-        padding = read = 0
-        for prompt in sorted(hosts, key=lambda p: rest[p]):
-            if batches:
-                batch = batches[-1]
-                padding += len(batch) * (rest[prompt] - rest[batch[-1]])
-                alike = padding <= spare + read // PADDING
-                if alike and (len(batch) + 1) * min(rest[prompt], CHUNK) <= PADDED:
-                    batch.append(prompt)
-                    read += rest[prompt]
-                    continue
-            batches.append([prompt])
-            padding, read = 0, rest[prompt]
-        return batches
-
-    def _compute(self, batch: list[Tokens], wanted: dict[Tokens, list[int]]) -> list[CachedPrompt[SharedKV]]:
-        starts = [self._start(prompt, wanted) for prompt in batch]
-        if any(start.length for start in starts):
-            cache = self.model.new_cache()
-            order = sorted(range(len(batch)), key=numbered([start.store for start in starts]).__getitem__)
-            batch, starts = [batch[i] for i in order], [starts[i] for i in order]
-            for _, group in groupby(starts, key=lambda start: id(start.store)):
-                (store, *_), slots, lengths = zip(*group, strict=True)
-                if store is None:
-                    store = self.model.new_cache(1).to_shared()
-                elif len(used := np.unique(slots)) < len(store.lengths):
-                    # attention reads all slots of a store: drop those that are not used
-                    store, slots = store.take(used), tuple(np.searchsorted(used, slots).tolist())
-                cache.append(store, slots, lengths)
-        else:
-            cache = self.model.new_cache(len(batch))
-        begin = np.array([start.length for start in starts])
-        whole = np.array([len(prompt) for prompt in batch])
-        asks = [(row, length) for row, prompt in enumerate(batch) for length in sorted(set(wanted[prompt]))]
-        states: dict[tuple[int, int], Tensor] = {}
-        longest = int((whole - begin).max())
-        for first in range(0, longest, CHUNK):
-            done, T = np.minimum(begin + first, whole), min(CHUNK, longest - first)
-            rows = [prompt[at : at + T] for prompt, at in zip(batch, done, strict=True)]
-            tokens_BT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rows], device=cache.device)
-            hidden_BTD = self.model.hidden(tokens_BT, cache)
-            cache.truncate(np.minimum(done + T, whole))
-            self.passes += 1
-            self.tokens += sum(map(len, rows))
-            for row, length in asks:
-                if done[row] < length <= done[row] + T:
-                    states[row, length] = hidden_BTD[row, length - 1 - done[row]]
-        logits_AV = self.model.unembed(torch.stack([states[ask] for ask in asks]))
-        store = cache.to_shared()
-        self.index.add(store, batch, store.nbytes)
-        return [
-            CachedPrompt(batch[row][:length], CachedPrefix(store, row, length), logits_V)
-            for (row, length), logits_V in zip(asks, logits_AV, strict=True)
-        ]
-
-    def _start(self, prompt: Tokens, wanted: dict[Tokens, list[int]]) -> CachedPrefix[SharedKV | None]:
-        """The known prefix of the prompt, cut so that the last token of its shortest wanted prefix is computed."""
-        return self.index.find(prompt, min(wanted[prompt]) - 1)
-
-
-def numbered(stores: Sequence[SharedKV | None]) -> list[int]:
-    """The number of each store in order of first appearance, to sort by: by address the order of rows, and with it
-    rounding, would differ from run to run."""
-    known: dict[int, int] = {}
-    return [known.setdefault(id(store), len(known)) for store in stores]

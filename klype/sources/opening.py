@@ -76,24 +76,21 @@ class OpenModel:
     @property
     def loaded(self) -> LoadedModel:
         """The loaded checkpoint. Raises UsageError if klype does not compute the model itself."""
+        from klype.engine.engine import not_native
+
         if self.native is None:
-            raise self._computed_elsewhere()
+            raise not_native(self.name)
         return self.native
 
     @property
     def engine(self) -> Engine:
         """The engine of a local model. Raises UsageError for a server's."""
+        from klype.engine.engine import not_native
         from klype.sources.source import EngineSource
 
         if not isinstance(self.source, EngineSource):
-            raise self._computed_elsewhere()
+            raise not_native(self.name)
         return self.source.engine
-
-    def _computed_elsewhere(self) -> UsageError:
-        return UsageError(
-            f"{self.name} is not computed by klype itself, which this needs.",
-            "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
-        )
 
     @property
     def stop(self) -> tuple[int, ...]:
