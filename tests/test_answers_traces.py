@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -94,19 +93,3 @@ def test_what_is_damaged_is_not_used(fault: str, tmp_path: Path) -> None:
     else:
         numbers.unlink()
     assert t.load(tmp_path, "a", {}) is None
-
-
-@pytest.mark.slow
-def test_parquet_has_a_row_a_token(tmp_path: Path) -> None:
-    traces = drawn(-1)
-    t.export_parquet(tmp_path / "a.parquet", traces, str)
-    table = pq.read_table(tmp_path / "a.parquet")
-    assert table.num_rows == sum(len(trace.steps) for trace in traces)
-    assert table["logp"].to_pylist() == [step.logp for trace in traces for step in trace.steps]
-    whole = [step.distribution for trace in traces for step in trace.steps]
-    for q, entropy in zip(whole, table["entropy"].to_pylist(), strict=True):
-        if q is None:
-            assert entropy is None
-        else:
-            p = np.exp(q.logp.astype(float))
-            assert entropy == pytest.approx(-(p * np.log(p)).sum())

@@ -43,13 +43,6 @@ def test_tree_keeps_its_contract(run: Path, capsys: Captured, tmp_path: Path) ->
     assert "ikke utforsket" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_tree_draws_without_replacement_when_asked(run: Path, capsys: Captured) -> None:
-    found = document(capsys, "tree", str(run), text_of(run), "--budget", "5", "--limit", "3", "--sample", "4")
-    drawn = found["sampled"]
-    assert len(drawn["answers"]) == 4
-    assert drawn["unseen"] == pytest.approx(1 - sum(a["p"] for a in drawn["answers"]), abs=1e-6)
-
-
 def test_forks_keeps_its_contract(run: Path, capsys: Captured) -> None:
     found = document(capsys, "forks", str(run), text_of(run), "--limit", "5", "-n", "8")
     assert {"answer", "positions", "fork"} <= set(found)
@@ -109,13 +102,12 @@ def without_time(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_examine_keeps_its_contract_repeats_and_goes_on(run: Path, capsys: Captured, tmp_path: Path) -> None:
-    first = examined(capsys, run, tmp_path / "a", "--parquet")
+    first = examined(capsys, run, tmp_path / "a")
     assert {"model", "questions", "figures", "survival", "independent", "feedback", "report"} <= set(first)
     assert list(first["figures"]) == ["0.7", "1"]
     assert {"right", "s", "answer_entropy", "unseen"} <= set(first["figures"]["0.7"])
     assert first["survival"]["1"][0]["t"] == 1
     assert (tmp_path / "a" / "report.html").is_file()
-    assert (tmp_path / "a" / "answers.parquet").is_file()
     second = examined(capsys, run, tmp_path / "b")
     assert without_time(second) == without_time(first)
     kept = sorted((tmp_path / "a" / "traces").glob("*.json"))

@@ -6,7 +6,7 @@ The JSON file is written last and holds the hash of the other, so that a pair th
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -96,40 +96,3 @@ def load(folder: Path, name: str, about: dict[str, Any]) -> list[Trace] | None:
         ]
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError):
         return None
-
-
-def export_parquet(file: Path, traces: Sequence[Trace], token_text: Callable[[int], str]) -> None:
-    """Writes a Parquet file with a row per token: answer, position, token, text, log-probabilities, entropy of its
-    distribution (nats), and the fields of its trace. Raises KlypeError when it cannot be written."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def entropy(q: Distribution | None) -> float | None:
-        """At temperature 1, in nats; None where the distribution is not known or not whole."""
-        if q is None or not q.whole:
-            return None
-        logp = q.logp[np.isfinite(q.logp)].astype(np.float64)
-        return float(-(np.exp(logp) * logp).sum())
-
-    steps = [(i, t, trace, step) for i, trace in enumerate(traces) for t, step in enumerate(trace.steps)]
-    table = pa.table(
-        {
-            "answer": pa.array([i for i, *_ in steps], pa.int32()),
-            "position": pa.array([t for _, t, *_ in steps], pa.int32()),
-            "token": pa.array([step.token for *_, step in steps], pa.int64()),
-            "text": pa.array([token_text(step.token) for *_, step in steps], pa.string()),
-            "logp": pa.array([step.logp for *_, step in steps], pa.float64()),
-            "drawn_logp": pa.array([step.sampling_logprob for *_, step in steps], pa.float64()),
-            "how": pa.array([step.source for *_, step in steps], pa.string()),
-            "entropy": pa.array([entropy(step.distribution) for *_, step in steps], pa.float64()),
-            "unlisted": pa.array([step.distribution and step.distribution.rest for *_, step in steps], pa.float64()),
-            "temperature": pa.array([trace.sampling.temperature for *_, trace, _ in steps], pa.float64()),
-            "seed": pa.array([str(trace.seed) for *_, trace, _ in steps], pa.string()),
-            "sample": pa.array([trace.sample for *_, trace, _ in steps], pa.int64()),
-            "model": pa.array([trace.model for *_, trace, _ in steps], pa.string()),
-            "ended": pa.array([trace.ended for *_, trace, _ in steps], pa.string()),
-        }
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    durable.write_out(file, sink.getvalue().to_pybytes())

@@ -12,14 +12,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache
 from itertools import chain, count, islice, takewhile
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from klype.answers.distribution_bounds import drawn_from, entropy_bounds
-from klype.engine.sampling import noise, shape_whole
+from klype.engine.sampling import shape_whole
 from klype.errors import BudgetSpentError, UsageError
 from klype.samplers import PLAIN, needs_counts
 from klype.sources.source import Source
@@ -363,52 +363,6 @@ def finished(growth: Growth, meaning: Meaning) -> Tree:
     of_meanings = entropy_bounds([cluster.low for cluster in clusters], unexplored, opened)
     numbers = unexplored, lost, growth.expansions, entropy, of_meanings
     return Tree(tuple(answers), tuple(clusters), *numbers, stopped, growth.settings)
-
-
-class Beam(NamedTuple):
-    """A prefix, or an answer that has ended (or was cut at the limit). ``key``: the largest perturbed log-probability
-    of all answers that begin with it."""
-
-    key: float
-    logp: float
-    tokens: Tokens
-    ended: bool
-
-
-def without_replacement(source: Source, prompt: Tokens, k: int, settings: TreeSettings, seed: int = 0) -> list[Beam]:
-    """``k`` different answers (token sequences with their end), or all if there are fewer, sampled without replacement.
-    From partial distributions only listed tokens are drawn.
-
-    Stochastic beam search (Kool, van Hoof & Welling 2019, arXiv:1903.06059): every answer's key is log P + Gumbel
-    noise, and the k largest keys are found from the root down.
-    """
-    settings.check()
-    beams = [Beam(float(_gumbel(seed, 0, np.arange(1))[0]), 0.0, (), False)]
-    for depth in range(settings.limit):
-        opened, grown = [beam for beam in beams if not beam.ended], [beam for beam in beams if beam.ended]
-        if not opened:
-            break
-        listed = continuations(source.next([[*prompt, *beam.tokens] for beam in opened], -1), settings)
-        for beam, (ids, p_K, _) in zip(opened, listed, strict=True):
-            logp_K = beam.logp + np.log(p_K)
-            # the prefix as a number, so that its continuations have noise of their own
-            number = reduce(lambda value, token: (value * 1_000_003 + token + 1) & 0xFFFFFFFFFFFFFFF, beam.tokens, 0)
-            free_K = logp_K + _gumbel(seed ^ number, depth + 1, ids)
-            # keys given that the largest of them is the prefix's own (the paper's stable form, appendix B)
-            below_K, key_K = free_K < free_K.max(), np.full(len(ids), beam.key)
-            v_K = beam.key - free_K[below_K] + np.log1p(-np.exp(free_K[below_K] - free_K.max()))
-            key_K[below_K] = beam.key - np.maximum(0.0, v_K) - np.log1p(np.exp(-np.abs(v_K)))
-            for at in np.argsort(-key_K)[:k].tolist():
-                tokens = (*beam.tokens, int(ids[at]))
-                grown.append(Beam(float(key_K[at]), float(logp_K[at]), tokens, tokens[-1] in source.codec.stop))
-        beams = heapq.nlargest(k, grown, key=lambda beam: beam.key)
-    return sorted(beams, key=lambda beam: -beam.key)
-
-
-def _gumbel(seed: int, position: int, ids: Ints) -> Floats:
-    # stream 7, apart from the one that answers are drawn with
-    found: Floats = -np.log(-np.log(noise(seed, ids, position, 7)))
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,6 @@ class ExaminationOptions(QuestionOptions):
     compare: Annotated[bool, Option("Two MODELs on the same questions, paired.")] = False
     judge: o.JudgeName = ""
     training: Annotated[tuple[Path, ...], Option("Training text, to find what is copied from it.")] = ()
-    parquet: Annotated[bool, Option("Also write every token to answers.parquet.")] = False
     yes: Annotated[bool, Option("Do not ask before a long examination.")] = False
 
 
@@ -113,7 +112,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         with part_progress(terminal) as progress:
             # the interventions of the first model are applied to the second, too: differences are paired
             found.append(exam.run(own, progress, found[0].interventions if found else None))
-        documents.append(write_examination(terminal, found[-1], own, asked.parquet))
+        documents.append(write_examination(terminal, found[-1], own))
         tell_cost(model.opened)
     if asked.compare:
         shown = show_comparison(terminal, w, found, folder)
@@ -158,19 +157,14 @@ def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
     terminal.console.print(line, soft_wrap=True)
 
 
-def write_examination(terminal: Terminal, found: ExamResult, folder: Path, parquet: bool) -> dict[str, Any]:
-    """Writes report.html, figures.json and, with ``parquet``, answers.parquet; returns the document."""
-    from klype.answers.trace_files import export_parquet
+def write_examination(terminal: Terminal, found: ExamResult, folder: Path) -> dict[str, Any]:
+    """Writes report.html and figures.json; returns the document."""
     from klype.api.examination import Examination
     from klype.examine.examination_report import write as write_report
 
     made = Examination.of(found).to_json()
     made["report"] = str(write_report(folder, made, terminal.lang))
     write(folder / "figures.json", made)
-    if parquet:
-        drawn = [trace for groups in found.traces.values() for group in groups for trace in group]
-        decode = found.target.source.codec.decode
-        export_parquet(folder / "answers.parquet", drawn, lambda token: decode([token]))
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,22 +102,20 @@ class TreeOptions(o.MeaningOptions):
     eps: Annotated[float, Option("With mass: stop when less than this is unexplored.")] = 0.01
     budget: o.Budget = None
     show: Annotated[int, Option("How many answers are drawn.", least=1)] = 12
-    sample: Annotated[int, Option("Also draw this many, none twice.", least=0)] = 0
     out: Annotated[Path | None, Option("Also write this file: .html a page, else JSON.")] = None
 
 
 def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -> None:
     """Show the distribution of whole answers to TEXT: what the model would say, how likely, and what it means.
 
-    The intervals are certain, not statistical: what was not explored is in them. --seed is for --sample only.
+    The intervals are certain, not statistical: what was not explored is in them. Nothing is drawn, so --seed
+    changes nothing.
     """
     if not 0 < asked.eps < 1:
         raise UsageError(f"--eps should be between 0 and 1 (it is {asked.eps}).")
     passes, server = pass_budget(asked.budget)
     name, text = o.model_and_text(terminal, "tree", asked)
     with starting(terminal):
-        from klype.answers.tree import without_replacement
-
         model, ask = asked.opened(name, text, server)
     tell_unread(terminal, ask)
     w, out = words(terminal.lang, "examination"), asked.out
@@ -126,11 +123,6 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     with patiently(w("tree.growing", passes=settings.budget)):
         found = model.grow(ask, settings)
     document = found.to_json()
-    if asked.sample:
-        drawn = without_replacement(ask.source, ask.prompt, asked.sample, settings, asked.seed)
-        answers = [{"text": ask.source.codec.decode(one.tokens), "p": math.exp(one.logp)} for one in drawn]
-        unseen = max(0.0, 1.0 - math.fsum(math.exp(one.logp) for one in drawn))
-        document["sampled"] = {"answers": answers, "unseen": unseen}
     if not terminal.as_json:
         tree_chart(terminal, w, found, ask, asked.show)
     if out is not None and out.suffix.lower() in (".html", ".htm"):
