@@ -358,6 +358,10 @@ def test_learning_is_begun_once_and_says_why_it_failed(place: RankingStore, tmp_
     again.read()
     assert again.why == "No. Try."
     assert seen.about["rankings"] == 2
+    for i, damaged in enumerate(("", "{}", '{"kind": "align", "run": 1}')):
+        (tmp_path / "work" / f"damaged-{i}").mkdir()
+        (tmp_path / "work" / f"damaged-{i}" / "work.json").write_text(damaged)
+    assert newest_alignment(studio, RankingStore("of another store", None)) is None
 
 
 # the page without a browser

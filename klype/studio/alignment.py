@@ -20,7 +20,7 @@ from klype.runs.provenance import read_questions
 from klype.runs.run_json import planned_steps
 from klype.studio import elements as el
 from klype.studio.annotation import RankingStore, named
-from klype.studio.background_jobs import MetricsTail, Work, WorkPlan, begin, key_of, new_name, works
+from klype.studio.background_jobs import MetricsTail, Work, WorkPlan, begin, key_of, new_name, works_by_run
 from klype.studio.fields import Check, Minutes, Select
 from klype.studio.studio import Studio
 
@@ -73,7 +73,7 @@ class Alignment:
 
 def newest_alignment(studio: Studio, store: RankingStore) -> Alignment | None:
     """The last alignment with this store's rankings, whoever started it on whichever server; None if there is none."""
-    begun = map(Alignment, (work for work in works(studio.home) if work.plan.kind == "align"))
+    begun = map(Alignment, works_by_run(studio.home, "align").values())
     return next((found for found in begun if found.about.get("place") == store.key), None)
 
 
