@@ -307,16 +307,6 @@ class Studio:
     # two visitors who open the same MODEL load it once
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
-    def __post_init__(self) -> None:
-        given, self.models = self.models, []
-        for model in given:
-            self._add(model)
-
-    def _add(self, model: SharedModel) -> None:
-        if any(model.name == other.name for other in self.models):
-            raise UsageError(f"Two models are called '{model.name}'.", "Give one another name: NAME=MODEL.")
-        self.models = [*self.models, model]
-
     def open(self, text: str) -> list[SharedModel]:
         """Opens a MODEL, of a run all finished stages, and returns the models; one that is open already is not opened
         again. Call it in a thread. KlypeError if there is no such model, it is damaged, or another has its
@@ -326,11 +316,13 @@ class Studio:
             named = stages_of(text)
             for name, address in named:
                 if address not in known:
+                    if any(name == other.name for other in self.models):
+                        raise UsageError(f"Two models are called '{name}'.", "Give one another name: NAME=MODEL.")
                     opened = open_model(address, self.precision, measured=True, device=self.device)
                     run = opened.found.run
                     examined = run is not None and (run / "questions.jsonl").is_file()
                     known[address] = SharedModel(name, address, opened, identity(opened) if examined else "")
-                    self._add(known[address])
+                    self.models = [*self.models, known[address]]
         return [known[address] for _, address in named]
 
     def suggestions(self, lang: str) -> list[str]:
