@@ -17,7 +17,6 @@ from klype.runs.folder import read_run
 from klype.runs.run_json import incomparable, parameters, planned_steps, state_of
 from klype.runs.run_options import STAGES
 from klype.sources.find_model import NEWEST_FIRST
-from klype.sources.opening import PATH, kind_of
 from klype.studio import elements as el
 from klype.studio.background_jobs import MetricsTail, Work, key_of, works_by_run
 from klype.studio.fields import PageSelect, open_model
@@ -173,11 +172,9 @@ class RunDetail(el.WorkPart):
         self.pictures.show([made] if drawn else [])
 
     def _lay_out(self, run: RunInfo, runs: Sequence[RunInfo]) -> None:
-        w, loaded = self.w, []
-        for model in self.studio.models:
-            place = Path(model.address).expanduser().resolve()
-            if kind_of(model.address) is PATH and run.folder.resolve() in (place, *place.parents):
-                loaded.append(model.name)
+        w, place = self.w, run.folder.resolve()
+        runs_of = {model.name: model.opened.found.run for model in self.studio.models}
+        loaded = [name for name, folder in runs_of.items() if folder is not None and folder.resolve() == place]
         with el.card():
             with el.box("k-row u-head"):
                 el.text_of("h2", visible(run.name))
