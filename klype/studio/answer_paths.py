@@ -48,7 +48,7 @@ class PathsPage(el.PagePart):
             with el.box("k-row").style("margin-top:10px"):
                 el.button(w("ask"), self.start, "strong")
                 self.cancel_button = el.button(self.visit.frame("cancel"), self.cancel)
-                self.progress = el.ProgressBar("k-grow")
+                self.progress = el.progress_bar("k-grow")
             self.note = el.status()
             self.text.examples(w("try"), self.tries)
         self.cancel_button.set_visibility(False)
@@ -114,7 +114,7 @@ class PathsPage(el.PagePart):
             self.progress.set_visibility(search is not None)
             el.retext(self.note, "")
         if search is not None:
-            self.progress.fill(True, search.done)
+            self.progress.props(f"value={search.done:.3f}")
             w, say, seconds = self.w, self.say, time.monotonic() - search.began
             about = {"share": say.share(search.done), "time": say.seconds(float(round(seconds)))}
             said = w("looking" if search.done >= 1 else "reading", **about)

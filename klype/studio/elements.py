@@ -199,7 +199,7 @@ class WorkPart(PagePart):
     def add_controls(self, on: str, go_on: Callable[[], Any] | None = None) -> ui.element:
         """Adds a note, a progress bar and a row of buttons, which is returned. The button labelled ``on`` resumes the
         work, or calls ``go_on``."""
-        self.note, self.progress = status(), ProgressBar()
+        self.note, self.progress = status(), progress_bar()
         with box("k-row") as row:
             self.stop = button(self.visit.frame("cancel"), partial(self.act, Work.cancel))
             self.on = button(on, go_on or partial(self.act, Work.go_on), "strong")
@@ -208,7 +208,7 @@ class WorkPart(PagePart):
     def show_state(self, said: str, state: str, share: float, more: bool | None = None) -> None:
         """Shows the state. ``more``: whether the work can be resumed, where its state does not tell."""
         retext(self.note, said)
-        self.progress.fill(state == "running", share)
+        self.progress.props(f"value={share:.3f}").set_visibility(state == "running")
         self.stop.set_visibility(state == "running" and self.work is not None)
         stopped = state in ("cancelled", "stopped", "failed") and self.work is not None
         self.on.set_visibility(stopped if more is None else more)
@@ -219,18 +219,9 @@ class WorkPart(PagePart):
             await self.look()
 
 
-class ProgressBar(ui.element):
-    """A progress bar."""
-
-    def __init__(self, classes: str = "") -> None:
-        super().__init__("div")
-        self.classes(f"k-progress {classes}".strip())
-        with self:
-            self._bar = box().style("width:0%")
-
-    def fill(self, shown: bool, share: float) -> None:
-        self.set_visibility(shown)
-        self._bar.style(f"width:{100 * share:.1f}%")
+def progress_bar(classes: str = "") -> ui.element:
+    """A progress bar; ``value``: the share that is done. A text beside it tells screen readers the same."""
+    return box(f"k-progress {classes}".strip(), "progress", value=0, aria_hidden="true")
 
 
 def table(
