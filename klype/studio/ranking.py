@@ -17,15 +17,7 @@ from klype.preferences.records import KINDS
 from klype.runs.annotator_session import AnnotatorSession, RankingTask
 from klype.studio import elements as el
 from klype.studio.alignment import AlignCard
-from klype.studio.annotation import (
-    KEY_MOST,
-    NAME_MOST,
-    RankingStore,
-    StoreSummary,
-    named,
-    ranking_store,
-    sign_in,
-)
+from klype.studio.annotation import KEY_MOST, NAME_MOST, RankingStore, StoreSummary, named, ranking_store, sign_in
 from klype.studio.fields import PageSelect, Select, TextLine, Upload, UploadedFile, first_steps
 from klype.words import Words
 
