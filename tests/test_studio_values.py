@@ -24,7 +24,7 @@ from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
 from klype.samplers import TokenCounts
 from klype.studio.answer import split_at
-from klype.studio.answer_paths_search import FlowNode, leaves, merged, most_probable, pruned
+from klype.studio.answer_paths_search import FlowNode, FoundPaths, exact, leaves, merged, most_probable, pruned
 from klype.studio.divergence import ExamRequest, clean, exam_document, exam_folder, in_error, printed
 from klype.studio.elements import preferred, revived, theme, to_csv
 from klype.studio.studio import Branches, Conversation, Conversations, Turn
@@ -253,6 +253,18 @@ def test_a_beginnings_share_is_that_of_all_answers_that_begin_so(masses: dict[st
     assert rest.text == "all others"
     for way in ways:
         look(way, "")
+
+
+@pytest.mark.parametrize("lang", ["en", "nb"])
+@pytest.mark.parametrize("begins", ["", "a word that all answers begin with "])
+def test_the_share_behind_the_root_of_the_tree_is_not_cut_off(lang: str, begins: str) -> None:
+    answers = tuple(TreeAnswer(f"{begins}{end}", p, p, end, (*map(ord, begins + end), 0))
+                    for end, p in (("yes", 0.5), ("no", 0.3)))  # fmt: skip
+    tree = Tree(answers, (), 0.2, 0.0, 1, (0.0, 0.0), (0.0, 0.0), "whole", TreeSettings())
+    spell = lambda tokens: "".join(map(chr, tokens)).replace("\0", ".")
+    found = FoundPaths(None, (), tree, (), None, spell)  # type: ignore[arg-type]
+    (root,) = exact(found, Say(lang, decimals=1), words(lang, "studio_paths")).option["series"][0]["data"]
+    assert root["label"]["width"] >= 6.8 * len(root["name"])
 
 
 def test_spikes_of_one_step_are_labelled_and_an_even_curve_is_not() -> None:

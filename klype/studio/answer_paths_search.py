@@ -26,6 +26,7 @@ from klype.values import Distribution, Figure, Request, Sampling, Tokens, Trace
 from klype.words import Words
 
 SAMPLES = 24  # continuations that are drawn at every token to find the one that decided
+ROOT = 120  # pixels left of the tree's root, whose label begins there
 # how many of the most probable answers are shown, and the least probability (below it would be shown as 0.0 %)
 SHOWN_ANSWERS, SEEN = 16, 0.0005
 KNOWN = 4000  # distributions that are cached for one question
@@ -256,7 +257,8 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
         below = [drawn(child) for child in branch.children]
         return {"text": text, "mass": branch.mass, "children": below, "style": style}
 
-    return tree_panel("", drawn(most_probable(paths.tree, paths.spell, w("together"), w("everything"))), say, 40)
+    root = drawn(most_probable(paths.tree, paths.spell, w("together"), w("everything")))
+    return tree_panel("", root, say, ROOT)
 
 
 def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:
