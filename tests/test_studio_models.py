@@ -24,7 +24,7 @@ from klype.studio.annotation import RankingStore
 from klype.studio.answer_paths_search import CancelledError, PathSearch, PathSource
 from klype.studio.background_jobs import works
 from klype.studio.divergence import ExamRequest, exam_document, exam_work, start_exam
-from klype.studio.runs import start_run
+from klype.studio.runs import RunRequest, start_run
 from klype.studio.studio import Branches, Conversation, SharedModel, Turn
 from klype.studio.targets import start_experiment
 from klype.values import Request, Sampling, Trace
@@ -305,7 +305,7 @@ def test_what_the_studio_starts_computes_on_its_device(tmp_path: Path) -> None:
         opened.put([Entry(asked, ((0,), (1, 2, 3)), "Kari", when="2026-01-01") for asked in opened.questions()[:2]])
     begun = [
         start_exam(home, ExamRequest("x", "y")).plan,
-        start_run(home, "world", 1, "en").plan,
+        start_run(home, RunRequest("world", 1, "en")).plan,
         start_alignment(home, store, ("Kari",)).work.plan,
     ]
     until(lambda: all(work.state == "failed" for work in works(tmp_path)))
