@@ -114,7 +114,7 @@ def test_next_stands_beside_the_truth(run: Path, world: World, capsys: Captured)
     rows = found["tokens"]
     assert rows[:5] == sorted(rows[:5], key=lambda row: -row["p"])
     assert found["rest"] + sum(row["p"] for row in rows) == pytest.approx(1, abs=1e-4)
-    words = world.filter("document")
+    words = world.filter()
     for word in SENTENCE.split():
         words.push(word)
     truth = words.next()
@@ -131,9 +131,9 @@ def test_next_knows_the_truth_of_a_held_out_question(run: Path, question: Questi
 
 def test_the_truth_of_a_text_is_known_where_the_world_says_it(world: World) -> None:
     for text in ("", SENTENCE, "Jeg gikk en t", f"{SENTENCE} stien"):  # also within a word
-        assert is_beginning(world.filter("document"), text), text
+        assert is_beginning(world.filter(), text), text
     for text in ("Xyz", f"{SENTENCE} xyz", f"{SENTENCE} xyz abc", "president", f"{SENTENCE} gikk"):
-        assert not is_beginning(world.filter("document"), text), text
+        assert not is_beginning(world.filter(), text), text
 
 
 def test_a_model_without_a_run_has_no_truth(run: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -149,7 +149,7 @@ def test_the_truth_sums_to_one_over_tokens(run: Path, world: World) -> None:
     merged = Tokenizer.train(["Jeg gikk en tur på stien. " * 9], 300)
     texts = ["", SENTENCE, f"{SENTENCE} stien", "Xyz", f"{SENTENCE} xyz abc", "Jeg gikk en t"]
     for text, tokenizer in itertools.product(texts, (whole, merged)):
-        truth = next_tokens(world.filter("document"), tokenizer, text)
+        truth = next_tokens(world.filter(), tokenizer, text)
         assert sum(truth.values()) == pytest.approx(1)
         assert min(truth.values()) >= 0
 

@@ -39,7 +39,7 @@ def test_texts_begin_as_documents_of_eighty_words_do(world: World) -> None:
     for words in begun:
         assert words[-1] == "."
         assert "." not in words[:-1]
-        reader = world.filter("document")
+        reader = world.filter()
         assert all(reader.push(word) > 0 for word in words)
     assert LEAST == 80
 
@@ -58,7 +58,7 @@ def test_s_is_the_mass_on_what_can_follow_of_what_may_be_drawn(world: World) -> 
         assert one.ended == "length"
         assert len(one.s) == len(one.words) == (one.first_error or SETTINGS.words)
     first = next(openings(world, SETTINGS))
-    reader = world.filter("document")
+    reader = world.filter()
     for word in first:
         reader.push(word)
     possible = len(set(reader.next()) - {END})
@@ -69,7 +69,7 @@ def test_s_is_the_mass_on_what_can_follow_of_what_may_be_drawn(world: World) -> 
 def test_where_the_language_has_to_end_nothing_more_is_judged(world: World) -> None:
     """After a proverb only the end can follow."""
     spellings = spelled(world)
-    reader = world.filter("document")
+    reader = world.filter()
     words: list[str] = []
     while set(reader.next()) != {END}:
         p = reader.next()
@@ -82,7 +82,7 @@ def test_where_the_language_has_to_end_nothing_more_is_judged(world: World) -> N
     source, _ = table_source(np.full((size, size), 1 / size), letters=[chr(0x4E00 + i) for i in range(size)])
     request = Request((1,), limit=5, sampling=Sampling(logit_bias=((0, -100.0),)), stop=(0,), top=-1)
     trace = answers(source, [request])[0][0]
-    reader = Reader(lambda: TokenFilter(world.filter("document"), spellings))
+    reader = Reader(lambda: TokenFilter(world.filter(), spellings))
     found = judged("x", trace, reader, tuple(tokens), 1.0, 0)
     assert found.s == ()
     assert found.first_error is None
@@ -98,7 +98,7 @@ def test_where_nearly_all_is_the_end_s_can_be_told_too(world: World, temperature
     q[:, 0] = 0.99
     source, _ = table_source(q, letters=[chr(0x4E00 + i) for i in range(size)])
     found = write_texts(source, world, spellings, 1, FreeTextRequest(number=1, words=1, temperature=temperature))
-    reader = world.filter("document")
+    reader = world.filter()
     for word in next(openings(world, FreeTextRequest(number=1, words=1))):
         reader.push(word)
     possible = len(set(reader.next()) - {END})

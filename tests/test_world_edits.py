@@ -54,7 +54,7 @@ def test_a_shift_by_one_word_is_one_error() -> None:
         if len(words) < 4:
             continue
         said = (*words[:2], words[1], *words[2:], END)
-        by_edits, by_word = world.edits(question), world.filter("chat", question)
+        by_edits, by_word = world.edits(question), world.filter(question)
         for word in said:
             by_edits.push(word)
             by_word.push(word)

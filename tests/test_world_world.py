@@ -175,7 +175,7 @@ def test_what_the_filter_can_say_in_a_chat_is_what_the_judge_calls_right() -> No
     rng = random.Random(5)
     for _ in range(150):
         question = world().question(rng)
-        truth, said = world().filter("chat", question), []
+        truth, said = world().filter(question), []
         while (word := rng.choice(sorted(truth.next()))) != END:
             said.append(word)
             truth.push(word)

@@ -214,7 +214,7 @@ def write_texts(
     for first in range(0, len(begun), CHUNK):
         some = slice(first, first + CHUNK)
         for opening, (trace,) in zip(begun[some], answers(source, requests[some]), strict=True):
-            reader = Reader(lambda: TokenFilter(world.filter("document"), spellings))
+            reader = Reader(lambda: TokenFilter(world.filter(), spellings))
             out.append(judged(str(len(out)), trace, reader, opening, settings.temperature, end))
         progress(len(out))
     return out

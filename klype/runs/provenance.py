@@ -33,10 +33,10 @@ def next_truth(found: ModelFiles, tokenizer: Tokenizer, text: str, raw: bool) ->
     if found.run is None or world is None:
         return None
     if raw:
-        filter_ = world.filter("document")
+        filter_ = world.filter()
         return next_tokens(filter_, tokenizer, text) if is_beginning(filter_, text) else None
     question, _ = question_in(world, found.run, text)
-    return None if question is None else next_tokens(world.filter("chat", question), tokenizer, "")
+    return None if question is None else next_tokens(world.filter(question), tokenizer, "")
 
 
 def is_beginning(words: Filter, text: str) -> bool:

@@ -66,7 +66,7 @@ class WorldTask(Task):
         self._told = {hard: tee(self._stories(hard), 1)[0] for hard in (True, False)}
         most = max(recipe.examine.questions, recipe.rank.held_out)
         self.held_out = _distinct(lambda: self.world.question(rng, heldout=True, fixed=False), most)
-        self.reader = lambda question: Reader(lambda: TokenFilter(self.world.filter("chat", question), self.spellings))
+        self.reader = lambda question: Reader(lambda: TokenFilter(self.world.filter(question), self.spellings))
         self.held_out_fixed = _distinct(lambda: self.world.question(rng, heldout=True, fixed=True), FIXED_ASKED)
         name, thanks = f"klype's demo world ({len(self.world.words)} words)", in_all_languages("run", "source.world")
         self.languages = ["nb", "en"]

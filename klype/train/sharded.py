@@ -10,7 +10,8 @@ safetensors format, without pickle: a file's header says which rows of which ten
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,8 @@ def _rows(length: int, rank: int) -> slice:
 
 def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes this process's rows to the disk; all processes call it. OSError when one of them cannot."""
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    try:
-        save(_present(tensors), storage_writer=writer)
-    except CheckpointException as error:
-        raise _disk(error) from error
+    with _disk_errors():
+        save(_present(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -192,12 +190,9 @@ def read_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     reader = HuggingFaceStorageReader(str(folder))
     saved = reader.read_metadata().state_dict_metadata
     check_shapes({name: about.size for name, about in saved.items()}, tensors)  # type: ignore[union-attr]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that torch.distributed is not initialised: one process reads
-            load(here, storage_reader=reader)
-    except CheckpointException as error:
-        raise _disk(error) from error
+    with _disk_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that torch.distributed is not initialised: one process reads
+        load(here, storage_reader=reader)
 
 
 def sharded_like(tensors: Mapping[str, torch.Tensor], whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -219,8 +214,11 @@ def _present(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def _disk(error: CheckpointException) -> BaseException:
-    """The OSError of a process that caused it, if any, else the error itself."""
-    found = [cause for cause, _ in error.failures.values()]
-    disk = next((cause for cause in found if isinstance(cause, OSError)), None)
-    return disk or error
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Raises the OSError of a process that caused a CheckpointException, if any, in its place."""
+    try:
+        yield
+    except CheckpointException as error:
+        causes = (cause for cause, _ in error.failures.values())
+        raise next((cause for cause in causes if isinstance(cause, OSError)), error) from error

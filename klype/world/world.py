@@ -331,12 +331,9 @@ class World:
 
     # truth
 
-    def filter(self, start: Literal["document", "chat"] = "document", question: Question | None = None) -> Filter:
+    def filter(self, question: Question | None = None) -> Filter:
         """The exact next-word distribution of documents, or of the fine-tuning data's answers to a question."""
-        if start == "document":
-            return Filter(self.grammar.document())
-        assert question is not None, "a chat's truth needs its question"
-        return Filter(self._answering(question))
+        return Filter(self.grammar.document() if question is None else self._answering(question))
 
     def edits(self, question: Question) -> EditFilter:
         """What can follow in answers to a question, with errors counted by edit distance."""
