@@ -48,12 +48,15 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Transformer
 
 def to_earlier_form(place: Path, optimizer: Optimizer) -> None:
     """Rewrites a state of one process, of a model like the optimizer's, as klype wrote it before 0.2.0: flat buffers,
-    in a file beside the model's."""
+    in a file beside the model's, and the count of tokens with the batches' position."""
     State(0, {}, place).read_into(optimizer.state_dict())
     names = ("master", "momentum", "moment", "square")
     flat = {name: getattr(optimizer, name) for name in names} | {"taken": optimizer.state_dict()["taken"].view(())}
     save_file(flat, place / "optimizer.safetensors")
     shutil.rmtree(place / "shards")
+    about = json.loads((place / "state.json").read_text())
+    about["batches"] = {"tokens": about.pop("tokens"), "batches": about["batches"]}
+    (place / "state.json").write_text(json.dumps(about))
     (place / "manifest.json").unlink()
     seal(place, lambda hashes: json.dumps({"files": hashes}).encode())
 

@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -334,7 +333,7 @@ def reader_of(opened: OpenModel, world: World, edits: bool = False) -> Callable[
     """Makes the ``Reader`` of the true distribution along a question's answers; with ``edits`` it counts mistakes by
     edit distance."""
     spellings = spellings_of(opened, world)
-    start = world.edits if edits else partial(world.filter, "chat")
+    start = world.edits if edits else world.filter
     return lambda question: Reader(lambda: TokenFilter(start(question), spellings))
 
 

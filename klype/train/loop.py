@@ -204,8 +204,10 @@ class _Run:
                 )
         try:
             state.read_into(self.optimizer.state_dict())
+            if "tokens" in about["batches"]:  # where an earlier klype counted them
+                about |= about["batches"]
             self.batches.restore(about["batches"])
-            self.tokens = self.tokens_before = about["tokens"]
+            self.tokens = self.tokens_before = about.get("tokens", 0)
         except (FileNotFoundError, KeyError, TypeError) as error:
             raise UsageError(
                 f"The state in {self.folder} was written by an earlier klype.", "Start again, in another folder."
