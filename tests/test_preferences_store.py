@@ -319,9 +319,17 @@ def test_an_older_store_is_migrated_and_keeps_what_it_held(new: New) -> None:
         )
     engine.dispose()
     with Store.open(place) as store:
-        one = store.claim(KARI)
-        assert one is not None
+        (one,) = store.questions()
         assert (one.question.question, one.candidates[0].text) == ("Hvem?", "Per")
+
+
+def test_a_question_with_a_single_answer_waits_for_another(new: New) -> None:
+    with Store.open(new()) as store:
+        store.add([replace(asked(0), candidates=(Candidate("en"),))])
+        (one,) = store.questions()
+        assert store.claim(KARI) is None
+        store.add_candidate(one.id, Candidate("to"))
+        assert store.claim(KARI) is not None
 
 
 def test_a_newer_store_is_refused_in_one_sentence(new: New) -> None:

@@ -108,8 +108,9 @@ class TreeOptions(o.MeaningOptions):
 def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -> None:
     """Show the distribution of whole answers to TEXT: what the model would say, how likely, and what it means.
 
-    The intervals are certain, not statistical: what was not explored is in them. Nothing is drawn, so --seed
-    changes nothing.
+    The intervals are certain, not statistical: what was not explored is in them.
+
+    Nothing is drawn, so --seed changes nothing.
     """
     if not 0 < asked.eps < 1:
         raise UsageError(f"--eps should be between 0 and 1 (it is {asked.eps}).")

@@ -90,9 +90,9 @@ class Store(AbstractContextManager["Store"]):
     def claim(self, who: Annotator, part: str = "", each: int = 1) -> RankingItem | None:
         """The next question for this annotator, leased to this session; None when nothing is left.
 
-        A question is asked until ``each`` annotators of this kind have ranked or skipped it. One that is leased to
-        another session is given out only when the lease has expired, or to the same annotator when nothing else is
-        left.
+        A question with two answers or more is asked until ``each`` annotators of this kind have ranked or skipped it.
+        One that is leased to another session is given out only when the lease has expired, or to the same annotator
+        when nothing else is left.
         """
         now = self._clock()
         with self._writing() as connection:
@@ -307,7 +307,8 @@ def _next(connection: Connection, mine: int, who: Annotator, wanted: tuple[str, 
         return 1 if row.id in elsewhere else -1 if own_language else 0, -row.priority, row.id
 
     columns = questions.c.id, questions.c.part, questions.c.priority, questions.c.about
-    rows = connection.execute(select(*columns).where(questions.c.id.in_(select(candidates.c.question_id))))
+    answers = select(candidates.c.question_id).group_by(candidates.c.question_id).having(sa.func.count() > 1)
+    rows = connection.execute(select(*columns).where(questions.c.id.in_(answers)))  # one answer cannot be ranked
     free = (r for r in rows if r.id not in own and len(taken[r.id] - {mine}) < each and part in ("", r.part))
     return next((int(row.id) for row in sorted(free, key=order)), None)
 

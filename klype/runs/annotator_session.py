@@ -133,12 +133,8 @@ class AnnotatorSession:
         end whatever is left."""
         part = "held-out" if self.done % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "train"
         each = 2 if self.done % SHARED_EVERY == SHARED_EVERY - 2 else 1
-        for wanted, times in ((part, each), ("", 1), ("", EVERYBODY)):
-            while (found := self.store.claim(self.who, wanted, times)) is not None:
-                if len(found.candidates) > 1:
-                    return found
-                self.store.record(Entry(found, (), self.name, "skip", when=now()))  # one answer cannot be ranked
-        return None
+        wishes = (part, each), ("", 1), ("", EVERYBODY)
+        return next((found for wish in wishes if (found := self.store.claim(self.who, *wish)) is not None), None)
 
     def _show(self, asked: RankingItem, again: bool) -> RankingTask:
         self.turns += 1
