@@ -1,7 +1,5 @@
 """``klype.examine``: how often a model is right and says the same, where answers diverge, what errors lead to."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import random
@@ -84,7 +82,7 @@ class Examination:
     found: ExamResult | None
 
     @staticmethod
-    def of(found: ExamResult) -> Examination:
+    def of(found: ExamResult) -> "Examination":
         """The figures and the document of an examination."""
         return Examination(document(found) | {"report": None}, found)
 
@@ -115,7 +113,7 @@ class Examination:
         """The document that ``klype examine --json`` prints; ``report`` is None, as no file was written."""
         return self.document
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row per temperature and measure: temperature, measure, value, low, high, n, unit."""
         figures = {float(t): found for t, found in self.document["figures"].items()}
         return data_frame(figure_rows("temperature", figures))

@@ -1,7 +1,5 @@
 """Training from a program: ``klype.train`` makes a run, and a ``Run`` is its folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,7 +94,7 @@ class Metrics:
     def to_json(self) -> list[Row]:
         return list(self.rows)
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row per step; a column per measure."""
         return data_frame(self.rows)
 
@@ -119,7 +117,7 @@ class Rankings:
         """The document that ``klype rank --json`` prints."""
         return self.document
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row per annotator: name, by (person, simulated, model, imported), rankings."""
         return data_frame(self._rows())
 
@@ -149,7 +147,7 @@ class RunReport:
         """The contents of ``figures.json``; of an alignment, what ``klype align --json`` printed of its round."""
         return self.document
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row per model and measure: model, measure, value, low, high, n, unit."""
         return data_frame(figure_rows("model", self.figures))
 
@@ -267,7 +265,7 @@ class Run:
 
     def align(
         self, method: str = "", rewards: Rewards = (), out: str | Path | None = None, **options: Unpack[AlignOptions]
-    ) -> Run:
+    ) -> "Run":
         """Aligns the run's fine-tuned model, as ``klype align`` does. Returns the new Run in ``out``
         (runs/align-DATE-N), or that of the last round.
 

@@ -1,7 +1,5 @@
 """``klype next``, ``tree`` and ``forks``: what comes next, all whole answers, and where an answer was decided."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,7 +133,7 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     terminal.document(document, out)
 
 
-def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptContext, shown: int) -> None:
+def tree_chart(terminal: Terminal, w: Words, found: "AnswerTree", ask: "PromptContext", shown: int) -> None:
     """Prints the answers as a tree, their meanings, and the probability that is unexplored."""
     from rich.text import Text
     from rich.tree import Tree as RichTree
@@ -145,7 +143,7 @@ def tree_chart(terminal: Terminal, w: Words, found: AnswerTree, ask: PromptConte
 
     console, lang, tree = terminal.console, terminal.lang, found.tree
 
-    def hung(branch: Branch, at: RichTree) -> RichTree:
+    def hung(branch: "Branch", at: RichTree) -> RichTree:
         said = branch.text.strip() or (w("tree.end") if branch.answer else "·")
         if branch.answer is None:
             at.label = Text.assemble((said, "dim"), (f"  {percent(branch.mass, lang, 1)}", "blue"))
@@ -204,7 +202,7 @@ def forks_command(terminal: Terminal, sampling: o.Sampling, asked: ForkOptions) 
     terminal.document(found.to_json(), asked.out)
 
 
-def forks_chart(terminal: Terminal, w: Words, forks: AnswerForks, stop: Collection[int] = ()) -> None:
+def forks_chart(terminal: Terminal, w: Words, forks: "AnswerForks", stop: Collection[int] = ()) -> None:
     """Prints the answer token by token with the share of its own meaning, the deciding token marked; then the
     alternatives to that token. ``stop``: the tokens that end an answer."""
     from rich.text import Text

@@ -1,7 +1,5 @@
 """From settings classes to typer's options, and the options that several commands share."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import re
@@ -128,7 +126,7 @@ def sampler_option(name: str) -> Any:
     return Annotated[type(row.off), option]
 
 
-def model_and_text(terminal: Terminal, command: str, options: PromptOptions, stage: str = "") -> tuple[str, str]:
+def model_and_text(terminal: Terminal, command: str, options: "PromptOptions", stage: str = "") -> tuple[str, str]:
     """The MODEL and the TEXT of ``klype command``. A single argument is the text, for ``stage`` of the default MODEL.
 
     Raises UsageError, with the line to type instead, where an argument is missing, swapped, misspelled or unquoted.
@@ -248,7 +246,7 @@ class MeaningOptions(PromptOptions):
     limit: Limit = 32
     judge: JudgeName = ""
 
-    def opened(self, name: str, text: str, server: str) -> tuple[Model, PromptContext]:
+    def opened(self, name: str, text: str, server: str) -> "tuple[Model, PromptContext]":
         """Opens the MODEL ``name``, with ``server`` as its budget if it is a server's, and puts the question to it."""
         from klype.api.model import load
 

@@ -1,7 +1,5 @@
 """``klype pull`` and ``export``: models from the Hugging Face hub; models as a GGUF file or a repository on the hub."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import tempfile
@@ -70,7 +68,7 @@ def list_models(terminal: Terminal) -> dict[str, Any]:
 
 
 @contextmanager
-def download_progress(terminal: Terminal, download: Download) -> Iterator[None]:
+def download_progress(terminal: Terminal, download: "Download") -> Iterator[None]:
     """Shows how much has been fetched: as a bar on a terminal, else as a line now and then."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
@@ -129,7 +127,7 @@ def export_command(
     terminal.document(document)
 
 
-def to_hub(loaded: LoadedModel, run: Path | None, name: str, folder: Path | None) -> dict[str, Any]:
+def to_hub(loaded: "LoadedModel", run: Path | None, name: str, folder: Path | None) -> dict[str, Any]:
     """Writes the repository to ``folder``, or, where that is None, pushes it to the hub. Raises KlypeError for a bad
     name, without a token, and without a network."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
@@ -143,7 +141,7 @@ def to_hub(loaded: LoadedModel, run: Path | None, name: str, folder: Path | None
         return {"hub": push(Path(place) / "model", name)}
 
 
-def write_repository(loaded: LoadedModel, run: Path | None, name: str, folder: Path) -> list[str]:
+def write_repository(loaded: "LoadedModel", run: Path | None, name: str, folder: Path) -> list[str]:
     """Writes the checkpoint's files and a model card with its run's data, measures and energy; returns their names.
 
     The card has no hash in the manifest: it may be edited on the hub.

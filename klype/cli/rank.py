@@ -1,7 +1,5 @@
 """``klype rank``: a run's answers put in order by you, by simulated annotators or by a model that judges."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +86,7 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
         ) from None
 
 
-def rank(store: Store, terminal: Terminal, asked: RankOptions, run: Path | None) -> int:
+def rank(store: "Store", terminal: Terminal, asked: RankOptions, run: Path | None) -> int:
     """Adds the answers of --from, then rankings by --import, --simulate, --judge or the user; returns the number of
     new rankings."""
     from klype.device import pick_device
@@ -140,7 +138,7 @@ class RankingInterrupted(KlypeError):  # noqa: N818 - an end that was asked for
     exit_code = INTERRUPTED
 
 
-def tell_agreement(store: Store, terminal: Terminal, asked: RankOptions, done: int) -> None:
+def tell_agreement(store: "Store", terminal: Terminal, asked: RankOptions, done: int) -> None:
     from klype.preferences import formats
     from klype.runs import rankers
 

@@ -1,7 +1,5 @@
 """``klype serve`` and ``klype studio``: models behind OpenAI's protocol, and pages that show how they answer."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket as sockets
@@ -150,7 +148,7 @@ class Endpoint:
         shown = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{shown}:{self.socket.getsockname()[1]}/"
 
-    def run(self, server: uvicorn.Server, say_ended: Callable[[], None]) -> None:
+    def run(self, server: "uvicorn.Server", say_ended: Callable[[], None]) -> None:
         """Serves until SIGTERM or Ctrl-C, which ``say_ended`` acknowledges; running requests are finished first."""
         from klype.serve.server import attentive
 

@@ -1,7 +1,5 @@
 """Judges by the demo world's grammar and by a language model, and the meaning of texts that are to be ranked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
@@ -25,7 +23,7 @@ class WorldJudge(Judge):
 
     name = "the world's grammar"
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: "World") -> None:
         self._world = world
 
     def compare(self, question: Question, a: str, b: str) -> bool | None:
@@ -59,7 +57,7 @@ def text_meaning(question: Question) -> Meaning:
     return meaning
 
 
-def judge_of(question: Question, world: World | None, named: Judge | None = None) -> Judge:
+def judge_of(question: Question, world: "World | None", named: Judge | None = None) -> Judge:
     """``named`` if given; else the demo world's grammar for its own questions, and the rules for all others."""
     if named is not None:
         return named

@@ -1,7 +1,5 @@
 """Constrained decoding of JSON by a schema (``response_format``), through llguidance."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-SPACING: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SPACING: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 PARAM = "response_format"
 ASCII = bytes(range(0x20, 0x7F))  # enough to write any JSON
 
@@ -68,7 +66,7 @@ class JsonAnswers:
         return {spelling[0]: token for token, spelling in enumerate(self._spellings) if len(spelling) == 1}
 
     @cached_property
-    def _tokenizer(self) -> LLTokenizer:
+    def _tokenizer(self) -> "LLTokenizer":
         from llguidance import LLTokenizer, TokenizerWrapper
 
         return LLTokenizer(TokenizerWrapper(self), eos_token=[*self._stop] or self.eos_token_id)
@@ -77,7 +75,7 @@ class JsonAnswers:
 class JsonConstraint:
     """The constraint on one answer."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: "LLMatcher", vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
 
     def allowed(self) -> npt.NDArray[np.bool_] | None:

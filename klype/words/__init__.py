@@ -4,8 +4,6 @@ A language has one TOML file, and one for each catalogue of its messages (``cli_
 file, ``klype/words/xx.toml``; what is missing from it is said in English. (Errors and help: ``sentences``.)
 """
 
-from __future__ import annotations
-
 import math
 import re
 import tomllib
@@ -127,7 +125,7 @@ def percent(share: float, lang: str, decimals: int = 0) -> str:
     return number(100 * share, lang, decimals) + LANGUAGES[lang].percent
 
 
-def figure(value: Figure, lang: str) -> str:
+def figure(value: "Figure", lang: str) -> str:
     """A figure with its interval, or why there is none: "0.83 [0.79, 0.87]"; "0,83 [0,79; 0,87]" in Norwegian."""
     if value.value is None or not math.isfinite(value.value):
         return f"\u2013 ({value.why})" if value.why else "\u2013"
