@@ -18,7 +18,13 @@ EVERY_S = 0.5
 
 def end_with(parent: int) -> None:
     """Makes this process end when the process ``parent`` does. A child calls it first."""
-    threading.Thread(target=_watch, args=(parent,), name="klype parent", daemon=True).start()
+
+    def watch() -> None:
+        while _lives(parent):
+            time.sleep(EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="klype parent", daemon=True).start()
 
 
 @contextmanager
@@ -45,12 +51,6 @@ def main() -> None:
     end_with(int(sys.argv[1]))
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-
-
-def _watch(parent: int) -> None:
-    while _lives(parent):
-        time.sleep(EVERY_S)
-    os._exit(1)
 
 
 def _lives(parent: int) -> bool:

@@ -3,8 +3,6 @@
 torch is imported inside the functions that compute, so that ``thread_policy`` can come before it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform
@@ -104,7 +102,7 @@ Device = Annotated[
 ]
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto") -> "torch.device":
     """ "auto", "cpu", "cuda", "cuda:1" or "mps" → a device that exists here."""
     import torch
 
@@ -120,7 +118,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def rank_device(local_rank: int) -> torch.device:
+def rank_device(local_rank: int) -> "torch.device":
     """The device of one of several processes on a machine: its own GPU if there are GPUs, else the CPU."""
     import torch
 
@@ -131,7 +129,7 @@ def rank_device(local_rank: int) -> torch.device:
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> Computed:
+def pick_precision(name: str, device: "torch.device") -> Computed:
     """The precision of this name; "auto" is bfloat16 if a short measurement finds it 1.5 times as fast as float32."""
     if name in get_args(Computed):
         return cast(Computed, name)
@@ -141,7 +139,7 @@ def pick_precision(name: str, device: torch.device) -> Computed:
     return "bfloat16" if fast else "float32"
 
 
-def gemm_gflops(dtype: str, size: int = 1024, seconds: float = 0.3, device: torch.device | None = None) -> float:
+def gemm_gflops(dtype: str, size: int = 1024, seconds: float = 0.3, device: "torch.device | None" = None) -> float:
     """Measured speed of matrix products in GFLOP/s: the best of repeated size³ products (2·size³ FLOP each)."""
     import torch
 
@@ -199,7 +197,7 @@ class EnergyMeter:
         return self._total / 1e6 if self._counters else None
 
 
-def _best(work: Callable[[], object], seconds: float, device: torch.device) -> float:
+def _best(work: Callable[[], object], seconds: float, device: "torch.device") -> float:
     """The shortest of repeated timings in seconds, after a warm-up."""
     import torch
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from klype.errors import writing_to
+from klype.errors import KlypeError, writing_to
 
 # the suffix of files and folders that are being written
 DRAFT = ".klype"
@@ -36,9 +36,9 @@ def write(file: Path, content: str | bytes | memoryview) -> None:
         beside.unlink(missing_ok=True)
 
 
-def write_out(file: Path, content: str | bytes) -> Path:
-    """Writes a file of a command's --out atomically. KlypeError if it cannot be written."""
-    with writing_to(file, "Choose another --out."):
+def write_out(file: Path, content: str | bytes, kind: type[KlypeError] = KlypeError) -> Path:
+    """Writes a file of a command's --out atomically. An error of this ``kind`` if it cannot be written."""
+    with writing_to(file, "Choose another --out.", kind):
         write(file, content)
     return file
 

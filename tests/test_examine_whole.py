@@ -14,7 +14,7 @@ import torch
 
 from klype.answers import distribution_bounds
 from klype.errors import KlypeError, UsageError
-from klype.examine.caching_source import Meters, Shape
+from klype.examine.caching_source import Shape
 from klype.examine.compare import failed, parse
 from klype.examine.evidence import DistributionCache, JudgedAnswer, judged_answers, read_distributions
 from klype.examine.exam import ExamResult, examine, probe
@@ -127,7 +127,7 @@ def test_the_truth_beside_itself_has_the_least_log_score_and_whole_overlap(hones
 
 def test_energy_is_shared_out_by_passes_where_it_can_be_read(tmp_path: Path) -> None:
     used = itertools.count(step=10.0)
-    found = examine(examinee(ERRING), SETTINGS, tmp_path, meters=Meters(joules=lambda: next(used)))
+    found = examine(examinee(ERRING), SETTINGS, tmp_path, joules=lambda: next(used))
     traces = [trace for group in found.traces[1.0] for trace in group]
     assert math.fsum(trace.joules or 0.0 for trace in traces) == pytest.approx(10)  # one chunk of questions
     assert {round((t.joules or 0.0) / t.passes, 9) for t in traces} == {

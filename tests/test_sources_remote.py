@@ -18,7 +18,7 @@ from klype.answers.tree import TreeSettings
 from klype.cli import exits
 from klype.cli.main import call
 from klype.errors import BudgetSpentError
-from klype.examine.caching_source import Meters, Recorder
+from klype.examine.caching_source import Recorder
 from klype.sources.capabilities import probe
 from klype.sources.hf_open import open_hf
 from klype.sources.http_client import Budget, HttpClient, ResponseCache, RetryPolicy
@@ -294,7 +294,7 @@ KINDS: dict[str, Callable[[RemoteSource, Path], Source]] = {
     "native": lambda remote, folder: own(),
     "transformers": lambda remote, folder: gpt2(folder),
     "remote": lambda remote, folder: remote,
-    "recorded": lambda remote, folder: Recorder(own(), "these", folder, Meters(lambda: 0.0)),
+    "recorded": lambda remote, folder: Recorder(own(), "these", folder, lambda: None),
     "remembered": lambda remote, folder: PathSource(own(), lambda: None, {}),
 }
 

@@ -19,7 +19,7 @@ from klype.data.rows import questions_from, read_questions
 from klype.device import EnergyMeter
 from klype.durable import hash_file
 from klype.errors import UsageError
-from klype.examine.caching_source import Meters, Shape
+from klype.examine.caching_source import Shape
 from klype.examine.exam import ExamResult, Progress, probe
 from klype.examine.exam import examine as run_examination
 from klype.examine.examination_report import document, render, verdict
@@ -144,8 +144,7 @@ class Exam:
     ) -> ExamResult:
         """Runs the examination. Traces are kept in ``folder``; those that are there already are not generated again.
         ``given``: the interventions of the model that this one is compared with."""
-        meters = Meters(joules=EnergyMeter().joules)
-        return run_examination(self.target, self.plan.settings, folder, progress, given, meters)
+        return run_examination(self.target, self.plan.settings, folder, progress, given, EnergyMeter().joules)
 
 
 def prepare(

@@ -1,7 +1,5 @@
 """What a model's methods return: immutable values with ``to_json``, ``to_pandas`` and a display in notebooks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,7 +27,7 @@ def picked(value: object, *names: str) -> Row:
     return {name: getattr(value, name) for name in names}
 
 
-def data_frame(rows: Sequence[Row]) -> pd.DataFrame:
+def data_frame(rows: Sequence[Row]) -> "pd.DataFrame":
     """Rows as a pandas data frame. Raises KlypeError where pandas is not installed."""
     try:
         import pandas as pd
@@ -105,7 +103,7 @@ class Answer:
     def to_json(self) -> Row:
         return {**picked(self, "text", "logprob", "ended"), "tokens": [asdict(token) for token in self.tokens]}
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row per token: text, id, p."""
         return data_frame(self.to_json()["tokens"])
 
@@ -149,7 +147,7 @@ class NextTokens:
         rows = [{name: value for name, value in asdict(one).items() if value is not None} for one in self.tokens]
         return {"tokens": rows, "rest": self.rest}
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row per token: token, id, p, p_tempered, and truth where it is known."""
         return data_frame(self.to_json()["tokens"])
 
@@ -199,7 +197,7 @@ class AnswerTree:
             **judge_and_error(self.judge, self.error_rate),
         }
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row per answer: text, low, high, meaning."""
         return data_frame(self.answers)
 
@@ -255,7 +253,7 @@ class AnswerForks:
             **judge_and_error(self.judge, self.error_rate),
         }
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row per token: token, strength, own (share of answers that mean the same after it), fork."""
         return data_frame(self._rows())
 

@@ -244,11 +244,10 @@ class Run:
         In ``align``, methods that learn from rankings (dpo, ipo, kto) use them.
         """
         whole(n=n, seed=seed)
+        number("n", n)
         rankers.check_noise(number("noise", noise))
         if by is not None and not isinstance(by, str | Path) and not callable(by):
             raise UsageError("by should be a function (questions, answers) -> list of floats, or a file of rankings.")
-        if n < 0:
-            raise UsageError(f"n should be a number of questions, or 0 for all (it is {n}).")
         with ranking.open_store(self.path / "rank") as store:
             if isinstance(by, str | Path):
                 new = store.put(formats.read(Path(by)))

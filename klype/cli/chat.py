@@ -1,7 +1,5 @@
 """``klype chat``: a conversation, streamed; lines that start with / are commands."""
 
-from __future__ import annotations
-
 import codecs
 import math
 import sys
@@ -76,13 +74,13 @@ class ChatSession:
 
     terminal: Terminal
     opened: OpenModel
-    sampling: Sampling
+    sampling: "Sampling"
     limit: int
     seed: int
-    draft: tuple[str, Draft] | None = None
+    draft: "tuple[str, Draft] | None" = None
     sure: bool = False
-    messages: list[Message] = field(default_factory=list)
-    traces: list[Trace] = field(default_factory=list)
+    messages: "list[Message]" = field(default_factory=list)
+    traces: "list[Trace]" = field(default_factory=list)
     guesses: list[dict[str, Any]] = field(default_factory=list)
     certainties: list[dict[str, Any]] = field(default_factory=list)
     answers: int = 0
@@ -211,7 +209,7 @@ class ChatSession:
             terminal.say("chat.set", what=name, value=short(value, terminal.lang))
 
 
-def weighed(trace: Trace, opened: OpenModel, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
+def weighed(trace: "Trace", opened: OpenModel, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
     """The rows of /probs: each token, its probability at temperature 1, and the two most probable alternatives.
 
     Tokens that together encode one character share a row, unless ``as_bytes``: then each is shown with its bytes.

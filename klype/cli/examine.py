@@ -1,7 +1,5 @@
 """``klype examine``, ``article`` and ``judge``: how a model's answers diverge; the article's claims; answers judged."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ from klype.cli import options as o
 from klype.cli.runs import shown
 from klype.cli.terminal import Terminal, part_progress, pass_budget, patiently, print_table, starting, tell_cost
 from klype.cli.terminal import write_json as write
+from klype.durable import write_out
 from klype.errors import KlypeError, UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
 from klype.option import Option, Options, a_file, suite_files
@@ -148,7 +147,7 @@ def check_place(folder: Path) -> None:
         raise UsageError(f"--out {folder}: nothing may be written in {there}.")
 
 
-def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
+def tell_plan(terminal: Terminal, w: Words, found: "ExamPlan") -> None:
     asked, settings = found.questions, found.settings
     counts = {"questions": asked, "trees": min(settings.trees, asked), "forks": min(settings.forks, asked)}
     told = {name: count(value, terminal.lang) for name, value in {**counts, "passes": found.total}.items()}
@@ -157,18 +156,18 @@ def tell_plan(terminal: Terminal, w: Words, found: ExamPlan) -> None:
     terminal.console.print(line, soft_wrap=True)
 
 
-def write_examination(terminal: Terminal, found: ExamResult, folder: Path) -> dict[str, Any]:
+def write_examination(terminal: Terminal, found: "ExamResult", folder: Path) -> dict[str, Any]:
     """Writes report.html and figures.json; returns the document."""
     from klype.api.examination import Examination
-    from klype.examine.examination_report import write as write_report
+    from klype.examine.examination_report import render
 
     made = Examination.of(found).to_json()
-    made["report"] = str(write_report(folder, made, terminal.lang))
+    made["report"] = str(write_out(folder / "report.html", render(made, terminal.lang)))
     write(folder / "figures.json", made)
     return made
 
 
-def show_comparison(terminal: Terminal, w: Words, found: list[ExamResult], folder: Path) -> dict[str, Any]:
+def show_comparison(terminal: Terminal, w: Words, found: "list[ExamResult]", folder: Path) -> dict[str, Any]:
     from klype.examine.compare import compare
     from klype.examine.say import Say
 
@@ -251,8 +250,8 @@ def article_command(terminal: Terminal, settings: ArticleSettings, asked: Articl
 
 
 def long_texts(
-    terminal: Terminal, opened: OpenModel, writing: FreeTextRequest, how: QuestionOptions
-) -> tuple[list[JudgedAnswer], str]:
+    terminal: Terminal, opened: "OpenModel", writing: "FreeTextRequest", how: QuestionOptions
+) -> "tuple[list[JudgedAnswer], str]":
     """Long texts by the base model of the demo world's run, judged word by word, and the model's name; ([], "") for
     other models."""
     from klype.api.examination import spellings_of

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, pass_budget, patiently, starting, tell_cost, tell_unread, write
+from klype.cli.terminal import Terminal, pass_budget, patiently, starting, tell_cost, tell_unread
+from klype.durable import write_out
 from klype.errors import UsageError
 from klype.option import Option
 from klype.words import Words, count, figure, number, percent, words
@@ -127,7 +128,8 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     if out is not None and out.suffix.lower() in (".html", ".htm"):
         from klype.examine.examination_report import tree_page
 
-        write(out, tree_page(found.tree, ask.question.prompt, ask.source.codec.decode, terminal.lang))
+        page = tree_page(found.tree, ask.question.prompt, ask.source.codec.decode, terminal.lang)
+        write_out(out, page, UsageError)
         out = None
     tell_cost(model.opened)
     terminal.document(document, out)

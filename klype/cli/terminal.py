@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from klype import durable
 from klype.environment import language
-from klype.errors import UsageError, writing_to
+from klype.errors import UsageError
 from klype.words import LANGUAGES, Words, count, number, words
 from klype.words.plain import aside, escape, harmless, tell
 from klype.words.sentences import Sentences
@@ -94,13 +94,8 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:
-    write(file, to_json(document) + "\n")
-
-
-def write(file: Path, text: str) -> None:
-    """Writes a file atomically. Raises UsageError where that is not possible."""
-    with writing_to(file, "Choose another --out.", UsageError):
-        durable.write(file, text)
+    """Writes a document atomically. Raises UsageError where that is not possible."""
+    durable.write_out(file, to_json(document) + "\n", UsageError)
 
 
 def program(environ: Mapping[str, str] = os.environ, python: str = sys.executable) -> str:

@@ -16,6 +16,7 @@ from annotated_types import Gt
 
 from klype.cli import options as o
 from klype.cli.terminal import PLAIN_EVERY_S, Terminal, grid, listener, program, starting, write_json
+from klype.durable import write_out
 from klype.environment import cache_folder
 from klype.errors import UsageError
 from klype.option import Option, Options
@@ -255,7 +256,7 @@ def conduct(
         terminal.console.print(own("plan", documents=several, steps=steps, minutes=minutes, **numbers))
         with live_board(terminal, table, progress) as tell:
             board = experiment.run(source, plan, place, tell, cores, cache_folder())
-        page = str(report.write(place, board, lang))
+        page = str(write_out(place / "report.html", report.render(board, lang)))
         made = {**board.document(), "report": page, "plan": plan.document(experiment.noun, experiment.one_size)}
         write_json(place / f"{experiment.name}.json", made)
     if not terminal.as_json:

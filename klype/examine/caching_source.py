@@ -14,13 +14,7 @@ from klype.engine.engine import Event
 from klype.sources.source import Source, SourceWrapper, answers
 from klype.values import Distribution, Request, Trace
 
-
-@dataclass(frozen=True, slots=True)
-class Meters:
-    """``clock()``: seconds; ``joules()``: energy used so far, None where it cannot be read."""
-
-    clock: Callable[[], float] = time.perf_counter
-    joules: Callable[[], float | None] = lambda: None
+Joules = Callable[[], float | None]  # energy used so far; None where it cannot be read
 
 
 class Recorder(SourceWrapper):
@@ -30,18 +24,18 @@ class Recorder(SourceWrapper):
     token drawn, prefix read and answer scored, whether it was computed now or loaded.
     """
 
-    def __init__(self, source: Source, identity: str, folder: Path | None, meters: Meters) -> None:
+    def __init__(self, source: Source, identity: str, folder: Path | None, joules: Joules) -> None:
         super().__init__(source)
-        self._identity, self._folder, self._meters = identity, folder, meters
+        self._identity, self._folder, self._joules = identity, folder, joules
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="traces")  # the model does not wait for the disk
         self._saving: Future[None] | None = None
         self.passes, self.tokens, self.model_s = 0, 0, 0.0
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
         self.passes += len(prefixes)
-        began = self._meters.clock()
+        began = time.perf_counter()
         found = self._source.next(prefixes, top)
-        self.model_s += self._meters.clock() - began
+        self.model_s += time.perf_counter() - began
         return found
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
@@ -68,11 +62,11 @@ class Recorder(SourceWrapper):
         found = None if self._folder is None else store.load(self._folder, name, about)
         if found is not None:
             return found
-        began, used = self._meters.clock(), self._meters.joules()
+        began, used = time.perf_counter(), self._joules()
         traces = ask()
-        took = self._meters.clock() - began
+        took = time.perf_counter() - began
         self.model_s += took
-        passes, now = sum(trace.passes for trace in traces), self._meters.joules()
+        passes, now = sum(trace.passes for trace in traces), self._joules()
         if used is not None and now is not None and passes:
             # answers made one at a time: their own seconds only, so that energy and time are of the same span
             share = min(1.0, sum(trace.seconds for trace in traces) / took) if took > 0 else 1.0

@@ -14,7 +14,7 @@ from klype.answers.forks import Forks, ForkSettings, forks
 from klype.answers.tree import Tree, TreeSettings, grow
 from klype.data.seeds import draw_seed
 from klype.examine import evidence, interventions
-from klype.examine.caching_source import Meters, Recorder
+from klype.examine.caching_source import Joules, Recorder
 from klype.examine.error_feedback import InterventionOutcome, Right, WordSwap, outcomes, word_swaps
 from klype.examine.evidence import DistributionCache, Evidence
 from klype.examine.examined_model import PER_PAIR, EvalTarget, ExamSpeed, fork_tokens
@@ -58,7 +58,7 @@ def examine(
     folder: Path | None = None,
     progress: Progress = lambda part, done, of: None,
     given: Mapping[float, list[Intervention]] | None = None,
-    meters: Meters = Meters(),
+    joules: Joules = lambda: None,
 ) -> ExamResult:
     """Examines a model as the settings say. Traces are written to ``folder/traces``, if a folder is given; traces of
     the same weights that are already there are not computed again.
@@ -66,8 +66,8 @@ def examine(
     ``given``: another model's interventions by temperature, which are used instead of the model's own, so that two
     models are compared after the same prefixes and words.
     """
-    began = meters.clock()
-    source = Recorder(target.source, target.identity, None if folder is None else folder / "traces", meters)
+    began = time.perf_counter()
+    source = Recorder(target.source, target.identity, None if folder is None else folder / "traces", joules)
     context = EvalContext(target, settings, source, progress)
     found = ExamResult(target, settings, true=context.true)
     for t in settings.temperatures:
@@ -85,7 +85,7 @@ def examine(
     found.evidence[main] = replace(found.evidence[main], trees=trees, forks=context.forks(found.traces[main]))
     source.finish()
     found.passes, found.tokens, found.model_s = source.passes, source.tokens, source.model_s
-    found.seconds = meters.clock() - began
+    found.seconds = time.perf_counter() - began
     return found
 
 

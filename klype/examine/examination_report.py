@@ -7,11 +7,9 @@ differ only in what is under ``time``. Verdict and page are made from the docume
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from klype import durable
 from klype.answers.tree import Branch, Tree, branches
 from klype.examine import html
 from klype.examine.answer_pictures import CURVES, Document, flow, pictures
@@ -199,13 +197,8 @@ def pairs(evidence: Evidence) -> Made:
     }
 
 
-def write(folder: Path, document: Document, lang: str = "en") -> Path:
-    """Writes ``report.html`` into an existing folder. Raises UsageError for an unknown language, KlypeError where it
-    cannot be written."""
-    return durable.write_out(folder / "report.html", render(document, lang))
-
-
 def render(document: Document, lang: str = "en") -> str:
+    """The page ``report.html`` of an examination. Raises UsageError for an unknown language."""
     return html.render(partial(_page, document), lang, document["model"])
 
 

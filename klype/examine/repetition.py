@@ -1,11 +1,12 @@
 """Repetition within answers, between answers, and of the training text; how probable unseen answers are."""
 
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -91,15 +92,8 @@ def good_turing(classes: Sequence[Hashable]) -> Figure:
 
 def common_prefix(answers: Sequence[Sequence[Hashable]]) -> float | None:
     """The mean number of first words that two answers share. None: fewer than two answers."""
-    pairs = list(combinations(answers, 2))
-    if not pairs:
-        return None
-    return sum(common_length(a, b) for a, b in pairs) / len(pairs)
-
-
-def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """The length of the common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    shared = [sum(takewhile(bool, map(operator.eq, a, b))) for a, b in combinations(answers, 2)]
+    return float(np.mean(shared)) if shared else None
 
 
 WORD = re.compile(r"\w+|[^\w\s]")

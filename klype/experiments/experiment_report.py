@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic
 
-from klype import durable
 from klype.examine import html
 from klype.examine.charts import Cell, Option, Panel, Picture, whiskers
 from klype.examine.html import Document, Glossary, Part, Section, Table, Text, texts
@@ -87,12 +85,8 @@ class Report(Generic[B]):
     running: Callable[[B, Words], list[str]] = lambda board, own: []
     told: Callable[[str, Words], str] = lambda arm, own: ""
 
-    def write(self, folder: Path, board: B, lang: str) -> Path:
-        """Writes ``report.html`` into the folder, atomically; ``lang``: the language that is shown first."""
-        return durable.write_out(folder / "report.html", self.render(board, lang))
-
     def render(self, board: B, lang: str) -> str:
-        """The page as HTML."""
+        """The page as HTML; ``lang``: the language that is shown first."""
 
         def page(say: Say) -> Document:
             own = words(say.lang, self.experiment.name)

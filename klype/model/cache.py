@@ -5,8 +5,6 @@ R rows, L layers, G key heads, g query heads a key head, S own positions, P shar
 n rows a slot, T new tokens, K head width, D model width, J convolution taps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,24 +48,24 @@ class SharedKV:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors)
 
-    def changed(self, change: Callable[[Tensor], Tensor], lengths: Indices, P: int) -> SharedKV:
+    def changed(self, change: Callable[[Tensor], Tensor], lengths: Indices, P: int) -> "SharedKV":
         """A new SharedKV: each tensor cut to P positions and passed through ``change``; ``lengths`` of its slots."""
         spare = self.keys.shape[-2] - P
         keys, values, inputs = (change(t.narrow(-2, 0, t.shape[-2] - spare)) for t in self.tensors)
         return SharedKV(keys, values, inputs, lengths)
 
-    def take(self, slots: Indices) -> SharedKV:
+    def take(self, slots: Indices) -> "SharedKV":
         """A copy of some slots, cut to the longest of them."""
         index, lengths = to_device(slots, self.keys.device), self.lengths[slots]
         return self.changed(lambda t: t.index_select(1, index), lengths, int(lengths.max(initial=0)))
 
-    def alike(self, other: SharedKV) -> bool:
+    def alike(self, other: "SharedKV") -> bool:
         """Whether both are worth one store: longest texts and numbers of slots within a factor of two."""
         long, short = sorted((int(self.lengths.max(initial=1)), int(other.lengths.max(initial=1))), reverse=True)
         many, few = sorted((len(self.lengths), len(other.lengths)), reverse=True)
         return long <= max(2 * short, 32) and many <= 2 * few
 
-    def joined(self, other: SharedKV) -> SharedKV:
+    def joined(self, other: "SharedKV") -> "SharedKV":
         """The slots of both, the other's last."""
         pairs = zip(self.tensors, other.tensors, strict=True)
         longest = ((max(t.shape[-2] for t in pair), pair) for pair in pairs)
@@ -207,7 +205,7 @@ class Cache:
         """Count the T tokens that were stored as part of every row."""
         self.lengths = self.lengths + T
 
-    def readers(self) -> list[Readers]:
+    def readers(self) -> "list[Readers]":
         """The readers of each store."""
         if "readers" in self.plans:
             known: list[Readers] = self.plans["readers"]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from klype.examine.caching_source import WATTS_PER_CORE, Energy, Meters
+from klype.examine.caching_source import WATTS_PER_CORE, Energy
 from klype.examine.evidence import Evidence
 from klype.examine.examination_report import reliability
 from klype.examine.measures import in_runs, measure
@@ -221,7 +221,7 @@ def cost(run: RunContext, model: Transformer, evidence: Evidence) -> dict[str, A
     t, questions = run.recipe.examine.temperature, run.task.held_out[:ALONE]
     draw_answers(run.task, model, questions[:1], t)  # warm-up
     energy, asking = Energy(), replace(answer_settings(run.task, t), chunk=1)
-    alone = examine_model(run.task, model, questions, asking, Meters(joules=energy.joules)).evidence[t]
+    alone = examine_model(run.task, model, questions, asking, energy.joules).evidence[t]
     figures = measure(evidence, ("passes", "tokens", "flops")) | measure(alone, ("seconds", "joules"))
     guessed = {"joules_estimated": True, "watts": WATTS_PER_CORE} if energy.estimated else {}
     shown = {name: figure.json() for name, figure in figures.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from klype.data.example_batches import STEPS, PoolSettings
-from klype.examine.caching_source import Meters, Shape
+from klype.examine.caching_source import Joules, Shape
 from klype.examine.exam import ExamResult, draw, examine
 from klype.examine.examined_model import EvalTarget
 from klype.examine.run_figures import JsonObject, LocalText, StageName
@@ -128,10 +128,10 @@ def answer_settings(
 
 
 def examine_model(
-    task: Task, model: Transformer, questions: Sequence[Question], settings: ExamSettings, meters: Meters = Meters()
+    task: Task, model: Transformer, questions: Sequence[Question], settings: ExamSettings, joules: Joules = lambda: None
 ) -> ExamResult:
     """Examines a run's model by its answers in the chat template: verdicts, measures and cost."""
-    return examine(target_of(task, model, questions), settings, meters=meters)
+    return examine(target_of(task, model, questions), settings, joules=joules)
 
 
 def draw_answers(
