@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders: written beside, flushed to disk, renamed."""
+"""Atomic writes of files and folders (written beside, flushed to disk, renamed), and locks on them."""
 
 import hashlib
 import os
@@ -79,7 +79,7 @@ def tighten(folder: Path) -> None:
 
 @contextmanager
 def draft_folder(name: str, place: Path) -> Iterator[Path]:
-    """A new folder in ``place``, to be filled and renamed by the caller; otherwise it is removed."""
+    """A new folder in ``place``, to be filled and renamed by the caller; removed on exit if it was not renamed."""
     draft = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=DRAFT, dir=place))
     handle = os.open(draft, os.O_RDONLY) if os.name == "posix" else None
     try:
@@ -112,8 +112,8 @@ def clear(folder: Path) -> None:
 
 
 def hold(handle: int, wait: bool = True) -> bool:
-    """Locks an open file or folder until this process closes it. Returns False if the system or file system has no
-    locks. With ``wait`` False, raises BlockingIOError if another process holds the lock."""
+    """Locks an open file or folder until this process closes it. Returns whether it is locked: some systems and file
+    systems have no locks. With ``wait`` False, raises BlockingIOError if another process holds the lock."""
     if sys.platform == "win32":
         return False
     import fcntl  # not on Windows

@@ -135,6 +135,17 @@ def ask(asked: RemoteSource, n: int = 2) -> Any:
     return answers(asked, [Request(prompt, n=n, limit=4)])
 
 
+def test_tokens_of_a_stream_are_counted_once_though_every_event_tells_them() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        told = [{"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": n}} for n in (1, 2, 3)]
+        lines = "".join(f"data: {json.dumps(event)}\n\n" for event in told)
+        return httpx.Response(200, text=lines + "data: [DONE]\n\n", headers={"content-type": "text/event-stream"})
+
+    http = HttpClient("http://there/v1", retry=RetryPolicy(client=httpx.Client(transport=httpx.MockTransport(handle))))
+    assert len(list(http.stream(Call("chat/completions", {})))) == 3
+    assert (http.budget.prompt_tokens, http.budget.answer_tokens) == (5, 3)
+
+
 def test_recorded_shapes() -> None:
     (said,) = choices_of(OPENAI_CHAT, 1, "there")
     assert said.tokens is not None

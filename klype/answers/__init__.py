@@ -1,1 +1,1 @@
-"""What a model could answer, over any Source: traces, the tree of exact answers, forks, sampling without repetition."""
+"""What a model could answer, over any Source: saved traces, the tree of exact answers, forks, decoders."""

@@ -240,9 +240,9 @@ CHECKS = {
 
 
 def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
-    """The mean log-probability per token. No pass: it is known from the draw."""
+    """The mean log-probability per token, minus log P, which the verifier adds: with weight 1 only the mean is left. No
+    pass: it is known from the draw."""
     yield from ()  # it requests nothing
-    # minus log P, which the verifier adds: at weight 1 only the mean per token is left
     return [c.logp / max(1, len(c.tokens)) - c.logp for c in candidates]
 
 
@@ -257,7 +257,8 @@ def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
 
 
 def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> Check:
-    """log P(yes) among yes and no, as the next token after ``put(answer)``. One pass per candidate."""
+    """log P(yes) among yes and no, as the next token after ``put(answer)``, at least log 1e-6; log ½ if neither is
+    listed. One pass per candidate."""
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
         kept = candidates[: context.budget.left]
@@ -266,7 +267,6 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
         for q in found:
             p = np.exp(np.asarray(q.logp, dtype=float))
             good, bad = (float(p[np.isin(q.ids, list(ids))].sum()) for ids in (yes, no))
-            # neither is listed: even chances
             out.append(math.log(max(1e-6, good / (good + bad))) if good + bad > 0 else math.log(0.5))
         return out
 
@@ -312,7 +312,8 @@ def verify(name: str) -> Callable[[DecodeContext], Decoding[Decision]]:
 
 
 def vote(candidates: Sequence[DecodedAnswer], weights: Sequence[float] = ()) -> Decision:
-    """The meaning of the largest total weight (of equals the first), represented by its most probable answer.
+    """The meaning of the largest total weight (of equals the first), represented by its most probable answer, a
+    finished one if there is any.
 
     ``weights``: of the candidates; by default their probabilities.
     """

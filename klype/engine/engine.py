@@ -99,7 +99,8 @@ class Engine:
         return self._next_id
 
     def check(self, request: Request) -> None:
-        """Raise if the request is invalid, or if the weights changed without ``refresh``."""
+        """Raise if the request is invalid, or if the weights changed without ``refresh`` while something computed with
+        the old ones is kept."""
         check_request(request, self.runner.window, self.runner.vocab_size)
         self._check_fresh()
 
@@ -193,7 +194,8 @@ class Engine:
         return [found[row] for row in range(len(texts))]
 
     def refresh(self, version: int | str) -> None:
-        """Call after the weights have changed: drops all that was computed with the old ones."""
+        """Call after changing the weights: drops all that was computed with the old ones. Raises KlypeError while
+        answers are being generated."""
         if len(self._rows):
             raise KlypeError("The weights cannot change while answers are being written: finish or cancel them first.")
         self.version = version

@@ -4,7 +4,7 @@ Drafts: a smaller model, or the text itself (prompt look-up).
 
 A sampled guess (of a draft model at temperature > 0) is accepted with probability min(1, p/q) and otherwise replaced by
 a sample from max(0, p - q), renormalised (Leviathan, Kalman & Matias 2023, arXiv:2211.17192): the answer has exactly
-the distribution p. A deterministic guess (look-up, greedy) is compared with the token that plain decoding samples from
+the distribution p. A deterministic guess (by look-up) is compared with the token that plain decoding samples from
 p with its own noise: the answer is then token for token that of plain decoding, and the probability of acceptance is
 the same, p(guess).
 """
@@ -44,7 +44,7 @@ class Draft(Protocol):
 
 
 class LookupDraft:
-    """Guesses what followed the last occurrence of the text's last few tokens (prompt look-up; Saxena 2023)."""
+    """Guesses what followed the last few tokens where they occurred before (prompt look-up; Saxena 2023)."""
 
     def __init__(self, longest: int = 3) -> None:
         assert longest > 0

@@ -77,7 +77,8 @@ class JudgeModel(Judge):
     """Asks a language model whether two answers mean the same, and compares P(Yes) with P(No) as its next token.
 
     It is asked in both orders, so that a preference for the first or last answer has no effect. Undecided if it
-    contradicts itself, if its probabilities are below LEAST and MARGIN, and if the answers exceed its ``window``.
+    contradicts itself, if P(Yes) + P(No) is below LEAST or the two are too close (MARGIN), or if the prompt exceeds its
+    ``window``.
     """
 
     most = 100  # a tree can have hundreds of answers; the most probable come first

@@ -50,8 +50,8 @@ def with_itself(
 ) -> list[tuple[float, float]]:
     """Self-agreement of a noisy annotator, per question: (pairs ordered alike, pairs), means of ``repeats``.
 
-    ``rank(question's index, rng)`` ranks once more, with errors. No bound for an imitator: held-out rankings without
-    errors can be met by more, and even those with errors by whoever has the taste and does not err.
+    ``rank(question's index, rng)`` ranks once more, with errors. Not an upper bound for a model: one
+    without the annotator's noise can agree with it more often than it does with itself.
     """
     out = []
     for index in range(questions):
@@ -66,7 +66,7 @@ def _same_candidates(one: Ranking, two: Ranking) -> tuple[tuple[int, ...], tuple
     there = ranks(two)
     if one.candidates != two.candidates:
         if len(set(one.candidates)) < len(one.candidates) or set(one.candidates) != set(two.candidates):
-            raise KlypeError(f"Two rankings of {one.question.question!r} are compared that have other candidates.")
+            raise KlypeError(f"Two rankings of {one.question.question!r} have different candidates.")
         place = dict(zip(two.candidates, there, strict=True))
         there = tuple(place[candidate] for candidate in one.candidates)
     return ranks(one), there
@@ -134,7 +134,7 @@ def krippendorff(coincidence_VV: Floats, values: Sequence[float], level: Level) 
     total = float(count_V.sum())
     if level == "nominal":
         distance_VV: Floats = 1 - np.eye(len(values))
-    else:  # squared; ordinal: how many ratings lie between, half of the ends
+    else:  # squared; ordinal: the number of ratings between the two, each end counted as half
         at_V = np.asarray(values, dtype=float) if level == "interval" else np.cumsum(count_V) - count_V / 2
         distance_VV = (at_V[:, None] - at_V[None]) ** 2
     expected = float((np.outer(count_V, count_V) * distance_VV).sum())

@@ -101,9 +101,10 @@ def by_people(run: RunContext) -> bool:
 
 
 def reason_not_to_align(run: RunContext) -> dict[str, str] | None:
-    """Why alignment should not start, by language; None if it may: unless the reward model's pair accuracy is known to
-    be below the recipe's gate, or, with people's rankings, if it is known to be better than chance. Without held-out
-    pairs alignment may start.
+    """Why alignment should not start, by language; None if it may.
+
+    With a simulated annotator it is refused only if the reward model's pair accuracy is known to be below the recipe's
+    gate; with people's rankings, unless it is known to be better than chance. Without held-out pairs it is allowed.
     """
     pairs, threshold = run.record.content["reward"]["pair_accuracy"], pair_threshold(run)
     figure = figure_of(run.record.content["reward"], "pair_accuracy")

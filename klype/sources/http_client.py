@@ -35,7 +35,8 @@ class RefusedError(KlypeError):
 class Budget:
     """Limits on requests and tokens (0: none) and what was used of them. Cached responses and tokenizing are free.
 
-    ``say`` is called after every response, on the thread that made the request.
+    ``kept``: number of responses from the cache. ``say`` is called whenever usage was counted, on the thread that made
+    the request.
     """
 
     requests: int = 0
@@ -115,7 +116,8 @@ class Call:
 
 
 class HttpClient:
-    """A client of one server. ``key`` is sent in the Authorization header and appears nowhere else."""
+    """A client of one server. ``key`` is sent in the Authorization header and appears nowhere else; a user name in
+    ``base`` is sent instead of it."""
 
     def __init__(
         self,
@@ -186,6 +188,7 @@ class HttpClient:
         JSON."""
         body = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
         reader, _ = self._request(call.path, body, whole=False)
+        usage = None
         try:
             if "text/event-stream" not in reader.response.headers.get("content-type", ""):
                 raise self._unexpected_type(reader)
@@ -203,17 +206,19 @@ class HttpClient:
                     raise KlypeError(f"{self.base} streams something that is not a JSON object: {data[:80]!r}.")
                 if "error" in event:
                     raise KlypeError(f"{self.base} broke off: {_message(event)}.")
-                self.budget.pay(event.get("usage"))
+                # some servers tell it once, others with every event, counted up
+                usage = event.get("usage") or usage
                 yield event
         except httpx.HTTPError as error:
             reader.limits.left()
             raise KlypeError(f"{self.base} cut its answer off: {short_error(error)}.", "Ask again.") from None
         finally:
+            self.budget.pay(usage)
             reader.response.close()
 
     def _request(self, path: str, body: Mapping[str, Any] | None, whole: bool = True) -> tuple[ResponseReader, bytes]:
-        """The response and, if ``whole``, its body, after as many attempts as it takes. Each attempt counts against the
-        budget: the server may have computed an answer that did not arrive.
+        """The response and, if ``whole``, its body, after as many attempts as it takes. Each attempt at a
+        completion counts against the budget: the server may have computed an answer that did not arrive.
 
         Raises RefusedError for what the server does not offer, KlypeError for other failures.
         """

@@ -167,7 +167,7 @@ def open_files(name: str, how: OpenOptions) -> OpenModel:
 
 
 def _open_native(name: str, found: ModelFiles, how: OpenOptions, device: torch.device) -> OpenModel:
-    """Opens a model that klype computes itself, on the CPU with its compiled code."""
+    """Opens a model that klype computes itself; on the CPU with compiled code."""
     from klype.device import pick_precision
     from klype.engine.engine import Engine
     from klype.model import checkpoint

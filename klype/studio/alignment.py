@@ -1,4 +1,4 @@
-"""The card that aligns a model with rankings: whose, for how long, its answers meanwhile, and before and after."""
+"""The card that aligns a model with rankings: whose and for how long; sample answers meanwhile; then a comparison."""
 
 import asyncio
 import shutil

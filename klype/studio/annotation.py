@@ -112,7 +112,7 @@ def named(annotator: str, w: Words) -> str:
 
 def sign_in(home: Path, name: str, key: str) -> str:
     """Returns the name in its normal form. The first key given with a name locks it: UsageError for any other key, and
-    for what is no name.
+    for an invalid name.
 
     Keys are kept in klype's own folder ``home`` as salted hashes (scrypt), readable by their owner only."""
     clean = unicodedata.normalize("NFC", " ".join(name.split()))

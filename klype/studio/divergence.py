@@ -1,4 +1,4 @@
-"""Divergens / Divergence: how often the next word is correct, how long answers stay so, and what one error does."""
+"""Divergens / Divergence: how often the next word is right, how long answers stay right, and what one error does."""
 
 import asyncio
 import hashlib

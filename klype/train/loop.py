@@ -3,10 +3,11 @@
     batch → objective → backward, micro-batch by micro-batch → sum over ranks → divide once → clip → step → metrics
 
 On one process the model's weights are whole; with several, each has its shards (see flat_parameters.py), draws all
-batches of a step and computes its part of them. Nothing else differs, so that M processes can resume what N saved.
+batches of a step and computes its part of them. M processes can resume what N saved.
 
-A run that was stopped or killed and then resumed gives the same bits as one that was not (on one machine): the state
-holds weights, optimizer, step, position in the data and torch's generator; other noise is a function of (seed, step).
+A run that was stopped or killed and then resumed gives the same bits as one that was not (on the same machine, with
+the same settings): the state holds weights, optimizer, step, position in the data and torch's generator; other noise is
+a function of (seed, step).
 ``TrainSettings`` are those of the whole run; ``TrainSession`` is what may differ from one start to the next.
 """
 
@@ -43,7 +44,7 @@ class TrainSettings(config.Settings):
     """Settings of a training run. A resumed run must have the same, except for those in ``MAY_CHANGE``.
 
     ``micro_batches``: number per step, over all processes. ``recompute``: activation checkpointing per layer: takes
-    more time and less memory, and gives the same bits. ``clip``: the longest gradient norm (0: no limit).
+    more time and less memory, and gives the same bits. ``clip``: the largest gradient norm (0: no limit).
     ``bad_limit``: consecutive steps with a loss that is not finite, after which training stops.
     """
 
