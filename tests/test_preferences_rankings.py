@@ -75,7 +75,7 @@ def test_agreement_follows_texts_not_positions() -> None:
     two = Ranking(QUESTION, ("y", "x"), ((1,), (0,)), "b")
     assert pair_agreement(one, two) == (1.0, 1)
     assert kendall_tau_b(one, two) == 1.0
-    with pytest.raises(KlypeError, match="other candidates"):
+    with pytest.raises(KlypeError, match="different candidates"):
         pair_agreement(one, Ranking(QUESTION, ("x", "z"), ((0,), (1,)), "b"))
 
 
