@@ -19,13 +19,15 @@ DRAFT = ".klype"
 OWN = ("answers.sqlite*", "annotators.json", "stores.toml", "errors/*.txt")
 
 
-def write(file: Path, content: str | bytes | memoryview) -> None:
-    """Writes or replaces a file atomically. Raises OSError, with the old file still in place."""
+def write(file: Path, content: str | bytes | memoryview | Iterator[bytes]) -> None:
+    """Writes or replaces a file atomically; an iterator is written as it goes. Raises OSError, with the old file
+    still in place."""
     beside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
     try:
         with beside.open("wb") as stream:
             hold(stream.fileno())
-            stream.write(content.encode() if isinstance(content, str) else content)
+            whole = content.encode() if isinstance(content, str) else content
+            stream.writelines(whole if isinstance(whole, Iterator) else [whole])
             stream.flush()
             os.fsync(stream.fileno())
             if os.name == "posix":  # while it is locked; other systems cannot rename an open file

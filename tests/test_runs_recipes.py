@@ -6,7 +6,7 @@ import importlib.util
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,19 @@ def test_real_english_is_read_and_norwegian_left(tmp_path: Path) -> None:
 
 
 # The Hub
+
+
+def test_rows_of_the_hub_are_written_as_they_come(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def rows() -> Iterator[dict[str, str]]:
+        for number in range(3):
+            yield {"text": str(number)}
+            begun.append(len(list(tmp_path.glob("*/.rows.jsonl*"))))
+
+    place = find_data.fetch("hf:a/b", tmp_path, 1.0, lambda dataset: (rows(), "mit"))
+    assert begun[1:] == [1, 1]  # the first is asked for before the file is begun
+    assert [json.loads(line)["text"] for line in (place / "rows.jsonl").read_text().splitlines()] == ["0", "1", "2"]
 
 
 def test_a_data_set_of_the_hub_is_fetched_once_and_cut_to_size(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from klype.data.files import Paths, files_of, kind_of
 from klype.data.readers import KINDS, TABLES, BadRows, ReadOptions, place, read_rows
 from klype.data.rows import Conversation, conversation_of, strings
 from klype.data.text_tasks import language
-from klype.errors import KlypeError, UsageError, writing_to
+from klype.errors import KlypeError, UsageError, short_error, writing_to
 from klype.values import Question
 
 # articles: lemma, definitions; endings: a beginning and its accepted endings; pairs: good and bad sentences side by
@@ -142,32 +143,38 @@ def fetch(spec: str, folder: Path, megabytes: float, load: Load | None = None) -
     file = place / "rows.jsonl"
     if file.exists():
         return place
-    lines, size = list[bytes](), 0
-    try:
-        rows, licence = (load or _load)(dataset)
-        for row in rows:
-            line = json.dumps(dict(row), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
-            size += len(line)
-            if size > megabytes * 1e6 and lines:
-                break
-            lines.append(line)
-    except KlypeError:
-        raise
-    except Exception as error:  # the client's exceptions have no common base, and change between its versions
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
-        raise KlypeError(
-            f"The data set {dataset.name} cannot be read from the Hugging Face Hub: {first}.",
-            "Check its name and the network, or fetch it elsewhere and give its folder with --data.",
-        ) from error
-    if not lines:
+    found = _stream(dataset, load or _load, megabytes * 1e6)
+    first = next(found, None)
+    if first is None:
         raise KlypeError(f"The data set {dataset.name} gave no rows.", "Choose another, or another @split.")
-    named = f"Licence: {licence or 'not named on its page'}\n"
+    named = f"Licence: {first[1] or 'not named on its page'}\n"
     named += f"Attribution: the data set {dataset.name} on the Hugging Face Hub\n"
     with writing_to(place, "Choose another --out."):
         place.mkdir(parents=True, exist_ok=True)
         durable.write(place / "LICENCE.txt", named)
-        durable.write(file, b"".join(lines))
+        durable.write(file, (line for line, _ in chain([first], found)))
     return place
+
+
+def _stream(dataset: Dataset, load: Load, most: float) -> Iterator[tuple[bytes, str]]:
+    """(JSON line, licence) of the first ``most`` bytes of rows, at least one, as they arrive: they may be larger than
+    memory."""
+    size = 0
+    try:
+        rows, licence = load(dataset)
+        for row in rows:
+            line = json.dumps(dict(row), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+            if size and size + len(line) > most:
+                return
+            size += len(line)
+            yield line, licence
+    except KlypeError:
+        raise
+    except Exception as error:  # the client's exceptions have no common base, and change between its versions
+        raise KlypeError(
+            f"The data set {dataset.name} cannot be read from the Hugging Face Hub: {short_error(error)}.",
+            "Check its name and the network, or fetch it elsewhere and give its folder with --data.",
+        ) from error
 
 
 def _load(dataset: Dataset) -> tuple[Rows, str]:
