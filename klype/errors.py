@@ -49,6 +49,14 @@ class TrainingInterrupted(KlypeError):  # noqa: N818 - not an error
         self.asked = asked
 
 
+def not_native(name: str) -> UsageError:
+    """The error for a model that klype does not compute itself."""
+    return UsageError(
+        f"{name} is not computed by klype itself, which this needs.",
+        "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
+    )
+
+
 @contextmanager
 def writing_to(place: object, hint: str = "", kind: type[KlypeError] = KlypeError) -> Iterator[None]:
     """Turns an OSError of its block into an error of this ``kind``: PLACE cannot be written, and why."""

@@ -376,7 +376,7 @@ def decide(
     questions: Sequence[DecodeQuestion],
     name: str,
     budget: float = 4.0,
-    tuning: DecoderSettings | None = None,
+    tuning: DecoderSettings = DecoderSettings(),
     plain: Sequence[Trace] | None = None,
 ) -> list[DecoderResult]:
     """Decides every question within ``budget`` times the passes of its plain answer.
@@ -387,15 +387,14 @@ def decide(
     """
     assert budget >= 1
     row = decoder(name)
-    settings = tuning or DecoderSettings()
-    requests = [first(question, settings, name == "sample") for question in questions]
+    requests = [first(question, tuning, name == "sample") for question in questions]
     if plain is None:
         plain = [trace for (trace,) in serve(source, requests)]  # type: ignore[misc]
     contexts = []
     for question, request, trace in zip(questions, requests, plain, strict=True):
         passes = PassBudget(int(budget * max(1, len(trace.steps))))
         passes.charge(request, [trace])
-        contexts.append(DecodeContext(question, source.codec.decode, settings, passes, trace))
+        contexts.append(DecodeContext(question, source.codec.decode, tuning, passes, trace))
     costs = [(context.budget.passes, context.budget.positions) for context in contexts]
     choices = run(source, [row.strategy(context) for context in contexts], [context.budget for context in contexts])
     return [

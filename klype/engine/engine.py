@@ -23,7 +23,7 @@ from klype.device import threads_for
 from klype.engine.requests import Ended, QueuedRequest, Records, Rows, check_answer, check_prompt, check_request
 from klype.engine.runner import PADDED, ModelRunner, NativeRunner
 from klype.engine.sampling import count_tokens, distributions, noise, sample
-from klype.errors import KlypeError, UsageError
+from klype.errors import KlypeError, not_native
 from klype.model.cache import Indices
 from klype.model.transformer import Transformer
 from klype.samplers import Sampling, TokenCounts, needs_counts
@@ -363,14 +363,6 @@ class Engine:
                     "The model's weights have changed since this was computed: call refresh(version) first."
                 )
             self._fingerprint = changes
-
-
-def not_native(name: str) -> UsageError:
-    """The error for a model that klype does not compute itself."""
-    return UsageError(
-        f"{name} is not computed by klype itself, which this needs.",
-        "Give a checkpoint folder of klype's own, Llama's, Mistral's or Qwen's architecture, or a GGUF file.",
-    )
 
 
 def _batches(lengths: list[int]) -> list[list[int]]:

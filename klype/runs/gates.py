@@ -25,8 +25,8 @@ WORLD = (
     ("finetuned", "right", "finetuned_right", 0.88),
     ("aligned", "right", "aligned_right", 0.90),
     ("aligned", "polite", "aligned_polite", 0.93),
+    ("base", "kl", "kl", 0.10),
 )  # stage, figure, gate, threshold
-KL = 0.10
 KEPT = 0.90
 Status = Literal["passed", "within", "missed"]
 
@@ -36,7 +36,6 @@ def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[J
     figures = run.record.content["figures"]
     world = run.recipe.kind == "world"
     rows = [(name, figure_of(figures.get(at), measure), least) for at, measure, name, least in WORLD] if world else []
-    rows += [("kl", figure_of(figures.get("base"), "kl"), KL)] if world else []
     bits = figure_of(figures.get("base"), "bits_per_byte")
     if yardsticks is not None and bits.value is not None:
         for name in ("ngram", "xz"):

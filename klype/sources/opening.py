@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from klype.environment import cache_folder, language
-from klype.errors import UsageError
+from klype.errors import UsageError, not_native
 from klype.sources.find_model import NEWEST_FIRST, ModelFiles, find_path
 from klype.sources.hub import fetch
 
@@ -76,8 +76,6 @@ class OpenModel:
     @property
     def loaded(self) -> LoadedModel:
         """The loaded checkpoint. Raises UsageError if klype does not compute the model itself."""
-        from klype.engine.engine import not_native
-
         if self.native is None:
             raise not_native(self.name)
         return self.native
@@ -85,7 +83,6 @@ class OpenModel:
     @property
     def engine(self) -> Engine:
         """The engine of a local model. Raises UsageError for a server's."""
-        from klype.engine.engine import not_native
         from klype.sources.source import EngineSource
 
         if not isinstance(self.source, EngineSource):
