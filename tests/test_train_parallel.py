@@ -329,11 +329,30 @@ def test_a_launcher_is_known_by_its_variables() -> None:
     assert launched(told) == parallel.ProcessRank(3, 8, 3, 8, 0)
     own = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "4"}
     assert launched({**told, **own}) == parallel.ProcessRank(3, 8, 1, 2, 4)
-    assert exits.speaks(["train", "pretrain"], {})
-    assert exits.speaks(["ask", "model"], told)
-    assert not exits.speaks(["train", "pretrain"], told)
     with pytest.raises(UsageError, match="RANK=x"):
         launched({**told, "RANK": "x"})
+
+
+@pytest.mark.parametrize("argv", [["train", "pretrain"], ["run"], ["align", "runs/a"], ["ask", "demo"]])
+def test_of_several_processes_the_first_tells_errors_and_others_what_may_be_theirs_alone(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(error: KlypeError) -> str:
+        def command(argv: list[str]) -> object:
+            raise error
+
+        assert exits.exit_code(command, argv) == error.exit_code
+        return capsys.readouterr().err
+
+    usage, failure = UsageError("That is wrong."), KlypeError("It broke.")
+    alone = [told(usage), told(failure)]
+    assert alone == ["klype: That is wrong.\n", "klype: It broke.\n"]
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("RANK", "0")
+    assert [told(usage), told(failure)] == alone
+    monkeypatch.setenv("RANK", "3")
+    others = ["", "klype (another process): It broke.\n"]
+    assert [told(usage), told(failure)] == (alone if argv[0] == "ask" else others)
 
 
 def _agreeing() -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
 
@@ -59,14 +59,9 @@ def exit_code(command: Callable[[list[str]], object], argv: list[str], name: str
     return code if isinstance(code, int) else 0
 
 
-def is_launched(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
+def is_launched(argv: list[str]) -> bool:
     """Whether a launcher such as torchrun started this process as one of several that train together."""
-    return argv[:1] in (["train"], ["run"]) and {"RANK", "MASTER_ADDR"} <= environ.keys()
-
-
-def speaks(argv: list[str], environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process prints errors: it is alone, or the first of several."""
-    return not is_launched(argv, environ) or environ["RANK"] == "0"
+    return argv[:1] in (["train"], ["run"], ["align"]) and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def wants_json(argv: list[str]) -> bool:
@@ -93,7 +88,7 @@ def _tell(argv: list[str], message: str, hint: str, code: int) -> int:
     message, hint = said(message), said(hint)
     message = message if message.endswith((".", "?", "!", ")")) else f"{message}."
     # of several processes the first prints errors; the others only failures, which may be theirs alone
-    if not speaks(argv):
+    if is_launched(argv) and os.environ["RANK"] != "0":
         if code == 1:
             aside(f"klype (another process): {message} {hint}".rstrip())
     elif as_json:

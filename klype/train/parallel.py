@@ -52,8 +52,7 @@ def process_group(team: ProcessRank | None) -> Iterator[None]:
         dist.init_process_group(backend, store=life, rank=rank, world_size=ranks, timeout=LONGEST)
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or re.search("gloo|Gloo|NCCL|nccl", str(error))
-        if not lost:
+        if not (isinstance(error, dist.DistError) or re.search("gloo|Gloo|NCCL|nccl", str(error))):
             raise
         raise KlypeError(
             f"Process {team.rank} of {team.ranks} has lost another one, which ended or cannot be reached.",

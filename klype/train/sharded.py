@@ -67,13 +67,11 @@ class ShardedLayout(Layout):
         return sharded
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
-        own: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        return own.detach()
+        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
     def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         like: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride()}
-        named: torch.Tensor = DTensor.from_local(own, self._mesh, (Shard(0),), run_check=False, **like)
-        return named
+        return DTensor.from_local(own, self._mesh, (Shard(0),), run_check=False, **like)
 
     def bind(
         self, parameters: Sequence[nn.Parameter], places: FlatOffsets, flat: tuple[torch.Tensor, torch.Tensor]
@@ -115,10 +113,9 @@ class ShardedLayout(Layout):
         return WholeMatrices([name for name, _ in jobs], whole, gather, scatter)
 
     def norm(self, gradient: torch.Tensor) -> torch.Tensor:
-        square = torch.linalg.vector_norm(gradient).square()
+        square: torch.Tensor = torch.linalg.vector_norm(gradient).square()
         dist.all_reduce(square)
-        norm: torch.Tensor = square.sqrt()
-        return norm
+        return square.sqrt()
 
     def change(self, changes: Sequence[Change]) -> None:
         for region, work in changes:
