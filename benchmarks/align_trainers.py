@@ -47,7 +47,7 @@ class Klype:
         self.given = given
         loaded = checkpoint.load(Path(given.folder))
         backend = compiled_backend(Path(given.folder).parent / "compiled")  # as in a run; copies have it too
-        self.loaded = replace(loaded, model=loaded.model.using(backend))
+        self.loaded = replace(loaded, model=loaded.model.with_backend(backend))
         self.thread_configs: dict[str, bool] = {}
         self.scratch = Path(given.folder).parent / "thread_configs"
         for task in TASKS:

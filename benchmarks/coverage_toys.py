@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from klype.examine.calibration import excess_error
 from klype.examine.error_feedback import InterventionOutcome, effect
-from klype.examine.intervals import Limits, mean_by_question, paired, ratio_of_means, ratio_over_seeds
+from klype.examine.intervals import Limits, mean_by_question, mean_change, ratio_of_means, ratio_over_seeds
 from klype.examine.interventions import ARMS, Arm, Intervention
 from klype.values import Figure
 from klype.world import World
@@ -167,7 +167,7 @@ def _bounded() -> list[Case]:
         """Seven answers of a hundred lose 2 points, the others hardly change."""
         before = rng.normal(0, 0.3, n)
         after = np.clip(before - _lost(rng, n, 0.07, 0.1), *POINTS)
-        return one(paired(before, after, range(n), "points", POINTS), -0.14)
+        return one(mean_change(before, after, range(n), "points", POINTS), -0.14)
 
     return [
         *(Case(f"points, {p:.0%} wrong, spread {spread:g}", points(p, spread), True)
@@ -277,18 +277,18 @@ def _pairs() -> list[Case]:
             better = rng.random((n, samples)) < up
             change = rng.random((n, samples)) < share
             a, b = (np.where(change, side, before).astype(float).ravel() for side in (~better, better))
-            return one(paired(a, b, np.repeat(np.arange(n), samples).tolist()), share * (2 * up - 1))
+            return one(mean_change(a, b, np.repeat(np.arange(n), samples).tolist()), share * (2 * up - 1))
 
         return toy
 
     def whole(rng: Rng, n: int) -> Told:
         """One question in twenty-five becomes wrong, with all of its answers."""
         b = np.repeat(rng.random(n) >= 0.04, 5).astype(float)
-        return one(paired(np.ones(5 * n), b, np.repeat(np.arange(n), 5).tolist()), -0.04)
+        return one(mean_change(np.ones(5 * n), b, np.repeat(np.arange(n), 5).tolist()), -0.04)
 
     def scores(rng: Rng, n: int) -> Told:
         a = rng.normal(0, 1, n)
-        return one(paired(a, a + rng.exponential(1, n) - 0.5, range(n), "points"), 0.5)
+        return one(mean_change(a, a + rng.exponential(1, n) - 0.5, range(n), "points"), 0.5)
 
     return [
         Case("paired, 2 % change", changed(0.02, 1, 0.5), True),

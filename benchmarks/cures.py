@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cures_tasks import Posed, Task
+from klype.answers.decoder_requests import DecoderSettings, serve
 from klype.answers.decoders import DECODERS, Decoder, DecoderResult, decide, first
-from klype.answers.decoding import DecoderSettings, serve
 from klype.device import usable_cores
 from klype.errors import KlypeError, UsageError
 from klype.examine.caching_source import Energy
-from klype.examine.intervals import mcnemar, mean_by_question, paired
+from klype.examine.intervals import mcnemar, mean_by_question, mean_change
 from klype.sources.source import Source
 from klype.values import Trace
 
@@ -214,7 +214,7 @@ def _row(found: CureResult, posed: Sequence[Posed], base: Sequence[float]) -> di
     changed = [d.choice.chosen.meaning != d.plain.chosen.meaning for d in found.decided]
     return {
         "right": mean_by_question(found.rights, ids, "share of questions").json(),
-        "gain": paired(base, found.rights, ids, "share of questions").json(),
+        "gain": mean_change(base, found.rights, ids, "share of questions").json(),
         "mcnemar": mcnemar(base, found.rights),
         "passes": spent / plain,
         "work": work / plain_work,

@@ -61,7 +61,7 @@ def command(
 
 
 def _budgets(text: str) -> tuple[float, ...]:
-    from klype.answers.decoding import parse_budget
+    from klype.answers.decoder_requests import parse_budget
 
     return tuple(sorted({parse_budget(part) for part in text.split(",")}))
 

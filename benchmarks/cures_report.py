@@ -12,7 +12,7 @@ from klype.durable import write_out
 from klype.examine import html
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, line, lines, whiskers
 from klype.examine.html import Glossary, Part, Section, Table, Text, texts
-from klype.examine.run_figures import FigureFacts, beyond
+from klype.examine.run_facts import FigureFacts, side_of
 from klype.examine.say import Say
 from klype.words import Words, words
 from klype.words.sentences import Sentences
@@ -46,7 +46,7 @@ def verdict(part: Document, say: Say, own: Words) -> list[str]:
             "passes": say.number(best["passes"], 1),
             "work": say.number(best["work"], 1),
         }
-        key = {1: "beats", 0: "not", -1: "worse"}[beyond(best["gain"], 0.0)]
+        key = {1: "beats", 0: "not", -1: "worse"}[side_of(best["gain"], 0.0)]
         said.append(own(f"best_{key}", **shown))
     return said
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from klype.answers import decoders
-from klype.answers.decoding import Check, DecodeQuestion
+from klype.answers.decoder_requests import Check, DecodeQuestion
 from klype.errors import UsageError
 from klype.judge.meaning import WorldJudge
 from klype.judge.rule_judge import RuleJudge
@@ -86,11 +86,11 @@ def _world_posed(codec: Codec, world: World, question: Question, seed: int, rewa
     def prompt(text: str) -> tuple[int, ...]:
         return tuple(codec.prompt([{"role": "user", "content": text}]))
 
-    known: dict[str, Check] = {"likelihood": decoders.likelihood}
+    known: dict[str, Check] = {"likelihood": decoders.likelihood_check}
     before = tuple(codec.encode(question.prompt))  # as the stories that it was pre-trained on ask and answer
-    known["statement"] = decoders.given(lambda answer: (before, _behind(codec, question.prompt, answer)))
+    known["statement"] = decoders.statement_check(lambda answer: (before, _behind(codec, question.prompt, answer)))
     if reward is not None:
-        known["reward"] = decoders.judged(lambda prompts, answers: reward.score(prompts, answers).tolist())
+        known["reward"] = decoders.reward_check(lambda prompts, answers: reward.score(prompts, answers).tolist())
     asked = DecodeQuestion(
         prompt(question.prompt),
         WorldJudge(world).meaning(question),
@@ -237,8 +237,8 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
         return encoded("\n\n".join([*shots, f"{ask}: {question.prompt}\n{say}: {answer}\nRight?"]))
 
     known: dict[str, Check] = {
-        "likelihood": decoders.likelihood,
-        "yes": decoders.yes(checked, *(_whole(codec, word) for word in ("Yes", "No"))),
+        "likelihood": decoders.likelihood_check,
+        "yes": decoders.yes_no_check(checked, *(_whole(codec, word) for word in ("Yes", "No"))),
     }
     if rows.states is not None:
         states = rows.states
@@ -247,7 +247,7 @@ def _posed(codec: Codec, rows: Rows, question: Question, seed: int) -> Posed:
             before, text = states(question, answer)
             return encoded(before), _behind(codec, before, text)
 
-        known["statement"] = decoders.given(stated)
+        known["statement"] = decoders.statement_check(stated)
     asked = DecodeQuestion(
         encoded(prompt),
         RuleJudge().meaning(question),

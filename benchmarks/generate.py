@@ -24,7 +24,7 @@ from klype.device import EnergyMeter, usable_cores
 from klype.errors import KlypeError, UsageError
 from klype.model import checkpoint
 from klype.model.config import ModelConfig
-from klype.sources.find_model import packaged_smollm2
+from klype.sources.model_files import packaged_smollm2
 from klype.values import Figure
 
 MODEL = "SmolLM2-135M-Instruct"

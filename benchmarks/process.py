@@ -20,7 +20,7 @@ from klype.device import POLICY
 Say = Callable[[str], None]
 # seconds that an order may take even if less is left of the minutes, so that an engine which other programs slow down
 # is measured, not ended
-LEAST_S = 90.0
+MIN_S = 90.0
 
 
 def without_thread_policy(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -131,7 +131,7 @@ class Team:
     @property
     def left(self) -> float:
         """The seconds that an order given now may take."""
-        return max(LEAST_S, self.deadline - time.monotonic())
+        return max(MIN_S, self.deadline - time.monotonic())
 
     def order(self, name: str, about: str = "", **order: Any) -> dict[str, Any] | None:
         """The worker's answer, None if it fails or has failed before. ``about``: description of the order, for

@@ -48,7 +48,7 @@ class Tokens:
         encoded = self.tokenizer.encode_documents(texts)
         self.documents = Documents.of(encoded)
         self.ids = [i for ids in encoded for i in ids]
-        model = recipe.model.filled(ModelShape(*given.shape) if given.shape else SHAPES["small"])
+        model = recipe.model.with_shape(ModelShape(*given.shape) if given.shape else SHAPES["small"])
         vocab, rows = self.tokenizer.vocab_size, recipe.pretrain.rows
         self.shape = Shape(model.layers, model.width, model.heads, model.hidden, model.window, vocab, rows)
         self.how = f"{model.layers} × {model.width}, {vocab} tokens, rows of {model.window}"

@@ -61,7 +61,7 @@ class Klype:
         began = time.perf_counter()
         recipe, self._text = self._recipe, Tokens(given, self._recipe)
         if given.shape:
-            recipe = recipe.model_copy(update={"model": recipe.model.filled(ModelShape(*given.shape))})
+            recipe = recipe.model_copy(update={"model": recipe.model.with_shape(ModelShape(*given.shape))})
         documents, vocabulary = self._text.documents, self._text.shape.vocab
         training, pieces = recipe.pretrain.training, recipe.pretrain.training.micro_batches
         rows, window = recipe.pretrain.micro_rows, recipe.model.window
@@ -100,7 +100,7 @@ class Klype:
 
         trained = budget.follow(start)
         torch.set_num_threads(given.threads)
-        self._model = model.eval().using(TORCH)
+        self._model = model.eval().with_backend(TORCH)
         m = recipe.model
         shape = ModelShape(m.width, m.layers, m.heads, m.hidden)
         how = f"{m.layers} × {m.width}, {vocabulary} tokens, rows of {window}, {planned.precision}, "

@@ -18,7 +18,7 @@ from benchmarks.load import busy_cores, elsewhere
 from benchmarks.process import without_thread_policy
 from klype.device import processor, usable_cores
 from klype.errors import KlypeError, UsageError
-from klype.sources.find_model import DEMO
+from klype.sources.model_files import DEMO
 from klype.values import Figure
 
 QUESTION = "What is the capital of France?"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from klype.errors import UsageError
-from klype.option import Options, spelled
+from klype.option import Options, flag_of
 
 S = TypeVar("S", bound=BaseModel | Options)
 
@@ -27,7 +27,7 @@ def load(kind: type[S], file: Path | None = None, overrides: Iterable[str] = ())
     """Loads settings: defaults, overridden by the TOML file, overridden by ``overrides`` such as ``pretrain.rows=32``.
     Raises UsageError for an unknown key or an invalid value."""
     read = read_toml(file) if file else {}
-    values = overridden(read, overrides)
+    values = with_overrides(read, overrides)
     try:
         return make(kind, values)
     except UsageError:
@@ -47,7 +47,7 @@ def make(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
         raise _explain(kind, error, where) from None
 
 
-def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of the values with dotted ``overrides`` applied. Raises UsageError where one is malformed."""
     new = deepcopy(dict(values))
     for override in overrides:
@@ -105,13 +105,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _explain(kind: type[Any], error: ValidationError, where: str) -> UsageError:
     def spell(name: str) -> str:
-        return spelled(kind, name) if issubclass(kind, Options) else repr(name)
+        return flag_of(kind, name) if issubclass(kind, Options) else repr(name)
 
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known(kind, path[:-1])
+        known = _keys_at(kind, path[:-1])
         near = nearest(path[-1], known)
         hint = f"Did you mean {spell('.'.join([*path[:-1], near]))}?" if near else f"Known here: {', '.join(known)}."
         return UsageError(f"{where}There is no setting {spell(name)}.", hint)
@@ -125,7 +125,7 @@ def _explain(kind: type[Any], error: ValidationError, where: str) -> UsageError:
     return UsageError(f"{where}{spell(name)} should be {what} (it is {given}).")
 
 
-def _known(kind: type[Any], path: list[str]) -> list[str]:
+def _keys_at(kind: type[Any], path: list[str]) -> list[str]:
     """The keys that exist at a path, in which indices of lists and keys of mappings are skipped."""
     if issubclass(kind, Options):
         return [field.name for field in fields(kind)]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from klype.words import spoken
+from klype.words import spoken_language
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -34,5 +34,5 @@ def language(environ: Mapping[str, str] = os.environ) -> str:
     """The language of KLYPE_LANG or of the locale; English where klype does not speak that."""
     for name in ("KLYPE_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         if value := environ.get(name):
-            return spoken(value) or "en"
+            return spoken_language(value) or "en"
     return "en"

@@ -9,7 +9,7 @@ from typing import Any
 DIGITS = 308  # an integer with more digits is larger than any float
 
 
-def parsed(data: str | bytes, **parsers: Any) -> Any:
+def parse(data: str | bytes, **parsers: Any) -> Any:
     """Parses JSON. Raises ValueError for anything invalid, nested too deeply, or with an integer that is too large.
     ``parsers``: further arguments of ``json.loads``."""
     try:
@@ -18,16 +18,16 @@ def parsed(data: str | bytes, **parsers: Any) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def finite(data: str | bytes) -> Any:
+def parse_finite(data: str | bytes) -> Any:
     """The same for klype's own files, in which every number must be finite."""
-    return parsed(data, parse_float=_finite, parse_constant=_finite)
+    return parse(data, parse_float=_finite, parse_constant=_finite)
 
 
 def rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The objects in the lines of a JSONL file; damaged or truncated lines are skipped."""
     for line in lines:
         try:
-            row = parsed(line)
+            row = parse(line)
         except ValueError:
             continue
         if isinstance(row, dict):
@@ -51,10 +51,10 @@ def tail(file: Path, most: int = 1 << 14) -> bytes:
         return b""
 
 
-def saved(file: Path) -> dict[str, Any] | None:
+def read_saved(file: Path) -> dict[str, Any] | None:
     """The JSON object in one of klype's own files; None if there is none, or it is damaged."""
     try:
-        found = finite(file.read_bytes())
+        found = parse_finite(file.read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -36,7 +36,7 @@ class Option:
     panel: str | None = None
     check: Callable[[Any], Any] | None = None
 
-    def spelled(self, name: str) -> str:
+    def flag_of(self, name: str) -> str:
         """How the field ``name`` is typed: skip_bad → --skip-bad; an argument in capital letters."""
         return name.upper() if self.argument else self.flag or f"--{name.rstrip('_').replace('_', '-')}"
 
@@ -86,7 +86,7 @@ def suite_files(suite: str) -> list[Path]:
     return files
 
 
-def spelled(kind: type[Options], field: str) -> str:
+def flag_of(kind: type[Options], field: str) -> str:
     """How a field is typed; ``field`` may be a path into its value ("temperatures.0")."""
     field = field.partition(".")[0]
-    return (option_in(options_of(kind).get(field)) or Option("")).spelled(field)
+    return (option_in(options_of(kind).get(field)) or Option("")).flag_of(field)

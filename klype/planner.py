@@ -14,9 +14,9 @@ T = TypeVar("T")
 Precision = Literal["float32", "bfloat16"]
 
 MEASURED = (0.15, 0.3)  # fractions of the steps between which a training's pace is measured
-FEWEST_STEPS = 4  # in a stage, however short its time
+MIN_STEPS = 4  # in a stage, however short its time
 CHANGED = 0.04  # a plan that is off by a smaller fraction is kept
-MOST_RESERVED = 0.5  # fraction of the time left that may be reserved for parts without steps of their own
+MAX_RESERVED = 0.5  # fraction of the time left that may be reserved for parts without steps of their own
 
 
 def first_that_fits(choices: Iterable[T], cost: Callable[[T], float], most: float) -> T:
@@ -32,12 +32,12 @@ def divide(seconds: float, shares: Mapping[str, float], needs: Mapping[str, floa
     """Divides the seconds among the remaining parts, by their shares.
 
     ``needs``: the measured seconds of parts without steps of their own (examinations, rankings), the most important
-    first. Such a part gets them if they are more than its share, up to ``MOST_RESERVED`` of all together; the others
+    first. Such a part gets them if they are more than its share, up to ``MAX_RESERVED`` of all together; the others
     share the rest.
     """
     total = sum(shares.values())
     own = {name: seconds * share / total for name, share in shares.items()}
-    left = max(MOST_RESERVED * seconds, sum(own[name] for name in needs))
+    left = max(MAX_RESERVED * seconds, sum(own[name] for name in needs))
     given: dict[str, float] = {}
     for name, need in needs.items():
         given[name] = min(max(own[name], need), left)
@@ -122,7 +122,7 @@ class StepBudget:
         elif step == self._check_at and self._measures and self._from is not None:
             pace = (now - self._from) / (step - self._from_step)
             left = self.plan.seconds - (now - self._began)
-            steps = self._agree(min(step + max(FEWEST_STEPS, round(left / pace)), self._most))
+            steps = self._agree(min(step + max(MIN_STEPS, round(left / pace)), self._most))
             if abs(steps / self.plan.steps - 1) > CHANGED:
                 self._known["then"] = {"at": step, "steps": steps}
                 self._keep()

@@ -225,7 +225,7 @@ def needs_counts(sampling: Sampling) -> bool:
     return any(SAMPLERS[name].adjust is not None for name in active(sampling))
 
 
-def unpenalised(sampling: Sampling) -> Sampling:
+def without_penalties(sampling: Sampling) -> Sampling:
     """The same sampling without penalties for tokens in the prompt or the answer."""
     off: dict[str, Any] = {name: row.off for name, row in SAMPLERS.items() if row.adjust is not None}
     return replace(sampling, **off)

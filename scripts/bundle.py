@@ -27,7 +27,7 @@ from klype.runs.folder import read_run
 from klype.runs.listener import SilentListener
 from klype.runs.run_options import RunOptions
 from klype.runs.run_start import open_life_cycle
-from klype.sources.find_model import DEMO, FILES, RUNS
+from klype.sources.model_files import DEMO, FILES, RUNS
 from klype.train.reward_model import ABOUT, RewardModel
 
 PLACE = Path(__file__).resolve().parent.parent / "klype" / "bundled"

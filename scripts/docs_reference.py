@@ -219,7 +219,7 @@ def measures_page(lang: str) -> str:
             }
             if row.judge:
                 more[judged] = written["judges"][row.judge][lang]
-            said = f"{explained}\n\n" if (explained := say.explained(row.name)) else ""
+            said = f"{explained}\n\n" if (explained := say.help_text(row.name)) else ""
             told = "\n".join(f"- **{name}**: {value}" for name, value in more.items()) + "\n"
             parts.append(f"### {say.measure(row.name)} · `{row.name}` {{ #{row.name} }}\n\n{said}{told}")
     return "\n\n".join(parts) + "\n"

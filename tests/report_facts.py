@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from klype.examine.intervals import proportion
-from klype.examine.run_figures import Facts, check
+from klype.examine.run_facts import Facts, check
 from klype.values import Figure
 
 STAGES = ("base", "finetuned", "aligned")

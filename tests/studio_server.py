@@ -20,7 +20,7 @@ from klype.preferences.records import Entry
 from klype.runs.ranking import open_store
 from klype.serve.guard import Rules
 from klype.serve.server import listen, server
-from klype.sources.find_model import ModelFiles
+from klype.sources.model_files import ModelFiles
 from klype.sources.opening import OpenModel
 from klype.studio.app import app
 from klype.studio.studio import SharedModel, Studio
@@ -64,9 +64,9 @@ class Scripted:
         return [0]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(map(self.spell, ids)).decode("utf-8", "replace")
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
-    def spell(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         return self.pieces[token] if token < len(self.pieces) else b""
 
     def next(self, prefixes: Sequence[Sequence[int]], top: int = -1) -> list[Distribution]:
@@ -101,7 +101,7 @@ def scripted(name: str, pieces: Sequence[bytes]) -> SharedModel:
     control = lambda token: "<|end|>" if token == len(pieces) else None
     found = ModelFiles(Path("nowhere"))
     return SharedModel(
-        name, name, OpenModel(name, found, source, 4096, size, source.spell, control, source.encode, True)
+        name, name, OpenModel(name, found, source, 4096, size, source.token_bytes, control, source.encode, True)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from klype.examine.run_figures import FigureFacts
+from klype.examine.run_facts import FigureFacts
 from klype.experiments.bias import Bars, BestCure, BiasBoard, BiasRow, Curve
 
 KINDS = {"one-hot": "baseline", "ensemble": "cure", "oracle": "truth"}

@@ -12,7 +12,7 @@ import httpx
 
 from klype.engine.engine import Engine
 from klype.serve.served_model import ServedModel
-from klype.sources.find_model import ModelFiles
+from klype.sources.model_files import ModelFiles
 from klype.sources.opening import OpenModel
 from klype.sources.source import NativeSource, Source
 from klype.studio.studio import SharedModel, Studio
@@ -47,7 +47,7 @@ def opened(name: str, source: Source, toy: ServedModel) -> OpenModel:
         toy.vocab_size,
         toy.tokenizer.token_bytes,
         toy.tokenizer.name,
-        say=toy.tokenizer.encode,
+        encode_answer=toy.tokenizer.encode,
         template=True,
         flops_per_token=lambda context: 1000 + context,
     )

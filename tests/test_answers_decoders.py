@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from klype.answers import decoders
+from klype.answers.decoder_requests import DecodeQuestion, DecoderSettings, parse_budget
 from klype.answers.decoders import DECODERS, DecoderResult, decide
-from klype.answers.decoding import DecodeQuestion, DecoderSettings, parse_budget
 from klype.errors import UsageError
 from klype.sources.source import answers
 from klype.values import Request, Sampling
@@ -37,10 +37,10 @@ def likes_c(prompts: Any, tokens: Any) -> list[float]:
 
 def question(meaning: Any = lambda text: text, **more: Any) -> DecodeQuestion:
     known = {
-        "likelihood": decoders.likelihood,
-        "statement": decoders.given(lambda text: ((1,), (2, 0))),
-        "yes": decoders.yes(lambda text: (1,), [2], [3]),
-        "reward": decoders.judged(likes_c),
+        "likelihood": decoders.likelihood_check,
+        "statement": decoders.statement_check(lambda text: ((1,), (2, 0))),
+        "yes": decoders.yes_no_check(lambda text: (1,), [2], [3]),
+        "reward": decoders.reward_check(likes_c),
     }
     return DecodeQuestion((START,), meaning, LIMIT, (0,), checks=known, **more)
 

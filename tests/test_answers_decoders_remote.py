@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from klype.answers import decoders
+from klype.answers.decoder_requests import Check, DecodeQuestion
 from klype.answers.decoders import decide
-from klype.answers.decoding import Check, DecodeQuestion
 from klype.sources.capabilities import probe
 from klype.sources.http_client import HttpClient, RetryPolicy
 from klype.sources.remote import RemoteSource
@@ -30,7 +30,7 @@ def test_remote_decides_as_native(remote: RemoteSource, name: str) -> None:
 
     def asked(codec: Any) -> list[DecodeQuestion]:
         prompt = tuple(codec.prompt(ASKED))
-        known: dict[str, Check] = {"likelihood": decoders.likelihood}
+        known: dict[str, Check] = {"likelihood": decoders.likelihood_check}
         return [
             DecodeQuestion(prompt, lambda text: text.lower(), 8, tuple(codec.stop), seed, checks=known)
             for seed in (0, 3)

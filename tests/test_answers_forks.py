@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from klype.answers.forks import ForkSettings, _continued, _moved, forks, permutation_test, strength
+from klype.answers.forks import ForkSettings, _continue, _distances, forks, permutation_test, strength
 from klype.answers.tree import TreeSettings
 from klype.engine.engine import Event
 from klype.errors import UsageError
@@ -67,7 +67,7 @@ def test_the_mean_over_the_next_token_is_what_was_before() -> None:
 
     def meanings(prompt: list[int], limit: int) -> dict[int, float]:
         tree = grow_one(
-            source, prompt, TreeSettings(limit=limit, budget=10_000, until="budget"), codec.spell, lambda t: t[:1]
+            source, prompt, TreeSettings(limit=limit, budget=10_000, until="budget"), codec.token_bytes, lambda t: t[:1]
         )
         return {str(c.meaning): c.low for c in tree.clusters}  # type: ignore[misc]
 
@@ -125,7 +125,7 @@ def test_the_token_that_moved_the_meaning_is_found_among_answers_that_all_differ
         rng = np.random.default_rng(seed)
         own_TN = rng.random((7, 32)) < np.array([0.2, 0.3, 0.25, 0.45, 1.0, 1.0, 1.0])[:, None]
         labels_TN = np.where(own_TN, 0, np.arange(own_TN.size).reshape(own_TN.shape) + 1)
-        found.append((int(np.argmax(_moved(labels_TN[None, :, 0::2]))), permutation_test(labels_TN, 199, seed)[1]))
+        found.append((int(np.argmax(_distances(labels_TN[None, :, 0::2]))), permutation_test(labels_TN, 199, seed)[1]))
     assert np.mean([at == 3 and p < 0.05 for at, p in found]) > 0.9
 
 
@@ -156,12 +156,12 @@ def test_samples_that_neighbours_share_are_drawn_as_if_alone() -> None:
     plain, codec = table_source(table)
     trace = next(t for t in plain.engine.run([Request((1,), 50, 6, stop=(0,))])[0] if len(t.steps) == 5)
     source, n = Counted(plain), 2000
-    texts = _continued(source, trace.prompt, trace.tokens, ForkSettings(limit=6, n=n))
+    texts = _continue(source, trace.prompt, trace.tokens, ForkSettings(limit=6, n=n))
     assert [len(row) for row in texts] == [n] * 6
     assert set(texts[-1]) == {codec.decode(trace.tokens)}
     for t in range(5):
         grown = TreeSettings(limit=6 - t, budget=10_000, until="budget")
-        tree = grow_one(plain, [1, *trace.tokens[:t]], grown, codec.spell)
+        tree = grow_one(plain, [1, *trace.tokens[:t]], grown, codec.token_bytes)
         begun, said = codec.decode(trace.tokens[:t]), Counter(texts[t])
         for found in tree.answers:
             spread = math.sqrt(n * found.low * (1 - found.low)) + 1
@@ -173,7 +173,7 @@ def test_samples_that_neighbours_share_are_drawn_as_if_alone() -> None:
 def test_an_answer_that_was_cut_short_goes_on_in_its_last_samples() -> None:
     source, _ = table_source(DECIDED)
     trace = drawn(source, limit=1)
-    texts = _continued(source, trace.prompt, trace.tokens, ForkSettings(limit=8, n=16))
+    texts = _continue(source, trace.prompt, trace.tokens, ForkSettings(limit=8, n=16))
     assert set(texts[0]) == {"bd", "cd"}
     assert set(texts[1]) == {source.codec.decode(trace.tokens)}
 

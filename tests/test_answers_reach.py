@@ -42,7 +42,7 @@ def test_what_was_not_read_can_still_become_any_text_that_begins_so(seed: int, p
     server = Paid(source, 6)
     server.left = paid
     settings = TreeSettings(limit=5, budget=40, until="budget", batch=4, vocabulary=6)
-    tree = grow_one(server, [1], settings, codec.spell)
+    tree = grow_one(server, [1], settings, codec.token_bytes)
     assert tree.expansions == paid
     assert tree.stopped == "budget"
     assert all(answer.low <= exact[answer.text] <= answer.high for answer in tree.answers)

@@ -35,7 +35,7 @@ def by_text(p_VV: np.ndarray, start: int, limit: int) -> dict[str, float]:
 
 def grown(table: np.ndarray, settings: TreeSettings, k: int = 0) -> Tree:
     source, codec = table_source(table, letters=LETTERS)
-    return grow_one(Partial(source, k) if k else source, [1], settings, codec.spell)
+    return grow_one(Partial(source, k) if k else source, [1], settings, codec.token_bytes)
 
 
 @pytest.mark.slow
@@ -60,7 +60,9 @@ def test_a_text_counts_only_what_can_still_become_it() -> None:
     """After "b" nothing can become "a": its interval is narrower than the unexplored mass."""
     table = np.array([[1, 0, 0], [0.3, 0.2, 0.5], [0.1, 0.45, 0.45]])
     source, codec = table_source(table, letters=(".", "a", "b"))
-    tree = grow_one(source, [1], TreeSettings(limit=4, budget=6, until="budget", batch=1, vocabulary=3), codec.spell)
+    tree = grow_one(
+        source, [1], TreeSettings(limit=4, budget=6, until="budget", batch=1, vocabulary=3), codec.token_bytes
+    )
     empty = next(a for a in tree.answers if a.text == "")
     assert tree.unexplored > 0.1
     assert empty.high - empty.low < 1e-4
@@ -89,7 +91,7 @@ def test_a_tree_that_is_whole_is_the_enumeration() -> None:
 def test_until_mode_stops_with_the_mode() -> None:
     table = np.array([[1, 0, 0], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]])
     source, codec = table_source(table)
-    tree = grow_one(source, [1], TreeSettings(limit=20, budget=500, until="mode", batch=1), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(limit=20, budget=500, until="mode", batch=1), codec.token_bytes)
     assert tree.stopped == "mode"
     assert tree.answers[0].text == ""
     assert tree.answers[0].low > tree.answers[1].low + tree.unexplored if len(tree.answers) > 1 else tree.unexplored
@@ -101,20 +103,21 @@ def test_a_mode_that_rounding_could_change_is_not_certain() -> None:
     even = [0.5, 0.49999988, 0, 1.2e-8]
     table = np.array([[1, 0, 0, 0], [1 - 1e-12, 0, 0, 1e-12], [1, 0, 0, 0], even])
     source, codec = table_source(table)
-    tree = grow_one(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.spell)
+    tree = grow_one(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.token_bytes)
     assert tree.stopped != "mode"
     assert tree.answers[0].low < tree.answers[1].high
     clear = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.49, 0, 0.01]])
     source, codec = table_source(clear)
     assert (
-        grow_one(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.spell).stopped == "mode"
+        grow_one(source, [3], TreeSettings(limit=40, budget=30, until="mode", batch=1), codec.token_bytes).stopped
+        == "mode"
     )
 
 
 def test_until_mass_stops_below_eps() -> None:
     table = np.array([[1, 0, 0], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]])
     source, codec = table_source(table)
-    tree = grow_one(source, [1], TreeSettings(limit=40, budget=5000, until="mass", eps=0.05), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(limit=40, budget=5000, until="mass", eps=0.05), codec.token_bytes)
     assert tree.stopped == "mass"
     assert tree.unexplored < 0.05
 
@@ -122,7 +125,7 @@ def test_until_mass_stops_below_eps() -> None:
 def test_temperature_zero_has_one_answer() -> None:
     table = np.array([[1, 0, 0], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
     source, codec = table_source(table)
-    tree = grow_one(source, [1], TreeSettings(Sampling(0.0), limit=9, budget=50), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(Sampling(0.0), limit=9, budget=50), codec.token_bytes)
     assert [(a.text, round(a.low, 4)) for a in tree.answers] == [("b", 1.0)]
     assert tree.unexplored == 0
     assert tree.entropy[0] == pytest.approx(0, abs=1e-5)
@@ -155,7 +158,9 @@ def test_penalties_and_truncations_of_what_is_not_listed_are_refused() -> None:
 def test_truncation_is_of_the_distribution_drawn_from() -> None:
     table = np.array([[1, 0, 0], [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
     source, codec = table_source(table)
-    tree = grow_one(source, [1], TreeSettings(Sampling(top_k=2), limit=3, budget=100, until="budget"), codec.spell)
+    tree = grow_one(
+        source, [1], TreeSettings(Sampling(top_k=2), limit=3, budget=100, until="budget"), codec.token_bytes
+    )
     assert {a.text for a in tree.answers} == {"", "a", "aa"}
     assert tree.answers[0].low == pytest.approx(0.5 / 0.8, abs=1e-4)
 
@@ -164,7 +169,7 @@ def test_meanings_sum_their_texts() -> None:
     table = random_table(np.random.default_rng(5), 4)
     source, codec = table_source(table)
     settings = TreeSettings(limit=6, budget=60, until="budget", vocabulary=4)
-    tree = grow_one(source, [1], settings, codec.spell, lambda text: len(text) % 2)
+    tree = grow_one(source, [1], settings, codec.token_bytes, lambda text: len(text) % 2)
     exact = by_text_of(table, 8)
     assert len(tree.clusters) == 2
     for cluster in tree.clusters:
@@ -186,7 +191,9 @@ def test_entropy_lies_within_its_bounds(seed: int) -> None:
     entropy = math.fsum(-p * math.log(p) for p in exact.values())
     for budget in (2, 20, 200):
         source, codec = table_source(table)
-        tree = grow_one(source, [1], TreeSettings(limit=12, budget=budget, until="budget", vocabulary=4), codec.spell)
+        tree = grow_one(
+            source, [1], TreeSettings(limit=12, budget=budget, until="budget", vocabulary=4), codec.token_bytes
+        )
         assert tree.entropy[0] - 1e-4 <= entropy + left * 40
         assert entropy <= tree.entropy[1] + 1e-4
 
@@ -216,7 +223,7 @@ def hold(rng: np.random.Generator) -> None:
         low, high = distribution_bounds.mass_at(q, 1.0, size, allowed)
         assert low - 1e-9 <= p[sorted(allowed)].sum() <= high + 1e-9
         for known in (size, 0):
-            at = distribution_bounds.tempered(q, temperature, known)
+            at = distribution_bounds.temperature_bounds(q, temperature, known)
             assert (at.low_K <= raised[q.ids] + 1e-9).all()
             assert (raised[q.ids] <= at.high_K + 1e-9).all()
             assert at.low_K.sum() + at.rest == pytest.approx(1)
@@ -256,8 +263,8 @@ def test_trees_that_grow_are_those_that_grow_alone() -> None:
     meanings = [lambda text: text[:1], lambda text: text, lambda text: len(text)]
     settings = TreeSettings(limit=6, budget=90, batch=4, vocabulary=5)
     for alone, together in zip(
-        [grow_one(source, p, settings, codec.spell, m) for p, m in zip(prompts, meanings, strict=True)],
-        grow(source, prompts, settings, codec.spell, meanings),
+        [grow_one(source, p, settings, codec.token_bytes, m) for p, m in zip(prompts, meanings, strict=True)],
+        grow(source, prompts, settings, codec.token_bytes, meanings),
         strict=True,
     ):
         assert (together.expansions, together.stopped) == (alone.expansions, alone.stopped)
@@ -274,7 +281,7 @@ def test_the_answer_of_a_peaked_model_is_found_within_twice_its_length_in_passes
     for token in range(1, V):
         table[token, (token + 1) % V] = 0.995
     source, codec = table_source(table / table.sum(axis=1, keepdims=True), letters=tuple(".abcdefghijkl"[:V]))
-    tree = grow_one(source, [1], TreeSettings(limit=2 * length, budget=2 * length, until="budget"), codec.spell)
+    tree = grow_one(source, [1], TreeSettings(limit=2 * length, budget=2 * length, until="budget"), codec.token_bytes)
     assert tree.expansions <= 2 * length
     assert tree.answers[0].low > 0.995 ** (length + 1)
     assert tree.answers[0].text == "bcdefghijkl"[: length - 1]

@@ -153,7 +153,7 @@ def test_forks_look_at_the_given_answer(model: klype.Model) -> None:
 
 
 def test_text_goes_in_as_it_is_where_that_is_asked(model: klype.Model) -> None:
-    plain = tuple(model.opened.plain("Hvem?"))
+    plain = tuple(model.opened.encode_text("Hvem?"))
     for found in (model.ask("Hvem?", limit=3, raw=True)[0], model.score("Hvem?", "Kari", raw=True)):
         assert found.trace.prompt == plain
     raw, asked = (model.forks("Hvem?", samples=4, limit=3, raw=raw).found.text for raw in (True, False))

@@ -14,7 +14,7 @@ from benchmarks.cures import CureSettings, Entrant, cures, front
 from benchmarks.cures_report import render, write
 from benchmarks.cures_tasks import Posed, Sizes, Task, holds_reference, real_tasks
 from klype.answers import decoders
-from klype.answers.decoding import DecodeQuestion
+from klype.answers.decoder_requests import DecodeQuestion
 from klype.errors import KlypeError, UsageError
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question
@@ -37,7 +37,7 @@ def posed(part: str, count: int) -> tuple[Posed, ...]:
     made = []
     for i in range(count):
         start = 1 + i % 2
-        asked = DecodeQuestion((start,), merged, 4, (0,), i, checks={"likelihood": decoders.likelihood})
+        asked = DecodeQuestion((start,), merged, 4, (0,), i, checks={"likelihood": decoders.likelihood_check})
         made.append(Posed(Question(f"{part}{i}", f"{part} {i}"), asked, lambda a, s=start: merged(a) == RIGHT[s]))  # type: ignore[misc]
     return tuple(made)
 

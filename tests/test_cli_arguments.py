@@ -14,7 +14,7 @@ from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.cli.options import quote
 from klype.cli.terminal import program
-from klype.sources.find_model import NEWEST_FIRST, demo_run, located, near
+from klype.sources.model_files import NEWEST_FIRST, closest_name, demo_run, resolve
 from klype.words import words
 
 Captured = pytest.CaptureFixture[str]
@@ -43,10 +43,10 @@ def test_a_mistyped_model_is_no_text(command: str, typed: str, elsewhere: Path, 
 
 def test_a_model_is_meant_where_names_are_near(elsewhere: Path) -> None:
     for name in ("demo", *NEWEST_FIRST):
-        assert near(name) in (name, f"demo/{name}")
-        assert near(name[1] + name[0] + name[2:]) == near(name)
+        assert closest_name(name) in (name, f"demo/{name}")
+        assert closest_name(name[1] + name[0] + name[2:]) == closest_name(name)
     for text in ("Hello", "Why?", "Who", "Knut", "Jeg gikk en tur på", "president"):
-        assert near(text) == ""
+        assert closest_name(text) == ""
 
 
 @pytest.mark.parametrize(("lang", "missing"), [("en", "There is no text."), ("nb", "Det er ingen tekst.")])
@@ -150,4 +150,4 @@ def test_a_run_without_rankings_is_told_what_to_do_and_nothing_is_made(elsewhere
 def test_what_lies_here_is_a_model_whatever_it_resembles(elsewhere: Path, capsys: Captured) -> None:
     (elsewhere / "dmeo").mkdir()
     assert "dmeo is a model; what should it be asked?" in refused(capsys, "ask", "dmeo")
-    assert located("dmeo") == "dmeo"
+    assert resolve("dmeo") == "dmeo"

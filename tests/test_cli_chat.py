@@ -23,8 +23,8 @@ from klype.errors import UsageError
 from klype.model.checkpoint import LoadedModel
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
-from klype.sources.find_model import ModelFiles
-from klype.sources.opening import OpenModel, decode_stream, native, room, stream
+from klype.sources.model_files import ModelFiles
+from klype.sources.opening import OpenModel, decode_stream, native, stream, window_left
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -238,7 +238,10 @@ def test_commands(opened: OpenModel, capsys: Captured) -> None:
 def test_tokens_within_a_character_stand_together(opened: OpenModel, capsys: Captured) -> None:
     talk = talk_to(opened)
     talk.take("Hunden?")
-    last, tokens = talk.traces[-1], opened.say("\u0176 \u16a0")  # no text had them: a token a byte, of two and of three
+    last, tokens = (
+        talk.traces[-1],
+        opened.encode_answer("\u0176 \u16a0"),
+    )  # no text had them: a token a byte, of two and of three
     steps = (*(replace(last.steps[0], token=token, logp=-0.1, distribution=None) for token in tokens),)
     talk.traces[-1] = replace(last, steps=(*steps, replace(steps[0], token=opened.stop[0])))
     capsys.readouterr()
@@ -267,17 +270,17 @@ def test_norwegian_words(opened: OpenModel, capsys: Captured) -> None:
 def test_what_cannot_be_asked_is_one_sentence(opened: OpenModel) -> None:
     prompt = [1] * WINDOW
     with pytest.raises(UsageError, match=f"has {WINDOW} tokens, and toy reads {WINDOW} at most"):
-        room(opened, prompt, 5)
-    assert room(opened, prompt[:-3], 5) == 3
+        window_left(opened, prompt, 5)
+    assert window_left(opened, prompt[:-3], 5) == 3
     with pytest.raises(UsageError, match="limit should be at least 1"):
-        room(opened, prompt[:3], 0)
+        window_left(opened, prompt[:3], 0)
     with pytest.raises(UsageError, match="no text"):
-        room(opened, [], 5)
+        window_left(opened, [], 5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.3])
 def test_next_is_a_distribution_before_and_after_temperature(opened: OpenModel, temperature: float) -> None:
-    distribution = opened.engine.next([opened.plain("Hunden drakk")])[0]
+    distribution = opened.engine.next([opened.encode_text("Hunden drakk")])[0]
     sampling = Sampling(temperature=temperature)
     size = opened.loaded.config.vocab_size
     table = Model(opened).table(distribution, sampling, (), None, size)

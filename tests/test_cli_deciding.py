@@ -10,7 +10,7 @@ import pytest
 
 from klype.answers.decoders import DECODERS
 from klype.api.prompt_context import PromptContext
-from klype.cli import ask, asking
+from klype.cli import ask, ask_methods
 from klype.errors import UsageError
 from klype.values import Question, Request, Sampling
 from klype.words.sentences import Sentences
@@ -23,10 +23,10 @@ def told(name: str, budget: float = 8.0) -> dict[str, Any]:
     source, codec = table_source(TABLE)
     merged = {"c": "x", "d": "x"}
     ask = PromptContext(source, (1,), Question("q", "a"), lambda text: merged.get(text, text), "text", None)
-    opened = cast(Any, SimpleNamespace(source=source, stop=(0,), as_raw=lambda raw: True, plain=codec.encode))
+    opened = cast(Any, SimpleNamespace(source=source, stop=(0,), as_raw=lambda raw: True, encode_text=codec.encode))
     request = Request(ask.prompt, limit=4, sampling=Sampling(0.7), seed=1)
-    found = asking.decide(opened, ask, request, (name, budget), None)
-    return asking.decision(found, name, budget)
+    found = ask_methods.decide(opened, ask, request, (name, budget), None)
+    return ask_methods.decision(found, name, budget)
 
 
 def test_what_was_chosen_why_and_at_what_cost() -> None:
@@ -43,7 +43,7 @@ def test_what_was_chosen_why_and_at_what_cost() -> None:
 def test_every_decoder_has_words(lang: str) -> None:
     said = Sentences(lang)
     assert all((said(row.about) == row.about) == (lang == "en") for row in DECODERS.values())
-    lines = "\n".join(asking.decision_lines(told("search"), lang))
+    lines = "\n".join(ask_methods.decision_lines(told("search"), lang))
     assert "60" in lines
     assert "b" in lines
 
@@ -67,5 +67,7 @@ def test_a_model_without_one_token_for_yes_cannot_verify_by_it() -> None:
     """Letter by letter "Yes" ends in "s", which says nothing of yes."""
     letters = tuple(".YesNo yn")
     _, codec = table_source(np.eye(len(letters)), letters=letters)
-    opened = cast(Any, SimpleNamespace(source=SimpleNamespace(codec=codec), say=codec.encode, prompt=codec.prompt))
-    assert asking.yes_check(opened, "q") == {}
+    opened = cast(
+        Any, SimpleNamespace(source=SimpleNamespace(codec=codec), encode_answer=codec.encode, prompt=codec.prompt)
+    )
+    assert ask_methods.yes_check(opened, "q") == {}

@@ -24,7 +24,7 @@ from klype.cli.train import AlignmentOptions, BiasOptions, MistakesOptions
 from klype.config import make
 from klype.errors import UsageError
 from klype.examine.settings import ArticleSettings, ExamSettings
-from klype.option import Option, Options, option_in, options_of, spelled
+from klype.option import Option, Options, flag_of, option_in, options_of
 from klype.runs.run_options import RunOptions, StageOptions
 from klype.samplers import SAMPLERS, TEMPERATURE
 
@@ -92,7 +92,7 @@ def test_settings_and_commands_agree(command: str, kinds: tuple[type[Options], .
     declared, beside = parameters(app(), command), {"--lang", "--json", *(["--reward"] if command == "run" else [])}
     if command in ("ask", "next", "tree", "forks"):
         beside |= {f"--{name.replace('_', '-')}" for name in SAMPLERS}
-    names = {spelled(kind, name).split("/")[0]: (kind, name) for kind in kinds for name in options_of(kind)}
+    names = {flag_of(kind, name).split("/")[0]: (kind, name) for kind in kinds for name in options_of(kind)}
     assert declared.keys() == names.keys() | beside
     for flag, (kind, name) in names.items():
         option, default = option_in(options_of(kind)[name]), {field.name: field.default for field in fields(kind)}[name]
@@ -153,4 +153,4 @@ def test_what_is_wrong_is_named_as_it_is_typed(kind: type[Options]) -> None:
         if name not in given:
             with pytest.raises(UsageError) as error:
                 make(kind, {**given, name: object()})
-            assert error.value.message.startswith(f"{spelled(kind, name)} ")
+            assert error.value.message.startswith(f"{flag_of(kind, name)} ")

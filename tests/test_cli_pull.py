@@ -21,7 +21,7 @@ from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.environment import state_folder
 from klype.model.checkpoint import save
-from klype.sources.find_model import HUB, find_named
+from klype.sources.model_files import HUB, find_named
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
 from tests.serve_toys import TEXTS
@@ -200,8 +200,8 @@ def test_names_that_there_are_not(capsys: Captured, elsewhere: Path) -> None:
 
 
 def test_a_package_brings_smollm2(smollm: Path, elsewhere: Path) -> None:
-    from klype.sources.find_model import located
+    from klype.sources.model_files import resolve
 
-    assert located("smollm2") == str(smollm)
+    assert resolve("smollm2") == str(smollm)
     (elsewhere / "smollm2").mkdir()  # what lies here goes first
-    assert located("smollm2") == "smollm2"
+    assert resolve("smollm2") == "smollm2"

@@ -21,7 +21,7 @@ from klype.cli.main import call
 from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.atomic_folder import MANIFEST
 from klype.runs import folder
-from klype.runs.run_json import MEANING, Record, process_of, redefined
+from klype.runs.run_json import MEANING, Record, process_of, redefined_measures
 from klype.sources.opening import find_model
 from klype.words import number
 
@@ -312,10 +312,12 @@ def test_what_meant_something_else_in_an_older_run_is_not_compared(
 
 def test_a_run_with_facts_apart_means_what_is_meant_now() -> None:
     world = {"settings": {"kind": "world"}}
-    assert "right" in redefined({**world, "figures": {"base": figures(0.5), "aligned": None}})
-    assert redefined({**world, "figures": {"base": {**figures(0.5), "right_fixed": figures(1.0)["right"]}}}) == ()
-    assert redefined({**world, "meaning": MEANING, "figures": {}}) == ()
-    assert redefined({"figures": {}}) == ("ceiling",)
+    assert "right" in redefined_measures({**world, "figures": {"base": figures(0.5), "aligned": None}})
+    assert (
+        redefined_measures({**world, "figures": {"base": {**figures(0.5), "right_fixed": figures(1.0)["right"]}}}) == ()
+    )
+    assert redefined_measures({**world, "meaning": MEANING, "figures": {}}) == ()
+    assert redefined_measures({"figures": {}}) == ("ceiling",)
 
 
 def test_a_document_is_written_whole_or_refused(tmp_path: Path, capsys: Captured) -> None:

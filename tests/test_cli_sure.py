@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from klype.api.prompt_context import PromptContext
-from klype.cli.asking import share_of, sure_of
+from klype.cli.ask_methods import share_of, sure_of
 from klype.sources.source import answers
 from klype.values import Question, Request, Sampling
 from tests.toy_sources import table_source
@@ -22,7 +22,7 @@ def sure(temperature: float) -> tuple[dict[str, Any], Any]:
     request = Request(prompt, limit=6, sampling=Sampling(temperature=temperature), stop=tuple(source.codec.stop))
     trace = answers(source, [request])[0][0]
     ask = PromptContext(source, prompt, Question("q", "a"), str, "text", None)
-    opened = cast(Any, SimpleNamespace(goes_on=True, spelled=lambda token: codec.spell(token).decode()))
+    opened = cast(Any, SimpleNamespace(can_continue=True, token_text=lambda token: codec.token_bytes(token).decode()))
     return sure_of(opened, ask, trace, 6), trace
 
 

@@ -156,7 +156,7 @@ def test_texts_that_nearly_repeat_others_are_left_out_where_that_is_wanted(tmp_p
 
 def test_documents_follow_others(tmp_path: Path) -> None:
     first, second = Documents.of([[1, 2], [3]]), Documents.of([[4], [5, 6]])
-    both = first.followed_by(second)
+    both = first.concat(second)
     assert [both[i].tolist() for i in range(4)] == [[1, 2], [3], [4], [5, 6]]
     assert both.lengths.tolist() == [2, 1, 1, 2]
 

@@ -98,11 +98,13 @@ def test_what_was_skipped_is_said_with_its_places(tmp_path: Path) -> None:
     bad = BadRows(skip=True)
     file = lines(tmp_path / "a.jsonl", {"text": "a"}, *([3] * 5))
     assert texts(file, bad=bad) == ["a"]
-    assert re.fullmatch(r"5 bad rows were skipped: \S+a\.jsonl line 2 is .*; \S+ line 4 is [^;]*; 2 more\.", bad.said())
+    assert re.fullmatch(
+        r"5 bad rows were skipped: \S+a\.jsonl line 2 is .*; \S+ line 4 is [^;]*; 2 more\.", bad.summary()
+    )
     one = BadRows(skip=True)
     texts(lines(file, {"text": "a"}, 3), bad=one)
-    assert one.said().startswith("1 bad row was skipped: ")
-    assert "more" not in one.said()
+    assert one.summary().startswith("1 bad row was skipped: ")
+    assert "more" not in one.summary()
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])

@@ -97,7 +97,7 @@ def test_adapters_begin_alike_and_are_merged(device: torch.device, tmp_path: Pat
         torch.manual_seed(5)
         model = AdaptedTransformer(whole, LoraSettings(rank=2))
         train(model, cross_entropy, pieces(4), STEPS, tmp_path / place.type)
-        found.append(model.merged(whole))
+        found.append(model.merge(whole))
     alike(found[1], found[0])
 
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from klype.examine.intervals import (
-    FEWEST,
+    MIN_QUESTIONS,
     mcnemar,
     mean_by_question,
-    paired,
+    mean_change,
     proportion,
     ratio_of_means,
     ratio_over_seeds,
@@ -40,8 +40,8 @@ def test_the_interval_contains_the_value(rows: list[tuple[float, int]]) -> None:
     figures = [
         mean_by_question(values, questions),
         mean_by_question([float(v > 0) for v in values], questions),
-        paired(values, values[::-1], questions),
-        paired([float(v > 0) for v in values], [float(v > 1) for v in values], list(range(len(values)))),
+        mean_change(values, values[::-1], questions),
+        mean_change([float(v > 0) for v in values], [float(v > 1) for v in values], list(range(len(values)))),
         ratio_of_means(values, [1 + abs(v) for v in values]),
     ]
     for figure in figures:
@@ -50,7 +50,11 @@ def test_the_interval_contains_the_value(rows: list[tuple[float, int]]) -> None:
 
 
 def test_one_question_has_no_interval_and_says_why() -> None:
-    for figure in (mean_by_question([1, 0, 1], ["q"] * 3), ratio_of_means([1.0], [2.0]), paired([1.0], [0.5], ["q"])):
+    for figure in (
+        mean_by_question([1, 0, 1], ["q"] * 3),
+        ratio_of_means([1.0], [2.0]),
+        mean_change([1.0], [0.5], ["q"]),
+    ):
         assert figure.low is None
         assert figure.high is None
         assert "one" in figure.why
@@ -81,10 +85,10 @@ def test_ten_samples_of_one_question_are_not_ten_questions() -> None:
 
 def test_a_paired_comparison_is_narrower_than_two_apart() -> None:
     rng = np.random.default_rng(0)
-    for m in (FEWEST, 120):
+    for m in (MIN_QUESTIONS, 120):
         easy = rng.random(m)
         a, b = easy + 0.01 * rng.random(m), easy + 0.1 + 0.01 * rng.random(m)
-        difference = paired(a, b, range(m))
+        difference = mean_change(a, b, range(m))
         assert difference.value == pytest.approx(float(np.mean(b - a)))
         assert width(difference) < 0.2 * width(mean_by_question(a, range(m)))
 
@@ -93,17 +97,17 @@ def test_mcnemar_is_the_sign_test_of_the_discordant() -> None:
     a, b = [1] * 9 + [0] * 2 + [1] * 20, [0] * 9 + [1] * 2 + [1] * 20
     assert mcnemar(a, b) == pytest.approx(stats.binomtest(2, 11).pvalue)
     assert mcnemar(a, a) == 1.0
-    assert paired(a, b, range(31)).value == pytest.approx(-7 / 31)
-    assert paired(a, a, range(31)).low < 0 < paired(a, a, range(31)).high
+    assert mean_change(a, b, range(31)).value == pytest.approx(-7 / 31)
+    assert mean_change(a, a, range(31)).low < 0 < mean_change(a, a, range(31)).high
 
 
 def test_questions_that_hardly_change_do_not_show_that_none_does() -> None:
     """Ten samples of thirty questions, none of which changed: one question in twenty could still."""
     a = np.tile([1.0, 0.0], 150)
     questions = np.repeat(np.arange(30), 10).tolist()
-    same = paired(a, a, questions)
+    same = mean_change(a, a, questions)
     assert same.low < -0.05 < 0.05 < same.high
-    assert (same.low, same.high) == pytest.approx(astuple_of(paired(a[:30], a[:30], range(30))))
+    assert (same.low, same.high) == pytest.approx(astuple_of(mean_change(a[:30], a[:30], range(30))))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60), st.integers(2, 4))
@@ -111,22 +115,22 @@ def test_a_question_asked_again_counts_once(rows: list[tuple[bool, bool]], times
     """An id that repeats with the same outcome says nothing new."""
     a, b = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     names = list(range(len(rows)))
-    once, again = paired(a, b, names), paired(np.tile(a, times), np.tile(b, times), names * times)
+    once, again = mean_change(a, b, names), mean_change(np.tile(a, times), np.tile(b, times), names * times)
     assert astuple_of(again) == pytest.approx(astuple_of(once))
 
 
 def test_a_change_that_is_the_same_everywhere_is_one() -> None:
     """All sixty answers went from the best score to the worst: there is no spread, but no doubt either."""
-    fell = paired([1.0] * 60, [-1.0] * 60, range(60), "points")
+    fell = mean_change([1.0] * 60, [-1.0] * 60, range(60), "points")
     assert -2 == fell.low < fell.high < -1.5
-    assert paired([0.0] * 60, [0.0] * 58 + [1.5, 2.0], range(60), "points").low is None
+    assert mean_change([0.0] * 60, [0.0] * 58 + [1.5, 2.0], range(60), "points").low is None
 
 
 def test_bonett_and_prices_interval_by_hand() -> None:
     a, b = [0] * 3 + [1] + [1] * 16, [1] * 3 + [0] + [1] * 16
     centre = 2 / 22
     half = stats.norm.ppf(0.975) * np.sqrt((4 / 22 + 2 / 22 - centre**2) / 22)
-    assert astuple_of(paired(a, b, range(20))) == pytest.approx((centre - half, centre + half))
+    assert astuple_of(mean_change(a, b, range(20))) == pytest.approx((centre - half, centre + half))
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=60))
@@ -181,19 +185,19 @@ def test_values_without_bounds_allow_for_one_twice_as_far_out(sign: int) -> None
 
 
 def test_values_without_bounds_need_thirty_questions() -> None:
-    value = np.random.default_rng(7).normal(0, 1, FEWEST)
-    for n in (3, 10, FEWEST - 1):
+    value = np.random.default_rng(7).normal(0, 1, MIN_QUESTIONS)
+    for n in (3, 10, MIN_QUESTIONS - 1):
         for figure in (
             mean_by_question(value[:n], range(n), "nats"),
             ratio_of_means(value[:n], np.ones(n), "nats a word"),
-            paired(np.zeros(n), value[:n], range(n), "points"),
-            paired(np.zeros(n), np.full(n, 2.0), range(n), "points"),
+            mean_change(np.zeros(n), value[:n], range(n), "points"),
+            mean_change(np.zeros(n), np.full(n, 2.0), range(n), "points"),
         ):
             assert figure.value is not None
             assert figure.low is None
             assert "too few" in figure.why
-    assert "rare ones" in mean_by_question(value[1:], range(FEWEST - 1), "nats").why
-    assert mean_by_question(value, range(FEWEST), "nats").low is not None
+    assert "rare ones" in mean_by_question(value[1:], range(MIN_QUESTIONS - 1), "nats").why
+    assert mean_by_question(value, range(MIN_QUESTIONS), "nats").low is not None
 
 
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=40), st.sampled_from([(-3.0, 2.7), (-1.0, 1.0), (0.0, 6.0)]))
@@ -210,7 +214,7 @@ def test_equal_scores_do_not_show_that_none_is_bad() -> None:
     figure = mean_by_question([2.6] * 10, range(10), "points", within=(-3.0, 2.7))
     assert figure.low is not None
     assert figure.low < 0.8 * 2.6 + 0.2 * -3.0
-    change = paired([2.6] * 10, [2.6] * 10, range(10), "points", within=(-3.0, 2.7))
+    change = mean_change([2.6] * 10, [2.6] * 10, range(10), "points", within=(-3.0, 2.7))
     assert change.low == -change.high < -1
 
 
@@ -220,9 +224,9 @@ def test_where_nearly_all_values_are_the_same_there_is_no_interval_but_a_reason(
         mean_by_question(few, range(30), "nats"),
         mean_by_question([0.2] * 30, range(30), "nats"),
         ratio_of_means(few, [1.0] * 30, "times"),
-        paired([0.0] * 30, few, range(30), "points"),
-        paired([0.3] * 30, [0.3] * 30, range(30), "points"),
-        paired([0.3] * 3, [0.3] * 3, range(3), "points"),
+        mean_change([0.0] * 30, few, range(30), "points"),
+        mean_change([0.3] * 30, [0.3] * 30, range(30), "points"),
+        mean_change([0.3] * 3, [0.3] * 3, range(3), "points"),
         ratio_of_means([1.0] * 30, few, "J per right answer"),
     ):
         assert figure.value is not None

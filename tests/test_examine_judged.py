@@ -86,8 +86,8 @@ def test_an_error_that_was_not_measured_leaves_the_undecided_and_says_so() -> No
     found = measure(Evidence(answered(rights), judge="a judge", errors=errors(None)))["right"].json()
     assert found["bounds"] == {"low": 0.5, "high": 0.75}
     assert found["error_rate"] == {"value": None, "why": "the judge's error was not measured"}
-    assert "not measured" in Say("en").judged(found)
-    assert "ikke målt" in Say("nb").judged(found)
+    assert "not measured" in Say("en").judge_note(found)
+    assert "ikke målt" in Say("nb").judge_note(found)
 
 
 def test_what_has_no_reference_is_neither_decided_nor_undecided() -> None:
@@ -120,8 +120,8 @@ def test_a_judge_that_errs_in_one_of_ten_or_more_bounds_or_withholds_every_figur
 def test_bounds_are_written_in_both_languages(lang: str, range_: str) -> None:
     error = Figure(0.04, 0.01, 0.2)
     figure = Figure(0.7, 0.6, 0.8, 40, "share", judge="a judge", error_rate=error, bounds=(0.33, 0.93))
-    assert range_ in Say(lang).allowing(figure.json(), "right").replace("\u00a0", " ")  # type: ignore[arg-type]
-    assert Say(lang).allowing(Figure(0.7, 0.6, 0.8).json(), "right") == ""  # type: ignore[arg-type]
+    assert range_ in Say(lang).bounds_note(figure.json(), "right").replace("\u00a0", " ")  # type: ignore[arg-type]
+    assert Say(lang).bounds_note(Figure(0.7, 0.6, 0.8).json(), "right") == ""  # type: ignore[arg-type]
 
 
 def test_a_run_about_text_is_judged_by_the_same_rules(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from klype.examine.error_feedback import FEW, effect, outcomes, parting
+from klype.examine.error_feedback import FEW, effect, outcomes, separation
 from klype.examine.evidence import Evidence
 from klype.examine.examination_report import pairs
 from klype.examine.interventions import (
@@ -64,13 +64,13 @@ def test_rarity_is_not_taken_for_wrongness() -> None:
     assert shown.difference[0].value > 0.1  # beside a word as the model draws it, mostly the likely one
     assert shown.beside_near[0].value == pytest.approx(0, abs=1e-6)
     assert shown.cautious[0].value == pytest.approx(0, abs=1e-6)
-    assert shown.beside_near[0].n == sum(one.intervention.matched for one in after) >= 100
+    assert shown.beside_near[0].n == sum(one.intervention.is_matched for one in after) >= 100
 
 
 def test_every_pair_found_is_as_rare_and_each_beginning_counts_once() -> None:
     source = rarity_alone()
     found = find_matched(source, [questions(30)] * 4, FeedbackSettings(pairs=10**6, limit=5), lambda t: True)
-    assert all(intervention.matched and not intervention.by_rule for intervention in found.found)
+    assert all(intervention.is_matched and not intervention.by_rule for intervention in found.found)
     assert all(abs(intervention.rarity) <= AS_RARE for intervention in found.found)
     assert all(intervention.tokens[0] == WRONG and intervention.tokens[2] == RARE for intervention in found.found)
     places = [(intervention.question, intervention.before) for intervention in found.found]
@@ -114,7 +114,7 @@ def test_the_search_ends_when_there_are_enough() -> None:
 
 @pytest.mark.parametrize(("ratio", "matched"), [(2.9, True), (1 / 2.9, True), (3.1, False), (1 / 3.1, False)])
 def test_a_factor_of_three_is_as_rare(ratio: float, matched: bool) -> None:
-    assert Intervention("q", (), (1, 2, 3), math.log(ratio)).matched is matched
+    assert Intervention("q", (), (1, 2, 3), math.log(ratio)).is_matched is matched
 
 
 def test_errors_by_edits_are_counted_beside_errors_word_by_word() -> None:
@@ -135,9 +135,9 @@ def test_errors_by_edits_are_counted_beside_errors_word_by_word() -> None:
 
 def test_two_halves_of_one_sample_are_not_parted_in_the_mean_and_two_words_are() -> None:
     rng = np.random.default_rng(0)
-    alike = [parting(*rng.integers(0, 4, (2, 2, 5))) for _ in range(2000)]
+    alike = [separation(*rng.integers(0, 4, (2, 2, 5))) for _ in range(2000)]
     assert np.mean([x for x in alike if x is not None]) == pytest.approx(0, abs=0.02)
     a, b = np.zeros((2, 5), np.int64), np.ones((2, 5), np.int64)
-    assert parting(a, b) == 1.0
-    assert parting(a, a) == 0.0
-    assert parting(a[:1], b) is None
+    assert separation(a, b) == 1.0
+    assert separation(a, a) == 0.0
+    assert separation(a[:1], b) is None

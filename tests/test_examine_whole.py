@@ -15,7 +15,7 @@ import torch
 from klype.answers import distribution_bounds
 from klype.errors import KlypeError, UsageError
 from klype.examine.caching_source import Shape
-from klype.examine.compare import failed, parse
+from klype.examine.compare import failure, parse
 from klype.examine.evidence import DistributionCache, JudgedAnswer, judged_answers, read_distributions
 from klype.examine.exam import ExamResult, examine, probe
 from klype.examine.examination_report import document, verdict
@@ -83,7 +83,7 @@ def examinee(q_VV: np.ndarray, n: int = 12) -> EvalTarget:
         judge_name="word for word",
         meaning=text_meaning,
         reader=lambda question: Reader(lambda: Chain(TRUTH, 1)),
-        spell=codec.spell,
+        token_bytes=codec.token_bytes,
     )
 
 
@@ -194,8 +194,8 @@ def test_s_is_the_mass_on_what_can_follow_at_every_right_beginning(erring: ExamR
 def test_however_near_to_0_a_temperature_is_it_is_like_0(temperature: float) -> None:
     q = Distribution(np.array([1, 0, 2, 3]), np.log([0.6, 0.3, 0.1, 1e-30]))
     cold = DistributionCache(Reader(lambda: Chain(TRUTH, 1)), temperature)
-    assert distribution_bounds.tempered(q, temperature, 4).low_K.tolist() == [1, 0, 0, 0]
-    assert (cold.entropy((), q), cold.said((), q), cold.s((), q)) == (0.0, 1.0, 1.0)
+    assert distribution_bounds.temperature_bounds(q, temperature, 4).low_K.tolist() == [1, 0, 0, 0]
+    assert (cold.entropy((), q), cold.confidence((), q), cold.s((), q)) == (0.0, 1.0, 1.0)
     assert cold.kl((), q) > 100  # the truth is not so sure
     assert np.exp(distribution_bounds.whole_at(q, temperature).logp).tolist() == [1, 0, 0, 0]
 
@@ -320,14 +320,14 @@ def test_the_probe_foretells_what_forks_draw(tmp_path: Path) -> None:
 def test_conditions_read_measure_temperature_sign_and_number(honest: ExamResult) -> None:
     made = document(honest)
     assert str(parse(" right@0.70 <= 0.8 ")) == "right@0.7<=0.8"
-    assert failed(parse("s<1.1"), made)
-    assert failed(parse("s@1<0.5"), made) == ""
+    assert failure(parse("s<1.1"), made)
+    assert failure(parse("s@1<0.5"), made) == ""
     with pytest.raises(UsageError, match="Did you mean"):
         parse("calibraton>0.1")
     with pytest.raises(UsageError, match="not examined"):
-        failed(parse("s@2<1"), made)
+        failure(parse("s@2<1"), made)
     with pytest.raises(KlypeError, match="could not be measured"):
-        failed(parse("copied>0.1"), made)
+        failure(parse("copied>0.1"), made)
 
 
 def test_trees_grow_together_as_far_as_there_is_room() -> None:

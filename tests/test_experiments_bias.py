@@ -32,8 +32,8 @@ from klype.experiments.training import (
     Mixture,
     TrainingSet,
     against,
+    interpolate,
     measure,
-    mixed,
     predict,
     right,
     shape,
@@ -86,7 +86,7 @@ def test_every_target_is_a_distribution_over_the_right_documents(row: object, tm
 def test_soft_targets_are_one_hot_in_the_limit(share: float) -> None:
     own = cell(Path())
     at_N = torch.from_numpy(targets(own.corpus.train))
-    soft = mixed(hard(own), uniform(SIZE), share)(torch.arange(len(at_N)))
+    soft = interpolate(hard(own), uniform(SIZE), share)(torch.arange(len(at_N)))
     one_hot = torch.nn.functional.one_hot(at_N, SIZE).float()
     assert float((soft - one_hot).abs().max()) <= share
 
@@ -378,11 +378,11 @@ def test_finished_cells_are_kept_and_equal_seeds_give_equal_figures(
     for name in names:
         told, again = (json.loads((f / f"{name}.0.json").read_text()) for f in (folder / "cells" / "12-1", tmp_path))
         assert told["values"] == again["values"]
-    assert BIAS.finished(tmp_path, names)
-    assert not BIAS.finished(tmp_path, ("oracle",))
-    reread = cell(tmp_path, 12, 1).trained("one-hot")
+    assert BIAS.is_finished(tmp_path, names)
+    assert not BIAS.is_finished(tmp_path, ("oracle",))
+    reread = cell(tmp_path, 12, 1).train("one-hot")
     torch.testing.assert_close(
-        predict(reread.model, own.test.documents), predict(own.trained("one-hot").model, own.test.documents)
+        predict(reread.model, own.test.documents), predict(own.train("one-hot").model, own.test.documents)
     )
 
 
@@ -435,14 +435,14 @@ def test_a_plan_takes_what_fits(tmp_path: Path) -> None:
     assert (roomy.documents, roomy.seeds) == (BIAS.choices[0].documents, BIAS.choices[0].seeds)
     assert (tight.documents, tight.seeds) == (BIAS.choices[-1].documents, BIAS.choices[-1].seeds)
     assert (tight.steps, tight.seconds) < (roomy.steps, roomy.seconds)
-    assert BIAS.called(("oracle",), truth=True) == ("one-hot", "oracle")
+    assert BIAS.select_arms(("oracle",), truth=True) == ("one-hot", "oracle")
 
 
 def test_unknown_targets_are_named() -> None:
     with pytest.raises(UsageError, match="no targets called ensembel"):
-        BIAS.called(("ensembel",), truth=True)
+        BIAS.select_arms(("ensembel",), truth=True)
     with pytest.raises(UsageError, match="no targets called oracle"):
-        BIAS.called(("oracle",), truth=False)
+        BIAS.select_arms(("oracle",), truth=False)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from klype.examine.truth import Reader, mass
-from klype.experiments.article import LEAST, FreeTextRequest, judged, openings, write_texts
+from klype.experiments.article import MIN_WORDS, FreeTextRequest, judge_text, openings, write_texts
 from klype.sources.source import answers
 from klype.values import Request, Sampling
 from klype.world import END, Spellings, TokenFilter, World
@@ -41,7 +41,7 @@ def test_texts_begin_as_documents_of_eighty_words_do(world: World) -> None:
         assert "." not in words[:-1]
         reader = world.filter()
         assert all(reader.push(word) > 0 for word in words)
-    assert LEAST == 80
+    assert MIN_WORDS == 80
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_where_the_language_has_to_end_nothing_more_is_judged(world: World) -> N
     request = Request((1,), limit=5, sampling=Sampling(logit_bias=((0, -100.0),)), stop=(0,), top=-1)
     trace = answers(source, [request])[0][0]
     reader = Reader(lambda: TokenFilter(world.filter(), spellings))
-    found = judged("x", trace, reader, tuple(tokens), 1.0, 0)
+    found = judge_text("x", trace, reader, tuple(tokens), 1.0, 0)
     assert found.s == ()
     assert found.first_error is None
     assert mass(trace.steps[0].distribution, 1.0, (0,)) > 0  # type: ignore[arg-type]

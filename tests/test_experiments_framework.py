@@ -136,21 +136,21 @@ def test_a_damaged_result_is_not_counted(tmp_path: Path) -> None:
     half = tossed(COINS, plan, tmp_path)
     assert (half.cells_done, half.cells) == (3, 4)
     assert [row.seeds for row in half.rows] == [2, 1]
-    assert not COINS.finished(tmp_path / "cells" / "8-1", plan.arms)
+    assert not COINS.is_finished(tmp_path / "cells" / "8-1", plan.arms)
 
 
 def test_a_new_arm_and_a_new_measure_are_rows(tmp_path: Path) -> None:
     measures = {**COINS.measures, "tails": BoardMeasure("share", of="heads")}
     more = replace(COINS, arms={**COINS.arms, "bent": Coin("bent")}, measures=measures)
-    assert more.called(("bent",), truth=False) == ("fair", "bent")
+    assert more.select_arms(("bent",), truth=False) == ("fair", "bent")
     figures = tossed(more, ExperimentPlan(documents=(8,), seeds=1, arms=("fair", "bent")), tmp_path).figures()
     assert figures["bent"]["tails"]["value"] == figures["bent"]["heads"]["value"] == pytest.approx(0.04)
 
 
 def test_arms_that_need_a_truth_are_refused_where_there_is_none() -> None:
-    assert COINS.called((), truth=False) == ("fair", "loaded")
+    assert COINS.select_arms((), truth=False) == ("fair", "loaded")
     with pytest.raises(UsageError, match="no coin called known"):
-        COINS.called(("known",), truth=False)
+        COINS.select_arms(("known",), truth=False)
 
 
 def test_plans_of_both_kinds_are_read_back_and_damaged_ones_are_named(tmp_path: Path) -> None:

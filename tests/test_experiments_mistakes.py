@@ -33,12 +33,12 @@ from klype.experiments.mistakes_methods import (
     TeacherLabels,
     TrainingContext,
     TruthLabels,
+    concat_batches,
     documents,
-    enriched,
-    joined,
     own_texts,
     rounds,
-    scheduled,
+    scheduled_sampling,
+    with_near_misses,
 )
 from klype.experiments.training import LabelledBatches, LabSettings, TrainedModel, TrainingSet, rows, train_model
 from klype.sources.source import answers
@@ -92,7 +92,7 @@ def test_scheduled_sampling_at_rate_nothing_is_plain(first: tuple[Corpus, Traine
 
 def test_scheduled_sampling_replaces_words_but_not_what_follows(first: tuple[Corpus, TrainedModel]) -> None:
     own = course(first, replaced=1.0, steps=2)
-    sampled, plain = scheduled(own), documents(own)
+    sampled, plain = scheduled_sampling(own), documents(own)
     for step in range(2):
         batch, whole = next(sampled), next(plain)
         assert torch.equal(batch.targets_BT, whole.targets_BT)
@@ -140,7 +140,7 @@ def test_own_right_texts_with_one_hot_labels_are_documents(first: tuple[Corpus, 
     hard_NV = torch.nn.functional.one_hot(torch.tensor([t for d in corpus.train for t in d[1:]]), SIZE + 1)
     soft = LabelledBatches(TrainingSet(corpus.train, rows(hard_NV)), 8, 3)
     plain = LabelledBatches(TrainingSet(corpus.train), 8, 3)
-    a, b = (joined(next(batches), next(batches)) for batches in (soft, plain))
+    a, b = (concat_batches(next(batches), next(batches)) for batches in (soft, plain))
     same, sharp = soft_cross_entropy(own.student.model, a), cross_entropy(own.student.model, b)
     torch.testing.assert_close(same.total, sharp.total)
     assert float(same.count) == float(sharp.count)
@@ -173,7 +173,7 @@ def test_enriched_documents_teach_to_take_back_and_never_the_wrong_word(
     first: tuple[Corpus, TrainedModel], late: int
 ) -> None:
     own = course(first, late=late)
-    batches, seen = enriched(own, TruthLabels(own)), 0
+    batches, seen = with_near_misses(own, TruthLabels(own)), 0
     for _ in range(6):
         batch = next(batches)
         for tokens_T, targets_T, weights_T in zip(batch.tokens_BT, batch.targets_BT, batch.weights_BT, strict=True):
@@ -199,7 +199,7 @@ def test_teachers_may_say_what_is_to_be_taken_back(first: tuple[Corpus, TrainedM
     teachers = TeacherLabels(own)
     assert teachers.impossible == UNLIKELY
     teachers.impossible = 0.04  # so small a teacher is sure of nothing
-    batches, seen = enriched(own, teachers), 0
+    batches, seen = with_near_misses(own, teachers), 0
     for _ in range(6):
         batch = next(batches)
         q_BTV = learnt.model(batch.tokens_BT).softmax(-1).detach()
@@ -405,7 +405,7 @@ def test_plans_fit_and_are_kept(tmp_path: Path) -> None:
 
 def test_the_world_is_read_after_mistakes() -> None:
     source = WorldSource()
-    truth = source.beginning()
+    truth = source.initial_truth()
     words = [source.vocabulary.index(word) for word in ("Jeg", "gikk", "en", "tur", "på")]
     for token in words:
         assert truth.push(token) > 0
@@ -417,12 +417,12 @@ def test_the_world_is_read_after_mistakes() -> None:
 
 
 def test_only_what_needs_no_truth_is_for_text() -> None:
-    assert "own-teachers" in MISTAKES.called((), truth=False)
+    assert "own-teachers" in MISTAKES.select_arms((), truth=False)
     for name in ("own-truth", "backspace", "outcome"):
         with pytest.raises(UsageError, match=f"no method called {name}"):
-            MISTAKES.called((name,), truth=False)
+            MISTAKES.select_arms((name,), truth=False)
     with pytest.raises(UsageError, match="no method called bakspace"):
-        MISTAKES.called(("bakspace",), truth=True)
+        MISTAKES.select_arms(("bakspace",), truth=True)
 
 
 @pytest.mark.parametrize(

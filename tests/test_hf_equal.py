@@ -45,13 +45,15 @@ def equal(model: klype.Model, theirs: Any, tokenizer: Any, texts: list[str], raw
     opened = model.opened
     codec = opened.source.codec
     assert isinstance(codec, NativeCodec)
-    prompts, answer = [opened.put(text, raw) for text in texts], "Det er Oslo."
+    prompts, answer = [opened.user_prompt(text, raw) for text in texts], "Det er Oslo."
     for text, prompt in zip(texts, prompts, strict=True):
         talk = [{"role": "user", "content": text}]
         said = text if raw else tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
         assert prompt == tokenizer(said, add_special_tokens=raw)["input_ids"], text
     requests = [Request(tuple(prompt), limit=limit, sampling=Sampling(0.0)) for prompt in prompts]
-    spelled = [opened.say(answer) if raw else codec.answer([{"role": "user", "content": t}], answer) for t in texts]
+    spelled = [
+        opened.encode_answer(answer) if raw else codec.answer([{"role": "user", "content": t}], answer) for t in texts
+    ]
     scored = opened.source.score(prompts, spelled)
     for prompt, given, trace, (drawn,) in zip(prompts, spelled, scored, answers(opened.source, requests), strict=True):
         with torch.inference_mode():

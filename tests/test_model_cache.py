@@ -30,7 +30,7 @@ def model_of(shape: str, way: str = "torch", folder: Path | None = None) -> Tran
     assert folder is not None
     backend = compiled_backend(folder)
     assert isinstance(backend, CompiledBackend)
-    return model.using(backend)
+    return model.with_backend(backend)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_in_c_low_precision_is_torchs_but_for_rounding(folder: Path) -> None:
     shared = Cache(model.config, 1, dtype=torch.bfloat16)
     model.hidden(tokens[:1, :8], shared)
     store, states, exact = shared.to_shared(), [], model_of("grouped", "C", folder).hidden
-    for way in (model, model.using(TORCH)):
+    for way in (model, model.with_backend(TORCH)):
         cache = Cache(model.config, dtype=torch.bfloat16)
         cache.append(store, [0, 0, 0], [8, 8, 8])
         states.append(torch.cat([way.hidden(token, cache) for token in tokens[:, 8:].split(1, 1)], 1).float())

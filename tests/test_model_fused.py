@@ -78,7 +78,7 @@ def test_losses_and_gradients_are_torchs_in_float64(shape: str, packed: bool, co
     if packed:
         batch = Batch(batch.tokens_BT, batch.targets_BT, batch.weights_BT, {"document_BT": DOCUMENTS})
     exact, fast = toy("llama", **(WIDE | SHAPES[shape])).double(), toy("llama", **(WIDE | SHAPES[shape]))
-    fast = fast.using(compiled)
+    fast = fast.with_backend(compiled)
     (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert off(gradients, exactly) < 1e-4
@@ -89,7 +89,7 @@ def test_bfloat16_is_no_further_from_the_truth_than_torchs(shape: str, compiled:
     batch, exact = ragged(), toy("llama", **(WIDE | SHAPES[shape])).bfloat16().double()
     fast = toy("llama", **(WIDE | SHAPES[shape])).bfloat16()
     plain = copy.deepcopy(fast)
-    fast = fast.using(compiled)
+    fast = fast.with_backend(compiled)
     _, exactly = learnt(exact, batch)
     assert off(learnt(fast, batch)[1], exactly) < 1.5 * off(learnt(plain, batch)[1], exactly)
 
@@ -101,7 +101,7 @@ def test_adapters_learn_as_with_torch(shape: str, compiled: CompiledBackend) -> 
     for parameter in fast.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     exact = copy.deepcopy(fast).double()
-    fast = fast.using(compiled)
+    fast = fast.with_backend(compiled)
     (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert off(gradients, exactly) < 1e-4
@@ -131,7 +131,7 @@ def dirty() -> None:
 def test_memory_that_others_have_used_changes_nothing(shape: str, compiled: CompiledBackend) -> None:
     model = toy("llama", **(WIDE | SHAPES[shape]))
     exact = copy.deepcopy(model).double()
-    model = model.using(compiled)
+    model = model.with_backend(compiled)
     for seed in range(12):
         batch = grouped(2, seed)
         dirty()
@@ -141,7 +141,7 @@ def test_memory_that_others_have_used_changes_nothing(shape: str, compiled: Comp
 @pytest.mark.parametrize("shape", SHAPES)
 def test_memory_that_others_have_used_changes_no_bit_in_bfloat16(shape: str, compiled: CompiledBackend) -> None:
     model = toy("llama", **(WIDE | SHAPES[shape])).bfloat16()
-    model = model.using(compiled)
+    model = model.with_backend(compiled)
     for seed in range(6):
         batch = grouped(2, seed)
         loss, gradients = learnt(model, batch)
@@ -159,7 +159,7 @@ def test_branches_in_bfloat16_are_no_further_from_the_truth_than_torchs(
     batch, exact = grouped(group), toy("llama", **(WIDE | SHAPES[shape])).bfloat16().double()
     fast = toy("llama", **(WIDE | SHAPES[shape])).bfloat16()
     plain = copy.deepcopy(fast)
-    fast = fast.using(compiled)
+    fast = fast.with_backend(compiled)
     expected, exactly = learnt(exact, separate(batch))
     found, gradients = learnt(fast, batch)
     assert found.item() == pytest.approx(expected.item(), rel=0.01)
@@ -173,7 +173,7 @@ def test_answers_to_one_prompt_are_branches_and_as_if_each_had_its_own(
 ) -> None:
     batch = grouped(group)
     exact, fast = toy("llama", **(WIDE | SHAPES[shape])).double(), toy("llama", **(WIDE | SHAPES[shape]))
-    fast = fast.using(compiled)
+    fast = fast.with_backend(compiled)
     (loss, gradients), (expected, exactly) = learnt(fast, batch), learnt(exact, separate(batch))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert off(gradients, exactly) < 1e-4
@@ -200,7 +200,7 @@ def test_a_prefix_is_packed_once_and_the_rest_is_as_it_was(compiled: CompiledBac
 
 def test_gradients_are_finite_differences(compiled: CompiledBackend) -> None:
     model, batch = toy("conv", **WIDE), ragged()
-    model = model.using(compiled)
+    model = model.with_backend(compiled)
     _, gradients = learnt(model, batch)
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
@@ -217,7 +217,7 @@ def test_gradients_are_finite_differences(compiled: CompiledBackend) -> None:
 
 def test_padding_and_threads_change_nothing(compiled: CompiledBackend) -> None:
     model, batch = toy("conv", **WIDE), ragged()
-    model = model.using(compiled)
+    model = model.with_backend(compiled)
     loss, gradients = learnt(model, batch)
     again, same = learnt(model, batch)
     assert again == loss
@@ -243,7 +243,7 @@ def test_what_is_not_learnt_is_not_computed(compiled: CompiledBackend) -> None:
     nothing = ragged()
     nothing.weights_BT.zero_()
     model = toy("conv", **WIDE)
-    model = model.using(compiled)
+    model = model.with_backend(compiled)
     loss = cross_entropy(model, nothing)
     assert (loss.total.item(), loss.count.item()) == (0.0, 0.0)
     loss.total.backward()  # type: ignore[no-untyped-call]
@@ -256,7 +256,7 @@ def ends(batch: Batch) -> list[int]:
 
 def test_a_loss_that_is_no_number_stays_one(compiled: CompiledBackend) -> None:
     model = toy("conv", **WIDE)
-    model = model.using(compiled)
+    model = model.with_backend(compiled)
     model.embed.weight.data[3] = float("nan")
     batch = ragged()
     batch.tokens_BT[0, 0] = 3
@@ -268,10 +268,10 @@ def test_a_loss_that_is_no_number_stays_one(compiled: CompiledBackend) -> None:
 def test_shapes_that_are_not_supported_and_long_texts_go_through_torch(compiled: CompiledBackend) -> None:
     for model in (toy("qwen"), toy("llama", **WIDE | {"width": 40, "head_dim": 24})):
         expected = learnt(model, ragged(vocab=23))[0]
-        model = model.using(compiled)
+        model = model.with_backend(compiled)
         assert learnt(model, ragged(vocab=23))[0].item() == pytest.approx(expected.item(), rel=1e-6)
     model = toy("conv", **WIDE | {"window": 600})
-    model = model.using(compiled)
+    model = model.with_backend(compiled)
     long = random_batch(0, rows=1, length=compiling.LONGEST + 20, vocab=53)
     assert torch.isfinite(learnt(model, long)[0])
     with pytest.raises(KlypeError, match="longer than the model's window"):
@@ -285,7 +285,7 @@ def test_resumed_is_straight_and_two_side_by_side_are_one_after_another(
 ) -> None:
     def trained(folder: Path, workers: int, cuts: bool) -> dict[str, torch.Tensor]:
         model = toy("conv", **WIDE)
-        model = model.using(compiled)
+        model = model.with_backend(compiled)
         asked = TrainSettings(steps=6, micro_batches=2, precision=precision, save_seconds=0.0)
         parts, stops = fused_parts(model.config), iter([False, False, True])
         try:

@@ -60,7 +60,7 @@ def test_an_adapter_that_has_learnt_nothing_is_the_base(shape: str) -> None:
 def test_merged_is_adapted_with_and_without_a_cache(shape: str) -> None:
     base, tokens_BT = toy(shape), torch.randint(0, 23, (2, 9), generator=torch.Generator().manual_seed(1))
     model = adapted(base, learnt=True)
-    whole = model.merged(base)
+    whole = model.merge(base)
     assert not torch.allclose(model(tokens_BT), base(tokens_BT), atol=1e-2)
     torch.testing.assert_close(whole(tokens_BT), model(tokens_BT), rtol=1e-4, atol=1e-4)
     assert whole.state_dict().keys() == base.state_dict().keys()

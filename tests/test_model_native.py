@@ -20,7 +20,7 @@ from benchmarks.generate import packaged_model
 from benchmarks.task import plain_text
 from klype.engine.engine import Engine
 from klype.engine.sampling import draw, noise, shape
-from klype.engine.speculation import DRAFT_STREAM, judged
+from klype.engine.speculation import DRAFT_STREAM, accept_or_resample
 from klype.model import checkpoint
 from klype.model.checkpoint import LoadedModel
 from klype.model.prepacked import prepack
@@ -125,7 +125,7 @@ def test_one_speculated_step_over_the_top_50_has_the_models_distribution(packed:
     said, accepted = Counter[int](), 0
     for sample in range(count):
         guess = int(draw(q_V[None], noise(7, sample, np.array([len(text)]), DRAFT_STREAM)))
-        token = judged(p_V, guess, q_V, replace(request, first_sample=sample), len(text))
+        token = accept_or_resample(p_V, guess, q_V, replace(request, first_sample=sample), len(text))
         said[token] += 1
         accepted += token == guess
     expected = p_V.double().exp().numpy() * count

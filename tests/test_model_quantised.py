@@ -121,9 +121,9 @@ def test_few_rows_wait_for_no_other_compilation(tmp_path: Path, home: Path, comp
         return made[-1]
 
     packed, _ = pair(file_of(tmp_path, "Q4_1"), compiled)
-    deferred = packed.using(CompiledBackend(make), packed.decoder)
+    deferred = packed.with_backend(CompiledBackend(make), packed.decoder)
     for rows, compilations in ((1, 0), (FEW, 0), (FEW + 1, 1), (FEW + 5, 1)):
-        at_once = packed.using(compiled_backend(home / "cache"), packed.decoder)
+        at_once = packed.with_backend(compiled_backend(home / "cache"), packed.decoder)
         caches = deferred.new_cache(rows), at_once.new_cache(rows)
         for T in (21, 1, 1):
             fed = drawn(rows, T)

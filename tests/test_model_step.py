@@ -61,7 +61,7 @@ def pair(
         for ours, theirs in zip([*packed.layers, packed], [*exact.layers, exact], strict=True):
             for name, part in ours.named_children():
                 if isinstance(part, Int8Linear):
-                    getattr(theirs, name).weight.copy_(part.widened().T * part.wide_scale[:, None])
+                    getattr(theirs, name).weight.copy_(part.to_float32().T * part.wide_scale[:, None])
                     if part.bias is not None:
                         getattr(theirs, name).bias.copy_(part.bias.float())
     if packed.decoder is None and precision != "int8":

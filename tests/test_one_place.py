@@ -151,7 +151,8 @@ body = dict(model="m", messages=[dict(role="user", content="Hvem?")], max_tokens
 said = [post(server, "/v1/chat/completions", json=body | dict(seed=seed, top_a=1.0)).json() for seed in range(3)]
 refused = post(server, "/v1/chat/completions", json=body | dict(top_a=1.5)).text
 other = RemoteSource(HttpClient("http://there/v1"), Capabilities("other", "m", ("m",), completions=True))
-told = [asked, [row["choices"][0]["message"]["content"] for row in said], refused, other._shaping(Sampling(top_a=0.5))]
+served = [row["choices"][0]["message"]["content"] for row in said]
+told = [asked, served, refused, other._sampling_fields(Sampling(top_a=0.5))]
 """)
     assert [text.rstrip("\ufffd") for text in asked] == [text.rstrip("\ufffd") for text in served]
     assert "top_a" in refused

@@ -89,7 +89,7 @@ def test_a_changed_value_is_found_and_the_rest_is_whole(new: New, table: str, co
     fill(place)
     before = held(place)[0]
     engine = database.connect(place)
-    with database.writing(engine) as connection:
+    with database.write_transaction(engine) as connection:
         connection.execute(sa.text(f"UPDATE {table} SET {column} = {value} WHERE id = 2"))
     engine.dispose()
     with pytest.raises(DamagedError, match=f"{table} is not what was written"):
@@ -123,7 +123,7 @@ def test_stores_from_before_get_their_checksums_and_what_an_older_klype_adds_is_
     fill(place)
     expected = held(place)
     engine = database.connect(place)
-    with database.writing(engine) as connection:
+    with database.write_transaction(engine) as connection:
         for table in ("annotators", "questions", "candidates", "rankings"):
             connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN checksum"))
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
@@ -131,7 +131,7 @@ def test_stores_from_before_get_their_checksums_and_what_an_older_klype_adds_is_
     assert whole_entries(place) == (expected[0], 0)
     assert held(place) == expected
     engine = database.connect(place)
-    with database.writing(engine) as connection:
+    with database.write_transaction(engine) as connection:
         left = [connection.execute(sa.text(f"SELECT count(*) FROM {t} WHERE checksum IS NULL")) for t in ("rankings",)]
         assert [int(one.scalar_one()) for one in left] == [0]
         connection.execute(sa.text("UPDATE rankings SET checksum = NULL"))

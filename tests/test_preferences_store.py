@@ -262,7 +262,7 @@ CREATE INDEX ix_rankings_question_id ON rankings (question_id)
 
 def make_first(place: str) -> None:
     engine = database.connect(place)
-    with database.writing(engine) as connection:
+    with database.write_transaction(engine) as connection:
         for statement in FIRST.format(id="SERIAL" if engine.dialect.name == "postgresql" else "INTEGER").split(";"):
             connection.exec_driver_sql(statement)
     engine.dispose()
@@ -305,7 +305,7 @@ def test_an_older_store_is_migrated_and_keeps_what_it_held(new: New) -> None:
     place = new()
     make_first(place)
     engine = database.connect(place)
-    with database.writing(engine) as connection:
+    with database.write_transaction(engine) as connection:
         connection.execute(
             sa.text(
                 "INSERT INTO questions (id, digest, part, question, context, about) "
@@ -336,7 +336,7 @@ def test_a_newer_store_is_refused_in_one_sentence(new: New) -> None:
     place = new()
     Store.open(place).close()
     engine = database.connect(place)
-    with database.writing(engine) as connection:
+    with database.write_transaction(engine) as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
     for read_only in (False, True):
@@ -356,7 +356,7 @@ def test_a_locked_store_says_so_and_loses_nothing(tmp_path: Path) -> None:
     place = tmp_path / "rankings.db"
     filled(place)
     engine = database.connect(place)
-    with database.writing(engine), Store.open(place, busy_s=0.05) as store:
+    with database.write_transaction(engine), Store.open(place, busy_s=0.05) as store:
         assert len(store.entries()) == 1  # reading goes on
         with pytest.raises(KlypeError, match="is locked by another program"):
             store.put([said(asked(1))])

@@ -27,7 +27,7 @@ from klype.examine.charts import (
     echarts_script,
     step_of,
 )
-from klype.examine.run_figures import check, read
+from klype.examine.run_facts import check, read
 from klype.examine.run_report import render, write
 from klype.examine.say import Say, visible
 from klype.examine.training_pictures import pictures, reward

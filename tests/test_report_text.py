@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_facts import dictionary_facts, text_facts, world_facts
 
-from klype.examine.run_figures import read, token_facts
+from klype.examine.run_facts import read, token_facts
 from klype.examine.run_report import render, write
 from klype.examine.say import Say
 from klype.examine.training_pictures import pictures

@@ -9,7 +9,7 @@ import pytest
 
 from klype.engine.engine import Engine
 from klype.errors import UsageError
-from klype.sources.find_model import ModelFiles
+from klype.sources.model_files import ModelFiles
 from klype.train.preference import RankedAnswers
 from klype.train.reward_model import UNFINISHED, RewardModel, RewardSettings, best_of_n, fit_reward, open_reward_model
 from klype.values import Request

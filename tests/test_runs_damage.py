@@ -13,7 +13,7 @@ from hostile import Target, attack, damaged_json, damaged_lines, damaged_text
 
 from klype.cli.main import call
 from klype.errors import KlypeError
-from klype.jsons import saved, steps
+from klype.jsons import read_saved, steps
 from klype.runs.folder import read_run
 from klype.runs.provenance import read_questions
 from klype.runs.recipe import read
@@ -75,7 +75,7 @@ def look(place: Path) -> str:
     tail.read()
     _ = [tail.curve(name) for name in {name for row in tail.rows for name in row}], tail.last("loss")
     list(steps((place / "pretrain" / "metrics.jsonl").read_bytes().splitlines()))
-    saved(place / "align.json")
+    read_saved(place / "align.json")
     exam_document(Studio([], place, ["klype"]), ORDER)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         call(["runs", "list", "--folder", str(place.parent)])

@@ -22,7 +22,7 @@ from klype.runs.dictionary import (
     Headword,
     WellFormedness,
     dictionary_rows,
-    inflected,
+    is_inflected,
     is_right,
     questions,
     read_articles,
@@ -87,7 +87,7 @@ def test_vulgar_words_are_read_and_not_asked_about() -> None:
     rows = [*ROWS, {"lemma": "dust", "word_class": "NOUN", "definitions": ["nedsettende: dum person"], "examples": []}]
     made = dictionary(rows)
     assert "dust" in made.words
-    assert "dust" not in {q.extra["lemma"] for q in made.asked(100)}
+    assert "dust" not in {q.extra["lemma"] for q in made.questions(100)}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_vulgar_words_are_read_and_not_asked_about() -> None:
     ],
 )
 def test_an_uninflected_headword_is_seen_by_the_word_before_it(lemma: str, kind: str, quote: str, good: bool) -> None:
-    assert inflected(lemma, kind, quote) is good
+    assert is_inflected(lemma, kind, quote) is good
 
 
 def test_articles_of_a_folder_add_words_and_change_none(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_rankings_are_as_many_as_there_is_time_for_and_a_hundred_at_least(tmp_pa
     model, found = babbler(task), {}
     for seconds in (0.0, math.inf):
         with ranking.open_store(tmp_path / str(seconds)) as store:
-            ranking.simulated(store, model, task, 0, seconds)
+            ranking.draw_and_rank(store, model, task, 0, seconds)
             found[seconds] = {e.asked.question.prompt: (e.order, e.asked.part) for e in store.entries()}
     assert found[0.0].items() < found[math.inf].items()
     assert 90 < sum(part == "train" for _, part in found[0.0].values()) <= 100 < len(found[math.inf]) - 4

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from klype.examine.intervals import proportion
-from klype.runs.gates import FEWEST, figure_of, gains, gates, reason_not_to_align, retained, status
+from klype.runs.gates import MIN_CASES, figure_of, gains, gates, reason_not_to_align, retention, status
 from klype.runs.listener import SilentListener
-from klype.runs.recipe import Recipe, read, saved
+from klype.runs.recipe import Recipe, current_settings, read
 from klype.runs.run_json import Record
 from klype.runs.run_options import RunOptions
 from klype.runs.stages import RunContext
@@ -78,8 +78,8 @@ def test_every_gate_has_its_interval_and_passes_by_its_near_end(tmp_path: Path) 
 
 def test_too_few_cases_are_no_gate_and_what_was_not_reached_is_missed(tmp_path: Path) -> None:
     reward = {"pair_accuracy": {**figure(1.0, 0.0, 3)}, "ceiling": figure(0.92, 0.01, 3)}
-    figures = good(n=FEWEST - 1)
-    figures["base"]["kl"] = figure(0.06, 0.01, FEWEST)
+    figures = good(n=MIN_CASES - 1)
+    figures["base"]["kl"] = figure(0.06, 0.01, MIN_CASES)
     del figures["aligned"]
     found, few = gates(run_of(tmp_path, reward, **figures))
     assert {row["name"]: row["n"] for row in few} == {
@@ -97,9 +97,9 @@ def test_nothing_is_kept_of_nothing() -> None:
     def share(value: float, half: float = 0.02) -> Figure:
         return Figure(value, value - half, value + half, 400)
 
-    assert retained(share(0.03), share(0.1)).value is None  # an untrained model: 3.5 times as much of what is chance
-    assert retained(share(0.98), share(0.3)).value is None
-    left = retained(share(0.98), share(0.95))
+    assert retention(share(0.03), share(0.1)).value is None  # an untrained model: 3.5 times as much of what is chance
+    assert retention(share(0.98), share(0.3)).value is None
+    left = retention(share(0.98), share(0.95))
     assert left.value == pytest.approx(0.95 / 0.98)
     assert (left.low, left.high) == (pytest.approx(0.93), pytest.approx(0.97 / 0.96))
 
@@ -131,7 +131,7 @@ def test_the_settings_of_an_earlier_run_are_read() -> None:
     settings = read("world").model_dump(mode="json")
     settings["reward"]["threshold"] = 0.75
     settings["reward"]["fit"] |= {"margin": 0.0, "centre": 0.1, "ties": "efron", "tie_weight": 1.0}
-    assert Recipe.model_validate(saved(settings)) == read("world")
+    assert Recipe.model_validate(current_settings(settings)) == read("world")
     assert figure_of({"right": {"value": None, "why": "no trials"}}, "right") == Figure(None, why="no trials")
 
 

@@ -18,7 +18,7 @@ from klype.cli.main import app
 from klype.config import make
 from klype.data.rows import read_questions
 from klype.errors import KlypeError, UsageError
-from klype.examine.run_figures import read as read_facts
+from klype.examine.run_facts import read as read_facts
 from klype.model import checkpoint
 from klype.model.transformer import Transformer
 from klype.preferences.store import Store

@@ -16,7 +16,7 @@ from train_toys import Seeded, random_batch, tiny_model
 
 from klype.data.batches import WithRehearsal
 from klype.errors import TrainingInterrupted
-from klype.planner import FEWEST_STEPS, MOST_RESERVED, StepBudget, StepPlan, divide, first_that_fits
+from klype.planner import MAX_RESERVED, MIN_STEPS, StepBudget, StepPlan, divide, first_that_fits
 from klype.runs.machine_probe import seconds_per_step, thread_configs
 from klype.runs.recipe import read
 from klype.train.loop import TrainSession, TrainSettings, train
@@ -56,7 +56,7 @@ def test_a_training_ends_on_time_at_the_pace_that_it_really_goes(seconds_a_step:
     assert follow(budget, seconds_a_step) == [(False, 300), (True, budget.plan.steps)]  # once is enough
     assert kept == [budget.plan.steps]
     assert budget.plan.steps * seconds_a_step == pytest.approx(
-        max(PLAN.seconds, (300 + FEWEST_STEPS) * seconds_a_step), rel=0.01
+        max(PLAN.seconds, (300 + MIN_STEPS) * seconds_a_step), rel=0.01
     )
 
 
@@ -117,7 +117,7 @@ def test_time_is_divided_whole_and_by_the_shares_where_nothing_needs_more(left: 
     assert sum(found.values()) == pytest.approx(left)
     assert min(found.values()) >= 0
     assert found["pretrain"] / found["finetune"] == pytest.approx(3)
-    assert found["pretrain"] >= 0.75 * (1 - MOST_RESERVED) * left * (1 - 1e-9)
+    assert found["pretrain"] >= 0.75 * (1 - MAX_RESERVED) * left * (1 - 1e-9)
     plain = {name: share * left for name, share in SHARES.items()}
     assert divide(left, SHARES, {}) == pytest.approx(plain)
     assert divide(left, SHARES, {"examine": min(a, plain["examine"]), "rank": 0.0}) == pytest.approx(plain)

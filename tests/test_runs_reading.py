@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from klype.cli.main import call
 from klype.runs.provenance import DataSources, data_sources
-from klype.sources.find_model import ModelFiles
+from klype.sources.model_files import ModelFiles
 from klype.sources.opening import find_model
 from klype.text.chat import TEMPLATE
 from klype.text.tokenizer import Tokenizer
@@ -31,9 +31,9 @@ MERGES = Tokenizer.train([TEXT * 9, *(f"{a}{b}" for a in "æøåqxzw" for b in "
 def test_words_that_were_read_are_known_and_others_are_not() -> None:
     reading = DataSources(("bok.txt",), 0, WORDS)
     assert WORDS.knows_words
-    assert reading.unknown(TEXT) == []
-    assert reading.unknown("Hei! Kari bor i Bergen, Hei og bor.") == ["Hei", "Bergen"]
-    assert reading.unknown("kari") == ["kari"]  # to the model another word
+    assert reading.unknown_words(TEXT) == []
+    assert reading.unknown_words("Hei! Kari bor i Bergen, Hei og bor.") == ["Hei", "Bergen"]
+    assert reading.unknown_words("kari") == ["kari"]  # to the model another word
     assert reading.warning("Ola bor i Molde.", "nb") == ""
     assert reading.warning("Hei, Anna!", "nb") == "Den kjenner ikke: Hei, Anna."
     assert reading.warning(" ".join(f"ord{i}" for i in range(9)), "en").endswith("ord7 ….")
@@ -42,13 +42,13 @@ def test_words_that_were_read_are_known_and_others_are_not() -> None:
 def test_where_words_are_spelled_only_what_falls_apart_is_strange() -> None:
     reading = DataSources(("bok.txt",), 0, MERGES)
     assert not MERGES.knows_words
-    assert reading.unknown("qxzw ж er i") == ["qxzw", "ж"]
+    assert reading.unknown_words("qxzw ж er i") == ["qxzw", "ж"]
 
 
 @given(st.text())
 def test_any_text_is_looked_at(text: str) -> None:
     for tokenizer in (WORDS, MERGES):
-        found = DataSources((), 0, tokenizer).unknown(text)
+        found = DataSources((), 0, tokenizer).unknown_words(text)
         assert len(found) == len(set(found))
         assert all(word in text for word in found)
 
@@ -105,7 +105,7 @@ def test_what_the_hub_s_models_have_read_is_not_fetched(tmp_path: Path) -> None:
         from pathlib import Path
         from klype.errors import KlypeError
         from klype.runs.provenance import data_sources
-        from klype.sources.find_model import ModelFiles
+        from klype.sources.model_files import ModelFiles
         from klype.sources.opening import find_model
         from klype.text.tokenizer import Tokenizer
 
@@ -159,7 +159,7 @@ def test_ask_and_chat_say_it_and_keep_the_answer_apart(run: Path, capsys: pytest
 def test_the_studios_models_know_it_too(run: Path) -> None:
     (model,) = opened_models([str(run)], "float32")
     assert model.reading is not None
-    assert model.reading.unknown("Zebraer hvor") == ["Zebraer"]
+    assert model.reading.unknown_words("Zebraer hvor") == ["Zebraer"]
     alone = run.parent / "alone"
     shutil.copytree(run / "finetune", alone)
     (other,) = opened_models([str(alone)], "float32")

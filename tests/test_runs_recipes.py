@@ -15,7 +15,7 @@ import pytest
 from klype.data import find_data
 from klype.data.readers import BadRows
 from klype.errors import KlypeError, UsageError
-from klype.examine.run_figures import read as read_facts
+from klype.examine.run_facts import read as read_facts
 from klype.runs import pipeline, recipe, run_data
 from klype.runs.listener import SilentListener
 from klype.runs.machine_probe import model_config

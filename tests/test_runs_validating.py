@@ -44,7 +44,7 @@ def run(folder: Path, session: TrainSession, steps: int = 12) -> tuple[torch.nn.
     model = tiny_model()
     batches = ValidatedBatches(Seeded(lambda i: random_batch(i % 4)), [HELD_OUT], model, 2, folder)
     settings = TrainSettings(steps=steps, save_seconds=0.0, save_every=1)
-    train(model, cross_entropy, batches, settings, folder, replace(session, on_ready=batches.measured_by))
+    train(model, cross_entropy, batches, settings, folder, replace(session, on_ready=batches.set_measure))
     return model, batches
 
 
@@ -167,7 +167,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     model = tiny_model()
     measure = lambda batch: Loss(torch.tensor(next(found)), torch.tensor(1.0))
     batches = ValidatedBatches(Seeded(), [HELD_OUT], model, 1, tmp_path)
-    batches.measured_by(measure, partial(weights_of, model))
+    batches.set_measure(measure, partial(weights_of, model))
     kept = []
     for _ in range(5):
         next(batches)

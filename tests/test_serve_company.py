@@ -156,7 +156,7 @@ async def visit_and_go(one: SharedModel, visits: int, seed: int, own: Source) ->
                 if impatient and len(event.step.distribution.ids) > 0:  # type: ignore[union-attr]
                     raise CancelledError
             settings = TreeSettings(Sampling(), 4, 8, "mass", 0.001, batch=4, vocabulary=one.vocabulary)
-            grown = grow_one(source, with_stop[0][1].prompt, settings, one.opened.spell, lambda text: text, look)
+            grown = grow_one(source, with_stop[0][1].prompt, settings, one.opened.token_bytes, lambda text: text, look)
             return grown.unexplored
 
         return work

@@ -161,13 +161,13 @@ def test_a_schema_that_cannot_be_followed_is_refused(toy: ASGIApp, asked_for: di
 def test_a_vocabulary_that_cannot_write_json_says_so() -> None:
     words = [b"yes", b"no", b"", *(bytes([byte]) for byte in range(0x20, 0x7F) if byte != ord("{"))]
     with pytest.raises(ApiError, match=r"cannot write JSON: it has no token b'\{'"):
-        JsonAnswers(words, [2], list).following({"type": "object"})
+        JsonAnswers(words, [2], list).constraint_factory({"type": "object"})
     with pytest.raises(ApiError, match="cannot write JSON"):
-        JsonAnswers([*words, b"{"], [2], list).following({"const": "æ"})
+        JsonAnswers([*words, b"{"], [2], list).constraint_factory({"const": "æ"})
 
 
 def test_a_model_without_an_end_token_ends_where_the_json_does() -> None:
-    start = JsonAnswers([bytes([byte]) for byte in range(256)], [], lambda text: [*text.encode()]).following(
+    start = JsonAnswers([bytes([byte]) for byte in range(256)], [], lambda text: [*text.encode()]).constraint_factory(
         {"enum": ["a", "b"]}
     )
     one = start()
@@ -178,7 +178,7 @@ def test_an_answer_that_cannot_be_gone_on_with_ends_alone() -> None:
     """What the schema asks for without showing it is found out on the way; others notice nothing."""
     one = served()
     spelled = [data if "æ".encode()[:1] not in data else b"" for data in one.spellings]
-    stuck = JsonAnswers(spelled, one.source.codec.stop, one.tokenizer.encode).following(
+    stuck = JsonAnswers(spelled, one.source.codec.stop, one.tokenizer.encode).constraint_factory(
         {"type": "string", "pattern": "^[ab]\\u00e6$"}
     )
     other = Request(chat_prompt(), 2, 8, seed=3)
@@ -227,7 +227,7 @@ def test_masks_follow_the_vocabulary() -> None:
     """Ids beyond the tokenizer (padding of the vocabulary) and control tokens are never allowed before the end."""
     one = served()
     tokens = one.spellings
-    state = JsonAnswers([*tokens, b"", b""], one.source.codec.stop, one.tokenizer.encode).following(
+    state = JsonAnswers([*tokens, b"", b""], one.source.codec.stop, one.tokenizer.encode).constraint_factory(
         {"type": "string"}
     )()
     for before, after in pairwise(b'"x"'):

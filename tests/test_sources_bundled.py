@@ -25,13 +25,13 @@ from klype.cli.main import call
 from klype.errors import KlypeError
 from klype.runs.folder import default_model, read_run
 from klype.serve.served_model import open_served
-from klype.sources.find_model import FILES, demo_run, located
+from klype.sources.model_files import FILES, demo_run, resolve
 from klype.studio.studio import Studio
 
 PACKAGE = Path(klype.__file__).parent
 BUNDLED = PACKAGE / "bundled"
 LISTED: dict[str, str] = json.loads((BUNDLED / FILES).read_bytes())["sha256"]
-PUT = "from klype.sources.find_model import demo_run; print(demo_run())"
+PUT = "from klype.sources.model_files import demo_run; print(demo_run())"
 Captured = pytest.CaptureFixture[str]
 
 
@@ -130,11 +130,11 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_demo_is_a_name_unless_such_a_path_lies_here(elsewhere: Path) -> None:
-    assert located("demo/finetune") == str(demo_run() / "finetune")
+    assert resolve("demo/finetune") == str(demo_run() / "finetune")
     for name in ("demonstrate it", "runs/demo", "http://demo/v1", ""):
-        assert located(name) == name
+        assert resolve(name) == name
     (elsewhere / "demo").mkdir()
-    assert located("demo/finetune") == "demo/finetune"
+    assert resolve("demo/finetune") == "demo/finetune"
 
 
 def test_where_no_model_is_named_it_is_the_newest_run_else_the_demo(elsewhere: Path, capsys: Captured) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from klype.cli.asking import make_draft
+from klype.cli.ask_methods import make_draft
 from klype.engine import hf_runner
 from klype.engine.engine import Engine
 from klype.engine.hf_runner import HFRunner

@@ -95,12 +95,12 @@ def test_llama_cpp_is_as_the_file_is_here(llama_cpp: str, smollm: Path, capsys: 
     """The same file, read by klype: prompts have equal ids, and the likely next words nearly equal probabilities."""
     there, here = klype.load(llama_cpp), klype.load(smollm)
     for text in ("The capital of Norway is", "Hei, jeg heter", "2 + 2 ="):
-        assert there.opened.plain(text) == here.opened.plain(text)
+        assert there.opened.encode_text(text) == here.opened.encode_text(text)
         likely = {token.token: token.p for token in there.next(text, top=8, raw=True).tokens}
         known = {token.token: token.p for token in here.next(text, top=40, raw=True).tokens}
         assert next(iter(likely)) == next(iter(known))
         assert all(abs(known[word] - p) < 0.03 for word, p in likely.items() if p > 0.02), (likely, known)
-    assert there.opened.put(ASKED) == here.opened.put(ASKED)
+    assert there.opened.user_prompt(ASKED) == here.opened.user_prompt(ASKED)
     given = (ASKED, "The capital of Norway is Oslo.")
     told, own = there.score(*given).to_json(), here.score(*given).to_json()
     assert [token["id"] for token in told["tokens"]] == [token["id"] for token in own["tokens"]]

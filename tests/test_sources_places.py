@@ -22,7 +22,7 @@ from benchmarks.task import Files
 from klype.api.examination import prepare
 from klype.api.judging import open_judge
 from klype.cli import exits
-from klype.cli.asking import make_draft
+from klype.cli.ask_methods import make_draft
 from klype.cli.main import call
 from klype.data.rows import questions_from
 from klype.examine.settings import ExamSettings

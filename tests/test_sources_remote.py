@@ -144,7 +144,7 @@ def test_the_truth_lies_within_the_bounds(remote: RemoteSource, temperature: flo
         p_V = np.exp(whole.logp.astype(np.float64))
         low, high = distribution_bounds.entropy(q, size)
         assert low - 1e-6 <= -(p_V * whole.logp).sum() <= high + 1e-6
-        at = distribution_bounds.tempered(q, temperature, size)
+        at = distribution_bounds.temperature_bounds(q, temperature, size)
         hot_V = p_V ** (1 / temperature) / (p_V ** (1 / temperature)).sum()
         assert (at.low_K - 1e-6 <= hot_V[:TOP]).all()
         assert (hot_V[:TOP] <= at.high_K + 1e-6).all()

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from klype.examine.say import visible
 from klype.serve.guard import COOKIE, Guard, Rules, Sessions
-from klype.studio.app import PAGES, guarded
+from klype.studio.app import PAGES, guarded_app
 from klype.studio.fields import Check, Select, Slider, TextArea
 from klype.studio.tokens import Tokens
 from klype.words import LANGUAGES, words
@@ -218,7 +218,7 @@ def test_a_text_is_cut_into_its_tokens(place: Any) -> None:
     text = find(user, TextArea)[1]
     send(user, text.input, "input", "hvor gikk hun? <b>🙂")
     run(pressed(user, words("en", "studio_answer")("cut")))
-    ids = model().opened.plain("hvor gikk hun? <b>🙂")
+    ids = model().opened.encode_text("hvor gikk hun? <b>🙂")
     assert f"{len(ids)} tokens of 19 characters" in texts(user)
 
 
@@ -280,7 +280,7 @@ async def echo(request: Any) -> PlainTextResponse:
 
 
 def client(rules: Rules) -> httpx.AsyncClient:
-    app = guarded(Starlette(routes=[Route("/{path:path}", echo)]), rules, wait_s=0.01)
+    app = guarded_app(Starlette(routes=[Route("/{path:path}", echo)]), rules, wait_s=0.01)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 

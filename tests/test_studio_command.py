@@ -34,7 +34,7 @@ def test_a_run_is_opened_with_all_its_stages(run: Path) -> None:
     assert models[1].identity == models[2].identity
     assert models[1].truth("hvor gikk hun 1?", ()) is None  # no world
     asked = models[1].context("hvor gikk hun 1?")
-    assert asked.prompt[-1] == models[1].opened.put("x")[-1]
+    assert asked.prompt[-1] == models[1].opened.user_prompt("x")[-1]
     assert all(text.startswith("hvor gikk hun") for text in studio.suggestions("en"))
     assert len(studio.suggestions("nb")) == 3
     assert studio.open(str(run)) == models[:2]  # nothing is opened twice

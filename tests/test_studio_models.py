@@ -17,13 +17,13 @@ import pytest
 from klype.engine.engine import Event
 from klype.errors import KlypeError, UsageError
 from klype.preferences.records import Entry
-from klype.sources.find_model import ModelFiles
+from klype.sources.model_files import ModelFiles
 from klype.sources.source import answers
 from klype.studio.alignment import start_alignment
-from klype.studio.annotation import RankingStore
 from klype.studio.answer_paths_search import CancelledError, PathSearch, PathSource
 from klype.studio.background_jobs import works
 from klype.studio.divergence import ExamRequest, exam_document, exam_work, start_exam
+from klype.studio.ranking_stores import RankingStore
 from klype.studio.runs import RunRequest, start_run
 from klype.studio.studio import Branches, Conversation, SharedModel, Turn
 from klype.studio.targets import start_experiment
@@ -34,7 +34,7 @@ from tests.studio_work_toys import run_with_questions
 
 
 def request(toy: SharedModel, text: str = "hvor gikk hun?", **changes: object) -> Request:
-    prompt = tuple(toy.opened.put(text))
+    prompt = tuple(toy.opened.user_prompt(text))
     return replace(Request(prompt, limit=12, seed=5, stop=toy.opened.stop, top=-1), **changes)  # type: ignore[arg-type]
 
 
@@ -275,7 +275,7 @@ def test_an_examination_is_a_process_of_its_own(tmp_path: Path, address: str, st
     request = ExamRequest(address, "weights")
     work = start_exam(home, request)
     assert start_exam(home, request) == work == exam_work(home, request)
-    until(lambda: request.progress(work.told())[0] == "answers 0")
+    until(lambda: request.progress(work.last_lines())[0] == "answers 0")
     if state == "cancelled":
         work.cancel()
     until(lambda: work.state != "running")

@@ -30,10 +30,10 @@ from klype.preferences.store import Store
 from klype.runs.annotator_session import AGAIN_EVERY, AnnotatorSession, order_of
 from klype.runs.ranking import STORE, open_store
 from klype.studio.alignment import newest_alignment, start_alignment
-from klype.studio.annotation import RECOUNT_S, STORES, RankingStore, SummaryCache, ranking_store, sign_in
 from klype.studio.background_jobs import without_options
 from klype.studio.fields import Upload
 from klype.studio.ranking import RankingBoard
+from klype.studio.ranking_stores import RECOUNT_S, STORES, RankingStore, SummaryCache, ranking_store, sign_in
 from klype.studio.runs_detail import all_runs
 from klype.studio.studio import Studio
 from klype.values import Question

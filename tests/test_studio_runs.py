@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from klype.errors import UsageError
 from klype.examine.say import Say
-from klype.jsons import saved
+from klype.jsons import read_saved
 from klype.runs.run_json import MEANING, parameters
 from klype.studio.background_jobs import PROCESS, MetricsTail, Work, WorkPlan, begin, key_of, sample_answers, works
 from klype.studio.fields import UploadedFile
@@ -71,7 +71,7 @@ def counting(home: Path, to: int, steps: int = 1) -> WorkPlan:
 def test_steps_follow_one_another_and_their_documents_are_kept(tmp_path: Path) -> None:
     work = begin(tmp_path, counting(tmp_path, 3, steps=2))
     until(lambda: work.state == "done")
-    assert saved(work.folder / "1.out") == saved(work.folder / "0.out") == {"counted": 3, "from": 0}
+    assert read_saved(work.folder / "1.out") == read_saved(work.folder / "0.out") == {"counted": 3, "from": 0}
     assert work.step == 1
     assert work.seconds > 0
     assert [w.folder for w in works(tmp_path)] == [work.folder]
@@ -90,7 +90,7 @@ def test_cancelled_work_goes_on_where_it_was(tmp_path: Path) -> None:
     assert 0 < done < 60
     work.go_on()
     until(lambda: work.state == "done")
-    document = saved(work.folder / "0.out")
+    document = read_saved(work.folder / "0.out")
     assert document is not None
     assert document == {"counted": 60, "from": done}
 
@@ -287,7 +287,7 @@ def test_the_page_shows_curves_that_grow_and_work_that_runs(tmp_path: Path, lang
             raise AssertionError("it did not grow")
 
         run(grown())
-        until(lambda: "step" in "".join(work.told()))
+        until(lambda: "step" in "".join(work.last_lines()))
         run(user.open(f"/runs?run={key_of(work.plan.run)}&with=../x"))
         assert w("state_running") in texts(user)
         assert "step " in texts(user)

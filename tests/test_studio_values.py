@@ -24,11 +24,18 @@ from klype.examine.say import Say
 from klype.examine.settings import ExamSettings
 from klype.samplers import TokenCounts
 from klype.studio.answer import split_at
-from klype.studio.answer_paths_search import FlowNode, FoundPaths, exact, leaves, merged, most_probable, pruned
-from klype.studio.divergence import ExamRequest, clean, exam_document, exam_folder, in_error, printed
-from klype.studio.elements import preferred, revived, theme, to_csv
+from klype.studio.answer_paths_search import FlowNode, FoundPaths, exact, leaves, merge_answers, most_probable, prune
+from klype.studio.divergence import (
+    ExamRequest,
+    corrected_formula,
+    exam_document,
+    exam_folder,
+    in_error,
+    printed_formula,
+)
+from klype.studio.elements import preferred_language, theme, to_browser_option, to_csv
 from klype.studio.studio import Branches, Conversation, Conversations, Turn
-from klype.studio.tokens import bars_of, drawn_from, pieces, shown
+from klype.studio.tokens import bars_of, pieces, sampling_probabilities, visible_text
 from klype.values import Distribution, Sampling, Step
 from klype.words import LANGUAGES, words
 from tests.studio_toys import model, studio
@@ -58,7 +65,7 @@ def test_bars_are_what_the_engine_draws_from(seed: int, sampling: Sampling) -> N
     logits_1V = torch.full((1, 30), -math.inf)
     logits_1V[0, torch.from_numpy(q.ids)] = torch.from_numpy(q.logp)
     engine_V = shape(logits_1V, sampling, None)[0].double().exp().numpy()
-    np.testing.assert_allclose(drawn_from(q, ((), ()), sampling, 30), engine_V[q.ids], atol=1e-6)
+    np.testing.assert_allclose(sampling_probabilities(q, ((), ()), sampling, 30), engine_V[q.ids], atol=1e-6)
     found = bars_of(step(q, 29), ((), ()), sampling, 30)
     assert found is not None
     assert found.exact
@@ -74,7 +81,7 @@ def test_bars_are_of_the_tokens_that_were_biased_and_said() -> None:
     counts_1V = torch.zeros(1, 30).index_add(1, torch.tensor([5, 5, 7]), torch.ones(1, 3))
     uses_1V = counts_1V.index_add(1, torch.tensor([1]), torch.ones(1, 1))
     engine_V = shape(logits_1V, sampling, TokenCounts(uses_1V, counts_1V))[0].double().exp().numpy()
-    np.testing.assert_allclose(drawn_from(q, ((1,), (5, 5, 7)), sampling, 30), engine_V[q.ids], atol=1e-6)
+    np.testing.assert_allclose(sampling_probabilities(q, ((1,), (5, 5, 7)), sampling, 30), engine_V[q.ids], atol=1e-6)
 
 
 def test_bars_show_the_truth_even_where_the_model_does_not() -> None:
@@ -92,20 +99,22 @@ def test_bars_of_a_partial_distribution_promise_no_more_than_is_certain(seed: in
     q = whole(seed)
     part = Distribution(q.ids[:8], q.logp[:8], float(np.exp(q.logp[8:]).sum()))
     sampling = Sampling(temperature=temperature)
-    least = drawn_from(part, ((), ()), sampling, 30)
-    assert np.all(least <= drawn_from(q, ((), ()), sampling, 30)[:8] + 1e-6)
-    cut = drawn_from(part, ((), ()), Sampling(temperature=temperature, top_p=0.5), 30)
+    least = sampling_probabilities(part, ((), ()), sampling, 30)
+    assert np.all(least <= sampling_probabilities(q, ((), ()), sampling, 30)[:8] + 1e-6)
+    cut = sampling_probabilities(part, ((), ()), Sampling(temperature=temperature, top_p=0.5), 30)
     assert cut.sum() == pytest.approx(1) or np.array_equal(cut, least)
 
 
 def test_a_letter_of_several_tokens_is_shown_as_that_letter() -> None:
     toy = model()
-    lead, trail = (next(t for t in range(toy.vocabulary) if toy.opened.spell(t) == byte) for byte in (b"\xc3", b"\xa5"))
+    lead, trail = (
+        next(t for t in range(toy.vocabulary) if toy.opened.token_bytes(t) == byte) for byte in (b"\xc3", b"\xa5")
+    )
     assert pieces(toy, [lead, trail]) == ["⋯", "å"]
-    assert shown(toy, trail, [lead]) == "å"
-    assert shown(toy, lead) == "⋯ (C3)"
-    assert "\\x" not in shown(toy, lead) + shown(toy, trail, [lead])
-    assert shown(toy, trail) == "\\xa5"  # no letter at all
+    assert visible_text(toy, trail, [lead]) == "å"
+    assert visible_text(toy, lead) == "⋯ (C3)"
+    assert "\\x" not in visible_text(toy, lead) + visible_text(toy, trail, [lead])
+    assert visible_text(toy, trail) == "\\xa5"  # no letter at all
     toy.stop()
 
 
@@ -166,7 +175,7 @@ answers = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple
 
 @given(answers, st.integers(1, 12))
 def test_a_flow_loses_no_answer(texts: list[tuple[int, ...]], most: int) -> None:
-    root = merged([(tokens, tokens[-1]) for tokens in texts])
+    root = merge_answers([(tokens, tokens[-1]) for tokens in texts])
 
     def check(node: FlowNode) -> None:
         if node.children:
@@ -181,24 +190,24 @@ def test_a_flow_loses_no_answer(texts: list[tuple[int, ...]], most: int) -> None
 
     check(root)
     assert sorted(ways(root)) == sorted((t, texts.count(t)) for t in set(texts))
-    small = pruned(root, most)
+    small = prune(root, most)
     check(small)
     assert small.count == len(texts)
     assert leaves(small) <= max(most, 1) or leaves(small) <= leaves(root)
 
 
 def test_a_wide_flow_becomes_small_enough() -> None:
-    wide = merged([((i, 1), 0) for i in range(256)])
+    wide = merge_answers([((i, 1), 0) for i in range(256)])
     assert leaves(wide) == 256
-    assert leaves(pruned(wide)) == 1
-    few = merged([((i // 30, i % 30), 0) for i in range(256)] + [((0, 0), 0)] * 99)
-    assert 1 < leaves(pruned(few)) <= 40
+    assert leaves(prune(wide)) == 1
+    few = merge_answers([((i // 30, i % 30), 0) for i in range(256)] + [((0, 0), 0)] * 99)
+    assert 1 < leaves(prune(few)) <= 40
 
 
 @given(st.floats(0.01, 0.9999), st.integers(1, 300))
 def test_the_formula_and_its_chain(s: float, n: int) -> None:
-    assert clean(s, n) == pytest.approx(math.prod([s] * n))
-    assert printed(s, n) == pytest.approx(clean(1 - s, n))
+    assert corrected_formula(s, n) == pytest.approx(math.prod([s] * n))
+    assert printed_formula(s, n) == pytest.approx(corrected_formula(1 - s, n))
     assert in_error(s, 1 - s, n) == pytest.approx(1 - s)  # an error that brings nothing
     assert in_error(s, 0.9, 1) == pytest.approx(1 - s)  # the first word has no error before it
     wrong = 0.0
@@ -208,8 +217,8 @@ def test_the_formula_and_its_chain(s: float, n: int) -> None:
 
 
 def test_the_article_as_printed_and_corrected() -> None:
-    assert clean(0.99999, 100) == pytest.approx(0.999, abs=1e-4)
-    assert printed(0.99999, 100) < 1e-300
+    assert corrected_formula(0.99999, 100) == pytest.approx(0.999, abs=1e-4)
+    assert printed_formula(0.99999, 100) < 1e-300
 
 
 @pytest.mark.parametrize(
@@ -218,14 +227,14 @@ def test_the_article_as_printed_and_corrected() -> None:
      ("", "en"), ("nb;q=0,en", "en"), ("de;q=1,nb;q=0.1,en;q=0.2", "en"), (";;;q=x,,nb", "nb"), ("x" * 9000, "en")],
 )  # fmt: skip
 def test_the_browser_chooses_the_language(header: str, lang: str) -> None:
-    assert preferred(header) == lang
+    assert preferred_language(header) == lang
 
 
 def test_only_our_own_functions_become_code() -> None:
     hostile = {"name": "fn:alert(1)", ":formatter": "alert(1)", "data": ["$ink", "$(x)", "fn:percent", {":a": "b"}]}
-    found = revived(hostile, "en")
+    found = to_browser_option(hostile, "en")
     assert found == {"name": "fn:alert(1)", "data": ["var(--k-ink)", "$(x)", "fn:percent", {}]}
-    assert revived({"formatter": "fn:percent"}, "nb") == {":formatter": "klypeFormats('nb-NO').percent"}
+    assert to_browser_option({"formatter": "fn:percent"}, "nb") == {":formatter": "klypeFormats('nb-NO').percent"}
 
 
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=4), st.floats(0.001, 1), min_size=2, max_size=60))

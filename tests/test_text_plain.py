@@ -207,13 +207,13 @@ def test_a_given_answer_to_plain_text_is_spelled_as_the_model_would(folder: Path
 
     model = klype.load(folder)
     for text, answer in (("Hovedstaden i Norge er", "Oslo"), ("Hva er 2 + 2?", "fire"), ("Nor", "ge"), ("x", "y")):
-        prompt = tuple(model.opened.plain(text))
-        spelled = [[*model.opened.say(said), 2] for said in (answer, f" {answer}")]
+        prompt = tuple(model.opened.encode_text(text))
+        spelled = [[*model.opened.encode_answer(said), 2] for said in (answer, f" {answer}")]
         likely = [sum(step.logp for step in trace.steps) for trace in model.opened.source.score([prompt] * 2, spelled)]
         assert model.answer_tokens(text, answer, raw=True) == spelled[likely[1] > likely[0]]
         assert model.score(text, answer, raw=True).text == answer
     for text, answer in (("Norge er ", "Oslo"), ("Norge er", " Oslo"), ("Norge er", "\nOslo")):
-        assert model.answer_tokens(text, answer, raw=True) == [*model.opened.say(answer), 2]
+        assert model.answer_tokens(text, answer, raw=True) == [*model.opened.encode_answer(answer), 2]
 
 
 def test_klypes_own_begins_with_a_space_as_ever() -> None:
@@ -239,7 +239,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     """--raw, a given answer, what decoders put together, the server's completions, and a client of that server."""
-    from klype.cli.asking import statement
+    from klype.cli.ask_methods import statement
     from klype.serve.app import app
     from klype.serve.guard import ServeSettings
     from klype.serve.served_model import ServedModel
@@ -255,8 +255,8 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     remote = RemoteSource(wire, probe(wire))
     for text in TEXTS[::5]:
         ids = theirs(text)["input_ids"]
-        assert opened.put(text, True) == ids == remote.codec.encode(text)
-        assert opened.say(text) == ids == remote.codec.say(text)
+        assert opened.user_prompt(text, True) == ids == remote.codec.encode(text)
+        assert opened.encode_answer(text) == ids == remote.codec.say(text)
         first, then = statement(opened, "Hunden drakk.", text)
         assert [*first, *then] == theirs(f"Hunden drakk. {text.strip()}")["input_ids"]
     body = {"prompt": TEXTS[0], "max_tokens": 1, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}

@@ -130,7 +130,7 @@ def test_a_prompt_that_is_computed_once_is_as_if_each_answer_had_its_own(
     found = []
     for backend, own in ((TORCH, batch), (compiled, apart), (compiled, batch)):
         model.zero_grad()
-        logp_BT = score_answers(model.using(backend), own).logp_BT
+        logp_BT = score_answers(model.with_backend(backend), own).logp_BT
         (logp_BT * torch.arange(1, len(logp_BT) + 1)[:, None]).sum().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((logp_BT.detach(), gradient / gradient.norm()))
@@ -241,7 +241,7 @@ def test_what_the_reference_thinks_does_not_depend_on_what_was_asked_before() ->
         resumed = RankingBatches(rankings(), tiny_model(), RankingSettings(questions=4))
         resumed.restore({"index": begin})
         assert torch.equal(next(resumed).extra["reference_logp_B"], rows[begin])
-    for ranked, row in zip((straight.rankings[i] for i in straight._drawn(0)), rows[0].view(4, -1), strict=True):
+    for ranked, row in zip((straight.rankings[i] for i in straight._draw_indices(0)), rows[0].view(4, -1), strict=True):
         for answer, known in zip(ranked.answers, row, strict=False):
             alone = score_answers(tiny_model(), answers_batch([ranked.prompt], [answer])).logp_BT.detach().sum()
             assert float(known) == pytest.approx(float(alone), abs=1e-5)

@@ -10,6 +10,8 @@ import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -25,7 +27,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model, to_earlier_form
 
-from klype.cli import exits
 from klype.cli.train import team as launched
 from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.compiled import compiled_backend
@@ -106,7 +107,7 @@ def same_learning(a: Path, b: Path, rel: float = 1e-4) -> None:
 
 
 def compiled(cache: Path) -> nn.Module:
-    return tiny_model().using(compiled_backend(cache))
+    return tiny_model().with_backend(compiled_backend(cache))
 
 
 def adapted() -> nn.Module:
@@ -268,8 +269,8 @@ def _same_update(folder: Path) -> None:
             for (name, p), own in zip(optimizer._named, optimizer._places.views(optimizer.gradient), strict=True):
                 sharded = isinstance(p, DTensor)
                 mine = distribute_tensor(gradient[name], p.device_mesh, p.placements) if sharded else gradient[name]
-                own.copy_(optimizer.layout.own(mine))
-                assert own.shape == optimizer.layout.own(p).shape
+                own.copy_(optimizer.layout.own_part(mine))
+                assert own.shape == optimizer.layout.own_part(p).shape
         torch.testing.assert_close(one.clip(0.7), many.clip(0.7))
         for optimizer in (one, many):
             optimizer.step(factor)
@@ -334,25 +335,22 @@ def test_a_launcher_is_known_by_its_variables() -> None:
 
 
 @pytest.mark.parametrize("argv", [["train", "pretrain"], ["run"], ["align", "runs/a"], ["ask", "demo"]])
-def test_of_several_processes_the_first_tells_errors_and_others_what_may_be_theirs_alone(
-    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def told(error: KlypeError) -> str:
-        def command(argv: list[str]) -> object:
-            raise error
+def test_of_several_processes_the_first_tells_errors_and_others_what_may_be_theirs_alone(argv: list[str]) -> None:
+    script = (
+        "import sys\nfrom klype.cli.exits import exit_code\nfrom klype.errors import KlypeError, UsageError\n"
+        "def fail(error):\n    raise error\n"
+        "errors = UsageError('A.'), KlypeError('B.')\n"
+        "codes = [exit_code(lambda argv, e=error: fail(e), sys.argv[1:]) for error in errors]\n"
+        "assert codes == [2, 1]"
+    )
 
-        assert exits.exit_code(command, argv) == error.exit_code
-        return capsys.readouterr().err
+    def told(**environ: str) -> str:
+        process = [sys.executable, "-c", script, *argv]
+        return subprocess.run(process, env={**os.environ, **environ}, text=True, capture_output=True, check=True).stderr
 
-    usage, failure = UsageError("That is wrong."), KlypeError("It broke.")
-    alone = [told(usage), told(failure)]
-    assert alone == ["klype: That is wrong.\n", "klype: It broke.\n"]
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("RANK", "0")
-    assert [told(usage), told(failure)] == alone
-    monkeypatch.setenv("RANK", "3")
-    others = ["", "klype (another process): It broke.\n"]
-    assert [told(usage), told(failure)] == (alone if argv[0] == "ask" else others)
+    assert told() == told(RANK="0", MASTER_ADDR="localhost") == "klype: A.\nklype: B.\n"
+    others = "klype (another process): B.\n"
+    assert told(RANK="3", MASTER_ADDR="localhost") == (told() if argv[0] == "ask" else others)
 
 
 def _agreeing() -> None:

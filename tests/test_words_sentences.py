@@ -18,7 +18,7 @@ from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings
 from klype.api.prompt_context import PromptContext
 from klype.api.results import AnswerForks, AnswerTree
-from klype.cli.asking import decision_lines, sure_lines
+from klype.cli.ask_methods import decision_lines, sure_lines
 from klype.cli.next_tree_forks import forks_chart, tree_chart
 from klype.cli.rank import tell_habits
 from klype.cli.terminal import Terminal
@@ -26,7 +26,7 @@ from klype.examine.answer_pictures import pictures as examination_pictures
 from klype.examine.evidence import OTHER_MANNERS
 from klype.examine.examination_report import verdict as examination_verdict
 from klype.examine.hypothesis_tests import Outcome, rulings
-from klype.examine.intervals import paired
+from klype.examine.intervals import mean_change
 from klype.examine.run_report import energy, gate_row, too_few
 from klype.examine.say import Say
 from klype.examine.training_pictures import pictures
@@ -276,7 +276,7 @@ def alignment(
     gain = {"value": None} if low is None else f(low, high)
     before, after = ({"retrieval_text": figure} if figure else {} for figure in known)
     document = {"gain": {"score": gain}, "before": before, "after": after}
-    high = paired(looks[0].truth, looks[-1].truth, range(60)).high if looks else None
+    high = mean_change(looks[0].truth, looks[-1].truth, range(60)).high if looks else None
     return lambda lang: alignment_verdict(document, looks, stopped, high is not None and high < 0, lang)
 
 
@@ -306,7 +306,7 @@ SOURCE, CODEC = table_source(np.array([[1.0, 0, 0], [0.6, 0, 0.4], [1.0, 0, 0]])
 def tree(until: Any, eps: float, budget: int, limit: int = 8) -> Told:
     def told(lang: str) -> str:
         settings = TreeSettings(limit=limit, until=until, eps=eps, budget=budget, batch=1, widest=1)
-        found = AnswerTree(grow_one(SOURCE, (1,), settings, CODEC.spell), "same meaning")
+        found = AnswerTree(grow_one(SOURCE, (1,), settings, CODEC.token_bytes), "same meaning")
         ask = PromptContext(SOURCE, (1,), Question("q", "?"), str, "same meaning", None)
         return printed(lang, lambda terminal: tree_chart(terminal, words(lang, "examination"), found, ask, 9))
 
@@ -367,7 +367,7 @@ def paths(*drawn: int) -> FoundPaths:
         for name, count in zip("abc", drawn, strict=False)
     )
     trace = Trace((1,), (), Sampling(), 0, 0, "m", "stop", 1, 0.0)
-    grown = grow_one(SOURCE, (1,), TreeSettings(), CODEC.spell)
+    grown = grow_one(SOURCE, (1,), TreeSettings(), CODEC.token_bytes)
     asked = PromptContext(SOURCE, (1,), Question("q", "?"), lambda text: text[:1], "normalised match", None)
     return FoundPaths(asked, (trace,) * sum(drawn), grown, meant, trace, CODEC.decode)
 

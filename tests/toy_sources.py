@@ -30,7 +30,7 @@ class ToyCodec:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.letters[i] for i in ids if i not in self.stop)
 
-    def spell(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         return b"" if token in self.stop else self.letters[token].encode()
 
 
@@ -49,12 +49,12 @@ def grow_one(
     source: Source,
     prompt: Sequence[int],
     settings: TreeSettings,
-    spell: Callable[[int], bytes] | None = None,
+    token_bytes: Callable[[int], bytes] | None = None,
     meaning: Callable[[str], Hashable] = lambda text: text,
     progress: Callable[[int, float], None] | None = None,
 ) -> Tree:
     """The tree of one prompt, where every text is a meaning of its own."""
-    return grow(source, [prompt], settings, spell, [meaning], progress)[0]
+    return grow(source, [prompt], settings, token_bytes, [meaning], progress)[0]
 
 
 class Forwarding(SourceWrapper):

@@ -9,7 +9,7 @@ mistake late takes back word after word. Every generated token costs a pass, als
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from klype.answers.decoding import Decoding, Draw, PassBudget, run
+from klype.answers.decoder_requests import Decoding, Draw, PassBudget, run
 from klype.data.seeds import mix
 from klype.sources.source import Source
 from klype.values import Request, Step, Tokens, Trace

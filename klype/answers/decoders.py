@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from klype.answers.backspace import write_with_backspace
-from klype.answers.decoding import (
+from klype.answers.decoder_requests import (
     GREEDY,
     Check,
     Decision,
@@ -37,8 +37,8 @@ from klype.errors import UsageError
 from klype.sources.source import Source
 from klype.values import Distribution, Step, Tokens, Trace
 
-LEAST = 1e-4  # prefixes less probable than this are not explored
-MOST = 256  # maximum number of samples in one request
+MIN_PROBABILITY = 1e-4  # prefixes less probable than this are not explored
+MAX_SAMPLES = 256  # maximum number of samples in one request
 
 
 def plain(context: DecodeContext) -> Decoding[Decision]:
@@ -64,7 +64,7 @@ def consensus(context: DecodeContext) -> Decoding[Decision]:
         elif budget.left < (unit + 1) // 2:  # too little for half an answer
             break
         else:  # sample 0 is the plain answer where that was drawn, too
-            n = min(max(1, budget.left // unit), MOST)
+            n = min(max(1, budget.left // unit), MAX_SAMPLES)
             sample, before, limit = number + 1, (), min(question.limit, budget.left // n)
             number += n
         request = question.request(sampling, limit, tuple(step.token for step in before), n, first_sample=sample)
@@ -91,7 +91,7 @@ def branches(context: DecodeContext, most: int) -> Decoding[list[DecodedAnswer]]
         found.append(context.answer(steps, ended))
         before = math.exp(sum(step.logp for step in steps[:since]))
         for t, step in enumerate(steps[since:], since):
-            for token, logp in _listed(step.distribution, context.tuning.top):
+            for token, logp in _top_tokens(step.distribution, context.tuning.top):
                 if token != step.token:
                     branch = (*steps[:t], Step(token, logp, logp, "forced"))
                     heapq.heappush(heap, (-before * math.exp(logp), next(number), branch))
@@ -100,19 +100,19 @@ def branches(context: DecodeContext, most: int) -> Decoding[list[DecodedAnswer]]
     close(context.plain.steps, context.plain.ended == "stop", 0)
     while left > 0 and heap:
         mass, _, steps = heapq.heappop(heap)
-        if -mass < LEAST:
+        if -mass < MIN_PROBABILITY:
             break
         if steps[-1].token in question.stop:
             close(steps, True, len(steps))
         elif (limit := min(left, question.limit - len(steps))) > 0:
-            (trace,) = yield context.go_on(steps, limit)
+            (trace,) = yield context.continue_greedily(steps, limit)
             left -= len(trace.steps)
             if trace.ended == "stop" or len(steps) + len(trace.steps) >= question.limit:
                 close((*steps, *trace.steps), trace.ended == "stop", len(steps))
     return found
 
 
-def _listed(q: Distribution | None, most: int | None = None) -> list[tuple[int, float]]:
+def _top_tokens(q: Distribution | None, most: int | None = None) -> list[tuple[int, float]]:
     """The possible next tokens among the first ``most`` that are listed, and their log-probabilities."""
     rows = () if q is None else zip(q.ids[:most].tolist(), q.logp[:most].tolist(), strict=True)
     return [(token, logp) for token, logp in rows if math.isfinite(logp)]
@@ -135,15 +135,15 @@ def search(context: DecodeContext) -> Decoding[Decision]:
             sums = _sums(found.values(), [math.exp(c.logp) for c in found.values()])
             first, second = [*heapq.nlargest(2, sums.values()), 0.0][:2]
             settled = first - second > 1.0 - sum(sums.values())  # whichever meaning the rest of the mass belongs to
-            if settled or context.budget.left < 1 or -cost < math.log(LEAST):
+            if settled or context.budget.left < 1 or -cost < math.log(MIN_PROBABILITY):
                 break
             # all but the last token was read with the prefix that it branches off from
             (q,) = yield NextTokenRequest(((*question.prompt, *tokens),), top, True)
-        for token, more in _listed(q, top):
+        for token, more in _top_tokens(q, top):
             whole, logp = (*tokens, token), more - cost
             text = context.decode(whole) if question.stop_texts else ""
             if token in question.stop or any(end in text for end in question.stop_texts):
-                said = context.spell(whole)
+                said = context.text_of(whole)
                 found[whole] = DecodedAnswer(said, whole, logp, question.meaning(said), True)
             elif len(whole) < question.limit:
                 heapq.heappush(heap, (-logp, next(number), whole))
@@ -176,13 +176,13 @@ def backtrack(context: DecodeContext) -> Decoding[Decision]:
             break
         _, t = min(weak)
         tried.add(tuple(s.token for s in steps[:t]))
-        others = [(token, logp) for token, logp in _listed(steps[t].distribution) if token != steps[t].token]
+        others = [(token, logp) for token, logp in _top_tokens(steps[t].distribution) if token != steps[t].token]
         token, logp = max(others, key=lambda item: item[1], default=(-1, 0.0))
         limit = min(context.budget.left, question.limit - t - 1)
         if not others or token in question.stop or limit < 1:
             continue
         head = [*steps[:t], Step(token, logp, logp, "forced")]
-        (trace,) = yield context.go_on(head, limit)
+        (trace,) = yield context.continue_greedily(head, limit)
         other = context.candidate(trace, head)
         seen.append(other)
         # the mean over tokens: otherwise the shorter answer would win
@@ -239,14 +239,14 @@ CHECKS = {
 }
 
 
-def likelihood(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
+def likelihood_check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
     """The mean log-probability per token, minus log P, which the verifier adds: with weight 1 only the mean is left. No
     pass: it is known from the draw."""
     yield from ()  # it requests nothing
     return [c.logp / max(1, len(c.tokens)) - c.logp for c in candidates]
 
 
-def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
+def statement_check(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
     """log P of what an answer states, where ``put(answer)`` is a prompt and the statement. One pass per candidate."""
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:
@@ -256,7 +256,7 @@ def given(put: Callable[[str], tuple[Tokens, Tokens]]) -> Check:
     return check
 
 
-def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> Check:
+def yes_no_check(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> Check:
     """log P(yes) among yes and no, as the next token after ``put(answer)``, at least log 1e-6; log ½ if neither is
     listed. One pass per candidate."""
 
@@ -273,7 +273,7 @@ def yes(put: Callable[[str], Tokens], yes: Sequence[int], no: Sequence[int]) -> 
     return check
 
 
-def judged(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]]) -> Check:
+def reward_check(score: Callable[[Sequence[Tokens], Sequence[Tokens]], Sequence[float]]) -> Check:
     """``score(prompts, answers)`` of a reward model. One pass per candidate."""
 
     def check(context: DecodeContext, candidates: Sequence[DecodedAnswer]) -> Decoding[list[float]]:

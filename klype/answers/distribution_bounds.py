@@ -37,7 +37,7 @@ def entropy(q: Distribution, vocabulary: int) -> tuple[float, float]:
     if q.rest <= 0.0:
         return listed, listed
     least, r = float(p_K.min()), q.rest
-    full, left = _packed(r, least)
+    full, left = _fewest_tokens(r, least)
     low = listed - full * least * math.log(least) - (left * math.log(left) if left > TINY else 0.0)
     others = vocabulary - len(q.ids) if vocabulary else 0
     high = listed - r * math.log(r / others) if others > 0 else math.inf
@@ -55,7 +55,7 @@ def entropy_at(q: Distribution, temperature: float, vocabulary: int) -> tuple[fl
         return 0.0, 0.0
     if temperature == 1.0 or q.rest <= 0.0 or not q.ids.size:
         return entropy(q if temperature == 1.0 or q.rest > 0.0 else whole_at(q, temperature), vocabulary)
-    at = tempered(q, temperature, vocabulary)
+    at = temperature_bounds(q, temperature, vocabulary)
     share_K = np.exp(relative(q, temperature))
     share_K /= share_K.sum()
     listed = float(-(share_K[share_K > 0] * np.log(share_K[share_K > 0])).sum())
@@ -76,7 +76,7 @@ def mass_at(q: Distribution, temperature: float, vocabulary: int, acceptable: Co
     """Bounds of the probability of a set of tokens at a temperature."""
     if not q.ids.size:
         return 0.0, 1.0
-    at = tempered(q, temperature, vocabulary)
+    at = temperature_bounds(q, temperature, vocabulary)
     inside_K = np.isin(q.ids, list(acceptable))
     low = min(1.0, float(at.low_K[inside_K].sum()))
     unlisted = len(set(acceptable)) - int(inside_K.sum())
@@ -104,7 +104,7 @@ def _plogp(p: float) -> float:
     return -p * math.log(p) if p > TINY else 0.0
 
 
-def tempered(q: Distribution, temperature: float, vocabulary: int) -> TokenBounds:
+def temperature_bounds(q: Distribution, temperature: float, vocabulary: int) -> TokenBounds:
     """Probabilities of the listed tokens at a temperature. Of the unlisted tokens' share of the normaliser only bounds
     are known."""
     logp_K = q.logp.astype(np.float64)
@@ -130,18 +130,18 @@ def tempered(q: Distribution, temperature: float, vocabulary: int) -> TokenBound
     return TokenBounds(low_K, np.minimum(1.0, high_K), max(0.0, 1.0 - float(low_K.sum())))
 
 
-def drawn_from(q: Distribution, sampling: Sampling, vocabulary: int) -> TokenBounds:
-    """``tempered`` at the temperature of a sampling. Raises UsageError for one with other options, which would need the
-    unlisted tokens."""
+def sampling_bounds(q: Distribution, sampling: Sampling, vocabulary: int) -> TokenBounds:
+    """``temperature_bounds`` at a sampling's temperature. Raises UsageError for one with other options, which needs
+    the unlisted tokens."""
     if sampling != Sampling(temperature=sampling.temperature):
         raise UsageError("This model tells only its most probable tokens: nothing but a temperature can be applied.")
-    return tempered(q, sampling.temperature, vocabulary)
+    return temperature_bounds(q, sampling.temperature, vocabulary)
 
 
 def _ends(rest: float, q: Distribution, temperature: float, vocabulary: int, top: float) -> tuple[float, float]:
     """Σ (p / e^top)^(1/τ) with the rest packed on as few tokens as possible, and spread over all."""
     power, scale, most = 1 / temperature, math.exp(-top), math.exp(float(q.logp.min()))
-    full, left = _packed(rest, most)
+    full, left = _fewest_tokens(rest, most)
     packed = full * (most * scale) ** power + (left * scale) ** power
     others = vocabulary - len(q.ids) if vocabulary else 0
     if others <= 0:
@@ -150,7 +150,7 @@ def _ends(rest: float, q: Distribution, temperature: float, vocabulary: int, top
     return packed, others * (rest / others * scale) ** power
 
 
-def _packed(rest: float, least: float) -> tuple[int, float]:
+def _fewest_tokens(rest: float, least: float) -> tuple[int, float]:
     """The rest on as few tokens as possible, none above ``least``: their number, and what is left for one more."""
     # TINY: a rest that is an exact multiple must not be rounded down to one token fewer
     full = math.floor(rest / least + TINY)

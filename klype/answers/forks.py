@@ -7,7 +7,7 @@ samples, and o_t(B) − o_{t−1}(B) is measured on the other half, without bias
 
 The candidate for the fork is the token that moves o farthest in the squared distance ‖o_t − o_{t−1}‖², of which there
 is an unbiased estimate, on the half that chooses. Whether there is a fork at all is decided by a permutation test of
-the largest such distance over all tokens. Neighbouring rows share samples (see ``_continued``), so that chance shows
+the largest such distance over all tokens. Neighbouring rows share samples (see ``_continue``), so that chance shows
 less than the test allows for: the test is conservative.
 """
 
@@ -101,14 +101,14 @@ def forks(
     if not trace.steps:
         raise UsageError("The answer is empty: there is no word at which it could have been decided.")
     answer = trace.tokens
-    texts = _continued(source, trace.prompt, answer, settings)
+    texts = _continue(source, trace.prompt, answer, settings)
     own, place = texts[-1][0], dict[Hashable, int]()
     of_text = {
         text: place.setdefault(meaning(text), len(place)) for text in dict.fromkeys([own, *chain.from_iterable(texts)])
     }
     labels_TN = np.array([[of_text[text] for text in row] for row in texts])
     variation_T, p = permutation_test(labels_TN, settings.permutations, settings.seed)
-    at = int(np.argmax(_moved(labels_TN[None, :, 0::2])))
+    at = int(np.argmax(_distances(labels_TN[None, :, 0::2])))
     # a token whose gain may be zero decided nothing, however different the samples before and after it are
     fork = at if p < settings.level and (strength(labels_TN, at).low or 0.0) > 0 else None
     rights = [None if right is None else mean_of_known([right(text) for text in row]) for row in texts]
@@ -144,10 +144,10 @@ def strength(labels_TN: Labels, at: int) -> Figure:
 def permutation_test(labels_TN: Labels, permutations: int, seed: int) -> tuple[Floats, float]:
     """Total variation between neighbouring rows, and the p-value of the largest distance between two of them."""
     rng = np.random.default_rng(seed)
-    flat, greatest, as_great = labels_TN.ravel(), float(_moved(labels_TN[None]).max()), 0
+    flat, greatest, as_great = labels_TN.ravel(), float(_distances(labels_TN[None]).max()), 0
     for first in range(0, permutations, TOGETHER):
         drawn = rng.permuted(np.tile(flat, (min(TOGETHER, permutations - first), 1)), axis=1)
-        moved_BT = _moved(drawn.reshape(-1, *labels_TN.shape))
+        moved_BT = _distances(drawn.reshape(-1, *labels_TN.shape))
         # the largest over all positions: one test, however long the answer; equal values differ by rounding
         as_great += int((moved_BT.max(axis=1) >= greatest - 1e-12).sum())
     count_TC = _counts(labels_TN[None])[0]
@@ -156,7 +156,7 @@ def permutation_test(labels_TN: Labels, permutations: int, seed: int) -> tuple[F
     return variation_T, (1 + as_great) / (1 + permutations)
 
 
-def _moved(labels_BTN: Labels) -> Floats:
+def _distances(labels_BTN: Labels) -> Floats:
     """Unbiased squared distance between neighbouring rows' distributions over meanings, [B, T − 1]: how much more often
     two different samples agree within a row than across. Sample i of both rows is a pair and does not count."""
     n, count_BTC = labels_BTN.shape[2], _counts(labels_BTN)
@@ -176,7 +176,7 @@ def _counts(labels_BTN: Labels) -> Floats:
     return found
 
 
-def _continued(source: Source, prompt: Sequence[int], answer: Sequence[int], settings: ForkSettings) -> list[list[str]]:
+def _continue(source: Source, prompt: Sequence[int], answer: Sequence[int], settings: ForkSettings) -> list[list[str]]:
     """Texts [T + 1][n] that begin with the answer's first t tokens, t = 0 … T; the last row is the answer itself.
 
     The next token is drawn n times at every t, with noise of its own. A sample i that draws the answer's own token is

@@ -18,7 +18,7 @@ from safetensors.numpy import load as read_arrays
 from safetensors.numpy import save as write_arrays
 
 from klype import durable
-from klype.jsons import parsed
+from klype.jsons import parse
 from klype.values import Distribution, Sampling, Step, StepSource, Tokens, Trace
 
 STEP_SOURCES: tuple[StepSource, ...] = get_args(StepSource)
@@ -69,7 +69,7 @@ def save(folder: Path, name: str, traces: Sequence[Trace], about: dict[str, Any]
 def load(folder: Path, name: str, about: dict[str, Any]) -> list[Trace] | None:
     """The traces of that name. None if there are none, they are damaged, or they are about something else."""
     try:
-        document = parsed((folder / f"{name}.json").read_bytes())
+        document = parse((folder / f"{name}.json").read_bytes())
         data = (folder / f"{name}.safetensors").read_bytes()
         known = document["format"], document["sha256"], document["about"]
         if known != (FORMAT, hashlib.sha256(data).hexdigest(), json.loads(json.dumps(about))):

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from klype.answers.distribution_bounds import drawn_from, entropy_bounds
+from klype.answers.distribution_bounds import entropy_bounds, sampling_bounds
 from klype.engine.sampling import shape_whole
 from klype.errors import BudgetSpentError, UsageError
 from klype.samplers import PLAIN, needs_counts
@@ -26,7 +26,7 @@ from klype.sources.source import Source
 from klype.values import Distribution, Floats, Ints, Sampling, Tokens
 
 Prefix = tuple[Tokens, float]  # tokens and their probability
-Spell = Callable[[int], bytes]
+TokenBytes = Callable[[int], bytes]
 Meaning = Callable[[str], Hashable]
 Stopped = Literal["mode", "mass", "budget", "whole"]
 WIDEST = 4096  # continuations of a prefix that are kept one by one; the mass of the others is lost
@@ -143,8 +143,8 @@ class TextMass:
 class Growth:
     """A tree while it is explored."""
 
-    def __init__(self, source: Source, prompt: Sequence[int], settings: TreeSettings, spell: Spell | None) -> None:
-        self.source, self.prompt, self.settings, self.spell = source, tuple(prompt), settings, spell
+    def __init__(self, source: Source, prompt: Tokens, settings: TreeSettings, token_bytes: TokenBytes | None) -> None:
+        self.source, self.prompt, self.settings, self.token_bytes = source, prompt, settings, token_bytes
         self.nodes, self.sums, self.unread = list[Node](), dict[bytes, TextMass](), list[Prefix]()
         self.heap, self.order = list[tuple[float, int, Node]](), count()
         self.frontier, self.expansions = 0.0, 0
@@ -163,10 +163,10 @@ class Growth:
         """Adds the next-token distributions ``found`` after these prefixes, and decides whether to stop."""
         for (tokens, mass), (ids, p_K, tail) in zip(prefixes, continuations(found, self.settings), strict=True):
             ends_K = np.isin(ids, self.source.codec.stop)
-            spelled = b"".join(map(self.spell, tokens)) if self.spell else b""
+            spelled = b"".join(map(self.token_bytes, tokens)) if self.token_bytes else b""
             for token, p in zip(ids[ends_K].tolist(), p_K[ends_K].tolist(), strict=True):
                 # a single leading space is not part of the answer
-                text = spelled.removeprefix(b" ") if self.spell else self.source.codec.decode(tokens).encode()
+                text = spelled.removeprefix(b" ") if self.token_bytes else self.source.codec.decode(tokens).encode()
                 answer = self.sums.setdefault(text, TextMass())
                 answer.low += mass * p
                 answer.longest = max(answer.longest, len(tokens) + 1)
@@ -232,13 +232,13 @@ def grow(
     source: Source,
     prompts: Sequence[Sequence[int]],
     settings: TreeSettings,
-    spell: Spell | None,
+    token_bytes: TokenBytes | None,
     meanings: Sequence[Meaning],
     progress: Callable[[int, float], None] | None = None,
 ) -> list[Tree]:
     """The tree of answers to each prompt. Every call of the source reads the next batch of all trees.
 
-    ``spell``: a token's bytes; None where they are unknown. ``meanings``: what a text means, a function per prompt.
+    ``token_bytes``: None where they are unknown. ``meanings``: what a text means, a function per prompt.
     ``progress(expansions, unexplored)``: prefixes read in all trees, and the largest unexplored mass of any.
 
     When a server's budget is spent the trees end as with ``settings.budget``, if it was enough for all prompts
@@ -246,7 +246,7 @@ def grow(
     the temperature.
     """
     settings.check()
-    growths = [Growth(source, prompt, settings, spell) for prompt in prompts]
+    growths = [Growth(source, tuple(prompt), settings, token_bytes) for prompt in prompts]
     while growing := [growth for growth in growths if growth.stopped is None]:
         batches = [growth.batch() for growth in growing]
         wanted = [growth.prompt + tokens for growth, batch in zip(growing, batches, strict=True) for tokens, _ in batch]
@@ -263,7 +263,7 @@ def grow(
             growth.expand(batch, list(islice(found, len(batch))))
         if progress is not None:
             progress(sum(growth.expansions for growth in growths), max(growth.unexplored for growth in growths))
-    return [finished(growth, meaning) for growth, meaning in zip(growths, meanings, strict=True)]
+    return [finish(growth, meaning) for growth, meaning in zip(growths, meanings, strict=True)]
 
 
 def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list[tuple[Ints, Floats, float]]:
@@ -275,7 +275,7 @@ def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list
     for q in found:
         ids = q.ids
         if simple or not q.whole:
-            at = drawn_from(q, sampling, settings.vocabulary)
+            at = sampling_bounds(q, sampling, settings.vocabulary)
             p_K, tail = at.low_K, at.rest
         else:
             p_V = shape_whole(q, sampling, ((), ()), 0).double().exp().numpy()
@@ -292,17 +292,17 @@ def continuations(found: Sequence[Distribution], settings: TreeSettings) -> list
 def reachable_mass(growth: Growth) -> Callable[[bytes], float]:
     """A function text → upper bound of the open mass that can still become this text, with or without a leading
     space."""
-    spell = growth.spell
-    if spell is None:
+    token_bytes = growth.token_bytes
+    if token_bytes is None:
         return lambda text: math.inf
     nodes, unread = defaultdict[bytes, list[Node]](list), defaultdict[bytes, float](float)
     tokens_of = defaultdict[bytes, list[int]](list)
     for tokens, mass in growth.unread:
-        unread[b"".join(map(spell, tokens))] += mass
+        unread[b"".join(map(token_bytes, tokens))] += mass
     for node in growth.nodes:
         nodes[node.spelled].append(node)
     for token in np.unique(np.concatenate([node.ids[node.taken :] for node in growth.nodes])).tolist():
-        tokens_of[spell(token)].append(token)
+        tokens_of[token_bytes(token)].append(token)
     longest = max(map(len, tokens_of), default=0)
 
     @cache
@@ -326,7 +326,7 @@ def reachable_mass(growth: Growth) -> Callable[[bytes], float]:
     return lambda text: math.fsum(chain(parts(b" " + text), () if text[:1] == b" " else parts(text)))
 
 
-def finished(growth: Growth, meaning: Meaning) -> Tree:
+def finish(growth: Growth, meaning: Meaning) -> Tree:
     """The tree with the bounds of its answers, meanings and entropies."""
     unexplored, left = growth.unexplored, growth.unexplored + growth.error
     reachable = reachable_mass(growth)
@@ -383,14 +383,14 @@ class Branch:
 Remaining = tuple[TreeAnswer, Tokens]  # an answer and those of its tokens that are not placed yet
 
 
-def branches(tree: Tree, spell: Callable[[Tokens], str], most: int = 12) -> Branch:
+def branches(tree: Tree, decode: Callable[[Tokens], str], most: int = 12) -> Branch:
     """The ``most`` most probable answers as a tree of their most probable tokenisations."""
 
     def branch(rows: list[Remaining], every: list[Remaining]) -> Branch:
         """``rows`` are shown, ``every`` answer counts in the mass; both without the tokens before this branch."""
         if len(rows) == 1:
             answer, left = rows[0]
-            return Branch(spell(left), answer.low, (), answer, answer.meaning)
+            return Branch(decode(left), answer.low, (), answer, answer.meaning)
         columns = zip(*(left for _, left in rows), strict=False)
         kept = tuple(tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
         at = len(kept)
@@ -400,7 +400,7 @@ def branches(tree: Tree, spell: Callable[[Tokens], str], most: int = 12) -> Bran
             shown.setdefault(left[at], []).append((answer, left[at:]))
         children = [branch(own, [one for one in begun if one[1][:1] == (token,)]) for token, own in shown.items()]
         mass = math.fsum(answer.low for answer, _ in begun)
-        return Branch(spell(kept), mass, tuple(sorted(children, key=lambda child: -child.mass)))
+        return Branch(decode(kept), mass, tuple(sorted(children, key=lambda child: -child.mass)))
 
     every = [(answer, answer.tokens) for answer in tree.answers]
     return branch(every[:most], every)

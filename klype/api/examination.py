@@ -34,7 +34,7 @@ from klype.judge.meaning import WorldJudge
 from klype.judge.rule_judge import RuleJudge
 from klype.option import suite_files
 from klype.runs.provenance import read_questions as kept_questions
-from klype.sources.find_model import is_aligned
+from klype.sources.model_files import is_aligned
 from klype.sources.opening import OpenModel
 from klype.values import Figure, Question, Verdict
 from klype.world import Spellings, TokenFilter, World
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Questions = str | Path | Sequence[str | Mapping[str, Any]]
-LEAST_ROOM = 8  # tokens: the shortest answers that the feedback experiment can use
+MIN_ANSWER = 8  # tokens: the shortest answers that the feedback experiment can use
 # measures shown in a terminal and in notebooks, which have no room for all
 MAIN = (
     "decided", "right", "word_for_word", "s", "survival", "same_meaning", "unseen", "feedback_rare", "recovery", "fork"
@@ -159,7 +159,7 @@ def prepare(
         raise UsageError("training must be a list of strings.")
     one = target_of(model.opened, questions, options.get("raw"), training, judge, settings.limit)
     minutes = number("minutes", minutes)
-    if not one.goes_on:  # trees, forks and interventions continue the beginning of an answer
+    if not one.can_continue:  # trees, forks and interventions continue the beginning of an answer
         settings = replace(settings, trees=0, forks=0, interventions=0)
     speed, known, asked = probe(one, settings), one.reader is not None and one.whole, len(one.questions)
     if budget is None:
@@ -224,21 +224,21 @@ def target_of(
     """The model with the questions that fit, their prompts and their judge.
 
     ``judge``: by default the demo world's grammar for its own questions, and the rules for all others. Questions that
-    leave no room in the window for an answer of ``limit`` tokens, and of ``LEAST_ROOM``, are skipped and counted.
+    leave no room in the window for an answer of ``limit`` tokens, and of ``MIN_ANSWER``, are skipped and counted.
     Raises UsageError if none is left.
     """
     # only the demo world's questions have these fields
     of_world = [q for q in questions if {"kind", "lang", "fixed"} <= q.extra.keys()]
     world = world_of(opened) if of_world else None
     # only klype's own server says how words are tokenized
-    if world is None and of_world and opened.spelling is not None:
+    if world is None and of_world and opened.encode_bare is not None:
         world = World("small" if of_world[0].extra.get("world") == "small" else "full")
     if world is not None:
         questions = of_world
     known = None if opened.as_raw(raw) else world  # a continued text has no known truth
-    fitting, least = [], max(limit, LEAST_ROOM)
+    fitting, least = [], max(limit, MIN_ANSWER)
     for question in questions:
-        prompt = opened.put(question.prompt, raw, question.extra.get("before", ()))
+        prompt = opened.user_prompt(question.prompt, raw, question.extra.get("before", ()))
         if len(prompt) + least <= opened.window:
             fitting.append((question, tuple(prompt)))
     if questions and not fitting:
@@ -248,7 +248,7 @@ def target_of(
         """A further held-out question of the world, and its prompt."""
         assert world is not None
         question = world.question(random.Random(f"another {number}"), heldout=True)
-        return question, tuple(opened.put(question.prompt, raw))
+        return question, tuple(opened.user_prompt(question.prompt, raw))
 
     deciding = judge or (WorldJudge(world) if world is not None else RuleJudge())
     return EvalTarget(
@@ -259,9 +259,9 @@ def target_of(
         reader=None if known is None else reader_of(opened, known),
         edits=None if known is None else reader_of(opened, known, edits=True),
         another=None if known is None else another,
-        spell=opened.spell if opened.exact else None, partial=opened.native is None and not opened.exact,
+        token_bytes=opened.token_bytes if opened.exact else None, partial=opened.native is None and not opened.exact,
         shape=shape_of(opened), training=Index(list(training)) if training else None,
-        skipped=len(questions) - len(fitting), goes_on=opened.goes_on,
+        skipped=len(questions) - len(fitting), can_continue=opened.can_continue,
         other_manners=world is not None and is_aligned(opened.found.folder),
         scores=None if world is None else world.scores,
     )  # fmt: skip
@@ -321,8 +321,8 @@ def questions_of(opened: OpenModel, file: Path | None, suite: str, most: int) ->
 
 def spellings_of(opened: OpenModel, world: World) -> Spellings:
     """The world's words as the model's tokenizer spells them."""
-    if opened.spelling is not None:
-        return Spellings(world.words, opened.spelling, opened.stop[0])
+    if opened.encode_bare is not None:
+        return Spellings(world.words, opened.encode_bare, opened.stop[0])
     return Spellings(world.words, opened.loaded.tokenizer.encode, opened.loaded.tokenizer.end)
 
 

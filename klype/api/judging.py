@@ -10,7 +10,7 @@ from klype.errors import UsageError
 from klype.judge.judge import RULINGS, Ruling
 from klype.judge.judge import Judge as Judge
 from klype.judge.rule_judge import RuleJudge
-from klype.sources.find_model import located
+from klype.sources.model_files import resolve
 from klype.sources.opening import OpenModel, find_model, kind_of, open_model
 from klype.values import Figure, Question
 
@@ -68,7 +68,7 @@ def open_judge(
         return RuleJudge() if name else None
     if name == "minilm":
         return minilm()
-    name = located(name)
+    name = resolve(name)
     # FOLDER@0.7: the similarity threshold
     encoder, at, alike = name.rpartition("@") if re.search(r"@-?[01](\.\d+)?$", name) else (name, "", "")
     if kind_of(encoder).find is not None and name != "self":

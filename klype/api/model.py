@@ -8,7 +8,7 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 
-from klype.answers.distribution_bounds import drawn_from
+from klype.answers.distribution_bounds import sampling_bounds
 from klype.answers.forks import ForkSettings, forks
 from klype.answers.tree import TreeSettings, grow
 from klype.api.judging import open_judge
@@ -20,12 +20,12 @@ from klype.errors import UsageError
 from klype.judge.judge import Judge
 from klype.runs.folder import default_model
 from klype.samplers import SamplingOptions
-from klype.sources.find_model import located
-from klype.sources.opening import OpenModel, open_model, room, stream
+from klype.sources.model_files import resolve
+from klype.sources.opening import OpenModel, open_model, stream, window_left
 from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
 
-MOST_ANSWERS = 10_000  # per call: every answer takes a row of the cache, and a typing error would fill the memory
+MAX_ANSWERS = 10_000  # per call: every answer takes a row of the cache, and a typing error would fill the memory
 LISTED = 5  # so many of the truth's most probable tokens are always in the table of next tokens
 
 
@@ -106,8 +106,8 @@ class Model:
         """
         request = self.request(prompt_of(self.opened, text, raw), _sampling(temperature, sampling), limit, seed)
         whole(n=n)
-        if n > MOST_ANSWERS:
-            raise UsageError(f"n should be at most {MOST_ANSWERS} (it is {n}).", "Ask again with another seed.")
+        if n > MAX_ANSWERS:
+            raise UsageError(f"n should be at most {MAX_ANSWERS} (it is {n}).", "Ask again with another seed.")
         return self.draw(replace(request, n=n))
 
     def stream(
@@ -165,7 +165,7 @@ class Model:
         drawn = _sampling(temperature, sampling)
         check_sampling(drawn, self.vocabulary or 1 << 31)
         prompt = prompt_of(self.opened, text, raw)
-        room(self.opened, prompt, 1)
+        window_left(self.opened, prompt, 1)
         # the whole distribution: the truth's tokens may be far down in it
         distribution = self.opened.source.next([prompt], top=-1)[0]
         truth = None
@@ -180,7 +180,7 @@ class Model:
         where there is one. Nothing is sampled."""
         prompt = prompt_of(self.opened, text, raw)
         said = self.answer_tokens(text, answer, raw)
-        if len(said) > room(self.opened, prompt, len(said)):
+        if len(said) > window_left(self.opened, prompt, len(said)):
             raise UsageError(f"The answer has {len(said)} tokens: more than the window of {self.window} leaves.")
         (trace,) = self.opened.source.score([prompt], [said])
         return self.answer(replace(trace, ended="stop") if self.opened.stop else trace)
@@ -240,7 +240,7 @@ class Model:
         whole(limit=limit, seed=seed)
         check_sampling(sampling, self.vocabulary or 1 << 31)
         return Request(
-            prompt, limit=room(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
+            prompt, limit=window_left(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
         )
 
     def answer_tokens(self, text: str, answer: str, raw: bool | None = None) -> list[int]:
@@ -250,15 +250,15 @@ class Model:
             raise UsageError(f"The answer should be a string (it is of type {type(answer).__name__}).")
         opened, codec = self.opened, self.opened.source.codec
         if not isinstance(codec, NativeCodec):  # a server's own tokens
-            return [*opened.say(answer), *opened.stop[:1]]
+            return [*opened.encode_answer(answer), *opened.stop[:1]]
         if not opened.as_raw(raw):
             return codec.answer([{"role": "user", "content": text}], answer)
-        bare, spaced = (codec.ended(opened.say(spelled)) for spelled in (answer, f" {answer}"))
+        bare, spaced = (codec.with_end_token(opened.encode_answer(spelled)) for spelled in (answer, f" {answer}"))
         # no choice: the tokens are the same, or there is white space between text and answer already
         if bare == spaced or not answer or (text[-1:] + answer[:1]).split() != [text[-1:] + answer[:1]]:
             return bare
         prompt = prompt_of(opened, text, raw)
-        room(opened, prompt, 1)
+        window_left(opened, prompt, 1)
         found = opened.source.score([prompt] * 2, [said[: opened.window - len(prompt)] for said in (bare, spaced)])
         likely = [sum(step.logp for step in trace.steps) for trace in found]
         return spaced if likely[1] > likely[0] else bare
@@ -278,7 +278,7 @@ class Model:
 
         def token(step: Step) -> Token:
             p = math.exp(min(0.0, step.logp)) if math.isfinite(step.logp) else None
-            return Token(opened.spelled(step.token), step.token, p)
+            return Token(opened.token_text(step.token), step.token, p)
 
         tokens = tuple(token(step) for step in trace.steps if step.token not in opened.stop)
         logp = trace.logp if math.isfinite(trace.logp) else None
@@ -295,7 +295,7 @@ class Model:
             drawn_V = shape_whole(distribution, sampling, (prompt, ()), self.vocabulary).exp()
             low = high = dict(enumerate(drawn_V.tolist()))
         else:
-            at = drawn_from(distribution, sampling, self.vocabulary)
+            at = sampling_bounds(distribution, sampling, self.vocabulary)
             low, high = (dict(zip(ids, end.tolist(), strict=True)) for end in (at.low_K, at.high_K))
         listed = ids[:top]
         # tokens that are probable in truth are listed even if the model finds them improbable
@@ -304,7 +304,7 @@ class Model:
 
         def row(token: int) -> NextToken:
             most, true = None if distribution.whole else high[token], None if truth is None else truth.get(token, 0.0)
-            return NextToken(self.opened.spelled(token), token, p.get(token, 0.0), low[token], most, true)
+            return NextToken(self.opened.token_text(token), token, p.get(token, 0.0), low[token], most, true)
 
         return NextTokens(tuple(map(row, listed)), max(0.0, 1.0 - sum(p.get(token, 0.0) for token in listed)))
 
@@ -316,7 +316,7 @@ class Model:
         # passes are expensive with a large vocabulary, and with a server
         usual = 4000 if self.opened.exact and self.vocabulary > 0 and small else 500
         most = usual if budget is None else budget
-        limit = room(self.opened, ask.prompt, limit)
+        limit = window_left(self.opened, ask.prompt, limit)
         return TreeSettings(sampling, limit, most, until, eps, 16 if small else 8, self.vocabulary)
 
     def grow(
@@ -324,8 +324,8 @@ class Model:
     ) -> AnswerTree:
         """Explores the tree of a question's answers. ``progress(expansions, unexplored)`` is called meanwhile: prefixes
         read so far, and the probability that is unexplored."""
-        spell = self.opened.spell if self.opened.exact else None
-        (tree,) = grow(ask.source, [ask.prompt], settings, spell, [ask.meaning], progress)
+        token_bytes = self.opened.token_bytes if self.opened.exact else None
+        (tree,) = grow(ask.source, [ask.prompt], settings, token_bytes, [ask.meaning], progress)
         return AnswerTree(tree, ask.judge, ask.error_rate)
 
     def find_forks(
@@ -334,7 +334,7 @@ class Model:
         """The forks of an answer: given as tokens or as the trace of one that was drawn, or (None) drawn here.
         ``size``: maximum number of tokens, samples at every token, seed."""
         limit, samples, seed = size
-        limit = room(self.opened, ask.prompt, limit)
+        limit = window_left(self.opened, ask.prompt, limit)
         if isinstance(answer, Trace):
             trace = answer
         elif answer is None:
@@ -343,8 +343,8 @@ class Model:
             trace = ask.source.score([ask.prompt], [answer[:limit]])[0]
         settings = ForkSettings(sampling, max(limit, len(trace.steps)), samples, seed)
         found = forks(ask.source, trace, settings, ask.meaning, ask.right)
-        tokens = tuple(self.opened.spelled(position.token) for position in found.positions)
-        others = tuple(self.opened.spelled(other.token) for other in found.others)
+        tokens = tuple(self.opened.token_text(position.token) for position in found.positions)
+        others = tuple(self.opened.token_text(other.token) for other in found.others)
         return AnswerForks(found, tokens, others, ask.judge, ask.error_rate)
 
 
@@ -374,4 +374,4 @@ def load(
     for what, value in (("A model's name", name), ("budget", budget), ("device", device)):
         if not isinstance(value, str) and not (value is name and isinstance(value, PathLike)):
             raise UsageError(f"{what} should be a string (it is {value!r}).")
-    return Model(open_model(located(str(fspath(name))), precision, budget=budget, device=device))
+    return Model(open_model(resolve(str(fspath(name))), precision, budget=budget, device=device))

@@ -74,7 +74,7 @@ def number(name: str, value: object) -> float:
 
 def prompt_of(opened: OpenModel, text: str, raw: bool | None) -> tuple[int, ...]:
     """The token ids of the prompt for a text. Raises UsageError if it is empty or not a string."""
-    return tuple(opened.put(not_empty(text), raw))
+    return tuple(opened.user_prompt(not_empty(text), raw))
 
 
 def reading_from(opened: OpenModel) -> DataSources | None:

@@ -23,7 +23,7 @@ def judge_and_error(judge: str, error_rate: Figure | None) -> Row:
     return {"judge": judge} | ({} if error_rate is None else {"error_rate": error_rate.json()})
 
 
-def picked(value: object, *names: str) -> Row:
+def fields_of(value: object, *names: str) -> Row:
     return {name: getattr(value, name) for name in names}
 
 
@@ -101,7 +101,7 @@ class Answer:
         return self.text
 
     def to_json(self) -> Row:
-        return {**picked(self, "text", "logprob", "ended"), "tokens": [asdict(token) for token in self.tokens]}
+        return {**fields_of(self, "text", "logprob", "ended"), "tokens": [asdict(token) for token in self.tokens]}
 
     def to_pandas(self) -> "pd.DataFrame":
         """One row per token: text, id, p."""
@@ -188,10 +188,10 @@ class AnswerTree:
         tree = self.tree
         bounds = {"entropy": tree.entropy, "meaning_entropy": tree.meaning_entropy}
         return {
-            "answers": [{**picked(a, "text", "low", "high"), "meaning": label(a.meaning)} for a in tree.answers],
-            **picked(tree, "unexplored", "expansions", "lost", "stopped"),
+            "answers": [{**fields_of(a, "text", "low", "high"), "meaning": label(a.meaning)} for a in tree.answers],
+            **fields_of(tree, "unexplored", "expansions", "lost", "stopped"),
             "meanings": [
-                {"meaning": label(c.meaning), **picked(c, "low", "high", "text", "answers")} for c in tree.clusters
+                {"meaning": label(c.meaning), **fields_of(c, "low", "high", "text", "answers")} for c in tree.clusters
             ],
             **{name: [end if math.isfinite(end) else None for end in ends] for name, ends in bounds.items()},
             **judge_and_error(self.judge, self.error_rate),
@@ -239,10 +239,10 @@ class AnswerForks:
         return {
             "answer": found.text,
             "positions": [
-                {"token": token, "strength": p.strength.json(), **picked(p, "variation", "own", "right")}
+                {"token": token, "strength": p.strength.json(), **fields_of(p, "variation", "own", "right")}
                 for token, p in zip(self.tokens, found.positions, strict=True)
             ],
-            **picked(found, "fork", "p"),
+            **fields_of(found, "fork", "p"),
             "before": dict(zip(("own", "right"), found.before, strict=True)),
             "lost": found.lost,
             "others": [

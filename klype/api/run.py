@@ -14,7 +14,7 @@ from klype.api.results import Row, data_frame, figure_rows, figure_table, html_t
 from klype.config import make
 from klype.environment import cache_folder
 from klype.errors import KlypeError, UsageError, short_error
-from klype.examine.run_figures import read as read_facts
+from klype.examine.run_facts import read as read_facts
 from klype.examine.run_report import render
 from klype.jsons import steps
 from klype.preferences import formats
@@ -22,7 +22,7 @@ from klype.runs import folder, pipeline, rankers, ranking
 from klype.runs.listener import RunListener, SilentListener
 from klype.runs.pipeline import align_rounds, overrides
 from klype.runs.run_options import STAGES, RunOptions, StageOptions
-from klype.sources.find_model import NEWEST_FIRST, holds_weights
+from klype.sources.model_files import NEWEST_FIRST, holds_weights
 from klype.train.rewards import as_settings, by_name, name_of
 from klype.values import Reward
 
@@ -252,7 +252,7 @@ class Run:
             if isinstance(by, str | Path):
                 new = store.put(formats.read(Path(by)))
             else:
-                rankers.checked(store)
+                rankers.check_store(store)
                 if by is None:
                     rank = rankers.by_taste(rankers.world_of(self.path), "", noise, name)
                 else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, budget_parts, starting, tell_cost, tell_unread
+from klype.cli.terminal import Terminal, announce_start, budget_parts, tell_cost, tell_unread
 from klype.errors import UsageError
 from klype.option import Option
 from klype.words import plain
@@ -35,27 +35,27 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
         raise UsageError("--decoder decides by itself: leave out --best-of, --speculate and --sure.")
     if asked.judge and not (asked.sure or asked.decoder):
         raise UsageError("--judge is for --sure and --decoder: a single answer is compared with nothing.")
-    with starting(terminal):
+    with announce_start(terminal):
         if asked.decoder or asked.best_of > 1 or asked.sure or asked.speculate is not None:
-            from klype.cli import asking  # a plain answer does not wait for it
+            from klype.cli import ask_methods  # a plain answer does not wait for it
         from klype.api.prompt_context import reading_from
         from klype.api.results import judge_and_error
         from klype.device import EnergyMeter
 
         times, server = decoder_budget(asked.decoder, asked.budget)
-        model, ask = asked.opened(name, text, server)
+        model, ask = asked.open_and_ask(name, text, server)
     opened, request = model.opened, model.request(ask.prompt, sampling, asked.limit, asked.seed)
     # before anything is printed: a draft that does not suit the model is an error
-    draft = None if asked.speculate is None else (asked.speculate, asking.make_draft(opened, asked.speculate))
+    draft = None if asked.speculate is None else (asked.speculate, ask_methods.make_draft(opened, asked.speculate))
     if (reading := reading_from(opened)) is not None:
         plain.aside(f"{reading.about(terminal.lang)} {reading.warning(text, terminal.lang)}".strip())
-        if not reading.unknown(text):
+        if not reading.unknown_words(text):
             tell_unread(terminal, ask)
     meter, started = EnergyMeter(), time.perf_counter()
     document: dict[str, Any]
     if asked.decoder:
-        found = asking.decide(opened, ask, request, (asked.decoder, times), asked.raw)
-        told, chosen = asking.decision(found, asked.decoder, times), found.choice.chosen
+        found = ask_methods.decide(opened, ask, request, (asked.decoder, times), asked.raw)
+        told, chosen = ask_methods.decision(found, asked.decoder, times), found.choice.chosen
         document = {
             "answer": chosen.text,
             "tokens": len(chosen.tokens),
@@ -65,11 +65,11 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
             "decoder": told | judge_and_error(ask.judge, ask.error_rate),
         }
         terminal.answer(chosen.text + ("" if chosen.ended else " …"))
-        terminal.lines(asking.decision_lines(document["decoder"], terminal.lang))
+        terminal.lines(ask_methods.decision_lines(document["decoder"], terminal.lang))
     else:
         picked: dict[str, Any] = {}
         if asked.best_of > 1:
-            answer, picked["best_of"] = asking.best_of_drawn(model, request, asked.best_of)
+            answer, picked["best_of"] = ask_methods.best_of_drawn(model, request, asked.best_of)
             terminal.answer(answer.text, end="")
         else:
             pieces = model.write(request)
@@ -86,15 +86,15 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
             "seconds": trace.seconds,
             "flops": opened.flops(trace),
             "joules": meter.joules() if trace.joules is None else trace.joules,
-            **({} if reading is None else {"unknown": reading.unknown(text)}),
+            **({} if reading is None else {"unknown": reading.unknown_words(text)}),
             **picked,
         }
         if draft is not None:
-            document["speculation"] = asking.beside_plain(opened, request, *draft)
-            terminal.say("ask.speculated", **asking.with_ratios_written(document["speculation"], terminal.lang))
+            document["speculation"] = ask_methods.beside_plain(opened, request, *draft)
+            terminal.say("ask.speculated", **ask_methods.with_ratios_written(document["speculation"], terminal.lang))
         if asked.sure:
-            document["sure"] = asking.sure_of(opened, ask, trace, request.limit)
-            terminal.lines(asking.sure_lines(document["sure"], terminal.lang))
+            document["sure"] = ask_methods.sure_of(opened, ask, trace, request.limit)
+            terminal.lines(ask_methods.sure_lines(document["sure"], terminal.lang))
     tell_cost(opened)
     terminal.document(document, asked.out)
 
@@ -110,8 +110,8 @@ def decoder_budget(decoder: str, budget: str) -> tuple[float, str]:
         if own[-1:] in ("×", "x", "X"):
             raise UsageError(f"--budget {own} is for a decoder.", "Name one: --decoder consensus.")
         return BUDGET, budget
+    from klype.answers.decoder_requests import parse_budget
     from klype.answers.decoders import decoder as find
-    from klype.answers.decoding import parse_budget
 
     find(decoder)
     return (parse_budget(own) if own else BUDGET), of_server

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from klype.cli import options as o
 from klype.cli.next_tree_forks import visible
-from klype.cli.terminal import Terminal, print_table, starting
+from klype.cli.terminal import Terminal, announce_start, print_table
 from klype.errors import KlypeError
 from klype.samplers import SAMPLERS
 from klype.sources.opening import OpenModel, kind_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from klype.text.chat import Message
     from klype.values import Sampling, Step, Trace
 
-LEAST_SHOWN = 0.005  # alternatives below this would be printed as 0%
+MIN_SHOWN = 0.005  # alternatives below this would be printed as 0%
 
 
 def command(
@@ -42,23 +42,23 @@ def command(
     With --json, messages are read from stdin, a line each, and the conversation is printed at the end.
     """
     model = o.a_model(model) if model else o.default_model(terminal)
-    with starting(terminal):
+    with announce_start(terminal):
         from klype.api.model import load
         from klype.api.prompt_context import introduction, suggestions
-        from klype.sources.opening import room
+        from klype.sources.opening import window_left
 
         if speculate is not None:
-            from klype.cli import asking
+            from klype.cli import ask_methods
         opened = load(model, precision, device=device).opened
-    room(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
-    draft = None if speculate is None else (speculate, asking.make_draft(opened, speculate))
+    window_left(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
+    draft = None if speculate is None else (speculate, ask_methods.make_draft(opened, speculate))
     talk = ChatSession(terminal, opened, sampling, limit, seed, draft, sure)
     terminal.say("chat.hello", name=kind_of(model).short(model))
     if talk.reading is not None:
         terminal.aside(harmless(introduction(opened, terminal.lang)))
         if tried := suggestions(opened, terminal.lang):
             terminal.aside(harmless("\n  ".join([terminal.words("chat.try"), *tried])))
-    for line in typed_lines(terminal):
+    for line in input_lines(terminal):
         if not talk.take(line):
             break
     terminal.document(talk.document(), out)
@@ -99,7 +99,7 @@ class ChatSession:
                 if line.strip():
                     self.messages.append({"role": "user", "content": line})
                     if self.reading is not None and (warning := self.reading.warning(line, self.terminal.lang)):
-                        self.terminal.aside(harmless(warning), underlined=self.reading.unknown(line))
+                        self.terminal.aside(harmless(warning), underlined=self.reading.unknown_words(line))
                     self._answer()
             case "/quit" | "/exit":
                 return False
@@ -118,7 +118,7 @@ class ChatSession:
             case "/probs" if self.traces:
                 columns = [self.terminal.words(f"probs.{column}") for column in ("token", "p", "instead")]
                 as_bytes = value.strip() == "bytes"
-                rows = list(weighed(self.traces[-1], self.opened, self.terminal.lang, as_bytes))
+                rows = list(probability_rows(self.traces[-1], self.opened, self.terminal.lang, as_bytes))
                 print_table(self.terminal.console, "", columns, rows)
             case "/again" | "/probs":
                 self.terminal.say("chat.nothing")
@@ -144,7 +144,7 @@ class ChatSession:
         from klype.api.prompt_context import fit, prompt_context, read_of
 
         if self.draft is not None or self.sure:
-            from klype.cli import asking  # other answers do not wait for it
+            from klype.cli import ask_methods  # other answers do not wait for it
         terminal, model, window = self.terminal, Model(self.opened), self.opened.window
         # a quarter of the window is reserved for the answer, or ``limit`` where that is less
         read = read_of(self.messages, self.alone)
@@ -170,9 +170,9 @@ class ChatSession:
                 from klype.engine.speculation import Speculation, passes
                 from klype.sources.opening import decode_stream
 
-                counts, spell = Speculation(asking.GAMMA), self.opened.spell
+                counts, token_bytes = Speculation(ask_methods.GAMMA), self.opened.token_bytes
                 written = passes(self.opened.engine, request, self.draft[1], counts)
-                spoken = ((b"".join(spell(step.token) for step in steps), trace) for steps, trace in written)
+                spoken = ((b"".join(token_bytes(step.token) for step in steps), trace) for steps, trace in written)
                 pieces = AnswerStream(model, decode_stream(spoken))
             for piece in pieces:
                 said += piece
@@ -183,13 +183,13 @@ class ChatSession:
             if pieces.answer.ended == "length":
                 terminal.say("chat.cut", limit=limit)
             if self.draft is not None:
-                self.guesses.append(asking.speculation(self.draft[0], counts))
+                self.guesses.append(ask_methods.speculation(self.draft[0], counts))
                 if counts.tokens_per_pass is not None:
-                    terminal.say("chat.guessed", **asking.with_ratios_written(self.guesses[-1], terminal.lang))
+                    terminal.say("chat.guessed", **ask_methods.with_ratios_written(self.guesses[-1], terminal.lang))
             if self.sure:
                 ask = replace(prompt_context(self.opened, self.messages[-1]["content"], False), prompt=tuple(prompt))
-                self.certainties.append(asking.sure_of(self.opened, ask, self.traces[-1], limit))
-                terminal.lines(asking.sure_lines(self.certainties[-1], terminal.lang))
+                self.certainties.append(ask_methods.sure_of(self.opened, ask, self.traces[-1], limit))
+                terminal.lines(ask_methods.sure_lines(self.certainties[-1], terminal.lang))
         except KeyboardInterrupt:
             terminal.answer("")
             terminal.say("chat.stopped")
@@ -209,7 +209,7 @@ class ChatSession:
             terminal.say("chat.set", what=name, value=short(value, terminal.lang))
 
 
-def weighed(trace: "Trace", opened: OpenModel, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
+def probability_rows(trace: "Trace", opened: OpenModel, lang: str, as_bytes: bool) -> Iterator[tuple[str, str, str]]:
     """The rows of /probs: each token, its probability at temperature 1, and the two most probable alternatives.
 
     Tokens that together encode one character share a row, unless ``as_bytes``: then each is shown with its bytes.
@@ -218,7 +218,7 @@ def weighed(trace: "Trace", opened: OpenModel, lang: str, as_bytes: bool) -> Ite
     def cut(tokens: Sequence[int]) -> bool:
         """Whether they end inside a character."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        decoder.decode(b"".join(opened.spell(token) for token in tokens if opened.control(token) is None))
+        decoder.decode(b"".join(opened.token_bytes(token) for token in tokens if opened.control_name(token) is None))
         return not as_bytes and bool(decoder.getstate()[0])
 
     group: list[Step] = []
@@ -231,18 +231,18 @@ def weighed(trace: "Trace", opened: OpenModel, lang: str, as_bytes: bool) -> Ite
         if first is not None:
             pairs = zip(first.ids.tolist(), first.logp.tolist(), strict=True)
             others = [
-                f"{visible(opened.spelled(token))} {percent(math.exp(logp), lang)}"
+                f"{visible(opened.token_text(token))} {percent(math.exp(logp), lang)}"
                 for token, logp in pairs
-                if token != tokens[0] and math.exp(logp) >= LEAST_SHOWN and not cut([token])
+                if token != tokens[0] and math.exp(logp) >= MIN_SHOWN and not cut([token])
             ]
-        whole = b"".join(map(opened.spell, tokens)).decode("utf-8", "backslashreplace")
-        said = whole if len(group) > 1 else opened.spelled(tokens[0])
+        whole = b"".join(map(opened.token_bytes, tokens)).decode("utf-8", "backslashreplace")
+        said = whole if len(group) > 1 else opened.token_text(tokens[0])
         said = words(lang)("chat.token_end") if tokens[0] in opened.stop else said
         yield visible(said), percent(math.exp(sum(one.logp for one in group)), lang), ", ".join(others[:2])
         group = []
 
 
-def typed_lines(terminal: Terminal) -> Iterator[str]:
+def input_lines(terminal: Terminal) -> Iterator[str]:
     """The user's lines without line ends: from a prompt with line editing on a terminal, else from stdin."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\r\n") for line in sys.stdin)

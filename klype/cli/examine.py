@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from klype.cli import options as o
-from klype.cli.runs import shown
-from klype.cli.terminal import Terminal, part_progress, pass_budget, patiently, print_table, starting, tell_cost
+from klype.cli.runs import figure_text
+from klype.cli.terminal import Terminal, announce_start, part_progress, pass_budget, patiently, print_table, tell_cost
 from klype.cli.terminal import write_json as write
 from klype.durable import write_out
 from klype.errors import KlypeError, UsageError
@@ -76,12 +76,12 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
     models = [o.a_model(model) for model in asked.models] or [o.default_model(terminal)]
     if len(models) != 1 + asked.compare:
         raise UsageError("Give one MODEL, or two with --compare.")
-    with starting(terminal):
+    with announce_start(terminal):
         from klype.api.examination import prepare, questions_of
         from klype.api.judging import open_judge
         from klype.api.model import load
         from klype.data.readers import read_texts
-        from klype.examine.compare import failed, parse
+        from klype.examine.compare import failure, parse
 
     conditions = [parse(text) for text in asked.fail_if]
     for condition in conditions:
@@ -122,7 +122,7 @@ def command(terminal: Terminal, settings: ExamSettings, asked: ExaminationOption
         f"{document['model']}: {why}" if asked.compare else why
         for condition in conditions
         for document in documents
-        if (why := failed(condition, document))
+        if (why := failure(condition, document))
     ]
     terminal.document({**shown, "failed": reasons} if conditions else shown)
     for why in reasons:
@@ -174,7 +174,7 @@ def show_comparison(terminal: Terminal, w: Words, found: "list[ExamResult]", fol
     say, lang, made = Say(terminal.lang), terminal.lang, compare(*found)
     write(folder / "compared.json", made)
     rows = [
-        (f"{say.measure(name)}, τ = {say.plain(float(t))}", shown(figure, lang),
+        (f"{say.measure(name)}, τ = {say.plain(float(t))}", figure_text(figure, lang),
          short(float(f"{figure['p']:.3g}"), lang) if "p" in figure else "")
         for t, figures in made["differences"].items() for name, figure in figures.items()
     ]  # fmt: skip
@@ -197,7 +197,7 @@ def show_verdict(terminal: Terminal, w: Words, made: dict[str, Any]) -> None:
     for name in MAIN:
         found = [made["figures"][t].get(name) for t in columns]
         if any(found):
-            rows.append([say.measure(name), *(shown(figure, lang) for figure in found)])
+            rows.append([say.measure(name), *(figure_text(figure, lang) for figure in found)])
         if any(bounds := [say.bounds(figure, name) if figure else "" for figure in found]):
             rows.append([say("exam.allowing_row"), *bounds])
     print_table(terminal.console, "", [w("examine.measure"), *(f"τ = {say.plain(float(t))}" for t in columns)], rows)
@@ -256,7 +256,7 @@ def long_texts(
     other models."""
     from klype.api.examination import spellings_of
     from klype.api.prompt_context import world_of
-    from klype.experiments.article import LEAST, write_texts
+    from klype.experiments.article import MIN_WORDS, write_texts
     from klype.model.atomic_folder import is_whole
     from klype.sources.opening import open_model
 
@@ -266,7 +266,7 @@ def long_texts(
     base = opened
     if opened.found.stage != "pretrain":
         base = open_model(str(run / "pretrain"), how.precision, device=how.device)
-    if base.window < writing.words + LEAST:
+    if base.window < writing.words + MIN_WORDS:
         return [], ""
     with part_progress(terminal) as progress:
         spelled, begin, of = spellings_of(base, world), base.loaded.tokenizer.begin, writing.number

@@ -30,13 +30,13 @@ NO_MEMORY = (
     "failed to map segment", "paging file is too small", "could not create a primitive",
 )  # fmt: skip
 # Bytes of address space: torch maps more, and OpenMP kills the process when it cannot start a thread.
-LEAST = 1e9
+MIN_ADDRESS_SPACE = 1e9
 
 
 def exit_code(command: Callable[[list[str]], object], argv: list[str], name: str = "klype") -> int:
     """Runs the command ``name`` and returns its exit code; a failure is printed in one sentence."""
     try:
-        if _limit() < LEAST:
+        if _limit() < MIN_ADDRESS_SPACE:
             raise MemoryError
         code = command(argv)
     except KlypeError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from klype.cli import options as o
-from klype.cli.terminal import Terminal, pass_budget, patiently, starting, tell_cost, tell_unread
+from klype.cli.terminal import Terminal, announce_start, pass_budget, patiently, tell_cost, tell_unread
 from klype.durable import write_out
 from klype.errors import UsageError
 from klype.option import Option
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-LEAST_SHOWN = 0.0005  # less would be printed as 0.0 %, and is counted among the others
+MIN_SHOWN = 0.0005  # less would be printed as 0.0 %, and is counted among the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,10 @@ def next_command(terminal: Terminal, sampling: o.Sampling, asked: NextOptions) -
     Nothing is drawn, so --seed changes nothing.
     """
     name, text = o.model_and_text(terminal, "next", asked, "pretrain")  # the base model continues a text
-    with starting(terminal):
+    with announce_start(terminal):
         from klype.api.model import Model
         from klype.api.prompt_context import is_single_turn
-        from klype.sources.find_model import is_aligned
+        from klype.sources.model_files import is_aligned
         from klype.sources.opening import open_model
 
         opened = open_model(name, asked.precision, measured=True, device=asked.device)
@@ -65,7 +65,7 @@ def next_chart(terminal: Terminal, document: dict[str, Any], text: str, temperat
 
     console, w, lang = terminal.console, terminal.words, terminal.lang
     named = document["tokens"]
-    rows = [row for i, row in enumerate(named) if not i or max(row["p"], row.get("truth", 0.0)) >= LEAST_SHOWN]
+    rows = [row for i, row in enumerate(named) if not i or max(row["p"], row.get("truth", 0.0)) >= MIN_SHOWN]
     rest = document["rest"] + sum(row["p"] for row in named if row not in rows)
     columns = [("p", w("next.p")), ("p_tempered", w("next.tempered", temperature=number(temperature, lang, 1)))]
     columns += [("truth", w("next.truth"))] if "truth" in rows[0] else []
@@ -115,8 +115,8 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
         raise UsageError(f"--eps should be between 0 and 1 (it is {asked.eps}).")
     passes, server = pass_budget(asked.budget)
     name, text = o.model_and_text(terminal, "tree", asked)
-    with starting(terminal):
-        model, ask = asked.opened(name, text, server)
+    with announce_start(terminal):
+        model, ask = asked.open_and_ask(name, text, server)
     tell_unread(terminal, ask)
     w, out = words(terminal.lang, "examination"), asked.out
     settings = model.tree_settings(ask, sampling, asked.limit, passes, asked.until, asked.eps)
@@ -157,15 +157,15 @@ def tree_chart(terminal: Terminal, w: Words, found: "AnswerTree", ask: "PromptCo
             hung(child, at.add(""))
         return at
 
-    shown = min(shown, max(1, sum(answer.low >= LEAST_SHOWN for answer in tree.answers)))
+    shown = min(shown, max(1, sum(answer.low >= MIN_SHOWN for answer in tree.answers)))
     console.print(Text(w("tree.title", question=ask.question.prompt), style="bold"))
     console.print(hung(branches(tree, ask.source.codec.decode, shown), RichTree("", guide_style="dim")))
     if len(tree.answers) > shown:
         console.print(w("tree.more", n=count(len(tree.answers) - shown, lang)))
     # the first is shown however improbable it is, as in next_chart and the tree
-    clusters = [c for i, c in enumerate(tree.clusters[:8]) if not i or c.low >= LEAST_SHOWN]
+    clusters = [c for i, c in enumerate(tree.clusters[:8]) if not i or c.low >= MIN_SHOWN]
     if 0 < len(clusters) < len(tree.answers):
-        console.print(Text(w("tree.meanings", judge=Say(lang).judged(found.to_json())), style="bold"))
+        console.print(Text(w("tree.meanings", judge=Say(lang).judge_note(found.to_json())), style="bold"))
         for cluster in clusters:
             said = f" {interval(cluster.low, cluster.high, lang)}  {cluster.text}"
             console.print(Text.assemble((bar_of(cluster.low, 20), "blue"), said))
@@ -191,8 +191,8 @@ class ForkOptions(o.MeaningOptions):
 def forks_command(terminal: Terminal, sampling: o.Sampling, asked: ForkOptions) -> None:
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
     name, text = o.model_and_text(terminal, "forks", asked)
-    with starting(terminal):
-        model, ask = asked.opened(name, text, asked.budget)
+    with announce_start(terminal):
+        model, ask = asked.open_and_ask(name, text, asked.budget)
     tell_unread(terminal, ask)
     w = words(terminal.lang, "examination")
     with patiently(w("forks.looking", n=asked.samples)):
@@ -234,4 +234,4 @@ def forks_chart(terminal: Terminal, w: Words, forks: "AnswerForks", stop: Collec
             meant = ", ".join(f"{label(m)} {percent(share, lang)}" for m, share in other.meanings[:3])
             name = named(other.token, text)
             console.print(w("forks.other", word=name, p=percent(other.p, lang), meant=meant))
-    console.print(w("forks.how", n=found.samples, judge=Say(lang).judged(forks.to_json())))
+    console.print(w("forks.how", n=found.samples, judge=Say(lang).judge_note(forks.to_json())))

@@ -18,7 +18,7 @@ from klype.errors import UsageError
 from klype.option import Option, Options, not_empty, option_in, options_of
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
-from klype.sources.find_model import DEMO, find_path, is_bare, located, near, to_fetch
+from klype.sources.model_files import DEMO, closest_name, closest_on_hub, find_path, is_bare, resolve
 from klype.sources.opening import PATH, kind_of, kinds_in_words
 from klype.words import LANGUAGES
 
@@ -108,7 +108,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
         "callback": list_of if option.commas else option.check,
         "rich_help_panel": option.panel,
     }
-    flags = () if option.argument else filter(None, (option.spelled(name), option.also))
+    flags = () if option.argument else filter(None, (option.flag_of(name), option.also))
     declared = Annotated[kind, (typer.Argument if option.argument else typer.Option)(*flags, **about)]
     default = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=declared)
@@ -136,7 +136,7 @@ def model_and_text(terminal: Terminal, command: str, options: "PromptOptions", s
         line = f"{typed} {quote(terminal.words('example.text' if stage else 'example.question'))}"
         raise UsageError("There is no text.", f"For example: {line}")
     there = _is_model(model)
-    meant = "" if there else near(model)
+    meant = "" if there else closest_name(model)
     line = f"{typed} {quote(' '.join([model, *text]))}"
     if len(text) > 1:
         line = f"{typed} {model} {quote(' '.join(text))}" if there else line
@@ -145,7 +145,7 @@ def model_and_text(terminal: Terminal, command: str, options: "PromptOptions", s
         if not there and _is_model(text[0]):
             line = f"{typed} {text[0]} {quote(model)}"
             raise UsageError("The model stands before the text.", f"Type: {line}")
-        if not_empty(text[0]) and not there and (meant or is_bare(model)) and not to_fetch(model):
+        if not_empty(text[0]) and not there and (meant or is_bare(model)) and not closest_on_hub(model):
             whole = f"If it begins the text, put all of it in quotes: {line}"
             raise UsageError(f"There is no model {model[:200]}.", f"Did you mean {meant}?" if meant else whole)
         return a_model(model), text[0]
@@ -161,14 +161,14 @@ def model_and_text(terminal: Terminal, command: str, options: "PromptOptions", s
 
 def a_model(name: str) -> str:
     """A MODEL's path or address. Raises UsageError, without loading anything, if there is no such model here."""
-    known = located(name)
+    known = resolve(name)
     if kind_of(known) is PATH:
         find_path(known)
     return known
 
 
 def _is_model(name: str) -> bool:
-    known = located(name)
+    known = resolve(name)
     return os.path.exists(os.path.expanduser(known)) or kind_of(known) is not PATH
 
 
@@ -246,7 +246,7 @@ class MeaningOptions(PromptOptions):
     limit: Limit = 32
     judge: JudgeName = ""
 
-    def opened(self, name: str, text: str, server: str) -> "tuple[Model, PromptContext]":
+    def open_and_ask(self, name: str, text: str, server: str) -> "tuple[Model, PromptContext]":
         """Opens the MODEL ``name``, with ``server`` as its budget if it is a server's, and puts the question to it."""
         from klype.api.model import load
 

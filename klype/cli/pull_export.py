@@ -48,7 +48,7 @@ def pull_command(
 
 def list_models(terminal: Terminal) -> dict[str, Any]:
     """Prints and returns the models that can be fetched or are here."""
-    from klype.sources.find_model import HUB, models_here
+    from klype.sources.model_files import HUB, models_here
 
     here, w = models_here(), terminal.words
     rows: list[dict[str, Any]] = []
@@ -75,14 +75,14 @@ def download_progress(terminal: Terminal, download: "Download") -> Iterator[None
     lang, total, ended = terminal.lang, size_of(download.size / 1e9, terminal.lang), threading.Event()
     terminal.say("pull.fetching", repository=download.repository, size=total)
     columns = BarColumn(bar_width=None), DownloadColumn(), TimeRemainingColumn(compact=True)
-    bar = Progress(*columns, console=terminal.console, transient=True, disable=not terminal.watched)
+    bar = Progress(*columns, console=terminal.console, transient=True, disable=not terminal.is_interactive)
     task = bar.add_task("", total=download.size)
 
     def watch() -> None:
-        while not ended.wait(EVERY_S[0] if terminal.watched else EVERY_S[1]):
+        while not ended.wait(EVERY_S[0] if terminal.is_interactive else EVERY_S[1]):
             done = min(download.done(), download.size)
             bar.update(task, completed=done)
-            if not terminal.watched:
+            if not terminal.is_interactive:
                 terminal.say("pull.so_far", done=size_of(done / 1e9, lang), size=total)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from klype.cli import options as o
 from klype.cli.exits import INTERRUPTED
-from klype.cli.terminal import PlainProgress, Terminal, print_table, starting
+from klype.cli.terminal import PlainProgress, Terminal, announce_start, print_table
 from klype.errors import KlypeError, UsageError
 from klype.option import Option, Options, a_file
 from klype.words import number
@@ -46,12 +46,12 @@ class RankOptions(Options):
 def command(terminal: Terminal, asked: RankOptions) -> None:
     """Rank the answers in a run's store (or bring rankings in and out), and see how well the annotators agree."""
     a_file("--import", asked.import_)
-    with starting(terminal):
+    with announce_start(terminal):
         from klype.preferences import formats
         from klype.preferences.database import DamagedError
         from klype.preferences.store import Store, whole_entries
         from klype.runs import rankers, ranking
-        from klype.sources.find_model import called
+        from klype.sources.model_files import shorten_path
         from klype.sources.opening import find_model
 
     if asked.form not in formats.FORMATS:
@@ -68,7 +68,7 @@ def command(terminal: Terminal, asked: RankOptions) -> None:
         raise UsageError(f"{asked.run} belongs to no run, so that it has no store.", "Name one with --store.")
     folder = None if run is None else run / "rank"
     if folder is not None and not asked.store and asked.import_ is None and not ranking.has_store(folder):
-        name = called(folder.parent)
+        name = shorten_path(folder.parent)
         raise KlypeError(
             f"{name} has no answers to rank.", f"Make a run that has some: klype train rank --from {name}."
         )
@@ -110,7 +110,7 @@ def rank(store: "Store", terminal: Terminal, asked: RankOptions, run: Path | Non
         world, tastes = rankers.world_of(run), asked.taste or ("",)
         name = asked.annotator if len(tastes) == 1 else ""
         annotators = [rankers.by_taste(world, text, asked.noise, name) for text in tastes]
-        rankers.checked(store)
+        rankers.check_store(store)
         # another seed each, so that they do not make the same errors
         return sum(
             rankers.rank_all(store, by, "simulated", asked.steps, seed, first)
@@ -118,7 +118,7 @@ def rank(store: "Store", terminal: Terminal, asked: RankOptions, run: Path | Non
         )
     if not asked.judge and (asked.export is not None or asked.from_):
         return 0
-    rankers.checked(store)
+    rankers.check_store(store)
     if asked.judge:
         by = rankers.by_model(model_scorer(open_model(asked.judge, device=asked.device).source))
         return rankers.rank_all(store, by, "model", asked.steps, asked.seed, first)

@@ -99,7 +99,7 @@ def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
             for run in runs
         ]
         measures = list(dict.fromkeys(name for figures in reached for name in figures))
-        rows = [[name, *(shown(figures.get(name), terminal.lang) for figures in reached)] for name in measures]
+        rows = [[name, *(figure_text(figures.get(name), terminal.lang) for figures in reached)] for name in measures]
         if rows:
             print_table(terminal.console, stage, [terminal.words("runs.measure"), *names], rows)
     for run, name in zip(runs, names, strict=True):
@@ -108,7 +108,7 @@ def show_comparison(terminal: Terminal, runs: list[dict[str, Any]]) -> None:
             terminal.say("runs.otherwise", run=name, measures=", ".join(otherwise))
 
 
-def shown(figure: dict[str, Any] | None, lang: str) -> str:
+def figure_text(figure: dict[str, Any] | None, lang: str) -> str:
     """A figure of run.json as text."""
     from klype.values import Figure
 

@@ -106,7 +106,7 @@ def studio_command(terminal: Terminal, asked: StudioOptions) -> None:
     from klype.runs.folder import default_model
     from klype.serve.guard import Rules, is_loopback
     from klype.serve.server import server
-    from klype.sources.find_model import RUNS
+    from klype.sources.model_files import RUNS
     from klype.studio.app import app
     from klype.studio.studio import Studio
 

@@ -53,7 +53,7 @@ class Terminal:
         self.console: Console = plain_console(stderr=as_json)
 
     @property
-    def watched(self) -> bool:
+    def is_interactive(self) -> bool:
         """Whether output goes to a terminal that can redraw lines."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
@@ -172,7 +172,7 @@ def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
 
     ``asks``: the user is asked to type meanwhile; a bar would be drawn over the line being typed.
     """
-    if asks or not terminal.watched:
+    if asks or not terminal.is_interactive:
         yield PlainProgress(terminal.console, terminal.lang)
         return
     live = LiveProgress(terminal.console, terminal.lang)
@@ -208,7 +208,7 @@ def patiently(text: str, seconds: float = 1.0) -> Iterator[None]:
         timer.cancel()
 
 
-def starting(terminal: Terminal) -> AbstractContextManager[None]:
+def announce_start(terminal: Terminal) -> AbstractContextManager[None]:
     """To be put around a command's imports and the opening of its model: says "Starting …" if they take long."""
     return patiently(terminal.words("model.starting"))
 

@@ -15,7 +15,7 @@ import typer
 from annotated_types import Gt
 
 from klype.cli import options as o
-from klype.cli.terminal import PLAIN_EVERY_S, Terminal, grid, listener, program, starting, write_json
+from klype.cli.terminal import PLAIN_EVERY_S, Terminal, announce_start, grid, listener, program, write_json
 from klype.durable import write_out
 from klype.environment import cache_folder
 from klype.errors import UsageError
@@ -24,7 +24,7 @@ from klype.runs.run_options import RunOptions, StageOptions, WorkOptions
 from klype.words import count, number, words
 
 MINUTES = "Plans the documents and seeds that fit."
-FEWEST_DOCUMENTS = 8  # in an experiment: fewer teach nothing
+MIN_DOCUMENTS = 8  # in an experiment: fewer teach nothing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,7 +75,7 @@ class AlignmentOptions(WorkOptions):
 
 def align_command(terminal: Terminal, asked: AlignmentOptions) -> None:
     """Align a run's fine-tuned model with its rankings, and say what came of it."""
-    with starting(terminal):
+    with announce_start(terminal):
         from klype.config import make
         from klype.runs.pipeline import align_rounds, overrides
         from klype.train.rewards import typed_rewards
@@ -226,9 +226,9 @@ def conduct(
     experiment, lang = report.experiment, terminal.lang
     own, say = words(lang, experiment.name), Say(lang)
     sizes = tuple(sorted(set(documents)))
-    if sizes and sizes[0] < FEWEST_DOCUMENTS:
-        raise UsageError(f"--documents: {sizes[0]} documents teach nothing; give at least {FEWEST_DOCUMENTS}.")
-    arms = experiment.called(names, truth=not asked.text)
+    if sizes and sizes[0] < MIN_DOCUMENTS:
+        raise UsageError(f"--documents: {sizes[0]} documents teach nothing; give at least {MIN_DOCUMENTS}.")
+    arms = experiment.select_arms(names, truth=not asked.text)
     settings = load(experiment.settings, overrides=asked.overrides)
     request = ExperimentPlan(documents=sizes, seeds=asked.seeds, seed=asked.seed, arms=arms, settings=settings)
     texts = read_texts(asked.text, ReadOptions(encoding=asked.encoding)) if asked.text else []
@@ -270,7 +270,7 @@ def live_board(
     terminal: Terminal, table: Callable[[B], Table], progress: Callable[[B], str]
 ) -> Iterator[Callable[[B], None]]:
     """Shows a growing table on a terminal, else a line now and then; yields the function to call with each board."""
-    if not terminal.watched:
+    if not terminal.is_interactive:
         told = [time.monotonic()]
 
         def plain(board: B) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from klype.data.documents import Documents
-from klype.data.example_batches import Arrays, Example, PoolProcess, Pools, PoolSettings, Sample, padded
+from klype.data.example_batches import Arrays, Example, PoolProcess, Pools, PoolSettings, Sample, pad
 from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
 from klype.values import Batch, Batches, NumberedBatches, end
@@ -156,7 +156,7 @@ def once(examples: Sequence[Example], settings: PoolSettings) -> list[Batch]:
     """Batches of ``settings.rows`` conversations in their order, each once; those without weights are left out."""
     usable = _with_answers(examples)
     starts = range(0, len(usable), settings.rows)
-    return [_batch(padded(usable[start : start + settings.rows], settings), {}) for start in starts]
+    return [_batch(pad(usable[start : start + settings.rows], settings), {}) for start in starts]
 
 
 def _with_answers(examples: Sequence[Example]) -> list[Example]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from klype import durable
 from klype.data.readers import TextDocument, digest
 from klype.errors import KlypeError, writing_to
-from klype.jsons import parsed
+from klype.jsons import parse
 from klype.text.tokenizer import Tokenizer
 
 HELD_OUT = 0.05  # share of documents
@@ -79,7 +79,7 @@ def is_held_out(text: str, share: float = HELD_OUT) -> bool:
     return (int.from_bytes(digest(text)[:8], "big") / 2**64) < share
 
 
-def sampled_from(text: str) -> float:
+def sample_hash(text: str) -> float:
     """A hash of the text in [0, 1), independent of ``is_held_out``: a sample of a share s has those below s."""
     return int.from_bytes(digest(text)[8:], "big") / 2**64
 
@@ -181,7 +181,7 @@ class Documents:
             [np.zeros(0, np.int64), *(np.diff(ends.astype(np.int64), prepend=0) for ends in self.ends)]
         )
 
-    def followed_by(self, others: "Documents") -> "Documents":
+    def concat(self, others: "Documents") -> "Documents":
         """These documents followed by the others; nothing is copied."""
         return Documents((*self.parts, *others.parts), (*self.ends, *others.ends))
 
@@ -196,7 +196,7 @@ class Documents:
     def open(folder: Path, verify: bool = True) -> "Documents":
         """Memory-maps a folder of shards. ``verify`` reads every file and compares its hash. KlypeError for damage."""
         try:
-            about = parsed((folder / ABOUT).read_text(encoding="utf-8"))
+            about = parse((folder / ABOUT).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise KlypeError(f"{folder} holds no finished shards.", "Delete the folder and make it again.") from error
         except ValueError as error:
@@ -207,8 +207,8 @@ class Documents:
                 if not (folder / name).is_file() or (verify and durable.hash_file(folder / name) != known):
                     raise KlypeError(f"{folder / name} is missing or damaged.", "Delete the folder and make it again.")
             stem = folder / shard["name"]
-            parts.append(_mapped(stem.with_suffix(".bin"), about["dtype"]))
-            ends.append(_mapped(stem.with_suffix(".idx"), "<u8"))
+            parts.append(_memory_map(stem.with_suffix(".bin"), about["dtype"]))
+            ends.append(_memory_map(stem.with_suffix(".idx"), "<u8"))
         return Documents(parts, ends)
 
 
@@ -268,7 +268,7 @@ def training_shards(documents: Iterable[TextDocument], tokenizer: Tokenizer, fol
     return write_shards(tokenize(kept, tokenizer), folder, tokenizer.vocab_size)
 
 
-def _mapped(file: Path, dtype: str) -> npt.NDArray[Any]:
+def _memory_map(file: Path, dtype: str) -> npt.NDArray[Any]:
     if file.stat().st_size == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
     return np.memmap(file, dtype=dtype, mode="r")

@@ -83,10 +83,10 @@ class Pools:
         steps, together = settings.batches // settings.pieces, settings.rows * settings.pieces
         order = Permutation(steps, settings.seed * 1_000_003 + number)
         groups = [examples[order(s) * together : (order(s) + 1) * together] for s in range(steps)]
-        return [padded(group[i :: settings.pieces], settings) for group in groups for i in range(settings.pieces)]
+        return [pad(group[i :: settings.pieces], settings) for group in groups for i in range(settings.pieces)]
 
 
-def padded(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
+def pad(examples: Sequence[Example], settings: PoolSettings) -> Arrays:
     """Examples as arrays of rows of equal length; padding is on the right and has weight 0."""
     longest = max(len(tokens) for tokens, _ in examples) - 1
     length = -(-max(longest, 1) // settings.multiple) * settings.multiple

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, AnyStr
 
 from klype.errors import KlypeError, UsageError
-from klype.jsons import parsed
+from klype.jsons import parse
 
 PLAIN = (".txt", ".md", ".text", ".markdown")
 PACKED = (".gz", ".zst")
@@ -58,7 +58,7 @@ def files_of(paths: Paths, kinds: Collection[str]) -> list[Path]:
     def is_run(folder: Path) -> bool:
         """Whether a klype run wrote the folder: its records are not text, and a run must not read its own output."""
         try:
-            return "klype" in parsed((folder / "run.json").read_bytes())["versions"]
+            return "klype" in parse((folder / "run.json").read_bytes())["versions"]
         except (OSError, ValueError, TypeError, KeyError):
             return False
 
@@ -129,7 +129,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 @contextmanager
-def _reading(file: Path, encoding: str = "") -> Iterator[None]:
+def _read_errors(file: Path, encoding: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
@@ -141,13 +141,13 @@ def _reading(file: Path, encoding: str = "") -> Iterator[None]:
 
 def read(stream: IO[bytes], file: Path, size: int = -1) -> bytes:
     """``stream.read(size)``, with a KlypeError that names the file when that fails."""
-    with _reading(file):
+    with _read_errors(file):
         return stream.read(size)
 
 
 def lines(stream: IO[AnyStr], file: Path, ends: tuple[AnyStr, ...]) -> Iterator[tuple[int, AnyStr | None]]:
     """The length of each line and the line, or None when it is longer than ``LONGEST``."""
-    with _reading(file, getattr(stream, "encoding", "")):
+    with _read_errors(file, getattr(stream, "encoding", "")):
         while line := stream.readline(LONGEST):
             length = len(line)
             if length < LONGEST or line.endswith(ends):
@@ -212,7 +212,7 @@ def rows_of(file: Path, unpacked: int = UNPACKED) -> Iterator[dict[str, Any]]:
     try:
         for length, line in lines(child.stdout, file, (b"\n",)):
             left -= length + OVERHEAD
-            told = parsed(line) if line is not None and line.endswith(b"\n") else None
+            told = parse(line) if line is not None and line.endswith(b"\n") else None
             if told == "end":
                 return
             if isinstance(told, str):

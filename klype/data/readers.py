@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 
 from klype.data import files
 from klype.errors import KlypeError, UsageError
-from klype.jsons import parsed
+from klype.jsons import parse
 
 _SAVE = "Save it as UTF-8 (klype run and klype train take --encoding, often latin-1)."
 QUOTES = "Check its quotation marks."
@@ -57,7 +57,7 @@ class BadRows:
     shown: list[str] = field(default_factory=list)
     repeated: int = 0
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """A sentence with the number of skipped rows and the first few messages."""
         few = [" ".join(message.split()).rstrip(".") for message in self.shown[:_NAMED]]
         rows, more = ("row was", "") if self.count == 1 else ("rows were", f"; {self.count - len(few):,} more")
@@ -211,7 +211,7 @@ def _is_wide(encoding: str) -> bool:
 
 
 def read_json_lines(file: Path, options: ReadOptions) -> Rows:
-    for number, line in _decoded_lines(file, options):
+    for number, line in _decode_lines(file, options):
         try:
             row = _json(line) if line.strip() else None
         except ValueError as error:
@@ -223,7 +223,7 @@ def read_json_lines(file: Path, options: ReadOptions) -> Rows:
             options.bad.add(f"{file} line {number} is not a JSON object.")
 
 
-def _decoded_lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
+def _decode_lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]]:
     """Numbers and texts of lines; those not in the encoding are bad rows (in a wide encoding the whole file is one)."""
 
     def decoded(raw: bytes, where: str, offset: int = 0) -> str | None:
@@ -249,7 +249,7 @@ def _decoded_lines(file: Path, options: ReadOptions) -> Iterator[tuple[int, str]
 def _json(text: str) -> Any:
     """Parsed JSON; ValueError also for an escaped lone surrogate, which is half a character."""
     try:
-        content = parsed(text)
+        content = parse(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"see character {error.pos + 1}") from None
     if "\\ud" in text or "\\uD" in text:
@@ -282,7 +282,7 @@ def read_csv(file: Path, options: ReadOptions, delimiter: str = ",") -> Rows:
             text = io.StringIO(decode(files.read_bytes(file), encoding, str(file)), newline="")
         else:
             text = io.TextIOWrapper(stream, encoding, "surrogateescape", newline="")
-        for number, fields in separated(files.lines(text, file, ("\n", "\r")), file, delimiter):
+        for number, fields in read_separated(files.lines(text, file, ("\n", "\r")), file, delimiter):
             where = place(file, number)
             strange = isinstance(fields, list) and re.search("[\udc80-\udcff]", "".join(fields))
             if isinstance(fields, csv.Error):
@@ -301,7 +301,7 @@ def read_csv(file: Path, options: ReadOptions, delimiter: str = ",") -> Rows:
             options.bad.add(wrong, hint)
 
 
-def separated(
+def read_separated(
     found: Iterator[tuple[int, str | None]], file: Path, delimiter: str
 ) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Line number (from 1) and fields of each row that is not blank, or the error; after a broken row reading goes on
@@ -380,13 +380,13 @@ def row_text(row: dict[str, Any], name: str = "") -> str | None:
     Lists of strings are joined as paragraphs. None when there is no text.
     """
     if name:
-        return _joined(row.get(name))
-    main = next((t for n in ("text", "content", "body", "document", "tekst") if (t := _joined(row.get(n)))), None)
+        return _join_text(row.get(name))
+    main = next((t for n in ("text", "content", "body", "document", "tekst") if (t := _join_text(row.get(n)))), None)
     if main:
-        title = _joined(row.get("title")) or _joined(row.get("tittel"))
+        title = _join_text(row.get("title")) or _join_text(row.get("tittel"))
         return main if not title or main.lstrip().startswith(title) else f"{title}\n\n{main}"
     ignored = ("id", "uid", "licence", "license", "url", "lang", "language", "credits", "source", "split", "word_class")
-    parts = [_joined(value) for name, value in row.items() if name not in ignored and not name.startswith("credits")]
+    parts = [_join_text(value) for name, value in row.items() if name not in ignored and not name.startswith("credits")]
     return "\n".join(part for part in parts if part) or None
 
 
@@ -396,7 +396,7 @@ def of_language(row: dict[str, Any], language: str) -> dict[str, Any]:
     return {n: v for n, v in row.items() if n.endswith(f"_{language}") or n.rpartition("_")[0] not in own}
 
 
-def _joined(value: Any) -> str | None:
+def _join_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value.strip("\n") or None
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):

@@ -121,7 +121,7 @@ def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
     for name in ("messages", "conversations", "conversation"):
         if name in row:
             found = _messages(row[name])
-            return None if found is None else _led(row, found)
+            return None if found is None else _with_earlier_turns(row, found)
     for question, answers in (
         ("instruction", ("output", "response", "answer")),
         ("question", ("answer", "answers", "response")),
@@ -132,14 +132,14 @@ def conversation_of(row: Mapping[str, Any]) -> Conversation | None:
         said = said[0] if isinstance(said, list) and said and isinstance(said[0], str) else said
         if isinstance(asked, list) or isinstance(said, list):
             found = (_messages(asked) or []) + (_messages(said) or [])
-            return _led(row, found) if found else None
+            return _with_earlier_turns(row, found) if found else None
         if isinstance(asked, str) and isinstance(said, str) and asked.strip():
-            messages = [{"role": "user", "content": _asked(row, asked)}, {"role": "assistant", "content": said}]
-            return _led(row, messages)
+            messages = [{"role": "user", "content": _full_question(row, asked)}, {"role": "assistant", "content": said}]
+            return _with_earlier_turns(row, messages)
     return None
 
 
-def _led(row: Mapping[str, Any], messages: Conversation) -> Conversation:
+def _with_earlier_turns(row: Mapping[str, Any], messages: Conversation) -> Conversation:
     """The messages after the system prompt and the earlier turns that the row has in columns of their own."""
     system, history = row.get("system"), row.get("history") or []
     earlier: Conversation = []
@@ -201,11 +201,11 @@ def ranking_of(row: Mapping[str, Any], identity: str, annotator: str) -> Ranking
     # of a prompt in hh-rlhf's form ("Human: … Assistant:") the human's words when there is one turn
     turn = re.fullmatch(r"\s*Human: (.*?)\s*Assistant:\s*", asked, re.DOTALL)
     asked = turn.group(1) if turn and "\n\nAssistant:" not in turn.group(1) else asked
-    context, text = ("", _asked(row, asked)) if "context" not in row else (str(row["context"]), asked)
+    context, text = ("", _full_question(row, asked)) if "context" not in row else (str(row["context"]), asked)
     extra = said_before(row["extra"] if isinstance(row.get("extra"), dict) else {})
     if extra is None:
         return NO_MESSAGES
-    before = _led(row, extra.get("before") or before)
+    before = _with_earlier_turns(row, extra.get("before") or before)
     extra |= {"before": before} if before else {}
     question = Question(str(row.get("id", identity)), text.strip(), context, extra=extra)
     who = str(row.get("annotator") or annotator)
@@ -242,7 +242,7 @@ def _messages(value: Any) -> Conversation | None:
     return messages or None
 
 
-def _asked(row: Mapping[str, Any], asked: str) -> str:
+def _full_question(row: Mapping[str, Any], asked: str) -> str:
     """The question with the row's context before it or its input after it."""
     if isinstance(row.get("context"), str) and row["context"].strip():
         return f"{row['context'].strip()} {asked.strip()}"

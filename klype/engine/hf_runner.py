@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from klype.engine.prefix_cache import BLOCK, NOTHING, CachedPrefix, CachedPrompt, PrefixIndex, Tokens, shared_beginnings
+from klype.engine.prefix_cache import BLOCK, NOTHING, CachedPrefix, CachedPrompt, PrefixIndex, Tokens, shared_prefixes
 from klype.engine.runner import REMEMBERED, Weights
 from klype.model.cache import Indices, to_device
 
@@ -92,7 +92,7 @@ class HFRunner:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Tokens]) -> list[Prompt]:
         distinct = sorted(set(prompts))
-        for beginning in shared_beginnings(distinct) if self.cache else ():
+        for beginning in shared_prefixes(distinct) if self.cache else ():
             past = self._past(beginning)
             if past.length < len(beginning) - BLOCK:
                 self._read([beginning], [past])
@@ -125,14 +125,14 @@ class HFRunner:
             joining.setdefault(number, []).append(place)
         for number, places in sorted(joining.items()):
             rows, lengths = np.array(places) + first, np.array([len(new[place].tokens) for place in places])
-            layers = gathered([new[place].prefix for place in places])
+            layers = gather_pasts([new[place].prefix for place in places])
             if number == len(self._groups):
                 self._groups.append(RowGroup(rows, lengths, cache_of(layers)))
                 continue
             group = self._groups[number]
             group.rows, group.lengths = np.append(group.rows, rows), np.append(group.lengths, lengths)
             for layer, (keys, values) in zip(group.cache.layers, layers, strict=True):
-                layer.keys, layer.values = _stacked(layer.keys, keys), _stacked(layer.values, values)
+                layer.keys, layer.values = _stack_rows(layer.keys, keys), _stack_rows(layer.values, values)
 
     def decode(self, tokens_R: Tensor) -> Tensor:
         if not self.cache:
@@ -168,7 +168,7 @@ class HFRunner:
         self.index = PrefixIndex(REMEMBERED)
 
     @torch.inference_mode()
-    def forced(self, prompts: Sequence[Prompt], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def score_logits(self, prompts: Sequence[Prompt], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         texts = [(*prompt.tokens, *row) for prompt, row in zip(prompts, fed, strict=True)]
         pasts = [prompt.prefix for prompt in prompts]
         for rows in self._batches(texts, pasts, neighbours=True):
@@ -189,7 +189,7 @@ class HFRunner:
     def operations(self, rows: int) -> float:
         return math.inf  # torch decides
 
-    def beside(self) -> "HFRunner":
+    def clone(self) -> "HFRunner":
         other = copy.copy(self)
         other.forget()
         other.clear()
@@ -244,7 +244,7 @@ class HFRunner:
         rest = [text[past.length :] for text, past in zip(texts, pasts, strict=True)]
         T, lengths = max(map(len, rest)), np.array([past.length for past in pasts])
         tokens_RT = torch.tensor([[*row, *(0,) * (T - len(row))] for row in rest])
-        cache = cache_of(gathered(pasts)) if self.cache else None
+        cache = cache_of(gather_pasts(pasts)) if self.cache else None
         most = max(BLOCK, ENTRIES // self.vocab_size) if self.cache and len(texts) == 1 else max(T, 1)
         for read in range(0, T, most):
             logits_RTV, cache = self._forward(tokens_RT[:, read : read + most], cache, lengths + read)
@@ -296,7 +296,7 @@ class HFRunner:
         self.cache, self.pads = "", False
 
 
-def gathered(pasts: Sequence[Past]) -> list[tuple[Tensor, Tensor]]:
+def gather_pasts(pasts: Sequence[Past]) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of the pasts per layer, [R, G, W, K], padded on the left; [] when all are empty."""
     number: dict[Past, int] = {}
     which = np.array([number.setdefault(past, len(number)) for past in pasts])
@@ -326,7 +326,7 @@ def cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> Any:
     return cache
 
 
-def _stacked(a_RGWK: Tensor, b_RGWK: Tensor) -> Tensor:
+def _stack_rows(a_RGWK: Tensor, b_RGWK: Tensor) -> Tensor:
     """Both stacked by rows, padded on the left to the wider."""
     W = max(a_RGWK.shape[2], b_RGWK.shape[2])
     return torch.cat([pad(t, (0, 0, W - t.shape[2], 0)) for t in (a_RGWK, b_RGWK)])

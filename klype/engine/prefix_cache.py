@@ -97,7 +97,7 @@ class PrefixIndex(Generic[Store]):
                         del self._known[key]
 
 
-def shared_beginnings(texts: Sequence[Tokens]) -> list[Tokens]:
+def shared_prefixes(texts: Sequence[Tokens]) -> list[Tokens]:
     """Prefixes of at least ``WORTH`` tokens that neighbours in sorted texts share, one for every run of neighbours."""
     found: list[Tokens] = []
     run: Tokens = ()

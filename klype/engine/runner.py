@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import klype
-from klype.engine.prefix_cache import BLOCK, CachedPrefix, CachedPrompt, PrefixIndex, Tokens, shared_beginnings
+from klype.engine.prefix_cache import BLOCK, CachedPrefix, CachedPrompt, PrefixIndex, Tokens, shared_prefixes
 from klype.model.cache import Cache, Indices, SharedKV
 from klype.model.transformer import Transformer
 
@@ -67,7 +67,7 @@ class ModelRunner(Protocol):
     def forget(self) -> None:
         """Drop what is kept of prompts, since the weights have changed."""
 
-    def forced(self, prompts: Sequence[CachedPrompt[Any]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def score_logits(self, prompts: Sequence[CachedPrompt[Any]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Logits [m, V] after each of the tokens ``fed`` after the prompts, row by row, in parts."""
 
     def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
@@ -79,7 +79,7 @@ class ModelRunner(Protocol):
     def flops_per_token(self, context: int) -> int:
         """FLOP of one token's forward pass with ``context`` tokens before it."""
 
-    def beside(self) -> Self:
+    def clone(self) -> Self:
         """Another runner with the same weights, for an engine in another thread."""
 
 
@@ -130,7 +130,7 @@ class NativeRunner:
             host = host if host[: len(prompt)] == prompt else prompt
             wanted.setdefault(host, []).append(len(prompt))
         hosts = sorted(wanted)
-        for prefix in shared_beginnings(hosts):
+        for prefix in shared_prefixes(hosts):
             if self.index.find(prefix).length < len(prefix) - BLOCK:
                 self._compute([prefix], {prefix: [len(prefix)]})
         found: dict[Tokens, CachedPrompt[SharedKV]] = {}
@@ -139,7 +139,7 @@ class NativeRunner:
         return [found[prompt] for prompt in prompts]
 
     def order(self, prompts: Sequence[CachedPrompt[SharedKV]]) -> list[int]:
-        number = numbered([prompt.prefix.store for prompt in prompts])
+        number = store_order([prompt.prefix.store for prompt in prompts])
         return sorted(range(len(prompts)), key=lambda i: (number[i], prompts[i].prefix.slot))
 
     def append(self, prompts: Sequence[CachedPrompt[SharedKV]], counts: Sequence[int]) -> None:
@@ -166,7 +166,7 @@ class NativeRunner:
         self.index: PrefixIndex[SharedKV] = PrefixIndex(REMEMBERED)
 
     @torch.inference_mode()
-    def forced(self, prompts: Sequence[CachedPrompt[SharedKV]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def score_logits(self, prompts: Sequence[CachedPrompt[SharedKV]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         T = max(map(len, fed))
         if not T:
             return
@@ -197,7 +197,7 @@ class NativeRunner:
     def flops_per_token(self, context: int) -> int:
         return self.model.config.flops_at(context)
 
-    def beside(self) -> "NativeRunner":
+    def clone(self) -> "NativeRunner":
         return NativeRunner(self.model)
 
     def _settle(self) -> None:
@@ -229,7 +229,7 @@ class NativeRunner:
         starts = [self._start(prompt, wanted) for prompt in batch]
         if any(start.length for start in starts):
             cache = self.model.new_cache()
-            order = sorted(range(len(batch)), key=numbered([start.store for start in starts]).__getitem__)
+            order = sorted(range(len(batch)), key=store_order([start.store for start in starts]).__getitem__)
             batch, starts = [batch[i] for i in order], [starts[i] for i in order]
             for _, group in groupby(starts, key=lambda start: id(start.store)):
                 (store, *_), slots, lengths = zip(*group, strict=True)
@@ -277,7 +277,7 @@ def append_rows(cache: Cache, prefixes: Sequence[CachedPrefix[SharedKV]]) -> Non
         cache.append(stores[0], slots, lengths)
 
 
-def numbered(stores: Sequence[SharedKV | None]) -> list[int]:
+def store_order(stores: Sequence[SharedKV | None]) -> list[int]:
     """The number of each store in order of first appearance, to sort by: by address the order of rows, and with it
     rounding, would differ from run to run."""
     known: dict[int, int] = {}

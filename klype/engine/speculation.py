@@ -24,7 +24,7 @@ from klype.engine.requests import Ended
 from klype.engine.runner import append_rows
 from klype.engine.sampling import count_tokens, distributions, draw, noise, shape
 from klype.model.transformer import Transformer
-from klype.samplers import needs_counts, unpenalised
+from klype.samplers import needs_counts, without_penalties
 from klype.values import Request, Step, StepSource, Trace
 
 DRAFT_STREAM, ACCEPT_STREAM, RESIDUAL_STREAM = 1, 2, 3  # of noise: one for each use at a position
@@ -78,7 +78,7 @@ class ModelDraft:
         same = min(same, len(text) - 1)
         self._cache.truncate([same])
         # penalties may be left out: verification keeps the answer's distribution whatever the draft samples from
-        sampling = unpenalised(request.sampling)
+        sampling = without_penalties(request.sampling)
         text, new, logq = list(text), list(text[same:]), []
         start = len(text)
         while len(text) < start + count:
@@ -219,7 +219,7 @@ class _AnswerWriter:
             if guess is None or proposal.logq is None:
                 token = int(draw(shaped_TV[t : t + 1], _noise(self.request, len(self.text))))
             else:
-                token = judged(shaped_TV[t], guess, proposal.logq[t], self.request, len(self.text))
+                token = accept_or_resample(shaped_TV[t], guess, proposal.logq[t], self.request, len(self.text))
             if guess is not None:
                 self.counts.accepted += token == guess
                 self.counts.rejected += token != guess
@@ -238,7 +238,7 @@ class _AnswerWriter:
                 return
 
 
-def judged(shaped_V: Tensor, guess: int, logq_V: Tensor, request: Request, position: int) -> int:
+def accept_or_resample(shaped_V: Tensor, guess: int, logq_V: Tensor, request: Request, position: int) -> int:
     """A guess that was sampled from q, or its replacement; distributed as ``shaped_V`` (log-probabilities)."""
     ratio = float((shaped_V[guess] - logq_V[guess]).double().exp())
     if _noise(request, position, ACCEPT_STREAM)[0] < ratio:

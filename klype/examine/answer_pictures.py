@@ -8,7 +8,7 @@ from typing import Any
 
 from klype.examine import charts
 from klype.examine.charts import Cell, Option, Panel, Picture, Row, axis, canvas, curve_with_band, figure_table, shares
-from klype.examine.run_figures import FigureFacts, beyond
+from klype.examine.run_facts import FigureFacts, side_of
 from klype.examine.say import Say, visible
 
 Document = Mapping[str, Any]
@@ -75,7 +75,7 @@ def _survival_title(curves: Curves, say: Say, most: int) -> str:
         return say("picture.few_survival")
     if not reference:
         return say("picture.survival_alone", k=say.value(k[n - 1], "survival"), n=n)
-    kind = beyond(difference[n - 1], 0.0) if difference else 0
+    kind = side_of(difference[n - 1], 0.0) if difference else 0
     values = {"k": k[n - 1]["value"], "reference": reference[n - 1]["value"]}
     shown = say.apart(values) if kind else {name: say.share(value or 0.0) for name, value in values.items()}
     return say(f"picture.survival_{ {1: 'more', 0: 'open', -1: 'less'}[kind] }", n=n, **shown)
@@ -152,11 +152,11 @@ def feedback(document: Document, say: Say) -> Picture | None:
     if not found:
         return None
     first = found.get(document["main"]) or next(iter(found.values()))
-    beside = "cautious" if _known(first.get("cautious")) else "difference"
+    beside = "cautious" if _has_value(first.get("cautious")) else "difference"
     series, rows = list[Option](), list[Row]()
     for (t, one), colour in zip(found.items(), colours, strict=False):
         name = say("panel.temperature", t=say.plain(float(t)))
-        if _known(one.get(beside)):
+        if _has_value(one.get(beside)):
             series += curve_with_band(name, [(f["distance"], f) for f in one[beside]], colour, showSymbol=True)
         for part in ("cautious", "beside_near", "difference", "ratio", "recovery", "moved"):
             rows += [(say(f"exam.row_{part}"), f"{say.plain(float(t))}, {f['distance']}", f) for f in one.get(part, [])]
@@ -166,7 +166,7 @@ def feedback(document: Document, say: Say) -> Picture | None:
     return Picture("feedback", title, say("exam.how_feedback"), [Panel("", drawn, 320)], *table, wide=True)
 
 
-def _known(figures: Sequence[FigureFacts] | None) -> bool:
+def _has_value(figures: Sequence[FigureFacts] | None) -> bool:
     return bool(figures) and figures[0]["value"] is not None  # type: ignore[index]
 
 

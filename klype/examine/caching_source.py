@@ -40,7 +40,7 @@ class Recorder(SourceWrapper):
 
     def score(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], top: int = 0) -> list[Trace]:
         asked = repr([[tuple(p) for p in prompts], [tuple(a) for a in answers], top])
-        traces = self._kept("scored", asked, lambda: self._source.score(prompts, answers, top))
+        traces = self._with_cache("scored", asked, lambda: self._source.score(prompts, answers, top))
         self.passes += len(traces)
         self.tokens += sum(len(trace.steps) for trace in traces)
         return traces
@@ -48,7 +48,7 @@ class Recorder(SourceWrapper):
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Yields the last event of each answer, after all answers were drawn."""
         asked = repr(list(requests))
-        rest = iter(self._kept("drawn", asked, lambda: [t for g in answers(self._source, requests) for t in g]))
+        rest = iter(self._with_cache("drawn", asked, lambda: [t for g in answers(self._source, requests) for t in g]))
         for place, request in enumerate(requests):
             for _ in range(request.n):
                 trace = next(rest)
@@ -56,7 +56,7 @@ class Recorder(SourceWrapper):
                 self.tokens += len(trace.steps)
                 yield Event(place, trace.sample, trace.steps[-1], trace)
 
-    def _kept(self, kind: str, asked: str, ask: Callable[[], list[Trace]]) -> list[Trace]:
+    def _with_cache(self, kind: str, asked: str, ask: Callable[[], list[Trace]]) -> list[Trace]:
         about = {"identity": self._identity, "asked": hashlib.sha256(asked.encode()).hexdigest()}
         name = f"{kind}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
         found = None if self._folder is None else store.load(self._folder, name, about)

@@ -94,7 +94,7 @@ def _limits(seen: float, chance_KK: Array, freedom: int) -> Limits:
 # Jackknife groups, of two questions or more: the most certain answers have much weight, which leaving out single
 # questions underestimates (with fifty random scores, coverage was .92).
 GROUPS = 20
-LEAST = 10  # correct answers, and wrong ones: with fewer there is no interval
+MIN_CASES = 10  # correct answers, and wrong ones: with fewer there is no interval
 FEW = "too few: fewer than ten answers are right, or fewer are wrong"
 
 
@@ -144,7 +144,7 @@ def rejection_ratio(uncertainty: Sequence[float], right: Sequence[bool], questio
         return figure_with(value, None, n, unit, why=ONE)
     without = [again for group in range(groups) if (again := ratio(group_N != group)) is not None]
     limits = None
-    if min(wrong_N.sum(), n - wrong_N.sum()) >= LEAST and len(without) == groups:
+    if min(wrong_N.sum(), n - wrong_N.sum()) >= MIN_CASES and len(without) == groups:
         limits = intervals.jackknife_limits(np.array(value), np.array(without))
     return figure_with(value, limits and (limits[0], min(1.0, limits[1])), n, unit, why=FEW)
 
@@ -171,10 +171,10 @@ def best_temperature(table_MG: Array) -> Figure:
     if questions == 0:
         return Figure(None, unit="temperature", why="nothing was measured")
     value, limits = float(_least(table_MG.mean(axis=0)[None])[0]), None
-    if questions >= intervals.FEWEST:
+    if questions >= intervals.MIN_QUESTIONS:
         without_M = np.log(_least(intervals.without_each(table_MG)))
         limits = intervals.exp_limits(intervals.jackknife_limits(np.log(value), without_M))
-    why = ONE if questions == 1 else intervals.MISSED if questions < intervals.FEWEST else intervals.SAME
+    why = ONE if questions == 1 else intervals.MISSED if questions < intervals.MIN_QUESTIONS else intervals.SAME
     return figure_with(value, limits, questions, "temperature", why=why)
 
 

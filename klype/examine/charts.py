@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from klype.errors import KlypeError
-from klype.examine.run_figures import FigureFacts
+from klype.examine.run_facts import FigureFacts
 from klype.examine.say import Say
 
 Option = dict[str, Any]
@@ -26,7 +26,7 @@ Row = tuple[str, str, FigureFacts]  # of the table below a picture: what was mea
 # One panel of figures of one measure: (title, measure, axis, rows of label, figure and colour).
 Group = tuple[str, str, Option, Sequence[tuple[str, FigureFacts, str]]]
 NARROW_PX = 330  # the width of a drawing on a phone, for which the rows of a legend are counted
-TOWERING, MOST_SPIKES = 3, 8  # height of a spike as a multiple of the median; most that are legible on a phone
+TOWERING, MAX_SPIKES = 3, 8  # height of a spike as a multiple of the median; most that are legible on a phone
 MARKS = {"base": "circle", "finetuned": "diamond", "aligned": "rect"}
 # A token's colour step is how many of these its probability is below: 0 (nearly certain, pale) to 5 (strong).
 PROBABILITY_EDGES = (0.9, 0.7, 0.5, 0.3, 0.1)
@@ -151,8 +151,8 @@ def spikes(points: Sequence[Sequence[float]], say: Say) -> Option:
     usual, span = median(y for _, y in points), points[-1][0] - points[0][0]
     high = sorted((point for point in points if point[1] > TOWERING * usual), key=lambda point: -point[1])
     chosen: list[Sequence[float]] = []
-    for point in high[:MOST_SPIKES]:
-        if all(abs(point[0] - other[0]) > span / MOST_SPIKES for other in chosen):
+    for point in high[:MAX_SPIKES]:
+        if all(abs(point[0] - other[0]) > span / MAX_SPIKES for other in chosen):
             chosen.append(point)
     marks = [{"coord": [*point], "label": {"formatter": say.number(point[1], 1)}} for point in chosen]
     return look("spikes", data=marks)
@@ -234,7 +234,7 @@ def figure_table(say: Say, rows: Sequence[Row], what: str, *place: str) -> tuple
     judged = any(figure.get("judge") for _, _, figure in rows)
     ends = [say(f"column.{key}") for key in ("value", "low", "high", "n", "judge")[: 4 + judged]]
     return [say(what), ", ".join(map(say, place)), *ends], [
-        [name, at, f["value"], f.get("low"), f.get("high"), f.get("n"), *([say.judged(f)] * judged)]
+        [name, at, f["value"], f.get("low"), f.get("high"), f.get("n"), *([say.judge_note(f)] * judged)]
         for name, at, f in rows
     ]
 

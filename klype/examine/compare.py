@@ -11,7 +11,7 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.estimators import by_question
 from klype.examine.evidence import Evidence
 from klype.examine.exam import ExamResult
-from klype.examine.intervals import allowing, ends, mcnemar, paired
+from klype.examine.intervals import ends, mcnemar, mean_change, with_bounds
 from klype.examine.measures import MEASURES
 
 SHARES = dict.fromkeys(("right", "word_for_word", "polite", "concise"), "difference of shares")
@@ -45,9 +45,9 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
         if not known:
             continue
         questions, before, after = zip(*known, strict=True)
-        figure = paired(before, after, questions, unit, a.points if name == "score" else None)
+        figure = mean_change(before, after, questions, unit, a.points if name == "score" else None)
         if name == "right" and a.errors is not None:
-            figure = allowing(replace(figure, judge=a.judge), a.errors["right"], *ends(figure), 2, (-1.0, 1.0))
+            figure = with_bounds(replace(figure, judge=a.judge), a.errors["right"], *ends(figure), 2, (-1.0, 1.0))
         out[name] = figure.json()
         # McNemar's test is for independent pairs: one answer per question
         if len(set(questions)) == len(questions) and set(before) | set(after) <= {0.0, 1.0}:
@@ -60,7 +60,7 @@ def differences(a: Evidence, b: Evidence) -> dict[str, Any]:
     )  # fmt: skip
     if both := [place for place in mine if place in theirs]:
         effects = [[side[place] for place in both] for side in (mine, theirs)]
-        out["feedback"] = paired(effects[0], effects[1], [q for q, _ in both], "difference of shares").json()
+        out["feedback"] = mean_change(effects[0], effects[1], [q for q, _ in both], "difference of shares").json()
     return out
 
 
@@ -106,7 +106,7 @@ def parse(text: str) -> Condition:
         raise UsageError(f"--fail-if does not understand the number in “{text}”.") from None
 
 
-def failed(condition: Condition, document: Mapping[str, Any]) -> str:
+def failure(condition: Condition, document: Mapping[str, Any]) -> str:
     """A sentence if the condition holds for the document, else "". Raises KlypeError if the measure has no value."""
     temperature = condition.temperature or document["main"]
     condition.check(list(document["figures"]))

@@ -24,7 +24,7 @@ import numpy as np
 from klype.answers import distribution_bounds
 from klype.answers.backspace import EditableText, answers_with_backspace
 from klype.examine.intervals import Values, index_of, ratio_of_means
-from klype.examine.interventions import ARMS, AS_RARE, LEAST, Arm, FeedbackSettings, Intervention, Query, going_on
+from klype.examine.interventions import ARMS, AS_RARE, MIN_MASS, Arm, FeedbackSettings, Intervention, Query, going_on
 from klype.examine.truth import Reader, mass
 from klype.sources.source import Source, answers
 from klype.values import Distribution, Figure, Ints, Tokens, Trace
@@ -100,7 +100,7 @@ def outcomes(
         # the token at each distance; −1 after the end of an answer
         words = [np.array([[*trace.tokens, *[-1] * distances][:distances] for trace in arms[arm]], dtype=np.int64)
                  for arm in ("wrong", "right")]  # fmt: skip
-        out.append(InterventionOutcome(one, errors, ended, clean, tuple(change), standing, edits, parting(*words)))
+        out.append(InterventionOutcome(one, errors, ended, clean, tuple(change), standing, edits, separation(*words)))
     return out
 
 
@@ -109,13 +109,13 @@ def _means(
 ) -> list[dict[Arm, tuple[float, ...]]]:
     """The fields ``errors``, ``ended``, ``clean`` and ``standing`` of an outcome."""
     mean_AD4 = {
-        arm: np.mean([_followed(reader, (*intervention.before, token), trace, settings) for trace in arms[arm]], axis=0)
+        arm: np.mean([_follow(reader, (*intervention.before, token), trace, settings) for trace in arms[arm]], axis=0)
         for arm, token in zip(ARMS, intervention.tokens, strict=True)
     }
     return [{arm: tuple(mean_AD4[arm][:, part].tolist()) for arm in ARMS} for part in range(4)]
 
 
-def _followed(
+def _follow(
     reader: Reader, before: Tokens, trace: Trace, settings: FeedbackSettings
 ) -> list[tuple[float, float, float, float]]:
     sheet, open_, fine, rows = EditableText(before, settings.back), True, True, []
@@ -138,10 +138,10 @@ def _error_mass(q: Distribution, temperature: float, possible: Mapping[int, floa
     fine = {*possible, *(() if sheet.back is None else (sheet.back,))} - bars
     left = 1.0 - (mass(q, temperature, tuple(bars)) if bars else 0.0)
     # a share of what may be drawn: barred tokens are on neither side
-    return max(0.0, 1.0 - mass(q, temperature, tuple(fine)) / left) if left > LEAST else 0.0
+    return max(0.0, 1.0 - mass(q, temperature, tuple(fine)) / left) if left > MIN_MASS else 0.0
 
 
-def parting(one_ND: Ints, other_ND: Ints) -> float | None:
+def separation(one_ND: Ints, other_ND: Ints) -> float | None:
     """How much more often words at the same distance differ between two arms than within an arm, summed over distances;
     None with fewer than two samples. ``one_ND``, ``other_ND``: tokens by sample and distance."""
     if min(len(one_ND), len(other_ND)) < 2:
@@ -160,7 +160,7 @@ def variation(a: Distribution, b: Distribution, temperature: float) -> float:
     size = int(max(a.ids.max(), b.ids.max())) + 1
     p_2V = np.zeros((2, size))
     for row, q in zip(p_2V, (a, b), strict=True):
-        row[q.ids] = distribution_bounds.tempered(q, temperature, 0).low_K
+        row[q.ids] = distribution_bounds.temperature_bounds(q, temperature, 0).low_K
     return float(np.abs(p_2V[0] - p_2V[1]).sum() / 2)
 
 
@@ -188,7 +188,7 @@ class Effect:
 def effect(found: Sequence[InterventionOutcome]) -> Effect:
     """Figures by distance, with questions as clusters; every prefix counts alike."""
     ruled = [one for one in found if one.intervention.by_rule]
-    matched = [one for one in found if one.intervention.matched]
+    matched = [one for one in found if one.intervention.is_matched]
 
     def ratio(rows: Sequence[InterventionOutcome], top: Values, under: Values, unit: str) -> Figure:
         # several prefixes of one question are one cluster

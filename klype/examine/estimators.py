@@ -20,7 +20,7 @@ from klype.examine import calibration as probabilities
 from klype.examine import intervals, repetition
 from klype.examine.error_feedback import Effect, effect
 from klype.examine.evidence import OTHER_MANNERS, Evidence, JudgedAnswer
-from klype.examine.intervals import Limits, allowing, ends, mean_by_question, paired
+from klype.examine.intervals import Limits, ends, mean_by_question, mean_change, with_bounds
 from klype.examine.survival import survival, survival_of, weibull_shape
 from klype.examine.truth import divergence, s_corpus
 from klype.judge.judge import Ruling
@@ -31,7 +31,7 @@ AT = 20  # the position at which survival curves become one figure, or their end
 FORM = "stated rules of form"
 # Verdicts that rules decide instead of the judge; where the judge may err, these also decide on politeness and such.
 BY_RULE = {"word_for_word": "word for word", "well_formed": FORM}
-MOST_ERRORS = 0.1  # the error rate above which figures without bounds are withheld
+MAX_ERRORS = 0.1  # the error rate above which figures without bounds are withheld
 WITHHELD = "the judge errs in more than one in ten"
 DIFFERENCE = (-1.0, 1.0)  # the range of a difference of shares
 NO_FIGURE = Figure(None, why=NOTHING)
@@ -87,7 +87,7 @@ def s_own(evidence: Evidence) -> Figure:
     """S: the probability mass on words that can follow, after the model's own error-free prefixes."""
     if evidence.answers and all(answer.s_bounds for answer in evidence.answers):
         sides = ([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers] for i in (0, 1))
-        return between(*(survival(side).s for side in sides))
+        return interval_between(*(survival(side).s for side in sides))
     known = evidence.answers and all(answer.s for answer in evidence.answers)
     return survival_of(evidence).s if known else NO_FIGURE
 
@@ -129,7 +129,7 @@ def excess(evidence: Evidence) -> Figure:
     return beside_truth(evidence, pairs, lambda: probabilities.excess_error(*zip(*pairs, strict=True)))
 
 
-def surviving(curve: Literal["r", "k", "difference"], evidence: Evidence) -> Figure:
+def curve_at(curve: Literal["r", "k", "difference"], evidence: Evidence) -> Figure:
     """R, K or K − Π(1 − h̄_t) at position ``AT``, or at the last one before it that has a value."""
     if not evidence.by_word:
         return NO_FIGURE
@@ -170,7 +170,7 @@ def repeats_beyond(evidence: Evidence) -> Figure:
     if not both:
         return NO_FIGURE
     questions, model, truth = zip(*both, strict=True)
-    return paired(truth, model, questions, "difference of shares")
+    return mean_change(truth, model, questions, "difference of shares")
 
 
 def repeats(evidence: Evidence) -> Figure:
@@ -203,11 +203,11 @@ def answer_entropy(evidence: Evidence) -> Figure:
     """The mean of Σ_t H(q_t) over answers: an unbiased estimate of the entropy of token sequences."""
     if evidence.answers and all(a.entropy_bounds is not None for a in evidence.answers):
         ends = (lambda a: a.entropy_bounds and a.entropy_bounds[0], lambda a: a.entropy_bounds and a.entropy_bounds[1])
-        return between(*(per_answer(evidence, end, "nats") for end in ends))
+        return interval_between(*(per_answer(evidence, end, "nats") for end in ends))
     return mean_of("entropy", "nats", evidence)
 
 
-def between(low: Figure, high: Figure) -> Figure:
+def interval_between(low: Figure, high: Figure) -> Figure:
     """A figure that is only known to lie between two others: their midpoint, with an interval that spans both.
 
     Without a finite upper end there is no value, and ``why`` gives the lower end. Where one of the two has no interval,
@@ -223,7 +223,7 @@ def between(low: Figure, high: Figure) -> Figure:
     return replace(low, value=middle, low=low.low, high=high.high, why="")
 
 
-def unseen(evidence: Evidence) -> Figure:
+def unseen_mass(evidence: Evidence) -> Figure:
     """The probability of answers that were not drawn: exact per question, or Good–Turing's n₁/N where the answers'
     probabilities are unknown (with Esty's interval if there is only one question)."""
     if len({a.question for a in evidence.answers}) == 1 and any(a.drawn_logp is None for a in evidence.answers):
@@ -245,7 +245,7 @@ def answer_mass(evidence: Evidence) -> Figure:
     return certain([(mode.low, mode.high) for mode in modes], "share")
 
 
-def unexplored(evidence: Evidence) -> Figure:
+def unexplored_mass(evidence: Evidence) -> Figure:
     return certain([(tree.unexplored, tree.unexplored) for tree in evidence.trees], "share")
 
 
@@ -270,24 +270,24 @@ def verdict(name: str, evidence: Evidence) -> Figure:
     if name != "right" or evidence.errors is None or figure.value is None:
         return figure
     least, most, known = (
-        per_answer(evidence.asked, value, "share")
+        per_answer(evidence.with_references, value, "share")
         for value in (lambda a: a.right is True, lambda a: a.right is not False, lambda a: a.right is not None)
     )
-    return allowing(figure, evidence.errors["right"], ends(least)[0], ends(most)[1], ends(known)[1])
+    return with_bounds(figure, evidence.errors["right"], ends(least)[0], ends(most)[1], ends(known)[1])
 
 
-def decided(yes: bool, evidence: Evidence) -> Figure:
+def decided_share(yes: bool, evidence: Evidence) -> Figure:
     """The share of answers that the judge could decide (``yes``) or could not; none where it can decide all."""
-    answers = evidence.asked.answers
+    answers = evidence.with_references.answers
     if not answers or (evidence.errors is None and all(a.right is not None for a in answers)):
         return NO_FIGURE
-    return per_answer(evidence.asked, lambda a: (a.right is not None) == yes, "share", evidence.judge)
+    return per_answer(evidence.with_references, lambda a: (a.right is not None) == yes, "share", evidence.judge)
 
 
 def by_judge(evidence: Evidence, figure: Figure, ruling: Ruling) -> Figure:
-    """The figure with its judge and error rate; withheld where that is above ``MOST_ERRORS``."""
+    """The figure with its judge and error rate; withheld where that is above ``MAX_ERRORS``."""
     error = evidence.errors[ruling] if evidence.errors is not None else None
-    if error is not None and (error.value or 0.0) > MOST_ERRORS:
+    if error is not None and (error.value or 0.0) > MAX_ERRORS:
         return Figure(None, n=figure.n, unit=figure.unit, judge=evidence.judge, error_rate=error, why=WITHHELD)
     return replace(figure, judge=evidence.judge, error_rate=error)
 
@@ -328,7 +328,7 @@ def same_meaning(evidence: Evidence) -> Figure:
     error, alike = evidence.errors["same"], ends(same_text(evidence))[0]
     # with an unknown error rate, anything from the share of equal texts up is possible
     least, most = (alike, 1.0) if error.value is None else ends(figure)
-    return allowing(figure, error, least, most, within=(alike, 1.0))
+    return with_bounds(figure, error, least, most, within=(alike, 1.0))
 
 
 def meaning_entropy(evidence: Evidence) -> Figure:
@@ -350,16 +350,16 @@ def entropy_bounds(evidence: Evidence, figure: Figure, same: float | None, texts
     return replace(figure, error_rate=evidence.errors["same"], bounds=(min(low, least), most))
 
 
-def replaced(evidence: Evidence) -> Figure:
+def swap_effect(evidence: Evidence) -> Figure:
     """How much rarer correct answers are after one word was replaced by another one as rare."""
     if not (found := evidence.replaced):
         return NO_FIGURE
     other, own, asked = zip(*((one.other, one.own, one.question) for one in found), strict=True)
-    figure = replace(paired(other, own, asked, "difference of shares"), judge=evidence.judge)
+    figure = replace(mean_change(other, own, asked, "difference of shares"), judge=evidence.judge)
     if evidence.errors is None:
         return figure
     (low, high), undecided = ends(figure), fmean(one.undecided for one in found)
-    return allowing(figure, evidence.errors["right"], low - undecided, high + undecided, 2, DIFFERENCE)
+    return with_bounds(figure, evidence.errors["right"], low - undecided, high + undecided, 2, DIFFERENCE)
 
 
 def tree_entropy(evidence: Evidence) -> Figure:
@@ -381,7 +381,7 @@ def tree_entropy(evidence: Evidence) -> Figure:
     return entropy_bounds(evidence, replace(certain(bounds, "nats"), judge=evidence.judge), same, texts)
 
 
-def forked(evidence: Evidence) -> Figure:
+def fork_share(evidence: Evidence) -> Figure:
     """The share of answers whose meaning was decided at one word, by the permutation test; one answer per question."""
     if not evidence.forks:
         return NO_FIGURE

@@ -116,7 +116,7 @@ class Evidence:
         return any(answer.s or answer.s_bounds or answer.first_error is not None for answer in self.answers)
 
     @property
-    def asked(self) -> "Evidence":
+    def with_references(self) -> "Evidence":
         """The evidence without answers that the judge had no references for."""
         return replace(self, answers=[answer for answer in self.answers if answer.asked])
 
@@ -141,7 +141,7 @@ class DistributionCache:
     def entropy(self, tokens: Tokens, q: Distribution) -> float:
         return self._at(tokens, q)[0]
 
-    def said(self, tokens: Tokens, q: Distribution) -> float:
+    def confidence(self, tokens: Tokens, q: Distribution) -> float:
         """The probability of the most likely token."""
         # tokens are listed most probable first; at temperature 1 the model's own number is not rounded again
         return math.exp(q.logp[0]) if self.temperature == 1.0 else self._at(tokens, q)[1]
@@ -266,7 +266,7 @@ def forecasts(question: str, traces: Sequence[Trace], cache: DistributionCache) 
         for before, q in beginnings(trace):
             if not reader.is_right(before):
                 break
-            out.append(Forecast(cache.said(before, q), reader.next(before).get(int(q.ids[0]), 0.0), question))
+            out.append(Forecast(cache.confidence(before, q), reader.next(before).get(int(q.ids[0]), 0.0), question))
     return out
 
 

@@ -76,10 +76,10 @@ def examine(
         if t > 0 and settings.interventions:
             if target.reader is None:
                 # where it is unknown which words can follow, whole answers are judged instead
-                evidence = replace(evidence, replaced=context.replaced(t, found.traces[t], evidence))
+                evidence = replace(evidence, replaced=context.word_swaps(t, found.traces[t], evidence))
             elif target.whole:
                 after = context.feedback(t, (given or {}).get(t))
-                evidence = replace(evidence, outcomes=after, dropped=context.matched.dropped)
+                evidence = replace(evidence, outcomes=after, dropped=context.matched_pairs.dropped)
         found.evidence[t] = evidence
     trees, main = context.trees(), settings.main
     found.evidence[main] = replace(found.evidence[main], trees=trees, forks=context.forks(found.traces[main]))
@@ -150,7 +150,7 @@ class EvalContext:
         return traces
 
     @cached_property
-    def crossed(self) -> list[tuple[float, ...]]:
+    def crossings(self) -> list[tuple[float, ...]]:
         """``evidence.crossings`` of each answer in ``true``."""
         rows = zip(self.true, self.readers, strict=False)
         return [evidence.crossings(trace, reader) for trace, reader in rows if reader is not None]
@@ -162,7 +162,7 @@ class EvalContext:
         listed = settings.keeps == "distributions" or (settings.keeps == "truth" and (target.whole or target.partial))
         return Request(
             target.prompts[place],
-            n=settings.drawn(temperature),
+            n=settings.samples_at(temperature),
             limit=settings.limit,
             sampling=Sampling(temperature=temperature),
             seed=draw_seed(settings.seed, target.questions[place].prompt, temperature),
@@ -199,7 +199,7 @@ class EvalContext:
             judged += evidence.judged_answers(target, question, traces, cache)
             told += evidence.forecasts(question.id, traces, cache)
             if reader is not None and true and temperature > 0:
-                sums.append(evidence.sums(traces[:4], true[place], cache, self.crossed[place]))
+                sums.append(evidence.sums(traces[:4], true[place], cache, self.crossings[place]))
                 documents.append(evidence.truth_points(true[place], reader, temperature))
         return Evidence(
             judged,
@@ -214,26 +214,26 @@ class EvalContext:
         )
 
     @cached_property
-    def asked(self) -> list[Query]:
+    def queries(self) -> list[Query]:
         """The questions of the feedback experiment, with their truth."""
         rows = zip(self.target.questions, self.target.prompts, self.readers, strict=True)
-        return [self._asked(*row) for row in islice(rows, self.settings.interventions)]
+        return [self._query(*row) for row in islice(rows, self.settings.interventions)]
 
-    def _asked(self, question: Question, prompt: Tokens, reader: Reader | None = None) -> Query:
+    def _query(self, question: Question, prompt: Tokens, reader: Reader | None = None) -> Query:
         target = self.target
         assert target.reader is not None
         edits = target.edits(question) if target.edits is not None else None
         return Query(question.id, prompt, reader or target.reader(question), edits)
 
     @cached_property
-    def matched(self) -> MatchedPairs:
+    def matched_pairs(self) -> MatchedPairs:
         """Matched pairs, searched for in answers to new questions, or in new answers to the same questions where no
         others can be made."""
         settings, another = self.settings, self.target.another
-        per_round = len(self.asked) if another is None else AT_ONCE
+        per_round = len(self.queries) if another is None else AT_ONCE
         number = max(1, settings.pairs * PER_PAIR // per_round) if settings.pairs else 0
         rounds = (
-            [self._asked(*another(i)) for i in range(first, first + AT_ONCE)] if another is not None else self.asked
+            [self._query(*another(i)) for i in range(first, first + AT_ONCE)] if another is not None else self.queries
             for first in range(0, number * AT_ONCE, AT_ONCE)
         )
         search = self.feedback_settings(settings.main or 1.0)
@@ -247,19 +247,19 @@ class EvalContext:
 
     def feedback(self, temperature: float, given: list[Intervention] | None) -> list[InterventionOutcome]:
         """What follows the interventions by rule (those ``given``, where there are some), then the matched ones."""
-        settings, total, part = self.feedback_settings(temperature), len(self.asked), f"feedback {temperature:g}"
+        settings, total, part = self.feedback_settings(temperature), len(self.queries), f"feedback {temperature:g}"
         self.progress(part, 0, total)
         if given:
-            known = {one.question for one in self.asked}
+            known = {one.question for one in self.queries}
             forced = [one for one in given if one.question in known]
         else:
-            forced = interventions.interventions(self.source, self.asked, settings, self.target.is_word)
-        after = outcomes(self.source, self.asked, forced, settings)
-        after += outcomes(self.source, self.matched.asked, self.matched.found, settings)
+            forced = interventions.interventions(self.source, self.queries, settings, self.target.is_word)
+        after = outcomes(self.source, self.queries, forced, settings)
+        after += outcomes(self.source, self.matched_pairs.asked, self.matched_pairs.found, settings)
         self.progress(part, total, total)
         return after
 
-    def replaced(self, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[WordSwap]:
+    def word_swaps(self, temperature: float, groups: Sequence[Sequence[Trace]], evidence: Evidence) -> list[WordSwap]:
         """Word swaps in the first correct answer to each question."""
         target, judged = self.target, iter(evidence.answers)
         rows: list[tuple[str, Trace, Right]] = []
@@ -282,7 +282,7 @@ class EvalContext:
         grown = TreeSettings(sampling, limit, budget, vocabulary=target.vocabulary, batch=target.tree_batch)
         prompts = [target.prompts[place] for place in places]
         meanings = [target.meaning(target.questions[place]) for place in places]
-        return grow(self.source, prompts, grown, target.spell, meanings)
+        return grow(self.source, prompts, grown, target.token_bytes, meanings)
 
     def forks(self, groups: Sequence[Sequence[Trace]]) -> list[Forks]:
         """Where the first answer to each of the first ``settings.forks`` questions was decided."""

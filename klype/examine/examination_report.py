@@ -22,7 +22,7 @@ from klype.examine.evidence import OTHER_MANNERS, Evidence
 from klype.examine.exam import ExamResult
 from klype.examine.html import Block, Formula, Part, RichText, Section, Text, texts
 from klype.examine.measures import MEASURES, measure
-from klype.examine.run_figures import answer_tokens
+from klype.examine.run_facts import answer_tokens
 from klype.examine.say import Say, is_share
 from klype.examine.survival import Survival, survival_of
 from klype.judge.meaning import label
@@ -68,7 +68,7 @@ def document(found: ExamResult) -> Made:
         "selective": {t: risk_curve(one) for t, one in evidence.items()},
         "main": main,
         "skipped": target.skipped,
-        "goes_on": target.goes_on,
+        "goes_on": target.can_continue,
         "judge": target.judge_name,
         "settings": {
             "temperatures": list(settings.temperatures),
@@ -76,7 +76,7 @@ def document(found: ExamResult) -> Made:
             "trees": len(trees),
             "forks": len(evidence[main].forks),
         },
-        "trees": [shown_tree(tree, q.prompt, decode, 20, 10)
+        "trees": [tree_document(tree, q.prompt, decode, 20, 10)
                   for q, tree in zip(target.questions, trees[:TREES], strict=False)],
         "examples": examples(found),
         "missing": [row.name for row in MEASURES if row.name not in {*measured[main], *TIMED}],
@@ -116,7 +116,7 @@ def risk_curve(evidence: Evidence) -> list[Made]:
     return [{"kept": curve[i][0], "wrong": curve[i][1]} for i in places]
 
 
-def shown_tree(tree: Tree, question: str, decode: Decode, listed: int, most: int) -> Made:
+def tree_document(tree: Tree, question: str, decode: Decode, listed: int, most: int) -> Made:
     """A tree with its ``listed`` most likely answers, at most ``most`` of them drawn as branches. A meaning is named by
     its most likely answer."""
     names = {cluster.meaning: cluster.text for cluster in tree.clusters}
@@ -143,12 +143,12 @@ def examples(found: ExamResult) -> list[Made]:
     """Answers at the main temperature, token by token with probabilities, and the fork of each question's first answer
     where it was looked for."""
     target, t = found.target, found.settings.main
-    codec, spell = target.source.codec, target.spell
+    codec, token_bytes = target.source.codec, target.token_bytes
     evidence, decided = iter(found.evidence[t].answers), iter(found.evidence[t].forks)
 
     def tokens(trace: Trace) -> list[Made]:
         """The tokens' texts and probabilities; where bytes are unknown, with a space before each."""
-        return answer_tokens(trace, codec.stop, spell or (lambda token: f" {codec.decode([token])}".encode()))
+        return answer_tokens(trace, codec.stop, token_bytes or (lambda token: f" {codec.decode([token])}".encode()))
 
     out = []
     for question, traces in zip(target.questions, found.traces[t][:EXAMPLES], strict=False):
@@ -187,11 +187,11 @@ def pairs(evidence: Evidence) -> Made:
     """The number of matched pairs, and of prefixes without one (``dropped``); ``ratio``: how many times as likely as
     the wrong word its partner is (min, median, max), and ``ratio_by_rule``: the median without matching."""
     forced = [one.intervention for one in evidence.outcomes]
-    ratios = [math.exp(one.rarity) for one in forced if one.matched]
+    ratios = [math.exp(one.rarity) for one in forced if one.is_matched]
     by_rule = [math.exp(one.rarity) for one in forced if one.by_rule]
     return {
         "matched": len(ratios),
-        "dropped": evidence.dropped + sum(not one.matched for one in forced),
+        "dropped": evidence.dropped + sum(not one.is_matched for one in forced),
         "ratio": [min(ratios), median(ratios), max(ratios)] if ratios else None,
         "ratio_by_rule": median(by_rule) if by_rule else None,
     }
@@ -204,7 +204,7 @@ def render(document: Document, lang: str = "en") -> str:
 
 def tree_page(tree: Tree, question: str, decode: Decode, lang: str) -> str:
     """An HTML page for a single tree of answers."""
-    document = {"trees": [shown_tree(tree, question, decode, 50, 20)]}
+    document = {"trees": [tree_document(tree, question, decode, 50, 20)]}
 
     def page(say: Say) -> html.Document:
         shown = Section([tree_picture(document, say), flow(document, say)])
@@ -236,21 +236,21 @@ def verdict(document: Document, say: Say) -> list[str]:
     if right is not None:
         asked = {"decided": said("decided"), "n": say.count(figures["decided"]["n"])} if "decided" in figures else {}
         out.append(
-            say("exam.decided" if asked else "exam.right", **asked, right=said("right"), judge=say.judged(right))
+            say("exam.decided" if asked else "exam.right", **asked, right=said("right"), judge=say.judge_note(right))
         )
     if "word_for_word" in figures:
         out.append(say("exam.word_for_word", same=said("word_for_word")))
-    out[-1] = _ended(out[-1])
+    out[-1] = _with_full_stop(out[-1])
     if right is not None:
-        out += say.allowed(right, "right")
+        out += say.bounds_sentences(right, "right")
     if (same := figures.get("same_meaning")) is not None:
-        out += [say("exam.same", same=said("same_meaning")), *say.allowed(same, "same_meaning")]
+        out += [say("exam.same", same=said("same_meaning")), *say.bounds_sentences(same, "same_meaning")]
     second = feedback(document, say)
     if "fork" in figures:
         second.append(say("exam.forks", share=said("fork"), n=figures["fork"]["n"]))
         if "fork_word" in figures:
             second.append(say("exam.fork_word", word=said("fork_word")))
-        second[-1] = _ended(second[-1])
+        second[-1] = _with_full_stop(second[-1])
     if "s" in figures:
         second.append(say("exam.s", s=said("s")))
     if known.get("calibration", {}).get("why") == OTHER_MANNERS:
@@ -262,7 +262,7 @@ def verdict(document: Document, say: Say) -> list[str]:
     return [" ".join(sentences) for sentences in (out, second) if sentences]
 
 
-def _ended(said: str) -> str:
+def _with_full_stop(said: str) -> str:
     """The sentence with a full stop, where its continuation was not measured."""
     return said if said.endswith(".") else f"{said.rstrip(',;:')}."
 

@@ -19,7 +19,7 @@ from klype.sources.source import Source
 from klype.values import Figure, Question, Trace, Verdict
 
 WIDE = 4096  # vocabularies up to this size have whole distributions in every trace
-ROOM = 128 << 20  # bytes of key-value cache for the prefixes that are read in one call
+MAX_CACHE_BYTES = 128 << 20  # bytes of key-value cache for the prefixes that are read in one call
 TREES = 16  # most trees that are grown at once
 OTHERS = 3.0  # alternatives followed at a fork, about
 PER_PAIR = 10  # most answers that are drawn per matched pair found
@@ -37,10 +37,10 @@ class EvalTarget:
     and ``meaning`` belong to the judge called ``judge_name``; ``deciding`` knows how often it errs. ``reader``: the
     truth of a question's answers; None where it is unknown. ``edits``: the same, with errors counted by edit distance.
     ``vocabulary``: its size, 0 if unknown. ``partial``: only the most probable tokens are returned. ``skipped``: how
-    many questions were too long to be asked. ``goes_on``: whether the model can continue a given prefix of an answer;
-    if not, there are no trees, forks or word swaps. ``scores(words)``: the lowest and highest score of an answer of so
-    many words, where known. ``another(i)``: the i-th new question and its prompt, where questions can be made.
-    ``other_manners``: see ``Evidence``.
+    many questions were too long to be asked. ``can_continue``: whether the model can continue a given beginning of an
+    answer; if not, there are no trees, forks or word swaps. ``scores(words)``: the lowest and highest score of an
+    answer of so many words, where known. ``another(i)``: the i-th new question and its prompt, where questions can be
+    made. ``other_manners``: see ``Evidence``.
     """
 
     source: Source
@@ -56,12 +56,12 @@ class EvalTarget:
     reader: Callable[[Question], Reader] | None = None
     edits: Callable[[Question], Reader] | None = None
     another: Callable[[int], tuple[Question, tuple[int, ...]]] | None = None
-    spell: Callable[[int], bytes] | None = None
+    token_bytes: Callable[[int], bytes] | None = None
     shape: Shape | None = None
     training: Index | None = None
     partial: bool = False
     skipped: int = 0
-    goes_on: bool = True
+    can_continue: bool = True
     other_manners: bool = False
     scores: Callable[[int], tuple[float, float]] | None = None
 
@@ -86,11 +86,11 @@ class EvalTarget:
         """How many trees are grown at once: as many as the key-value cache of their prefixes leaves room for."""
         longest = max(map(len, self.prompts), default=0) + limit
         kept = self.tree_batch * longest * (self.shape.cache_bytes if self.shape is not None else 0)
-        return max(1, min(TREES, ROOM // kept)) if kept else 1
+        return max(1, min(TREES, MAX_CACHE_BYTES // kept)) if kept else 1
 
     def is_word(self, token: int) -> bool:
         """Whether the token has text, unlike a control token."""
-        return self.spell is None or self.spell(token) != b""
+        return self.token_bytes is None or self.token_bytes(token) != b""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def fork_tokens(traces: Sequence[Trace]) -> float:
 def plan(questions: int, settings: ExamSettings, speed: ExamSpeed, truth: bool) -> ExamPlan:
     """The cost of an examination. ``truth``: whether it is known which words can follow."""
     tokens = speed.tokens
-    draws = sum(settings.drawn(t) for t in settings.temperatures)
+    draws = sum(settings.samples_at(t) for t in settings.temperatures)
     warm = sum(t > 0 for t in settings.temperatures)
     asked = min(settings.interventions, questions)
     going_on = settings.intervention_samples * (min(tokens, settings.distances) if truth else tokens)

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from klype.errors import UsageError
 from klype.examine.charts import DARK, LIGHT, PROBABILITY_EDGES, Picture, echarts_script, page_file, step_of
 from klype.examine.measures import KNOWN
-from klype.examine.run_figures import FigureFacts
+from klype.examine.run_facts import FigureFacts
 from klype.examine.say import NBSP, Say, visible
 from klype.words import LANGUAGES
 
@@ -112,7 +112,7 @@ class Document:
     foot: str = ""
 
     @property
-    def shown(self) -> list[Section]:
+    def visible_sections(self) -> list[Section]:
         """The sections that are not empty."""
         return [section for section in self.sections if any(section.parts)]
 
@@ -143,11 +143,11 @@ def figures(found: Sequence[Mapping[str, FigureFacts]], columns: Cells, say: Say
     meanings: list[tuple[str | RichText, str]] = []
     for name in names:
         known, title = KNOWN.get(name), say.measure(name)
-        explained, unit = (say.explained(name), say.unit(known.unit)) if known else ("", "")
+        explained, unit = (say.help_text(name), say.unit(known.unit)) if known else ("", "")
         unit = unit if unit.casefold() != title.casefold() else ""
         rows.append([RichText(title, unit, explained), *(_value(one.get(name), name, say) for one in found)])
         if known and explained:
-            by = next((say.judged(one[name]) for one in found if "judge" in one.get(name, {})), "")
+            by = next((say.judge_note(one[name]) for one in found if "judge" in one.get(name, {})), "")
             by = by or (say("exam.by_truth") if known.judge == "truth" else "")
             meanings.append((RichText(title, f"({by})" if by else ""), explained))
     return [
@@ -164,7 +164,7 @@ def _value(figure: FigureFacts | None, name: str, say: Say) -> RichText:
     value, *rest = re.split(r" (?=[\[(])", text, maxsplit=1)
     # an interval must not wrap; a reason may
     below = "".join(rest).replace(" ", NBSP) if "[" in text else "".join(rest)
-    below = " ".join(part for part in (below, say.allowing(figure, name)) if part)
+    below = " ".join(part for part in (below, say.bounds_note(figure, name)) if part)
     return RichText(value, below, f"n = {say.count(figure['n'])}" if figure.get("n") else "")
 
 

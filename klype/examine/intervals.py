@@ -10,7 +10,7 @@ question at either end, and is conservative. All are in closed form, from the qu
   number of questions, which with one trial per question is Clopper–Pearson itself.
 - *differences of shares*: Bonett–Price on the effective number of questions (one further question in each direction).
 - *values without bounds*: the further question lies twice as far out as the farthest one seen; Student's t, or
-  Fieller's (1954) inversion of it for a ratio. With fewer than ``FEWEST`` questions there is no interval.
+  Fieller's (1954) inversion of it for a ratio. With fewer than ``MIN_QUESTIONS`` questions there is no interval.
 - *training runs*, one per seed: Student's t and Fieller's limits alone, because no run is rare and far from the others.
 
 Where the data do not suffice there is no interval but a reason: one question only, too few questions, or nearly all
@@ -36,7 +36,7 @@ ONE = "one question only: nothing is known about others"
 SAME = "too few: nearly all values are the same"
 UNDERNEATH = "too few: what it is divided by may be nothing"
 MISSED = "too few: rare ones far from the others may be missing"
-FEWEST = 30  # questions; with fewer, values without bounds get no interval
+MIN_QUESTIONS = 30  # questions; with fewer, values without bounds get no interval
 DISTINCT = 5  # where two values agree, at least this many must differ from the most common one
 # How far out the further question lies where values have no bounds, as a multiple of the farthest one seen. With 1,
 # coverage is .88 where 8 % of thirty documents are five times as bad; with 3, intervals are wider by a quarter.
@@ -50,7 +50,7 @@ def ends(figure: Figure) -> Limits:
     return value if figure.low is None else figure.low, value if figure.high is None else figure.high
 
 
-def allowing(
+def with_bounds(
     figure: Figure, error: Figure, least: float, most: float, times: float = 1.0, within: Limits = SHARES
 ) -> Figure:
     """The figure with its judge's error rate and with bounds.
@@ -89,7 +89,7 @@ def mean_by_question(
     """
     assert len(values) == len(questions)
     value_N = np.asarray(values, dtype=float)
-    if (why := _unknown(value_N)) is not None:
+    if (why := _missing_reason(value_N)) is not None:
         return Figure(None, n=value_N.size, unit=unit, judge=judge, why=why)
     mean_M = means(value_N, questions)
     if (not unit and np.isin(value_N, (0.0, 1.0)).all()) or _share(unit, value_N, np.ones_like(value_N)):
@@ -97,7 +97,7 @@ def mean_by_question(
     return figure_of(mean_M, np.ones_like(mean_M), value_N.size, unit, judge, within)
 
 
-def paired(a: Values, b: Values, questions: Sequence[Any], unit: str = "", within: Limits | None = None) -> Figure:
+def mean_change(a: Values, b: Values, questions: Sequence[Any], unit: str = "", within: Limits | None = None) -> Figure:
     """The mean over questions of b − a, for the same questions and samples.
 
     For shares, values ``within`` known bounds, and values that nearly all change by the same amount, the interval is
@@ -106,7 +106,7 @@ def paired(a: Values, b: Values, questions: Sequence[Any], unit: str = "", withi
     """
     a_N, b_N = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     assert a_N.shape == b_N.shape == (len(questions),)
-    if (why := _unknown(change_N := b_N - a_N)) is not None:
+    if (why := _missing_reason(change_N := b_N - a_N)) is not None:
         return Figure(None, n=a_N.size, unit=unit, why=why)
     change_M = means(change_N, questions)
     both_N = np.concatenate([a_N, b_N])
@@ -114,7 +114,7 @@ def paired(a: Values, b: Values, questions: Sequence[Any], unit: str = "", withi
         within = SHARES
     seen = float(np.abs(change_M).max())
     most = np.count_nonzero(change_M) > change_M.size - DISTINCT
-    alike = change_M.size >= FEWEST and seen > 0 and most and few_differ(change_M, seen)
+    alike = change_M.size >= MIN_QUESTIONS and seen > 0 and most and few_differ(change_M, seen)
     if change_M.size > 1 and (within is not None or alike):
         scale = seen if within is None else within[1] - within[0]
         low, high = difference_limits(change_M / scale)
@@ -169,7 +169,7 @@ def figure_of(top_M: Array, under_M: Array, n: int, unit: str, judge: str = "", 
         limits = least + (most - least) * low, least + (most - least) * high
     elif few_differ(top_M - value * under_M, float(np.abs(top_M).max())):
         why = SAME
-    elif top_M.size < FEWEST:
+    elif top_M.size < MIN_QUESTIONS:
         why = MISSED
     else:
         why, limits = UNDERNEATH, ratio_limits(top_M, under_M)
@@ -295,7 +295,7 @@ def index_of(questions: Iterable[Any]) -> tuple[npt.NDArray[np.int64], int]:
     return index_N, len(place)
 
 
-def _unknown(value_N: Array) -> str | None:
+def _missing_reason(value_N: Array) -> str | None:
     if not value_N.size:
         return "nothing was measured"
     return None if np.isfinite(value_N).all() else "a value is not finite"

@@ -25,7 +25,7 @@ from klype.values import Distribution, Request, Sampling, Tokens
 
 Arm = Literal["wrong", "right", "near"]
 ARMS: tuple[Arm, ...] = ("wrong", "right", "near")
-LEAST = 1e-12  # a set of words with less probability than this counts as empty
+MIN_MASS = 1e-12  # a set of words with less probability than this counts as empty
 AS_RARE = math.log(3)  # |Δ log q| up to which a correct word is as rare as a wrong one
 
 
@@ -74,7 +74,7 @@ class Intervention:
     by_rule: bool = True
 
     @property
-    def matched(self) -> bool:
+    def is_matched(self) -> bool:
         return abs(self.rarity) <= AS_RARE
 
 
@@ -151,15 +151,15 @@ def force(
     p_K = np.exp(q.logp.astype(np.float64))
     possible_K = among(q.ids, one.reader.next(before))
     right, wrong = (np.where(word_V[q.ids] & mask_K, p_K, 0.0) for mask_K in (possible_K, ~possible_K))
-    if right.sum() <= LEAST or wrong.sum() <= LEAST:
+    if right.sum() <= MIN_MASS or wrong.sum() <= MIN_MASS:
         return None
     if matched:
         # bisection: vocabularies have thousands of words of either kind
-        rights = np.sort(np.log(right[right > LEAST]))
-        logs_K = np.log(np.maximum(wrong, LEAST))
+        rights = np.sort(np.log(right[right > MIN_MASS]))
+        logs_K = np.log(np.maximum(wrong, MIN_MASS))
         first_K, after_K = np.searchsorted(rights, logs_K - AS_RARE), np.searchsorted(rights, logs_K + AS_RARE, "right")
-        wrong = np.where((wrong > LEAST) & (after_K > first_K), wrong, 0.0)
-        if wrong.sum() <= LEAST:
+        wrong = np.where((wrong > MIN_MASS) & (after_K > first_K), wrong, 0.0)
+        if wrong.sum() <= MIN_MASS:
             return None
     # drawn rather than the most likely: errors as the model makes them
     w = int(rng.choice(len(p_K), p=wrong / wrong.sum()))

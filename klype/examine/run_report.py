@@ -11,7 +11,7 @@ from klype import durable
 from klype.examine import html
 from klype.examine.charts import Picture
 from klype.examine.html import Block, Cells, Document, Formula, Glossary, Part, RichText, Section, Table, Text, texts
-from klype.examine.run_figures import MADE_BY, STAGES, Facts, FigureFacts, JsonObject, check, figures_of, last_model
+from klype.examine.run_facts import MADE_BY, STAGES, Facts, FigureFacts, JsonObject, check, figures_of, last_model
 from klype.examine.say import NBSP, Say, is_share
 from klype.examine.training_pictures import pictures
 from klype.examine.verdict import status_of, verdict
@@ -102,7 +102,7 @@ def key_figures(facts: Facts, say: Say) -> Part | None:
         if (figure := figures_of(facts, stage).get(name)) is not None:
             value, bracket, interval = say.figure(figure, name).partition(" [")
             details = ", ".join(part for part in (f"[{interval}" if bracket else "", _n(figure, say)) if part)
-            model = [part for part in (say.stage(stage), say.judged(figure), say.allowing(figure, name)) if part]
+            model = [part for part in (say.stage(stage), say.judge_note(figure), say.bounds_note(figure, name)) if part]
             found.append((say.measure(name), value, [details, " · ".join(model)]))
     return Block("keys", found) if found else None
 
@@ -222,7 +222,7 @@ def temperatures(facts: Facts, say: Say, picture: Picture | None) -> Iterator[Pa
     cards = []
     for row in found["rows"]:
         names, title = html.measures_of([row["figures"]]), f"τ = {say.plain(row['temperature'])}"
-        figures = [(say.measure(name).split(",")[0], say.told(row["figures"][name], name)) for name in names]
+        figures = [(say.measure(name).split(",")[0], say.in_full(row["figures"][name], name)) for name in names]
         cards.append((title, row["samples"][:4], Glossary(figures, "pairs")))
     yield Block("temperatures", cards)
     yield picture
@@ -301,7 +301,7 @@ def provenance(facts: Facts, say: Say) -> Iterator[Part]:
     yield Glossary([(say(f"provenance.{key}"), value) for key, value in rest.items() if value], "pairs wide")
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """The text as one argument of a shell command: in double quotes, which every shell has, where it contains no
     character that is special in them."""
     if text and all(c.isalnum() or c in "-_./" for c in text):
@@ -311,15 +311,15 @@ def quoted(text: str) -> str:
 
 def commands(facts: Facts, say: Say) -> list[tuple[str, str]]:
     """What to do next: commands as they are typed, and what each does."""
-    run = quoted(facts.get("address", facts["run"]))
+    run = quote(facts.get("address", facts["run"]))
     prompt = facts["next"][0]["prompt"] if facts.get("next") else "Jeg gikk en tur på"
     first = facts["questions"][0] if facts.get("questions") else None
     question = f"{first.get('context', '')} {first['question']}".strip() if first else prompt
     typed = {
         "chat": f"chat {run}",
-        "sure": f"ask {run} {quoted(question)} --sure",
-        "next": f"next {run} {quoted(prompt)} --raw",
-        "tree": f"tree {run} {quoted(question)}",
+        "sure": f"ask {run} {quote(question)} --sure",
+        "next": f"next {run} {quote(prompt)} --raw",
+        "tree": f"tree {run} {quote(question)}",
         "examine": f"examine {run}",
         "studio": f"studio {run}",
     }

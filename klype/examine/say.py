@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from klype.examine.measures import KNOWN
-from klype.examine.run_figures import FigureFacts, LocalText
+from klype.examine.run_facts import FigureFacts, LocalText
 from klype.values import Figure
 from klype.words import LANGUAGES, Words, count, interval_decimals, number, percent, words
 from klype.words import figure as figure_text
@@ -129,7 +129,7 @@ class Say:
                 return self(f"judge.{named}", name=visible(judge.removeprefix(prefix)))
         return self.get(f"judge.{_slug(judge)}", visible(judge))
 
-    def judged(self, figure: Mapping[str, Any]) -> str:
+    def judge_note(self, figure: Mapping[str, Any]) -> str:
         """The figure's judge, and how often it errs."""
         judge, error = self.judge(figure.get("judge", "")), figure.get("error_rate")
         if not judge or error is None:
@@ -147,16 +147,16 @@ class Say:
                      for end in (found["low"], found["high"]))  # fmt: skip
         return f"{low}–{high}"
 
-    def allowing(self, figure: FigureFacts, name: str = "") -> str:
+    def bounds_note(self, figure: FigureFacts, name: str = "") -> str:
         """The figure's bounds as a phrase; "" where it has none."""
         bounds = self.bounds(figure, name)
         return self("exam.allowing", bounds=bounds) if bounds else ""
 
-    def told(self, figure: FigureFacts, name: str = "") -> str:
+    def in_full(self, figure: FigureFacts, name: str = "") -> str:
         """The figure with its bounds, if it has any."""
-        return f"{self.figure(figure, name)} {self.allowing(figure, name)}".strip()
+        return f"{self.figure(figure, name)} {self.bounds_note(figure, name)}".strip()
 
-    def allowed(self, figure: FigureFacts, name: str) -> list[str]:
+    def bounds_sentences(self, figure: FigureFacts, name: str) -> list[str]:
         """A sentence with the figure's bounds; none where it has none. ``name``: right or same_meaning."""
         if not (bounds := self.bounds(figure, name)):
             return []
@@ -168,7 +168,7 @@ class Say:
         """The title of a measure: the catalogue's, or else its own."""
         return self.get(f"measure.{name}", self.text(KNOWN[name].title if name in KNOWN else name.replace("_", " ")))
 
-    def explained(self, name: str) -> str:
+    def help_text(self, name: str) -> str:
         """The meaning of a measure, in one line."""
         return self.get(f"measure.{name}_how", self.text(KNOWN[name].help))
 

@@ -49,7 +49,7 @@ class ExamSettings(Options):
         """The temperature of trees, forks and the verdict: 0.7 if it is among them, else the middle one."""
         return 0.7 if 0.7 in self.temperatures else sorted(self.temperatures)[len(self.temperatures) // 2]
 
-    def drawn(self, temperature: float) -> int:
+    def samples_at(self, temperature: float) -> int:
         """Answers per question: ``n``, or ``greedy`` at temperature 0, where all are the same."""
         return self.greedy if temperature == 0.0 else self.n
 

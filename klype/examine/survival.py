@@ -28,8 +28,8 @@ from klype.values import Figure
 
 COLUMNS = 6  # columns of a table of counts, see ``hazards``
 AT_RISK, ERRED, CLEAN, ENDED, WEIGHT, WEIGHED = range(COLUMNS)
-LEAST_S = 1e-6  # a smaller S gives a prefix no larger weight than this
-FEWEST_AT_RISK = 10  # questions with an open, error-free answer: with fewer, K and its references have no value
+MIN_S = 1e-6  # a smaller S gives a prefix no larger weight than this
+MIN_AT_RISK = 10  # questions with an open, error-free answer: with fewer, K and its references have no value
 FEW = "fewer than ten questions were still right and open"
 SHARES = "share of answers"
 
@@ -63,7 +63,7 @@ def survival(answers: Sequence[JudgedAnswer]) -> Survival:
         unit = "difference of shares" if name == "difference" else SHARES
         # questions at risk at t; 0 for R, which rests on all questions
         at_risk = 0 if name == "r" else int(risk_T[t])
-        if 0 < at_risk < FEWEST_AT_RISK:
+        if 0 < at_risk < MIN_AT_RISK:
             return Figure(None, n=n, unit=unit, why=FEW)
         if name in ("by_position", "difference") and not known:
             return Figure(None, n=n, unit=unit, why="S is not known")
@@ -109,7 +109,7 @@ def hazards(answers: Sequence[JudgedAnswer]) -> Array:
             assert len(answer.s) == positions, "S must be known at every right and open prefix, or at none"
             s_T = np.array(answer.s)
             # inverse-probability weights: the prefix stands for those that did not survive
-            stands_for_T = 1 / np.cumprod(np.concatenate([[1.0], np.maximum(s_T[:-1], LEAST_S)]))
+            stands_for_T = 1 / np.cumprod(np.concatenate([[1.0], np.maximum(s_T[:-1], MIN_S)]))
             table_MTE[m, :positions, ERRED] += 1 - s_T
             table_MTE[m, :positions, WEIGHT] += stands_for_T
             table_MTE[m, :positions, WEIGHED] += stands_for_T * (1 - s_T)
@@ -152,7 +152,7 @@ def _ratio(top: Array, under: Array) -> Array:
 
 UNIT = "shape"
 GROUPS = 100  # most jackknife groups of questions: each is a fit
-FEWEST_ERRORS = 10.0  # with fewer there is no interval
+MIN_ERRORS = 10.0  # with fewer there is no interval
 ROUNDS, NEAR = 200, 1e-7  # most iterations of a fit, and its tolerance: a smaller step is the last
 WIDEST = 3.0  # the range of ln k is ± this, and no step is longer
 
@@ -170,7 +170,7 @@ def weibull_shape(answers: Sequence[JudgedAnswer]) -> Figure:
         return Figure(None, n=len(answers), unit=UNIT, why="too few errors")
     value, limits = float(_fit(counts_TE[None])[0]), None
     questions = table_MTE.shape[0]
-    if questions >= intervals.FEWEST and counts_TE[:, ERRED].sum() >= FEWEST_ERRORS:
+    if questions >= intervals.MIN_QUESTIONS and counts_TE[:, ERRED].sum() >= MIN_ERRORS:
         grouped = np.zeros((min(questions, GROUPS), *counts_TE.shape))
         np.add.at(grouped, np.arange(questions) % len(grouped), table_MTE)
         # of ln k, so that the interval contains no negative shape

@@ -6,13 +6,13 @@ from typing import Any
 from klype.examine import answer_pictures as answers
 from klype.examine import charts
 from klype.examine.charts import Cell, Group, Option, Panel, Picture, axis, whisker_panels
-from klype.examine.run_figures import STAGES, Facts, FigureFacts, beyond, by_stage, changed, figures_of, last_model
+from klype.examine.run_facts import STAGES, Facts, FigureFacts, by_stage, figures_of, last_model, side_of, trend
 from klype.examine.say import Say, is_share, visible
 
 CURVE_COLOURS = {"loss": "accent", "held_out": "aligned", "reward": "finetuned", "score": "accent", "kl": "bad",
                  "right": "aligned", "polite": "truth"}  # fmt: skip
-MOST_POINTS = 240
-LEAST_SHOWN = 0.0005  # smaller probabilities would be shown as 0.0 %
+MAX_POINTS = 240
+MIN_SHOWN = 0.0005  # smaller probabilities would be shown as 0.0 %
 
 
 def pictures(facts: Facts, say: Say) -> dict[str, Picture]:
@@ -48,7 +48,7 @@ def curves(facts: Facts, say: Say) -> Picture | None:
         for name, values in shown.items():
             known = [(x, y) for x, y in zip(curve["step"], values, strict=True) if y is not None]
             # during training, KL is to the model that alignment started from, not to the truth
-            label, points = say.measure("kl_reference" if name == "kl" else name), charts.thin(known, MOST_POINTS)
+            label, points = say.measure("kl_reference" if name == "kl" else name), charts.thin(known, MAX_POINTS)
             ends = {"first": say.number(known[0][1]), "last": say.number(known[-1][1])}
             change[name] = {"name": label.lower(), **ends}
             if (curve["stage"], name) == ("pretrain", "loss") and len(known) > 1:
@@ -80,7 +80,7 @@ def stages(facts: Facts, say: Say) -> Picture | None:
         axes[name] = _from_none_to_all("axis.share", say) if shares else axis(say("axis.points"))
     right, polite, title = dict(by_stage(facts, "right")), dict(by_stage(facts, "polite")), say("picture.stages")
     last = next((stage for stage in reversed(STAGES) if stage in right), None)
-    if last == "aligned" and {"finetuned", "aligned"} <= set(polite) and changed(facts, "polite") > 0:
+    if last == "aligned" and {"finetuned", "aligned"} <= set(polite) and trend(facts, "polite") > 0:
         shown = say.apart({"before": polite["finetuned"]["value"], "after": polite["aligned"]["value"]})
         title = say("picture.stages_aligned", right=say.value(right["aligned"], "right"), **shown)
     elif last is not None:
@@ -128,10 +128,10 @@ def next_words(facts: Facts, say: Say) -> Picture | None:
     panels, rows = [], list[list[Cell]]()
     for prompt in prompts:
         # the tokens that are drawn, and all others together, among them those that would be shown as 0.0 %
-        told = [t for t in prompt["tokens"][:10] if max(t["p"], t.get("truth", 0.0)) >= LEAST_SHOWN]
+        told = [t for t in prompt["tokens"][:10] if max(t["p"], t.get("truth", 0.0)) >= MIN_SHOWN]
         names = [name for name in ("p", "truth") if any(name in t for t in told)] or ["p"]
         rest = {name: max(0.0, 1 - sum(t.get(name, 0.0) for t in told)) for name in names}
-        told += [{"token": say("panel.rest"), **rest}] if max(rest.values()) >= LEAST_SHOWN else []
+        told += [{"token": say("panel.rest"), **rest}] if max(rest.values()) >= MIN_SHOWN else []
         looks = {"p": ("column.model", "accent"), "truth": ("column.truth", "ink")}
         series = {say(looks[name][0]): (looks[name][1], [t.get(name, 0.0) for t in told]) for name in names}
         words = [visible(t["token"].strip()) or "␣" for t in told]
@@ -159,7 +159,7 @@ def text(facts: Facts, say: Say) -> Picture | None:
     rows: list[tuple[str, FigureFacts, str]] = [(say.stage(stage), figure, stage) for stage, figure in models]
     rows += [(name, FigureFacts(value=value), "muted") for name, value in peers.items()]
     newest = models[-1][1]  # the best of several would be partly luck
-    key = {-1: "below", 0: "open", 1: "above"}[beyond(newest, min(peers.values()))]
+    key = {-1: "below", 0: "open", 1: "above"}[side_of(newest, min(peers.values()))]
     shown = {"bits": newest["value"] or 0.0, "ngram": found["ngram"], "xz": found["xz"]}
     title = say(f"picture.text_{key}", **{name: say.number(value) for name, value in shown.items()})
     group = say("axis.bits"), "", axis(say("axis.bits"), min=0), rows

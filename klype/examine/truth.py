@@ -68,7 +68,7 @@ def among(ids_K: Ints, tokens: Sequence[int] | Mapping[int, float]) -> npt.NDArr
 
 def mass(q: Distribution, temperature: float, tokens: Sequence[int] | Mapping[int, float]) -> float:
     """The probability of a set of tokens under a whole distribution at a temperature (0: all on the most probable)."""
-    return min(1.0, float(distribution_bounds.tempered(q, temperature, 0).low_K[among(q.ids, tokens)].sum()))
+    return min(1.0, float(distribution_bounds.temperature_bounds(q, temperature, 0).low_K[among(q.ids, tokens)].sum()))
 
 
 PARTIAL = "the model returned only its most probable tokens"

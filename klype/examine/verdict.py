@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from klype.examine.run_figures import STAGES, Facts, JsonObject, beyond, changed, clearly, figures_of, last_model
+from klype.examine.run_facts import STAGES, Facts, JsonObject, clear_change, figures_of, last_model, side_of, trend
 from klype.examine.say import Say
 
 GOOD, FAIR = 0.8, 0.5
@@ -36,8 +36,8 @@ def _answers(facts: Facts, say: Say) -> Iterator[str]:
         yield say("verdict.words", **shown("well_formed", "right_trained"))
     elif {"right", "decided"} <= last.keys():
         n = say.count(last["decided"].get("n", 0))
-        yield say("verdict.decided", n=n, judge=say.judged(last["right"]), **shown("decided", "right"))
-        yield from say.allowed(last["right"], "right")
+        yield say("verdict.decided", n=n, judge=say.judge_note(last["right"]), **shown("decided", "right"))
+        yield from say.bounds_sentences(last["right"], "right")
     elif "right" in last:
         n, n_fixed = (say.count(last.get(name, last["right"]).get("n", 0)) for name in ("right", "right_fixed"))
         key = "verdict.right_stories" if "right_fixed" in last else "verdict.right"
@@ -47,9 +47,9 @@ def _answers(facts: Facts, say: Say) -> Iterator[str]:
             sides = {key: f[name]["value"] for key, f in (("before", before), ("after", after)) if name in f}
             # politeness only where some answer was polite
             if name == "right" or (len(sides) == 2 and any(sides.values())):
-                key = {1: "up", 0: "open", -1: "down"}[changed(facts, name)]
+                key = {1: "up", 0: "open", -1: "down"}[trend(facts, name)]
                 yield say(f"verdict.{name}_{key}", **say.apart(sides))
-    if "annotator" in before and "annotator" in after and changed(facts, "annotator") < 0:
+    if "annotator" in before and "annotator" in after and trend(facts, "annotator") < 0:
         scores = {key: say.figure(f["annotator"], "annotator") for key, f in (("before", before), ("after", after))}
         yield say("verdict.score_down", **scores)
     why = facts.get("missing", {}).get("aligned")
@@ -75,7 +75,7 @@ def _language(facts: Facts, say: Say) -> Iterator[str]:
         yield say("verdict.truth", s=s, kl=say.figure(base["kl"], "kl"))
     rows = facts.get("temperatures", {}).get("rows", [])
     rights = [(row["temperature"], f) for row in rows if (f := row["figures"].get("right")) and f["value"] is not None]
-    if len(rights) > 1 and clearly(rights[0][1], rights[-1][1]) < 0:
+    if len(rights) > 1 and clear_change(rights[0][1], rights[-1][1]) < 0:
         (t0, right0), (t, right) = rights[0], rights[-1]
         shown = {"right0": say.figure(right0, "right"), "right": say.figure(right, "right")}
         yield say("verdict.hot", t0=say.plain(t0), t=say.plain(t), **shown)
@@ -123,10 +123,10 @@ def _abilities(facts: Facts, say: Say) -> Iterator[str]:
     if text and bits is not None:
         # compared with n-grams of bytes and with compression
         simple = min(text["ngram"], text["xz"])
-        key = {-1: "language", 0: "language_open", 1: "no_language"}[beyond(bits, simple)]
+        key = {-1: "language", 0: "language_open", 1: "no_language"}[side_of(bits, simple)]
         yield say(f"caution.{key}", margin=say.number(abs(simple - (bits["value"] or 0.0))))
     if (formed := figures_of(facts, last_model(facts)).get("well_formed")) is not None:
-        degree = "good" if beyond(formed, GOOD) > 0 else {1: "fair", 0: "open", -1: "poor"}[beyond(formed, FAIR)]
+        degree = "good" if side_of(formed, GOOD) > 0 else {1: "fair", 0: "open", -1: "poor"}[side_of(formed, FAIR)]
         yield say(f"caution.form_{degree}", share=say.figure(formed, "well_formed"))
     rights = {
         (row["kind"], side): row[side]["right"]
@@ -138,12 +138,12 @@ def _abilities(facts: Facts, say: Say) -> Iterator[str]:
         # how often it infers the class of a word that it has not seen
         yield say("caution.class", share=say.figure(figure, "right"))
     if (figure := rights.get(("meaning", "held_out"))) is not None:
-        key = "caution.new_meaning" if beyond(figure, FAIR) < 0 else "caution.new_meaning_some"
+        key = "caution.new_meaning" if side_of(figure, FAIR) < 0 else "caution.new_meaning_some"
         yield say(key, share=say.figure(figure, "right"))
     if (figure := rights.get(("meaning", "trained"))) is not None:
-        degree = "most" if beyond(figure, FAIR) > 0 else "few" if beyond(figure, REMEMBERED) < 0 else "some"
+        degree = "most" if side_of(figure, FAIR) > 0 else "few" if side_of(figure, REMEMBERED) < 0 else "some"
         yield say(f"caution.remembers_{degree}", share=say.figure(figure, "right"))
     if (found := facts.get("copied")) is not None:
         free, own = (say.figure(found[name], "copied") for name in ("free", "held_out"))
-        key = {1: "copies", 0: "copies_open", -1: "copies_less"}[clearly(found["held_out"], found["free"])]
+        key = {1: "copies", 0: "copies_open", -1: "copies_less"}[clear_change(found["held_out"], found["free"])]
         yield say(f"caution.{key}", free=free, own=own)

@@ -96,7 +96,7 @@ def extras(found: ExamResult) -> dict[str, Figure]:
         if a.right is not None and a.word_for_word is not None
     ]
     ruled = [(one, one.intervention.question) for one in main.outcomes if one.intervention.by_rule and one.moved]
-    matched = [one for one in main.outcomes if one.intervention.matched and len(one.moved) > 1]
+    matched = [one for one in main.outcomes if one.intervention.is_matched and len(one.moved) > 1]
     growth = Figure(None, n=len(matched), why=f"fewer than {FEW} matched pairs")
     if len(matched) >= FEW:
         rows = [(one.cautious(), one.intervention.question) for one in matched]
@@ -125,7 +125,7 @@ def write(folder: Path, made: claims.Document, lang: str) -> Path:
     def page(say: Say) -> html.Document:
         own, drawn = words(say.lang, "article"), pictures(made, say)
         about = {"model": made["model"], "questions": made["questions"], "samples": made["settings"]["n"]}
-        about |= {"t": say.plain(float(made["main"])), "judge": say.judged(judged), "alpha": say.share(ALPHA)}
+        about |= {"t": say.plain(float(made["main"])), "judge": say.judge_note(judged), "alpha": say.share(ALPHA)}
         formula, sections = html.Formula(drawn["formula"]), []
         for claim, (says, ruled, measured, how) in zip(rows, sentences(made, say.lang), strict=True):
             shown = formula if claim.name == "formula" else drawn.pop(claim.picture, None)
@@ -170,7 +170,7 @@ def _how(claim: claims.ArticleClaim, made: claims.Document, say: Say) -> str:
 
 # Long texts that a base model of the demo world writes, judged word by word: the article speaks of a hundred words.
 
-LEAST = 80  # minimum number of words of a document whose first sentence is used as a prompt
+MIN_WORDS = 80  # minimum number of words of a document whose first sentence is used as a prompt
 CHUNK = 50  # texts that are written at once: their distributions are too large to keep
 
 
@@ -185,11 +185,11 @@ class FreeTextRequest:
 
 
 def openings(world: World, settings: FreeTextRequest) -> Iterator[tuple[str, ...]]:
-    """First sentences of the language's own documents of at least ``LEAST`` words: after the short ones, such as
+    """First sentences of the language's own documents of at least ``MIN_WORDS`` words: after the short ones, such as
     proverbs, the language must end."""
     rng = random.Random(f"documents {settings.seed}")
     drawn = (world.document(rng).words for _ in count())
-    return islice((words[: words.index(".") + 1] for words in drawn if len(words) >= LEAST), settings.number)
+    return islice((words[: words.index(".") + 1] for words in drawn if len(words) >= MIN_WORDS), settings.number)
 
 
 def write_texts(
@@ -215,12 +215,12 @@ def write_texts(
         some = slice(first, first + CHUNK)
         for opening, (trace,) in zip(begun[some], answers(source, requests[some]), strict=True):
             reader = Reader(lambda: TokenFilter(world.filter(), spellings))
-            out.append(judged(str(len(out)), trace, reader, opening, settings.temperature, end))
+            out.append(judge_text(str(len(out)), trace, reader, opening, settings.temperature, end))
         progress(len(out))
     return out
 
 
-def judged(name: str, trace: Trace, reader: Reader, begun: Tokens, temperature: float, end: int) -> JudgedAnswer:
+def judge_text(name: str, trace: Trace, reader: Reader, begun: Tokens, temperature: float, end: int) -> JudgedAnswer:
     """A text that continues ``begun``, judged up to the first token that cannot follow, or to where the language must
     end."""
     s: list[float] = []

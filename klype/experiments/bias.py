@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from klype.errors import KlypeError
 from klype.examine.charts import Cell, Option, Panel, Picture, axis, bars, curve_with_band, line, lines
 from klype.examine.intervals import ratio_over_seeds
-from klype.examine.run_figures import FigureFacts, beyond, clearly
+from klype.examine.run_facts import FigureFacts, clear_change, side_of
 from klype.examine.say import Say
 from klype.experiments import framework
 from klype.experiments.bias_targets import TARGETS, WRITTEN, BiasCell, members, one_hot
@@ -224,7 +224,7 @@ def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:
             return []
         bits = {name: figures["bits_per_byte"] for name, figures in found.items()}
         name = min(cures, key=lambda name: bits[name]["value"] or 0.0)
-        key = "text_best" if clearly(bits[CONTROL], bits[name]) < 0 else "text_open"
+        key = "text_best" if clear_change(bits[CONTROL], bits[name]) < 0 else "text_open"
         told = {"bits": say.figure(bits[name]), "base": say.figure(bits[CONTROL])}
         return [own(key, target=tell.name(name), n=len(cures), **told)]
     kl = {name: say.figure(figures["kl"]) for name, figures in found.items()}
@@ -232,7 +232,7 @@ def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:
     if {CONTROL, TRUTH} <= kl.keys():
         said.append(own("hard", kl=kl[CONTROL], oracle=kl[TRUTH]))
     for best in board.best:
-        key = f"best{'' if best.within is None else '_within'}{'' if beyond(best.gap, 0.0) > 0 else '_open'}"
+        key = f"best{'' if best.within is None else '_within'}{'' if side_of(best.gap, 0.0) > 0 else '_open'}"
         gap, compute = say.figure(best.gap, "right"), say.value(found[best.target]["compute"])
         said.append(own(key, target=tell.name(best.target), gap=gap, compute=compute))
     if "best-of-five" in kl:
@@ -242,7 +242,7 @@ def verdict(board: BiasBoard, say: Say, own: Words) -> list[str]:
     return said
 
 
-def running(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> list[str]:
+def progress_lines(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> list[str]:
     """A sentence for each model that is being trained. ``count`` formats a number of documents."""
     return [
         own("running", target=own(f"target.{c.target}"), documents=count(c.documents), seed=c.seed,
@@ -254,7 +254,7 @@ def running(board: BiasBoard, own: Words, count: Callable[[int], str] = str) -> 
 
 def gap_picture(board: BiasBoard, tell: ArmNames) -> Picture | None:
     """How much of the gap each target closes, the best first."""
-    rows = [(name, gap) for name, gap in board.known("gap").items() if name not in (CONTROL, TRUTH)]
+    rows = [(name, gap) for name, gap in board.known_figures("gap").items() if name not in (CONTROL, TRUTH)]
     rows.sort(key=lambda row: -(row[1]["value"] or 0.0))
     return tell.whiskers("gap", rows, axis(tell.own("picture.axis_gap"), percent=True), 0.0, "right")
 
@@ -359,5 +359,5 @@ REPORT = Report[BiasBoard](
         ),
         "gap": lambda row, tell: "" if row.arm in (CONTROL, TRUTH) else tell.say.figure(row.figures["gap"], "right"),
     },
-    running=running,
+    running=progress_lines,
 )

@@ -27,7 +27,7 @@ from klype.experiments import training
 from klype.experiments.corpus import targets
 from klype.experiments.framework import Arm, Cell, by_name
 from klype.experiments.training import Curve, LabSettings, Mixture, Soft, TrainedModel, TrainingSet, average, rows
-from klype.jsons import saved
+from klype.jsons import read_saved
 from klype.model.transformer import Transformer
 from klype.values import Floats, Request, Tokens
 
@@ -36,7 +36,7 @@ SMOOTHED, MIXED = 0.05, 0.3  # shares of the uniform distribution and of Kneser�
 # order of the n-grams; folds for cross-fitting, each labelled by the others
 ORDER, FOLDS = 4, 8
 # compute of a pair of teachers and their student relative to one-hot; minimum number of epochs of the student
-TIMES, FEWEST = 3.0, 4
+TIMES, MIN_EPOCHS = 3.0, 4
 DECAYED = 10.0  # factor on the weight decay
 # a steady model: share of context that is hidden, decay of the weight average, factor on the number of epochs
 BLANKS, AVERAGE, LONGER = 0.3, 0.98, 2
@@ -59,21 +59,21 @@ class Target(Arm):
 # ways to train
 
 
-def altered(times: dict[str, float], **fixed: float) -> Callable[[LabSettings], LabSettings]:
+def change_settings(times: dict[str, float], **fixed: float) -> Callable[[LabSettings], LabSettings]:
     """A function that multiplies some settings by ``times`` and sets others to ``fixed`` values."""
     return lambda own: own.model_copy(update=fixed | {name: by * getattr(own, name) for name, by in times.items()})
 
 
-wide = altered({"width": 2})
+wide = change_settings({"width": 2})
 # strong weight decay
-decayed = altered({"decay": DECAYED})
+decayed = change_settings({"decay": DECAYED})
 # the model is the mean of the last steps' weights
-averaged = altered({}, average=AVERAGE)
+averaged = change_settings({}, average=AVERAGE)
 # part of the context is hidden: less can be memorised, and training takes longer
-blanked = altered({"epochs": LONGER}, blanks=BLANKS)
+blanked = change_settings({"epochs": LONGER}, blanks=BLANKS)
 # for students, which soft targets already keep from memorising
-long_averaged = altered({"epochs": LONGER}, average=AVERAGE)
-steady = altered({"epochs": LONGER, "decay": DECAYED}, average=AVERAGE, blanks=BLANKS)
+long_averaged = change_settings({"epochs": LONGER}, average=AVERAGE)
+steady = change_settings({"epochs": LONGER, "decay": DECAYED}, average=AVERAGE, blanks=BLANKS)
 
 
 # the rows
@@ -84,15 +84,15 @@ def one_hot(lab: BiasCell) -> TrainingSet:
     return TrainingSet(lab.corpus.train)
 
 
-def smoothing(lab: BiasCell) -> TrainingSet:
+def label_smoothing(lab: BiasCell) -> TrainingSet:
     """Label smoothing: (1 − ε) one-hot + ε uniform."""
-    return TrainingSet(lab.corpus.train, training.mixed(hard(lab), training.uniform(lab.corpus.size), SMOOTHED))
+    return TrainingSet(lab.corpus.train, training.interpolate(hard(lab), training.uniform(lab.corpus.size), SMOOTHED))
 
 
 def kneser_ney(lab: BiasCell) -> TrainingSet:
     """One-hot mixed with a Kneser–Ney n-gram model of the other documents."""
     counted = rows(cross_fitted(lab.corpus.train, lab.corpus.size))
-    return TrainingSet(lab.corpus.train, training.mixed(hard(lab), counted, MIXED))
+    return TrainingSet(lab.corpus.train, training.interpolate(hard(lab), counted, MIXED))
 
 
 def student(lab: BiasCell, of: str = "one-hot", count: int = 0, counts: bool = False, writing: int = 0) -> TrainingSet:
@@ -104,7 +104,7 @@ def student(lab: BiasCell, of: str = "one-hot", count: int = 0, counts: bool = F
     """
     teachers, corpus = lab.teachers(of, count), lab.corpus
     models = [teacher.model for teacher in teachers]
-    more = written(lab, teachers, writing * len(corpus.train)) if writing else ()
+    more = sample_documents(lab, teachers, writing * len(corpus.train)) if writing else ()
     documents = (*corpus.train, *more)
     table_NV = average(models, documents)
     if counts:
@@ -131,10 +131,10 @@ def together(lab: BiasCell, of: str) -> TrainedModel:
 def pair(lab: BiasCell) -> TrainingSet:
     """A student of two models and counts, which trains with what they leave of TIMES the compute of one-hot."""
     made = student(lab, count=2, counts=True)
-    one = lab.trained("one-hot")
+    one = lab.train("one-hot")
     epoch = 3 * one.reads * sum(len(d) - 1 for d in made.documents)
     left = int((TIMES * one.flops - made.flops) / epoch)
-    return replace(made, epochs=min(max(left, FEWEST), lab.settings.epochs))
+    return replace(made, epochs=min(max(left, MIN_EPOCHS), lab.settings.epochs))
 
 
 def best_of(lab: BiasCell) -> TrainedModel:
@@ -152,7 +152,7 @@ def oracle(lab: BiasCell) -> TrainingSet:
 
 TARGETS = by_name(
     Target("one-hot", one_hot, "baseline"),
-    Target("label-smoothing", smoothing),
+    Target("label-smoothing", label_smoothing),
     Target("kneser-ney", kneser_ney),
     Target("earlier-self", partial(student, count=1)),
     Target("earlier-self-twice", partial(student, of="earlier-self", count=1)),
@@ -217,7 +217,7 @@ def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Seque
     return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
 
 
-def written(lab: BiasCell, teachers: Sequence[TrainedModel], count: int) -> tuple[Tokens, ...]:
+def sample_documents(lab: BiasCell, teachers: Sequence[TrainedModel], count: int) -> tuple[Tokens, ...]:
     """``count`` documents sampled from the teachers at temperature 1, an equal part from each."""
     longest = max(len(d) for d in lab.corpus.train)
     begin, end = lab.corpus.train[0][0], lab.corpus.end
@@ -242,13 +242,13 @@ class BiasCell(Cell):
 
     def run(self, names: Sequence[str]) -> None:
         for name in names:
-            self.trained(name)
+            self.train(name)
 
-    def trained(self, name: str, member: int = 0) -> TrainedModel:
+    def train(self, name: str, member: int = 0) -> TrainedModel:
         """The model trained on this target; members differ in initial weights and the order of documents."""
         key, file = (name, member), self.folder / f"{name}.{member}.json"
         if key not in self.known:
-            about, weights = saved(file) or {}, file.with_suffix(".safetensors")
+            about, weights = read_saved(file) or {}, file.with_suffix(".safetensors")
             if "values" in about and weights.is_file():
                 model = Transformer(training.shape(self.corpus.size, TARGETS[name].how(self.settings)))
                 model.load_state_dict(load_file(weights))
@@ -260,7 +260,7 @@ class BiasCell(Cell):
 
     def teachers(self, name: str, count: int = 0) -> list[TrainedModel]:
         """``count`` models of a row (0: the default number)."""
-        return [self.trained(name, k) for k in range(count or members(self.settings)[name])]
+        return [self.train(name, k) for k in range(count or members(self.settings)[name])]
 
     def _train(self, row: Target, member: int, file: Path) -> TrainedModel:
         began, settings = time.perf_counter(), row.how(self.settings)

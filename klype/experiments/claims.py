@@ -88,7 +88,7 @@ def _figure(made: Document, name: str, t: str = "") -> Document:
     return figure
 
 
-def _shown(made: Document, **names: str) -> Shown:
+def _fields(made: Document, **names: str) -> Shown:
     """The figures of these names by placeholder."""
     return {placeholder: (name, _figure(made, name)) for placeholder, name in names.items()}
 
@@ -107,7 +107,7 @@ def _ruling(made: Document, *tests: str) -> Ruling:
     return "does_not_support" if "does_not_support" in found else found.pop() if len(found) == 1 else "undetermined"
 
 
-def _tested(
+def _claim(
     made: Document, name: str, shown: Shown, plain: Mapping[str, str | float], picture: str = ""
 ) -> ArticleClaim:
     """A claim that is ruled on by the test of its own name."""
@@ -142,13 +142,13 @@ def diverse(made: Document) -> ArticleClaim:
     hottest = max(made["figures"], key=float)
     if hottest == made["main"]:
         raise MissingFigureError("a higher temperature")
-    shown = _shown(made, low="answer_entropy") | {"high": ("answer_entropy", _figure(made, "answer_entropy", hottest))}
-    return _tested(made, "diverse", shown, {"t": float(made["main"]), "hot": float(hottest)})
+    shown = _fields(made, low="answer_entropy") | {"high": ("answer_entropy", _figure(made, "answer_entropy", hottest))}
+    return _claim(made, "diverse", shown, {"t": float(made["main"]), "hot": float(hottest)})
 
 
 def seldom_same(made: Document) -> ArticleClaim:
     """The same answer, word for word, is rarely given twice."""
-    return _tested(made, "seldom_same", _shown(made, same="same_text"), {"t": float(made["main"])})
+    return _claim(made, "seldom_same", _fields(made, same="same_text"), {"t": float(made["main"])})
 
 
 def both_ways(made: Document) -> ArticleClaim:
@@ -160,11 +160,11 @@ def direction(made: Document) -> ArticleClaim:
     """Another word changes the direction of the text: more words differ than between two texts that continue the same
     word. Where it is not known what can follow, the meanings of the answers are compared instead."""
     try:
-        shown = _shown(made, parted="parted")
+        shown = _fields(made, parted="parted")
     except MissingFigureError:
-        shown = _shown(made, less="feedback_meaning")
-        return _tested(made, "direction_meaning", shown, {"n": shown["less"][1]["n"]})
-    return _tested(made, "direction", shown | {"moved": ("moved", made["after_error"][made["main"]]["moved"][0])}, {})
+        shown = _fields(made, less="feedback_meaning")
+        return _claim(made, "direction_meaning", shown, {"n": shown["less"][1]["n"]})
+    return _claim(made, "direction", shown | {"moved": ("moved", made["after_error"][made["main"]]["moved"][0])}, {})
 
 
 def formula(made: Document) -> ArticleClaim:
@@ -187,7 +187,7 @@ def constant(made: Document) -> ArticleClaim:
     if not found["stretches"]:
         raise MissingFigureError("stretches")
     shown: Shown = {f"h{i}": ("", {"value": h, "unit": "share"}) for i, h in enumerate(found["stretches"], 1)}
-    return _tested(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, curve)
+    return _claim(made, "constant", shown, {"n": found["n"], "texts": found["texts"]}, curve)
 
 
 def independent(made: Document) -> ArticleClaim:
@@ -195,12 +195,12 @@ def independent(made: Document) -> ArticleClaim:
     found, curve = _dependence(made)
     shown: Shown = {"k": ("survival", found["k"]), "reference": ("survival", found["reference"]),
                     "difference": ("", found["difference"])}  # fmt: skip
-    return _tested(made, "independent", shown, {"n": found["n"], "texts": found["texts"]}, curve)
+    return _claim(made, "independent", shown, {"n": found["n"], "texts": found["texts"]}, curve)
 
 
 def meaning(made: Document) -> ArticleClaim:
     """An answer is much more likely to be correct by meaning than word for word."""
-    return _tested(made, "meaning", _shown(made, right="right", same="word_for_word", gain="meaning_gain"), {})
+    return _claim(made, "meaning", _fields(made, right="right", same="word_for_word", gain="meaning_gain"), {})
 
 
 def feedback(made: Document) -> ArticleClaim:
@@ -213,21 +213,21 @@ def feedback(made: Document) -> ArticleClaim:
     plain = {"n": pairs["matched"], "dropped": pairs["dropped"], "ratio": pairs["ratio"][1]}
     if pairs["ratio_by_rule"] is not None:
         plain["unmatched"] = pairs["ratio_by_rule"]
-    return _tested(made, "feedback", shown, plain, "feedback")
+    return _claim(made, "feedback", shown, plain, "feedback")
 
 
 def grows(made: Document) -> ArticleClaim:
     """The effect grows with every further word: its slope over all distances."""
-    growth = _shown(made, growth="growth")
+    growth = _fields(made, growth="growth")
     rows = made["after_error"][made["main"]]["cautious"]
     shown = {"first": ("", rows[0]), "last": ("", rows[-1]), **growth}
-    return _tested(made, "grows", shown, {"m": len(rows)}, "feedback")
+    return _claim(made, "grows", shown, {"m": len(rows)}, "feedback")
 
 
 def no_way_back(made: Document) -> ArticleClaim:
     """There is no way back after an error: by construction the word stays. The figures tell how often nothing that
     follows is wrong, after an error and after a correct word."""
-    found = _shown(made, share="recovery", beside="clean_beside") | {"ended": ("", made["extra"]["ended"])}
+    found = _fields(made, share="recovery", beside="clean_beside") | {"ended": ("", made["extra"]["ended"])}
     shown: Shown = {key: ("recovery", figure) for key, (_, figure) in found.items()}
     return ArticleClaim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
 
@@ -245,14 +245,14 @@ def exponential(made: Document) -> ArticleClaim:
 
 def passes(made: Document) -> ArticleClaim:
     """The whole model is computed for every word."""
-    shown = _shown(made, passes="passes", tokens="tokens")
+    shown = _fields(made, passes="passes", tokens="tokens")
     every = abs(shown["passes"][1]["value"] - shown["tokens"][1]["value"]) < 1e-9
     return ArticleClaim("passes", "supports" if every else "does_not_support", "count", shown, {}, (), "cost")
 
 
 def targets(made: Document) -> ArticleClaim:
     """Training towards one correct word biases the probabilities: an examination cannot tell the cause."""
-    return ArticleClaim("targets", "undetermined", "nothing", _shown(made, gap="calibration"), picture="calibration")
+    return ArticleClaim("targets", "undetermined", "nothing", _fields(made, gap="calibration"), picture="calibration")
 
 
 # the tests
@@ -289,7 +289,7 @@ def after_forced(found: Sequence[InterventionOutcome]) -> dict[str, Outcome | No
     """Tests of feedback and its growth over all distances, on matched pairs, and of the direction, on words forced by
     rule."""
     out: dict[str, Outcome | None] = {}
-    matched = [one for one in found if one.intervention.matched]
+    matched = [one for one in found if one.intervention.is_matched]
     if len(matched) >= FEW:
         up_ND = np.array([np.subtract(row["wrong"], row["near"]) for row in map(InterventionOutcome.cautious, matched)])
         asked = [one.intervention.question for one in matched]

@@ -135,10 +135,10 @@ class WorldSource:
         found = self._documents(mix(0, 3), documents)
         asked = [q for d in found if (q := self._question(d)) is not None]
         prefix = self._ids(SHOWN.split())
-        shown = dict(sorted(Reader(self.beginning).next(prefix[1:]).items(), key=lambda pair: -pair[1]))
+        shown = dict(sorted(Reader(self.initial_truth).next(prefix[1:]).items(), key=lambda pair: -pair[1]))
         return TestSet(found, self._truth(found), tuple(asked[:questions]), (prefix, shown))
 
-    def beginning(self) -> WordTruth:
+    def initial_truth(self) -> WordTruth:
         """The truth at the beginning of a document."""
         return WordTruth(Filter(self._start), self.vocabulary, self._id)
 
@@ -152,7 +152,7 @@ class WorldSource:
     def _truth(self, documents: Sequence[Tokens]) -> csr_array:
         rows = []
         for document in documents:
-            truth = self.beginning()
+            truth = self.initial_truth()
             for i in document[1:]:
                 rows.append(truth.next())
                 truth.push(i)
@@ -165,7 +165,7 @@ class WorldSource:
         if not places:
             return None
         prefix = document[: places[-1] + 1]
-        reader, answers, todo = Reader(self.beginning), list[Tokens](), [Tokens()]
+        reader, answers, todo = Reader(self.initial_truth), list[Tokens](), [Tokens()]
         # one answer too many is enough: the question is skipped
         while todo and len(answers) <= ANSWERS:
             said = todo.pop()
@@ -212,7 +212,7 @@ class TextSource:
         length = sum(len(self._tokenizer.token_bytes(i)) for document in found for i in document[1:])
         return TestSet(found, bytes=length)
 
-    def beginning(self) -> None:
+    def initial_truth(self) -> None:
         """None: the truth of a text is not known."""
 
     def _pieces(self, texts: Sequence[TextDocument]) -> list[Tokens]:

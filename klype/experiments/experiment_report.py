@@ -7,7 +7,7 @@ from typing import Any, Generic
 from klype.examine import html
 from klype.examine.charts import Cell, Option, Panel, Picture, whiskers
 from klype.examine.html import Document, Glossary, Part, Section, Table, Text, texts
-from klype.examine.run_figures import FigureFacts
+from klype.examine.run_facts import FigureFacts
 from klype.examine.say import Say
 from klype.experiments.framework import SHARE, B, Experiment, Row
 from klype.words import Words, words

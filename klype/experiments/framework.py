@@ -25,11 +25,11 @@ from klype.child_processes import end_with
 from klype.device import memory_policy, set_threads, thread_policy
 from klype.errors import KlypeError, UsageError
 from klype.examine.intervals import student
-from klype.examine.run_figures import FigureFacts
+from klype.examine.run_facts import FigureFacts
 from klype.examine.truth import Truth
 from klype.experiments.corpus import Corpus, Source, TestSet
 from klype.experiments.training import LabSettings, TrainingSet, train_model, uniform
-from klype.jsons import saved
+from klype.jsons import read_saved
 from klype.model.attention import TORCH, Backend
 from klype.model.compiled import compiled_backend
 from klype.planner import first_that_fits
@@ -146,7 +146,7 @@ class Board(BoardPart):
         """Figures by arm, at the largest number of documents."""
         return {row.arm: row.figures for row in self.rows if row.documents == self.documents[-1]}
 
-    def known(self, key: str) -> dict[str, FigureFacts]:
+    def known_figures(self, key: str) -> dict[str, FigureFacts]:
         """One measure's figures that have a value, by arm, at the largest number of documents."""
         found = {arm: figures[key] for arm, figures in self.figures().items() if key in figures}
         return {arm: figure for arm, figure in found.items() if figure["value"] is not None}
@@ -197,7 +197,7 @@ class ExperimentPlan(config.Settings):
         if not file.is_file():
             return None
         try:
-            made = saved(file) or {}
+            made = read_saved(file) or {}
             sizes = made.pop("documents")
             about = {"documents": sizes if isinstance(sizes, list) else (sizes,), "arms": made.pop(f"{noun}s")}
             about["seeds"] = made["seeds"]  # required: without it, it would be a request for as many as fit
@@ -314,7 +314,7 @@ class Experiment(Generic[B]):
     first: tuple[str, ...] = ()
     one_size: bool = False
 
-    def called(self, names: Sequence[str], truth: bool) -> tuple[str, ...]:
+    def select_arms(self, names: Sequence[str], truth: bool) -> tuple[str, ...]:
         """These arms, or all if none is named, in the table's order and always with the control.
 
         ``truth``: whether the truth is known. Raises UsageError for an arm that does not exist or needs the truth.
@@ -339,7 +339,7 @@ class Experiment(Generic[B]):
         file = out / "plan.json"
         if (before := ExperimentPlan.read(file, self.noun, self.settings)) is not None:
             return before
-        arms, wanted = self.called(asked.arms, source.knows), asked.documents
+        arms, wanted = self.select_arms(asked.arms, source.knows), asked.documents
         if wanted and (most := source.within(wanted)) != wanted:
             raise UsageError(
                 f"--documents: the text has only {most[-1]} pieces to draw from.", f"Ask for {most[-1]} at most."
@@ -375,7 +375,7 @@ class Experiment(Generic[B]):
             (count, seed)
             for count in sorted(plan.documents, reverse=True)  # the longest first, so that processes end together
             for seed in range(plan.seed, plan.seed + plan.seeds)
-            if not self.finished(self._place(folder, count, seed), (*self.first, *plan.arms))
+            if not self.is_finished(self._place(folder, count, seed), (*self.first, *plan.arms))
         ]
         seen: list[Result] = []
         last: B | None = None
@@ -398,7 +398,7 @@ class Experiment(Generic[B]):
             running = []
             for count, seed in left:
                 corpus, place = drawn[seed].result().first(count), self._place(folder, count, seed)
-                cell = self.cell(corpus, test, plan.settings, count, seed, place, compiled, source.beginning)
+                cell = self.cell(corpus, test, plan.settings, count, seed, place, compiled, source.initial_truth)
                 running.append(pool.submit(run_cell, cell, plan.arms))
             follow(running, look)
         return look(done=True)
@@ -406,10 +406,10 @@ class Experiment(Generic[B]):
     def _place(self, folder: Path, documents: int, seed: int) -> Path:
         return folder / "cells" / (f"{seed}" if self.one_size else f"{documents}-{seed}")
 
-    def finished(self, place: Path, names: Sequence[str]) -> bool:
+    def is_finished(self, place: Path, names: Sequence[str]) -> bool:
         """Whether all of these arms have been measured in the cell's folder ``place``."""
         files = [place / f"{name}{'' if self.one_size else '.0'}.json" for name in names]
-        return all("values" in (saved(file) or {}) for file in files)
+        return all("values" in (read_saved(file) or {}) for file in files)
 
 
 def probe(source: Source, request: ExperimentPlan, compiled: Path | None) -> tuple[float, float]:
@@ -428,7 +428,7 @@ def probe(source: Source, request: ExperimentPlan, compiled: Path | None) -> tup
 
 def results(folder: Path) -> list[Result]:
     """The results in the cells' files, in the order of their names; damaged files are left out."""
-    return [found for file in sorted(folder.glob("*/*.json")) if (found := saved(file))]
+    return [found for file in sorted(folder.glob("*/*.json")) if (found := read_saved(file))]
 
 
 @contextmanager

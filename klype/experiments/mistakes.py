@@ -20,7 +20,7 @@ from klype import durable
 from klype.data.seeds import mix
 from klype.examine.charts import Panel, Picture, axis, line, lines
 from klype.examine.intervals import ratio_of_means, ratio_over_seeds
-from klype.examine.run_figures import FigureFacts, beyond
+from klype.examine.run_facts import FigureFacts, side_of
 from klype.examine.say import Say
 from klype.experiments import framework, mistakes_methods
 from klype.experiments.bias_targets import BiasCell
@@ -29,7 +29,7 @@ from klype.experiments.framework import SHARE, BoardMeasure, Experiment, Experim
 from klype.experiments.mistakes_measures import text_values, world_values
 from klype.experiments.mistakes_methods import BEFORE, CONTROL, METHODS, MistakesSettings, Student, TrainingContext
 from klype.experiments.training import TrainedModel, loop_settings, optimize
-from klype.jsons import saved
+from klype.jsons import read_saved
 from klype.model.transformer import Transformer
 from klype.train.loop import TrainSession
 from klype.train.optimizer import fused_parts
@@ -48,18 +48,18 @@ class SeedCell(framework.Cell):
     settings: MistakesSettings
 
     def run(self, names: Sequence[str]) -> None:
-        left = [name for name in (BEFORE, *names) if saved(self.folder / f"{name}.json") is None]
+        left = [name for name in (BEFORE, *names) if read_saved(self.folder / f"{name}.json") is None]
         if not left:
             return
         corpus = replace(self.corpus, vocabulary=(*self.corpus.vocabulary, mistakes_methods.BACK))
         place = self.folder / "models"
         models = BiasCell(corpus, self.test, self.settings, len(corpus.train), self.seed, place, self.compiled)
         place.mkdir(parents=True, exist_ok=True)
-        first = models.trained("one-hot").model
+        first = models.train("one-hot").model
         assert isinstance(first, Transformer)
 
         def teachers() -> list[TrainedModel]:
-            return [models.trained("one-hot", k) for k in range(1, 1 + self.settings.teachers)]
+            return [models.train("one-hot", k) for k in range(1, 1 + self.settings.teachers)]
 
         if self.test.truth is not None:
             reader = partial(mistakes_methods.reader, self.beginning)
@@ -70,7 +70,7 @@ class SeedCell(framework.Cell):
             began, flops = time.perf_counter(), 0.0
             student = Student(copy.deepcopy(first), corpus)
             if name != BEFORE:
-                learner = Student(student.model.using(self.backend), corpus)
+                learner = Student(student.model.with_backend(self.backend), corpus)
                 context = TrainingContext(corpus, self.settings, mix(self.seed, 21), learner, self.beginning, teachers)
                 flops = go_on(context, METHODS[name])
             student.refresh()
@@ -284,15 +284,15 @@ def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
             return []
         best = min(cures, key=lambda name: figures[name]["bits_per_byte"]["value"] or 0.0)
         told = {key: say.figure(figures[best][key]) for key in ("bits_per_byte", "bits_change")}
-        key = "text" if beyond(figures[best]["bits_change"], 0.0) < 0 else "text_open"
+        key = "text" if side_of(figures[best]["bits_change"], 0.0) < 0 else "text_open"
         control = say.figure(figures[CONTROL]["bits_per_byte"])
         return [own(f"said.{key}", method=tell.name(best), control=control, n=len(cures), **told)]
     said = []
     if {BEFORE, CONTROL} <= figures.keys():
         sides = {key: figures[name]["feedback"] for key, name in (("before", BEFORE), ("after", CONTROL))}
-        key = "control" if all(beyond(figure, 0.0) > 0 for figure in sides.values()) else "control_open"
+        key = "control" if all(side_of(figure, 0.0) > 0 for figure in sides.values()) else "control_open"
         said.append(own(f"said.{key}", **{side: say.figure(figure) for side, figure in sides.items()}))
-    known = board.known("ratio")
+    known = board.known_figures("ratio")
     if ratios := {name: ratio for name in cures if name in known and (ratio := known[name]["value"])}:
         best = min(ratios, key=lambda name: ratios[name])
         told = {key: say.figure(figures[best][key]) for key in ("ratio", "ratio_by_question")}
@@ -308,7 +308,7 @@ def verdict(board: MistakesBoard, say: Say, own: Words) -> list[str]:
 
 def beside_picture(board: MistakesBoard, tell: ArmNames, key: str, at: float) -> Picture | None:
     """One measure of all methods but the control; ``at``: where to draw a line."""
-    rows = [(name, figure) for name, figure in board.known(key).items() if name != CONTROL]
+    rows = [(name, figure) for name, figure in board.known_figures(key).items() if name != CONTROL]
     return tell.whiskers(key, rows, axis(tell.column(key)), at)
 
 

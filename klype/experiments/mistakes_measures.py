@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from klype.answers.backspace import EditableText, answers_with_backspace
+from klype.answers.decoder_requests import DecodeQuestion, DecoderSettings
 from klype.answers.decoders import decide
-from klype.answers.decoding import DecodeQuestion, DecoderSettings
 from klype.errors import KlypeError
 from klype.examine.error_feedback import InterventionOutcome, outcomes
 from klype.examine.interventions import FeedbackSettings, Query, interventions
@@ -103,7 +103,7 @@ def after_mistakes(found: Sequence[InterventionOutcome]) -> Values:
     return {
         "questions": [one.intervention.question for one in found],
         "feedback": less,
-        "beside_near": np.subtract(wrong, near)[[one.intervention.matched for one in found]].tolist(),
+        "beside_near": np.subtract(wrong, near)[[one.intervention.is_matched for one in found]].tolist(),
         "hazard_wrong": wrong,
         "hazard_right": right,
         "recovery": float(np.mean([one.clean["wrong"][-1] for one in found])),

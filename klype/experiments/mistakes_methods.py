@@ -135,7 +135,7 @@ def up_to_slips(reader: Reader, text: Tokens) -> Tokens:
     return text
 
 
-def joined(a: Batch, b: Batch) -> Batch:
+def concat_batches(a: Batch, b: Batch) -> Batch:
     """The rows of both, padded to the longer."""
 
     def both(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ def joined(a: Batch, b: Batch) -> Batch:
 
 OPENING = 8  # maximum number of words of a document that an own text continues
 PLACES = 8  # an error is forced at one of this many first words of an own text
-LEAST = 1e-9  # wrong words whose total probability is less than this are ignored
+MIN_MASS = 1e-9  # wrong words whose total probability is less than this are ignored
 UNLIKELY = 1e-3  # words to which teachers give less than this count as impossible
 
 
@@ -198,16 +198,16 @@ class TeacherLabels:
         context.teacher_flops += sum(one.flops for one in context.teachers())
 
     def documents(self) -> Soft:
-        return training.rows(self._said(self._context.corpus.train))
+        return training.rows(self._next_word_distributions(self._context.corpus.train))
 
     def reader(self, prompt: Tokens) -> Reader:
         mixture = Mixture(self._models)
         return Reader(lambda: ModelTruth(mixture, prompt))
 
     def label(self, texts: Sequence[Tokens]) -> tuple[list[Tokens], torch.Tensor]:
-        return list(texts), self._said(texts)
+        return list(texts), self._next_word_distributions(texts)
 
-    def _said(self, texts: Sequence[Tokens]) -> torch.Tensor:
+    def _next_word_distributions(self, texts: Sequence[Tokens]) -> torch.Tensor:
         self._context.teacher_flops += self._reads * sum(len(text) - 1 for text in texts)
         return training.average(self._models, texts)
 
@@ -271,7 +271,7 @@ def rounds(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
         data = TrainingSet(tuple(texts), training.rows(torch.cat(tables)))
         own = LabelledBatches(data, half, mix(context.seed, 15, round_))
         for _ in range(-(-settings.steps // settings.rounds)):
-            yield joined(next(plain), next(own))
+            yield concat_batches(next(plain), next(own))
 
 
 def documents(context: TrainingContext, labeller: Labeller | None = None, rows: int = 0) -> LabelledBatches:
@@ -280,7 +280,7 @@ def documents(context: TrainingContext, labeller: Labeller | None = None, rows: 
     return LabelledBatches(data, rows or context.settings.rows, mix(context.seed, 14))
 
 
-def scheduled(context: TrainingContext) -> Iterator[Batch]:
+def scheduled_sampling(context: TrainingContext) -> Iterator[Batch]:
     """Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099) in two passes (Mihaylova & Martins 2019,
     arXiv:1906.07651): an increasing share of a document's words is replaced by samples from the student. The targets
     remain the document's words, which is why the method is biased (Huszár 2015, arXiv:1511.05101)."""
@@ -290,7 +290,7 @@ def scheduled(context: TrainingContext) -> Iterator[Batch]:
             yield batch
             continue
         drawing = torch.Generator().manual_seed(mix(context.seed, 16, position + 1) % 2**63)
-        q_BTV = said(context, batch)
+        q_BTV = next_word_distributions(context, batch)
         said_BT = torch.multinomial(q_BTV.flatten(0, 1), 1, generator=drawing).view(q_BTV.shape[:2])
         tokens_BT = batch.tokens_BT.clone()
         chosen_BT = torch.rand(tokens_BT[:, 1:].shape, generator=drawing) < rate
@@ -298,7 +298,7 @@ def scheduled(context: TrainingContext) -> Iterator[Batch]:
         yield Batch(tokens_BT, batch.targets_BT, batch.weights_BT)
 
 
-def enriched(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
+def with_near_misses(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     """The documents, and half as many with one word replaced by a word that the student might say there but that cannot
     follow, according to the labeller. The target after it is backspace, also up to ``late`` words later. The wrong word
     itself is never a target."""
@@ -306,13 +306,13 @@ def enriched(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     labelled = LabelledBatches(data, context.settings.rows // 2, mix(context.seed, 17))
     for position in count(1):
         drawing = torch.Generator().manual_seed(mix(context.seed, 18, position) % 2**63)
-        yield joined(next(plain), broken(context, next(labelled), labeller.impossible, drawing))
+        yield concat_batches(next(plain), with_wrong_words(context, next(labelled), labeller.impossible, drawing))
 
 
-def broken(context: TrainingContext, batch: Batch, impossible: float, drawing: torch.Generator) -> Batch:
+def with_wrong_words(context: TrainingContext, batch: Batch, impossible: float, drawing: torch.Generator) -> Batch:
     """The batch with a wrong word at a random position of each row and backspace as the target after it; rows in which
     no wrong word is likely are unchanged."""
-    q_BTV = said(context, batch)
+    q_BTV = next_word_distributions(context, batch)
     wrong_BTV = q_BTV * (batch.extra["soft_BTV"] <= impossible)
     wrong_BTV.scatter_(-1, batch.targets_BT[..., None], 0.0)  # teachers may consider the document's word impossible
     wrong_BTV[..., [i for i in range(context.corpus.size) if not context.student.is_word(i)]] = 0
@@ -320,7 +320,7 @@ def broken(context: TrainingContext, batch: Batch, impossible: float, drawing: t
     for row, weight_T in enumerate(batch.weights_BT):
         targets = int(weight_T.sum())
         at = int(torch.randint(max(1, targets - 1), (1,), generator=drawing))
-        if targets < 2 or float(wrong_BTV[row, at].sum()) < LEAST:
+        if targets < 2 or float(wrong_BTV[row, at].sum()) < MIN_MASS:
             continue
         tokens_BT[row, at + 1] = torch.multinomial(wrong_BTV[row, at], 1, generator=drawing)[0]
         until = min(at + 2 + context.settings.late, targets)
@@ -331,7 +331,7 @@ def broken(context: TrainingContext, batch: Batch, impossible: float, drawing: t
 
 
 @torch.no_grad()
-def said(context: TrainingContext, batch: Batch) -> torch.Tensor:
+def next_word_distributions(context: TrainingContext, batch: Batch) -> torch.Tensor:
     """The model's next-word distributions, [B, T, V]."""
     context.tokens += int(batch.weights_BT.sum())
     q_BTV: torch.Tensor = context.student.model(batch.tokens_BT).softmax(-1)
@@ -400,14 +400,14 @@ REWARDED = with_rehearsal(partial(grpo, settings=PolicySettings()), cross_entrop
 METHODS = by_name(
     Method("documents", documents, "control"),
     Method("longer", documents, "control", times=2),
-    Method("scheduled-sampling", scheduled, "baseline"),
+    Method("scheduled-sampling", scheduled_sampling, "baseline"),
     Method("truth", documents, "beside", "truth", TruthLabels, soft_cross_entropy),
     Method("own-truth", rounds, "cure", "truth", TruthLabels, soft_cross_entropy, own=True),
     Method("teachers", documents, "beside", "teachers", TeacherLabels, soft_cross_entropy),
     Method("own-teachers", rounds, "cure", "teachers", TeacherLabels, soft_cross_entropy),
     Method("own-teachers-reverse", rounds, "cure", "teachers", TeacherLabels, reverse_divergence),
-    Method("backspace", enriched, "cure", "language", TruthLabels, back=True),
-    Method("backspace-teachers", enriched, "cure", "teachers", TeacherLabels, back=True),
+    Method("backspace", with_near_misses, "cure", "language", TruthLabels, back=True),
+    Method("backspace-teachers", with_near_misses, "cure", "teachers", TeacherLabels, back=True),
     Method("outcome", outcome, "cure", "language", objective=REWARDED, rate=0.2, own=True),
 )
 CONTROL = "documents"

@@ -173,7 +173,7 @@ def train_model(
     """
     torch.manual_seed(mix(seed, 4))
     model = Transformer(shape(corpus.size, settings))
-    learner = model.using(backend)
+    learner = model.with_backend(backend)
     mean = weight_average(model, settings.average) if settings.average else None
     batches = LabelledBatches(data, settings.rows, mix(seed, 5), settings.blanks)
     every, curve, best = batches.steps_per_epoch, Curve(), dict[str, torch.Tensor]()
@@ -257,7 +257,7 @@ def rows(table_NV: torch.Tensor | Floats) -> Soft:
     return soft
 
 
-def mixed(first: Soft, second: Soft, share: float) -> Soft:
+def interpolate(first: Soft, second: Soft, share: float) -> Soft:
     """(1 − share) · first + share · second."""
     assert 0 <= share <= 1
     return lambda positions: torch.lerp(first(positions), second(positions), share)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from klype.errors import KlypeError, UsageError
-from klype.jsons import saved
+from klype.jsons import read_saved
 from klype.judge.judge import Errors, Judge
 from klype.judge.rule_judge import DECIDED, PAIRS
 from klype.sources.hub import INSTALL
@@ -66,7 +66,7 @@ def minilm() -> EmbeddingJudge:
 
 def is_encoder(folder: Path) -> bool:
     """Whether a folder has an encoder: a model that generates no text."""
-    config = saved(folder / "config.json") or {}
+    config = read_saved(folder / "config.json") or {}
     return any(str(kind).endswith(("Model", "ForMaskedLM")) for kind in config.get("architectures") or ())
 
 

@@ -13,8 +13,8 @@ from klype.values import Figure, Question
 if TYPE_CHECKING:
     from klype.world import World
 
-# a model has decided if P(yes) + P(no) is at least LEAST, and the larger one at least MARGIN of that
-LEAST, MARGIN = 0.2, 0.6
+# a model has decided if P(yes) + P(no) is at least MIN_YES_NO, and the larger one at least MIN_SHARE of that
+MIN_YES_NO, MIN_SHARE = 0.2, 0.6
 COMPARED = 4  # meanings with which a model compares a new answer
 
 
@@ -77,8 +77,8 @@ class JudgeModel(Judge):
     """Asks a language model whether two answers mean the same, and compares P(Yes) with P(No) as its next token.
 
     It is asked in both orders, so that a preference for the first or last answer has no effect. Undecided if it
-    contradicts itself, if P(Yes) + P(No) is below LEAST or the two are too close (MARGIN), or if the prompt exceeds its
-    ``window``.
+    contradicts itself, if P(Yes) + P(No) is below MIN_YES_NO or the two are too close (MIN_SHARE), or if the prompt
+    exceeds its ``window``.
     """
 
     most = 100  # a tree can have hundreds of answers; the most probable come first
@@ -87,7 +87,7 @@ class JudgeModel(Judge):
         self.source, self.name, self._window = source, f"judge model {source.name}", window
 
     def compare(self, question: Question, a: str, b: str) -> bool | None:
-        said = set(self._asked(question, [(a, b), (b, a)]))
+        said = set(self._ask_pairs(question, [(a, b), (b, a)]))
         return said.pop() if len(said) == 1 else None
 
     def among(self, question: Question, text: str, known: Sequence[str]) -> str:
@@ -96,11 +96,11 @@ class JudgeModel(Judge):
         if equal is not None or not text.strip():
             return equal or text
         known = [other for other in known if other.strip()][:COMPARED]
-        said = self._asked(question, [pair for other in known for pair in ((other, text), (text, other))])
+        said = self._ask_pairs(question, [pair for other in known for pair in ((other, text), (text, other))])
         both = zip(known, said[::2], said[1::2], strict=True)
         return next((other for other, one, turned in both if one and turned), text)
 
-    def _asked(self, question: Question, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+    def _ask_pairs(self, question: Question, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Whether the answers of each ordered pair mean the same; None if undecided."""
         prompts = []
         for one, other in pairs:
@@ -114,6 +114,6 @@ class JudgeModel(Judge):
         for prompt in prompts:
             q = next(found) if len(prompt) <= self._window else None
             yes, no = (sum(q.p(token) or 0.0 for token in tokens) if q else 0.0 for tokens in words)
-            clear = q and yes + no >= LEAST and max(yes, no) >= MARGIN * (yes + no)
+            clear = q and yes + no >= MIN_YES_NO and max(yes, no) >= MIN_SHARE * (yes + no)
             rulings.append(yes > no if clear else None)
         return rulings

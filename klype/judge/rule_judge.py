@@ -118,7 +118,7 @@ class Sameness:
             if given.units and wanted.units and given.units != wanted.units:
                 return self.same(answer, reference)
             return numbers <= said if given.value in numbers else False
-        sentence = self._answering(answer)
+        sentence = self._answering_sentence(answer)
         if {"or", "eller"} & {*words(sentence)} - {*words(reference)} - {*words(self._text)}:
             return None  # "Canberra or Sydney" claims neither
         if (standing := _stands_in(reference, sentence)) is not None:
@@ -148,7 +148,7 @@ class Sameness:
                     beside = said if self._several else {number for number in said if number < 1000} if dated else set()
                     units = UNITS.keys() & {*words(answer)} - {*words(self._text)}
                     return Claim(value, units=frozenset(units), beside=frozenset(beside))
-        sentence = self._answering(answer)
+        sentence = self._answering_sentence(answer)
         return Claim(
             words=tuple(dict.fromkeys(word.stem for word in self._core(sentence))),
             sentence=frozenset(word.stem for word in self._new(sentence)),
@@ -184,12 +184,12 @@ class Sameness:
             return lead in YES
         compared = next((w for w in self._asked if w in lexis.opposites), None)
         for sentence in _SENTENCE.split(answer):
-            said = self._compared(sentence, compared) if compared else self._affirmed(sentence)
+            said = self._affirms_comparison(sentence, compared) if compared else self._affirms(sentence)
             if said is not None:
                 return said
         return None
 
-    def _compared(self, sentence: str, more: str) -> bool | None:
+    def _affirms_comparison(self, sentence: str, more: str) -> bool | None:
         """Whether a sentence affirms a comparison, as "B is lighter than A" affirms "Is A heavier than B?"; None if it
         has no such comparison."""
         spoken = words(sentence)
@@ -206,7 +206,7 @@ class Sameness:
         other_end = spoken[at] == self._lexis.opposites[more]
         return not (denied ^ turned ^ other_end)
 
-    def _affirmed(self, sentence: str) -> bool | None:
+    def _affirms(self, sentence: str) -> bool | None:
         """Whether a sentence affirms what was asked; None if it is about something else."""
         spoken = [w.split("'")[0] if w not in NEGATION else w for w in words(sentence)]
         stems = [self._stem(w) for w in spoken]
@@ -260,7 +260,7 @@ class Sameness:
 
     # names and explanations
 
-    def _answering(self, answer: str) -> str:
+    def _answering_sentence(self, answer: str) -> str:
         """The answering sentence: about the question, with new content words, preferably a name, preferably early."""
 
         def worth(place: int, sentence: str) -> float:

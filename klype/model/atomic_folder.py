@@ -13,7 +13,7 @@ from pathlib import Path
 
 from klype.durable import clear, draft_folder, hash_file, sync_folder
 from klype.errors import KlypeError, writing_to
-from klype.jsons import parsed
+from klype.jsons import parse
 from klype.text.tokenizer_files import read_bounded
 
 MANIFEST = "manifest.json"
@@ -89,7 +89,7 @@ def verify(folder: Path) -> None:
     file = folder / MANIFEST
     try:
         raw = read_bounded(file)
-        hashes = parsed(raw)["sha256"]
+        hashes = parse(raw)["sha256"]
         sound = raw == _text(hashes) and isinstance(hashes, dict)
     except (KlypeError, ValueError, KeyError, TypeError):
         sound = False

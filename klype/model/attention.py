@@ -87,7 +87,7 @@ class Backend:
         """Whether it computes packed texts of at most ``longest`` tokens in the weight's dtype and on its device."""
         return False
 
-    def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
+    def packed_pass(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
         """Whole texts packed end to end (varlen), where it ``supports`` them."""
         raise NotImplementedError
 

@@ -48,7 +48,7 @@ class SharedKV:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors)
 
-    def changed(self, change: Callable[[Tensor], Tensor], lengths: Indices, P: int) -> "SharedKV":
+    def map_tensors(self, change: Callable[[Tensor], Tensor], lengths: Indices, P: int) -> "SharedKV":
         """A new SharedKV: each tensor cut to P positions and passed through ``change``; ``lengths`` of its slots."""
         spare = self.keys.shape[-2] - P
         keys, values, inputs = (change(t.narrow(-2, 0, t.shape[-2] - spare)) for t in self.tensors)
@@ -57,7 +57,7 @@ class SharedKV:
     def take(self, slots: Indices) -> "SharedKV":
         """A copy of some slots, cut to the longest of them."""
         index, lengths = to_device(slots, self.keys.device), self.lengths[slots]
-        return self.changed(lambda t: t.index_select(1, index), lengths, int(lengths.max(initial=0)))
+        return self.map_tensors(lambda t: t.index_select(1, index), lengths, int(lengths.max(initial=0)))
 
     def alike(self, other: "SharedKV") -> bool:
         """Whether both are worth one store: longest texts and numbers of slots within a factor of two."""
@@ -65,7 +65,7 @@ class SharedKV:
         many, few = sorted((len(self.lengths), len(other.lengths)), reverse=True)
         return long <= max(2 * short, 32) and many <= 2 * few
 
-    def joined(self, other: "SharedKV") -> "SharedKV":
+    def concat(self, other: "SharedKV") -> "SharedKV":
         """The slots of both, the other's last."""
         pairs = zip(self.tensors, other.tensors, strict=True)
         longest = ((max(t.shape[-2] for t in pair), pair) for pair in pairs)
@@ -177,13 +177,13 @@ class Cache:
     def to_shared(self) -> SharedKV:
         """These rows as shared KV. Without shared parts it is a view: do not continue this cache."""
         if self.shared.any():
-            return self._flattened()
+            return self._flatten()
         own = SharedKV(self.keys, self.values, self.inputs, self.lengths)
-        return own.changed(lambda t: t[:, : self.rows], self.lengths.copy(), int(self.lengths.max(initial=0)))
+        return own.map_tensors(lambda t: t[:, : self.rows], self.lengths.copy(), int(self.lengths.max(initial=0)))
 
     def unshare(self) -> None:
         """Copy shared parts into the rows: text that is in one piece is read faster."""
-        whole = self._flattened()
+        whole = self._flatten()
         self.keys, self.values, self.inputs = whole.tensors
         self._share_nothing()
 
@@ -247,7 +247,7 @@ class Cache:
             moved = self.store_of == index
             self.slot_of[moved] += len(self.stores[first].lengths)
             self.store_of[moved] = first
-            self.stores[first] = self.stores[first].joined(last)
+            self.stores[first] = self.stores[first].concat(last)
             self.stores.pop()
             if first != index - 1:  # the merged store becomes the last one, which is compared next
                 self.stores[first], self.stores[-1] = self.stores[-1], self.stores[first]
@@ -268,7 +268,7 @@ class Cache:
                 column = to_device(self.shared[here, None] + np.arange(J), self.device)
                 self.inputs[:, to_device(here, self.device), :J] = store.inputs[:, slot, column]
 
-    def _flattened(self) -> SharedKV:
+    def _flatten(self) -> SharedKV:
         """A copy of every row's whole text, in one slot each."""
         S, P = self.keys.shape[-2], int(self.lengths.max(initial=0))
         shapes = [(len(t), self.rows, *t.shape[2:-2], t.shape[-2] - S + P, t.shape[-1]) for t in self.tensors]

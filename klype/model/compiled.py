@@ -101,7 +101,7 @@ class CompiledBackend(Backend):
         numbers = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
         return numbers and self.library is not None
 
-    def packed(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
+    def packed_pass(self, config: ModelConfig, texts: PackedTexts, rope: Rope | None) -> AttentionPass:
         return _PackedPass(self, config, texts, None if rope is None else (rope[0].float(), rope[1].float()))
 
     def decode(self, cache: Cache, T: int, rope: Rope | None) -> AttentionPass:

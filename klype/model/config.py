@@ -26,7 +26,7 @@ class RopeScaling(BaseModel):
     original_window: int = Field(default=8192, gt=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_order(self) -> Self:
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise ValueError("high_freq_factor must be greater than low_freq_factor")
         return self

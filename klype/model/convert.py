@@ -29,7 +29,7 @@ ARCHITECTURES = {
 }
 # a larger weight is damaged (one flipped bit can do that): squared in the next norm it would overflow, and all
 # probabilities would be NaN
-MOST = 1e15
+MAX_WEIGHT = 1e15
 PREFIX = "transformer."  # of klype's own names in a file of model_type "klype"
 # names of weights: ours, then Hugging Face's (one or several, in the order of rows) with llama.cpp's
 NAMES = {
@@ -225,6 +225,6 @@ class WeightEntry:
 
 
 def is_finite(weight: Tensor) -> bool:
-    """Whether the weight has no NaN, infinity or value above ``MOST``. (Its extremes show all of these, several times
-    faster than an elementwise test.)"""
-    return weight.numel() == 0 or bool((torch.stack(weight.aminmax()).abs() <= MOST).all())
+    """Whether the weight has no NaN, infinity or value above ``MAX_WEIGHT``. (Its extremes show all of these, several
+    times faster than an elementwise test.)"""
+    return weight.numel() == 0 or bool((torch.stack(weight.aminmax()).abs() <= MAX_WEIGHT).all())

@@ -32,7 +32,7 @@ from klype.text.tokenizer_files import CONTROL, NORMAL, read_gguf
 from klype.text.tokenizer_files import HINT_GGUF as HINT
 
 # most bytes of metadata: a vocabulary of a million tokens has about forty million
-MOST = 256 * 2**20
+MAX_METADATA = 256 * 2**20
 # most entries in all lists together, at about sixty bytes each: a vocabulary of a million tokens has four million
 VALUES = 2**23
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -76,10 +76,10 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, WeightEntry]]:
 
 
 class _Reader:
-    """Reads a header from the file's start, at most ``MOST`` bytes of it. ValueError for what is malformed."""
+    """Reads a header from the file's start, at most ``MAX_METADATA`` bytes of it. ValueError for what is malformed."""
 
     def __init__(self, content: mmap.mmap) -> None:
-        self._content, self._most = content, min(len(content), MOST)
+        self._content, self._most = content, min(len(content), MAX_METADATA)
         self.at = self._listed = 0
 
     def take(self, size: int) -> bytes:
@@ -159,7 +159,7 @@ class _Reader:
         return metadata, placed
 
 
-def _expanded(name: str, entry: WeightEntry) -> Tensor:
+def _dequantise(name: str, entry: WeightEntry) -> Tensor:
     """The weight in float32. KlypeError when it is damaged, not finite, or of a type that `gguf` cannot dequantise."""
     import gguf
 
@@ -210,7 +210,7 @@ class GGUFFile:
 
     def get(self, name: str) -> Tensor:
         """A weight in float32, its rows in Hugging Face's order. KlypeError when it is damaged or not finite."""
-        weight = _expanded(name, self._placed[name])
+        weight = _dequantise(name, self._placed[name])
         if heads := _paired_heads(self.config, name):
             weight = weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
         return weight
@@ -220,12 +220,12 @@ class GGUFFile:
         entry = self._placed[name]
         return entry.kind if len(entry.shape) == 2 else -1
 
-    def stored(self, name: str) -> StoredMatrix:
+    def stored_matrix(self, name: str) -> StoredMatrix:
         """A matrix of one of the types in ``SCALES``, as the file stores it. KlypeError when it is not finite."""
         import gguf
 
         entry = self._placed[name]
-        raw = self.mapped[entry.start : entry.stop]
+        raw = self.memory_map[entry.start : entry.stop]
         _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(entry.kind)]
         scales = (raw.reshape(-1, size)[:, at : at + 2].view(np.uint16) for at in SCALES[entry.kind])
         if any((scale & _INFINITE == _INFINITE).any() for scale in scales):
@@ -235,7 +235,7 @@ class GGUFFile:
         return StoredMatrix(entry.kind, entry.shape[1], blocks, paired)
 
     @cached_property
-    def mapped(self) -> npt.NDArray[np.uint8]:
+    def memory_map(self) -> npt.NDArray[np.uint8]:
         """The file's bytes, memory-mapped (copy on write)."""
         return np.memmap(self.file, np.uint8, "c")
 
@@ -257,7 +257,7 @@ def open_gguf(file: Path, known: Path | None = None) -> GGUFFile:
     try:
         config = _config(metadata, shapes, file)
         if divisors is not None:
-            config = _llama3_scaled(config, _expanded(ROPE, divisors), file)
+            config = _llama3_scaled(config, _dequantise(ROPE, divisors), file)
         tokenizer = Tokenizer.of_stranger(*read_gguf(metadata, file), str(file), known)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
         raise KlypeError(f"{file} lacks or misspells {error}.", HINT) from error

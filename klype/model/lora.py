@@ -79,7 +79,7 @@ class AdaptedTransformer(Transformer):
         return twin
 
     @torch.no_grad()
-    def merged(self, model: Transformer) -> Transformer:
+    def merge(self, model: Transformer) -> Transformer:
         """A copy of ``model``, which the adapters were trained for, with them merged into its matrices."""
         whole = copy.deepcopy(model)
         for own, layer in zip(self.layers, whole.layers, strict=True):

@@ -65,7 +65,7 @@ def pack(wanted_BT: Tensor, document_BT: Tensor | None = None) -> Packing:
         cu_seqlens = torch.cat([inside, inside.new_tensor([len(rows)])])
     longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
     wanted = wanted_BT.flatten()[rows].nonzero()[:, 0]
-    return _filled(PackedTexts(cu_seqlens, longest), rows, wanted, len(wanted) == len(rows))
+    return _pad(PackedTexts(cu_seqlens, longest), rows, wanted, len(wanted) == len(rows))
 
 
 def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packing:
@@ -89,7 +89,7 @@ def pack_branches(wanted_BT: Tensor, prefixes: SharedPrefixes) -> Packing:
     at_W = tree_W * (G + 1) + torch.where(beyond_W >= 0, row_W % G + 1, 0)
     wanted = cu_seqlens[at_W] + torch.where(beyond_W >= 0, beyond_W, column_W)
     longest = int((prefix_Q + pieces_QE[:, 1:].amax(1)).max()) if B else 0
-    return _filled(PackedTexts(cu_seqlens, longest, torch.arange(0, Q * (G + 1) + 1, G + 1)), rows, wanted, False)
+    return _pad(PackedTexts(cu_seqlens, longest, torch.arange(0, Q * (G + 1) + 1, G + 1)), rows, wanted, False)
 
 
 def _lengths(wanted_BT: Tensor) -> Tensor:
@@ -97,9 +97,9 @@ def _lengths(wanted_BT: Tensor) -> Tensor:
     return torch.where(wanted_BT, torch.arange(wanted_BT.shape[1]) + 1, 0).amax(1)
 
 
-def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Packing:
+def _pad(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Packing:
     """Pad with one-token texts to a multiple of ROUND. ``every``: all rows are wanted, in order."""
-    spare = padding(len(rows))
+    spare = padding_rows(len(rows))
     if not spare and every:
         return Packing(texts, rows, None)
     more = torch.arange(1, spare + 1)
@@ -108,6 +108,6 @@ def _filled(texts: PackedTexts, rows: Tensor, wanted: Tensor, every: bool) -> Pa
     return Packing(PackedTexts(cu_seqlens, texts.max_seqlen, trees), torch.cat([rows, rows.new_zeros(spare)]), wanted)
 
 
-def padding(rows: int) -> int:
+def padding_rows(rows: int) -> int:
     """Number of rows missing to a multiple of ROUND."""
     return -rows % ROUND

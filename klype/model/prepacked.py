@@ -218,7 +218,7 @@ class Int8Linear(nn.Module):
         (rows, columns), scale = weight.shape, self.wide_scale
         self.fields = Matrix(weight=self.matrix, scale=scale, bias=self.wide_bias, rows=rows, columns=columns, bits=8)
 
-    def widened(self) -> Tensor:
+    def to_float32(self) -> Tensor:
         """The integers as float32, [I, O]."""
         if self.kernel is None:
             return self.matrix.float().T
@@ -233,7 +233,7 @@ class Int8Linear(nn.Module):
         if self.in_blocks and rows_MI.shape[0] <= FEW_ROWS and self.kernel is None:
             out_MO = torch._weight_int8pack_mm(rows_MI.bfloat16(), self.matrix, self.scale)
         else:
-            out_MO = (rows_MI.float() @ self.widened()).mul_(self.wide_scale)
+            out_MO = (rows_MI.float() @ self.to_float32()).mul_(self.wide_scale)
         if self.bias is not None:
             out_MO += self.bias
         return out_MO.view(*x.shape[:-1], -1).to(x.dtype)
@@ -257,11 +257,11 @@ def prepack(model: Transformer, precision: Precision, kernel: Kernel | None = No
         for parent in [*model.layers, model]:
             for name, part in list(parent.named_children()):
                 if isinstance(part, nn.Linear):
-                    setattr(parent, name, _packed(part, precision, kernel))
+                    setattr(parent, name, _pack_layer(part, precision, kernel))
     parts = [part for layer in model.layers for part in layer.children() if not isinstance(part, nn.RMSNorm)]
     if kernel is None or any(getattr(part, "kernel", None) is None for part in parts):  # it reads every matrix or none
-        return model.using(model.backend)
-    return model.using(model.backend, CompiledDecoder(model, kernel))
+        return model.with_backend(model.backend)
+    return model.with_backend(model.backend, CompiledDecoder(model, kernel))
 
 
 def fastest_alone(times: int = 20, kernel: Kernel | None = None) -> Precision:
@@ -270,7 +270,7 @@ def fastest_alone(times: int = 20, kernel: Kernel | None = None) -> Precision:
     best: tuple[Precision, float] = ("float32", math.inf)
     for precision in PRECISIONS:
         plain = nn.Linear(512, 8192, bias=False).requires_grad_(False)
-        layer = _packed(plain.to(STREAMS[precision]), precision, kernel)
+        layer = _pack_layer(plain.to(STREAMS[precision]), precision, kernel)
         row_MI = torch.randn(1, 512).to(STREAMS[precision])
         with torch.inference_mode():
             took = min(timeit.repeat(partial(layer, row_MI), number=1, repeat=times))
@@ -279,7 +279,7 @@ def fastest_alone(times: int = 20, kernel: Kernel | None = None) -> Precision:
     return best[0]
 
 
-def _packed(layer: nn.Linear, precision: Precision, kernel: Kernel | None) -> nn.Module:
+def _pack_layer(layer: nn.Linear, precision: Precision, kernel: Kernel | None) -> nn.Module:
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if precision == "int8":
         return Int8Linear(weight, bias, kernel)

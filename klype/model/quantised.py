@@ -76,7 +76,7 @@ def quantised_weights(opened: GGUFFile) -> StoredWeights:
     if not decodes(opened.config):
         return {}
     return {
-        name: [opened.stored(one) for one in their]
+        name: [opened.stored_matrix(one) for one in their]
         for name, their, _ in pieces(opened.config)
         if all(opened.kind(one) in SCALES for one in their)
     }

@@ -56,7 +56,7 @@ class Transformer(nn.Module):
         self.set_tables()
         self.recompute = False  # whether activations are recomputed in the backward pass instead of kept
 
-    def using(self, backend: Backend, decoder: FusedDecoder | None = None) -> Self:
+    def with_backend(self, backend: Backend, decoder: FusedDecoder | None = None) -> Self:
         """A model that shares these weights and computes with another backend. ``decoder``: computes passes over few
         cached tokens, all layers in one call."""
         other = copy.copy(self)
@@ -130,12 +130,12 @@ class Transformer(nn.Module):
             packed = pack(wanted_BT, document_BT) if prefixes is None else pack_branches(wanted_BT, prefixes)
             self._check_length(packed.texts.max_seqlen)
             if self.packs(packed.texts.max_seqlen):
-                attention = self.backend.packed(self.config, packed.texts, self._rope())
+                attention = self.backend.packed_pass(self.config, packed.texts, self._rope())
                 hidden_ND = self._layers(tokens_BT.flatten()[packed.rows], attention)
-                return hidden_ND if packed.wanted is None else _picked(hidden_ND, packed.wanted, spare)
+                return hidden_ND if packed.wanted is None else _select(hidden_ND, packed.wanted, spare)
         hidden_ND = self.hidden(tokens_BT, document_BT=document_BT).flatten(0, 1)
         wanted_N = wanted_BT.flatten().nonzero()[:, 0]
-        return hidden_ND if len(wanted_N) == len(hidden_ND) else _picked(hidden_ND, wanted_N, spare)
+        return hidden_ND if len(wanted_N) == len(hidden_ND) else _select(hidden_ND, wanted_N, spare)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of states [..., D]."""
@@ -195,7 +195,7 @@ class Transformer(nn.Module):
                 nn.init.normal_(layer.taps, std=self.config.conv_std)
 
 
-def _picked(states_ND: Tensor, wanted_N: Tensor, spare: int) -> Tensor:
+def _select(states_ND: Tensor, wanted_N: Tensor, spare: int) -> Tensor:
     return states_ND.index_select(0, torch.cat([wanted_N, wanted_N.new_zeros(spare)]) if spare else wanted_N)
 
 

@@ -74,7 +74,7 @@ def plainly(place: str) -> Iterator[None]:
         yield
     except (DBAPIError, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-        raise _explained(place, str(cause).strip() or type(cause).__name__) from error
+        raise _explain(place, str(cause).strip() or type(cause).__name__) from error
     except UnicodeDecodeError as error:  # SQLite's message quotes a damaged name that is not UTF-8
         raise DamagedError(f"The store {place} is damaged: a name in it is no text.", SAVED) from error
     except DamagedError as error:
@@ -82,7 +82,7 @@ def plainly(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def write_transaction(engine: Engine) -> Iterator[Connection]:
     """A write transaction, committed durably at the end or rolled back."""
     with engine.connect() as raw:
         connection = raw.execution_options(writes=True)
@@ -142,7 +142,7 @@ def _sqlite(url: URL, busy_s: float, read_only: bool) -> Engine:
     return engine
 
 
-def _explained(place: str, cause: str) -> KlypeError:
+def _explain(place: str, cause: str) -> KlypeError:
     low = cause.lower()
     for sign, message, hint in (
         ("locked", f"The store {place} is locked by another program.", "Close it, or try again; nothing was lost."),

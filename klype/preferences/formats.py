@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from klype import durable
 from klype.data.rows import NO_MESSAGES, groups_of, ranking_of, said_before
 from klype.errors import KlypeError, UsageError, writing_to
-from klype.jsons import parsed
+from klype.jsons import parse
 from klype.preferences import records
 from klype.preferences.annotators import ranks
 from klype.preferences.records import Candidate, Entry, RankingItem, by_name
@@ -53,7 +53,7 @@ def read(path: Path, annotator: str = "") -> list[Entry]:
             continue
         row: Any = None
         try:
-            row = parsed(line)
+            row = parse(line)
         except ValueError:
             if number == len(lines) > 1:
                 break
@@ -131,7 +131,7 @@ def ranked_row(entry: Entry) -> Row:
 def entry_from(row: Mapping[str, Any], identity: str, annotator: str = "") -> Entry | str:
     """The entry of a row in any format, or what is wrong with it, phrased to follow the row's name."""
     if "candidates" in row and "order" in row and isinstance(row.get("question"), str):
-        return _ranked(row, identity, annotator)
+        return _parse_entry(row, identity, annotator)
     found = ranking_of(row, identity, annotator)
     if isinstance(found, str):
         return found
@@ -142,7 +142,7 @@ def entry_from(row: Mapping[str, Any], identity: str, annotator: str = "") -> En
     return records.entry_of(found)
 
 
-def _ranked(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | str:
+def _parse_entry(row: Mapping[str, Any], identity: str, annotator: str) -> Entry | str:
     texts, seconds = row["candidates"], row.get("seconds")
     kind, part = row.get("kind", "order"), row.get("part", "train")
     answers, choices, extra = row.get("answers") or [], row.get("choices") or [], row.get("extra") or {}

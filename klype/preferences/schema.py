@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeDecorator
 
 from klype.errors import KlypeError
-from klype.preferences.database import DamagedError, writing
+from klype.preferences.database import DamagedError, write_transaction
 from klype.preferences.records import By, Candidate, Entry, RankingItem, dumps, trace_from
 from klype.values import Question
 
@@ -102,7 +102,7 @@ def migrate(engine: sa.Engine, place: str, read_only: bool = False) -> None:
     if read_only:
         raise KlypeError(f"The store {place} is of an older version and cannot be brought up to date read-only.")
     try:
-        with writing(engine) as connection:
+        with write_transaction(engine) as connection:
             if (found := version_of(connection, place)) != VERSIONS[-1]:  # another process may have been first
                 upgrade(connection, found)
     except DBAPIError:  # PostgreSQL has the second process wait, and then fails to create the tables again
@@ -128,7 +128,7 @@ def upgrade(connection: Connection, old: str) -> None:
     if old in ("0001", "0002"):  # these have no checksums
         for table in SEALED:
             connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN checksum TEXT")
-            rows = connection.execute(select(table.c.id, *(table.c[name] for name in covered(table)))).all()
+            rows = connection.execute(select(table.c.id, *(table.c[name] for name in hashed_columns(table)))).all()
             new = [{"row": number, "sum": checksum(table.name, stored)} for number, *stored in rows]
             if new:
                 statement = sa.update(table).where(table.c.id == sa.bindparam("row"))
@@ -137,7 +137,7 @@ def upgrade(connection: Connection, old: str) -> None:
     connection.execute(sa.insert(version).values(version_num=VERSIONS[-1]))
 
 
-def covered(table: Table) -> list[str]:
+def hashed_columns(table: Table) -> list[str]:
     """The columns that a row's checksum covers: all that are never updated."""
     return [column.name for column in table.columns if column.name not in ("id", "priority", "checksum")]
 
@@ -147,9 +147,9 @@ def checksum(name: str, stored: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps([name, *stored], default=repr).encode()).hexdigest()[:12]
 
 
-def inserted(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+def add_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Inserts rows with their checksums, non-finite floats as NULL, and returns their ids."""
-    sealed, columns = [], [table.c[name] for name in covered(table)]
+    sealed, columns = [], [table.c[name] for name in hashed_columns(table)]
     for row in rows:
         values = {column.name: row.get(column.name) for column in columns}
         stored = []
@@ -192,7 +192,7 @@ def entry_of_row(row: Row, asked: Mapping[int, RankingItem], people: Mapping[int
         return Entry(question, order, who.name, row["kind"], who.by, **rest)
 
 
-def asked_of(row: Row, answers: Sequence[Candidate]) -> RankingItem:
+def ranking_item(row: Row, answers: Sequence[Candidate]) -> RankingItem:
     with _read(questions, row) as value:
         about = value["about"]
         more = tuple(about["answers"]), tuple(about["choices"]), about["extra"]
@@ -216,7 +216,7 @@ def _read(table: Table, row: Row) -> Iterator[dict[str, Any]]:
     """The row's JSON values by column. Raises DamagedError where the checksum does not match, a value cannot be parsed,
     or the block looks up a row that does not exist."""
     broken = DamagedError(f"row {row['id']} of its {table.name} is not what was written")
-    if row["checksum"] is not None and row["checksum"] != checksum(table.name, [row[n] for n in covered(table)]):
+    if row["checksum"] is not None and row["checksum"] != checksum(table.name, [row[n] for n in hashed_columns(table)]):
         raise broken
     try:
         texts = {column.name: row[column.name] for column in table.columns if isinstance(column.type, Json)}

@@ -19,8 +19,8 @@ from sqlalchemy.exc import DBAPIError
 from klype.errors import KlypeError
 from klype.preferences import database, schema
 from klype.preferences.database import DamagedError
-from klype.preferences.records import Candidate, Entry, RankingItem, dumps, numbered, trace_row
-from klype.preferences.schema import Annotator, Row, annotators, candidates, claims, inserted, questions, rankings
+from klype.preferences.records import Candidate, Entry, RankingItem, count_repetitions, dumps, trace_row
+from klype.preferences.schema import Annotator, Row, add_rows, annotators, candidates, claims, questions, rankings
 
 T = TypeVar("T")
 LEASE_S = 900.0  # how long a question that an annotator looks at is not given to others
@@ -65,24 +65,24 @@ class Store(AbstractContextManager["Store"]):
 
     def add(self, asked: Sequence[RankingItem]) -> list[int]:
         """Adds questions with their candidates, except those that exist already, and returns the questions' ids."""
-        with self._writing() as connection:
-            return [found.id for found in _added(connection, asked)]
+        with self._write() as connection:
+            return [found.id for found in _add_items(connection, asked)]
 
     def add_candidate(self, question: int, candidate: Candidate) -> Candidate:
         """Adds one answer, such as one that a person wrote, and returns it with its id."""
-        with self._writing() as connection:
+        with self._write() as connection:
             return _with_ids(connection, [(question, candidate)])[0]
 
     def questions(self, part: str = "") -> list[RankingItem]:
         """All questions (of one part) with their candidates, in the order added."""
-        with self._reading() as connection:
-            return [asked for asked in _asked_by_id(connection).values() if part in ("", asked.part)]
+        with self._read() as connection:
+            return [asked for asked in _items_by_id(connection).values() if part in ("", asked.part)]
 
     def prioritise(self, priority: Mapping[int, float]) -> None:
         """Sets priorities by question id; questions with the highest are asked first."""
         if priority:
             statement = update(questions).where(questions.c.id == bindparam("q")).values(priority=bindparam("p"))
-            with self._writing() as connection:
+            with self._write() as connection:
                 connection.execute(statement, [{"q": q, "p": p} for q, p in priority.items()])
 
     # ranking
@@ -95,7 +95,7 @@ class Store(AbstractContextManager["Store"]):
         when nothing else is left.
         """
         now = self._clock()
-        with self._writing() as connection:
+        with self._write() as connection:
             _one_at_a_time(connection)
             mine = _annotator_id(connection, who, self._stamp())
             found = _next(connection, mine, who, (part, each), now)
@@ -105,7 +105,7 @@ class Store(AbstractContextManager["Store"]):
             connection.execute(delete(claims).where(held | (claims.c.until < now)))
             row = {"question_id": found, "annotator_id": mine, "session": who.session, "until": now + LEASE_S}
             connection.execute(insert(claims), [row])
-            return _asked_by_id(connection, only=[found])[found]
+            return _items_by_id(connection, only=[found])[found]
 
     def claim_again(self, who: Annotator) -> RankingItem | None:
         """A question that this annotator ranked exactly once, at least APART rankings ago, with the candidates shown
@@ -116,7 +116,7 @@ class Store(AbstractContextManager["Store"]):
 
     def release(self, who: Annotator) -> None:
         """Ends this session's leases."""
-        with self._writing() as connection:
+        with self._write() as connection:
             connection.execute(delete(claims).where(claims.c.session == who.session))
 
     def record(self, entry: Entry) -> int:
@@ -125,12 +125,12 @@ class Store(AbstractContextManager["Store"]):
 
     def record_all(self, entries: Sequence[Entry]) -> list[int]:
         """Stores entries in one transaction and returns their ids."""
-        with self._writing() as connection:
-            return _recorded(connection, entries, self._stamp())
+        with self._write() as connection:
+            return _add_entries(connection, entries, self._stamp())
 
     def undo(self, who: Annotator) -> Entry | None:
         """Undoes the annotator's last ranking or skip and returns it; None if there is nothing to undo."""
-        with self._writing() as connection:
+        with self._write() as connection:
             _one_at_a_time(connection)
             found = _entries_of(connection, (who.name,))
             if not found:
@@ -138,17 +138,17 @@ class Store(AbstractContextManager["Store"]):
             last = found[-1]
             mine = _annotator_id(connection, who, self._stamp())
             row = {"question_id": last.asked.id, "annotator_id": mine, "kind": "undo", "undoes": last.id}
-            inserted(connection, rankings, [row | {"shown": [], "ordering": [], "at": self._stamp(), "again": False}])
+            add_rows(connection, rankings, [row | {"shown": [], "ordering": [], "at": self._stamp(), "again": False}])
             return last
 
     def entries(self, annotators: Sequence[str] = ()) -> list[Entry]:
         """Entries that were not undone, oldest first."""
-        with self._reading() as connection:
+        with self._read() as connection:
             return _entries_of(connection, annotators)
 
     def mark(self) -> tuple[int, int]:
         """A change counter that is cheap to read: it grows with every ranking, undo and question."""
-        with self._reading() as connection:
+        with self._read() as connection:
             newest = select(sa.func.max(rankings.c.id)), select(sa.func.max(questions.c.id))
             said, asked = (int(connection.execute(query).scalar() or 0) for query in newest)
             return said, asked
@@ -156,26 +156,26 @@ class Store(AbstractContextManager["Store"]):
     def put(self, entries: Sequence[Entry]) -> int:
         """Adds entries from elsewhere with their questions and candidates, except exact duplicates, and returns how
         many were new."""
-        with self._writing() as connection:
+        with self._write() as connection:
             _one_at_a_time(connection)
             known, new = {_key(entry) for entry in _entries_of(connection)}, []
-            for entry, asked in zip(entries, _added(connection, [entry.asked for entry in entries]), strict=True):
+            for entry, asked in zip(entries, _add_items(connection, [entry.asked for entry in entries]), strict=True):
                 entry = replace(entry, asked=asked)
                 if _key(entry) not in known:
                     known.add(_key(entry))
                     new.append(entry)
-            return len(_recorded(connection, new, self._stamp()))
+            return len(_add_entries(connection, new, self._stamp()))
 
     def _stamp(self) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with database.plainly(self.place), database.writing(self._engine) as connection:
+    def _write(self) -> Iterator[Connection]:
+        with database.plainly(self.place), database.write_transaction(self._engine) as connection:
             yield connection
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def _read(self) -> Iterator[Connection]:
         with database.plainly(self.place), self._engine.connect() as connection:
             yield connection
 
@@ -192,10 +192,10 @@ def _annotator_id(connection: Connection, who: Annotator, now: str) -> int:
     found = connection.execute(select(annotators.c.id).where(annotators.c.name == who.name)).scalar()
     if found is not None:
         return int(found)
-    return inserted(connection, annotators, [{"name": who.name, "by": who.by, "since": now}])[0]
+    return add_rows(connection, annotators, [{"name": who.name, "by": who.by, "since": now}])[0]
 
 
-def _added(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingItem]:
+def _add_items(connection: Connection, asked: Sequence[RankingItem]) -> list[RankingItem]:
     """The items with ids, inserted if new. Questions are matched by digest, candidates by text and repetition."""
     marks, rows = [], dict[str, dict[str, Any]]()
     for one in asked:
@@ -206,9 +206,9 @@ def _added(connection: Connection, asked: Sequence[RankingItem]) -> list[Ranking
         about = {"id": q.id, "answers": list(q.answers), "choices": list(q.choices), "extra": q.extra}
         rows[mark] = {"digest": mark, "part": one.part, "question": q.question, "context": q.context, "about": about}
     ids = {row.digest: row.id for row in connection.execute(select(questions.c.id, questions.c.digest))}
-    there = _asked_by_id(connection, only=[ids[mark] for mark in rows if mark in ids])
+    there = _items_by_id(connection, only=[ids[mark] for mark in rows if mark in ids])
     new = [mark for mark in rows if mark not in ids]
-    ids |= zip(new, inserted(connection, questions, [rows[mark] for mark in new]), strict=True)
+    ids |= zip(new, add_rows(connection, questions, [rows[mark] for mark in new]), strict=True)
     stored = {mark: _by_text(there[ids[mark]].candidates) if ids[mark] in there else {} for mark in rows}
     for mark, one in zip(marks, asked, strict=True):
         for key, candidate in _by_text(one.candidates).items():
@@ -225,7 +225,7 @@ def _added(connection: Connection, asked: Sequence[RankingItem]) -> list[Ranking
 
 
 def _by_text(answers: Sequence[Candidate]) -> dict[tuple[str, int], Candidate]:
-    return dict(zip(numbered([answer.text for answer in answers]), answers, strict=True))
+    return dict(zip(count_repetitions([answer.text for answer in answers]), answers, strict=True))
 
 
 def _with_ids(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:
@@ -235,11 +235,11 @@ def _with_ids(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> 
          "trace": c.trace and trace_row(c.trace)}
         for question, c in rows
     ]  # fmt: skip
-    made = inserted(connection, candidates, values)
+    made = add_rows(connection, candidates, values)
     return [replace(candidate, id=number) for (_, candidate), number in zip(rows, made, strict=True)]
 
 
-def _recorded(connection: Connection, entries: Sequence[Entry], now: str) -> list[int]:
+def _add_entries(connection: Connection, entries: Sequence[Entry], now: str) -> list[int]:
     people = {(e.annotator, e.by) for e in entries}
     ids = {name: _annotator_id(connection, Annotator(name, by), now) for name, by in sorted(people)}
     rows = []
@@ -251,10 +251,10 @@ def _recorded(connection: Connection, entries: Sequence[Entry], now: str) -> lis
         rows.append({**row, "kind": entry.kind, "at": entry.when, "seconds": entry.seconds, "again": entry.again})
         over = (claims.c.question_id == entry.asked.id) & (claims.c.annotator_id == mine)
         connection.execute(delete(claims).where(over))
-    return inserted(connection, rankings, rows)
+    return add_rows(connection, rankings, rows)
 
 
-def _asked_by_id(connection: Connection, only: Sequence[int] | None = None) -> dict[int, RankingItem]:
+def _items_by_id(connection: Connection, only: Sequence[int] | None = None) -> dict[int, RankingItem]:
     """Questions with their candidates by id: all, or at least those with the ids ``only``."""
     chosen = select(questions).order_by(questions.c.id)
     answers = select(candidates).order_by(candidates.c.id)
@@ -265,7 +265,7 @@ def _asked_by_id(connection: Connection, only: Sequence[int] | None = None) -> d
     for row in connection.execute(answers).mappings():
         groups[row["question_id"]].append(schema.candidate_of(row))
     asked = connection.execute(chosen).mappings()
-    found = {row["id"]: schema.asked_of(row, groups.get(row["id"], ())) for row in asked}
+    found = {row["id"]: schema.ranking_item(row, groups.get(row["id"], ())) for row in asked}
     if only is None and groups.keys() - found.keys():
         raise DamagedError("a question of some candidates is missing")
     return found
@@ -278,7 +278,7 @@ def _entries_of(connection: Connection, names: Sequence[str] = ()) -> list[Entry
     if names:
         query = query.where(rankings.c.annotator_id.in_([i for i, who in people.items() if who.name in names]))
     rows = connection.execute(query).mappings().all()
-    asked = _asked_by_id(connection, only=sorted({row["question_id"] for row in rows}))
+    asked = _items_by_id(connection, only=sorted({row["question_id"] for row in rows}))
     entries = [schema.entry_of_row(row, asked, people) for row in rows]
     undone = {row["undoes"] for row in rows}
     return [entry for entry in entries if entry is not None and entry.id not in undone]
@@ -325,18 +325,18 @@ def whole_entries(place: str | Path) -> tuple[list[Entry], int]:
         people, asked, answers, said = (_rows(engine, table) for table in schema.SEALED)
     finally:
         engine.dispose()
-    known = _undamaged(people, schema.person_of)
+    known = _whole_rows(people, schema.person_of)
     groups: dict[int, list[Candidate]] = defaultdict(list)
-    for question, candidate in _undamaged(answers, lambda r: (r["question_id"], schema.candidate_of(r))).values():
+    for question, candidate in _whole_rows(answers, lambda r: (r["question_id"], schema.candidate_of(r))).values():
         groups[question].append(candidate)
-    items = _undamaged(asked, lambda row: schema.asked_of(row, groups[row["id"]]))
-    entries = _undamaged(said, lambda row: schema.entry_of_row(row, items, known))
+    items = _whole_rows(asked, lambda row: schema.ranking_item(row, groups[row["id"]]))
+    entries = _whole_rows(said, lambda row: schema.entry_of_row(row, items, known))
     undone = {row["undoes"] for row in said if row["id"] in entries}
     whole = [entry for number, entry in sorted(entries.items()) if entry is not None and number not in undone]
     return whole, len(said) - len(entries)
 
 
-def _undamaged(rows: Sequence[Row], read: Callable[[Row], T]) -> dict[int, T]:
+def _whole_rows(rows: Sequence[Row], read: Callable[[Row], T]) -> dict[int, T]:
     found = {}
     for row in rows:
         with suppress(DamagedError):

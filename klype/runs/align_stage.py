@@ -13,7 +13,7 @@ from torch import nn
 from klype.data.batches import WithRehearsal
 from klype.engine.engine import Engine
 from klype.errors import UsageError
-from klype.examine.intervals import mean_by_question, paired
+from klype.examine.intervals import mean_by_question, mean_change
 from klype.examine.repetition import repeated_share
 from klype.model.lora import frozen_model
 from klype.model.transformer import Transformer
@@ -158,7 +158,7 @@ def scores_diverged(seen: Sequence[Evaluation]) -> bool:
     top, last = best(seen), seen[-1]
     if last is top or last.reward < top.reward:
         return False
-    high = paired(top.truth, last.truth, range(len(top.truth))).high
+    high = mean_change(top.truth, last.truth, range(len(top.truth))).high
     return high is not None and high < 0
 
 
@@ -209,7 +209,7 @@ def align(run: RunContext) -> None:
     model.eval()
     seen = watched[0].seen
     first, last, asked = seen[0].rewards, (best(seen) if stopped else seen[-1]).rewards, range(ASKED)
-    change = paired(seen[0].truth, seen[-1].truth, asked).json()  # of the annotator's score, question by question
+    change = mean_change(seen[0].truth, seen[-1].truth, asked).json()  # of the annotator's score, question by question
     run.record.content["watch"] = {"stopped": stopped, "seen": [s.json() for s in seen], "change": change}
     digests = run.record.content.get("functions", {})
     run.record.content["rewards"] = {
@@ -218,7 +218,7 @@ def align(run: RunContext) -> None:
             **({"sha256": digests[name]} if digests.get(name) else {}),
             "before": mean_by_question(first[name], asked, "reward").json(),
             "after": mean_by_question(last[name], asked, "reward").json(),
-            "gain": paired(first[name], last[name], asked).json(),
+            "gain": mean_change(first[name], last[name], asked).json(),
         }
         for name, weight in section.weights.items()
         if name in first  # not in a state of an earlier klype

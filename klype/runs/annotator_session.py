@@ -28,7 +28,7 @@ KEYS = 9  # answers at most: each has a digit
 HELD_OUT_EVERY = 7  # every 7th question is one that is kept for measuring
 AGAIN_EVERY = 10  # every 10th question is one ranked before, which tells how well annotators agree with themselves
 SHARED_EVERY = 5  # every 5th question is one that a second person ranks as well, to measure how well people agree
-TEXT_MOST = 20_000  # characters of an answer that a person writes
+MAX_TEXT = 20_000  # characters of an answer that a person writes
 EVERYBODY = 1 << 20
 
 
@@ -113,8 +113,8 @@ class AnnotatorSession:
         if task is None or number != task.number:
             return None
         text = text.strip()
-        if not text or len(text) > TEXT_MOST:
-            raise UsageError(f"An answer has from 1 to {TEXT_MOST:,} characters.")
+        if not text or len(text) > MAX_TEXT:
+            raise UsageError(f"An answer has from 1 to {MAX_TEXT:,} characters.")
         if len(task.asked.candidates) >= KEYS:
             raise UsageError(f"There are {KEYS} answers at most.")
         if any(text == candidate.text for candidate in task.asked.candidates):

@@ -89,9 +89,9 @@ class ValidatedBatches(Batches):
         self.seen: list[tuple[int, float]] = []  # (batches drawn, loss)
         self.kept: tuple[int, float] | None = None  # the one with the lowest loss, the last of equals
         self.best = BestWeights(model, folder)
-        self.measured_by(partial(cross_entropy, model), self.best.weights)
+        self.set_measure(partial(cross_entropy, model), self.best.weights)
 
-    def measured_by(self, measure: Measure, weights: Weights) -> None:
+    def set_measure(self, measure: Measure, weights: Weights) -> None:
         """Sets how the loss is computed and the weights are gathered; called by the training loop, which may have
         sharded the model."""
         self._measure, self.best.weights = measure, weights
@@ -121,7 +121,7 @@ class ValidatedBatches(Batches):
     def finish(self) -> bool:
         """Measures the trained model, no longer sharded, and goes back to the best weights if those were better.
         Returns whether it did."""
-        self.measured_by(partial(cross_entropy, self._model), partial(weights_of, self._model))
+        self.set_measure(partial(cross_entropy, self._model), partial(weights_of, self._model))
         self.look()
         if self.kept is None or self.kept[0] == self._drawn:
             return False

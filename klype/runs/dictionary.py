@@ -26,7 +26,7 @@ from klype.data.rows import strings
 from klype.errors import KlypeError
 from klype.examine.evidence import Evidence
 from klype.examine.measures import measure
-from klype.examine.run_figures import JsonObject
+from klype.examine.run_facts import JsonObject
 from klype.judge.text import normalise
 from klype.values import Question
 from klype.words import in_all_languages
@@ -89,7 +89,7 @@ class Dictionary:
         self, lemma: str, word_class: str, definitions: Iterable[str], examples: Iterable[str], forms: Iterable[str]
     ) -> None:
         """Adds one article, without duplicates of what is known; ignores it without a known class or a definition."""
-        lemma, named = _chosen(lemma), CLASSES.get(word_class)
+        lemma, named = _first_alternative(lemma), CLASSES.get(word_class)
         kept = list(filter(None, map(definition, definitions)))
         if not lemma or named is None or not kept:
             return
@@ -98,7 +98,7 @@ class Dictionary:
             word.classes.append(named)
         word.definitions += [d for d in dict.fromkeys(kept) if d not in word.definitions]
         quoted = (" ".join(text.split()) for text in examples if text and text.strip())
-        word.examples += [e for e in dict.fromkeys(quoted) if e not in word.examples and inflected(lemma, named, e)]
+        word.examples += [e for e in dict.fromkeys(quoted) if e not in word.examples and is_inflected(lemma, named, e)]
         word.forms |= {form.lower() for form in forms if form} | {lemma.lower()}
 
     def documents(self, held_out: bool) -> list[TextDocument]:
@@ -106,7 +106,7 @@ class Dictionary:
         found = (word for word in self.words.values() if word.held_out == held_out)
         return [TextDocument(word.text(), "dictionary", i) for i, word in enumerate(found, 1)]
 
-    def asked(self, most: int) -> list[Question]:
+    def questions(self, most: int) -> list[Question]:
         """Questions about the ``most`` words with the most examples and definitions, a fifth of them idioms."""
         fit = [w for w in self.words.values() if not _RUDE.search(" ".join((w.lemma, *w.definitions, *w.examples)))]
         weighed = sorted(fit, key=lambda w: (-min(8, len(w.examples)) - min(3, len(w.definitions)), w.lemma))
@@ -181,7 +181,7 @@ def _are_texts(value: Any) -> bool:
     return value is None or strings(value)
 
 
-def inflected(lemma: str, word_class: str, quote: str) -> bool:
+def is_inflected(lemma: str, word_class: str, quote: str) -> bool:
     """False where the quote has the uninflected headword although the word before it requires another form."""
     tokens = re.findall(r"\w+", quote.lower())
     at = [i for i, token in enumerate(tokens) if token == lemma.lower()]
@@ -193,7 +193,7 @@ def inflected(lemma: str, word_class: str, quote: str) -> bool:
 
 def definition(text: str) -> str:
     """A definition without references and fragments; "" where nothing is left."""
-    clean = " ".join(re.sub(r"\s*\(\d+(?:, ?\d+)*\)", "", _chosen(text)).split())
+    clean = " ".join(re.sub(r"\s*\(\d+(?:, ?\d+)*\)", "", _first_alternative(text)).split())
     parts = [part.strip() for part in clean.split(";")]
     clean = "; ".join(
         p for p in parts if p and not p.endswith(":") and not p.startswith(("som etterledd", "brukt som"))
@@ -201,12 +201,12 @@ def definition(text: str) -> str:
     return clean.rstrip(".") if len(clean) >= 3 and not clean.endswith(":") else ""
 
 
-def _chosen(text: str) -> str:
+def _first_alternative(text: str) -> str:
     """The first of the alternatives in square brackets: "like [bort i | borti] hogget" → "like bort i hogget"."""
     return " ".join(re.sub(r"\[([^|\]]*)[^\]]*\]", r"\1", text).split())
 
 
-MOST_WORDS = 30
+MAX_WORDS = 30
 _TOKEN = re.compile(r"[^\W_]+(?:[-’'.][^\W_]+)*")
 _PAIRS = {"(": ")", "[": "]", "«": "»", "“": "”"}
 
@@ -223,7 +223,7 @@ class WellFormedness:
         self._known, self._forms = known, forms
 
     def __call__(self, question: Question, answer: str, finished: bool) -> bool:
-        """True if the answer is finished, of at most MOST_WORDS known words, without immediate repetition or open
+        """True if the answer is finished, of at most MAX_WORDS known words, without immediate repetition or open
         brackets, and suits the kind of question: a meaning is not the word itself, an example uses the word, and a
         class is one.
         """
@@ -244,7 +244,7 @@ class WellFormedness:
                     return False
                 waiting = waiting[1:]
             waiting = _PAIRS.get(char, "") + waiting
-        if len(said) > MOST_WORDS or repeats or waiting:
+        if len(said) > MAX_WORDS or repeats or waiting:
             return False
         forms = self._forms.get(lemma, frozenset()) | {lemma}
         if not all(token in forms or self.is_word(token) for token in said):

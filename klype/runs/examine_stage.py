@@ -8,7 +8,7 @@ from klype.examine.caching_source import WATTS_PER_CORE, Energy
 from klype.examine.evidence import Evidence
 from klype.examine.examination_report import reliability
 from klype.examine.measures import in_runs, measure
-from klype.examine.run_figures import MADE_BY, Facts, FigureFacts, JsonObject, StageName, answer_tokens
+from klype.examine.run_facts import MADE_BY, Facts, FigureFacts, JsonObject, StageName, answer_tokens
 from klype.examine.survival import survival_of
 from klype.jsons import steps
 from klype.model import checkpoint
@@ -26,7 +26,7 @@ from klype.words import in_all_languages
 TRAITS = {"right": "right", "polite": "polite", "annotator": "score"}
 SIDE_BY_SIDE = 8
 CURVE_POINTS = 200
-FEWEST_TOLD = 40  # questions with known truth; there is no calibration of fewer
+MIN_TOLD = 40  # questions with known truth; there is no calibration of fewer
 
 
 def measure_stage(run: RunContext, name: StageName) -> dict[str, FigureFacts]:
@@ -167,7 +167,7 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
     user's own text, of free writing."""
     if isinstance(run.task, TextTask):
         written = run.task.temperatures(run.model("pretrain"))
-        return {"temperatures": {"stage": "base", "prompt": run.task.measures.beginning(8).strip(), "rows": written}}
+        return {"temperatures": {"stage": "base", "prompt": run.task.measures.first_words(8).strip(), "rows": written}}
     questions = run.task.held_out[:200]
     found_at = {
         t: examine_model(run.task, model, questions, answer_settings(run.task, t, 2, "distributions"))
@@ -204,7 +204,7 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
     if run.record.done("finetune"):
         asking = answer_settings(run.task, 1.0, 2, "distributions")
         evidence = examine_model(run.task, run.model("finetune"), questions, asking).evidence[1.0]
-        if len({told.question for told in evidence.told}) >= FEWEST_TOLD:
+        if len({told.question for told in evidence.told}) >= MIN_TOLD:
             error = measure(evidence, ("calibration",))["calibration"]
             out["calibration"] = [{"stage": "finetuned", "bins": reliability(evidence), "error": error.json()}]
     return out

@@ -14,10 +14,10 @@ from typing_extensions import TypedDict
 
 from klype import durable
 from klype.errors import KlypeError, UsageError, writing_to
-from klype.examine.run_figures import FigureFacts
-from klype.jsons import finite
+from klype.examine.run_facts import FigureFacts
+from klype.jsons import parse_finite
 from klype.model.atomic_folder import is_whole
-from klype.sources.find_model import DEMO, NEWEST_FIRST, RUNS, located
+from klype.sources.model_files import DEMO, NEWEST_FIRST, RUNS, resolve
 from klype.words import words
 from klype.words.plain import aside
 
@@ -133,14 +133,14 @@ def default_model(lang: str, *bases: Path, stage: str = "") -> str:
             return str(found)
     name = f"{DEMO}/{stage}".removesuffix("/")
     aside(w("model.demo", name=name))
-    return located(name)
+    return resolve(name)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The contents of run.json. UsageError for a folder without one, KlypeError for a damaged one."""
     file = folder / "run.json"
     try:
-        about = finite(file.read_text(encoding="utf-8"))
+        about = parse_finite(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{folder} is not a run: it has no run.json.") from None
     except (OSError, ValueError) as error:

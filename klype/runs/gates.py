@@ -4,19 +4,19 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from klype.examine.intervals import mean_by_question, paired
+from klype.examine.intervals import mean_by_question, mean_change
 from klype.examine.measures import measure
-from klype.examine.run_figures import JsonObject, clearly
+from klype.examine.run_facts import JsonObject, clear_change
 from klype.examine.say import Say
 from klype.model.transformer import Transformer
 from klype.runs.align_stage import Evaluation, best
 from klype.runs.stages import RunContext
 from klype.runs.task import answer_settings, exam_questions, examine_model
-from klype.sources.find_model import is_aligned
+from klype.sources.model_files import is_aligned
 from klype.values import Figure
 from klype.words import LANGUAGES, number, percent, words
 
-FEWEST = 30  # cases that a gate needs
+MIN_CASES = 30  # cases that a gate needs
 KNOWS = 0.5  # a story tells of two to four: picking one at random is right at most half of the time
 CHANCE = 0.5  # pair accuracy of a random order
 WORLD = (
@@ -46,10 +46,10 @@ def gates(run: RunContext, yardsticks: JsonObject | None = None) -> tuple[list[J
     if world:
         gain = gains(run).get("annotator", Figure(None, why="not both models were asked"))
         before, after = (figure_of(figures.get(stage), "retrieval_text") for stage in ("base", "aligned"))
-        rows += [("aligned_score_up", gain, 0.0), ("retrieval_kept", retained(before, after), KEPT)]
+        rows += [("aligned_score_up", gain, 0.0), ("retrieval_kept", retention(before, after), KEPT)]
 
     def too_few(figure: Figure) -> bool:
-        return figure.value is not None and (figure.n < FEWEST or figure.low is None)
+        return figure.value is not None and (figure.n < MIN_CASES or figure.low is None)
 
     found = [gate_row(name, f, threshold, below=name == "kl") for name, f, threshold in rows if not too_few(f)]
     return found, [{"name": name, "n": f.n} for name, f, _ in rows if too_few(f)]
@@ -76,7 +76,7 @@ def figure_of(figures: Mapping[str, Any] | None, name: str) -> Figure:
     return Figure.of((figures or {}).get(name) or {"value": None})
 
 
-def retained(before: Figure, after: Figure) -> Figure:
+def retention(before: Figure, after: Figure) -> Figure:
     """``after`` / ``before`` with a conservative interval (all ratios that both intervals allow); no value if either
     may be at chance level."""
     ends = (before.low, before.high, after.low, after.high)
@@ -145,7 +145,7 @@ def _gain(
     """Mean of after minus before, paired by question, without undecided ones; None if all are undecided."""
     rows = zip(before, after, questions, strict=True)
     known = [(float(a), float(b), asked) for a, b, asked in rows if a is not None and b is not None]
-    return paired(*(list(column) for column in zip(*known, strict=True))) if known else None  # type: ignore[arg-type]
+    return mean_change(*(list(column) for column in zip(*known, strict=True))) if known else None  # type: ignore[arg-type]
 
 
 TRAITS = ("right", "polite", "concise", "score")
@@ -211,6 +211,6 @@ def verdict(document: Mapping[str, Any], seen: Sequence[Evaluation], stopped: bo
         said.append(w("far", kl=number((best(seen) if stopped else seen[-1]).kl, lang)))
     before, after = document["before"], document["after"]
     if known := [name for name in KNOWLEDGE if name in before and name in after]:
-        lost = [name for name in known if clearly(before[name], after[name]) == -KNOWLEDGE[name]]
+        lost = [name for name in known if clear_change(before[name], after[name]) == -KNOWLEDGE[name]]
         said.append(w("forgot", measure=", ".join(lost)) if lost else w("kept"))
     return " ".join(said)

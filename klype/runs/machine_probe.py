@@ -15,7 +15,7 @@ from klype.device import gemm_gflops, trim_memory
 from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.attention import TORCH
 from klype.model.config import ModelConfig
-from klype.planner import FEWEST_STEPS, Precision, StepPlan
+from klype.planner import MIN_STEPS, Precision, StepPlan
 from klype.runs.recipe import SHAPES, ModelSection, Recipe
 from klype.train import parallel
 from klype.train.loop import TrainSession, TrainSettings, train
@@ -23,7 +23,7 @@ from klype.train.objectives import Objective
 from klype.values import Batch, Batches, NumberedBatches
 
 WARM, PROBED = 3, 10  # steps of a probe: warm-up, and timed
-PROBE, FEWEST = 0.05, 4  # the part of the time that one probe may take, with at least this many timed steps
+PROBE, MIN_PROBED = 0.05, 4  # the part of the time that one probe may take, with at least this many timed steps
 LONG = 2.0  # seconds of probes after which no further thread configurations are tried, where the time is short
 # training tokens at which a model of a million weights begins to beat a smaller one, measured on texts of a few
 # megabytes (docs/laboratory/log.md, "Width and depth by the time")
@@ -61,7 +61,7 @@ def fitting_steps(
         torch.set_num_threads(own)
     taken, best = min(found, key=lambda row: row[0])
     left = max(0.0, seconds - (time.perf_counter() - began))
-    steps = max(FEWEST_STEPS, round(left / taken))
+    steps = max(MIN_STEPS, round(left / taken))
     return StepPlan(steps, steps * taken, *best, precision, getattr(model, "backend", TORCH) is not TORCH)
 
 
@@ -105,7 +105,7 @@ def seconds_per_step(
     stamps = [time.perf_counter()]
 
     def enough() -> bool:
-        return len(stamps) > WARM + FEWEST and stamps[-1] - stamps[0] > longest
+        return len(stamps) > WARM + MIN_PROBED and stamps[-1] - stamps[0] > longest
 
     settings = as_planned(training, tried)
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +170,7 @@ def candidate_models(section: ModelSection, vocabulary: int) -> list[ModelSectio
     found: dict[ModelSection, ModelConfig] = {}
     why = ""
     for shape in SHAPES.values():
-        filled = section.filled(shape)
+        filled = section.with_shape(shape)
         try:
             found[filled] = model_config(filled, vocabulary)
         except KlypeError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from klype.errors import KlypeError, UsageError
 from klype.examine import run_report as report
-from klype.examine.run_figures import MADE_BY, beyond
+from klype.examine.run_facts import MADE_BY, side_of
 from klype.examine.say import Say as Words
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
@@ -22,11 +22,11 @@ from klype.runs.gates import compare, reason_not_to_align, time_gate, verdict
 from klype.runs.listener import RunListener
 from klype.runs.machine_probe import all_cores_seconds, choose_shape, tokens_in_time
 from klype.runs.reward import reward_figures
-from klype.runs.run_json import MEANING, redefined, write_json
+from klype.runs.run_json import MEANING, redefined_measures, write_json
 from klype.runs.run_options import RunOptions, StageOptions
 from klype.runs.stages import RunContext, enough_steps, late_batches, precision_of, seconds_for
 from klype.runs.task import Task
-from klype.sources.find_model import ModelFiles
+from klype.sources.model_files import ModelFiles
 from klype.sources.opening import find_model
 from klype.train import parallel
 from klype.train.objectives import cross_entropy
@@ -79,7 +79,7 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
                 parallel.leave()
                 run.options = replace(run.options, processes=1)
             try:
-                with run.record.timed(name):
+                with run.record.time_stage(name):
                     stage.do(run)
             except NoPreferencesError:
                 if name == "align" or not run.recipe.align.replaces_model:
@@ -87,7 +87,7 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
                 continue
             if name in MEASURED and parallel.is_first():
                 _measure(run, name)
-        return reported(run) if parallel.is_first() else {}
+        return finish_run(run) if parallel.is_first() else {}
 
 
 def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
         raise UsageError(f"The stage {options.stage} is done by one process.", "Leave out the launcher (torchrun).")
     with parallel.first_alone():
         run = run_start.open_stage(options, say)
-    with run.record.under_way(), run.record.timed(options.stage):
+    with run.record.under_way(), run.record.time_stage(options.stage):
         if options.stage == "pretrain":
             resolve_shape(run)
         stage.do(run)
@@ -138,7 +138,7 @@ def _measure(run: RunContext, stage: str) -> None:
 def remeasure(run: RunContext) -> None:
     """Measures again what an earlier klype measured by another definition."""
     content = run.record.content
-    otherwise = redefined(content)
+    otherwise = redefined_measures(content)
     if "right" in otherwise:
         for stage, name in MEASURED.items():
             if content["figures"].get(name):
@@ -148,7 +148,7 @@ def remeasure(run: RunContext) -> None:
     content["meaning"] = MEANING
 
 
-def reported(run: RunContext) -> dict[str, Any]:
+def finish_run(run: RunContext) -> dict[str, Any]:
     """Measures the run as a whole, writes the report, and returns what ``--json`` prints."""
     content = run.record.content
     began = time.perf_counter()
@@ -166,7 +166,7 @@ def reported(run: RunContext) -> dict[str, Any]:
     run.say.table(words("section.gates"), columns, [(*rest, result.text) for *rest, result in rows])
     if few := report.too_few(facts, words):
         run.say.note(few)
-    run.say.note(f"The report: {path}\nTalk to the model: {run.options.program} chat {report.quoted(str(run.folder))}")
+    run.say.note(f"The report: {path}\nTalk to the model: {run.options.program} chat {report.quote(str(run.folder))}")
     return {
         "run": str(run.folder),
         **{key: content[key] for key in ("recipe", "planned_s", "seconds")},
@@ -242,7 +242,7 @@ def align_round(run: RunContext, flaw: Taste | None, anew: bool) -> None:
     with run.record.under_way():
         for name in ("rank", "reward") if anew else ():
             if not run.record.done(name):
-                with run.record.timed(name):
+                with run.record.time_stage(name):
                     run_start.STAGES[name].do(ranks if name == "rank" else run)
         if flaw is not None:  # the annotator agrees with itself by the taste that it ranked by
             own = reward_figures(ranks)
@@ -258,7 +258,7 @@ def align_round(run: RunContext, flaw: Taste | None, anew: bool) -> None:
             why = reason_not_to_align(run) if MODEL in run.recipe.align.weights and not run.options.force else None
             if why is not None:
                 raise KlypeError(why[run.options.lang])
-        with run.record.timed("align"):
+        with run.record.time_stage("align"):
             run_start.STAGES["align"].do(run)
 
 
@@ -280,7 +280,7 @@ def record_comparison(run: RunContext) -> dict[str, Any]:
     watched = content["watch"]
     document = compare(run, run.model("finetune"), run.model("align"))
     seen = [Evaluation(**{**s, "truth": (s["truth"],), "rewards": {}}) for s in watched["seen"]]
-    fell = beyond(watched["change"], 0.0) < 0
+    fell = side_of(watched["change"], 0.0) < 0
     says = {lang: verdict(document, seen, watched["stopped"], fell, lang) for lang in LANGUAGES}
 
     before, after = document["before"], document["after"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from klype.errors import KlypeError
 from klype.runs.folder import read_run
-from klype.sources.find_model import ModelFiles
+from klype.sources.model_files import ModelFiles
 from klype.sources.opening import PATH, find_model, kind_of
 from klype.text.tokenizer import Tokenizer
 from klype.values import Question
@@ -109,7 +109,7 @@ class DataSources:
     world: int
     tokenizer: Tokenizer
 
-    def unknown(self, text: str) -> list[str]:
+    def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know, each once, as far as its tokens tell."""
 
         def strange(word: str) -> bool:
@@ -132,7 +132,7 @@ class DataSources:
 
     def warning(self, text: str, lang: str) -> str:
         """A sentence that names the words of the text that the model does not know; empty if there are none."""
-        found = self.unknown(text)
+        found = self.unknown_words(text)
         shown = ", ".join(found[:SHOWN]) + (" …" if len(found) > SHOWN else "")
         return words(lang, "reading")("unknown", words=shown) if found else ""
 

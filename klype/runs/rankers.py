@@ -165,7 +165,7 @@ def _share(k: int, n: int) -> dict[str, Any]:
     return Figure(k / n if n else None, n=n, unit="share", why="" if n else "nothing was ordered more than once").json()
 
 
-def checked(store: Store) -> None:
+def check_store(store: Store) -> None:
     """Raises KlypeError if there is nothing to rank, and DamagedError before anyone ranks in a damaged store."""
     store.entries()
     if not any(len(asked.candidates) > 1 for asked in store.questions()):

@@ -30,7 +30,7 @@ from klype.train.reward_model import RewardSettings, fit_reward
 from klype.values import Question, Ranking, Request, Sampling
 
 STORE = "rankings.db"  # in a run's folder rank/
-FEWEST = 100  # questions that are ranked however short the time; their answers are timed
+MIN_RANKED = 100  # questions that are ranked however short the time; their answers are timed
 SLACK = 1.5  # fewer questions are ranked when that would take more than this many times their part of the time
 BY_HAND = 40  # questions that a person is asked to rank
 
@@ -71,7 +71,7 @@ def rank(run: RunContext) -> None:
             made = f"{len(done)} questions ranked by you; {held_out} of them are held out"
         else:
             seconds = seconds_for(run, "rank") if isinstance(options, RunOptions) else math.inf
-            made = simulated(store, run.model("finetune"), task, options.seed, seconds)
+            made = draw_and_rank(store, run.model("finetune"), task, options.seed, seconds)
     run.say.stage_end(made)
 
 
@@ -85,18 +85,18 @@ def open_store(folder: Path) -> Store:
     return Store.open(folder / STORE)
 
 
-def simulated(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
+def draw_and_rank(store: Store, model: Transformer, task: Task, seed: int, seconds: float) -> str:
     """Draws and ranks answers to as many questions as fit into the time. Returns a sentence that says how many."""
     section = task.recipe.rank
     annotator = Scorer(task.annotator_name, lambda question, answer: task.judge(question, answer, True).score)
     held_out = _distinct(task.held_out[: section.held_out], [])
     questions = _distinct([task.questions(1)(i) for i in range(section.questions)], held_out)
     began = time.perf_counter()
-    candidates = draw_for_task(model, task, questions[:FEWEST], seed)
+    candidates = draw_for_task(model, task, questions[:MIN_RANKED], seed)
     a_question = (time.perf_counter() - began) / max(1, len(candidates))
     fitting = SLACK * seconds / max(a_question, 1e-9) - len(held_out)
-    questions = questions[: max(FEWEST, round(min(fitting, len(questions))))]
-    candidates += draw_for_task(model, task, questions[FEWEST:], seed, first=FEWEST)
+    questions = questions[: max(MIN_RANKED, round(min(fitting, len(questions))))]
+    candidates += draw_for_task(model, task, questions[MIN_RANKED:], seed, first=MIN_RANKED)
     items = _items(questions, candidates, ["train"] * len(questions))
     held_out_items = _items(held_out, draw_for_task(model, task, held_out, seed + 1), ["held-out"] * len(held_out))
     entries: list[Entry] = []

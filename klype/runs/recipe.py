@@ -98,7 +98,7 @@ class ModelSection(Settings):
         """Whether part of its shape is still to be chosen."""
         return not all(getattr(self, name) for name in ModelShape._fields)
 
-    def filled(self, shape: ModelShape) -> "ModelSection":
+    def with_shape(self, shape: ModelShape) -> "ModelSection":
         """A copy with this shape's values in place of zeros."""
         return self.model_copy(update={k: getattr(self, k) or v for k, v in shape._asdict().items()})
 
@@ -270,7 +270,7 @@ class Recipe(Settings):
         return own.model_copy(update={"optimizer": own.optimizer.model_copy(update={"decay": decay})})
 
 
-def saved(settings: dict[str, Any]) -> dict[str, Any]:
+def current_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings in a run.json without those that earlier versions of klype had: ``reward.threshold``, and the reward
     model's ``margin``, ``centre``, ``ties`` and ``tie_weight``."""
     reward = settings.get("reward")

@@ -7,14 +7,14 @@ from itertools import chain, islice
 from pathlib import Path
 
 from klype.data import find_data
-from klype.data.documents import Split, is_held_out, near_duplicates, sampled_from, split, unique, units
+from klype.data.documents import Split, is_held_out, near_duplicates, sample_hash, split, unique, units
 from klype.data.files import files_of
 from klype.data.readers import KINDS, BadRows, ReadOptions, TextDocument, read_texts
 from klype.data.rows import Conversation, read_instructions, read_preferences
 from klype.data.text_tasks import language
 from klype.durable import hash_file
 from klype.errors import UsageError
-from klype.examine.run_figures import JsonObject, LocalText
+from klype.examine.run_facts import JsonObject, LocalText
 from klype.runs.dictionary import Dictionary, bokmalsordboka, read_articles
 from klype.runs.recipe import DataSection
 from klype.runs.run_options import InputOptions
@@ -82,12 +82,12 @@ def read_data(
     left: list[str] = []
     for document in _texts(own, found["text"], reading, section.near, left):
         read.add(document.source)
-        new = [unit for unit in units(document) if share == 1 or sampled_from(unit.text) < share]
+        new = [unit for unit in units(document) if share == 1 or sample_hash(unit.text) < share]
         documents += new
         characters += sum(len(unit.text) for unit in new)
         while characters > 2 * most:  # compressed files hold more than their size says
             share /= 2
-            documents = [unit for unit in documents if sampled_from(unit.text) < share]
+            documents = [unit for unit in documents if sample_hash(unit.text) < share]
             characters = sum(len(unit.text) for unit in documents)
     if not read and dictionary is None:  # only conversations: they are the text
         documents = [
@@ -126,7 +126,7 @@ def read_data(
     return Material(
         parts,
         said,
-        [*(dictionary.asked(section.words) if dictionary else []), *chain.from_iterable(endings.values())],
+        [*(dictionary.questions(section.words) if dictionary else []), *chain.from_iterable(endings.values())],
         list(chain.from_iterable(orders.values())),
         dictionary,
         facts,

@@ -20,7 +20,7 @@ from klype import durable
 from klype.config import make
 from klype.errors import KlypeError, TrainingInterrupted, UsageError, writing_to
 from klype.jsons import steps, tail
-from klype.option import spelled
+from klype.option import flag_of
 from klype.runs.folder import read_run
 from klype.runs.run_options import STAGES, RunOptions, StageOptions
 from klype.sources.opening import PATH, kind_of
@@ -36,7 +36,7 @@ MEANING = 2  # version of the measures' definitions in a run.json; older ones ha
 REDEFINED = ("right", "polite", "s", "kl", "ceiling")
 
 
-def redefined(about: Mapping[str, Any]) -> tuple[str, ...]:
+def redefined_measures(about: Mapping[str, Any]) -> tuple[str, ...]:
     """The measures of a run.json whose definition has changed since; outside the demo world only the ceiling."""
     stages = about.get("figures", {}).values()
     if about.get("meaning") == MEANING or any("right_fixed" in (stage or {}) for stage in stages):
@@ -46,7 +46,7 @@ def redefined(about: Mapping[str, Any]) -> tuple[str, ...]:
 
 def incomparable(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """For each run.json, the measures that are defined otherwise in another of them, or judged by another judge."""
-    found = [redefined(about) for about in runs]
+    found = [redefined_measures(about) for about in runs]
     found = found if len(set(found)) > 1 else [()] * len(found)
     rights = [[(s or {}).get("right", {}).get("judge") for s in about.get("figures", {}).values()] for about in runs]
     judges = {str(judge) for of_run in rights if (judge := next(filter(None, of_run), None))}
@@ -98,7 +98,7 @@ class Record:
         self.content["seconds"][part] = round(self.content["seconds"].get(part, 0.0) + seconds, 2)
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def time_stage(self, stage: str) -> Iterator[None]:
         """Times the block, and records the stage as done when it ends without an exception."""
         began = time.perf_counter()
         yield
@@ -166,7 +166,7 @@ def resumed_options(options: AnyOptions, saved: dict[str, Any]) -> AnyOptions:
 
     def typed(name: str, value: Any) -> str:
         """An option as it was typed: "with --set a=1 --set b=2", "without --lora"."""
-        option = spelled(kind, name)
+        option = flag_of(kind, name)
         if value is None or value is False or value in ("", []):
             return f"without {option}"
         values = value if isinstance(value, list) else [value]

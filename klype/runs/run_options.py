@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from klype.device import Device, a_device
 from klype.errors import UsageError
 from klype.option import Option, Options, a_file
-from klype.sources.find_model import located
+from klype.sources.model_files import resolve
 
 Stage = Literal["pretrain", "finetune", "rank", "reward", "align"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -50,7 +50,7 @@ class InputOptions(WorkOptions):
 
     from_: Annotated[
         str,
-        Option("The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.", "--from", check=located),
+        Option("The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.", "--from", check=resolve),
     ] = ""
     lora: Annotated[
         int | None, Option("Train adapters of this rank on the model's frozen weights.", shown="all"), Ge(1), Le(4096)

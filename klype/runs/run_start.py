@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from klype.config import make, overridden
+from klype.config import make, with_overrides
 from klype.data.files import files_of
 from klype.data.find_data import is_hub
 from klype.data.readers import KINDS, BadRows
@@ -21,7 +21,7 @@ from klype.runs.folder import MEND, read_run
 from klype.runs.listener import RunListener
 from klype.runs.machine_probe import candidate_models
 from klype.runs.ranking import rank
-from klype.runs.recipe import ModelShape, Recipe, read, saved
+from klype.runs.recipe import ModelShape, Recipe, current_settings, read
 from klype.runs.reward import functions_of, reward
 from klype.runs.run_json import AnyOptions, Record, resumed_options
 from klype.runs.run_options import InputOptions, RunOptions, StageOptions, recipe_for
@@ -29,7 +29,7 @@ from klype.runs.stages import RunContext, finetune, pretrain
 from klype.runs.task import Task
 from klype.runs.text_task import TextTask
 from klype.runs.world_task import WorldTask
-from klype.sources.find_model import ModelFiles, called, holds_weights
+from klype.sources.model_files import ModelFiles, holds_weights, shorten_path
 from klype.sources.opening import find_model
 from klype.train import parallel
 
@@ -137,7 +137,7 @@ def begin_or_resume(
     record.content["machine"]["device"] = str(parallel.device() if parallel.ranks() > 1 else run.device)
     if bad.count:
         record.content["skipped"] = {"rows": bad.count, "first": bad.shown}
-        say.note(bad.said())
+        say.note(bad.summary())
     if not resumed:
         task.chat.tokenizer.save(folder)
         task.save_inputs(folder)
@@ -164,7 +164,7 @@ def saved_start(options: AnyOptions) -> tuple[AnyOptions, Recipe]:
     assert options.out is not None
     content = read_run(options.out)
     try:
-        return resumed_options(options, content["asked"]), Recipe.model_validate(saved(content["settings"]))
+        return resumed_options(options, content["asked"]), Recipe.model_validate(current_settings(content["settings"]))
     except (KeyError, ValidationError) as error:
         raise KlypeError(f"{options.out / 'run.json'} is damaged: it does not say what was asked for.", MEND) from error
 
@@ -175,7 +175,7 @@ def check_prerequisites(start: ModelFiles, stage: str, recipe: Recipe) -> None:
         there = start.run is not None and (start.run / needed).is_dir()
         if there or (stage == "align" and needed not in recipe.align.needs):
             continue
-        name = called(start.run or start.folder)
+        name = shorten_path(start.run or start.folder)
         hint = f"Do it first: klype train {needed} --from {name}."
         if stage == "align":
             hint = f"Have answers ranked first: klype align {name} --taste right=2,polite=0.7 (simulated), or --human."
@@ -252,7 +252,7 @@ def recipe_of(start: ModelFiles, options: StageOptions) -> Recipe:
     settings = read_run(start.run).get("settings")
     if settings is None:
         raise KlypeError(f"The run {start.run} does not say what recipe made it.")
-    return make(Recipe, overridden(saved(settings), ("align.rewards={}", *options.overrides)))
+    return make(Recipe, with_overrides(current_settings(settings), ("align.rewards={}", *options.overrides)))
 
 
 # the recipe, adapted to the model to start from

@@ -75,7 +75,7 @@ class RunContext:
 
     def load(self, folder: Path) -> Transformer:
         """A checkpoint's model on this run's device and backend."""
-        return checkpoint.load(folder, device=self.device).model.using(self.backend)
+        return checkpoint.load(folder, device=self.device).model.with_backend(self.backend)
 
     @cached_property
     def device(self) -> torch.device:
@@ -191,20 +191,20 @@ def trainable_model(run: RunContext, whole: Transformer) -> Transformer:
 
 def merged_model(model: Transformer, whole: Transformer) -> Transformer:
     """The trained model; adapters are merged into the weights."""
-    return model.merged(whole) if isinstance(model, AdaptedTransformer) else model
+    return model.merge(whole) if isinstance(model, AdaptedTransformer) else model
 
 
 def run_training(run: RunContext, stage: TrainStage, model: Transformer, build: StageBuild) -> int:
     """Plans the stage (or reads its plan), trains or resumes it, and reports progress. Returns the number of steps."""
     model.train()
-    trainee, training = model.using(run.backend), run.recipe.training(stage)
+    trainee, training = model.with_backend(run.backend), run.recipe.training(stage)
     planned = planned_stage(run, stage, trainee, build)
     if planned.fused and run.backend is TORCH:
         run.say.note("Compiled code is no longer used: what follows is not bit for bit what it would have been.")
     if stage == "pretrain":
         training = run.recipe.pretraining(planned.steps, run.task.tokens)
     if not planned.fused:
-        trainee = model.using(TORCH)
+        trainee = model.with_backend(TORCH)
     own = torch.get_num_threads()
     torch.set_num_threads(planned.threads)
     run.say.stage_start(stage, planned.steps)
@@ -215,7 +215,7 @@ def run_training(run: RunContext, stage: TrainStage, model: Transformer, build: 
         objective, batches = build(trainee, budget.plan)
         session = session_of(run, stage, budget, trainee)
         if isinstance(batches, ValidatedBatches):
-            session = replace(session, on_ready=batches.measured_by)
+            session = replace(session, on_ready=batches.set_measure)
         try:
             settings = as_planned(training, budget.plan)
             return train(trainee, objective, batches, settings, run.folder / stage, session)

@@ -11,7 +11,7 @@ from klype.data.example_batches import STEPS, PoolSettings
 from klype.examine.caching_source import Joules, Shape
 from klype.examine.exam import ExamResult, draw, examine
 from klype.examine.examined_model import EvalTarget
-from klype.examine.run_figures import JsonObject, LocalText, StageName
+from klype.examine.run_facts import JsonObject, LocalText, StageName
 from klype.examine.settings import ExamSettings
 from klype.examine.truth import Reader
 from klype.judge.judge import Judge as Judging
@@ -108,13 +108,13 @@ class Task(Protocol):
         (folder / "questions.jsonl").write_text(text, encoding="utf-8")
 
 
-LEAST = 400  # questions in the examination, however short the time
+MIN_QUESTIONS = 400  # questions in the examination, however short the time
 
 
 def exam_questions(task: Task, minutes: float | None) -> list[Question]:
     """The held-out questions to examine a run of so many minutes on: with five or more, as many as the recipe says."""
     most = task.recipe.examine.questions
-    return task.held_out[: min(most, max(LEAST, round(most * (minutes or 5) / 5)))]
+    return task.held_out[: min(most, max(MIN_QUESTIONS, round(most * (minutes or 5) / 5)))]
 
 
 def answer_settings(

@@ -24,7 +24,7 @@ from klype.examine.evidence import Evidence, JudgedAnswer
 from klype.examine.intervals import mean_by_question, ratio_of_means
 from klype.examine.measures import measure
 from klype.examine.repetition import Index, find_copied
-from klype.examine.run_figures import JsonObject, answer_tokens
+from klype.examine.run_facts import JsonObject, answer_tokens
 from klype.model.transformer import Transformer
 from klype.runs.dictionary import tokens_of, words_of
 from klype.text.tokenizer import Tokenizer
@@ -102,7 +102,7 @@ class TextMeasures:
             "ngram_order": 5,
         }
 
-    def beginning(self, words: int, place: int = 0) -> str:
+    def first_words(self, words: int, place: int = 0) -> str:
         """The first words of a held-out text, with its own white space, to continue from."""
         text = self._held_out[place % len(self._held_out)].text
         return " " + " ".join(text.split(" ")[:words])
@@ -111,7 +111,7 @@ class TextMeasures:
         """The model's next-token probabilities after the first words of three held-out texts."""
         shown: list[JsonObject] = []
         for place in range(min(3, len(self._held_out))):
-            start = self.beginning(BEGUN, place)
+            start = self.first_words(BEGUN, place)
             prompt = self._prompt(start)
             (q,) = Engine(model).next([prompt], top=8)
             likely = zip(q.ids[:8].tolist(), q.logp[:8].tolist(), strict=True)
@@ -124,7 +124,7 @@ class TextMeasures:
         """How much of the model's free writing, of its answers, and of held-out text itself is copied verbatim from the
         training text, and the longest copy."""
         index, places = Index(d.text for d in self._train), range(min(PLACES, len(self._held_out)))
-        seeds = [draw_seed(seed, self.beginning(BEGUN, place), temperature) for place in places]
+        seeds = [draw_seed(seed, self.first_words(BEGUN, place), temperature) for place in places]
         engine = Engine(model, decode_bytes=self._tokenizer.token_bytes)
         traces = self._write(engine, temperature, seeds, 1, 2 * WRITTEN)
         texts = {
@@ -150,7 +150,7 @@ class TextMeasures:
         """Free writing from the same beginnings at each temperature: repetition, the share of real words, samples."""
         seeds = range(seed, seed + min(HOT_PLACES, len(self._held_out)))
         engine, rows = Engine(model, decode_bytes=self._tokenizer.token_bytes), list[JsonObject]()
-        answer, ends, spell = self._tokenizer.decode_answer, self._tokenizer.ends, self._tokenizer.token_bytes
+        answer, ends, data = self._tokenizer.decode_answer, self._tokenizer.ends, self._tokenizer.token_bytes
         for temperature in temperatures:
             groups = self._write(engine, temperature, seeds, 2, WRITTEN)
             drawn = [(i, trace) for i, traces in enumerate(groups) for trace in traces]
@@ -158,7 +158,7 @@ class TextMeasures:
             shown: dict[str, Any] = {k: f.json() for k, f in measure(Evidence(answered), FIGURES).items()}
             shown["real_words"] = real_words(answered, is_word).json()
             samples = [
-                {"text": answer(t.tokens), "tokens": answer_tokens(t, ends, spell), "ended": t.ended} for t in groups[0]
+                {"text": answer(t.tokens), "tokens": answer_tokens(t, ends, data), "ended": t.ended} for t in groups[0]
             ]
             rows.append({"temperature": temperature, "figures": shown, "samples": samples})
         return rows
@@ -167,7 +167,7 @@ class TextMeasures:
         """``n`` continuations, of at most ``most`` tokens, of one beginning per seed."""
         sampling, ends, requests = Sampling(temperature=temperature), self._tokenizer.ends, list[Request]()
         for place, seed in enumerate(seeds):
-            prompt = self._prompt(self.beginning(BEGUN, place))
+            prompt = self._prompt(self.first_words(BEGUN, place))
             limit = max(1, min(most, self._window - len(prompt)))
             requests.append(Request(tuple(prompt), n, limit, sampling, seed, stop=ends))
         return engine.run(requests)

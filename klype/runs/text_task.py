@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 
 from klype.data.batches import PackedBatches, conversation_batches, fit, once
-from klype.data.documents import Documents, sampled_from, training_shards
+from klype.data.documents import Documents, sample_hash, training_shards
 from klype.data.example_batches import Example
 from klype.data.readers import BadRows, TextDocument
 from klype.data.rows import Conversation
@@ -16,7 +16,7 @@ from klype.data.seeds import mix
 from klype.data.text_tasks import language, make_tasks
 from klype.engine.engine import Engine
 from klype.errors import KlypeError
-from klype.examine.run_figures import JsonObject, LocalText, StageName
+from klype.examine.run_facts import JsonObject, LocalText, StageName
 from klype.judge.rule_judge import RuleJudge
 from klype.judge.text import normalise
 from klype.model.transformer import Transformer
@@ -35,7 +35,7 @@ from klype.words import in_all_languages, words
 TASKS = 3000
 WINDOWS = 16  # of held-out text for validation during training
 # held-out questions for validation during training; none where there are fewer: weights would be chosen by chance
-FEWEST_WATCHED, MOST_WATCHED = 8, 32
+MIN_WATCHED, MAX_WATCHED = 8, 32
 WATCHED_SHARE = 0.2  # of the held-out questions, at most
 OVERLAP = "a stated rule: whole, short, not repetitive, on the question's words"
 EXAMPLES = 3  # answers to one question, at most, to train on
@@ -79,8 +79,8 @@ class TextTask(Task):
         # Held-out questions for validation during training (one wording each), and those for the examination. The split
         # depends on the questions alone, so that stages with different seeds do not mix them.
         keyed = {run_data.held_out_key(question): question for question in kept}
-        keys = sorted((key for key in keyed if sampled_from(key) < WATCHED_SHARE), key=sampled_from)
-        watched = keys[:MOST_WATCHED] if len(keys) >= FEWEST_WATCHED else []
+        keys = sorted((key for key in keyed if sample_hash(key) < WATCHED_SHARE), key=sample_hash)
+        watched = keys[:MAX_WATCHED] if len(keys) >= MIN_WATCHED else []
         self._watched = [keyed[key] for key in watched]
         self.held_out = [question for question in kept if run_data.held_out_key(question) not in watched]
         asked = set(map(run_data.whole_prompt, (*self.held_out, *self._watched)))
@@ -114,7 +114,7 @@ class TextTask(Task):
             assert options.out is not None
             shards = training_shards(material.texts(), tokenizer, options.out / "tokens" / "train")
             articles = dictionary.documents(held_out=False) if dictionary else []
-            self._train_shards = shards.followed_by(self._tokens(articles)) if dictionary else shards
+            self._train_shards = shards.concat(self._tokens(articles)) if dictionary else shards
         self.tokens = int(self._train_shards.lengths.sum())
 
     # input
@@ -270,7 +270,7 @@ class TextTask(Task):
     def sample_text(self, model: Transformer, trained: str) -> str:
         tokenizer, stop = self.chat.tokenizer, self.chat.tokenizer.ends
         if trained == "pretrain":
-            start = self.measures.beginning(6)
+            start = self.measures.first_words(6)
             prompt = [*tokenizer.lead, *tokenizer.encode(start)]
         else:
             question = self.held_out[mix(self.seed, len(trained)) % len(self.held_out)]

@@ -15,7 +15,7 @@ from klype.data.example_batches import BLOCK, STEPS, Example
 from klype.data.seeds import mix
 from klype.engine.engine import Engine
 from klype.examine.intervals import mean_by_question
-from klype.examine.run_figures import JsonObject, StageName
+from klype.examine.run_facts import JsonObject, StageName
 from klype.examine.truth import DocumentTruth, Reader, point, s_and_kl
 from klype.model.transformer import Transformer
 from klype.runs.recipe import Recipe
@@ -62,7 +62,7 @@ class WorldTask(Task):
         self.spellings = Spellings(self.world.words, tokenizer.encode, tokenizer.end)
         rng = random.Random(mix(seed, 0, 1))
         # costly to make, and the same for all models of a run: every copy of a tee starts at the beginning
-        (self._read,) = tee(self._reading(), 1)
+        (self._read,) = tee(self._held_out_documents(), 1)
         self._told = {hard: tee(self._stories(hard), 1)[0] for hard in (True, False)}
         most = max(recipe.examine.questions, recipe.rank.held_out)
         self.held_out = _distinct(lambda: self.world.question(rng, heldout=True, fixed=False), most)
@@ -130,7 +130,7 @@ class WorldTask(Task):
             yield self.world.retrieval(rng, "bare", hard)
             yield self.world.retrieval(rng, "sentence", hard)
 
-    def _reading(self) -> Iterator[DocumentTruth]:
+    def _held_out_documents(self) -> Iterator[DocumentTruth]:
         """Documents with held-out stories, with the true distribution of every next token."""
         rng, samples = random.Random(mix(self.seed, 0, 6)), self._documents(0)
         while True:

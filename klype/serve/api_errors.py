@@ -51,11 +51,11 @@ def as_api_error(error: BaseException) -> ApiError:
     return ApiError("The server failed to answer. Its log says why.", 500)
 
 
-async def refused(_: Request, error: Exception) -> Response:
+async def api_error_response(_: Request, error: Exception) -> Response:
     return as_api_error(error).response()
 
 
-async def refused_by_framework(request: Request, error: HTTPException) -> Response:
+async def framework_error_response(request: Request, error: HTTPException) -> Response:
     """The response to unknown paths and methods, and to unreadable bodies."""
     method, path = request.method[:20], f"{request.url.path[:200]!a}"
     said = {404: f"There is nothing at {method} {path}.", 405: f"{method} is not allowed at {path}."}
@@ -64,7 +64,7 @@ async def refused_by_framework(request: Request, error: HTTPException) -> Respon
     return response
 
 
-async def invalid(_: Request, error: RequestValidationError) -> Response:
+async def validation_error_response(_: Request, error: RequestValidationError) -> Response:
     """The first of pydantic's errors as a sentence, with the name of its parameter."""
     first = error.errors()[0]
     place = list(first["loc"])
@@ -83,9 +83,9 @@ async def invalid(_: Request, error: RequestValidationError) -> Response:
 
 # FastAPI's ``exception_handlers``
 HANDLERS: dict[int | type[Exception], Any] = {
-    ApiError: refused,
-    KlypeError: refused,
-    HTTPException: refused_by_framework,
-    RequestValidationError: invalid,
-    Exception: refused,
+    ApiError: api_error_response,
+    KlypeError: api_error_response,
+    HTTPException: framework_error_response,
+    RequestValidationError: validation_error_response,
+    Exception: api_error_response,
 }

@@ -54,7 +54,7 @@ def app(models: Sequence[ServedModel], settings: ServeSettings | None = None, ru
         exception_handlers=HANDLERS,
     )
     fast.router.route_class = _StrictRoute
-    fast.state.reading = server.reading
+    fast.state.read_in_thread = server.read_in_thread
     fast.add_middleware(RequestCounter, metrics=server.metrics)
     fast.post("/v1/chat/completions", response_model=s.ChatCompletion)(server.chat)
     fast.post("/v1/completions", response_model=s.Completion)(server.completions)
@@ -97,7 +97,7 @@ class _Endpoints:
             pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers.values()))
 
-    async def reading(self, read: Callable[[], T]) -> T:
+    async def read_in_thread(self, read: Callable[[], T]) -> T:
         """Runs ``read`` in a thread. Parsing a large body holds the GIL: one runs at a time, with pauses for others."""
         took = [0.0]
 
@@ -112,7 +112,7 @@ class _Endpoints:
         self._bodies.submit(lambda: time.sleep(PAUSE * took[0]))
         return await done
 
-    async def beside(self, served: ServedModel, length: int, messages: Sequence[Message], work: Callable[[], T]) -> T:
+    async def offload(self, served: ServedModel, length: int, messages: Sequence[Message], work: Callable[[], T]) -> T:
         """Runs ``work`` on a text of this length: at once if it is short, else in a thread. A chat template that was
         never rendered for such messages is untrusted code: it runs in a thread of the model's own, so that nothing else
         waits for it."""
@@ -138,21 +138,21 @@ class _Endpoints:
         served, messages = self.model(body.model), s.plain(body.messages)
         length = LONG_TEXT if body.response_format else _length(messages)  # a schema takes long to be read, too
         work = partial(plan_chat, body, messages, served, self.settings)
-        plan = await self.beside(served, length, messages, work)
+        plan = await self.offload(served, length, messages, work)
         return GenerationResponse(plan, ChatWriter, self.workers[served.name], self.metrics)
 
     async def completions(self, body: s.CompletionRequest) -> Response:
         """A text, gone on with; with ``echo`` and ``logprobs`` also how probable the given text is."""
         served = self.model(body.model)
         length = len(body.prompt) if isinstance(body.prompt, str) else LONG_TEXT
-        plan = await self.beside(served, length, (), partial(plan_completion, body, served, self.settings))
+        plan = await self.offload(served, length, (), partial(plan_completion, body, served, self.settings))
         return GenerationResponse(plan, CompletionWriter, self.workers[served.name], self.metrics)
 
     async def embeddings(self, body: s.EmbeddingRequest) -> Response:
         """Texts as vectors: the mean of the last layer's states."""
         served = self.model(body.model)
         length = len(body.input) if isinstance(body.input, str) else LONG_TEXT
-        texts = await self.beside(served, length, (), partial(plan_embedding, body, served))
+        texts = await self.offload(served, length, (), partial(plan_embedding, body, served))
         packed = body.encoding_format == "base64"
         return EmbeddingResponse(texts, packed, served, self.workers[served.name], self.metrics)
 
@@ -168,9 +168,9 @@ class _Endpoints:
             else:
                 whole = body.add_special_tokens is not False
                 ids = (served.source.codec if whole else served.tokenizer).encode(text)
-            return _written(s.Tokenized(tokens=ids, count=len(ids), max_model_len=served.window))
+            return _json_response(s.Tokenized(tokens=ids, count=len(ids), max_model_len=served.window))
 
-        return await self.beside(served, len(text) + _length(messages), messages, work)
+        return await self.offload(served, len(text) + _length(messages), messages, work)
 
     async def detokenize(self, body: s.DetokenizeRequest) -> Response:
         """The text of token ids; control tokens add nothing to it."""
@@ -181,9 +181,9 @@ class _Endpoints:
             if wrong >= served.vocab_size:
                 there = f"the model knows 0 to {served.vocab_size - 1}"
                 raise ApiError(f"There is no token {wrong}: {there}.", 400, "tokens")
-            return _written(s.Detokenized(prompt=served.text(body.tokens)))
+            return _json_response(s.Detokenized(prompt=served.text(body.tokens)))
 
-        return await self.beside(served, len(body.tokens), (), work)
+        return await self.offload(served, len(body.tokens), (), work)
 
     async def list_models(self) -> Any:
         """What can be asked."""
@@ -210,7 +210,7 @@ def _length(messages: Sequence[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _written(answer: BaseModel) -> Response:
+def _json_response(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -220,7 +220,7 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         read = partial(_read, await self.body(), self.asked)
-        found = await self.app.state.reading(read) if len(read.args[0]) >= LARGE else read()
+        found = await self.app.state.read_in_thread(read) if len(read.args[0]) >= LARGE else read()
         given = found.model_fields_set if isinstance(found, BaseModel) else found
         self.unused = sorted({*s.UNUSED} & set(given))
         return found

@@ -9,7 +9,7 @@ from klype.serve.request_parsing import Plan
 from klype.serve.worker import AT_ONCE
 from klype.values import Step, Trace
 
-LEAST = -9999.0  # OpenAI's value for log-probabilities that JSON cannot hold
+MIN_LOGPROB = -9999.0  # OpenAI's value for log-probabilities that JSON cannot hold
 Piece = dict[str, Any]
 
 
@@ -43,8 +43,8 @@ class StopTextDecoder:
         return text
 
 
-def finite(logp: float) -> float:
-    return logp if math.isfinite(logp) else LEAST
+def finite_logprob(logp: float) -> float:
+    return logp if math.isfinite(logp) else MIN_LOGPROB
 
 
 class ChoiceWriter:
@@ -63,7 +63,7 @@ class ChoiceWriter:
         self.opened = False
         self._spoken = StopTextDecoder(plan.body.stops, self.lead)
 
-    def opening(self, prompt: Trace | None) -> list[Piece]:
+    def first_pieces(self, prompt: Trace | None) -> list[Piece]:
         """Pieces before the first token; ``prompt``: the scored prompt, if it was requested."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class ChoiceWriter:
         logprobs = self.logprobs(steps) if steps and self.plan.top is not None else None
         return [self.piece(text, logprobs, reason)] if text or reason or logprobs else []
 
-    def spelling(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         """A token as text: the name of a control token, escaped bytes for what is no text, or with vLLM's option
         ``return_tokens_as_token_ids`` "token_id:7"."""
         if self.plan.body.return_tokens_as_token_ids:
@@ -112,7 +112,7 @@ class ChoiceWriter:
             return []
         pairs = zip(found.ids[:top].tolist(), found.logp[:top].tolist(), strict=True)
         # a constraint may allow fewer tokens than are requested
-        return [(token, finite(step.logp if token == step.token else p)) for token, p in pairs if p > -math.inf]
+        return [(token, finite_logprob(step.logp if token == step.token else p)) for token, p in pairs if p > -math.inf]
 
 
 class ChatWriter(ChoiceWriter):
@@ -121,7 +121,7 @@ class ChatWriter(ChoiceWriter):
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
     lead = True
 
-    def opening(self, prompt: Trace | None) -> list[Piece]:
+    def first_pieces(self, prompt: Trace | None) -> list[Piece]:
         return [self.choice({"delta": {"role": "assistant", "content": "", "refusal": None}}, None, None)]
 
     def piece(self, text: str, logprobs: Piece | None, reason: str | None) -> Piece:
@@ -131,19 +131,19 @@ class ChatWriter(ChoiceWriter):
         text = "".join(piece["delta"].get("content", "") for piece in pieces)
         entries = [entry for piece in pieces if piece["logprobs"] for entry in piece["logprobs"]["content"]]
         message = {"role": "assistant", "content": text, "refusal": None}
-        logprobs = None if self.plan.top is None else self._listed(entries)
+        logprobs = None if self.plan.top is None else self._logprobs(entries)
         return self.choice({"message": message}, logprobs, pieces[-1]["finish_reason"])
 
     def logprobs(self, steps: Sequence[Step]) -> Piece:
         def entry(token: int, logp: float) -> Piece:
             data = self.plan.served.spellings[token]
-            return {"token": self.spelling(token), "logprob": logp, "bytes": list(data) or None}
+            return {"token": self.token_text(token), "logprob": logp, "bytes": list(data) or None}
 
         tops = ([entry(*one) for one in self.alternatives(step)] for step in steps)
-        own = (entry(step.token, finite(step.logp)) for step in steps)
-        return self._listed([{**one, "top_logprobs": top} for one, top in zip(own, tops, strict=True)])
+        own = (entry(step.token, finite_logprob(step.logp)) for step in steps)
+        return self._logprobs([{**one, "top_logprobs": top} for one, top in zip(own, tops, strict=True)])
 
-    def _listed(self, entries: list[Piece]) -> Piece:
+    def _logprobs(self, entries: list[Piece]) -> Piece:
         constraint = {"constraint": self.plan.constraint} if self.plan.constraint else {}
         return {"content": entries, "refusal": None, **constraint}
 
@@ -155,7 +155,7 @@ class CompletionWriter(ChoiceWriter):
     broken = "bytes:"
     _at = 0  # where the next token begins in the text, in characters
 
-    def opening(self, prompt: Trace | None) -> list[Piece]:
+    def first_pieces(self, prompt: Trace | None) -> list[Piece]:
         if self.plan.echoes is None:
             return []
         place = self.index // self.plan.n
@@ -185,12 +185,12 @@ class CompletionWriter(ChoiceWriter):
         prompt."""
         out: Piece = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for step in steps:
-            logp, listed = None if math.isnan(step.logp) else finite(step.logp), dict[str, float]()
+            logp, listed = None if math.isnan(step.logp) else finite_logprob(step.logp), dict[str, float]()
             for token, p in self.alternatives(step):
-                listed.setdefault(self.spelling(token), p)
+                listed.setdefault(self.token_text(token), p)
             if logp is not None:
-                listed.setdefault(self.spelling(step.token), logp)
-            values = self.spelling(step.token), logp, listed or None, max(0, self._at)
+                listed.setdefault(self.token_text(step.token), logp)
+            values = self.token_text(step.token), logp, listed or None, max(0, self._at)
             for name, value in zip(out, values, strict=True):
                 out[name].append(value)
             # characters begun in this token: bytes that do not continue one

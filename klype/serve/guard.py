@@ -115,7 +115,7 @@ class Guard:
             if scope["type"] == "websocket":
                 await self.app(scope, while_allowed, send)
             else:
-                await self._limited(scope, receive, send)
+                await self._with_limits(scope, receive, send)
         finally:
             self.inside -= 1
 
@@ -149,7 +149,7 @@ class Guard:
         if not self._sessions.holds(HTTPConnection(scope).cookies.get(COOKIE, "")):
             raise ApiError("This server needs its API key: Authorization: Bearer KEY.", 401)
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _with_limits(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the app with limits on the body's size and time; the app's response to a refused body is not sent."""
         clock = asyncio.get_running_loop().time
         end, glances = clock() + self.rules.seconds, iter([GLANCE])

@@ -40,7 +40,7 @@ class JsonAnswers:
         exact = b"".join(self._spellings[token] for token in ids) == text
         return ids if exact else [self._alone[byte] for byte in text]
 
-    def following(self, schema: Mapping[str, Any]) -> Callable[[], Constraint]:
+    def constraint_factory(self, schema: Mapping[str, Any]) -> Callable[[], Constraint]:
         """Returns a function that makes a constraint for one answer. Raises ApiError for an unsupported schema, for a
         model that cannot write JSON, and without llguidance."""
         try:

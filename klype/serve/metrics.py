@@ -40,7 +40,7 @@ class ServerMetrics(Collector):
         ProcessCollector(registry=own)
         own.register(self)
 
-    def answered(self, model: str, prompt: int, said: int, seconds: float) -> None:
+    def count_response(self, model: str, prompt: int, said: int, seconds: float) -> None:
         """Counts a response: tokens of the prompt and generated, and the time it took."""
         self._prompts.labels(model).inc(prompt)
         self._said.labels(model).inc(said)

@@ -47,7 +47,7 @@ class Plan:
         return sum(map(len, self.prompts))
 
     @property
-    def scored(self) -> Sequence[tuple[int, ...]]:
+    def scored_prompts(self) -> Sequence[tuple[int, ...]]:
         """Prompts whose own log-probabilities are requested."""
         return self.prompts if self.echoes is not None and self.top is not None else ()
 
@@ -78,7 +78,7 @@ def plan_chat(body: ChatRequest, messages: Sequence[Message], served: ServedMode
             message = "A response_format of type json_schema needs json_schema."
             raise ApiError(message, 400, "response_format.json_schema")
         schema = asked.json_schema.schema_
-    following = served.json.following(schema)
+    following = served.json.constraint_factory(schema)
     requests = tuple(replace(request, constraint=following) for request in requests)
     return Plan(body, served, prompts, requests, top, constraint=asked.type)
 

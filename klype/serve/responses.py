@@ -66,14 +66,14 @@ class WorkerResponse(Response):
         await send({"type": "http.response.body", "body": body})
 
     def count(self, prompt: int, said: int) -> None:
-        self.metrics.answered(self.served.name, prompt, said, time.perf_counter() - self.begun)
+        self.metrics.count_response(self.served.name, prompt, said, time.perf_counter() - self.begun)
 
 
 class GenerationResponse(WorkerResponse):
     """The response to a plan; ``form``: how its choices are written."""
 
     def __init__(self, plan: Plan, form: type[ChoiceWriter], worker: Worker, metrics: ServerMetrics) -> None:
-        super().__init__(plan.served, Job(plan.requests, plan.scored, plan.top or 0), worker, metrics)
+        super().__init__(plan.served, Job(plan.requests, plan.scored_prompts, plan.top or 0), worker, metrics)
         self.plan = plan
         self.choices = [form(plan, index) for index in range(len(plan.prompts) * plan.n)]
         options = plan.body.stream_options
@@ -136,7 +136,7 @@ class GenerationResponse(WorkerResponse):
         steps: list[list[Step]] = [[] for _ in self.choices]  # not yet written
         if not self.job.size:  # nothing is generated or scored
             for i, choice in enumerate(self.choices):
-                yield [(i, piece) for piece in (*choice.opening(None), *choice.pieces([], "length"))]
+                yield [(i, piece) for piece in (*choice.first_pieces(None), *choice.pieces([], "length"))]
         async for updates in self.job.updates():
             changed = dict[int, None]()
             for update in updates:
@@ -157,14 +157,14 @@ class GenerationResponse(WorkerResponse):
             ready: list[tuple[int, Piece]] = []
             for index in changed:
                 choice, prompt = self.choices[index], prompts.get(index // n)
-                if plan.scored and prompt is None:
+                if plan.scored_prompts and prompt is None:
                     continue
                 if not choice.opened:
                     choice.opened = True
                     if prompt is None:
-                        ready += [(index, piece) for piece in choice.opening(None)]
+                        ready += [(index, piece) for piece in choice.first_pieces(None)]
                     else:
-                        for piece in await asyncio.to_thread(choice.opening, prompt):
+                        for piece in await asyncio.to_thread(choice.first_pieces, prompt):
                             yield [(index, piece)]
                             await asyncio.sleep(0)
                 said, steps[index] = steps[index], []
@@ -173,13 +173,13 @@ class GenerationResponse(WorkerResponse):
                 first = False
                 self.metrics.first_token.labels(self.served.name).observe(time.perf_counter() - self.begun)
             yield ready
-        self.count(plan.prompt_tokens, self._said())
+        self.count(plan.prompt_tokens, self._generated_tokens())
 
-    def _said(self) -> int:
+    def _generated_tokens(self) -> int:
         return sum(choice.said for choice in self.choices)
 
     def _usage(self) -> str:
-        prompt, said = self.plan.prompt_tokens, self._said()
+        prompt, said = self.plan.prompt_tokens, self._generated_tokens()
         return _json({"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said})
 
 

@@ -42,7 +42,7 @@ def _sampler(row: Sampler) -> Any:
     return kind | None, Field(None, description=row.help, **bounds)
 
 
-def _anything(names: tuple[str, ...], description: str) -> dict[str, Any]:
+def _untyped(names: tuple[str, ...], description: str) -> dict[str, Any]:
     return dict.fromkeys(names, (Any, Field(None, description=description)))
 
 
@@ -55,13 +55,13 @@ UNUSED = (
 REFUSED = ("tools", "functions", "audio", "tool_choice", "function_call")
 
 Sampled: Any = create_model("Sampled", __base__=Body, **{name: _sampler(row) for name, row in SAMPLERS.items()})
-User: Any = create_model("User", __base__=Body, **_anything(UNUSED[:1], "Accepted and not used."))
+User: Any = create_model("User", __base__=Body, **_untyped(UNUSED[:1], "Accepted and not used."))
 ChatOptions: Any = create_model(
     "ChatOptions",
     __base__=Body,
-    **_anything(UNUSED, "Accepted and not used."),
-    **_anything((*REFUSED, "parallel_tool_calls"), "Not supported."),
-    **_anything(("modalities",), 'Only ["text"].'),
+    **_untyped(UNUSED, "Accepted and not used."),
+    **_untyped((*REFUSED, "parallel_tool_calls"), "Not supported."),
+    **_untyped(("modalities",), 'Only ["text"].'),
 )
 
 

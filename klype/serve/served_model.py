@@ -9,7 +9,7 @@ from pathlib import Path
 from klype.api.prompt_context import is_single_turn
 from klype.errors import UsageError
 from klype.serve.json_schema import JsonAnswers
-from klype.sources.find_model import located
+from klype.sources.model_files import resolve
 from klype.sources.opening import open_model
 from klype.sources.source import NativeSource
 
@@ -51,7 +51,7 @@ def open_served(text: str, precision: str = "float32", device: str = "auto") -> 
     as its label, so that clients never see a path. Raises UsageError for a model of another server."""
     given, separator, rest = text.partition("=")
     named = bool(separator) and NAME.fullmatch(given) is not None and not Path(text).exists()
-    address = located(rest if named else text)
+    address = resolve(rest if named else text)
     opened = open_model(address, precision, device=device)
     last = Path(address).expanduser().resolve()
     raw = last.stem if last.is_file() else last.name

@@ -44,10 +44,10 @@ class Limits:
     def left(self) -> float:
         """Seconds until the deadline. Raises KlypeError if it has passed."""
         if (left := self.until - time.monotonic()) <= 0:
-            raise self.exceeded()
+            raise self.too_much()
         return left
 
-    def exceeded(self) -> KlypeError:
+    def too_much(self) -> KlypeError:
         return KlypeError(
             f"{self.where} did not answer within {self.seconds:.0f} seconds.", "Ask for less, or try again later."
         )
@@ -98,7 +98,7 @@ class ResponseReader:
         timer.daemon = True
         timer.start()
         try:
-            for chunk in self._unpacked():
+            for chunk in self._unpack():
                 size += len(chunk)
                 if size > most:
                     raise KlypeError(f"{where} answers with more than {most >> 20} MiB: that is not an answer.", UNUSED)
@@ -108,7 +108,7 @@ class ResponseReader:
             timer.cancel()
         self.limits.left()  # the body may have ended because the socket was shut down
 
-    def _unpacked(self) -> Iterator[bytes]:
+    def _unpack(self) -> Iterator[bytes]:
         kind = self.response.headers.get("content-encoding", "identity").strip().lower()
         if kind not in ("identity", "gzip", "deflate"):
             raise KlypeError(f"{self.limits.where} packs its answer in a way that it was not asked for.", UNUSED)
@@ -131,7 +131,7 @@ def begin(send: Callable[[httpx.Request], httpx.Response], request: httpx.Reques
     """Sends a request and returns its response once the headers are here. Raises KlypeError at the deadline and for a
     redirect to another origin."""
     for _ in range(REDIRECTS + 1):
-        response = _headed(send, request, limits)
+        response = _receive(send, request, limits)
         again = response.next_request
         if again is None:
             return ResponseReader(response, limits)
@@ -143,7 +143,7 @@ def begin(send: Callable[[httpx.Request], httpx.Response], request: httpx.Reques
     raise KlypeError(f"{limits.where} sends its clients in a circle.", "Is it the address of an API?")
 
 
-def _headed(send: Callable[[httpx.Request], httpx.Response], request: httpx.Request, limits: Limits) -> httpx.Response:
+def _receive(send: Callable[[httpx.Request], httpx.Response], request: httpx.Request, limits: Limits) -> httpx.Response:
     """The response with its headers, sent in a separate thread: a header can take thousands of reads, and httpx has a
     time-out for each, not for all."""
     found: Future[httpx.Response] = Future()
@@ -163,4 +163,4 @@ def _headed(send: Callable[[httpx.Request], httpx.Response], request: httpx.Requ
         return found.result(limits.left())
     except TimeoutError:
         found.add_done_callback(drop)
-        raise limits.exceeded() from None
+        raise limits.too_much() from None

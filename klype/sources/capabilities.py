@@ -48,7 +48,7 @@ class Capabilities:
     limit_name: str = "max_tokens"
 
     @property
-    def goes_on(self) -> bool:
+    def can_continue(self) -> bool:
         """Whether it can continue a given beginning of an answer, with probabilities."""
         return self.completions and self.completion_top > 0 and self.ids
 
@@ -57,9 +57,9 @@ class Capabilities:
 
     def measures(self) -> dict[str, str]:
         """Each measure as "whole" (as of a local model), "bounded" (an interval) or "unavailable"."""
-        told = "whole" if (self.completion_top if self.goes_on else self.chat_top) else "unavailable"
+        told = "whole" if (self.completion_top if self.can_continue else self.chat_top) else "unavailable"
         listed = "bounded" if self.completion_top or self.chat_top else "unavailable"
-        inside = "bounded" if self.goes_on else "unavailable"
+        inside = "bounded" if self.can_continue else "unavailable"
         return {
             "answers": "whole" if self.completions or self.chat else "unavailable",
             "probability_of_drawn_tokens": told,
@@ -116,15 +116,15 @@ class Probe:
         except RefusedError:
             return None
 
-    def said(self, path: str, **body: Any) -> ServerChoice | None:
+    def first_choice(self, path: str, **body: Any) -> ServerChoice | None:
         """The only choice of a response; None if the server refuses the request."""
         answer = self.answer(path, **body)
         return choices_of(answer, 1, self.http.base)[0] if answer else None
 
-    def most(self, path: str, tops: Sequence[int], asking: Callable[[int], dict[str, Any]]) -> tuple[int, Key] | None:
+    def top_n(self, path: str, tops: Sequence[int], asking: Callable[[int], dict[str, Any]]) -> tuple[int, Key] | None:
         """The number of alternatives that the server returns, and the token it sampled; None if it returns none."""
         for top in tops:
-            said = self.said(path, **asking(top))
+            said = self.first_choice(path, **asking(top))
             if said and said.tokens and said.tokens[0].top:
                 return min(top, len(said.tokens[0].top)), said.tokens[0].key
         return None
@@ -138,7 +138,7 @@ class Probe:
         if prompt is None or self.answer(path, **as_ids) is None:
             as_ids = plain
         found: dict[str, Any] = {"completions": True}
-        if (told := self.most(path, TOPS, lambda top: {**as_ids, "logprobs": top})) is not None:
+        if (told := self.top_n(path, TOPS, lambda top: {**as_ids, "logprobs": top})) is not None:
             found |= {"completion_top": told[0], "ids": prompt is not None and isinstance(told[1], int)}
         if prompt and found.get("ids"):
             found["echo"] = False
@@ -150,7 +150,7 @@ class Probe:
         rows = (self.answer(path, **plain, n=2) or {}).get("choices")
         # whether the same seed gives the same text
         drawn: dict[str, Any] = {**plain, "max_tokens": 8, "seed": 7, "temperature": 1.0}
-        first, again = (self.said(path, **drawn) for _ in range(2))
+        first, again = (self.first_choice(path, **drawn) for _ in range(2))
         same = first is not None and again is not None and first.text == again.text
         return found | {"n": isinstance(rows, list) and len(rows) == 2, "seed": same}
 
@@ -161,7 +161,7 @@ class Probe:
         limit = next((name for name in names if self.answer(CHAT, **plain, **{name: 1}) is not None), None)
         if limit is None:
             return {"chat": False}
-        told = self.most(CHAT, (20, 5, 1), lambda top: {**plain, limit: 1, "logprobs": True, "top_logprobs": top})
+        told = self.top_n(CHAT, (20, 5, 1), lambda top: {**plain, limit: 1, "logprobs": True, "top_logprobs": top})
         return {"chat": True, "limit_name": limit, "chat_top": 0 if told is None else told[0]}
 
 

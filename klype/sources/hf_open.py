@@ -78,14 +78,14 @@ def open_hf(folder: Path, name: str = "", dtype: str = "float32", device: torch.
         raise KlypeError(f"The tokenizer in {folder} has more tokens than the model.", "They do not belong together.")
     model.train(False)
     model.requires_grad_(False).to(device)
-    runner, spell = HFRunner(model), tokenizer.token_bytes
+    runner, token_bytes = HFRunner(model), tokenizer.token_bytes
     if not runner.is_causal():
         raise KlypeError(
             f"{name or folder} (architecture {kind!r}) reads a word by what comes after it, too: it is an encoder, and"
             " writes no answers.",
             "Give a causal language model.",
         )
-    engine = Engine(runner, decode_bytes=spell, name=name or str(folder), max_batch=BATCH)
+    engine = Engine(runner, decode_bytes=token_bytes, name=name or str(folder), max_batch=BATCH)
     return NativeSource(engine, NativeCodec(tokenizer, chat))
 
 

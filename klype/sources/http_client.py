@@ -21,7 +21,7 @@ import httpx
 
 from klype.durable import private, private_folder
 from klype.errors import BudgetSpentError, KlypeError, UsageError, short_error
-from klype.jsons import parsed
+from klype.jsons import parse
 from klype.sources.bounded_http import Limits, ResponseReader, begin
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)  # status codes of temporary errors
@@ -141,7 +141,7 @@ class HttpClient:
         reader, data = self._request(path, body)
         answer = None
         with suppress(ValueError):
-            answer = parsed(data)
+            answer = parse(data)
         if not isinstance(answer, dict):
             raise self._unexpected_type(reader)
         if path.endswith("completions"):
@@ -199,7 +199,7 @@ class HttpClient:
                 if not data:
                     continue
                 try:
-                    event = parsed(data)
+                    event = parse(data)
                 except ValueError:
                     raise KlypeError(f"{self.base} streams something that is not JSON: {data[:80]!r}.") from None
                 if not isinstance(event, dict):
@@ -256,7 +256,7 @@ class HttpClient:
                     raise KlypeError(f"{self.base} wants a key, or another one ({status}).", "Set it as KLYPE_API_KEY.")
                 said = f"status {status}"
                 with suppress(ValueError):
-                    said = _message(parsed(data))
+                    said = _message(parse(data))
                 raise RefusedError(f"{self.base} refused: {said}.")
             problem = f"status {status}"
             asked = retry_after(headers.get("retry-after", ""), datetime.now(UTC))
@@ -314,7 +314,7 @@ class ResponseCache:
 
     def get(self, key: str) -> dict[str, Any] | None:
         row = self._execute("SELECT answer FROM answers WHERE key = ?", key)
-        return None if row is None else dict(parsed(row[0]))
+        return None if row is None else dict(parse(row[0]))
 
     def put(self, key: str, answer: Mapping[str, Any]) -> None:
         self._execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, json.dumps(answer))

@@ -12,7 +12,7 @@ from typing import Any
 
 from klype import durable
 from klype.errors import KlypeError, UsageError, short_error
-from klype.sources.find_model import HUB, find_named, models_folder, to_fetch
+from klype.sources.model_files import HUB, closest_on_hub, find_named, models_folder
 
 INSTALL = "Install it: pip install 'klype[hf]'."
 REPOSITORY = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -27,7 +27,7 @@ def fetch(name: str) -> Path:
     repository, _, revision = name.partition("@")
     if not re.fullmatch(REPOSITORY, repository):
         raise UsageError(f"hf:{name} is not the name of a model on the hub.", "Write hf:owner/name.")
-    with _asking(name):
+    with _hub_errors(name):
         from huggingface_hub import snapshot_download
 
         asked: dict[str, Any] = {"revision": revision or None, "allow_patterns": list(WANTED)}
@@ -66,7 +66,7 @@ class Download:
         own client does not do. Raises KlypeError for files whose hash is wrong."""
         folder = models_folder() / self.name
         durable.private_folder(folder.parent)
-        with open(folder.parent / ".lock", "w") as lock, _asking(self.repository):
+        with open(folder.parent / ".lock", "w") as lock, _hub_errors(self.repository):
             durable.hold(lock.fileno())
             if folder.is_dir():  # another process was first
                 return folder
@@ -101,12 +101,12 @@ def look_up(name: str) -> Download:
     known = HUB.get(name)
     repository = known.repository if known else name.removeprefix("hf:")
     if "/" not in repository or not re.fullmatch(REPOSITORY, repository):
-        meant = to_fetch(name)
+        meant = closest_on_hub(name)
         raise UsageError(
             f"There is no model called {name[:200]} to fetch.",
             f"Did you mean {meant}?" if meant else "See what there is: klype pull",
         )
-    with _asking(repository):
+    with _hub_errors(repository):
         from huggingface_hub import HfApi
 
         told = HfApi().model_info(repository, files_metadata=True)
@@ -134,7 +134,7 @@ def find_pulled(name: str) -> Path | None:
 
 
 @contextmanager
-def _asking(name: str) -> Iterator[None]:
+def _hub_errors(name: str) -> Iterator[None]:
     """Turns errors of the hub's client into one-sentence KlypeErrors."""
     try:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError

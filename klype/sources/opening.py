@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from klype.environment import cache_folder, language
 from klype.errors import UsageError, not_native
-from klype.sources.find_model import NEWEST_FIRST, ModelFiles, find_path
 from klype.sources.hub import fetch
+from klype.sources.model_files import NEWEST_FIRST, ModelFiles, find_path
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +48,11 @@ class OpenOptions:
 class OpenModel:
     """A MODEL that can be asked, whatever runs it: klype's own engine, transformers or a server.
 
-    ``window``: tokens of prompt and answer together; ``vocabulary``: number of tokens, 0 if unknown. ``spell``: a
-    token's bytes; ``control``: a control token's name; ``say``: the tokens of a given answer; ``spelling``: a text's
-    tokens without one that begins it, from klype's own server only. ``template``: it has a chat template. ``native``:
-    the loaded checkpoint, if klype computes the model itself. ``exact``: tokens spell the same alone and together.
-    ``http``: the client of a server, which counts the cost. ``goes_on``: it can continue the beginning of an answer,
+    ``window``: tokens of prompt and answer together; ``vocabulary``: number of tokens, 0 if unknown. ``control_name``:
+    a control token's name; ``encode_answer``: the tokens of a given answer; ``encode_bare``: a text's tokens without
+    one that begins it, from klype's own server only. ``template``: it has a chat template. ``native``: the loaded
+    checkpoint, if klype computes the model itself. ``exact``: tokens have the same bytes alone and together. ``http``:
+    the client of a server, which counts the cost. ``can_continue``: it can continue a given beginning of an answer,
     which some servers cannot.
     """
 
@@ -61,16 +61,16 @@ class OpenModel:
     source: Source
     window: int
     vocabulary: int
-    spell: Callable[[int], bytes]
-    control: Callable[[int], str | None]
-    say: Callable[[str], list[int]]
+    token_bytes: Callable[[int], bytes]
+    control_name: Callable[[int], str | None]
+    encode_answer: Callable[[str], list[int]]
     template: bool
     flops_per_token: Callable[[int], int] | None = None
     native: LoadedModel | None = None
     exact: bool = True
     http: HttpClient | None = None
-    spelling: Callable[[str], list[int]] | None = None
-    goes_on: bool = True
+    encode_bare: Callable[[str], list[int]] | None = None
+    can_continue: bool = True
     how: OpenOptions = field(default_factory=OpenOptions)
 
     @property
@@ -103,20 +103,21 @@ class OpenModel:
         """The tokens of a conversation, up to where the answer begins."""
         return self.source.codec.prompt(messages)
 
-    def plain(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """The tokens of a text as the beginning of a document."""
         return self.source.codec.encode(text)
 
-    def put(self, text: str, raw: bool | None = None, before: Sequence[Message] = ()) -> list[int]:
+    def user_prompt(self, text: str, raw: bool | None = None, before: Sequence[Message] = ()) -> list[int]:
         """The prompt for a user's text after the messages ``before``, by the chat template or as a document
         (``as_raw``)."""
         messages = [*before, {"role": "user", "content": text}]
-        return self.plain("\n".join(m["content"] for m in messages)) if self.as_raw(raw) else self.prompt(messages)
+        as_text = "\n".join(m["content"] for m in messages)
+        return self.encode_text(as_text) if self.as_raw(raw) else self.prompt(messages)
 
-    def spelled(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         """A token's text, with bytes that are no UTF-8 escaped, or a control token's name."""
-        name = self.control(token)
-        return name if name is not None else self.spell(token).decode("utf-8", "backslashreplace")
+        name = self.control_name(token)
+        return name if name is not None else self.token_bytes(token).decode("utf-8", "backslashreplace")
 
     def flops(self, trace: Trace) -> int | None:
         """FLOP of the prompt and all steps, with attention over half of the tokens on average; None if unknown."""
@@ -178,20 +179,20 @@ def _open_native(name: str, found: ModelFiles, how: OpenOptions, device: torch.d
     if precision == "auto" and as_stored:
         precision = "float32"  # computed with the quantised weights as they are stored, which is fastest
     if precision == "auto" and on_cpu and not how.measured:
-        precision = fastest_alone(kernel=_compiled(make_kernel))
+        precision = fastest_alone(kernel=_compile(make_kernel))
     chosen = pick_precision(precision, device)
     dtype = "float32" if chosen == "int8" else chosen
-    kernel = _compiled(make_kernel) if as_stored and chosen == "float32" else None
+    kernel = _compile(make_kernel) if as_stored and chosen == "float32" else None
     loaded = checkpoint.load(found.folder, dtype=dtype, known=cache_folder(), device=device, kernel=kernel)
     if kernel is None and on_cpu and decodes(loaded.config):
-        kernel = _compiled(make_kernel)
-    backend: Backend = CompiledBackend(lambda: _compiled(compiled_library)) if on_cpu else TORCH
-    loaded = replace(loaded, model=prepack(loaded.model.using(backend), chosen, kernel))
+        kernel = _compile(make_kernel)
+    backend: Backend = CompiledBackend(lambda: _compile(compiled_library)) if on_cpu else TORCH
+    loaded = replace(loaded, model=prepack(loaded.model.with_backend(backend), chosen, kernel))
     engine = Engine(loaded.model, decode_bytes=loaded.tokenizer.token_bytes, name=str(found.folder))
     return native(name, found, loaded, engine)
 
 
-def _compiled(make: Callable[[Path, Callable[[], None]], Made]) -> Made:
+def _compile(make: Callable[[Path, Callable[[], None]], Made]) -> Made:
     """Calls ``make(folder, announce)``, saying so if it has to compile, and again if that fails."""
     told: list[str] = []
 
@@ -239,10 +240,10 @@ def open_server(address: str, how: OpenOptions) -> OpenModel:
     source = RemoteSource(http, capabilities_of(http, model))
     codec, caps, http.budget.say = source.codec, source.caps, meter()
     control = dict.fromkeys(codec.stop, "<end>").get
-    window, spelling = caps.window or UNKNOWN_WINDOW, codec.spelling if caps.kind == "klype" else None
+    window, encode_bare = caps.window or UNKNOWN_WINDOW, codec.encode_bare if caps.kind == "klype" else None
     return OpenModel(
-        source.name, ModelFiles(Path(source.name)), source, window, caps.vocabulary, codec.spell, control, codec.say,
-        caps.chat, exact=False, http=http, spelling=spelling, goes_on=caps.goes_on,
+        source.name, ModelFiles(Path(source.name)), source, window, caps.vocabulary, codec.token_bytes, control,
+        codec.encode_answer, caps.chat, exact=False, http=http, encode_bare=encode_bare, can_continue=caps.can_continue,
     )  # fmt: skip
 
 
@@ -304,7 +305,7 @@ KINDS: tuple[ModelKind, ...] = (
 )  # fmt: skip
 
 
-def room(opened: OpenModel, prompt: Sequence[int], limit: int) -> int:
+def window_left(opened: OpenModel, prompt: Sequence[int], limit: int) -> int:
     """``limit``, or what the window leaves after the prompt. Raises UsageError if that is nothing."""
     if limit < 1:
         raise UsageError(f"--limit should be at least 1 (it is {limit}).")
@@ -332,4 +333,4 @@ def decode_stream(parts: Iterable[tuple[bytes, Trace | None]]) -> Iterator[tuple
 def stream(opened: OpenModel, request: Request) -> Iterator[tuple[str, Trace | None]]:
     """Yields the answer piece by piece; the last item has the trace. Closing the generator cancels the request."""
     with closing(cast("Generator[Event, None, None]", opened.source.generate([request]))) as events:
-        yield from decode_stream((opened.spell(event.step.token), event.trace) for event in events)
+        yield from decode_stream((opened.token_bytes(event.step.token), event.trace) for event in events)

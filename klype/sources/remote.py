@@ -40,16 +40,16 @@ class IdCodec:
     def encode(self, text: str) -> list[int]:
         return self._tokens(text, True)
 
-    def say(self, answer: str) -> list[int]:
+    def encode_answer(self, answer: str) -> list[int]:
         """The tokens of a given answer after a prompt. A tokenizer that puts a space before every text, as klype's own
         does, has one before the answer, too."""
         if self._caps.kind != "klype":
-            return self.spelling(answer)
-        bare, spaced = self.spelling("a"), self.spelling(" a")
+            return self.encode_bare(answer)
+        bare, spaced = self.encode_bare("a"), self.encode_bare(" a")
         spaces = bare != spaced and self.encode("a")[-len(spaced) :] == spaced
-        return self.spelling(f" {answer.strip()}" if spaces else answer)
+        return self.encode_bare(f" {answer.strip()}" if spaces else answer)
 
-    def spelling(self, text: str) -> list[int]:
+    def encode_bare(self, text: str) -> list[int]:
         """A text's tokens, without one that begins a text."""
         return self._tokens(text, False)
 
@@ -63,10 +63,10 @@ class IdCodec:
     def decode(self, ids: Sequence[int]) -> str:
         return self._text(tuple(i for i in ids if i not in self.stop)).removeprefix(" ")
 
-    def spell(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         return b"" if token in self.stop else self._text((token,)).encode()
 
-    words = say
+    words = encode_answer
 
     def number(self, key: Key) -> int:
         if not isinstance(key, int):
@@ -139,15 +139,15 @@ class PieceCodec:
             raise KlypeError("This server does not chat.", "Use --raw to give it plain text.")
         return [self._number("chat", json.dumps([dict(m) for m in messages], ensure_ascii=False).encode())]
 
-    def spelling(self, text: str) -> list[int]:
+    def encode_bare(self, text: str) -> list[int]:
         raise KlypeError("This server does not tell its tokens, so that a given answer cannot be looked at.")
 
-    say = spelling
+    encode_answer = encode_bare
 
     def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(map(self.spell, ids)).decode(errors="replace").removeprefix(" ")
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace").removeprefix(" ")
 
-    def spell(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         kind, data = self._piece(token)
         return data if kind == "token" and token not in self.stop else b""
 
@@ -158,7 +158,7 @@ class PieceCodec:
         return key if isinstance(key, int) else self._number("token", key)
 
     def asked(self, prompt: Tokens, limit: int) -> tuple[str, dict[str, Any]]:
-        (kind, data), said = self._piece(prompt[0]), b"".join(map(self.spell, prompt[1:]))
+        (kind, data), said = self._piece(prompt[0]), b"".join(map(self.token_bytes, prompt[1:]))
         if kind == "chat":
             if len(prompt) > 1:
                 raise KlypeError(
@@ -186,7 +186,7 @@ class PieceCodec:
         return self._pieces[number]
 
 
-LEAST = 1e-9  # probability beside the listed tokens, at least: whether the list is complete is unknown
+MIN_REST = 1e-9  # probability beside the listed tokens, at least: whether the list is complete is unknown
 MASK = 0x7FFFFFFF
 # servers with sampling defaults of their own
 HAS_OWN_DEFAULTS = ("klype", "vllm", "llama.cpp")
@@ -219,10 +219,10 @@ class RemoteSource:
         """Scores by echo where the server offers it, else token by token; unlisted tokens have log-probability NaN."""
         pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
         if self.caps.echo:
-            found = self._echoed(pairs)
+            found = self._score_by_echo(pairs)
         else:
             told = iter(self.next([(*p, *a[:t]) for p, a in pairs for t in range(len(a))]))
-            found = [[_forced(token, next(told)) for token in a] for _, a in pairs]
+            found = [[_forced_step(token, next(told)) for token in a] for _, a in pairs]
         steps = (tuple(said if top else [replace(step, distribution=None) for step in said]) for said in found)
         return [
             Trace(prompt, said, Sampling(), 0, 0, self.name, "length", passes=1, seconds=0.0)
@@ -243,7 +243,7 @@ class RemoteSource:
                 server = "This server" if kind == "other" else f"A server of the kind {kind}"
                 raise UsageError(f"{self.name} takes no {' or '.join(refused)}.", f"{server} takes {', '.join(takes)}.")
         if len(requests) == 1 and requests[0].n == 1:
-            return self._streamed(requests[0])
+            return self._stream(requests[0])
         return self._events(requests)
 
     def _events(self, requests: Sequence[Request]) -> Iterator[Event]:
@@ -257,9 +257,9 @@ class RemoteSource:
             place, first, n = parts[done]
             request = requests[place]
             for said in choices_of(answer, n, self.http.base, request.limit):
-                yield from self._told(request, self._steps(said, request), said.finish, place, first + said.index)
+                yield from self._events_of(request, self._steps(said, request), said.finish, place, first + said.index)
 
-    def _told(
+    def _events_of(
         self, request: Request, steps: Sequence[Step], finish: str | None, place: int, sample: int
     ) -> Iterator[Event]:
         """The events of a finished answer."""
@@ -270,7 +270,7 @@ class RemoteSource:
             yield Event(place, sample, step, None)
         yield Event(place, sample, steps[-1], trace)
 
-    def _streamed(self, request: Request) -> Iterator[Event]:
+    def _stream(self, request: Request) -> Iterator[Event]:
         """Events as tokens arrive; the last one is held back until the finish reason is known."""
         where, steps, text, finish, told = self.http.base, list[Step](), "", None, 0
         for chunk in self.http.stream(self._call(request, request.prompt, 1, request.first_sample)):
@@ -291,12 +291,12 @@ class RemoteSource:
         if finish is None:
             raise KlypeError(f"{where} cut its answer off before its end.", "Ask again.")
         steps = self._with_end(steps or self._steps(ServerChoice(0, text, None, finish), request), finish)
-        yield from islice(self._told(request, steps, finish, 0, request.first_sample), told, None)
+        yield from islice(self._events_of(request, steps, finish, 0, request.first_sample), told, None)
 
     def _call(self, request: Request, prompt: Sequence[int], n: int, first: int) -> Call:
         """The HTTP call for ``n`` samples from number ``first`` on."""
         caps, s = self.caps, request.sampling
-        body: dict[str, Any] = {"model": caps.model, **self._shaping(s)}
+        body: dict[str, Any] = {"model": caps.model, **self._sampling_fields(s)}
         if n > 1:
             body["n"] = n
         own_numbers = caps.kind == "klype" and first == 0
@@ -312,7 +312,7 @@ class RemoteSource:
             told |= {"return_tokens_as_token_ids": True} if caps.ids and caps.kind in ("klype", "vllm") else {}
         return Call(path, {**body, **asked, **told}, first, lambda answer: choices_of(answer, n, self.http.base))
 
-    def _shaping(self, sampling: Sampling) -> dict[str, Any]:
+    def _sampling_fields(self, sampling: Sampling) -> dict[str, Any]:
         """Sampling parameters by the server's names; also those that are off where it has defaults of its own (vLLM's
         come from the model, llama.cpp's top-k is 40)."""
         kind, wanted = self.caps.kind, active(sampling)
@@ -335,7 +335,7 @@ class RemoteSource:
         listed = listed[: most if top < 0 else min(top, most)]
         ids = np.array([self.codec.number(key) for key, _ in listed], np.int64)
         logp = np.array([logp for _, logp in listed], np.float64)
-        return Distribution(ids, logp, max(LEAST, 1.0 - float(np.exp(logp).sum())))
+        return Distribution(ids, logp, max(MIN_REST, 1.0 - float(np.exp(logp).sum())))
 
     def _steps(self, said: ServerChoice, request: Request) -> list[Step]:
         if said.tokens is None:  # words stand for tokens, whose number and probabilities are unknown
@@ -346,8 +346,8 @@ class RemoteSource:
         out: list[Step] = []
         for heard in tokens:
             # llama.cpp reports the parts of a character together, under the last part's id
-            if heard.hidden and isinstance(heard.key, int) and self.codec.spell(heard.key) != heard.data:
-                out += map(_unknown_step, self.codec.spelling(heard.data.decode(errors="replace")))
+            if heard.hidden and isinstance(heard.key, int) and self.codec.token_bytes(heard.key) != heard.data:
+                out += map(_unknown_step, self.codec.encode_bare(heard.data.decode(errors="replace")))
                 continue
             listed = self._distribution(heard.top) if request.top and heard.top else None
             token = self.codec.number(heard.key)
@@ -359,7 +359,7 @@ class RemoteSource:
         silent = not steps or (finish == "stop" and steps[-1].token not in self.codec.stop)
         return [*steps, _unknown_step(self.codec.end)] if silent else steps
 
-    def _echoed(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[list[Step]]:
+    def _score_by_echo(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[list[Step]]:
         """Scores by echo. One more token is requested and ignored, since some servers refuse ``max_tokens: 0``."""
         fixed = {"model": self.caps.model, "max_tokens": 1, "echo": True, "logprobs": self.caps.completion_top}
         fixed["return_tokens_as_token_ids"] = True
@@ -376,7 +376,7 @@ class RemoteSource:
         return found
 
 
-def _forced(token: int, distribution: Distribution) -> Step:
+def _forced_step(token: int, distribution: Distribution) -> Step:
     """The step of a given token under a distribution; NaN if it is not listed."""
     p = distribution.p(token)
     logp = math.log(p) if p else math.nan

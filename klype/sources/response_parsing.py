@@ -105,7 +105,7 @@ def logprobs_of(found: Any, where: str) -> tuple[ServerToken, ...] | None:
         heard = []
         for entry in found["content"]:
             listed = [(_key(one), _logp(one["logprob"], where)) for one in entry.get("top_logprobs") or ()]
-            data = _listed(entry.get("bytes") or []) if isinstance(entry.get("id"), int) else b""
+            data = _bytes_of_list(entry.get("bytes") or []) if isinstance(entry.get("id"), int) else b""
             heard.append(ServerToken(_key(entry), _logp(entry["logprob"], where), by_probability(listed), data))
         return tuple(heard)
     if not isinstance(found.get("tokens"), list):
@@ -130,7 +130,7 @@ def key_of(text: str, data: Any = None) -> Key:
     if match:
         return _id(int(match[1]))
     if data:
-        return _listed(data)
+        return _bytes_of_list(data)
     if text.startswith("bytes:"):
         return bytes.fromhex("".join(re.findall(r"\\x([0-9a-f]{2})", text)))
     return text.encode("utf-8", "surrogatepass")
@@ -168,7 +168,7 @@ def _id(number: int) -> int:
     return number
 
 
-def _listed(data: Any) -> bytes:
+def _bytes_of_list(data: Any) -> bytes:
     """Bytes from a list of numbers. Raises TypeError for anything else: ``bytes`` of a number would be that many
     zeros."""
     if not isinstance(data, list):

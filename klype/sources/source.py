@@ -102,14 +102,14 @@ class NativeCodec:
     def answer(self, messages: Sequence[Message], answer: str) -> list[int]:
         """The tokens of a given answer after its prompt, as the chat template writes them, with an end token."""
         if self.chat is None or self.tokenizer.user >= 0:  # models trained by klype have one fixed template
-            return self.ended(self.tokenizer.encode_answer(answer))
+            return self.with_end_token(self.tokenizer.encode_answer(answer))
         prompt = self.prompt(messages)
         ids, learnt = self.chat.conversation([*messages, {"role": "assistant", "content": answer}])
         if ids[: len(prompt)] != prompt or 1 not in learnt[len(prompt) :]:
-            return self.ended(self.tokenizer.encode_answer(answer))
-        return self.ended(ids[len(prompt) : len(learnt) - learnt[::-1].index(1)])
+            return self.with_end_token(self.tokenizer.encode_answer(answer))
+        return self.with_end_token(ids[len(prompt) : len(learnt) - learnt[::-1].index(1)])
 
-    def ended(self, ids: list[int]) -> list[int]:
+    def with_end_token(self, ids: list[int]) -> list[int]:
         """The tokens with an end token, if the model has one."""
         said = bool(ids) and ids[-1] in self.stop
         return ids if said or self.tokenizer.end < 0 else [*ids, self.tokenizer.end]

@@ -13,19 +13,19 @@ from nicegui import ui
 from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Cell, Panel, Picture, axis, line, lines, spikes
 from klype.examine.say import visible
-from klype.jsons import saved
+from klype.jsons import read_saved
 from klype.model.atomic_folder import is_whole
 from klype.runs.folder import read_run
 from klype.runs.provenance import read_questions
 from klype.runs.run_json import planned_steps
 from klype.studio import elements as el
-from klype.studio.annotation import RankingStore, named
 from klype.studio.background_jobs import MetricsTail, Work, WorkPlan, begin, key_of, new_name, works_by_run
 from klype.studio.fields import Check, Minutes, Select
+from klype.studio.ranking_stores import RankingStore, label_of
 from klype.studio.studio import Studio
 
 ASKED = 4  # held-out questions that the model answers while it is aligned
-FEWEST = 2  # rankings to learn from
+MIN_RANKINGS = 2  # rankings to learn from
 OVERHEAD_S = 40.0  # for loading, the reward model and the comparison, on top of the minutes requested
 LOOK_S = 1.0
 CURVES = {
@@ -61,7 +61,7 @@ class Alignment:
                 self.planned = planned_steps(read_run(self.run), "align")
         self.why = work.why() if self.state == "failed" else ""
         if self.state == "done":
-            self.document = self.document or saved(self.run / "align.json")
+            self.document = self.document or read_saved(self.run / "align.json")
         return any(news) or vars(self) != before
 
     @property
@@ -100,9 +100,9 @@ def start_alignment(
     entries = store.snapshot(judge / "rank", annotators)
     ordered = sum(entry.kind != "skip" for entry in entries)
     # counted in the copy: others may rank or undo meanwhile
-    if ordered < FEWEST:
+    if ordered < MIN_RANKINGS:
         shutil.rmtree(judge)
-        raise UsageError(f"There are {ordered} rankings: {FEWEST} at least are needed.")
+        raise UsageError(f"There are {ordered} rankings: {MIN_RANKINGS} at least are needed.")
     before, after = str((source / "finetune").resolve()), str(run / "align")
     about = {
         "place": store.key,
@@ -180,7 +180,7 @@ class AlignCard(el.WorkPart):
         for name, rankings in count.items():
             if name in simulated or len(people) > 1:
                 self.people[f"one:{name}"] = [name]
-                shown[f"one:{name}"] = w("whose_one", name=named(name, w), n=say.count(rankings))
+                shown[f"one:{name}"] = w("whose_one", name=label_of(name, w), n=say.count(rankings))
         shown = shown or {"": w("whose_nobody")}
         if shown != self.whose.options:
             before = self.whose.value  # the choice stays while others rank

@@ -17,7 +17,7 @@ from klype.samplers import SAMPLERS, TEMPERATURE, Sampling
 from klype.studio import elements as el
 from klype.studio.fields import Check, Counts, Slider, TextArea, first_steps, open_fold
 from klype.studio.studio import AnswerBranch, Branches, Conversation, SharedModel, Turn
-from klype.studio.tokens import TokenPanel, Tokens, rows_of, shown, tokenizer_view
+from klype.studio.tokens import TokenPanel, Tokens, rows_of, tokenizer_view, visible_text
 from klype.words import Words
 from klype.words.sentences import Sentences
 
@@ -202,7 +202,7 @@ class AnswerPage(el.PagePart):
         unknown, warnings = set[str](), dict[str, list[str]]()
         for name, model in known.items():
             if model.reading is not None:
-                unknown.update(model.reading.unknown(turn.question))
+                unknown.update(model.reading.unknown_words(turn.question))
                 warnings.setdefault(model.reading.warning(turn.question, self.visit.lang), []).append(name)
         with el.box("k-turn"):
             with el.box("k-asked"), el.box(tag="p"):
@@ -266,7 +266,7 @@ def way(w: Words, model: SharedModel, answer: AnswerBranch) -> str:
     """The name of a branch, by the token that it took."""
     if answer.parent is None:
         return w("first_way")
-    took = shown(model, answer.tokens[answer.at], answer.tokens[: answer.at])
+    took = visible_text(model, answer.tokens[answer.at], answer.tokens[: answer.at])
     return w("way", n=answer.number + 1, of=answer.parent + 1, place=answer.at + 1, token=took)
 
 

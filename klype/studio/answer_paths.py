@@ -16,11 +16,11 @@ from klype.experiments.framework import facts
 from klype.studio import elements as el
 from klype.studio.answer_paths_search import CancelledError, FoundPaths, PathSearch, exact, flow
 from klype.studio.fields import Counts, Select, Slider, TextArea, first_steps
-from klype.studio.tokens import shown
+from klype.studio.tokens import visible_text
 from klype.words import Words
 
 LONGEST = 4000
-LISTED, LEAST = 12, 0.001  # meanings in the table, and the least probability of one that was not drawn
+LISTED, MIN_SHOWN = 12, 0.001  # meanings in the table, and the least probability of one that was not drawn
 
 
 @dataclass
@@ -126,7 +126,7 @@ class PathsPage(el.PagePart):
         self.box.clear()
         with self.box:
             columns, prompt = [w("question"), w("answer"), "log p", w("ended")], found.asking.question.prompt
-            rows: list[list[Cell]] = [[prompt, found.spell(t.tokens), t.logp, t.ended] for t in found.traces]
+            rows: list[list[Cell]] = [[prompt, found.decode(t.tokens), t.logp, t.ended] for t in found.traces]
             made = Picture("answers", flow_title(found, w, say), w("how_flow"), [self._flow(found)], columns, rows)
             (self.flow,) = el.picture(self.visit, made)
             with el.box("k-panels"):
@@ -153,7 +153,7 @@ class PathsPage(el.PagePart):
 
     def _meanings(self, found: FoundPaths) -> None:
         w, say = self.w, self.say
-        listed = [(i, one) for i, one in enumerate(found.meant) if one.drawn or one.low >= LEAST]
+        listed = [(i, one) for i, one in enumerate(found.meant) if one.drawn or one.low >= MIN_SHOWN]
         rows = []
         for place, one in listed[:LISTED]:
             low, high = (say.number(100 * end, 1) for end in (one.low, one.high))
@@ -163,7 +163,7 @@ class PathsPage(el.PagePart):
         el.table(self.visit, [w("meaning"), w("drawn_share"), w("certain_share")], rows, numeric=(1, 2))
         if len(listed) > LISTED:
             el.small(w("more", n=say.count(len(listed) - LISTED)))
-        judge = say.judged(judge_and_error(found.asking.judge, found.asking.error_rate))
+        judge = say.judge_note(judge_and_error(found.asking.judge, found.asking.error_rate))
         el.small(w("how_meanings", judge=judge, left=say.share(found.tree.unexplored, 1)))
 
     def _meant(self, found: FoundPaths, place: int) -> None:
@@ -182,7 +182,7 @@ class PathsPage(el.PagePart):
             el.small(decision(found, None, "", w, say))
             return
         ids = [position.token for position in forks.positions]
-        names = [shown(self.search.model, token, ids[:i]) for i, token in enumerate(ids)]
+        names = [visible_text(self.search.model, token, ids[:i]) for i, token in enumerate(ids)]
         with el.box("k-words"):
             for i, (position, name) in enumerate(zip(forks.positions, names, strict=True)):
                 with el.box("w fork" if i == forks.fork else "w", "span"):
@@ -199,7 +199,7 @@ class PathsPage(el.PagePart):
                 name = w("quoted", text=say.text(found.meant[place].text)) if place >= 0 else w("other_meaning")
                 named[name] = named.get(name, 0.0) + share
             then = ", ".join(f"{say.share(share, 1)} {name}" for name, share in named.items())
-            instead = shown(self.search.model, other.token, ids[: forks.fork])
+            instead = visible_text(self.search.model, other.token, ids[: forks.fork])
             rows.append([partial(el.text_of, "bdi", instead, "k-word"), say.share(other.p, 1), then])
         el.table(self.visit, [w("word"), w("p"), w("then")], rows, numeric=(1,))
         el.small(w("how_fork", n=forks.samples))

@@ -84,14 +84,14 @@ class MeaningShare:
 @dataclass(frozen=True, slots=True)
 class FoundPaths:
     """What a search has found. ``traces``: the drawn answers; ``meant``: meanings, the most frequent first, each with
-    the colour of its place; ``common``: the most frequent answer; ``spell``: tokens → text."""
+    the colour of its place; ``common``: the most frequent answer; ``decode``: tokens → text."""
 
     asking: PromptContext
     traces: tuple[Trace, ...]
     tree: Tree
     meant: tuple[MeaningShare, ...]
     common: Trace | None
-    spell: Callable[[Sequence[int]], str]
+    decode: Callable[[Sequence[int]], str]
 
     def place_of(self, meaning: Hashable) -> int:
         """The place of a meaning in ``meant``; −1 for one that is not there."""
@@ -186,7 +186,7 @@ class FlowNode:
     merged: int = 0
 
 
-def merged(answers: Sequence[tuple[Tokens, Hashable]]) -> FlowNode:
+def merge_answers(answers: Sequence[tuple[Tokens, Hashable]]) -> FlowNode:
     """The tree of (tokens, meaning) answers, in which common prefixes are merged."""
     alike = takewhile(lambda one: len(set(one)) == 1, zip(*(tokens for tokens, _ in answers), strict=False))
     kept = tuple(tokens[0] for tokens in alike)
@@ -194,12 +194,12 @@ def merged(answers: Sequence[tuple[Tokens, Hashable]]) -> FlowNode:
     for tokens, meaning in answers:
         rest = tokens[len(kept) :]
         groups.setdefault(rest[:1], []).append((rest, meaning))
-    children = [merged(group) for group in groups.values()] if len(groups) > 1 else []
+    children = [merge_answers(group) for group in groups.values()] if len(groups) > 1 else []
     children.sort(key=lambda child: -child.count)
     return FlowNode(kept, len(answers), meanings.pop() if len(meanings) == 1 else None, children)
 
 
-def pruned(root: FlowNode, most: int = LEAVES) -> FlowNode:
+def prune(root: FlowNode, most: int = LEAVES) -> FlowNode:
     """Merges the rarest leaves of each node into one, until about ``most`` leaves are left."""
 
     def without(node: FlowNode, least: int) -> FlowNode:
@@ -224,12 +224,12 @@ def leaves(node: FlowNode) -> int:
 def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], str]) -> Panel:
     """A Sankey diagram of the drawn answers: width is share, colour is meaning. ``fork``: the place of the token to
     mark in the most frequent answer; ``rest(n)``: the label of ``n`` rare answers, of 0: the end of an answer."""
-    meaning, spell, total = paths.asking.meaning, paths.spell, max(1, len(paths.traces))
+    meaning, decode, total = paths.asking.meaning, paths.decode, max(1, len(paths.traces))
     common = paths.common.tokens if paths.common is not None else ()
 
     def drawn(node: FlowNode, before: Tokens) -> dict[str, Any]:
         path = (*before, *node.tokens)
-        text = (spell(path).removeprefix(spell(before)) if before else spell(path)).strip()
+        text = (decode(path).removeprefix(decode(before)) if before else decode(path)).strip()
         decided = fork is not None and common[: len(path)] == path and len(before) <= fork < len(path)
         shown = rest(node.merged) if node.merged else text or ("" if node.children else rest(0))
         colour = "$base" if node.meaning is None or node.merged else paths.colour_of(node.meaning)
@@ -239,7 +239,7 @@ def flow(paths: FoundPaths, say: Say, fork: int | None, rest: Callable[[int], st
         below = [drawn(child, path) for child in node.children]
         return {"text": shown, "mass": node.count / total, "children": below, "style": style}
 
-    root = drawn(pruned(merged([(trace.tokens, meaning(spell(trace.tokens))) for trace in paths.traces])), ())
+    root = drawn(prune(merge_answers([(trace.tokens, meaning(decode(trace.tokens))) for trace in paths.traces])), ())
     if not root["children"]:  # one answer only: without a second node ECharts draws no width
         hidden = {"itemStyle": {"opacity": 0}, "label": {"show": False}}
         root["children"] = [{"text": "", "mass": root["mass"], "children": [], "style": hidden}]
@@ -257,15 +257,15 @@ def exact(paths: FoundPaths, say: Say, w: Words) -> Panel:
         below = [drawn(child) for child in branch.children]
         return {"text": text, "mass": branch.mass, "children": below, "style": style}
 
-    root = drawn(most_probable(paths.tree, paths.spell, w("together"), w("everything")))
+    root = drawn(most_probable(paths.tree, paths.decode, w("together"), w("everything")))
     return tree_panel("", root, say, ROOT)
 
 
-def most_probable(tree: Tree, spell: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:
+def most_probable(tree: Tree, decode: Callable[[Sequence[int]], str], rest: str, everything: str) -> Branch:
     """The tree of the most probable answers. The mass of a prefix is that of all answers found that begin so; answers
     that begin otherwise are one branch together, ``rest``, below the root ``everything``, if it can be seen."""
     seen = sum(answer.low >= SEEN for answer in tree.answers[:SHOWN_ANSWERS]) or 1
-    root, total = branches(tree, spell, seen), fsum(a.low for a in tree.answers)
+    root, total = branches(tree, decode, seen), fsum(a.low for a in tree.answers)
     ways = root.children if root.children and not root.text else (root,)
     left = total - fsum(way.mass for way in ways)
     return root if left < SEEN else Branch(everything, total, (*ways, Branch(rest, left, ())))

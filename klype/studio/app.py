@@ -63,10 +63,10 @@ HEADERS = ((b"content-security-policy", POLICY.encode()), (b"x-content-type-opti
 
 def app(studio: Studio, rules: Rules | None = None) -> ASGIApp:
     """The guarded app. NiceGUI has one app per process: make one studio only."""
-    return guarded(pages(studio), rules or Rules())
+    return guarded_app(pages(studio), rules or Rules())
 
 
-def guarded(inside: Starlette, rules: Rules, wait_s: float = WAIT_S) -> ASGIApp:
+def guarded_app(inside: Starlette, rules: Rules, wait_s: float = WAIT_S) -> ASGIApp:
     """An app behind a guard. If the rules have a key, it gets a page that asks for it and sets the session cookie that
     the guard accepts; ``wait_s``: the delay of a wrong key."""
     sessions, turn, right = Sessions(), asyncio.Lock(), digest((rules.key or "").encode())
@@ -177,7 +177,7 @@ def _builder(studio: Studio, page: el.Page) -> Callable[[Request, Client], Await
         ui.add_head_html(f"<script>{page_file('formats.js')}</script>")
         ui.add_head_html(f"<style>{el.theme()}\n{el.text_file(*STYLES)}</style>")
         client.page_container.default_slot.children[0].tag = "div"  # Quasar's page would be a second <main>
-        with framed(visit):
+        with page_frame(visit):
             made = page.build(visit)
             if made is not None:
                 await made
@@ -186,7 +186,7 @@ def _builder(studio: Studio, page: el.Page) -> Callable[[Request, Client], Await
 
 
 @contextmanager
-def framed(visit: el.Visit) -> Iterator[None]:
+def page_frame(visit: el.Visit) -> Iterator[None]:
     """Adds header, menu and title; the page's content goes inside."""
     w, frame, here = visit.words, visit.frame, visit.page
     skips = here.skips and visit.studio.models

@@ -37,10 +37,10 @@ from klype.words.plain import aside
 State = Literal["running", "done", "failed", "cancelled", "stopped"]
 WORK, PROCESS, CHILD, ENDED = "work.json", "process.json", "child.json", "ended.json"
 SAMPLES, CANCEL = "samples.jsonl", "cancel"
-SAMPLES_MOST = 16 << 20  # bytes of samples.jsonl that are read
+MAX_SAMPLES_BYTES = 16 << 20  # bytes of samples.jsonl that are read
 INTERRUPTED = 130
 AT_ONCE = 2  # trainings that may run at the same time in one home
-KEY_MOST = 20  # characters of a key from a browser that are read
+MAX_KEY = 20  # characters of a key from a browser that are read
 CURVE_POINTS = 240  # points of a curve: more cannot be told apart on a screen
 EVERY_S = 0.5
 PATIENCE_S = 120.0  # how long an interrupted step may take to save its state before it is killed
@@ -102,16 +102,16 @@ class Work:
                 return without_options(f"{error.get('message', '')} {error.get('hint', '')}")
             if isinstance(error, str):
                 return error
-        return next(iter(self.told(1)), "")
+        return next(iter(self.last_lines(1)), "")
 
-    def told(self, lines: int = 12, most: int = 1 << 14) -> list[str]:
+    def last_lines(self, lines: int = 12, most: int = 1 << 14) -> list[str]:
         """The last ``lines`` of the progress that are not blank, from its last ``most`` bytes."""
         text = jsons.tail(self.folder / f"{self.step}.err", most).decode("utf-8", "replace")
         return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
     def samples(self) -> list[dict[str, Any]]:
         """What the model answered during training, oldest first: rows with ``step`` and ``answers``."""
-        lines = jsons.tail(self.folder / SAMPLES, SAMPLES_MOST).split(b"\n")
+        lines = jsons.tail(self.folder / SAMPLES, MAX_SAMPLES_BYTES).split(b"\n")
         return [row for row in jsons.rows(lines) if isinstance(row.get("answers"), list)]
 
     def cancel(self) -> None:
@@ -198,7 +198,7 @@ def _launch(folder: Path, earlier: float) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return jsons.saved(file) or {}
+    return jsons.read_saved(file) or {}
 
 
 @dataclass

@@ -16,7 +16,7 @@ from klype.examine.examination_report import verdict
 from klype.examine.html import measures_of
 from klype.examine.measures import KNOWN
 from klype.examine.say import Say
-from klype.jsons import saved
+from klype.jsons import read_saved
 from klype.studio import elements as el
 from klype.studio.background_jobs import Work, WorkPlan, begin
 from klype.studio.fields import Counts, Select, Slider, first_steps
@@ -63,7 +63,7 @@ def exam_folder(studio: Studio, request: ExamRequest) -> Path:
 
 def exam_document(studio: Studio, request: ExamRequest) -> dict[str, Any] | None:
     """The document of a finished examination; None if there is none."""
-    document = saved(exam_folder(studio, request) / "figures.json")
+    document = read_saved(exam_folder(studio, request) / "figures.json")
     return document if document is not None and "figures" in document else None
 
 
@@ -134,7 +134,7 @@ class DivergencePage(el.WorkPart):
             """The state; while it runs, also its progress and seconds."""
             if work is None or (state := work.state) != "running":
                 return "" if work is None else state, [], 0
-            return state, work.told(1000, 1 << 18), int(work.seconds)
+            return state, work.last_lines(1000, 1 << 18), int(work.seconds)
 
         state, lines, seconds = await asyncio.to_thread(heard)
         told = request, state, lines[-1:], seconds
@@ -197,12 +197,12 @@ def greedy_picture(figures: Mapping[str, Any], w: Words, say: Say) -> Picture:
     return Picture("greedy", w("greedy_title"), w("how_greedy"), *whisker_panels(groups, "axis.temperature", say))
 
 
-def clean(s: float, words: int) -> float:
+def corrected_formula(s: float, words: int) -> float:
     """S^n: the probability that all words are correct, if they are independent."""
     return s**words
 
 
-def printed(s: float, words: int) -> float:
+def printed_formula(s: float, words: int) -> float:
     """(1 − S)^n, as the article prints it."""
     return (1 - s) ** words
 
@@ -280,7 +280,7 @@ class FormulaCard(el.PagePart):
         """Returns the number of words, the shares of answers of that length that are correct by the corrected formula
         and by the printed one, and the share of wrong words."""
         s = 1 - 10**-self.s.value
-        return [word, clean(s, word), printed(s, word), in_error(s, self.after.value, word)]
+        return [word, corrected_formula(s, word), printed_formula(s, word), in_error(s, self.after.value, word)]
 
     def rows(self) -> list[list[float]]:
         n = round(self.n.value)

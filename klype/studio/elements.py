@@ -23,7 +23,7 @@ from klype.examine.say import Say, visible
 from klype.serve.api_errors import ApiError
 from klype.studio.background_jobs import Work
 from klype.studio.studio import Studio
-from klype.words import LANGUAGES, spoken, words
+from klype.words import LANGUAGES, spoken_language, words
 from klype.words.sentences import Sentences
 
 P = ParamSpec("P")
@@ -260,7 +260,7 @@ def figure_table(
     """A table of figures, and its data. ``columns``: title → measure → figure; ``titles``: of the measures, in the
     order of the rows; ``label``: the heading above the measures."""
     rows = [
-        [title, *(visit.say.told(found[key], key) if known(found.get(key)) else "–" for found in columns.values())]
+        [title, *(visit.say.in_full(found[key], key) if known(found.get(key)) else "–" for found in columns.values())]
         for key, title in titles.items()
         if any(known(found.get(key)) for found in columns.values())
     ]
@@ -313,7 +313,7 @@ def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> bytes:
 
 def chart(option: Option, lang: str, height: int, label: str) -> ui.echart:
     """A chart of the report's kind, ``height`` pixels high; ``label``: for screen readers."""
-    drawn = ui.echart(revived(option, lang), renderer="svg").classes("k-chart").style(f"height: {height}px")
+    drawn = ui.echart(to_browser_option(option, lang), renderer="svg").classes("k-chart").style(f"height: {height}px")
     drawn.props.update({"role": "img", "aria-label": label})
     return drawn
 
@@ -321,7 +321,7 @@ def chart(option: Option, lang: str, height: int, label: str) -> ui.echart:
 def redraw(drawn: ui.echart, option: Option, lang: str) -> None:
     """Draws other data in the same element: a new one would take the browser three times as long."""
     drawn.options.clear()
-    drawn.options.update(revived(option, lang))
+    drawn.options.update(to_browser_option(option, lang))
     drawn.update()
 
 
@@ -369,7 +369,7 @@ class GrowingPictures:
                 self._drawn[name] = shape, picture(self._visit, one, rows) if one else []
 
 
-def revived(option: Mapping[str, Any], lang: str) -> Option:
+def to_browser_option(option: Mapping[str, Any], lang: str) -> Option:
     """Returns a chart's option for the browser: ``$ink`` becomes a variable of the theme, ``fn:percent`` a JavaScript
     function (under a key that begins with a colon).
 
@@ -403,10 +403,10 @@ def meaning_colour(place: int) -> str:
 def language_of(request: Request) -> str:
     """The language that the visitor chose, else the first of the browser's languages that klype has."""
     chosen = request.cookies.get(LANGUAGE_COOKIE, "")
-    return chosen if chosen in LANGUAGES else preferred(request.headers.get("accept-language", ""))
+    return chosen if chosen in LANGUAGES else preferred_language(request.headers.get("accept-language", ""))
 
 
-def preferred(header: str) -> str:
+def preferred_language(header: str) -> str:
     """Returns the language for an Accept-Language header: the most wanted one that klype has, or whose speakers read
     one that it has; "en" if there is none."""
     wishes: list[tuple[float, int, str]] = []
@@ -414,7 +414,7 @@ def preferred(header: str) -> str:
         name, _, quality = part.strip().partition(";")
         with suppress(ValueError):
             wishes.append((-float(quality.strip().removeprefix("q=") or 1), place, name))
-    found = (spoken(name, read=True) for weight, _, name in sorted(wishes) if weight < 0)
+    found = (spoken_language(name, read=True) for weight, _, name in sorted(wishes) if weight < 0)
     return next(filter(None, found), "en")
 
 

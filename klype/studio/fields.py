@@ -26,12 +26,12 @@ AT_FIRST = "^value"
 SEND_VALUE = "(e) => emit(e.target.value)"
 # bytes of a file in one message: as base64 well below the megabyte that a message may have
 SLICE = 192 << 10
-FILES_MOST, OLD_S = 40, 24 * 3600.0  # how many unused uploads are kept, and for how long
+MAX_FILES, OLD_S = 40, 24 * 3600.0  # how many unused uploads are kept, and for how long
 LONGEST_MODEL = 1000  # characters of a MODEL's name
-SEED_MOST = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """The callback that does nothing."""
 
 
@@ -69,8 +69,8 @@ class Slider(Field):
         self.low, self.high, step = ends
         super().__init__(name, type="range", min=self.low, max=self.high, step=step, value=value)
         self.value, self._shown = value, shown
-        self.moved: Callable[[], object] = nothing
-        self.released: Callable[[], object] = nothing
+        self.moved: Callable[[], object] = do_nothing
+        self.released: Callable[[], object] = do_nothing
         with self:
             self._output = el.text_of("output", shown(value))
             self._output.move(target_index=1)
@@ -109,7 +109,7 @@ class Select(Field):
     """A menu; ``options``: key → text, ``value``: the chosen key."""
 
     def __init__(
-        self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object] = nothing
+        self, name: str, options: Mapping[str, str], value: str, on_change: Callable[[], object] = do_nothing
     ) -> None:
         super().__init__(name, "select")
         self.options, self.value, self._on_change = dict(options), value, on_change
@@ -222,14 +222,14 @@ class SeedField(Field):
 
     def __init__(self, visit: el.Visit) -> None:
         self._visit, self._name, self._given = visit, visit.words("seed"), "0"
-        super().__init__(self._name, type="number", min=0, max=SEED_MOST, step=1, value=0)
+        super().__init__(self._name, type="number", min=0, max=MAX_SEED, step=1, value=0)
         self.hears("input", self._take)
 
     @property
     def value(self) -> int:
-        if re.fullmatch("[0-9]{1,19}", self._given) and int(self._given) <= SEED_MOST:
+        if re.fullmatch("[0-9]{1,19}", self._given) and int(self._given) <= MAX_SEED:
             return int(self._given)
-        about = {"name": self._name, "low": "0", "high": str(SEED_MOST), "given": visible(self._given)}
+        about = {"name": self._name, "low": "0", "high": str(MAX_SEED), "given": visible(self._given)}
         raise UsageError(self._visit.frame("whole_number", **about))
 
     def _take(self, sent: object) -> None:
@@ -292,7 +292,7 @@ class Upload(ui.element, component="upload.js"):
             folder.mkdir(parents=True, exist_ok=True)
             kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
             for place, file in enumerate(kept):
-                if len(kept) - place >= FILES_MOST or file.stat().st_mtime < time.time() - OLD_S:
+                if len(kept) - place >= MAX_FILES or file.stat().st_mtime < time.time() - OLD_S:
                     file.unlink(missing_ok=True)
             # of the visitor's name only the ending is used
             self._now = UploadedFile(folder / f"{token_hex(8)}{suffix}", visible(name)[:120], size, number)

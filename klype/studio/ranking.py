@@ -17,12 +17,12 @@ from klype.preferences.records import KINDS
 from klype.runs.annotator_session import AnnotatorSession, RankingTask
 from klype.studio import elements as el
 from klype.studio.alignment import AlignCard
-from klype.studio.annotation import KEY_MOST, NAME_MOST, RankingStore, StoreSummary, named, ranking_store, sign_in
 from klype.studio.fields import PageSelect, Select, TextLine, Upload, UploadedFile, first_steps
+from klype.studio.ranking_stores import MAX_KEY, MAX_NAME, RankingStore, StoreSummary, label_of, ranking_store, sign_in
 from klype.words import Words
 
-IMPORT_MOST, IMPORT_KINDS = 16 << 20, (".jsonl", ".json")
-REFRESH_S = 6.0  # how often a page asks for the summary; RECOUNT_S (annotation.py): how often that is computed
+MAX_IMPORT, IMPORT_KINDS = 16 << 20, (".jsonl", ".json")
+REFRESH_S = 6.0  # how often a page asks for the summary; RECOUNT_S (ranking_stores.py): how often that is computed
 # Names in the page's catalogue and in the summary: of figures about all annotators; and what is counted for each.
 ALPHAS, COUNTED = {"alpha": "ordinal", "alpha_best": "nominal"}, ("rankings", "none_good", "skipped")
 CONTRADICTIONS = {"opposed": "opposed_pairs", "cyclic": "cyclic_triads"}
@@ -77,8 +77,8 @@ class RankingPage(el.PagePart):
                 if len(self.stores) > 1:
                     names, to = {store.key: store.name for store in self.stores}, f"{self.visit.page.route}?store="
                     PageSelect(w("store"), names, self.store.key, to)
-                self.name = TextLine(w("name"), NAME_MOST, self.enter)
-                self.key = TextLine(w("key"), KEY_MOST, self.enter, kind="password")
+                self.name = TextLine(w("name"), MAX_NAME, self.enter)
+                self.key = TextLine(w("key"), MAX_KEY, self.enter, kind="password")
                 with el.box():
                     el.button(w("begin"), self.enter, "strong")
             el.small(w("key_note"))
@@ -94,7 +94,7 @@ class RankingPage(el.PagePart):
             with el.box("k-row"):
                 self.format_select = Select(w("format"), {f: w(f"form_{f}") for f in formats.FORMATS}, "ranked")
                 el.button(w("export"), self.export)
-                Upload(self.visit, w("import"), IMPORT_MOST, IMPORT_KINDS, self.bring)
+                Upload(self.visit, w("import"), MAX_IMPORT, IMPORT_KINDS, self.bring)
             el.small(w("in_out_note"))
         self.learn = AlignCard(self.visit, self.store)
         ui.timer(REFRESH_S, self.count)
@@ -106,8 +106,8 @@ class RankingPage(el.PagePart):
         """Fills in the name that was used last in this browser, and signs in again after a reload of the same tab."""
         # it comes from a browser, and goes into the store's claims: letters, digits and hyphens only
         self.sitting = re.sub(r"[^0-9a-zA-Z-]", "", str(sent.get("sitting", "")))[:64]
-        who = str(sent.get("who", ""))[:NAME_MOST]
-        if name := who or str(sent.get("name", ""))[:NAME_MOST]:  # otherwise what is being typed stays
+        who = str(sent.get("who", ""))[:MAX_NAME]
+        if name := who or str(sent.get("name", ""))[:MAX_NAME]:  # otherwise what is being typed stays
             self.name.set(name)
         if who and self.session is None:
             await self.enter(quietly=True)
@@ -221,7 +221,7 @@ class RankingPage(el.PagePart):
         def brought() -> tuple[int, int]:
             """Imports the rankings; errors name the visitor's file, not ours."""
             try:
-                entries = formats.read(given.file, annotator=Path(given.name).stem[:NAME_MOST] or "imported")
+                entries = formats.read(given.file, annotator=Path(given.name).stem[:MAX_NAME] or "imported")
             except KlypeError as error:
                 raise KlypeError(error.message.replace(str(given.file), given.name), error.hint) from None
             finally:
@@ -254,7 +254,7 @@ def agreement(visit: el.Visit, summary: Mapping[str, Any]) -> None:
     for one in people:
         done, counts = one["rankings"] + one["skipped"], [one[key] for key in COUNTED]
         pace = say.seconds(one["seconds"] / done) if one["seconds"] and done else "–"
-        rows.append([named(one["name"], w), *map(say.count, counts), pace, figure(one["with_oneself"])])
+        rows.append([label_of(one["name"], w), *map(say.count, counts), pace, figure(one["with_oneself"])])
         data.append([one["name"], one["by"], *counts, one["seconds"], *el.ends(one["with_oneself"])])
     with el.card(w("agreement")):
         el.big_numbers(numbers)
@@ -264,7 +264,7 @@ def agreement(visit: el.Visit, summary: Mapping[str, Any]) -> None:
             el.text_of("p", text, "k-warn")
         for pair in summary["between"][:LISTED_PEOPLE]:
             if pair["tau_b"]["value"] is not None:
-                a, b = (named(name, w) for name in pair["annotators"])
+                a, b = (label_of(name, w) for name in pair["annotators"])
                 el.small(w("between", a=a, b=b, tau=figure(pair["tau_b"])))
         el.small(w("how_agreement"))
         columns = ["annotator", "by", *COUNTED, "seconds", "tau_b", "low", "high", "n"]
@@ -274,7 +274,7 @@ def agreement(visit: el.Visit, summary: Mapping[str, Any]) -> None:
 def habits(people: Sequence[Mapping[str, Any]], w: Words, say: Say) -> list[str]:
     """A sentence for everyone who mostly puts the answer shown first on top, more often than by chance."""
     return [
-        w("habit", who=named(one["name"], w), **{key: say.count(one["first_shown"][key]) for key in ("times", "of")})
+        w("habit", who=label_of(one["name"], w), **{key: say.count(one["first_shown"][key]) for key in ("times", "of")})
         for one in people
         if one["always_first"]
     ]

@@ -13,14 +13,14 @@ from klype.errors import KlypeError, UsageError
 from klype.examine.charts import Cell
 from klype.examine.say import visible
 from klype.studio import elements as el
-from klype.studio.background_jobs import KEY_MOST, Work, WorkPlan, begin, key_of, new_name
+from klype.studio.background_jobs import MAX_KEY, Work, WorkPlan, begin, key_of, new_name
 from klype.studio.fields import Minutes, SeedField, Select, Upload, UploadedFile
 from klype.studio.runs_detail import RunDetail, RunInfo, all_runs, family
 from klype.studio.studio import Studio
 from klype.words import LANGUAGES
 
 LOOK_S = 1.5
-TEXT_MOST, FILES = 32 << 20, 8  # bytes of a file at most, and number of files
+MAX_TEXT, FILES = 32 << 20, 8  # bytes of a file at most, and number of files
 RANK = 8  # of LoRA's updates
 
 
@@ -104,9 +104,9 @@ class RunForm(el.PagePart):
                 self.seed = SeedField(visit)
             self.needs = el.status()
             with el.box() as self.texts:
-                Upload(visit, w("upload"), TEXT_MOST, KINDS, self.take)
+                Upload(visit, w("upload"), MAX_TEXT, KINDS, self.take)
                 self.list = el.small("")
-                el.small(w("upload_note", kinds=", ".join(KINDS), most=self.say.count(TEXT_MOST >> 20)))
+                el.small(w("upload_note", kinds=", ".join(KINDS), most=self.say.count(MAX_TEXT >> 20)))
             with el.box("k-row").style("margin-top:10px"):
                 el.button(w("start"), self.start, "strong")
             el.small(w("start_note"))
@@ -210,5 +210,5 @@ class RunsPage(el.PagePart):
 async def build(visit: el.Visit) -> None:
     """The page."""
     sent = visit.request.query_params
-    page = RunsPage(visit, sent.get("run", "")[:KEY_MOST], sent.get("with", "")[:KEY_MOST])
+    page = RunsPage(visit, sent.get("run", "")[:MAX_KEY], sent.get("with", "")[:MAX_KEY])
     await el.follow(page.look, LOOK_S)

@@ -16,11 +16,11 @@ from klype.examine.say import visible
 from klype.runs.folder import read_run
 from klype.runs.run_json import incomparable, parameters, planned_steps, state_of
 from klype.runs.run_options import STAGES
-from klype.sources.find_model import NEWEST_FIRST
+from klype.sources.model_files import NEWEST_FIRST
 from klype.studio import elements as el
 from klype.studio.background_jobs import MetricsTail, Work, key_of, works_by_run
 from klype.studio.fields import PageSelect, open_model
-from klype.studio.studio import Studio, changed
+from klype.studio.studio import Studio, mtime
 
 RunState = Literal["running", "done", "failed", "cancelled", "stopped", "unreadable"]
 FIGURES = {"pretrain": "base", "finetune": "finetuned", "align": "aligned"}  # a stage's figures in run.json
@@ -57,7 +57,7 @@ class RunInfo:
         except KlypeError as error:
             self.state, self.why = "unreadable", error.message
             if work is not None:
-                self.state, self.changed, self.seconds = work.state, changed(work.folder), work.seconds
+                self.state, self.changed, self.seconds = work.state, mtime(work.folder), work.seconds
                 self.why = work.why() if self.state == "failed" else ""
             return
         found = state_of(folder, about)
@@ -66,7 +66,7 @@ class RunInfo:
         self.recipe, self.planned_s = str(about.get("recipe") or ""), about.get("planned_s") or self.planned_s
         timed = work if self.state == "running" else None
         self.seconds = timed.seconds if timed is not None else about.get("seconds", {}).get("total")
-        self.changed = max(map(changed, (folder / "run.json", *folder.glob("*/metrics.jsonl"))))
+        self.changed = max(map(mtime, (folder / "run.json", *folder.glob("*/metrics.jsonl"))))
         ranked = (folder / "rank").is_dir() and any((folder / "rank").iterdir())
         self.stages = tuple(s for s in STAGES if (ranked if s == "rank" else (folder / s / "config.json").is_file()))
         weights = {stage: file for stage in STAGES if (file := folder / stage / "model.safetensors").is_file()}
@@ -144,7 +144,7 @@ class RunDetail(el.WorkPart):
             for stage in DRAWN:
                 tail = MetricsTail(one.folder / stage / "metrics.jsonl")
                 news |= self.tails.setdefault((one.key, stage), tail).read()
-        self.log = run.work.told(8) if run.work is not None and run.state == "running" else ()
+        self.log = run.work.last_lines(8) if run.work is not None and run.state == "running" else ()
         marks = [one and (one.key, one.state, one.seconds, one.stages) for one in (old, run)]
         return news or marks[0] != marks[1]
 
@@ -210,7 +210,7 @@ class RunDetail(el.WorkPart):
             parts.append(w("parameters", n=say.big(run.parameters)))
         if run.bytes:
             parts.append(w("megabytes", n=say.number(run.bytes / 1e6, 1)))
-        written, stage = max((changed(run.folder / stage / "metrics.jsonl"), stage) for stage in DRAWN)
+        written, stage = max((mtime(run.folder / stage / "metrics.jsonl"), stage) for stage in DRAWN)
         if run.state == "running" and written:
             step, planned = self.tails[run.key, stage].at, planned_steps(run.about, stage)
             about = {"stage": w(f"stage_{stage}"), "step": say.count(step), "of": say.count(planned or 0)}

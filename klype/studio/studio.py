@@ -30,10 +30,10 @@ from klype.preferences import database
 from klype.runs.provenance import question_in
 from klype.runs.ranking import has_store
 from klype.serve.worker import Job, Worker
-from klype.sources.find_model import NEWEST_FIRST, RUNS, located
+from klype.sources.model_files import NEWEST_FIRST, RUNS, resolve
 from klype.sources.opening import OpenModel, kind_of, open_model
 from klype.sources.source import Message, NativeSource, Source
-from klype.studio.annotation import RankingStore, SummaryCache, named_stores
+from klype.studio.ranking_stores import RankingStore, SummaryCache, named_stores
 from klype.values import Request, Sampling, Step, Trace
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class SharedModel(Model):
         if isinstance(opened.source, NativeSource):
             self.worker = Worker(opened.source.engine, batch, queue)
             # the same weights with a queue of their own: a tree with 400 expansions delays nobody's answer
-            self.source = NativeSource(opened.source.engine.beside(), opened.source.codec)
+            self.source = NativeSource(opened.source.engine.clone(), opened.source.codec)
         self.stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="klype studio")
         self._reader = lru_cache(READERS)(self.reader)
@@ -187,7 +187,7 @@ class SharedModel(Model):
         """The prompt of a new turn. The oldest turns are left out when the window is full, and all of them for a model
         that was taught single questions. UsageError if even the last message does not fit."""
         if self.raw:
-            prompt = self.opened.plain(question)
+            prompt = self.opened.encode_text(question)
             if len(prompt) + 1 > self.window:
                 raise UsageError(f"The text has {len(prompt)} tokens, and {self.name} reads {self.window} at most.")
             return prompt
@@ -349,7 +349,7 @@ class Studio:
                 found.setdefault(run.resolve(), run)
         # a model's run may be in one of these folders, too, or be reached by a link
         for base in (self.runs_home, self.home / "runs", self.runs or RUNS):
-            for file in sorted(base.glob("*/run.json"), key=changed, reverse=True):
+            for file in sorted(base.glob("*/run.json"), key=mtime, reverse=True):
                 found.setdefault(file.parent.resolve(), file.parent)
         return list(found.values())
 
@@ -384,7 +384,7 @@ class Studio:
             model.stop()
 
 
-def changed(file: Path) -> float:
+def mtime(file: Path) -> float:
     """When a file was last written, in seconds since 1970; 0 if there is none."""
     try:
         return file.stat().st_mtime
@@ -397,7 +397,7 @@ def stages_of(text: str) -> list[tuple[str, str]]:
     given, separator, rest = text.partition("=")
     try:
         named = bool(separator) and given.replace("-", "").replace("_", "").isalnum() and not Path(text).exists()
-        name, address = (given, located(rest)) if named else ("", located(text))
+        name, address = (given, resolve(rest)) if named else ("", resolve(text))
         folder = Path(address).expanduser()
         if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
             short = name or folder.resolve().name

@@ -12,11 +12,11 @@ from klype.examine.say import Say, visible
 from klype.experiments import bias
 from klype.experiments.bias import BiasBoard
 from klype.runs.run_json import QUIET_S
-from klype.sources.find_model import RUNS
+from klype.sources.model_files import RUNS
 from klype.studio import elements as el
-from klype.studio.background_jobs import KEY_MOST, State, Work, WorkPlan, begin, key_of, new_name, works_by_run
+from klype.studio.background_jobs import MAX_KEY, State, Work, WorkPlan, begin, key_of, new_name, works_by_run
 from klype.studio.fields import Minutes, PageSelect, SeedField
-from klype.studio.studio import Studio, changed
+from klype.studio.studio import Studio, mtime
 from klype.words import Words, words
 
 LOOK_S = 1.0
@@ -60,7 +60,7 @@ def experiments(studio: Studio) -> list[TargetExperiment]:
             found.setdefault(file.parent.resolve(), None)
 
     def experiment(folder: Path, work: Work | None) -> TargetExperiment:
-        written = changed(folder / BiasBoard.FILE) or changed(work.folder / "work.json" if work is not None else folder)
+        written = mtime(folder / BiasBoard.FILE) or mtime(work.folder / "work.json" if work is not None else folder)
         return TargetExperiment(folder, work, written)
 
     known = [experiment(folder, work) for folder, work in found.items()]
@@ -173,7 +173,7 @@ class TargetsPage(el.WorkPart):
             return w(f"state_{state}", n=done, of=of, time=seconds)
         if board is None:
             return w("preparing", time=seconds)
-        parts = [self.own("progress", done=done, all=of), seconds, *bias.running(board, self.own, say.count)]
+        parts = [self.own("progress", done=done, all=of), seconds, *bias.progress_lines(board, self.own, say.count)]
         return " · ".join(filter(None, parts))
 
     def _draw(self, board: BiasBoard) -> None:
@@ -206,5 +206,5 @@ class TargetsPage(el.WorkPart):
 
 async def build(visit: el.Visit) -> None:
     """The page."""
-    page = TargetsPage(visit, visit.request.query_params.get("experiment", "")[:KEY_MOST])
+    page = TargetsPage(visit, visit.request.query_params.get("experiment", "")[:MAX_KEY])
     await el.follow(page.look, LOOK_S)

@@ -27,10 +27,10 @@ from klype.words import Words
 
 Row = list[str | int]  # text, step of the probability scale, CSS class, tooltip
 Before = tuple[Sequence[int], Sequence[int]]  # the prompt, and the answer's tokens before a token
-MOST_OF_A_CHARACTER = 3  # tokens at most that a character has before its last one (UTF-8 has four bytes)
+MAX_OF_A_CHARACTER = 3  # tokens at most that a character has before its last one (UTF-8 has four bytes)
 LONGEST_TEXT, SHOWN_TOKENS, LISTED_TOKENS = 20_000, 2000, 40
-# The FEWEST most probable tokens are listed always, up to MOST if they have at least SEEN_P (which is shown as 0.1 %).
-FEWEST, MOST, SEEN_P = 5, 10, 5e-4
+# the MIN_LISTED most probable tokens are always listed, up to MAX_LISTED if they have at least SEEN_P (shown as 0.1 %)
+MIN_LISTED, MAX_LISTED, SEEN_P = 5, 10, 5e-4
 
 
 class Tokens(ui.element, component="tokens.js"):
@@ -60,8 +60,8 @@ def pieces(model: Model, ids: Sequence[int]) -> list[str]:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
     out = []
     for token in ids:
-        name = model.opened.control(token)
-        text = decoder.decode(b"" if name is not None else model.opened.spell(token))
+        name = model.opened.control_name(token)
+        text = decoder.decode(b"" if name is not None else model.opened.token_bytes(token))
         out.append(name if name is not None else visible(text) or "⋯")
     return out
 
@@ -72,18 +72,18 @@ def rows_of(model: Model, steps: Sequence[Step], first: int, percent: Callable[[
     texts = pieces(model, [step.token for step in steps])
     for place, (step, text) in list(enumerate(zip(steps, texts, strict=True)))[first:]:
         p = min(1.0, math.exp(step.logp))
-        control = "control" if model.opened.control(step.token) is not None else ""
+        control = "control" if model.opened.control_name(step.token) is not None else ""
         how = step.source if step.source in ("drafted", "forced") else control
         out.append([text.removeprefix(" ") if place == 0 else text, step_of(p), how, percent(p)])
     return out
 
 
-def shown(model: Model, token: int, before: Sequence[int] = ()) -> str:
+def visible_text(model: Model, token: int, before: Sequence[int] = ()) -> str:
     """A token's text with visible white space. ``before``: the tokens before it, of which it may complete a character;
     a token that only begins one is ⋯ with its bytes."""
-    text = pieces(model, [*before[-MOST_OF_A_CHARACTER:], token])[-1]
+    text = pieces(model, [*before[-MAX_OF_A_CHARACTER:], token])[-1]
     if text == "⋯":
-        data = model.opened.spell(token).hex(" ").upper()
+        data = model.opened.token_bytes(token).hex(" ").upper()
         return f"⋯ ({data})" if data else "∅"
     return text.strip(" ").replace("\n", "↵").replace("\t", "⇥") or "␣" * len(text)
 
@@ -117,9 +117,9 @@ def bars_of(
     if q is None or not len(q.ids):
         return None
     p_K = np.exp(q.logp.astype(np.float64))
-    drawn_K = drawn_from(q, before, sampling, vocabulary)
+    drawn_K = sampling_probabilities(q, before, sampling, vocabulary)
     place = {int(token): i for i, token in enumerate(q.ids)}
-    listed = [int(token) for i, token in enumerate(q.ids[:MOST]) if i < FEWEST or p_K[i] >= SEEN_P]
+    listed = [int(token) for i, token in enumerate(q.ids[:MAX_LISTED]) if i < MIN_LISTED or p_K[i] >= SEEN_P]
     truest = sorted(truth, key=lambda token: -truth[token])[:4] if truth else []
     rows = []
     for token in dict.fromkeys([*listed, step.token, *truest]):
@@ -130,7 +130,7 @@ def bars_of(
     return TokenBars(tuple(rows), q.whole, int((drawn_K > 0).sum()))
 
 
-def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: int) -> Floats:
+def sampling_probabilities(q: Distribution, before: Before, sampling: Sampling, vocabulary: int) -> Floats:
     """The listed tokens' probabilities under a sampling, by the function that answers are drawn with.
 
     Of a partial distribution they are lower bounds at this temperature, with top-k and the like applied to the listed
@@ -139,7 +139,7 @@ def drawn_from(q: Distribution, before: Before, sampling: Sampling, vocabulary: 
     if q.whole:
         found_K: Floats = shape_whole(q, sampling, before, vocabulary).double().exp().numpy()[q.ids]
         return found_K
-    p_K = distribution_bounds.tempered(q, sampling.temperature, vocabulary).low_K
+    p_K = distribution_bounds.temperature_bounds(q, sampling.temperature, vocabulary).low_K
     logp_1K = torch.from_numpy(np.log(np.maximum(p_K, 1e-300)))[None]
     for name, value in active(sampling).items():
         if (cut := SAMPLERS[name].shape) is not None:
@@ -197,7 +197,7 @@ class TokenPanel(el.PagePart):
             return
         w, (model, branches, at) = self.w, self.place
         answer, before = branches.current, branches.current.tokens[:at]
-        said = shown(model, answer.steps[at].token, before)
+        said = visible_text(model, answer.steps[at].token, before)
         el.retext(self.title, w("panel_at", n=self.say.count(at + 1), token=said))
         sampling = self.sampling()
         found = self.found = bars_of(answer.steps[at], (answer.prompt, before), sampling, model.vocabulary, self.truth)
@@ -207,7 +207,7 @@ class TokenPanel(el.PagePart):
             self.drawn = None
             return
         el.retext(self.note, why_chosen(answer, at, found, w, self.say))
-        names = {bar.token: shown(model, bar.token, before) for bar in found.bars}
+        names = {bar.token: visible_text(model, bar.token, before) for bar in found.bars}
         if self.drawn is None:
             self.unfolded = False
             with self.box:
@@ -265,7 +265,7 @@ class TokenPanel(el.PagePart):
     def rows(self) -> list[list[Cell]]:
         if self.found is None or self.place is None:
             return []
-        spelled = self.place[0].opened.spelled
+        spelled = self.place[0].opened.token_text
         return [[visible(spelled(b.token)), b.token, b.p, b.drawn, b.truth] for b in self.found.bars]
 
 
@@ -297,7 +297,7 @@ def tokenizer_view(visit: el.Visit) -> None:
 
     async def cut() -> None:
         model = visit.studio.model(choice.value)
-        ids = await visit.attempt(model.opened.plain, text.value)
+        ids = await visit.attempt(model.opened.encode_text, text.value)
         if ids is None:
             return
         texts = pieces(model, ids[:SHOWN_TOKENS])
@@ -308,7 +308,7 @@ def tokenizer_view(visit: el.Visit) -> None:
                 for i, (token, piece) in enumerate(zip(ids, texts, strict=False)):
                     el.text_of("span", piece, "k-tok plain even" if i % 2 else "k-tok plain", title=str(token))
             listed = zip(ids[:LISTED_TOKENS], texts, strict=False)
-            rows = [[str(token), piece, model.opened.spell(token).hex(" ")] for token, piece in listed]
+            rows = [[str(token), piece, model.opened.token_bytes(token).hex(" ")] for token, piece in listed]
             with el.fold(w("as_bytes")):
                 el.table(visit, [w("number"), w("token"), w("bytes")], rows)
 

@@ -102,7 +102,7 @@ class Tokenizer:
         kept, characters = [], 0
         for text in texts:
             if text:
-                kept.append(valid_unicode(_spaced(text)))
+                kept.append(valid_unicode(_with_leading_space(text)))
                 characters += len(text)
             if characters >= TRAINING_TEXT:
                 break
@@ -160,23 +160,23 @@ class Tokenizer:
     def encode(self, text: str, first: bool = True) -> list[int]:
         """Token ids of a text. What looks like a control token is encoded as ordinary text. ``first``: the text is not
         the continuation of another."""
-        return _encoded(self._plain if first else self._inner, text).ids
+        return _encode(self._plain if first else self._inner, text).ids
 
     def encode_with_offsets(self, text: str, first: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids as of ``encode``, and the [start, stop) characters of each."""
-        encoding = _encoded(self._plain if first else self._inner, text, offsets=True)
+        encoding = _encode(self._plain if first else self._inner, text, offsets=True)
         return encoding.ids, encoding.offsets
 
     def encode_beginning(self, text: str) -> list[int]:
         """Token ids of a text to be continued. Tokenizers trained here put a space before it unless it starts with
         white space."""
-        return [*self.lead, *self.encode(self._spaced(text))]
+        return [*self.lead, *self.encode(self._with_space(text))]
 
     def encode_answer(self, text: str) -> list[int]:
         """Token ids of an answer. Tokenizers trained here put exactly one space before it."""
         if self._own:
             return self.encode(f" {text.strip()}")
-        return _encoded(self._behind, text).ids
+        return _encode(self._behind, text).ids
 
     def encode_document(self, text: str) -> list[int]:
         """Token ids of a whole document, between ``lead`` and ``end``."""
@@ -184,7 +184,7 @@ class Tokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_document` of many texts, on all cores."""
-        spaced, end = [valid_unicode(self._spaced(t)) for t in texts], [i for i in (self.end,) if i >= 0]
+        spaced, end = [valid_unicode(self._with_space(t)) for t in texts], [i for i in (self.end,) if i >= 0]
         return [
             [*self.lead, *e.ids, *end]
             for e in call_library(self._plain.encode_batch_fast, spaced, add_special_tokens=False)
@@ -221,8 +221,8 @@ class Tokenizer:
         """A control token's spelling; None for any other token."""
         return next((text for text, i in self.control_ids().items() if i == token), None)
 
-    def _spaced(self, text: str) -> str:
-        return _spaced(text) if self._own else text
+    def _with_space(self, text: str) -> str:
+        return _with_leading_space(text) if self._own else text
 
     def _id(self, token: str | None) -> int:
         found = None if token is None else self._backend.token_to_id(token)
@@ -258,7 +258,7 @@ def use(definition: dict[str, Any]) -> None:
             tokenizer.decode(ids)
 
 
-def _encoded(backend: Backend, text: str, offsets: bool = False) -> Encoding:
+def _encode(backend: Backend, text: str, offsets: bool = False) -> Encoding:
     """Encodes a text; a long one as a batch, because only then does the library release the GIL, and without offsets
     unless needed, because freeing them takes time as well."""
     if len(valid_unicode(text)) < LONG_TEXT:
@@ -281,7 +281,7 @@ def valid_unicode(text: str) -> str:
     return text
 
 
-def _spaced(text: str) -> str:
+def _with_leading_space(text: str) -> str:
     return text if not text or text[0].isspace() else " " + text
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from klype.errors import KlypeError
-from klype.jsons import parsed
+from klype.jsons import parse
 
 HINT = "Fetch or save the model again."
 HINT_GGUF = "Fetch the file again, or use the model's Hugging Face directory."
 # the most bytes of a settings file; parsed, it may take thirty times as much memory
-MOST = 16 * 2**20
+MAX_SETTINGS_BYTES = 16 * 2**20
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # token types
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
 PREFIX = "tokenizer.ggml."
@@ -70,10 +70,10 @@ def read_special_tokens(folder: Path, definition: dict[str, Any]) -> SpecialToke
     return SpecialTokens(begin, end, pad, tuple(dict.fromkeys(ends)), template)
 
 
-def read_object(file: Path, most: int = MOST) -> dict[str, Any]:
+def read_object(file: Path, most: int = MAX_SETTINGS_BYTES) -> dict[str, Any]:
     """The object in a JSON file. KlypeError when it is missing, damaged, or larger than ``most`` bytes."""
     try:
-        content = parsed(read_bounded(file, most).decode("utf-8"))
+        content = parse(read_bounded(file, most).decode("utf-8"))
     except ValueError as error:
         raise KlypeError(f"{file} is damaged: {error}.", HINT) from error
     if not isinstance(content, dict):
@@ -81,7 +81,7 @@ def read_object(file: Path, most: int = MOST) -> dict[str, Any]:
     return content
 
 
-def read_bounded(file: Path, most: int = MOST) -> bytes:
+def read_bounded(file: Path, most: int = MAX_SETTINGS_BYTES) -> bytes:
     """Content of a regular file. KlypeError when it is missing or larger than ``most`` bytes."""
     try:
         if not file.is_file():  # a pipe or a device would never end

@@ -125,11 +125,11 @@ class Layout:
         """The objective for batches on the CPU, which are moved to the model's device."""
         return lambda model, batch: objective(model, batch.to(self._device))
 
-    def own(self, tensor: torch.Tensor) -> torch.Tensor:
+    def own_part(self, tensor: torch.Tensor) -> torch.Tensor:
         """This process's part of a parameter, detached."""
         return tensor.data
 
-    def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def as_parameter(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """``own``, this process's part, as a tensor of the parameter's shape."""
         return own
 
@@ -162,7 +162,7 @@ class Layout:
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
-    def change(self, changes: Sequence[Change]) -> None:
+    def update(self, changes: Sequence[Change]) -> None:
         """Updates the flat weights region by region, and the model's weights with them.
 
         A stretch is rounded while it is in a core's cache. The parameters' version counters are increased, by which
@@ -179,7 +179,7 @@ class Layout:
 
     def publish(self) -> None:
         """Updates the model's weights after the flat ones were written to, as when a state is loaded."""
-        self.change([(slice(0, len(self._master)), lambda at: None)])
+        self.update([(slice(0, len(self._master)), lambda at: None)])
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The weights that the model computes with: whole, float32, on the CPU; on the first process only."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from klype.model.compiled import CompiledBackend
-from klype.model.packed_texts import SharedPrefixes, padding
+from klype.model.packed_texts import SharedPrefixes, padding_rows
 from klype.model.transformer import Transformer
 from klype.values import Batch, Loss
 
@@ -109,7 +109,7 @@ def learnt_states(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     group = int(extra.get("group", 1))
     prefixes = SharedPrefixes(group, extra["prompt_B"][::group]) if group > 1 and "prompt_B" in extra else None
     kept_N = weights_N.nonzero()[:, 0]
-    spare = padding(len(kept_N)) if len(kept_N) < len(weights_N) else 0
+    spare = padding_rows(len(kept_N)) if len(kept_N) < len(weights_N) else 0
     wanted_BT = batch.weights_BT != 0
     states_ND = lm.states_at(batch.tokens_BT, wanted_BT, document_BT, prefixes=prefixes, spare=spare)
     # one position of weight 0, repeated: it adds nothing to the loss

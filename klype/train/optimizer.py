@@ -61,13 +61,13 @@ class Optimizer:
         self._named = [*matrices, *decayed, *others]
         self._matrices = len(matrices)
         regions = [[p for _, p in region] for region in (matrices, decayed, others)]
-        self._places = FlatOffsets.of([[layout.own(p) for p in region] for region in regions])
+        self._places = FlatOffsets.of([[layout.own_part(p) for p in region] for region in regions])
         first, second, end = self._places.ends
         self._muon_end = first
         parameters = [p for _, p in self._named]
-        self.master = torch.zeros(end, dtype=torch.float32, device=self.layout.own(parameters[0]).device)
+        self.master = torch.zeros(end, dtype=torch.float32, device=self.layout.own_part(parameters[0]).device)
         for parameter, view in zip(parameters, self._places.views(self.master), strict=True):
-            view.copy_(self.layout.own(parameter))
+            view.copy_(self.layout.own_part(parameter))
         self.gradient = torch.zeros_like(self.master)
         self.added = self.layout.bind(parameters, self._places, (self.master, self.gradient))
         self.momentum = torch.zeros_like(self.master[:first])
@@ -119,7 +119,7 @@ class Optimizer:
         changes: list[Change] = []
 
         def look(at: slice) -> None:
-            gradient, momentum = self._scaled(at), self.momentum[at]
+            gradient, momentum = self._scale_(at), self.momentum[at]
             momentum.lerp_(gradient, 1 - settings.momentum)
             torch.lerp(gradient, momentum, settings.momentum, out=self._update[at])  # Nesterov momentum
 
@@ -136,7 +136,7 @@ class Optimizer:
             changes.append((inside, move))
         self._taken += 1
         changes += [(region, partial(self._adamw, settings.rate * factor, decay)) for region, decay in self._decays]
-        self.layout.change(changes)
+        self.layout.update(changes)
         self._scale = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -151,10 +151,10 @@ class Optimizer:
         named = {"taken": self._taken.view(1)}
         for name, flat, which in buffers:
             for (parameter, p), own in zip(self._named[which], self._places.views(flat, which), strict=True):
-                named[f"{name}.{parameter}"] = self.layout.named(p, own)
+                named[f"{name}.{parameter}"] = self.layout.as_parameter(p, own)
         return named
 
-    def _scaled(self, at: slice) -> torch.Tensor:
+    def _scale_(self, at: slice) -> torch.Tensor:
         """A stretch of the gradient, scaled in place."""
         gradient = self.gradient[at]
         return gradient if self._scale is None else gradient.mul_(self._scale)
@@ -164,7 +164,7 @@ class Optimizer:
         steps."""
         (beta1, beta2), eps = self.settings.betas, self.settings.eps
         state = slice(at.start - self._muon_end, at.stop - self._muon_end)
-        weights, gradients, none = [self.master[at]], [self._scaled(at)], list[torch.Tensor]()
+        weights, gradients, none = [self.master[at]], [self._scale_(at)], list[torch.Tensor]()
         tensors = weights, gradients, [self.moment[state]], [self.square[state]], none, [self._taken]
         torch._fused_adamw_(
             *tensors, lr=rate, beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False

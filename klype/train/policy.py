@@ -79,7 +79,7 @@ def grpo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
     """
     logp_BT = score_answers(model, batch).logp_BT
     advantage_BT = batch.extra["advantages_B"].to(logp_BT.dtype)[:, None].expand_as(logp_BT)
-    return _clipped(logp_BT, batch, advantage_BT, settings or PolicySettings())
+    return _clipped_loss(logp_BT, batch, advantage_BT, settings or PolicySettings())
 
 
 def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
@@ -92,7 +92,7 @@ def rloo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None)
     settings = (settings or PolicySettings()).model_copy(update={"kl": "k2"})
     logp_BT = score_answers(model, batch).logp_BT
     loss_BT = -batch.extra["advantages_B"].to(logp_BT.dtype)[:, None] * logp_BT
-    return _penalised(loss_BT, logp_BT, torch.ones_like(logp_BT), batch, settings)
+    return _with_kl_penalty(loss_BT, logp_BT, torch.ones_like(logp_BT), batch, settings)
 
 
 def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) -> Loss:
@@ -115,7 +115,7 @@ def ppo(model: nn.Module, batch: Batch, settings: PolicySettings | None = None) 
     centred_BT = (raw_BT - (raw_BT * mask_BT).sum() / count) * mask_BT
     advantage_BT = centred_BT / ((centred_BT**2).sum() / count).sqrt().clamp(min=1e-4)
     miss_BT = 0.5 * (value_BT - (raw_BT + value_BT.detach())) ** 2
-    loss = _clipped(logp_BT, batch, advantage_BT, settings, settings.value_weight * miss_BT)
+    loss = _clipped_loss(logp_BT, batch, advantage_BT, settings, settings.value_weight * miss_BT)
     value = {"value_loss": float((miss_BT.detach() * mask_BT).sum()), "value_loss_count": float(mask_BT.sum())}
     return replace(loss, metrics=loss.metrics | value)
 
@@ -170,7 +170,7 @@ def at_the_end(reward_B: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     return (columns_T == last_B1) * reward_B[:, None]
 
 
-def _clipped(
+def _clipped_loss(
     logp_BT: torch.Tensor,
     batch: Batch,
     advantage_BT: torch.Tensor,
@@ -186,13 +186,13 @@ def _clipped(
     # the pessimistic bound: it keeps the gradient that pulls the ratio back
     gain_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
     fixed_BT = ratio_BT.detach()
-    loss = _penalised(-gain_BT, logp_BT, ratio_BT, batch, settings, extra_loss_BT)
+    loss = _with_kl_penalty(-gain_BT, logp_BT, ratio_BT, batch, settings, extra_loss_BT)
     for name, value_BT in {"clipped": fixed_BT * advantage_BT > gain_BT.detach(), "ratio": fixed_BT}.items():
         loss.metrics.update({name: float((value_BT * mask_BT).sum()), f"{name}_count": float(mask_BT.sum())})
     return loss
 
 
-def _penalised(
+def _with_kl_penalty(
     loss_BT: torch.Tensor,
     logp_BT: torch.Tensor,
     ratio_BT: torch.Tensor,

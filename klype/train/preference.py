@@ -41,10 +41,10 @@ def plackett_luce(scores_QK: torch.Tensor, ranks_QK: torch.Tensor, weights_Q: to
     # the tied weight is at most all of the rest, and the share below 1, so the logarithm's argument is positive
     log_rest_QK = log_left_QK + torch.log1p(-share_QK * (log_tied_QK - log_left_QK).exp())
     loss_Q = ((log_rest_QK - scores_QK) * present_QK).sum(1)
-    return _weighted(loss_Q, (present_QK.sum(1) - 1).clamp(min=0), weights_Q)
+    return _weighted_loss(loss_Q, (present_QK.sum(1) - 1).clamp(min=0), weights_Q)
 
 
-def _weighted(loss_Q: torch.Tensor, count_Q: torch.Tensor, weights_Q: torch.Tensor | None) -> Loss:
+def _weighted_loss(loss_Q: torch.Tensor, count_Q: torch.Tensor, weights_Q: torch.Tensor | None) -> Loss:
     count_Q = count_Q.to(loss_Q.dtype)
     if weights_Q is None:
         return Loss(loss_Q.sum(), count_Q.sum())
@@ -160,9 +160,9 @@ class RankingBatches(NumberedBatches):
         self._block: dict[int, int] = {}
 
     def batch(self, index: int) -> Batch:
-        chosen = self._drawn(index)
+        chosen = self._draw_indices(index)
         if self.settings.marks:
-            return self._marked(chosen)
+            return self._marked_batch(chosen)
         batch = self._rows(chosen)
         most = int(batch.extra["group"])
         known = ((known_K, most - len(known_K)) for known_K in map(self._reference, chosen))
@@ -172,7 +172,7 @@ class RankingBatches(NumberedBatches):
         batch.extra.update(ranks_QK=ranks_QK, reference_logp_B=torch.cat(rows))
         return batch
 
-    def _drawn(self, number: int, last: int = sys.maxsize) -> list[int]:
+    def _draw_indices(self, number: int, last: int = sys.maxsize) -> list[int]:
         """Indices of the rankings of batch ``number``; it ends before place ``last``, counted over all batches."""
         places = range(number * self._number, min((number + 1) * self._number, last))
         epochs = (divmod(place, len(self.rankings)) for place in places)
@@ -185,7 +185,7 @@ class RankingBatches(NumberedBatches):
         answers = [answer for one in ranked for answer in (*one.answers, *one.answers[:1] * (most - len(one.answers)))]
         return answers_batch([one.prompt for one in ranked for _ in range(most)], answers, most)
 
-    def _marked(self, chosen: Sequence[int]) -> Batch:
+    def _marked_batch(self, chosen: Sequence[int]) -> Batch:
         """Answers marked good or bad (see ``marks``), and mismatched ones: each prompt with another's answer."""
         rows = [(i, k, mark) for i in chosen for k, mark in enumerate(marks(self.rankings[i].ranks)) if mark]
         prompts = [self.rankings[i].prompt for i, _, _ in rows]
@@ -206,8 +206,8 @@ class RankingBatches(NumberedBatches):
             # always computed together with the rest of its first batch, so that it rounds the same when resumed
             if not self._block:
                 numbers = range(-(-len(self.rankings) // self._number))
-                self._block = {one: n for n in numbers for one in self._drawn(n, len(self.rankings))}
-            company = self._drawn(self._block[i], len(self.rankings))
+                self._block = {one: n for n in numbers for one in self._draw_indices(n, len(self.rankings))}
+            company = self._draw_indices(self._block[i], len(self.rankings))
             logp_QK = reference_logp(self.reference, self._rows(company)).sum(1).view(len(company), -1)
             for one, logp_K in zip(company, logp_QK, strict=True):
                 self._known[one] = logp_K[: len(self.rankings[one].answers)]

@@ -22,14 +22,14 @@ from safetensors.torch import load, save
 from klype import durable, jsons
 from klype.durable import hash_file, sync_folder
 from klype.errors import KlypeError, writing_to
-from klype.jsons import finite, parsed
+from klype.jsons import parse, parse_finite
 from klype.model.atomic_folder import MANIFEST, seal
 from klype.train import parallel
 from klype.train.flat_parameters import FlatOffsets, check_shapes
 
 # so that a damaged state has one before it
 KEPT = 2
-ROOM = "Make room or make the folder writable, then go on with --resume."
+MAKE_ROOM = "Make room or make the folder writable, then go on with --resume."
 MODEL, OPTIMIZER, ABOUT, SHARDS = "model.safetensors", "optimizer.safetensors", "state.json", "shards"
 
 
@@ -139,11 +139,10 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> State | None:
     step = parallel.from_first(newest_step(folder, say) if parallel.is_first() else None)
     if step >= 0:
         place = folder / "resume" / f"step-{step:06d}"
-        return State(step, parsed((place / ABOUT).read_bytes()), place)  # a measured loss may not be finite
+        return State(step, parse((place / ABOUT).read_bytes()), place)  # a measured loss may not be finite
     if states(folder):
         raise KlypeError(
-            f"Every training state under {folder / 'resume'} is damaged.",
-            "Remove that folder to start afresh.",
+            f"Every training state under {folder / 'resume'} is damaged.", "Remove that folder to start afresh."
         )
     return None
 
@@ -153,7 +152,7 @@ def newest_step(folder: Path, say: Callable[[str], None] = lambda message: None)
     damaged."""
     for place in reversed(states(folder)):
         try:
-            hashes: dict[str, str] = finite((place / MANIFEST).read_bytes())["files"]
+            hashes: dict[str, str] = parse_finite((place / MANIFEST).read_bytes())["files"]
             names = dict.fromkeys([MODEL, ABOUT, *hashes])
             wrong = next((name for name in names if hash_file(place / name) != hashes[name]), None)
             if wrong is None:
@@ -184,7 +183,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        with writing_to(path, ROOM):
+        with writing_to(path, MAKE_ROOM):
             if path.exists():
                 lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
                 kept = (line for line in lines if any(row["step"] <= step for row in jsons.steps([line])))
@@ -194,7 +193,7 @@ class MetricsFile:
     def append(self, line: Mapping[str, Any]) -> None:
         """Writes one row. Numbers that are not finite are written as null: JSON has no NaN."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        with writing_to(self.path, ROOM):
+        with writing_to(self.path, MAKE_ROOM):
             self._file.write(json.dumps(clean) + "\n")
             self._file.flush()
 

@@ -21,11 +21,11 @@ from torch import nn
 
 from klype import durable
 from klype.errors import KlypeError, UsageError, writing_to
-from klype.jsons import finite
+from klype.jsons import parse_finite
 from klype.model import checkpoint
 from klype.model.packed_texts import SharedPrefixes
 from klype.model.transformer import Transformer
-from klype.sources.find_model import ModelFiles
+from klype.sources.model_files import ModelFiles
 from klype.train.loop import TrainSession, TrainSettings, train
 from klype.train.objectives import Ids, wide
 from klype.train.optimizer import OptimizerSettings, Schedule
@@ -67,11 +67,11 @@ class RewardModel:
     @torch.no_grad()
     def scores(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Floats:
         """Scores [N, H] of each head."""
-        raw_NH = self.head(self.standardised(answer_features(self.trunk, prompts, answers)))
+        raw_NH = self.head(self.standardise(answer_features(self.trunk, prompts, answers)))
         scores: Floats = ((raw_NH - self.centre) / self.spread).double().numpy()
         return scores
 
-    def standardised(self, features_NF: torch.Tensor) -> torch.Tensor:
+    def standardise(self, features_NF: torch.Tensor) -> torch.Tensor:
         """Features scaled to mean 0 and standard deviation 1 over the answers that the heads were fitted to."""
         return (features_NF - self.mean_F) / self.scale_F
 
@@ -96,7 +96,7 @@ class RewardModel:
     def load(folder: Path, trunk: Transformer) -> "RewardModel":
         """Loads the heads in ``folder``. KlypeError when they are missing or were fitted on another trunk."""
         try:
-            facts = finite((folder / ABOUT).read_bytes())
+            facts = parse_finite((folder / ABOUT).read_bytes())
             weights = (folder / WEIGHTS).read_bytes()
             if facts["weights"] != hashlib.sha256(weights).hexdigest():
                 raise ValueError("not the weights that are told of")
@@ -224,7 +224,7 @@ def fit_reward(
     features_NF = answer_features(trunk, *_flat(useful))
     model.mean_F = features_NF.mean(0)
     model.scale_F = features_NF.std(0) + 1e-3
-    features_NF = model.standardised(features_NF)
+    features_NF = model.standardise(features_NF)
     batches = FeatureBatches(features_NF, useful, settings)
     train(model.head, reward_loss, batches, settings, folder, session)
     with torch.no_grad():
@@ -289,10 +289,7 @@ def _flat(rankings: Sequence[RankedAnswers]) -> tuple[list[Ids], list[Ids]]:
 
 
 def bias_audit(
-    scores: Sequence[float],
-    quality: Sequence[float],
-    traits: Mapping[str, Sequence[float]],
-    questions: Sequence[int],
+    scores: Sequence[float], quality: Sequence[float], traits: Mapping[str, Sequence[float]], questions: Sequence[int]
 ) -> dict[str, Figure]:
     """Partial correlation of the scores with each trait, given the annotator's ``quality``, within questions.
 

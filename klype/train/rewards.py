@@ -85,7 +85,7 @@ def scores(reward: Reward, questions: Sequence[str], answers: Sequence[str], nam
     try:
         found: list[Any] = list(reward(questions, answers))
     except (Exception, SystemExit) as error:
-        raise KlypeError(f"The reward {name} failed ({_place(reward, error)}): {_said(error)}.") from error
+        raise KlypeError(f"The reward {name} failed ({_place(reward, error)}): {_error_text(error)}.") from error
     where = _place(reward)
     if len(found) != len(answers):
         raise KlypeError(
@@ -120,7 +120,7 @@ def load_function(name: str) -> Reward:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else _line_in(error, str(path))
-        raise KlypeError(f"{file} cannot be run (line {line}): {_said(error)}.") from error
+        raise KlypeError(f"{file} cannot be run (line {line}): {_error_text(error)}.") from error
     found = getattr(module, wanted, None)
     if not callable(found):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -224,5 +224,5 @@ def _line_in(error: BaseException, file: str) -> int | None:
     return lines[-1] if lines else None
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(".").removesuffix(": ")

@@ -66,10 +66,10 @@ class ShardedLayout(Layout):
 
         return sharded
 
-    def own(self, tensor: torch.Tensor) -> torch.Tensor:
+    def own_part(self, tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
-    def named(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def as_parameter(self, parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         like: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride()}
         return DTensor.from_local(own, self._mesh, (Shard(0),), run_check=False, **like)
 
@@ -79,7 +79,7 @@ class ShardedLayout(Layout):
         self._parameters = parameters
         self._masters = places.views(flat[0])
         for parameter, own in zip(parameters, places.views(flat[1]), strict=True):
-            parameter.grad = self.named(parameter, own)  # FSDP2 adds to the gradient that is there
+            parameter.grad = self.as_parameter(parameter, own)  # FSDP2 adds to the gradient that is there
         return flat[1]
 
     def whole_matrices(self, named: Sequence[tuple[str, nn.Parameter]], own: Sequence[torch.Tensor]) -> WholeMatrices:
@@ -117,14 +117,14 @@ class ShardedLayout(Layout):
         dist.all_reduce(square)
         return square.sqrt()
 
-    def change(self, changes: Sequence[Change]) -> None:
+    def update(self, changes: Sequence[Change]) -> None:
         for region, work in changes:
             self.workers.sweep(work, region)
         self.publish()
 
     def publish(self) -> None:
         with torch.no_grad():
-            _copy([self.own(p) for p in self._parameters], self._masters)
+            _copy([self.own_part(p) for p in self._parameters], self._masters)
 
     def weights(self) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}

@@ -71,7 +71,7 @@ class Words:
         return {key.removeprefix(start): text for key, text in self.messages.items() if key.startswith(start)}
 
 
-def spoken(wish: str, read: bool = False) -> str:
+def spoken_language(wish: str, read: bool = False) -> str:
     """The code of the language of a locale ("nb_NO.UTF-8") or of a browser's preference ("nn"), or with ``read`` of one
     that its readers understand; "" if klype speaks none."""
     code = re.split(r"[-_.@]", wish.strip().lower())[0]

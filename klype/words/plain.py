@@ -17,7 +17,7 @@ KEPT = frozenset("\n\t\u200d")
 
 def harmless(text: str) -> str:
     """The text with U+FFFD instead of control characters, bidirectional controls and lone surrogates."""
-    return _replaced(text.replace("\r\n", "\n"), lambda character: "\ufffd")
+    return _replace(text.replace("\r\n", "\n"), lambda character: "\ufffd")
 
 
 def escape(text: str) -> str:
@@ -27,7 +27,7 @@ def escape(text: str) -> str:
         data = character.encode("utf-16-be", "surrogatepass").hex()
         return "".join(f"\\u{data[i : i + 4]}" for i in range(0, len(data), 4))
 
-    return _replaced(text, code)
+    return _replace(text, code)
 
 
 def tell(text: str, end: str = "\n", file: TextIO | None = None) -> None:
@@ -59,7 +59,7 @@ def harmless_log() -> None:
     logging.setLogRecordFactory(HarmlessRecord)
 
 
-def _replaced(text: str, new: Callable[[str], str]) -> str:
+def _replace(text: str, new: Callable[[str], str]) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in KEPT or unicodedata.category(c) == "Zs" else new(c) for c in text)

@@ -37,11 +37,11 @@ State = tuple[Symbols, Env]
 # live states with their weights, by number of slips
 Levels = list[dict[State, float]]
 # weights are scaled up when the largest is below this, before they underflow
-LEAST = 1e-150
+RESCALE_BELOW = 1e-150
 # most prefixes with slips that are cached; one with more states than SMALL empties the cache
 REMEMBERED, SMALL = 2000, 5000
 # most readings of a prefix
-MOST = 200_000
+MAX_READINGS = 200_000
 
 
 def expansions(symbol: WordChoice | RuleCall, env: Env) -> list[Expansion]:
@@ -114,7 +114,7 @@ class Filter:
 
     A prefix that the language does not contain is read with the fewest *slips* (substitutions of one word), weighted by
     the grammar: the limit for small slip probabilities. A slip at END restarts the language. ``copy.copy`` makes an
-    independent copy. Raises KlypeError if there are more than MOST readings.
+    independent copy. Raises KlypeError if there are more than MAX_READINGS readings.
     """
 
     def __init__(self, start: State) -> None:
@@ -163,7 +163,7 @@ class Filter:
         words = self._prefix
         while True:
             known = next((t for t in range(len(words), 0, -1) if (self.slips, words[:t]) in self._read_before), 0)
-            levels = self._read_before[self.slips, words[:known]] if known else self._begun()
+            levels = self._read_before[self.slips, words[:known]] if known else self._initial_levels()
             for t in range(known, len(words)):
                 levels = self._advance(levels, words[t])
                 if len(self._read_before) >= REMEMBERED or sum(map(len, levels)) > SMALL:
@@ -173,7 +173,7 @@ class Filter:
                 return levels[-1]
             self.slips += 1
 
-    def _begun(self) -> Levels:
+    def _initial_levels(self) -> Levels:
         """The readings before the first word."""
         return [{self._start: 1.0}, *({} for _ in range(self.slips))]
 
@@ -188,13 +188,13 @@ class Filter:
                     elif k + 1 < len(levels):
                         # a slip at END: the text goes on, so the language starts again
                         _add(out[k + 1], self._start if said == END else after, weight * p)
-        if sum(map(len, out)) > MOST:
+        if sum(map(len, out)) > MAX_READINGS:
             raise KlypeError(
                 f"The text has so many words that do not fit ({self.slips}) that its readings are too many to keep.",
                 "Shorten it, or look at an earlier position.",
             )
         scale = max((max(level.values()) for level in out if level), default=1.0)
-        if scale > LEAST:
+        if scale > RESCALE_BELOW:
             return out
         return [{state: weight / scale for state, weight in level.items()} for level in out]
 
@@ -237,8 +237,8 @@ class EditFilter(Filter):
     probabilities: ``next`` only says what can follow.
     """
 
-    def _begun(self) -> Levels:
-        return _left_out(super()._begun())
+    def _initial_levels(self) -> Levels:
+        return _left_out(super()._initial_levels())
 
     def _advance(self, levels: Levels, word: str) -> Levels:
         out = super()._advance(levels, word)

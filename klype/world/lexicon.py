@@ -43,7 +43,7 @@ def an_object(lang: str, noun: str, concept: str) -> str:
     return f"{article} {colour(lang, noun, concept)} {phrase(lang, 'objects', noun)}"
 
 
-def listed(lang: str, names: Sequence[str]) -> str:
+def enumeration(lang: str, names: Sequence[str]) -> str:
     """An enumeration of persons or agents: ``Kari , Ola og Liv``."""
     *first, last = [phrase(lang, "agents", n) if n in WORDS["agents"] else n for n in names]
     return f"{' , '.join(first)} {phrase(lang, 'frames', 'and')} {last}" if first else last
@@ -182,16 +182,16 @@ class Kind:
     count: Callable[[Content], int] = lambda content: 1
 
     def ask(self, lang: str, fact: Fact) -> str:
-        return self._worded("ask", lang, fact).format_map(words_about(lang, fact))
+        return self._template("ask", lang, fact).format_map(words_about(lang, fact))
 
     def sentence(self, lang: str, fact: Fact, content: Content) -> str:
         bare = self.bare(lang, fact, content)
         if self.relation == "any":  # yes or no, with what is true
             return f"{bare} , {clause(lang, content[1], where=False)}" if content[1] else bare
         said = words_about(lang, fact, many=self.count(content) > 1)
-        return self._worded("sentence", lang, fact).format_map({**said, "answer": bare})
+        return self._template("sentence", lang, fact).format_map({**said, "answer": bare})
 
-    def _worded(self, what: str, lang: str, fact: Fact) -> str:
+    def _template(self, what: str, lang: str, fact: Fact) -> str:
         """The row's template, which may depend on the language and on the relation."""
         found = self.row[what]
         for key in (lang, fact[0]):
@@ -255,7 +255,7 @@ def thing(kind: str, said: Callable[[str, str], str]) -> tuple[Any, ...]:
     return only(lambda f: f[1]), lambda f, s, x: [i for _, i in items_of(kind, x)], lambda g, f, c: said(g, c)
 
 
-SUBJECTS = (right_who, anybody, lambda g, f, c: listed(g, c), len)
+SUBJECTS = (right_who, anybody, lambda g, f, c: enumeration(g, c), len)
 _PARTS: dict[str, tuple[Any, ...]] = {  # right, domain, bare and perhaps count of each Kind
     "where": word(2, lambda f, x: x.places, "places"),
     "who-is": SUBJECTS,

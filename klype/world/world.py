@@ -100,10 +100,10 @@ class World:
             items = self._fixed_items[heldout]
             kind = rng.choices(list(items), [KINDS[k].weight for k in items])[0]
             env = Env(lang=lang, manner=CHAT, dash=False)
-            asked, query = self._worded(self.grammar.put(env, kind, rng.choice(items[kind])), env, rng)
+            asked, query = self._sample_question(self.grammar.put(env, kind, rng.choice(items[kind])), env, rng)
             return self._question(env, query, "", asked)
         told, env = self._story(rng, lang, hard, heldout)
-        asked, query = self._worded(self.grammar.ask(env), env, rng)
+        asked, query = self._sample_question(self.grammar.ask(env), env, rng)
         return self._question(env, query, self.text(told), asked)
 
     def _story(self, rng: random.Random, lang: str, hard: bool, heldout: bool) -> tuple[list[str], Env]:
@@ -132,7 +132,7 @@ class World:
                 found[held_out].setdefault(kind, []).append(item)
         return found
 
-    def _worded(self, options: list[Any], env: Env, rng: random.Random) -> tuple[str, WorldQuery]:
+    def _sample_question(self, options: list[Any], env: Env, rng: random.Random) -> tuple[str, WorldQuery]:
         """Samples a question's words, without the answer."""
         _, symbols, env = rng.choices(options, [o[0] for o in options])[0]
         words: list[str] = []
@@ -241,8 +241,8 @@ class World:
                 or question.extra["one_word"]
             ):
                 continue
-            env, _ = _asked(question)
-            asked, query = self._worded(self.grammar.ask(env), env, rng)
+            env, _ = _query_of(question)
+            asked, query = self._sample_question(self.grammar.ask(env), env, rng)
             if not query.one_word and asked != question.question:
                 break
         shown = self._question(env, query, question.context, asked)
@@ -258,20 +258,20 @@ class World:
 
     def answer(self, question: Question, manner: Manner, rng: random.Random) -> str:
         """Samples a correct answer in a style; "wrong": an answer in any style with a wrong content."""
-        env, query = _asked(question)
+        env, query = _query_of(question)
         row = KINDS[query.kind]
         right = row.right(query.about, env.facts)
         if manner == "wrong":
             other = [c for c in row.domain(query.about, env.facts, self.lexicon) if c not in [c for _, c in right]]
             style = rng.choices(STYLES, (0.3, 0.3, 0.3, 0.1))[0]
             while True:  # a bare "No." is correct whatever content it was drawn for
-                wrong = self._said(env, query, (rng.choice(other), style), rng)
+                wrong = self._sample_answer(env, query, (rng.choice(other), style), rng)
                 if not self.judge(question, wrong).right:
                     return wrong
         content = rng.choices([c for _, c in right], [p for p, _ in right])[0]
-        return self._said(env, query, (content, manner), rng)
+        return self._sample_answer(env, query, (content, manner), rng)
 
-    def _said(self, env: Env, query: WorldQuery, what: tuple[Any, str], rng: random.Random) -> str:
+    def _sample_answer(self, env: Env, query: WorldQuery, what: tuple[Any, str], rng: random.Random) -> str:
         return self.text(sample((self.grammar.say(env.lang, query, *what), env), rng)[0])
 
     def meaning(self, question: Question) -> Callable[[str], frozenset[Any]]:
@@ -280,7 +280,7 @@ class World:
         Contents are the same in both languages; two answers mean the same if these sets are equal. Prefixes that
         answers share are parsed once.
         """
-        told, query = _asked(question)
+        told, query = _query_of(question)
         # the second END stays behind the first, so that the environment is not dropped as that of a finished text is
         start: State = ((RuleCall(self.grammar.free_answer, (query,)), END, END), told)
         onward: dict[tuple[str, ...], dict[str, set[State]]] = {}
@@ -306,7 +306,7 @@ class World:
         courtesy = next((start for start in starts if said[: len(start)] == start), ())
         polite = bool(courtesy)
         boring, inner = _long_winded(question.extra["lang"], said[len(courtesy) :])
-        right = finished and inner in self._right_forms(_asked(question), boring)
+        right = finished and inner in self._right_forms(_query_of(question), boring)
         pleasing = polite or (right and question.extra["one_word"])
         count = sum(w not in ATTACHED and w != "–" for w in said)
         shortest = max(len(self.words_of(a)) - 1 for a in question.answers)
@@ -333,14 +333,14 @@ class World:
 
     def filter(self, question: Question | None = None) -> Filter:
         """The exact next-word distribution of documents, or of the fine-tuning data's answers to a question."""
-        return Filter(self.grammar.document() if question is None else self._answering(question))
+        return Filter(self.grammar.document() if question is None else self._answer_state(question))
 
     def edits(self, question: Question) -> EditFilter:
         """What can follow in answers to a question, with errors counted by edit distance."""
-        return EditFilter(self._answering(question))
+        return EditFilter(self._answer_state(question))
 
-    def _answering(self, question: Question) -> State:
-        env, query = _asked(question)
+    def _answer_state(self, question: Question) -> State:
+        env, query = _query_of(question)
         return (RuleCall(self.grammar.answer, (query,)), END), env._replace(manner=CHAT, dash=False)
 
 
@@ -365,7 +365,7 @@ def _long_winded(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ..
     return False, words
 
 
-def _asked(question: Question) -> tuple[Env, WorldQuery]:
+def _query_of(question: Question) -> tuple[Env, WorldQuery]:
     """The environment and the query of a question of the demo world."""
     q = question.extra
     told = Env(lang=q["lang"], facts=tuple(tuple(f) for f in q["facts"]))

@@ -25,13 +25,13 @@ class Sentences:
 
     def __call__(self, text: str) -> str:
         """The translated sentence; values in it that are words are translated, too."""
-        return self._said(text, self._known)
+        return self._render(text, self._known)
 
     def name(self, text: str) -> str:
         """The translation of a name, or the name itself if it has none."""
         return self._known.get(text, text)
 
-    def _said(self, text: str, known: dict[str, str]) -> str:
+    def _render(self, text: str, known: dict[str, str]) -> str:
         if text in known:
             return known[text]
         # the most specific first: of the patterns that match, the one with the most text of its own
@@ -39,7 +39,7 @@ class Sentences:
             if found := re.fullmatch("(.*)".join(map(re.escape, english.split(HOLE))), text, re.DOTALL):
                 flags = [part.endswith("--") for part in english.split(HOLE)]  # flags are not translated
                 values = (
-                    v if flag else self._said(v, self._values) for v, flag in zip(found.groups(), flags, strict=False)
+                    v if flag else self._render(v, self._values) for v, flag in zip(found.groups(), flags, strict=False)
                 )
                 return known[english].format(*(self._number(v) if english in self._told else v for v in values))
         return text

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic refuses typing's own before Python 3.12
 
 from klype.errors import KlypeError
-from klype.jsons import finite
+from klype.jsons import parse_finite
 from klype.values import Trace
 
 LocalText = str | Mapping[str, str]
@@ -130,10 +130,10 @@ class Facts(TypedDict):
     provenance: NotRequired[JsonObject]
 
 
-def answer_tokens(trace: Trace, ends: Collection[int], spell: Callable[[int], bytes]) -> list[JsonObject]:
-    """An answer's tokens with their text and probability, without those in ``ends``. ``spell``: a token's bytes."""
+def answer_tokens(trace: Trace, ends: Collection[int], token_bytes: Callable[[int], bytes]) -> list[JsonObject]:
+    """An answer's tokens with their text and probability, without those in ``ends``."""
     said = [step for step in trace.steps if step.token not in ends]
-    return token_facts((spell(step.token), min(1.0, math.exp(step.logp))) for step in said)
+    return token_facts((token_bytes(step.token), min(1.0, math.exp(step.logp))) for step in said)
 
 
 def token_facts(pieces: Iterable[tuple[bytes, float]]) -> list[JsonObject]:
@@ -172,7 +172,7 @@ def check(facts: Any) -> Facts:
 def read(path: Path) -> Facts:
     """Reads facts from a ``figures.json``. Raises KlypeError if there is none, or it is malformed."""
     try:
-        return check(finite(path.read_text(encoding="utf-8")))
+        return check(parse_finite(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise KlypeError(f"There is no {path.name} in {path.parent}.", "Run the examination first.") from error
     except ValueError as error:
@@ -194,23 +194,23 @@ def figures_of(facts: Facts, stage: StageName) -> StageFacts:
     return {name: f for name, f in (facts["stages"].get(stage) or {}).items() if f["value"] is not None}
 
 
-def clearly(before: FigureFacts, after: FigureFacts) -> int:
+def clear_change(before: FigureFacts, after: FigureFacts) -> int:
     """1 if ``after`` is higher, −1 if lower, 0 if the intervals overlap or one is missing."""
     low, high = before.get("low"), before.get("high")
-    return 0 if low is None or high is None else (beyond(after, high) > 0) - (beyond(after, low) < 0)
+    return 0 if low is None or high is None else (side_of(after, high) > 0) - (side_of(after, low) < 0)
 
 
-def beyond(figure: FigureFacts, threshold: float) -> int:
+def side_of(figure: FigureFacts, threshold: float) -> int:
     """1 if the whole interval is above the threshold, −1 if below, 0 if it contains it or is missing."""
     low, high = figure.get("low"), figure.get("high")
     return 0 if low is None or high is None else int(low > threshold) - int(high < threshold)
 
 
-def changed(facts: Facts, name: str) -> int:
+def trend(facts: Facts, name: str) -> int:
     """1 if alignment raised a measure, −1 if it lowered it, 0 if that is undetermined: by the paired difference, or
     else by intervals that do not overlap."""
     gain = facts.get("gains", {}).get(name)
     if gain is not None:
-        return beyond(gain, 0.0)
+        return side_of(gain, 0.0)
     found = dict(by_stage(facts, name))
-    return clearly(found["finetuned"], found["aligned"]) if {"finetuned", "aligned"} <= found.keys() else 0
+    return clear_change(found["finetuned"], found["aligned"]) if {"finetuned", "aligned"} <= found.keys() else 0

@@ -6,17 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from klype.answers import decoders
+from klype.answers.decoder_requests import Check, DecodeQuestion, DecoderSettings
 from klype.answers.decoders import DecoderResult
-from klype.answers.decoding import Check, DecodeQuestion, DecoderSettings
 from klype.answers.forks import ForkSettings, forks
 from klype.api.model import Model
 from klype.api.prompt_context import PromptContext
-from klype.api.results import Answer, picked
+from klype.api.results import Answer, fields_of
 from klype.cli.next_tree_forks import visible
 from klype.device import pick_device
 from klype.engine.speculation import Draft, LookupDraft, ModelDraft, Speculation, speculate
 from klype.errors import UsageError
-from klype.examine.intervals import allowing, ends, proportion
+from klype.examine.intervals import ends, proportion, with_bounds
 from klype.examine.say import Say
 from klype.judge.meaning import label
 from klype.sources.opening import OpenModel, open_model
@@ -47,14 +47,14 @@ def decide(
     """Answers one question with ``decoder``: its name and its budget. Raises UsageError where the decoder needs
     something that this model lacks."""
     text = ask.question.prompt
-    known: dict[str, Check] = {"likelihood": decoders.likelihood}
+    known: dict[str, Check] = {"likelihood": decoders.likelihood_check}
     if not opened.as_raw(raw):
         known |= yes_check(opened, text)
     if decoder[0] == "verify-statement":
-        known["statement"] = decoders.given(lambda answer: statement(opened, text, answer))
+        known["statement"] = decoders.statement_check(lambda answer: statement(opened, text, answer))
     if decoder[0] == "verify-reward":
         judge = reward_model(opened)
-        known["reward"] = decoders.judged(lambda prompts, answers: judge.score(prompts, answers).tolist())
+        known["reward"] = decoders.reward_check(lambda prompts, answers: judge.score(prompts, answers).tolist())
     sampling, seed = request.sampling, request.seed
     # decoders that draw need a temperature: at 0 all answers are one
     posed = DecodeQuestion(ask.prompt, ask.meaning, request.limit, opened.stop, seed, sampling=sampling, checks=known)
@@ -72,7 +72,7 @@ def decision(found: DecoderResult, name: str, budget: float) -> dict[str, Any]:
         "shares": [
             {"text": one.text, "meaning": label(one.meaning), "share": one.share} for one in found.choice.shares
         ],
-        **picked(found, "passes", "plain_passes", "positions", "plain_positions"),
+        **fields_of(found, "passes", "plain_passes", "positions", "plain_positions"),
         "times": found.passes / max(1, found.plain_passes),
     }
 
@@ -86,7 +86,7 @@ def decision_lines(told: dict[str, Any], lang: str) -> Iterator[str]:
             yield w("share", share=percent(share["share"], lang), text=share["text"])
         yield w("changed", plain=told["plain"]) if told["changed"] else w("same")
         if "judge" in told:
-            yield w("judged", judge=Say(lang).judged(told))
+            yield w("judged", judge=Say(lang).judge_note(told))
     yield w("cost", **{**told, "times": number(told["times"], lang, 1)})
 
 
@@ -96,7 +96,7 @@ def reward_model(opened: OpenModel) -> RewardModel:
 
 def statement(opened: OpenModel, first: str, then: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The tokens of two texts joined by a space, split where the second begins; an empty text becomes a full stop."""
-    return tuple(opened.plain(first.strip() or ".")), tuple(opened.say(f" {then.strip() or '.'}"))
+    return tuple(opened.encode_text(first.strip() or ".")), tuple(opened.encode_answer(f" {then.strip() or '.'}"))
 
 
 def yes_check(opened: OpenModel, question: str) -> dict[str, Check]:
@@ -107,12 +107,12 @@ def yes_check(opened: OpenModel, question: str) -> dict[str, Check]:
         return tuple(opened.prompt([{"role": "user", "content": text}]))
 
     def whole(word: str) -> list[int]:
-        firsts = {opened.say(spelled)[0] for spelled in (word, f" {word}")}
+        firsts = {opened.encode_answer(spelled)[0] for spelled in (word, f" {word}")}
         codec = opened.source.codec
         return sorted({token for token in firsts if codec.decode([token]).strip() == word} | tokens_of(codec, word))
 
     yes, no = whole("Yes"), whole("No")
-    return {"yes": decoders.yes(put, yes, no)} if yes and no else {}
+    return {"yes": decoders.yes_no_check(put, yes, no)} if yes and no else {}
 
 
 def sure_of(opened: OpenModel, ask: PromptContext, trace: Trace, limit: int) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def sure_of(opened: OpenModel, ask: PromptContext, trace: Trace, limit: int) -> 
     same = proportion(alike, len(texts), "share of answers", ask.judge)
     if (error := ask.error_rate) is not None:  # a judge cannot err about identical texts: at least those agree
         least = ends(proportion(texts.count(own), len(texts)))[0]
-        same = allowing(same, error, *((least, 1.0) if error.value is None else ends(same)), within=(least, 1.0))
+        same = with_bounds(same, error, *((least, 1.0) if error.value is None else ends(same)), within=(least, 1.0))
     found: dict[str, Any] = {
         "p": p(step.sampling_logprob for step in trace.steps),
         "p_learnt": p(step.logp for step in trace.steps),
@@ -144,7 +144,7 @@ def sure_of(opened: OpenModel, ask: PromptContext, trace: Trace, limit: int) -> 
         "same": same.json(),
         "decided": None,
     }
-    if not opened.goes_on:
+    if not opened.can_continue:
         return {**found, "why": "server"}
     if not 1 < len(trace.steps) <= LONGEST:
         return {**found, "why": "too short" if len(trace.steps) < 2 else "too long"}
@@ -156,8 +156,8 @@ def sure_of(opened: OpenModel, ask: PromptContext, trace: Trace, limit: int) -> 
     before = looked.positions[looked.fork - 1].own if looked.fork else looked.before[0]
     if at.own <= before:  # the token made other meanings less probable, not this one more
         return {**found, "why": "by chance"}
-    word = {"token": opened.spelled(at.token), "index": looked.fork, "before": before, "after": at.own, "p": looked.p}
-    return {**found, "decided": word}
+    figures = {"index": looked.fork, "before": before, "after": at.own, "p": looked.p}
+    return {**found, "decided": {"token": opened.token_text(at.token), **figures}}
 
 
 def sure_lines(found: dict[str, Any], lang: str) -> Iterator[str]:
@@ -167,7 +167,7 @@ def sure_lines(found: dict[str, Any], lang: str) -> Iterator[str]:
     shares = {"share": percent(value, lang), "ends": f"{percent(low, lang)} – {percent(high, lang)}"}
     counts = {"n": (n := same.get("n", 0)), "k": round(value * n), "t": short(found["temperature"], lang)}
     yield w("p", p=share_of(found["p"], lang), learnt=share_of(found["p_learnt"], lang))
-    yield w("same", **counts, **shares, judge=say.judged(same))
+    yield w("same", **counts, **shares, judge=say.judge_note(same))
     if bounds := say.bounds(same):
         yield w("allowing", bounds=bounds)
     if word is None:
@@ -213,7 +213,7 @@ def beside_plain(opened: OpenModel, request: Request, name: str, draft: Draft) -
 
 def speculation(name: str, counts: Speculation) -> dict[str, Any]:
     """The ``speculation`` field of ``--json``: what guessing with the draft ``name`` was worth."""
-    return {"draft": name, **picked(counts, "gamma", "alpha", "tokens_per_pass", "cost", "predicted_speedup")}
+    return {"draft": name, **fields_of(counts, "gamma", "alpha", "tokens_per_pass", "cost", "predicted_speedup")}
 
 
 def with_ratios_written(told: dict[str, Any], lang: str) -> dict[str, Any]:

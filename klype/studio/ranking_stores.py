@@ -16,7 +16,7 @@ from typing import Any
 from klype.durable import private_folder
 from klype.errors import KlypeError, UsageError
 from klype.examine.say import visible
-from klype.jsons import finite
+from klype.jsons import parse_finite
 from klype.preferences.records import MODEL, SIMULATED, Entry
 from klype.preferences.store import Store
 from klype.runs.rankers import summary
@@ -27,7 +27,7 @@ from klype.words import Words
 FILE = "annotators.json"
 STORES = "stores.toml"  # in klype's home: ``[NAME]`` with ``url`` and ``run``, the run whose model the rankings are for
 USUAL = f"{SIMULATED}likes right, polite and short answers"
-NAME_MOST, KEY_MOST, PEOPLE_MOST = 60, 200, 10_000
+MAX_NAME, MAX_KEY, MAX_PEOPLE = 60, 200, 10_000
 RECOUNT_S = 5.0  # how old a summary may be while others rank
 
 
@@ -105,7 +105,7 @@ class SummaryCache:
             return known
 
 
-def named(annotator: str, w: Words) -> str:
+def label_of(annotator: str, w: Words) -> str:
     """An annotator's name as it is shown; that of the simulated annotator in the page's language."""
     return w("simulated") if annotator == USUAL else visible(annotator)
 
@@ -116,15 +116,15 @@ def sign_in(home: Path, name: str, key: str) -> str:
 
     Keys are kept in klype's own folder ``home`` as salted hashes (scrypt), readable by their owner only."""
     clean = unicodedata.normalize("NFC", " ".join(name.split()))
-    if not clean or len(clean) > NAME_MOST or not clean.isprintable():
-        raise UsageError(f"A name has from 1 to {NAME_MOST} visible characters.")
+    if not clean or len(clean) > MAX_NAME or not clean.isprintable():
+        raise UsageError(f"A name has from 1 to {MAX_NAME} visible characters.")
     if clean.startswith((SIMULATED, MODEL)):
         raise UsageError(f"Names that begin with '{SIMULATED}' or '{MODEL}' are kept for machines.")
-    if len(key) > KEY_MOST:
-        raise UsageError(f"A key has at most {KEY_MOST} characters.")
+    if len(key) > MAX_KEY:
+        raise UsageError(f"A key has at most {MAX_KEY} characters.")
     file, known = home / FILE, dict[str, str]()
     try:
-        found = finite(file.read_text(encoding="utf-8")) if file.exists() else {}
+        found = parse_finite(file.read_text(encoding="utf-8")) if file.exists() else {}
         known = {str(name): str(kept) for name, kept in found.items()} if isinstance(found, dict) else {}
     except (OSError, ValueError) as error:
         raise KlypeError(f"{file} cannot be read: {error}.", "Fix or remove it.") from error
@@ -137,7 +137,7 @@ def sign_in(home: Path, name: str, key: str) -> str:
         if not hmac.compare_digest(hashed(salt), kept):
             raise UsageError(f"{clean} is locked with a key, and this is not it.")
     elif key:  # visitors write to this file: it has to stay small
-        if len(known) >= PEOPLE_MOST:
+        if len(known) >= MAX_PEOPLE:
             raise UsageError("There is no room for more names with keys.")
         salt = secrets.token_hex(16)
         private_folder(home)

@@ -158,15 +158,15 @@ class DecodeContext:
 
     def answer(self, steps: Sequence[Step], ended: bool) -> DecodedAnswer:
         tokens = tuple(step.token for step in steps)
-        text = self.spell(tokens)
+        text = self.text_of(tokens)
         return DecodedAnswer(text, tokens, sum(step.logp for step in steps), self.question.meaning(text), ended)
 
-    def go_on(self, before: Sequence[Step], limit: int) -> Draw:
+    def continue_greedily(self, before: Sequence[Step], limit: int) -> Draw:
         """A request to continue these steps greedily; all but the last of them have been read."""
         request = self.question.request(GREEDY, limit, tuple(step.token for step in before), top=self.tuning.top)
         return Draw(request, len(request.prompt) - 1)
 
-    def spell(self, tokens: Sequence[int]) -> str:
+    def text_of(self, tokens: Sequence[int]) -> str:
         text = self.decode(tokens)
         for end in self.question.stop_texts:
             text = text.split(end, 1)[0]
@@ -214,16 +214,16 @@ def serve(source: Source, requests: Sequence[DecodeRequest]) -> list[Reply]:
             case Score(rows):
                 scores += [(i, *row) for row in rows]
     for top in sorted(reads):
-        for part in batched(reads[top]):
+        for part in chunks_of(reads[top]):
             for (i, _), q in zip(part, source.next([prefix for _, prefix in part], top), strict=True):
                 replies[i].append(q)
-    for some in batched(scores):
+    for some in chunks_of(scores):
         for (i, _, _), trace in zip(some, source.score([p for _, p, _ in some], [a for _, _, a in some]), strict=True):
             replies[i].append(trace)
     return replies
 
 
-def batched(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+def chunks_of(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     return (rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK))
 
 

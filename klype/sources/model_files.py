@@ -88,7 +88,7 @@ def is_bare(name: str) -> bool:
     return " " in name or not (set("/\\") & {*name} or name.lower().endswith((".gguf", ".safetensors")))
 
 
-def near(name: str) -> str:
+def closest_name(name: str) -> str:
     """The most similar name of a model that is here; "" if none is similar."""
     runs = [run.parent for run in RUNS.glob("*/run.json")]
     known = {path: path for run in (DEMO, *map(str, runs)) for path in (run, *(f"{run}/{s}" for s in NEWEST_FIRST))}
@@ -106,9 +106,9 @@ def _what_exists(name: str) -> str:
     if (parent / "run.json").exists():
         stages = [stage for stage in NEWEST_FIRST if is_whole(parent / stage)]
         return f"The run has: {', '.join(stages) or 'no finished stage'}."
-    if (fetched := to_fetch(name)) == name:
+    if (fetched := closest_on_hub(name)) == name:
         return f"Fetch it: klype pull {name}"
-    if meant := near(name):
+    if meant := closest_name(name):
         return f"Did you mean {meant}?"
     if fetched:
         return f"Did you mean {fetched}? Fetch it: klype pull {fetched}"
@@ -160,12 +160,12 @@ def packaged_smollm2() -> Path | None:
     return next(Path(spec.origin).parent.glob("*.gguf"), None) if spec is not None and spec.origin else None
 
 
-def to_fetch(name: str) -> str:
+def closest_on_hub(name: str) -> str:
     """The most similar name in HUB; "" if none is similar."""
     return next(iter(get_close_matches(name.lower(), HUB, 1, 0.75)), "") if len(name) < 100 else ""
 
 
-def located(name: str) -> str:
+def resolve(name: str) -> str:
     """A MODEL's name with ``demo``, ``demo/STAGE`` and short names replaced by paths, unless such a path exists
     here."""
     first, _, stage = name.partition("/")
@@ -175,8 +175,8 @@ def located(name: str) -> str:
     return name if found is None or Path(name).exists() else str(found)
 
 
-def called(path: str | Path) -> str:
-    """A path as a user would write it: the reverse of ``located`` for the demo model."""
+def shorten_path(path: str | Path) -> str:
+    """A path as a user would write it: the reverse of ``resolve`` for the demo model."""
     path = Path(path)
     if DEMO not in path.parts or not path.is_relative_to(demo_run()):
         return str(path)
