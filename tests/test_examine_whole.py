@@ -385,11 +385,11 @@ def test_of_a_model_with_other_manners_the_truth_says_only_what_can_follow(tmp_p
     for name in TO_P:
         assert plain["figures"]["1"][name]["value"] is not None, name
         assert other["figures"]["1"][name]["value"] is None, name
-        assert "manners" in other["figures"]["1"][name]["why"]
+        assert "style" in other["figures"]["1"][name]["why"]
     for name in ("right", "s", "s_corpus", "survival"):
         assert other["figures"]["1"][name] == plain["figures"]["1"][name]
     assert plain["calibration"]
     assert not other["calibration"]
-    for lang, why in (("en", "other manners than the truth has"), ("nb", "en annen måte å svare på enn fasiten har")):
+    for lang, why in (("en", "changed the style of its answers"), ("nb", "en annen måte å svare på enn fasiten har")):
         said = [" ".join(verdict(found, Say(lang))) for found in (plain, other)]
         assert [why in text for text in said] == [False, True]

@@ -77,7 +77,7 @@ def test_a_world_run_ends_with_three_models_a_reward_and_a_report(world_run: tup
         assert gate["name"] == "seconds" or gate["value"] is None or gate["n"] >= 30
     assert json.dumps(document)
     (calibrated,) = read_facts(folder / "figures.json").get("calibration", [{"stage": "finetuned"}])
-    assert calibrated["stage"] == "finetuned"  # the aligned model has other manners than the truth
+    assert calibrated["stage"] == "finetuned"  # the aligned model has another style than the truth
 
 
 def test_rankings_without_text_say_that_text_is_missing(tmp_path: Path) -> None:

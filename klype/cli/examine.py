@@ -52,7 +52,7 @@ class ExaminationOptions(QuestionOptions):
     most: Annotated[int, Option("Max questions (0: all).", least=0, shown="200")] = 200
     budget: o.Budget = None
     minutes: Annotated[
-        float, Option("Minutes to stay within, with trees and forks of fewer questions (0: of all).", least=0)
+        float, Option("Time limit in minutes: trees and forks of as many questions as fit (0: of all).", least=0)
     ] = 6.0
     fail_if: Annotated[tuple[str, ...], Option('Exit with 1 if: "right<0.8", "kl@1>0.3". May be repeated.')] = ()
     compare: Annotated[bool, Option("Two MODELs on the same questions, paired.")] = False

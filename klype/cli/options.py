@@ -203,7 +203,7 @@ Text = Annotated[
 ]
 Limit = Annotated[int, Option("Max tokens per answer.")]
 Raw = Annotated[
-    bool | None, Option("The text as it is, or as a user's message.", "--raw/--chat-template", shown="by the stage")
+    bool | None, Option("Text as it is, or in the chat template.", "--raw/--chat-template", shown="as trained")
 ]
 Precision = Annotated[str, Option("float32, bfloat16, int8 or auto (what is fastest here).")]
 Speculate = Annotated[str | None, Option("Speculative decoding with lookup or a MODEL, compared with plain decoding.")]

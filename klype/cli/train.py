@@ -23,7 +23,7 @@ from klype.option import Option, Options
 from klype.runs.run_options import RunOptions, StageOptions, WorkOptions
 from klype.words import count, number, words
 
-MINUTES = "Plans the documents and seeds that fit."
+MINUTES = "Minutes that it may take: documents and seeds are planned to fit."
 MIN_DOCUMENTS = 8  # in an experiment: fewer teach nothing
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def team(environ: Mapping[str, str] = os.environ) -> ProcessRank | None:
 class ExperimentOptions(Options):
     """Options of all experiments."""
 
-    seeds: Annotated[int, Option("Instead: number of seeds (0: as many as fit).", least=0)] = 0
+    seeds: Annotated[int, Option("Number of seeds (0: as many as --minutes allow).", least=0)] = 0
     text: Annotated[tuple[str, ...], Option("Files, folders or globs of text. May be repeated.")] = ()
     encoding: Annotated[str, Option("The encoding of the text files.")] = "utf-8"
     resume: Annotated[bool, Option("Resume where it stopped (or start, if nothing is there).")] = False
@@ -162,7 +162,7 @@ class BiasOptions(ExperimentOptions):
     """Options of ``klype bias``."""
 
     minutes: Annotated[float, Option(MINUTES), Gt(0)] = 10.0
-    documents: Annotated[tuple[int, ...], Option("Instead: numbers of documents, 300,600,1200.", commas=True)] = ()
+    documents: Annotated[tuple[int, ...], Option("Numbers of documents: 300,600 (or by --minutes).", commas=True)] = ()
     targets: Annotated[tuple[str, ...], Option("Only these, with one-hot: ensemble,oracle.", commas=True)] = ()
     overrides: Annotated[
         tuple[str, ...], Option("A setting of the training: width=64, epochs=16. May be repeated.", "--set")
@@ -175,7 +175,7 @@ class MistakesOptions(ExperimentOptions):
     """Options of ``klype mistakes``."""
 
     minutes: Annotated[float, Option(MINUTES), Gt(0)] = 20.0
-    documents: Annotated[int, Option("Instead: number of documents.", least=0)] = 0
+    documents: Annotated[int, Option("Number of documents (0: as many as --minutes allow).", least=0)] = 0
     methods: Annotated[tuple[str, ...], Option("Only these, with the control: own-truth,backspace.", commas=True)] = ()
     overrides: Annotated[
         tuple[str, ...], Option("A setting of the training: steps=300, rounds=8. May be repeated.", "--set")

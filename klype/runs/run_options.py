@@ -53,7 +53,7 @@ class InputOptions(WorkOptions):
         Option("The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.", "--from", check=resolve),
     ] = ""
     lora: Annotated[
-        int | None, Option("Train adapters of this rank on the model's frozen weights.", shown="all"), Ge(1), Le(4096)
+        int | None, Option("Train adapters of this rank on frozen weights.", shown="off: all weights"), Ge(1), Le(4096)
     ] = None
     size: Annotated[
         Size | None,
@@ -68,7 +68,7 @@ class InputOptions(WorkOptions):
     preferences: Annotated[Path | None, Option("JSONL: chosen and rejected, or ranked lists.")] = None
     data: Annotated[Path | None, Option("A folder of texts, questions and rankings, or hf:OWNER/NAME.")] = None
     encoding: Annotated[str, Option("The encoding of the text files.")] = "utf-8"
-    text_field: Annotated[str, Option("The field of a row that holds the text.", shown="found out")] = ""
+    text_field: Annotated[str, Option("The field of a row that holds the text.", shown="detected")] = ""
     skip_bad: Annotated[bool, Option("Skip bad rows, and name the first of them.")] = False
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class InputOptions(WorkOptions):
 class RunOptions(InputOptions):
     """Options of a whole life-cycle (``klype run``). Without a recipe: see ``recipe_for``."""
 
-    minutes: Annotated[float, Option("Minutes it may take in all."), Gt(0), Le(MONTH)] = 5.0
+    minutes: Annotated[float, Option("Minutes that it may take in total."), Gt(0), Le(MONTH)] = 5.0
     recipe: Annotated[str, Option("A recipe's name or TOML file.", shown="world, or text")] = ""
 
     @property
