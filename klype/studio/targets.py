@@ -134,16 +134,17 @@ class TargetsPage(el.WorkPart):
 
     @el.unless_busy
     async def look(self) -> None:
-        def read() -> tuple[Sequence[TargetExperiment], TargetExperiment | None, BiasBoard | None, str]:
-            """All experiments, the chosen one, its board, and why that cannot be read."""
+        def read() -> tuple[Sequence[TargetExperiment], TargetExperiment | None, str, BiasBoard | None, str]:
+            """All experiments, the chosen one, its state and board, and why that cannot be read."""
             known = experiments(self.studio)
             one = next((e for e in known if e.key == self.chosen), next(iter(known), None))
+            state = one.state if one is not None else ""
             try:
-                return known, one, BiasBoard.read(one.folder) if one is not None else None, ""
+                return known, one, state, BiasBoard.read(one.folder) if one is not None else None, ""
             except KlypeError as error:
-                return known, one, None, self.visit.why(error)
+                return known, one, state, None, self.visit.why(error)
 
-        known, one, board, why = await asyncio.to_thread(read)
+        known, one, state, board, why = await asyncio.to_thread(read)
         if self.note.is_deleted:
             return
         names = {e.key: visible(e.folder.resolve().name) for e in known}
@@ -153,7 +154,7 @@ class TargetsPage(el.WorkPart):
             if len(names) > 1 and one is not None:
                 with self.choices:
                     PageSelect(self.w("which"), names, one.key, f"{self.visit.page.route}?experiment=")
-        self.work, state = (one.work, one.state) if one is not None else (None, "")
+        self.work = one.work if one is not None else None
         self.form.set_visibility(state != "running")
         share = board.cells_done / max(1, board.cells) if board is not None else 0.0
         self.show_state(why or self.sentence(state, board), state, max(0.02, share))
