@@ -17,7 +17,7 @@ from klype.examine.error_feedback import InterventionOutcome, separation
 from klype.examine.hypothesis_tests import LEFT, PART, TIMES, Ruling, constant_hazard, independent_errors, rulings
 from klype.examine.intervals import Array, proportion
 from klype.examine.interventions import Arm, Intervention
-from klype.examine.survival import AT_RISK, COLUMNS, ERRED, MIN_S, WEIGHED, WEIGHT
+from klype.examine.survival import AT_RISK, COLUMNS, ERRED, S_MIN, WEIGHED, WEIGHT
 from klype.experiments.claims import GROWTH, LIKELIER, PARTED, after_forced
 
 # number of hypotheses of a whole document: those that no world here is about count as never rejected
@@ -116,7 +116,7 @@ def texts(world: World, rng: np.random.Generator) -> Array:
     open_MT = np.cumprod(rng.random((TEXTS, WORDS)) >= hazard_MT, axis=1)
     ones_M1 = np.ones((TEXTS, 1))
     risk_MT = np.hstack([ones_M1, open_MT[:, :-1]])
-    chance_MT = np.cumprod(np.hstack([ones_M1, np.maximum(1 - hazard_MT[:, :-1], MIN_S)]), axis=1)
+    chance_MT = np.cumprod(np.hstack([ones_M1, np.maximum(1 - hazard_MT[:, :-1], S_MIN)]), axis=1)
     table_MTE = np.zeros((TEXTS, WORDS, COLUMNS))
     table_MTE[..., AT_RISK], table_MTE[..., ERRED] = risk_MT, risk_MT * hazard_MT
     table_MTE[..., WEIGHT], table_MTE[..., WEIGHED] = risk_MT / chance_MT, risk_MT * hazard_MT / chance_MT

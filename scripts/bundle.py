@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from klype.device import set_threads, thread_policy
 from klype.durable import hash_file
+from klype.examine.run_facts import MADE_BY
 from klype.model import atomic_folder, checkpoint
-from klype.runs.examine_stage import MODELS, measure_stage
+from klype.runs.examine_stage import measure_stage
 from klype.runs.folder import read_run
 from klype.runs.listener import SilentListener
 from klype.runs.run_options import RunOptions
@@ -96,7 +97,7 @@ def main(run: Path) -> None:
 
 def bundled(run: Path, about: dict[str, Any], demo: Path) -> str:
     """Fills the folder, and lists its files beside it; how many, and of how many bytes."""
-    for stage in (*MODELS.values(), "reward"):
+    for stage in (*MADE_BY.values(), "reward"):
         rounded(run / stage, demo / stage)
     reward(run / "reward", demo / "reward")
     for name in KEPT:

@@ -39,7 +39,7 @@ def aligned(run: Path, questions: list[RankingItem], minutes: float) -> Alignmen
     home = Path(tempfile.mkdtemp())
     store = RankingStore("few", run, str(home / "rankings.db"))
     with store.open() as opened:
-        opened.user_prompt([ranked(asked) for asked in questions])
+        opened.put([ranked(asked) for asked in questions])
     studio = Studio([], home, [sys.executable, "-m", "klype"], runs=home / "runs")
     found = start_alignment(studio, store, ("Kari",), minutes, force=True)
     while found.read() or found.state == "running":

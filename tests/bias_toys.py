@@ -33,7 +33,7 @@ class Chain:
         shown = ((0, 2), dict(zip(self.after(2), (0.6, 0.3, 0.1), strict=True)))
         return TestSet(found, self.truth(found), asked, shown)
 
-    def beginning(self) -> ChainTruth:
+    def initial_truth(self) -> ChainTruth:
         return ChainTruth()
 
     @staticmethod

@@ -14,7 +14,7 @@ from klype.cli.exits import exit_code
 from klype.cli.main import call
 from klype.cli.options import quote
 from klype.cli.terminal import program
-from klype.sources.model_files import NEWEST_FIRST, closest_name, demo_run, resolve
+from klype.sources.model_files import NEWEST_FIRST, closest_here, demo_run, resolve
 from klype.words import words
 
 Captured = pytest.CaptureFixture[str]
@@ -43,10 +43,10 @@ def test_a_mistyped_model_is_no_text(command: str, typed: str, elsewhere: Path, 
 
 def test_a_model_is_meant_where_names_are_near(elsewhere: Path) -> None:
     for name in ("demo", *NEWEST_FIRST):
-        assert closest_name(name) in (name, f"demo/{name}")
-        assert closest_name(name[1] + name[0] + name[2:]) == closest_name(name)
+        assert closest_here(name) in (name, f"demo/{name}")
+        assert closest_here(name[1] + name[0] + name[2:]) == closest_here(name)
     for text in ("Hello", "Why?", "Who", "Knut", "Jeg gikk en tur på", "president"):
-        assert closest_name(text) == ""
+        assert closest_here(text) == ""
 
 
 @pytest.mark.parametrize(("lang", "missing"), [("en", "There is no text."), ("nb", "Det er ingen tekst.")])

@@ -24,7 +24,7 @@ from klype.model.checkpoint import LoadedModel
 from klype.model.config import ModelConfig
 from klype.model.transformer import Transformer
 from klype.sources.model_files import ModelFiles
-from klype.sources.opening import OpenModel, decode_stream, native, stream, window_left
+from klype.sources.opening import OpenModel, decode_stream, fit_limit, native, stream
 from klype.text.chat import TEMPLATE, Message
 from klype.text.tokenizer import Tokenizer
 from klype.values import Request, Sampling
@@ -238,10 +238,8 @@ def test_commands(opened: OpenModel, capsys: Captured) -> None:
 def test_tokens_within_a_character_stand_together(opened: OpenModel, capsys: Captured) -> None:
     talk = talk_to(opened)
     talk.take("Hunden?")
-    last, tokens = (
-        talk.traces[-1],
-        opened.encode_answer("\u0176 \u16a0"),
-    )  # no text had them: a token a byte, of two and of three
+    last = talk.traces[-1]
+    tokens = opened.encode_answer("\u0176 \u16a0")  # no text had them: a token a byte, of two and of three
     steps = (*(replace(last.steps[0], token=token, logp=-0.1, distribution=None) for token in tokens),)
     talk.traces[-1] = replace(last, steps=(*steps, replace(steps[0], token=opened.stop[0])))
     capsys.readouterr()
@@ -270,12 +268,12 @@ def test_norwegian_words(opened: OpenModel, capsys: Captured) -> None:
 def test_what_cannot_be_asked_is_one_sentence(opened: OpenModel) -> None:
     prompt = [1] * WINDOW
     with pytest.raises(UsageError, match=f"has {WINDOW} tokens, and toy reads {WINDOW} at most"):
-        window_left(opened, prompt, 5)
-    assert window_left(opened, prompt[:-3], 5) == 3
+        fit_limit(opened, prompt, 5)
+    assert fit_limit(opened, prompt[:-3], 5) == 3
     with pytest.raises(UsageError, match="limit should be at least 1"):
-        window_left(opened, prompt[:3], 0)
+        fit_limit(opened, prompt[:3], 0)
     with pytest.raises(UsageError, match="no text"):
-        window_left(opened, [], 5)
+        fit_limit(opened, [], 5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.3])

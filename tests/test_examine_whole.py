@@ -385,7 +385,7 @@ def test_of_a_model_with_other_manners_the_truth_says_only_what_can_follow(tmp_p
     for name in TO_P:
         assert plain["figures"]["1"][name]["value"] is not None, name
         assert other["figures"]["1"][name]["value"] is None, name
-        assert "style" in other["figures"]["1"][name]["why"]
+        assert "manners" in other["figures"]["1"][name]["why"]
     for name in ("right", "s", "s_corpus", "survival"):
         assert other["figures"]["1"][name] == plain["figures"]["1"][name]
     assert plain["calibration"]

@@ -380,9 +380,9 @@ def test_finished_cells_are_kept_and_equal_seeds_give_equal_figures(
         assert told["values"] == again["values"]
     assert BIAS.is_finished(tmp_path, names)
     assert not BIAS.is_finished(tmp_path, ("oracle",))
-    reread = cell(tmp_path, 12, 1).train("one-hot")
+    reread = cell(tmp_path, 12, 1).trained_model("one-hot")
     torch.testing.assert_close(
-        predict(reread.model, own.test.documents), predict(own.train("one-hot").model, own.test.documents)
+        predict(reread.model, own.test.documents), predict(own.trained_model("one-hot").model, own.test.documents)
     )
 
 

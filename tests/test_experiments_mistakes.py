@@ -38,7 +38,7 @@ from klype.experiments.mistakes_methods import (
     own_texts,
     rounds,
     scheduled_sampling,
-    with_near_misses,
+    with_backspaces,
 )
 from klype.experiments.training import LabelledBatches, LabSettings, TrainedModel, TrainingSet, rows, train_model
 from klype.sources.source import answers
@@ -73,7 +73,7 @@ def course(first: tuple[Corpus, TrainedModel], **settings: object) -> TrainingCo
     corpus, learnt = first
     student = Student(copy.deepcopy(learnt.model), corpus)  # type: ignore[arg-type]
     own = SETTINGS.model_copy(update=settings)
-    return TrainingContext(corpus, own, 5, student, Chain().beginning, lambda: [learnt])
+    return TrainingContext(corpus, own, 5, student, Chain().initial_truth, lambda: [learnt])
 
 
 def weights(one: TrainingContext) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_own_texts_are_labelled_by_the_truth_also_after_mistakes(first: tuple[Co
     assert len(table_NV) == sum(len(text) - 1 for text in kept)
     erring, at = 0, 0
     for text in kept:
-        truth = Chain().beginning()
+        truth = Chain().initial_truth()
         for token in text[1:]:
             p = truth.next()
             erring += token not in p
@@ -173,7 +173,7 @@ def test_enriched_documents_teach_to_take_back_and_never_the_wrong_word(
     first: tuple[Corpus, TrainedModel], late: int
 ) -> None:
     own = course(first, late=late)
-    batches, seen = with_near_misses(own, TruthLabels(own)), 0
+    batches, seen = with_backspaces(own, TruthLabels(own)), 0
     for _ in range(6):
         batch = next(batches)
         for tokens_T, targets_T, weights_T in zip(batch.tokens_BT, batch.targets_BT, batch.weights_BT, strict=True):
@@ -199,7 +199,7 @@ def test_teachers_may_say_what_is_to_be_taken_back(first: tuple[Corpus, TrainedM
     teachers = TeacherLabels(own)
     assert teachers.impossible == UNLIKELY
     teachers.impossible = 0.04  # so small a teacher is sure of nothing
-    batches, seen = with_near_misses(own, teachers), 0
+    batches, seen = with_backspaces(own, teachers), 0
     for _ in range(6):
         batch = next(batches)
         q_BTV = learnt.model(batch.tokens_BT).softmax(-1).detach()

@@ -256,7 +256,7 @@ def test_every_way_to_a_model_reads_the_same(folder: Path) -> None:
     for text in TEXTS[::5]:
         ids = theirs(text)["input_ids"]
         assert opened.user_prompt(text, True) == ids == remote.codec.encode(text)
-        assert opened.encode_answer(text) == ids == remote.codec.say(text)
+        assert opened.encode_answer(text) == ids == remote.codec.encode_answer(text)
         first, then = statement(opened, "Hunden drakk.", text)
         assert [*first, *then] == theirs(f"Hunden drakk. {text.strip()}")["input_ids"]
     body = {"prompt": TEXTS[0], "max_tokens": 1, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}

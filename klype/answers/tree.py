@@ -238,7 +238,7 @@ def grow(
 ) -> list[Tree]:
     """The tree of answers to each prompt. Every call of the source reads the next batch of all trees.
 
-    ``token_bytes``: None where they are unknown. ``meanings``: what a text means, a function per prompt.
+    ``token_bytes``: None where tokens' bytes are unknown. ``meanings``: what a text means, a function per prompt.
     ``progress(expansions, unexplored)``: prefixes read in all trees, and the largest unexplored mass of any.
 
     When a server's budget is spent the trees end as with ``settings.budget``, if it was enough for all prompts

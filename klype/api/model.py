@@ -21,7 +21,7 @@ from klype.judge.judge import Judge
 from klype.runs.folder import default_model
 from klype.samplers import SamplingOptions
 from klype.sources.model_files import resolve
-from klype.sources.opening import OpenModel, open_model, stream, window_left
+from klype.sources.opening import OpenModel, fit_limit, open_model, stream
 from klype.sources.source import Message, NativeCodec, answers
 from klype.values import Distribution, Request, Sampling, Step, Tokens, Trace
 
@@ -165,7 +165,7 @@ class Model:
         drawn = _sampling(temperature, sampling)
         check_sampling(drawn, self.vocabulary or 1 << 31)
         prompt = prompt_of(self.opened, text, raw)
-        window_left(self.opened, prompt, 1)
+        fit_limit(self.opened, prompt, 1)
         # the whole distribution: the truth's tokens may be far down in it
         distribution = self.opened.source.next([prompt], top=-1)[0]
         truth = None
@@ -180,7 +180,7 @@ class Model:
         where there is one. Nothing is sampled."""
         prompt = prompt_of(self.opened, text, raw)
         said = self.answer_tokens(text, answer, raw)
-        if len(said) > window_left(self.opened, prompt, len(said)):
+        if len(said) > fit_limit(self.opened, prompt, len(said)):
             raise UsageError(f"The answer has {len(said)} tokens: more than the window of {self.window} leaves.")
         (trace,) = self.opened.source.score([prompt], [said])
         return self.answer(replace(trace, ended="stop") if self.opened.stop else trace)
@@ -240,7 +240,7 @@ class Model:
         whole(limit=limit, seed=seed)
         check_sampling(sampling, self.vocabulary or 1 << 31)
         return Request(
-            prompt, limit=window_left(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
+            prompt, limit=fit_limit(self.opened, prompt, limit), sampling=sampling, seed=seed, stop=self.opened.stop
         )
 
     def answer_tokens(self, text: str, answer: str, raw: bool | None = None) -> list[int]:
@@ -258,7 +258,7 @@ class Model:
         if bare == spaced or not answer or (text[-1:] + answer[:1]).split() != [text[-1:] + answer[:1]]:
             return bare
         prompt = prompt_of(opened, text, raw)
-        window_left(opened, prompt, 1)
+        fit_limit(opened, prompt, 1)
         found = opened.source.score([prompt] * 2, [said[: opened.window - len(prompt)] for said in (bare, spaced)])
         likely = [sum(step.logp for step in trace.steps) for trace in found]
         return spaced if likely[1] > likely[0] else bare
@@ -316,7 +316,7 @@ class Model:
         # passes are expensive with a large vocabulary, and with a server
         usual = 4000 if self.opened.exact and self.vocabulary > 0 and small else 500
         most = usual if budget is None else budget
-        limit = window_left(self.opened, ask.prompt, limit)
+        limit = fit_limit(self.opened, ask.prompt, limit)
         return TreeSettings(sampling, limit, most, until, eps, 16 if small else 8, self.vocabulary)
 
     def grow(
@@ -334,7 +334,7 @@ class Model:
         """The forks of an answer: given as tokens or as the trace of one that was drawn, or (None) drawn here.
         ``size``: maximum number of tokens, samples at every token, seed."""
         limit, samples, seed = size
-        limit = window_left(self.opened, ask.prompt, limit)
+        limit = fit_limit(self.opened, ask.prompt, limit)
         if isinstance(answer, Trace):
             trace = answer
         elif answer is None:

@@ -43,7 +43,7 @@ def command(terminal: Terminal, sampling: o.Sampling, asked: AskOptions) -> None
         from klype.device import EnergyMeter
 
         times, server = decoder_budget(asked.decoder, asked.budget)
-        model, ask = asked.open_and_ask(name, text, server)
+        model, ask = asked.open_prompt(name, text, server)
     opened, request = model.opened, model.request(ask.prompt, sampling, asked.limit, asked.seed)
     # before anything is printed: a draft that does not suit the model is an error
     draft = None if asked.speculate is None else (asked.speculate, ask_methods.make_draft(opened, asked.speculate))

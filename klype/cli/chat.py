@@ -45,12 +45,12 @@ def command(
     with announce_start(terminal):
         from klype.api.model import load
         from klype.api.prompt_context import introduction, suggestions
-        from klype.sources.opening import window_left
+        from klype.sources.opening import fit_limit
 
         if speculate is not None:
             from klype.cli import ask_methods
         opened = load(model, precision, device=device).opened
-    window_left(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
+    fit_limit(opened, opened.prompt([{"role": "user", "content": ""}]), limit)
     draft = None if speculate is None else (speculate, ask_methods.make_draft(opened, speculate))
     talk = ChatSession(terminal, opened, sampling, limit, seed, draft, sure)
     terminal.say("chat.hello", name=kind_of(model).short(model))

@@ -116,7 +116,7 @@ def tree_command(terminal: Terminal, sampling: o.Sampling, asked: TreeOptions) -
     passes, server = pass_budget(asked.budget)
     name, text = o.model_and_text(terminal, "tree", asked)
     with announce_start(terminal):
-        model, ask = asked.open_and_ask(name, text, server)
+        model, ask = asked.open_prompt(name, text, server)
     tell_unread(terminal, ask)
     w, out = words(terminal.lang, "examination"), asked.out
     settings = model.tree_settings(ask, sampling, asked.limit, passes, asked.until, asked.eps)
@@ -192,7 +192,7 @@ def forks_command(terminal: Terminal, sampling: o.Sampling, asked: ForkOptions) 
     """Draw one answer to TEXT and find the word at which its meaning was decided."""
     name, text = o.model_and_text(terminal, "forks", asked)
     with announce_start(terminal):
-        model, ask = asked.open_and_ask(name, text, asked.budget)
+        model, ask = asked.open_prompt(name, text, asked.budget)
     tell_unread(terminal, ask)
     w = words(terminal.lang, "examination")
     with patiently(w("forks.looking", n=asked.samples)):

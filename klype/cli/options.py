@@ -18,7 +18,7 @@ from klype.errors import UsageError
 from klype.option import Option, Options, not_empty, option_in, options_of
 from klype.samplers import SAMPLERS, TEMPERATURE
 from klype.samplers import Sampling as Sampling
-from klype.sources.model_files import DEMO, closest_name, closest_on_hub, find_path, is_bare, resolve
+from klype.sources.model_files import DEMO, closest_here, closest_pull, find_path, is_bare, resolve
 from klype.sources.opening import PATH, kind_of, kinds_in_words
 from klype.words import LANGUAGES
 
@@ -136,7 +136,7 @@ def model_and_text(terminal: Terminal, command: str, options: "PromptOptions", s
         line = f"{typed} {quote(terminal.words('example.text' if stage else 'example.question'))}"
         raise UsageError("There is no text.", f"For example: {line}")
     there = _is_model(model)
-    meant = "" if there else closest_name(model)
+    meant = "" if there else closest_here(model)
     line = f"{typed} {quote(' '.join([model, *text]))}"
     if len(text) > 1:
         line = f"{typed} {model} {quote(' '.join(text))}" if there else line
@@ -145,7 +145,7 @@ def model_and_text(terminal: Terminal, command: str, options: "PromptOptions", s
         if not there and _is_model(text[0]):
             line = f"{typed} {text[0]} {quote(model)}"
             raise UsageError("The model stands before the text.", f"Type: {line}")
-        if not_empty(text[0]) and not there and (meant or is_bare(model)) and not closest_on_hub(model):
+        if not_empty(text[0]) and not there and (meant or is_bare(model)) and not closest_pull(model):
             whole = f"If it begins the text, put all of it in quotes: {line}"
             raise UsageError(f"There is no model {model[:200]}.", f"Did you mean {meant}?" if meant else whole)
         return a_model(model), text[0]
@@ -246,8 +246,8 @@ class MeaningOptions(PromptOptions):
     limit: Limit = 32
     judge: JudgeName = ""
 
-    def open_and_ask(self, name: str, text: str, server: str) -> "tuple[Model, PromptContext]":
-        """Opens the MODEL ``name``, with ``server`` as its budget if it is a server's, and puts the question to it."""
+    def open_prompt(self, name: str, text: str, server: str) -> "tuple[Model, PromptContext]":
+        """Opens the MODEL ``name``, with ``server`` as its budget if it is a server's, and prepares the question."""
         from klype.api.model import load
 
         model = load(name, self.precision, server, self.device)

@@ -75,14 +75,14 @@ def download_progress(terminal: Terminal, download: "Download") -> Iterator[None
     lang, total, ended = terminal.lang, size_of(download.size / 1e9, terminal.lang), threading.Event()
     terminal.say("pull.fetching", repository=download.repository, size=total)
     columns = BarColumn(bar_width=None), DownloadColumn(), TimeRemainingColumn(compact=True)
-    bar = Progress(*columns, console=terminal.console, transient=True, disable=not terminal.is_interactive)
+    bar = Progress(*columns, console=terminal.console, transient=True, disable=not terminal.can_redraw)
     task = bar.add_task("", total=download.size)
 
     def watch() -> None:
-        while not ended.wait(EVERY_S[0] if terminal.is_interactive else EVERY_S[1]):
+        while not ended.wait(EVERY_S[0] if terminal.can_redraw else EVERY_S[1]):
             done = min(download.done(), download.size)
             bar.update(task, completed=done)
-            if not terminal.is_interactive:
+            if not terminal.can_redraw:
                 terminal.say("pull.so_far", done=size_of(done / 1e9, lang), size=total)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -53,7 +53,7 @@ class Terminal:
         self.console: Console = plain_console(stderr=as_json)
 
     @property
-    def is_interactive(self) -> bool:
+    def can_redraw(self) -> bool:
         """Whether output goes to a terminal that can redraw lines."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
@@ -172,7 +172,7 @@ def listener(terminal: Terminal, asks: bool = False) -> Iterator[RunListener]:
 
     ``asks``: the user is asked to type meanwhile; a bar would be drawn over the line being typed.
     """
-    if asks or not terminal.is_interactive:
+    if asks or not terminal.can_redraw:
         yield PlainProgress(terminal.console, terminal.lang)
         return
     live = LiveProgress(terminal.console, terminal.lang)

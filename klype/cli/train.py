@@ -270,7 +270,7 @@ def live_board(
     terminal: Terminal, table: Callable[[B], Table], progress: Callable[[B], str]
 ) -> Iterator[Callable[[B], None]]:
     """Shows a growing table on a terminal, else a line now and then; yields the function to call with each board."""
-    if not terminal.is_interactive:
+    if not terminal.can_redraw:
         told = [time.monotonic()]
 
         def plain(board: B) -> None:

@@ -76,10 +76,10 @@ class Engine:
     def model(self) -> Transformer:
         return self.native.model
 
-    def clone(self) -> "Engine":
+    def twin(self) -> "Engine":
         """Another engine with the same weights, for another thread."""
         fixed = {"decode_bytes": self.decode_bytes, "name": self.name, "max_batch": self.max_batch, "clock": self.clock}
-        return Engine(self.runner.clone(), **fixed)  # type: ignore[arg-type]
+        return Engine(self.runner.twin(), **fixed)  # type: ignore[arg-type]
 
     @property
     def busy(self) -> bool:
@@ -172,7 +172,7 @@ class Engine:
             firsts = _forced_steps(torch.stack([read[row].logits for row in rows]), [answer[0] for answer in fed], top)
             targets = [token for answer in fed for token in answer[1:]]
             later: list[Step] = []
-            for logits_MV in self.runner.score_logits([read[row] for row in rows], [answer[:-1] for answer in fed]):
+            for logits_MV in self.runner.fed_logits([read[row] for row in rows], [answer[:-1] for answer in fed]):
                 later += _forced_steps(logits_MV, targets[len(later) : len(later) + len(logits_MV)], top)
             rest = iter(later)
             for row, first, answer in zip(rows, firsts, fed, strict=True):

@@ -168,7 +168,7 @@ class HFRunner:
         self.index = PrefixIndex(REMEMBERED)
 
     @torch.inference_mode()
-    def score_logits(self, prompts: Sequence[Prompt], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def fed_logits(self, prompts: Sequence[Prompt], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         texts = [(*prompt.tokens, *row) for prompt, row in zip(prompts, fed, strict=True)]
         pasts = [prompt.prefix for prompt in prompts]
         for rows in self._batches(texts, pasts, neighbours=True):
@@ -189,7 +189,7 @@ class HFRunner:
     def operations(self, rows: int) -> float:
         return math.inf  # torch decides
 
-    def clone(self) -> "HFRunner":
+    def twin(self) -> "HFRunner":
         other = copy.copy(self)
         other.forget()
         other.clear()

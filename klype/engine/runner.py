@@ -67,7 +67,7 @@ class ModelRunner(Protocol):
     def forget(self) -> None:
         """Drop what is kept of prompts, since the weights have changed."""
 
-    def score_logits(self, prompts: Sequence[CachedPrompt[Any]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def fed_logits(self, prompts: Sequence[CachedPrompt[Any]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Logits [m, V] after each of the tokens ``fed`` after the prompts, row by row, in parts."""
 
     def states(self, texts: Sequence[Tokens]) -> list[Tensor]:
@@ -79,7 +79,7 @@ class ModelRunner(Protocol):
     def flops_per_token(self, context: int) -> int:
         """FLOP of one token's forward pass with ``context`` tokens before it."""
 
-    def clone(self) -> Self:
+    def twin(self) -> Self:
         """Another runner with the same weights, for an engine in another thread."""
 
 
@@ -166,7 +166,7 @@ class NativeRunner:
         self.index: PrefixIndex[SharedKV] = PrefixIndex(REMEMBERED)
 
     @torch.inference_mode()
-    def score_logits(self, prompts: Sequence[CachedPrompt[SharedKV]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def fed_logits(self, prompts: Sequence[CachedPrompt[SharedKV]], fed: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         T = max(map(len, fed))
         if not T:
             return
@@ -197,7 +197,7 @@ class NativeRunner:
     def flops_per_token(self, context: int) -> int:
         return self.model.config.flops_at(context)
 
-    def clone(self) -> "NativeRunner":
+    def twin(self) -> "NativeRunner":
         return NativeRunner(self.model)
 
     def _settle(self) -> None:

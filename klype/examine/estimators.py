@@ -87,7 +87,7 @@ def s_own(evidence: Evidence) -> Figure:
     """S: the probability mass on words that can follow, after the model's own error-free prefixes."""
     if evidence.answers and all(answer.s_bounds for answer in evidence.answers):
         sides = ([replace(a, s=tuple(ends[i] for ends in a.s_bounds)) for a in evidence.answers] for i in (0, 1))
-        return interval_between(*(survival(side).s for side in sides))
+        return figure_between(*(survival(side).s for side in sides))
     known = evidence.answers and all(answer.s for answer in evidence.answers)
     return survival_of(evidence).s if known else NO_FIGURE
 
@@ -203,11 +203,11 @@ def answer_entropy(evidence: Evidence) -> Figure:
     """The mean of Σ_t H(q_t) over answers: an unbiased estimate of the entropy of token sequences."""
     if evidence.answers and all(a.entropy_bounds is not None for a in evidence.answers):
         ends = (lambda a: a.entropy_bounds and a.entropy_bounds[0], lambda a: a.entropy_bounds and a.entropy_bounds[1])
-        return interval_between(*(per_answer(evidence, end, "nats") for end in ends))
+        return figure_between(*(per_answer(evidence, end, "nats") for end in ends))
     return mean_of("entropy", "nats", evidence)
 
 
-def interval_between(low: Figure, high: Figure) -> Figure:
+def figure_between(low: Figure, high: Figure) -> Figure:
     """A figure that is only known to lie between two others: their midpoint, with an interval that spans both.
 
     Without a finite upper end there is no value, and ``why`` gives the lower end. Where one of the two has no interval,
@@ -270,7 +270,7 @@ def verdict(name: str, evidence: Evidence) -> Figure:
     if name != "right" or evidence.errors is None or figure.value is None:
         return figure
     least, most, known = (
-        per_answer(evidence.with_references, value, "share")
+        per_answer(evidence.referenced, value, "share")
         for value in (lambda a: a.right is True, lambda a: a.right is not False, lambda a: a.right is not None)
     )
     return with_bounds(figure, evidence.errors["right"], ends(least)[0], ends(most)[1], ends(known)[1])
@@ -278,10 +278,10 @@ def verdict(name: str, evidence: Evidence) -> Figure:
 
 def decided_share(yes: bool, evidence: Evidence) -> Figure:
     """The share of answers that the judge could decide (``yes``) or could not; none where it can decide all."""
-    answers = evidence.with_references.answers
+    answers = evidence.referenced.answers
     if not answers or (evidence.errors is None and all(a.right is not None for a in answers)):
         return NO_FIGURE
-    return per_answer(evidence.with_references, lambda a: (a.right is not None) == yes, "share", evidence.judge)
+    return per_answer(evidence.referenced, lambda a: (a.right is not None) == yes, "share", evidence.judge)
 
 
 def by_judge(evidence: Evidence, figure: Figure, ruling: Ruling) -> Figure:

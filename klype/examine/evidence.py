@@ -22,7 +22,7 @@ from klype.examine.truth import PrefixTruth, Reader, logp_of, mass, point, possi
 from klype.values import Distribution, Question, Tokens, Trace
 
 Found = TypeVar("Found")
-OTHER_MANNERS = "alignment changed the style of its answers, and the truth has the style of the fine-tuning examples"
+OTHER_MANNERS = "alignment gave it other manners than the truth has, which is that of the fine-tuning examples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Evidence:
         return any(answer.s or answer.s_bounds or answer.first_error is not None for answer in self.answers)
 
     @property
-    def with_references(self) -> "Evidence":
+    def referenced(self) -> "Evidence":
         """The evidence without answers that the judge had no references for."""
         return replace(self, answers=[answer for answer in self.answers if answer.asked])
 

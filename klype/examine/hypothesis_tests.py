@@ -22,7 +22,7 @@ from klype.examine.survival import AT_RISK, ERRED, WEIGHED, WEIGHT
 
 Ruling = Literal["supports", "does_not_support", "undetermined"]
 ALPHA = 0.05
-MIN_AT_RISK = 30  # questions that must be at risk at the last position used
+MIN_AT_LAST = 30  # questions that must be at risk at the last position used
 LEFT = 0.7  # share without an error that must remain there: beyond it, few answers would stand for many
 STRETCHES = 4  # stretches of positions whose hazards are compared
 TIMES = 1.25  # a hazard is constant if that of each stretch is the mean within this factor
@@ -105,12 +105,12 @@ def mean_above(values: Values, questions: Sequence[Any], margin: float) -> Outco
 
 
 def last_position(table_MTE: Array) -> int:
-    """The last position with ``MIN_AT_RISK`` questions at risk and at least ``LEFT`` without error; 0: none."""
+    """The last position with ``MIN_AT_LAST`` questions at risk and at least ``LEFT`` without error; 0: none."""
     questions_T = (table_MTE[:, :, AT_RISK] > 0).sum(axis=0)
     total_TE = table_MTE.sum(axis=0)
     # 0 where nobody is at risk, not 0 / 0
     hazard_T = total_TE[:, ERRED] / np.maximum(total_TE[:, AT_RISK], 1e-300)
-    fine_T = (questions_T >= MIN_AT_RISK) & (np.cumprod(1 - hazard_T) >= LEFT)
+    fine_T = (questions_T >= MIN_AT_LAST) & (np.cumprod(1 - hazard_T) >= LEFT)
     return int(np.argmin(fine_T)) if not fine_T.all() else len(fine_T)
 
 

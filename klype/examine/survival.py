@@ -28,7 +28,7 @@ from klype.values import Figure
 
 COLUMNS = 6  # columns of a table of counts, see ``hazards``
 AT_RISK, ERRED, CLEAN, ENDED, WEIGHT, WEIGHED = range(COLUMNS)
-MIN_S = 1e-6  # a smaller S gives a prefix no larger weight than this
+S_MIN = 1e-6  # a smaller S gives a prefix no larger weight than this
 MIN_AT_RISK = 10  # questions with an open, error-free answer: with fewer, K and its references have no value
 FEW = "fewer than ten questions were still right and open"
 SHARES = "share of answers"
@@ -109,7 +109,7 @@ def hazards(answers: Sequence[JudgedAnswer]) -> Array:
             assert len(answer.s) == positions, "S must be known at every right and open prefix, or at none"
             s_T = np.array(answer.s)
             # inverse-probability weights: the prefix stands for those that did not survive
-            stands_for_T = 1 / np.cumprod(np.concatenate([[1.0], np.maximum(s_T[:-1], MIN_S)]))
+            stands_for_T = 1 / np.cumprod(np.concatenate([[1.0], np.maximum(s_T[:-1], S_MIN)]))
             table_MTE[m, :positions, ERRED] += 1 - s_T
             table_MTE[m, :positions, WEIGHT] += stands_for_T
             table_MTE[m, :positions, WEIGHED] += stands_for_T * (1 - s_T)

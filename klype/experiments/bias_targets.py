@@ -59,21 +59,21 @@ class Target(Arm):
 # ways to train
 
 
-def change_settings(times: dict[str, float], **fixed: float) -> Callable[[LabSettings], LabSettings]:
+def settings_change(times: dict[str, float], **fixed: float) -> Callable[[LabSettings], LabSettings]:
     """A function that multiplies some settings by ``times`` and sets others to ``fixed`` values."""
     return lambda own: own.model_copy(update=fixed | {name: by * getattr(own, name) for name, by in times.items()})
 
 
-wide = change_settings({"width": 2})
+wide = settings_change({"width": 2})
 # strong weight decay
-decayed = change_settings({"decay": DECAYED})
+decayed = settings_change({"decay": DECAYED})
 # the model is the mean of the last steps' weights
-averaged = change_settings({}, average=AVERAGE)
+averaged = settings_change({}, average=AVERAGE)
 # part of the context is hidden: less can be memorised, and training takes longer
-blanked = change_settings({"epochs": LONGER}, blanks=BLANKS)
+blanked = settings_change({"epochs": LONGER}, blanks=BLANKS)
 # for students, which soft targets already keep from memorising
-long_averaged = change_settings({"epochs": LONGER}, average=AVERAGE)
-steady = change_settings({"epochs": LONGER, "decay": DECAYED}, average=AVERAGE, blanks=BLANKS)
+long_averaged = settings_change({"epochs": LONGER}, average=AVERAGE)
+steady = settings_change({"epochs": LONGER, "decay": DECAYED}, average=AVERAGE, blanks=BLANKS)
 
 
 # the rows
@@ -131,7 +131,7 @@ def together(lab: BiasCell, of: str) -> TrainedModel:
 def pair(lab: BiasCell) -> TrainingSet:
     """A student of two models and counts, which trains with what they leave of TIMES the compute of one-hot."""
     made = student(lab, count=2, counts=True)
-    one = lab.train("one-hot")
+    one = lab.trained_model("one-hot")
     epoch = 3 * one.reads * sum(len(d) - 1 for d in made.documents)
     left = int((TIMES * one.flops - made.flops) / epoch)
     return replace(made, epochs=min(max(left, MIN_EPOCHS), lab.settings.epochs))
@@ -242,9 +242,9 @@ class BiasCell(Cell):
 
     def run(self, names: Sequence[str]) -> None:
         for name in names:
-            self.train(name)
+            self.trained_model(name)
 
-    def train(self, name: str, member: int = 0) -> TrainedModel:
+    def trained_model(self, name: str, member: int = 0) -> TrainedModel:
         """The model trained on this target; members differ in initial weights and the order of documents."""
         key, file = (name, member), self.folder / f"{name}.{member}.json"
         if key not in self.known:
@@ -260,7 +260,7 @@ class BiasCell(Cell):
 
     def teachers(self, name: str, count: int = 0) -> list[TrainedModel]:
         """``count`` models of a row (0: the default number)."""
-        return [self.train(name, k) for k in range(count or members(self.settings)[name])]
+        return [self.trained_model(name, k) for k in range(count or members(self.settings)[name])]
 
     def _train(self, row: Target, member: int, file: Path) -> TrainedModel:
         began, settings = time.perf_counter(), row.how(self.settings)

@@ -88,7 +88,7 @@ def _figure(made: Document, name: str, t: str = "") -> Document:
     return figure
 
 
-def _fields(made: Document, **names: str) -> Shown:
+def _pick(made: Document, **names: str) -> Shown:
     """The figures of these names by placeholder."""
     return {placeholder: (name, _figure(made, name)) for placeholder, name in names.items()}
 
@@ -142,13 +142,13 @@ def diverse(made: Document) -> ArticleClaim:
     hottest = max(made["figures"], key=float)
     if hottest == made["main"]:
         raise MissingFigureError("a higher temperature")
-    shown = _fields(made, low="answer_entropy") | {"high": ("answer_entropy", _figure(made, "answer_entropy", hottest))}
+    shown = _pick(made, low="answer_entropy") | {"high": ("answer_entropy", _figure(made, "answer_entropy", hottest))}
     return _claim(made, "diverse", shown, {"t": float(made["main"]), "hot": float(hottest)})
 
 
 def seldom_same(made: Document) -> ArticleClaim:
     """The same answer, word for word, is rarely given twice."""
-    return _claim(made, "seldom_same", _fields(made, same="same_text"), {"t": float(made["main"])})
+    return _claim(made, "seldom_same", _pick(made, same="same_text"), {"t": float(made["main"])})
 
 
 def both_ways(made: Document) -> ArticleClaim:
@@ -160,9 +160,9 @@ def direction(made: Document) -> ArticleClaim:
     """Another word changes the direction of the text: more words differ than between two texts that continue the same
     word. Where it is not known what can follow, the meanings of the answers are compared instead."""
     try:
-        shown = _fields(made, parted="parted")
+        shown = _pick(made, parted="parted")
     except MissingFigureError:
-        shown = _fields(made, less="feedback_meaning")
+        shown = _pick(made, less="feedback_meaning")
         return _claim(made, "direction_meaning", shown, {"n": shown["less"][1]["n"]})
     return _claim(made, "direction", shown | {"moved": ("moved", made["after_error"][made["main"]]["moved"][0])}, {})
 
@@ -200,7 +200,7 @@ def independent(made: Document) -> ArticleClaim:
 
 def meaning(made: Document) -> ArticleClaim:
     """An answer is much more likely to be correct by meaning than word for word."""
-    return _claim(made, "meaning", _fields(made, right="right", same="word_for_word", gain="meaning_gain"), {})
+    return _claim(made, "meaning", _pick(made, right="right", same="word_for_word", gain="meaning_gain"), {})
 
 
 def feedback(made: Document) -> ArticleClaim:
@@ -218,7 +218,7 @@ def feedback(made: Document) -> ArticleClaim:
 
 def grows(made: Document) -> ArticleClaim:
     """The effect grows with every further word: its slope over all distances."""
-    growth = _fields(made, growth="growth")
+    growth = _pick(made, growth="growth")
     rows = made["after_error"][made["main"]]["cautious"]
     shown = {"first": ("", rows[0]), "last": ("", rows[-1]), **growth}
     return _claim(made, "grows", shown, {"m": len(rows)}, "feedback")
@@ -227,7 +227,7 @@ def grows(made: Document) -> ArticleClaim:
 def no_way_back(made: Document) -> ArticleClaim:
     """There is no way back after an error: by construction the word stays. The figures tell how often nothing that
     follows is wrong, after an error and after a correct word."""
-    found = _fields(made, share="recovery", beside="clean_beside") | {"ended": ("", made["extra"]["ended"])}
+    found = _pick(made, share="recovery", beside="clean_beside") | {"ended": ("", made["extra"]["ended"])}
     shown: Shown = {key: ("recovery", figure) for key, (_, figure) in found.items()}
     return ArticleClaim("no_way_back", "supports", "construction", shown, {"m": RECOVERED}, (), "feedback")
 
@@ -245,14 +245,14 @@ def exponential(made: Document) -> ArticleClaim:
 
 def passes(made: Document) -> ArticleClaim:
     """The whole model is computed for every word."""
-    shown = _fields(made, passes="passes", tokens="tokens")
+    shown = _pick(made, passes="passes", tokens="tokens")
     every = abs(shown["passes"][1]["value"] - shown["tokens"][1]["value"]) < 1e-9
     return ArticleClaim("passes", "supports" if every else "does_not_support", "count", shown, {}, (), "cost")
 
 
 def targets(made: Document) -> ArticleClaim:
     """Training towards one correct word biases the probabilities: an examination cannot tell the cause."""
-    return ArticleClaim("targets", "undetermined", "nothing", _fields(made, gap="calibration"), picture="calibration")
+    return ArticleClaim("targets", "undetermined", "nothing", _pick(made, gap="calibration"), picture="calibration")
 
 
 # the tests

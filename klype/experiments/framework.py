@@ -210,8 +210,8 @@ class ExperimentPlan(config.Settings):
 class Cell:
     """One seed at one number of documents, whose arms are trained and measured in a process of its own.
 
-    ``compiled``: folder of compiled code (None: torch computes). ``beginning``: returns the truth at the beginning of a
-    document, or None where it is not known.
+    ``compiled``: folder of compiled code (None: torch computes). ``initial_truth``: returns the truth at the beginning
+    of a document, or None where it is not known.
     """
 
     corpus: Corpus
@@ -221,7 +221,7 @@ class Cell:
     seed: int
     folder: Path
     compiled: Path | None = None
-    beginning: Callable[[], Truth | None] = lambda: None
+    initial_truth: Callable[[], Truth | None] = lambda: None
 
     @property
     def backend(self) -> Backend:

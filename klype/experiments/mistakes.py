@@ -55,14 +55,14 @@ class SeedCell(framework.Cell):
         place = self.folder / "models"
         models = BiasCell(corpus, self.test, self.settings, len(corpus.train), self.seed, place, self.compiled)
         place.mkdir(parents=True, exist_ok=True)
-        first = models.train("one-hot").model
+        first = models.trained_model("one-hot").model
         assert isinstance(first, Transformer)
 
         def teachers() -> list[TrainedModel]:
-            return [models.train("one-hot", k) for k in range(1, 1 + self.settings.teachers)]
+            return [models.trained_model("one-hot", k) for k in range(1, 1 + self.settings.teachers)]
 
         if self.test.truth is not None:
-            reader = partial(mistakes_methods.reader, self.beginning)
+            reader = partial(mistakes_methods.reader, self.initial_truth)
             look = world_values(self.test, reader, Student(first, corpus), self.seed)
         else:
             look = lambda student, back: text_values(student, self.test, [one.model for one in teachers()])
@@ -71,7 +71,8 @@ class SeedCell(framework.Cell):
             student = Student(copy.deepcopy(first), corpus)
             if name != BEFORE:
                 learner = Student(student.model.with_backend(self.backend), corpus)
-                context = TrainingContext(corpus, self.settings, mix(self.seed, 21), learner, self.beginning, teachers)
+                seed, truth = mix(self.seed, 21), self.initial_truth
+                context = TrainingContext(corpus, self.settings, seed, learner, truth, teachers)
                 flops = go_on(context, METHODS[name])
             student.refresh()
             about = {"method": name, "seed": self.seed, "flops": flops}

@@ -101,24 +101,24 @@ class Student(EngineSource):
 class TrainingContext:
     """What a method works with.
 
-    ``beginning``: returns the truth at the beginning of a document, or None where it is not known. ``teachers``: trains
-    them when first called. Counted besides the training: ``tokens`` that went through the model once (drawn or read),
-    and the FLOPs of teachers.
+    ``initial_truth``: returns the truth at the beginning of a document, or None where it is not known. ``teachers``:
+    trains them when first called. Counted besides the training: ``tokens`` that went through the model once (drawn or
+    read), and the FLOPs of teachers.
     """
 
     corpus: Corpus
     settings: MistakesSettings
     seed: int
     student: Student
-    beginning: Callable[[], Truth | None]
+    initial_truth: Callable[[], Truth | None]
     teachers: Callable[[], list[TrainedModel]]
     tokens: int = 0
     teacher_flops: float = 0.0
 
 
-def reader(beginning: Callable[[], Truth | None], prompt: Tokens) -> Reader:
+def reader(initial_truth: Callable[[], Truth | None], prompt: Tokens) -> Reader:
     """The truth after a prompt, whose first token is the one that begins a document."""
-    truth = beginning()
+    truth = initial_truth()
     assert truth is not None, "only the world knows its truth"
     for token in prompt[1:]:
         truth.push(token)
@@ -171,7 +171,7 @@ class TruthLabels:
 
     def reader(self, prompt: Tokens) -> Reader:
         """What can follow the prompt."""
-        return reader(self._context.beginning, prompt)
+        return reader(self._context.initial_truth, prompt)
 
     def label(self, texts: Sequence[Tokens]) -> tuple[list[Tokens], torch.Tensor]:
         """The texts, or as much of each as can be labelled, and the labels at all of their positions, [N, V] in half
@@ -298,7 +298,7 @@ def scheduled_sampling(context: TrainingContext) -> Iterator[Batch]:
         yield Batch(tokens_BT, batch.targets_BT, batch.weights_BT)
 
 
-def with_near_misses(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
+def with_backspaces(context: TrainingContext, labeller: Labeller) -> Iterator[Batch]:
     """The documents, and half as many with one word replaced by a word that the student might say there but that cannot
     follow, according to the labeller. The target after it is backspace, also up to ``late`` words later. The wrong word
     itself is never a target."""
@@ -357,7 +357,7 @@ def outcome(context: TrainingContext) -> Iterator[Batch]:
 
     def reward(asked: Sequence[rewards.QuestionPrompt], said: Sequence[Sequence[int]]) -> Floats:
         context.tokens += 2 * sum(len(a.prompt) + len(t) for a, t in zip(asked, said, strict=True))
-        readers = {prompt: reader(context.beginning, prompt) for prompt in {one.prompt for one in asked}}
+        readers = {prompt: reader(context.initial_truth, prompt) for prompt in {one.prompt for one in asked}}
         errors = [readers[a.prompt].first_error(tuple(t)) for a, t in zip(asked, said, strict=True)]
         return np.array([float(error is None) for error in errors])
 
@@ -406,8 +406,8 @@ METHODS = by_name(
     Method("teachers", documents, "beside", "teachers", TeacherLabels, soft_cross_entropy),
     Method("own-teachers", rounds, "cure", "teachers", TeacherLabels, soft_cross_entropy),
     Method("own-teachers-reverse", rounds, "cure", "teachers", TeacherLabels, reverse_divergence),
-    Method("backspace", with_near_misses, "cure", "language", TruthLabels, back=True),
-    Method("backspace-teachers", with_near_misses, "cure", "teachers", TeacherLabels, back=True),
+    Method("backspace", with_backspaces, "cure", "language", TruthLabels, back=True),
+    Method("backspace-teachers", with_backspaces, "cure", "teachers", TeacherLabels, back=True),
     Method("outcome", outcome, "cure", "language", objective=REWARDED, rate=0.2, own=True),
 )
 CONTROL = "documents"

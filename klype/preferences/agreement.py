@@ -14,7 +14,7 @@ import numpy as np
 
 from klype.errors import KlypeError
 from klype.preferences.annotators import ranks
-from klype.preferences.records import count_repetitions
+from klype.preferences.records import with_repeats
 from klype.values import Figure, Floats, Ints, Ranking
 
 
@@ -113,7 +113,7 @@ def _ratings(ranking: Ranking, level: str) -> dict[Hashable, float]:
     places = ranks(ranking)
     before = [sum(p < place for p in places) + (places.count(place) - 1) / 2 for place in places]
     rated = [float(place == 0) for place in places] if level == "nominal" else before
-    return dict(zip(count_repetitions(ranking.candidates), rated, strict=True))
+    return dict(zip(with_repeats(ranking.candidates), rated, strict=True))
 
 
 def coincidences(units: Sequence[Sequence[float]], values: Sequence[float]) -> Floats:

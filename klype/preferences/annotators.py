@@ -13,7 +13,7 @@ import numpy as np
 from scipy import special
 
 from klype.errors import KlypeError, UsageError
-from klype.preferences.records import SIMULATED, Entry, count_repetitions
+from klype.preferences.records import SIMULATED, Entry, with_repeats
 from klype.sources.source import Source, tokens_of
 from klype.values import Floats, Question, Ranking, Verdict
 
@@ -214,7 +214,7 @@ def merge_near_duplicates(
 def spread(meanings: Sequence[Hashable], most: int) -> list[int]:
     """The indices of the ``most`` candidates to show, ascending: every meaning once before any is shown twice, earlier
     candidates first."""
-    turns = [turn for _, turn in count_repetitions(meanings)]
+    turns = [turn for _, turn in with_repeats(meanings)]
     return sorted(sorted(range(len(turns)), key=turns.__getitem__)[:most])
 
 

@@ -86,7 +86,7 @@ def by_name(annotator: str) -> By:
     return "model" if annotator.startswith(MODEL) else "imported"
 
 
-def count_repetitions(values: Sequence[T]) -> list[tuple[T, int]]:
+def with_repeats(values: Sequence[T]) -> list[tuple[T, int]]:
     """Each value with the number of equal ones before it, which makes duplicates distinct."""
     return [(value, values[:i].count(value)) for i, value in enumerate(values)]
 

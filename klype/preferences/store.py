@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from klype.errors import KlypeError
 from klype.preferences import database, schema
 from klype.preferences.database import DamagedError
-from klype.preferences.records import Candidate, Entry, RankingItem, count_repetitions, dumps, trace_row
+from klype.preferences.records import Candidate, Entry, RankingItem, dumps, trace_row, with_repeats
 from klype.preferences.schema import Annotator, Row, add_rows, annotators, candidates, claims, questions, rankings
 
 T = TypeVar("T")
@@ -225,7 +225,7 @@ def _add_items(connection: Connection, asked: Sequence[RankingItem]) -> list[Ran
 
 
 def _by_text(answers: Sequence[Candidate]) -> dict[tuple[str, int], Candidate]:
-    return dict(zip(count_repetitions([answer.text for answer in answers]), answers, strict=True))
+    return dict(zip(with_repeats([answer.text for answer in answers]), answers, strict=True))
 
 
 def _with_ids(connection: Connection, rows: Sequence[tuple[int, Candidate]]) -> list[Candidate]:

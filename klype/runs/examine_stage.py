@@ -200,7 +200,7 @@ def temperatures(run: RunContext, model: Transformer, stage: StageName) -> dict[
     if survivals:
         out["survival"] = survivals
     # The probability of the most likely next token against the truth, on the model's own right prefixes. Of the
-    # fine-tuned model: alignment teaches other manners than the truth has.
+    # fine-tuned model: alignment teaches another style than the truth has.
     if run.record.done("finetune"):
         asking = answer_settings(run.task, 1.0, 2, "distributions")
         evidence = examine_model(run.task, run.model("finetune"), questions, asking).evidence[1.0]

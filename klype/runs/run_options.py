@@ -53,7 +53,7 @@ class InputOptions(WorkOptions):
         Option("The MODEL to start from: a run, a folder (Hugging Face's too), a GGUF file.", "--from", check=resolve),
     ] = ""
     lora: Annotated[
-        int | None, Option("Train adapters of this rank on frozen weights.", shown="off: all weights"), Ge(1), Le(4096)
+        int | None, Option("Train adapters of this rank beside frozen weights.", shown="full training"), Ge(1), Le(4096)
     ] = None
     size: Annotated[
         Size | None,

@@ -150,7 +150,7 @@ class TextMeasures:
         """Free writing from the same beginnings at each temperature: repetition, the share of real words, samples."""
         seeds = range(seed, seed + min(HOT_PLACES, len(self._held_out)))
         engine, rows = Engine(model, decode_bytes=self._tokenizer.token_bytes), list[JsonObject]()
-        answer, ends, data = self._tokenizer.decode_answer, self._tokenizer.ends, self._tokenizer.token_bytes
+        answer, ends, raw = self._tokenizer.decode_answer, self._tokenizer.ends, self._tokenizer.token_bytes
         for temperature in temperatures:
             groups = self._write(engine, temperature, seeds, 2, WRITTEN)
             drawn = [(i, trace) for i, traces in enumerate(groups) for trace in traces]
@@ -158,7 +158,7 @@ class TextMeasures:
             shown: dict[str, Any] = {k: f.json() for k, f in measure(Evidence(answered), FIGURES).items()}
             shown["real_words"] = real_words(answered, is_word).json()
             samples = [
-                {"text": answer(t.tokens), "tokens": answer_tokens(t, ends, data), "ended": t.ended} for t in groups[0]
+                {"text": answer(t.tokens), "tokens": answer_tokens(t, ends, raw), "ended": t.ended} for t in groups[0]
             ]
             rows.append({"temperature": temperature, "figures": shown, "samples": samples})
         return rows

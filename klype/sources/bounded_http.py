@@ -44,10 +44,10 @@ class Limits:
     def left(self) -> float:
         """Seconds until the deadline. Raises KlypeError if it has passed."""
         if (left := self.until - time.monotonic()) <= 0:
-            raise self.too_much()
+            raise self.too_late()
         return left
 
-    def too_much(self) -> KlypeError:
+    def too_late(self) -> KlypeError:
         return KlypeError(
             f"{self.where} did not answer within {self.seconds:.0f} seconds.", "Ask for less, or try again later."
         )
@@ -163,4 +163,4 @@ def _receive(send: Callable[[httpx.Request], httpx.Response], request: httpx.Req
         return found.result(limits.left())
     except TimeoutError:
         found.add_done_callback(drop)
-        raise limits.too_much() from None
+        raise limits.too_late() from None

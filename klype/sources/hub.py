@@ -12,7 +12,7 @@ from typing import Any
 
 from klype import durable
 from klype.errors import KlypeError, UsageError, short_error
-from klype.sources.model_files import HUB, closest_on_hub, find_named, models_folder
+from klype.sources.model_files import HUB, closest_pull, find_named, models_folder
 
 INSTALL = "Install it: pip install 'klype[hf]'."
 REPOSITORY = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -101,7 +101,7 @@ def look_up(name: str) -> Download:
     known = HUB.get(name)
     repository = known.repository if known else name.removeprefix("hf:")
     if "/" not in repository or not re.fullmatch(REPOSITORY, repository):
-        meant = closest_on_hub(name)
+        meant = closest_pull(name)
         raise UsageError(
             f"There is no model called {name[:200]} to fetch.",
             f"Did you mean {meant}?" if meant else "See what there is: klype pull",

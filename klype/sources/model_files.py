@@ -88,7 +88,7 @@ def is_bare(name: str) -> bool:
     return " " in name or not (set("/\\") & {*name} or name.lower().endswith((".gguf", ".safetensors")))
 
 
-def closest_name(name: str) -> str:
+def closest_here(name: str) -> str:
     """The most similar name of a model that is here; "" if none is similar."""
     runs = [run.parent for run in RUNS.glob("*/run.json")]
     known = {path: path for run in (DEMO, *map(str, runs)) for path in (run, *(f"{run}/{s}" for s in NEWEST_FIRST))}
@@ -106,9 +106,9 @@ def _what_exists(name: str) -> str:
     if (parent / "run.json").exists():
         stages = [stage for stage in NEWEST_FIRST if is_whole(parent / stage)]
         return f"The run has: {', '.join(stages) or 'no finished stage'}."
-    if (fetched := closest_on_hub(name)) == name:
+    if (fetched := closest_pull(name)) == name:
         return f"Fetch it: klype pull {name}"
-    if meant := closest_name(name):
+    if meant := closest_here(name):
         return f"Did you mean {meant}?"
     if fetched:
         return f"Did you mean {fetched}? Fetch it: klype pull {fetched}"
@@ -160,7 +160,7 @@ def packaged_smollm2() -> Path | None:
     return next(Path(spec.origin).parent.glob("*.gguf"), None) if spec is not None and spec.origin else None
 
 
-def closest_on_hub(name: str) -> str:
+def closest_pull(name: str) -> str:
     """The most similar name in HUB; "" if none is similar."""
     return next(iter(get_close_matches(name.lower(), HUB, 1, 0.75)), "") if len(name) < 100 else ""
 

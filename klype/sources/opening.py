@@ -110,9 +110,8 @@ class OpenModel:
     def user_prompt(self, text: str, raw: bool | None = None, before: Sequence[Message] = ()) -> list[int]:
         """The prompt for a user's text after the messages ``before``, by the chat template or as a document
         (``as_raw``)."""
-        messages = [*before, {"role": "user", "content": text}]
-        as_text = "\n".join(m["content"] for m in messages)
-        return self.encode_text(as_text) if self.as_raw(raw) else self.prompt(messages)
+        said = [*before, {"role": "user", "content": text}]
+        return self.encode_text("\n".join(m["content"] for m in said)) if self.as_raw(raw) else self.prompt(said)
 
     def token_text(self, token: int) -> str:
         """A token's text, with bytes that are no UTF-8 escaped, or a control token's name."""
@@ -305,7 +304,7 @@ KINDS: tuple[ModelKind, ...] = (
 )  # fmt: skip
 
 
-def window_left(opened: OpenModel, prompt: Sequence[int], limit: int) -> int:
+def fit_limit(opened: OpenModel, prompt: Sequence[int], limit: int) -> int:
     """``limit``, or what the window leaves after the prompt. Raises UsageError if that is nothing."""
     if limit < 1:
         raise UsageError(f"--limit should be at least 1 (it is {limit}).")

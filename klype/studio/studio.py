@@ -173,7 +173,7 @@ class SharedModel(Model):
         if isinstance(opened.source, NativeSource):
             self.worker = Worker(opened.source.engine, batch, queue)
             # the same weights with a queue of their own: a tree with 400 expansions delays nobody's answer
-            self.source = NativeSource(opened.source.engine.clone(), opened.source.codec)
+            self.source = NativeSource(opened.source.engine.twin(), opened.source.codec)
         self.stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="klype studio")
         self._reader = lru_cache(READERS)(self.reader)

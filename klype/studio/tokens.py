@@ -27,7 +27,7 @@ from klype.words import Words
 
 Row = list[str | int]  # text, step of the probability scale, CSS class, tooltip
 Before = tuple[Sequence[int], Sequence[int]]  # the prompt, and the answer's tokens before a token
-MAX_OF_A_CHARACTER = 3  # tokens at most that a character has before its last one (UTF-8 has four bytes)
+MAX_PARTIAL = 3  # tokens at most that a character has before its last one (UTF-8 has four bytes)
 LONGEST_TEXT, SHOWN_TOKENS, LISTED_TOKENS = 20_000, 2000, 40
 # the MIN_LISTED most probable tokens are always listed, up to MAX_LISTED if they have at least SEEN_P (shown as 0.1 %)
 MIN_LISTED, MAX_LISTED, SEEN_P = 5, 10, 5e-4
@@ -81,7 +81,7 @@ def rows_of(model: Model, steps: Sequence[Step], first: int, percent: Callable[[
 def visible_text(model: Model, token: int, before: Sequence[int] = ()) -> str:
     """A token's text with visible white space. ``before``: the tokens before it, of which it may complete a character;
     a token that only begins one is ⋯ with its bytes."""
-    text = pieces(model, [*before[-MAX_OF_A_CHARACTER:], token])[-1]
+    text = pieces(model, [*before[-MAX_PARTIAL:], token])[-1]
     if text == "⋯":
         data = model.opened.token_bytes(token).hex(" ").upper()
         return f"⋯ ({data})" if data else "∅"

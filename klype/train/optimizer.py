@@ -119,7 +119,7 @@ class Optimizer:
         changes: list[Change] = []
 
         def look(at: slice) -> None:
-            gradient, momentum = self._scale_(at), self.momentum[at]
+            gradient, momentum = self._shrink(at), self.momentum[at]
             momentum.lerp_(gradient, 1 - settings.momentum)
             torch.lerp(gradient, momentum, settings.momentum, out=self._update[at])  # Nesterov momentum
 
@@ -154,7 +154,7 @@ class Optimizer:
                 named[f"{name}.{parameter}"] = self.layout.as_parameter(p, own)
         return named
 
-    def _scale_(self, at: slice) -> torch.Tensor:
+    def _shrink(self, at: slice) -> torch.Tensor:
         """A stretch of the gradient, scaled in place."""
         gradient = self.gradient[at]
         return gradient if self._scale is None else gradient.mul_(self._scale)
@@ -164,7 +164,7 @@ class Optimizer:
         steps."""
         (beta1, beta2), eps = self.settings.betas, self.settings.eps
         state = slice(at.start - self._muon_end, at.stop - self._muon_end)
-        weights, gradients, none = [self.master[at]], [self._scale_(at)], list[torch.Tensor]()
+        weights, gradients, none = [self.master[at]], [self._shrink(at)], list[torch.Tensor]()
         tensors = weights, gradients, [self.moment[state]], [self.square[state]], none, [self._taken]
         torch._fused_adamw_(
             *tensors, lr=rate, beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False

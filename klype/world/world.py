@@ -241,7 +241,7 @@ class World:
                 or question.extra["one_word"]
             ):
                 continue
-            env, _ = _query_of(question)
+            env, _ = _context(question)
             asked, query = self._sample_question(self.grammar.ask(env), env, rng)
             if not query.one_word and asked != question.question:
                 break
@@ -258,7 +258,7 @@ class World:
 
     def answer(self, question: Question, manner: Manner, rng: random.Random) -> str:
         """Samples a correct answer in a style; "wrong": an answer in any style with a wrong content."""
-        env, query = _query_of(question)
+        env, query = _context(question)
         row = KINDS[query.kind]
         right = row.right(query.about, env.facts)
         if manner == "wrong":
@@ -280,7 +280,7 @@ class World:
         Contents are the same in both languages; two answers mean the same if these sets are equal. Prefixes that
         answers share are parsed once.
         """
-        told, query = _query_of(question)
+        told, query = _context(question)
         # the second END stays behind the first, so that the environment is not dropped as that of a finished text is
         start: State = ((RuleCall(self.grammar.free_answer, (query,)), END, END), told)
         onward: dict[tuple[str, ...], dict[str, set[State]]] = {}
@@ -306,7 +306,7 @@ class World:
         courtesy = next((start for start in starts if said[: len(start)] == start), ())
         polite = bool(courtesy)
         boring, inner = _long_winded(question.extra["lang"], said[len(courtesy) :])
-        right = finished and inner in self._right_forms(_query_of(question), boring)
+        right = finished and inner in self._right_forms(_context(question), boring)
         pleasing = polite or (right and question.extra["one_word"])
         count = sum(w not in ATTACHED and w != "–" for w in said)
         shortest = max(len(self.words_of(a)) - 1 for a in question.answers)
@@ -340,7 +340,7 @@ class World:
         return EditFilter(self._answer_state(question))
 
     def _answer_state(self, question: Question) -> State:
-        env, query = _query_of(question)
+        env, query = _context(question)
         return (RuleCall(self.grammar.answer, (query,)), END), env._replace(manner=CHAT, dash=False)
 
 
@@ -365,7 +365,7 @@ def _long_winded(lang: str, words: tuple[str, ...]) -> tuple[bool, tuple[str, ..
     return False, words
 
 
-def _query_of(question: Question) -> tuple[Env, WorldQuery]:
+def _context(question: Question) -> tuple[Env, WorldQuery]:
     """The environment and the query of a question of the demo world."""
     q = question.extra
     told = Env(lang=q["lang"], facts=tuple(tuple(f) for f in q["facts"]))
