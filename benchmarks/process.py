@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import psutil
 
-from klype.child_processes import bound
+from klype.child_processes import bind_to_parent
 from klype.device import POLICY
 
 Say = Callable[[str], None]
@@ -52,7 +52,7 @@ class Worker:
     def start(name: str, log: IO[str], module: str = "benchmarks.worker", as_built: bool = True) -> Worker:
         """Starts the process. ``as_built``: it waits for its threads in its own way, without klype's thread policy,
         which is meant for cores that other programs use, too."""
-        command, pipe = bound([sys.executable, "-m", module, name]), subprocess.PIPE
+        command, pipe = bind_to_parent([sys.executable, "-m", module, name]), subprocess.PIPE
         environ = without_thread_policy() if as_built else None
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environ)
         return Worker(name, process, log)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.figures import median
-from klype.child_processes import bound
+from klype.child_processes import bind_to_parent
 from klype.device import processor, usable_cores
 from klype.engine.sampling import noise
 from klype.errors import KlypeError, UsageError
@@ -240,7 +240,7 @@ def _fresh(folder: Path) -> Path:
 def _start(path: str) -> tuple[subprocess.Popen[str], str]:
     """``klype serve`` in a process of its own, and its URL."""
     command = [sys.executable, "-m", "klype", "serve", f"bench={path}", "--port", "0", "--json"]
-    process = subprocess.Popen(bound(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(bind_to_parent(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     lines = ""
     for line in process.stdout:

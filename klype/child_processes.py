@@ -28,7 +28,7 @@ def end_with(parent: int) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def without_main_script() -> Iterator[None]:
     """Processes spawned in this block do not import the main script, so that a script that trains needs no
     ``if __name__ == "__main__"``."""
     script = sys.modules["__main__"]
@@ -39,7 +39,7 @@ def alone() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def bound(command: Sequence[str]) -> list[str]:
+def bind_to_parent(command: Sequence[str]) -> list[str]:
     """The command ``python -m MODULE …`` changed to end with this process; any other command unchanged."""
     if list(command[:2]) != [sys.executable, "-m"]:
         return list(command)

@@ -25,7 +25,7 @@ def write(file: Path, content: str | bytes | memoryview | Iterator[bytes]) -> No
     beside = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
     try:
         with beside.open("wb") as stream:
-            hold(stream.fileno())
+            lock(stream.fileno())
             whole = content.encode() if isinstance(content, str) else content
             stream.writelines(whole if isinstance(whole, Iterator) else [whole])
             stream.flush()
@@ -55,10 +55,10 @@ def private_folder(folder: Path) -> None:
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     for place in reversed(missing):
         place.mkdir(mode=0o700, exist_ok=True)
-    tighten(folder)
+    restrict_access(folder)
 
 
-def tighten(folder: Path) -> None:
+def restrict_access(folder: Path) -> None:
     """Removes other users' access to the folder and to klype's own files in it.
 
     Left alone are other users' folders and files, shared places such as /tmp, and the user's home and its parents,
@@ -86,7 +86,7 @@ def draft_folder(name: str, place: Path) -> Iterator[Path]:
     handle = os.open(draft, os.O_RDONLY) if os.name == "posix" else None
     try:
         if handle is not None:
-            hold(handle)
+            lock(handle)
         draft.chmod(0o755)
         yield draft
     finally:
@@ -95,7 +95,7 @@ def draft_folder(name: str, place: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def clear(folder: Path) -> None:
+def remove_drafts(folder: Path) -> None:
     """Removes drafts in a folder whose writers were killed; those of running processes are left alone."""
     if sys.platform == "win32":  # without locks, which of them are running is unknown
         return
@@ -104,7 +104,7 @@ def clear(folder: Path) -> None:
             handle = os.open(draft, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # non-blocking: it may be a pipe
             try:
                 # an empty one may be so new that its writer has not locked it yet
-                if hold(handle, wait=False):
+                if lock(handle, wait=False):
                     if not draft.is_dir():
                         draft.unlink() if draft.stat().st_size else None
                     elif any(draft.iterdir()):
@@ -113,7 +113,7 @@ def clear(folder: Path) -> None:
                 os.close(handle)
 
 
-def hold(handle: int, wait: bool = True) -> bool:
+def lock(handle: int, wait: bool = True) -> bool:
     """Locks an open file or folder until this process closes it. Returns whether it is locked: some systems and file
     systems have no locks. With ``wait`` False, raises BlockingIOError if another process holds the lock."""
     if sys.platform == "win32":

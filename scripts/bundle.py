@@ -50,7 +50,7 @@ def rounded(source: Path, target: Path) -> None:
         config = json.loads((source / "config.json").read_bytes()) | {"torch_dtype": "float16"}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    atomic_folder.put(target, write)
+    atomic_folder.write_folder(target, write)
 
 
 def reward(source: Path, target: Path) -> None:

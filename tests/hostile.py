@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from children import forked
 
 from klype.device import set_threads
@@ -161,6 +162,7 @@ def _apart(look: Callable[[Path], str], path: Path) -> _Found:
 
 def _look(look: Callable[[Path], str], path: Path, write: int) -> None:
     os.setpgid(0, 0)
+    torch.set_num_threads(1)  # a fork has no others, and would wait for them
     Path("/proc/self/clear_refs").write_text("5")  # the most that was resident is what is resident now
     before, limit = _status("VmRSS"), _status("VmSize") + MEMORY + MEMORY // 2  # a fault does not take the machine
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

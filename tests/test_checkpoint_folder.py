@@ -117,6 +117,7 @@ def is_ended(die_at: int, work: Callable[[], None]) -> bool:
     """Does it in a process that is killed before its k-th rename; whether it came to its end."""
     pid = os.fork()
     if pid == 0:
+        torch.set_num_threads(1)  # a fork has no others, and would wait for them
         left = itertools.count(die_at, -1)
 
         def dies(event: str, about: object) -> None:
@@ -172,6 +173,7 @@ def kill_inside_saves(folder: Path, times: int) -> int:
     for _ in range(times):
         pid = os.fork()
         if pid == 0:
+            torch.set_num_threads(1)
             while True:
                 for one in reversed(models):
                     save(folder, one, TOKENIZER, {"stage": "again"})

@@ -31,7 +31,7 @@ from klype.experiments.training import (
     LabSettings,
     Mixture,
     TrainingSet,
-    against,
+    compare_with_truth,
     interpolate,
     measure,
     predict,
@@ -279,7 +279,7 @@ def test_noise_shows_in_every_measure() -> None:
     assert quiet["calibration"] < loud["calibration"]
     assert quiet["right"] > loud["right"]
     assert test.truth is not None
-    assert against(predict(Saying(0.1), test.documents), test.truth)[0].mean() > 0
+    assert compare_with_truth(predict(Saying(0.1), test.documents), test.truth)[0].mean() > 0
 
 
 def test_text_is_measured_without_a_truth() -> None:

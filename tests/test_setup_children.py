@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from klype.child_processes import bound
+from klype.child_processes import bind_to_parent
 from klype.studio.background_jobs import CHILD, PROCESS, WorkPlan, begin
 
 SLEEPS = [sys.executable, "-m", "timeit", "-n1", "-r1", "-s", "import time", "time.sleep(600)"]
@@ -32,8 +32,8 @@ if __name__ == "__main__":
 """
 COMMAND = f"""
 import subprocess
-from klype.child_processes import bound
-subprocess.run(bound({SLEEPS!r}))
+from klype.child_processes import bind_to_parent
+subprocess.run(bind_to_parent({SLEEPS!r}))
 """
 
 
@@ -107,11 +107,13 @@ def test_work_of_the_studio_that_is_killed_takes_its_step_along(tmp_path: Path) 
 
 def test_a_module_is_run_as_it_would_be_and_other_commands_are_left_alone() -> None:
     code = ["-m", "json.tool", "--compact"]
-    for run in ([sys.executable, *code], bound([sys.executable, *code])):
+    for run in ([sys.executable, *code], bind_to_parent([sys.executable, *code])):
         done = subprocess.run(run, input=b'{"a": [1]}', capture_output=True)
         assert (done.returncode, done.stdout) == (0, b'{"a":[1]}\n')
-    assert bound(["klype", "-m", "x"]) == ["klype", "-m", "x"]
-    failed = subprocess.run(bound([sys.executable, "-m", "klype", "ask", "nowhere", "hi"]), capture_output=True)
+    assert bind_to_parent(["klype", "-m", "x"]) == ["klype", "-m", "x"]
+    failed = subprocess.run(
+        bind_to_parent([sys.executable, "-m", "klype", "ask", "nowhere", "hi"]), capture_output=True
+    )
     assert failed.returncode == 2
     assert failed.stderr.startswith(b"klype: There is no model nowhere.")
 

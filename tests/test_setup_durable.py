@@ -65,8 +65,8 @@ def test_others_may_read_it_as_any_file(tmp_path: Path) -> None:
 
 WRITES = {
     "file": "klype.durable.os.fsync = waits; durable.write(place / 'best.safetensors', bytes(1000))",
-    "new": "atomic_folder.put(place / 'fresh', fill)",
-    "beside": "atomic_folder.put(place, fill)",
+    "new": "atomic_folder.write_folder(place / 'fresh', fill)",
+    "beside": "atomic_folder.write_folder(place, fill)",
 }
 WRITER = """
 import sys, time
@@ -110,12 +110,12 @@ def test_what_a_killed_process_had_begun_is_cleared_and_a_living_one_s_is_not(tm
         killed.kill()
         killed.wait()
         assert len(list(tmp_path.iterdir())) == 4
-        durable.clear(tmp_path)
+        durable.remove_drafts(tmp_path)
         (draft,) = {*tmp_path.iterdir()} - {tmp_path / "metrics.jsonl", tmp_path / ".mine"}
         assert draft.name.startswith(".")
         living.kill()
         living.wait()
-        durable.clear(tmp_path)
+        durable.remove_drafts(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl", ".mine"}
 
 
@@ -125,7 +125,7 @@ def test_what_others_put_beside_drafts_is_left_and_keeps_nobody_waiting(tmp_path
     os.mkfifo(tmp_path / ".pipe.klype")
     (tmp_path / "mine").write_text("mine")
     (tmp_path / ".link.klype").symlink_to(tmp_path / "mine")
-    clears = "import sys; from pathlib import Path; from klype import durable; durable.clear(Path(sys.argv[1]))"
+    clears = "import sys; from pathlib import Path; from klype import durable; durable.remove_drafts(Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", clears, str(tmp_path)], check=True, timeout=60)
     assert {file.name for file in tmp_path.iterdir()} == {".pipe.klype", "mine", ".link.klype"}
 

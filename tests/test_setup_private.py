@@ -89,7 +89,7 @@ def test_what_is_not_klype_s_stays_as_it_is(home: Path) -> None:
     for name in ("notes.txt", "data.sqlite", "annotators.json", "stores.toml"):
         (home / name).write_text("")
         (home / name).chmod(0o644)
-    durable.tighten(home)
+    durable.restrict_access(home)
     assert readable(home) == [str(home / "data.sqlite"), str(home / "notes.txt")]
 
 
@@ -115,10 +115,10 @@ def test_a_place_that_is_meant_for_all_stays_so(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "a.txt").chmod(0o644)
-    durable.tighten(tmp_path)
+    durable.restrict_access(tmp_path)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
-    durable.tighten(tmp_path / "none")
+    durable.restrict_access(tmp_path / "none")
 
 
 def test_a_user_s_home_and_what_it_lies_in_stay_as_they_are(tmp_path: Path) -> None:

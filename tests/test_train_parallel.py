@@ -27,7 +27,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from train_toys import Seeded, part, pieces, random_batch, tiny_config, tiny_model, to_earlier_form
 
-from klype.cli.train import team as launched
+from klype.cli.train import process_rank as launched
 from klype.errors import KlypeError, TrainingInterrupted, UsageError
 from klype.model.compiled import compiled_backend
 from klype.model.lora import AdaptedTransformer, LoraSettings
@@ -68,7 +68,7 @@ def _member(rank: int, ranks: int, work: Callable[[], None], folder: Path) -> No
     meeting = folder / f"meeting-{ranks}"
     dist.init_process_group("gloo", f"file://{meeting}", world_size=ranks, rank=rank)
     work()
-    parallel.leave()
+    parallel.leave_group()
 
 
 def settings(steps: int = STEPS, **changes: Any) -> TrainSettings:
@@ -292,7 +292,7 @@ def test_an_update_in_shards_is_the_update_muon_included(tmp_path: Path, ranks: 
 def _one_is_killed(folder: Path, port: int) -> None:
     rank = parallel.rank()
     dist.barrier()  # who leaves sooner would end the other's meeting
-    parallel.leave()
+    parallel.leave_group()
     for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
         os.environ[name] = str(value)
     mine = launched()
@@ -355,11 +355,11 @@ def test_of_several_processes_the_first_tells_errors_and_others_what_may_be_thei
 
 def _agreeing() -> None:
     rank = parallel.rank()
-    assert parallel.from_first({"a": [rank, "ø"]}) == {"a": [0, "ø"]}
+    assert parallel.broadcast({"a": [rank, "ø"]}) == {"a": [0, "ø"]}
     assert parallel.any_rank(rank == 2)
     assert not parallel.any_rank(False)
     with pytest.raises(OSError, match="full" if rank == 1 else "another process"):
-        parallel.together(partial(_fails, rank == 1))
+        parallel.on_all_ranks(partial(_fails, rank == 1))
 
 
 def _fails(here: bool) -> None:

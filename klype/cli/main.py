@@ -60,7 +60,7 @@ def start(command: Callable[[list[str]], object], name: str = "klype") -> None:
     harmless_log()
     os.environ["KLYPE_LANG"] = speech(sys.argv[1:])  # child processes speak the same language
     with suppress(RuntimeError):  # the user has no home folder
-        durable.tighten(state_folder())
+        durable.restrict_access(state_folder())
     code = exit_code(command, sys.argv[1:], name)
     gc.freeze()  # else the interpreter collects twice at exit, through all of torch's objects: 0.45 s
     sys.exit(code)

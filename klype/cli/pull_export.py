@@ -146,7 +146,7 @@ def write_repository(loaded: "LoadedModel", run: Path | None, name: str, folder:
 
     The card has no hash in the manifest: it may be edited on the hub.
     """
-    from klype.model.atomic_folder import put
+    from klype.model.atomic_folder import write_folder
     from klype.model.checkpoint import model_card
     from klype.runs.folder import read_run
 
@@ -158,7 +158,7 @@ def write_repository(loaded: "LoadedModel", run: Path | None, name: str, folder:
             if file.is_file() and file.name not in LEFT and not file.name.startswith("."):
                 shutil.copyfile(file, to / file.name)
 
-    put(folder, copy)
+    write_folder(folder, copy)
     about = {"name": name.rpartition("/")[2], **loaded.about}
     card = model_card(loaded.config, about, {} if run is None else read_run(run))
     (folder / "README.md").write_text(card, encoding="utf-8")

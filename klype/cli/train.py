@@ -45,7 +45,7 @@ def run_command(terminal: Terminal, asked: RunOptions, reward: o.Reward = ()) ->
     from klype.train.rewards import as_settings, typed_rewards
 
     asked = replace(asked, overrides=(*as_settings(typed_rewards(reward)), *asked.overrides))
-    in_company(asked.recipe_name, asked, terminal, pipeline.run)
+    run_work(asked.recipe_name, asked, terminal, pipeline.run)
 
 
 def train_command(terminal: Terminal, asked: StageOptions) -> None:
@@ -53,7 +53,7 @@ def train_command(terminal: Terminal, asked: StageOptions) -> None:
     asked.check()
     from klype.runs import pipeline
 
-    in_company(asked.stage, asked, terminal, pipeline.train_stage)
+    run_work(asked.stage, asked, terminal, pipeline.train_stage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +85,13 @@ def align_command(terminal: Terminal, asked: AlignmentOptions) -> None:
     common |= {"from_": asked.model, "steps": asked.steps, "minutes": asked.minutes, "overrides": how}
     stage = make(StageOptions, {**common, "stage": "align"})
     stage.check()
-    in_company("align", stage, terminal, lambda stage, say: align_rounds(stage, asked.rounds, asked.taste, say))
+    run_work("align", stage, terminal, lambda stage, say: align_rounds(stage, asked.rounds, asked.taste, say))
 
 
 Asked = TypeVar("Asked", "RunOptions", "StageOptions")
 
 
-def in_company(
+def run_work(
     recipe: str, asked: Asked, terminal: Terminal, work: Callable[[Asked, RunListener], dict[str, Any]]
 ) -> None:
     """Runs ``work`` in a run folder and prints its document, in this process or as one of several.
@@ -104,25 +104,25 @@ def in_company(
     from klype.runs.listener import SilentListener
     from klype.train import parallel
 
-    asked, together = replace(asked, lang=terminal.lang, cache=cache_folder(), program=program()), team()
+    asked, together = replace(asked, lang=terminal.lang, cache=cache_folder(), program=program()), process_rank()
     if together is not None:
         asked = replace(asked, processes=together.local, resume=asked.resume or together.restarts > 0)
     with parallel.process_group(together):
         if parallel.is_first():
             chosen = folder.claim(recipe, asked.out, asked.resume, date.today())
             with chosen as place, listener(terminal, asked.human) as say:
-                parallel.from_first(str(place))
+                parallel.broadcast(str(place))
                 document = work(replace(asked, out=place), say)
             if document:
                 terminal.document(document)
             return
         try:
-            work(replace(asked, out=Path(parallel.from_first(None))), SilentListener())
+            work(replace(asked, out=Path(parallel.broadcast(None))), SilentListener())
         except TrainingInterrupted:  # the first process prints it
             raise typer.Exit(1) from None
 
 
-def team(environ: Mapping[str, str] = os.environ) -> ProcessRank | None:
+def process_rank(environ: Mapping[str, str] = os.environ) -> ProcessRank | None:
     """This process's rank among those that torchrun, or a launcher with the same variables, started; None: alone."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys() or environ["WORLD_SIZE"] == "1":
         return None

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import numpy.typing as npt
 
-from klype.child_processes import alone, end_with
+from klype.child_processes import end_with, without_main_script
 from klype.data.seeds import Permutation, mix
 from klype.errors import KlypeError
 
@@ -109,7 +109,7 @@ class PoolProcess:
         self._pools, out = context.Pipe(duplex=False)
         job = (out, sample, first, settings, os.getpid())
         self._process = context.Process(target=make_pools, args=job, daemon=True)
-        with alone():
+        with without_main_script():
             self._process.start()
         out.close()  # the child has the only other copy, so that its end closes the pipe
 

@@ -238,7 +238,7 @@ def read_distributions(trace: Trace, cache: DistributionCache, vocabulary: int) 
         return {}
     error = None if reader is None else reader.first_error(tokens)
     right = [] if reader is None else [(reader.next(tokens[:t]), q) for t, q in enumerate(listed[:error])]
-    if whole(trace):
+    if has_distributions(trace):
         s = tuple(cache.s(tokens[:t], q) for t, (_, q) in enumerate(right))
         entropy = math.fsum(cache.entropy(tokens[:t], q) for t, q in enumerate(listed))
         return {"first_error": error, "s": s, "entropy": entropy}
@@ -260,7 +260,7 @@ def pieces(target: EvalTarget, trace: Trace) -> tuple[str, ...]:
 def forecasts(question: str, traces: Sequence[Trace], cache: DistributionCache) -> list[Forecast]:
     """One ``Forecast`` for every error-free prefix of the model's own answers; none where distributions are partial."""
     out: list[Forecast] = []
-    if (reader := cache.reader) is None or not all(map(whole, traces)):
+    if (reader := cache.reader) is None or not all(map(has_distributions, traces)):
         return out
     for trace in traces:
         for before, q in beginnings(trace):
@@ -276,7 +276,7 @@ def sums(own: Sequence[Trace], true: Trace, cache: DistributionCache, crossed: t
 
     def kl(trace: Trace) -> float:
         """Σ over the prefixes of an answer, also after errors; infinite where it cannot be known."""
-        return sum(cache.kl(tokens, q) for tokens, q in beginnings(trace)) if whole(trace) else math.inf
+        return sum(cache.kl(tokens, q) for tokens, q in beginnings(trace)) if has_distributions(trace) else math.inf
 
     return ByQuestion(math.fsum(map(kl, own)) / len(own) if own else math.inf, kl(true), crossed)
 
@@ -292,7 +292,7 @@ def truth_points(trace: Trace, reader: Reader, temperature: float) -> list[Prefi
     return [point(reader.next(tokens), distribution_bounds.whole_at(q, temperature)) for tokens, q in beginnings(trace)]
 
 
-def whole(trace: Trace) -> bool:
+def has_distributions(trace: Trace) -> bool:
     """Whether the trace has a whole next-token distribution for every step."""
     return all(step.distribution is not None and step.distribution.whole for step in trace.steps)
 

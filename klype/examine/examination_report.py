@@ -49,7 +49,7 @@ def document(found: ExamResult) -> Made:
     measured = {t: measure(one) for t, one in evidence.items()}
     after = {t: after_error(one) for t, one in evidence.items() if one.outcomes}
     # R, K and their references by position, where errors are judged word by word
-    curves = {t: along(survival_of(one), LONGEST) for t, one in evidence.items() if one.by_word}
+    curves = {t: curve_table(survival_of(one), LONGEST) for t, one in evidence.items() if one.by_word}
 
     def figures(timed: bool) -> Made:
         return {
@@ -90,7 +90,7 @@ def document(found: ExamResult) -> Made:
     }  # fmt: skip
 
 
-def along(curve: Survival, longest: int) -> dict[str, list[Made]]:
+def curve_table(curve: Survival, longest: int) -> dict[str, list[Made]]:
     """R, K, Π(1 − h̄_t), K minus that (both empty where S is unknown), and S̄^n, by position up to ``longest``."""
     rows = (curve.r, curve.k, curve.by_position, curve.difference, curve.independent)
     return {

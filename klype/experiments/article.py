@@ -21,7 +21,7 @@ from klype.examine.answer_pictures import pictures
 from klype.examine.error_feedback import FEW
 from klype.examine.evidence import JudgedAnswer
 from klype.examine.exam import ExamResult
-from klype.examine.examination_report import along, document
+from klype.examine.examination_report import curve_table, document
 from klype.examine.hypothesis_tests import ALPHA, Ruling, rulings
 from klype.examine.intervals import mean_by_question
 from klype.examine.say import Say
@@ -46,7 +46,7 @@ def article(found: ExamResult, texts: Sequence[JudgedAnswer] = (), writer: str =
     main = found.evidence[found.settings.main]
     if texts:
         curve = survival(texts)
-        made["documents"] = {"model": writer, "n": len(texts), "s": curve.s.json(), **along(curve, LONGEST)}
+        made["documents"] = {"model": writer, "n": len(texts), "s": curve.s.json(), **curve_table(curve, LONGEST)}
     told = texts or (main.answers if main.by_word else ())
     made["dependence"] = claims.dependence_facts(told, "documents" if texts else "answers")
     tests = claims.along_texts(told) | claims.after_forced(main.outcomes) | claims.of_figures(made)

@@ -212,7 +212,7 @@ def cross_fitted(documents: Sequence[Sequence[int]], size: int, order: int = ORD
 
 def best_share(first_NV: torch.Tensor, second_NV: torch.Tensor, documents: Sequence[Tokens]) -> float:
     """The share of the second distribution, in twentieths, with which the mixture fits the documents best."""
-    a_N, b_N = (training.said_of(table.float(), documents).clamp_min(1e-9) for table in (first_NV, second_NV))
+    a_N, b_N = (training.target_logp(table.float(), documents).clamp_min(1e-9) for table in (first_NV, second_NV))
     shares = [k / 20 for k in range(20)]
     return max(shares, key=lambda share: float(torch.lerp(a_N, b_N, share).log().mean()))
 
@@ -275,7 +275,7 @@ class BiasCell(Cell):
             if self.test.truth is not None:
                 documents = self.test.documents[:WATCHED]
                 truth = self.test.truth[: sum(len(d) - 1 for d in documents)]
-                kl_N, *_ = training.against(training.predict(model, documents), truth)
+                kl_N, *_ = training.compare_with_truth(training.predict(model, documents), truth)
                 curve[-1] = (*curve[-1][:2], float(kl_N.mean()))
             write(curve)
 

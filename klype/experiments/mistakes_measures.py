@@ -23,7 +23,7 @@ from klype.examine.interventions import FeedbackSettings, Query, interventions
 from klype.examine.truth import Reader
 from klype.experiments.corpus import CorpusQuestion, TestSet, sparse_truth
 from klype.experiments.mistakes_methods import Student, up_to_slips
-from klype.experiments.training import Mixture, against, measure, predict
+from klype.experiments.training import Mixture, compare_with_truth, measure, predict
 from klype.sources.source import answers
 from klype.values import Floats, Request, Tokens
 
@@ -148,7 +148,7 @@ def kl_and_s(student: Student, asked: Sequence[Query], texts: Sequence[Tokens]) 
     whole = [(*one.prompt, *text) for one, text in zip(asked, read, strict=True)]
     own_N = np.concatenate([np.arange(1, len(w)) >= len(one.prompt) for one, w in zip(asked, whole, strict=True)])
     logp_NV = predict(WithoutBack(student.model, student.back), whole)[torch.from_numpy(own_N)]
-    kl_N, _, s_N, _ = against(logp_NV, sparse_truth(rows, student.back))
+    kl_N, _, s_N, _ = compare_with_truth(logp_NV, sparse_truth(rows, student.back))
     ends = np.cumsum([len(text) for text in read])[:-1]
     return np.split(kl_N, ends), np.split(s_N, ends)
 

@@ -142,7 +142,7 @@ def predict(model: nn.Module, documents: Sequence[Tokens]) -> torch.Tensor:
     return torch.cat([model(batch.tokens_BT)[batch.weights_BT > 0].log_softmax(-1) for batch in batches])
 
 
-def said_of(logp_NV: torch.Tensor, documents: Sequence[Tokens]) -> torch.Tensor:
+def target_logp(logp_NV: torch.Tensor, documents: Sequence[Tokens]) -> torch.Tensor:
     """The log-probabilities of the targets themselves, [N]."""
     return logp_NV.gather(1, torch.from_numpy(targets(documents))[:, None])[:, 0]
 
@@ -189,7 +189,7 @@ def train_model(
         if step % every:
             return
         seen = learner if mean is None else mean.module
-        curve.append((step // every, -float(said_of(predict(seen, corpus.held_out), corpus.held_out).mean()), None))
+        curve.append((step // every, -float(target_logp(predict(seen, corpus.held_out), corpus.held_out).mean()), None))
         if not since_best():
             best.update({name: tensor.detach().clone() for name, tensor in seen.state_dict().items()})
         on_epoch(seen, curve)
@@ -289,7 +289,7 @@ def measure(model: nn.Module, test: TestSet) -> dict[str, float]:
     calibration, right (the probability of the token that followed). Both: loss (nats per token).
     """
     logp_NV = predict(model, test.documents)
-    logp_N = said_of(logp_NV, test.documents)
+    logp_N = target_logp(logp_NV, test.documents)
     document_N = np.repeat(np.arange(len(test.documents)), [len(d) - 1 for d in test.documents])
     said_N, best_N = logp_NV.exp().max(-1)
 
@@ -306,7 +306,7 @@ def measure(model: nn.Module, test: TestSet) -> dict[str, float]:
             "right": float(logp_N.exp().mean()),
         }
     half_N = document_N % 2 == 1
-    kl_N, reverse_N, s_N, true_N = against(logp_NV, test.truth)
+    kl_N, reverse_N, s_N, true_N = compare_with_truth(logp_NV, test.truth)
     return {
         "loss": -float(logp_N[torch.from_numpy(half_N)].mean()),
         "kl_chosen": float(kl_N[~half_N].mean()),
@@ -316,7 +316,7 @@ def measure(model: nn.Module, test: TestSet) -> dict[str, float]:
     }
 
 
-def against(logp_NV: torch.Tensor, truth: csr_array) -> tuple[np.ndarray, ...]:
+def compare_with_truth(logp_NV: torch.Tensor, truth: csr_array) -> tuple[np.ndarray, ...]:
     """At each position: KL(p‖q), KL(q within the language‖p), the mass S on possible words, and p of the model's most
     likely word."""
     # position, token and probability of everything that may follow
@@ -338,7 +338,7 @@ def against(logp_NV: torch.Tensor, truth: csr_array) -> tuple[np.ndarray, ...]:
 def right(model: nn.Module, questions: Sequence[CorpusQuestion]) -> float:
     """P(correct answer): the total probability of all correct answers to a question; the mean over questions."""
     texts = [(*question.prefix, *answer) for question in questions for answer in question.answers]
-    logp_N = said_of(predict(model, texts), texts).double().numpy()
+    logp_N = target_logp(predict(model, texts), texts).double().numpy()
     parts = iter(np.split(logp_N, np.cumsum([len(text) - 1 for text in texts])))
     masses = [sum(math.exp(next(parts)[-len(a) :].sum()) for a in question.answers) for question in questions]
     return float(np.mean(masses))

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from klype.durable import clear, draft_folder, hash_file, sync_folder
+from klype.durable import draft_folder, hash_file, remove_drafts, sync_folder
 from klype.errors import KlypeError, writing_to
 from klype.jsons import parse
 from klype.text.tokenizer_files import read_bounded
@@ -21,7 +21,7 @@ _HINT = "Use an earlier checkpoint, or save it again."
 _ARRIVED = ".arrived"
 
 
-def put(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a new folder, then put its files into ``folder``: all or none of them.
 
     Raises KlypeError when the disk is full or the folder cannot be written; what was there is then still there.
@@ -32,7 +32,7 @@ def put(folder: Path, write: Callable[[Path], None]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = folder.is_dir() and any(folder.iterdir())
         for place in (folder, folder.parent):
-            clear(place)
+            remove_drafts(place)
         with draft_folder(folder.name, folder if beside else folder.parent) as draft:
             write(draft)
             seal(draft, _text)

@@ -103,7 +103,7 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, about: dict[str
         except SafetensorError as error:  # its text ends with the system's message
             raise OSError(str(error).rpartition("I/O error: ")[2]) from error
 
-    atomic_folder.put(folder, write)
+    atomic_folder.write_folder(folder, write)
 
 
 def load(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from klype.durable import clear, draft_folder
+from klype.durable import draft_folder, remove_drafts
 from klype.errors import KlypeError, writing_to
 from klype.model.attention import rope_frequencies
 from klype.model.config import ModelConfig
@@ -334,7 +334,7 @@ def write_gguf(model: Transformer, tokenizer: Tokenizer, where: Path, file: Path
         )
     with writing_to(file, "Choose another place."):
         file.parent.mkdir(parents=True, exist_ok=True)
-        clear(file.parent)
+        remove_drafts(file.parent)
         with draft_folder(file.name, file.parent) as draft:
             writer = gguf.GGUFWriter(draft / file.name, kind)
             writer.add_name(name or where.name)

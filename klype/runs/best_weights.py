@@ -52,7 +52,7 @@ class BestWeights:
                 old.unlink()
 
         with writing_to(file, "Make room, then --resume."):
-            parallel.together(write)
+            parallel.on_all_ranks(write)
 
     def restore(self, step: int, again: str) -> None:
         """Puts the weights kept at this step back into the model, on every process. KlypeError with the hint ``again``
@@ -65,7 +65,7 @@ class BestWeights:
                 self._model.load_state_dict(kept)
         except (OSError, SafetensorError) as error:
             raise KlypeError(f"{file}, the best weights so far, is missing or damaged.", again) from error
-        parallel.share_(self._model.state_dict().values())
+        parallel.broadcast_(self._model.state_dict().values())
 
     def forget(self) -> None:
         """Removes the files, when nothing is left to resume."""
@@ -112,7 +112,7 @@ class ValidatedBatches(Batches):
         with torch.no_grad():
             losses = [self._measure(batch) for batch in self._held_out]
         loss = float(sum(loss.total for loss in losses) / sum(loss.count for loss in losses))
-        loss = parallel.from_first(loss)  # all processes must agree on what is kept
+        loss = parallel.broadcast(loss)  # all processes must agree on what is kept
         self.seen.append((self._drawn, loss))
         if self.kept is None or loss <= self.kept[1] or not math.isfinite(self.kept[1]):
             self.best.keep()

@@ -58,7 +58,7 @@ def claim(recipe: str, out: Path | None, resume: bool, today: date) -> Iterator[
     try:
         with locked_folder(place):
             for part in (place, *place.glob("*"), *place.glob("*/resume")):
-                durable.clear(part)
+                durable.remove_drafts(part)
             yield place
     finally:
         with suppress(OSError):  # up to the first folder that is not empty
@@ -96,7 +96,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            locked = durable.hold(handle, wait=False)
+            locked = durable.lock(handle, wait=False)
         except BlockingIOError:
             owner = os.read(handle, 20).decode("ascii", "replace")
             os.close(handle)

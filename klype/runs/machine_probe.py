@@ -116,7 +116,7 @@ def seconds_per_step(
             keeps=False,
         )
         try:
-            train(twin, objective, batches, settings, Path(parallel.from_first(folder)), session)
+            train(twin, objective, batches, settings, Path(parallel.broadcast(folder)), session)
         except TrainingInterrupted:
             if not parallel.any_rank(enough()):  # interrupted by the user
                 raise KeyboardInterrupt from None

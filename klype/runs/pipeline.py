@@ -49,7 +49,7 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
     With several processes, all take part in the shared stages; then the first continues alone, and the others return
     an empty document.
     """
-    with parallel.first_alone():
+    with parallel.main_process_first():
         run = run_start.open_life_cycle(options, say)
         stages = run_start.skipped_stages(find_model(run.options.from_), run.options) if run.start is not None else ()
         # a model from outside is measured as the result of the last stage it has been through
@@ -76,7 +76,7 @@ def run(options: RunOptions, say: RunListener) -> dict[str, Any]:
             if not stage.shared and parallel.ranks() > 1:
                 if not parallel.is_first():
                     return {}
-                parallel.leave()
+                parallel.leave_group()
                 run.options = replace(run.options, processes=1)
             try:
                 with run.record.time_stage(name):
@@ -96,7 +96,7 @@ def train_stage(options: StageOptions, say: RunListener) -> dict[str, Any]:
     stage = run_start.STAGES[options.stage]
     if not stage.shared and parallel.ranks() > 1:
         raise UsageError(f"The stage {options.stage} is done by one process.", "Leave out the launcher (torchrun).")
-    with parallel.first_alone():
+    with parallel.main_process_first():
         run = run_start.open_stage(options, say)
     with run.record.under_way(), run.record.time_stage(options.stage):
         if options.stage == "pretrain":
@@ -316,7 +316,7 @@ def resolve_shape(run: RunContext, look: StepTimer = all_cores_seconds) -> None:
             limit = f"{steps:,} steps"
             recipe = choose_shape(recipe, vocabulary, lambda smaller, larger: tokens_a_step * steps)
         else:
-            limit, seconds = "the time", parallel.from_first(seconds_for(run, "pretrain"))
+            limit, seconds = "the time", parallel.broadcast(seconds_for(run, "pretrain"))
             precision, most = precision_of(run, "pretrain"), tokens_a_step * enough_steps(run, "pretrain")
 
             def step_seconds(config: ModelConfig) -> float:
@@ -329,7 +329,7 @@ def resolve_shape(run: RunContext, look: StepTimer = all_cores_seconds) -> None:
             def learns(smaller: ModelConfig, larger: ModelConfig) -> float:
                 """The first process decides, so that all continue with one shape."""
                 nonlocal limit
-                tokens: float = parallel.from_first(fits(smaller, larger))
+                tokens: float = parallel.broadcast(fits(smaller, larger))
                 limit = "this text" if most < tokens else "the time"
                 return min(tokens, most)
 

@@ -209,7 +209,7 @@ def run_training(run: RunContext, stage: TrainStage, model: Transformer, build: 
     torch.set_num_threads(planned.threads)
     run.say.stage_start(stage, planned.steps)
     known, at = run.record.content["plan"][stage], newest_step(run.folder / stage)
-    budget = StepBudget(known, time.perf_counter(), run.record.save, at, enough_steps(run, stage), parallel.from_first)
+    budget = StepBudget(known, time.perf_counter(), run.record.save, at, enough_steps(run, stage), parallel.broadcast)
 
     def start() -> TrainResult:
         objective, batches = build(trainee, budget.plan)
@@ -262,7 +262,7 @@ def planned_stage(run: RunContext, stage: TrainStage, model: nn.Module, build: S
             )
             if isinstance(run.options, RunOptions):
                 run.record.content["planned_s"] -= round(spared, 1)
-    plans[stage] = parallel.from_first(planned.json())
+    plans[stage] = parallel.broadcast(planned.json())
     run.record.save()
     return StepPlan.parse(plans[stage])
 
@@ -286,7 +286,7 @@ def precision_of(run: RunContext, stage: str) -> Precision:
     if getattr(run.options, "steps", None):
         return "float32"
     if "precision" not in machine:
-        machine["precision"] = parallel.from_first(best_precision(run.device))
+        machine["precision"] = parallel.broadcast(best_precision(run.device))
     return cast(Precision, machine["precision"])
 
 

@@ -67,7 +67,7 @@ class Download:
         folder = models_folder() / self.name
         durable.private_folder(folder.parent)
         with open(folder.parent / ".lock", "w") as lock, _hub_errors(self.repository):
-            durable.hold(lock.fileno())
+            durable.lock(lock.fileno())
             if folder.is_dir():  # another process was first
                 return folder
             from huggingface_hub import hf_hub_url

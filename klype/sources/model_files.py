@@ -195,7 +195,7 @@ def demo_run() -> Path:
         return run
     try:
         durable.private_folder(run.parent)
-        durable.clear(run.parent)
+        durable.remove_drafts(run.parent)
         with durable.draft_folder(DEMO, run.parent) as draft:
             for name, digest in json.loads(listed)["sha256"].items():
                 content = package.joinpath(DEMO, *name.split("/")).read_bytes()

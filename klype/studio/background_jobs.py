@@ -28,7 +28,7 @@ from typing import Any, Literal
 import psutil
 
 from klype import jsons
-from klype.child_processes import bound
+from klype.child_processes import bind_to_parent
 from klype.errors import KlypeError, UsageError, writing_to
 from klype.examine.charts import thin
 from klype.runs.run_json import live_process, process_of, write_json
@@ -307,7 +307,7 @@ class StepRunner:
         """Returns the step's exit code, and why it could not be started."""
         with (self.work.folder / f"{step}.out").open("wb") as out, (self.work.folder / f"{step}.err").open("ab") as err:
             try:
-                self.child = subprocess.Popen(bound(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+                self.child = subprocess.Popen(bind_to_parent(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
             except OSError as error:
                 return 1, f"{command[0]}: {error.strerror or error}."
             write_json(self.work.folder / CHILD, process_of(self.child.pid))

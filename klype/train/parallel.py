@@ -59,7 +59,7 @@ def process_group(team: ProcessRank | None) -> Iterator[None]:
             "What was saved last is whole: --resume goes on from there (torchrun's --max-restarts does it by itself).",
         ) from error
     finally:
-        leave()
+        leave_group()
 
 
 def device() -> torch.device:
@@ -69,7 +69,7 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def leave() -> None:
+def leave_group() -> None:
     """Leaves the process group."""
     if ranks() > 1:
         dist.destroy_process_group()
@@ -108,7 +108,7 @@ def any_rank(flag: bool) -> bool:
     return bool(count)
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The first rank's value, on all ranks."""
     values = [value]
     if ranks() > 1:
@@ -116,7 +116,7 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
-def share_(tensors: Iterable[torch.Tensor]) -> None:
+def broadcast_(tensors: Iterable[torch.Tensor]) -> None:
     """Overwrites the tensors of all ranks with the first rank's."""
     if ranks() > 1:
         for tensor in tensors:
@@ -124,7 +124,7 @@ def share_(tensors: Iterable[torch.Tensor]) -> None:
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """Context that the first rank goes through before all others, which find what it left."""
     if not is_first():
         any_rank(False)  # waits for every other rank
@@ -133,7 +133,7 @@ def first_alone() -> Iterator[None]:
         any_rank(False)
 
 
-def together(work: Callable[[], None]) -> None:
+def on_all_ranks(work: Callable[[], None]) -> None:
     """Calls ``work`` on every rank; an OSError of one of them is an OSError on all."""
     failed: OSError | None = None
     try:

@@ -112,7 +112,7 @@ def write_state(
             shutil.rmtree(old)
 
     try:
-        parallel.together(begin)
+        parallel.on_all_ranks(begin)
         if parallel.ranks() == 1:
             (draft / SHARDS).mkdir()
             (draft / SHARDS / OPTIMIZER).write_bytes(save(_contiguous(optimizer)))
@@ -120,7 +120,7 @@ def write_state(
             from klype.train.sharded import write_shards
 
             write_shards(draft / SHARDS, optimizer)
-        parallel.together(finish)
+        parallel.on_all_ranks(finish)
     except OSError as error:
         if parallel.is_first():
             shutil.rmtree(draft, ignore_errors=True)
@@ -136,7 +136,7 @@ def read_newest(folder: Path, say: Callable[[str], None]) -> State | None:
     A damaged one is named through ``say`` and the one before it is used; KlypeError when all are damaged. The first
     rank decides which one all ranks read.
     """
-    step = parallel.from_first(newest_step(folder, say) if parallel.is_first() else None)
+    step = parallel.broadcast(newest_step(folder, say) if parallel.is_first() else None)
     if step >= 0:
         place = folder / "resume" / f"step-{step:06d}"
         return State(step, parse((place / ABOUT).read_bytes()), place)  # a measured loss may not be finite
